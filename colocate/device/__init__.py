@@ -1,0 +1,91 @@
+"""What the harness asks of a card, whichever kind it is.
+
+Two kinds implement :class:`Device`: `colocate.device.nvidia` (a GPU, through NVML) and `colocate.device.virtual` (a
+card of a stated size that emulated trainings share). The rest of the library sees only this protocol.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Basis = Literal["measured", "predicted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """One reading of a card's memory, in bytes.
+
+    ``used_bytes`` is what all processes hold and excludes what driver and firmware keep (``reserved_bytes``, None
+    where the driver does not tell it apart).
+    """
+
+    used_bytes: int
+    total_bytes: int
+    reserved_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """The slow readings of a card; None is what the driver does not tell."""
+
+    power_mw: int | None = None
+    temperature_c: int | None = None
+    memory_temperature_c: int | None = None
+    utilization_percent: int | None = None
+    memory_utilization_percent: int | None = None
+    energy_mj: int | None = None
+    throttle_reasons: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProcess:
+    """A process that holds memory on a card; ``used_bytes`` is None where the driver does not tell."""
+
+    pid: int
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """Which card a verdict holds for."""
+
+    kind: Literal["nvidia", "virtual"]
+    uuid: str
+    name: str
+    total_bytes: int
+    basis: Basis
+    memory_source: str
+    driver_version: str | None = None
+    nvml_version: str | None = None
+    cuda_version: str | None = None
+    index: int | None = None
+    accounting: bool | None = None
+
+
+class Device(Protocol):
+    """One card, known by its UUID.
+
+    Every reading raises `colocate.errors.DeviceError` when the card did not answer or answered nonsense; no reading
+    ever returns a stand-in number.
+    """
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What this card is."""
+
+    def memory(self) -> Memory:
+        """Memory in use now. Microseconds on an NVIDIA card, so it may be called often."""
+
+    def vitals(self) -> Vitals:
+        """Power, temperature, utilisation and the energy counter now."""
+
+    def processes(self) -> tuple[DeviceProcess, ...] | None:
+        """Who holds memory; None where the driver does not tell.
+
+        Milliseconds on an NVIDIA card, under a lock that stalls other programs: call it rarely.
+        """
+
+    def process_peak_bytes(self, pid: int) -> int | None:
+        """The driver's own maximum for one process (accounting mode), also after its end; None where it is off."""
+
+    def close(self) -> None:
+        """Let go of the driver. The device answers no more."""

@@ -1,0 +1,309 @@
+"""What was seen while one group ran, as frozen records: enough to judge again without a GPU.
+
+Times are seconds since the monitor started (``elapsed_s`` and names ending in ``_s``); sizes are bytes. None is what
+nobody could tell. Knows neither how the readings were taken nor what they mean: `colocate.verdict` judges them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+from pydantic import TypeAdapter
+
+from colocate.device import DeviceInfo
+
+SCHEMA = 1
+
+Role = Literal["foreground", "background"]
+Owner = Literal["foreground", "background", "foreign"]
+Interval = tuple[float, float]
+
+
+class Sample(NamedTuple):
+    """One reading of the card's memory: all processes together."""
+
+    elapsed_s: float
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A stretch without a sample, and why."""
+
+    start_s: float
+    end_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The samples of one run in order, and what the sampling itself cost.
+
+    ``missed_ticks`` counts samples that came too late to stand for their own tick; ``reading_s`` is the processor time
+    that the readings took, ``rejected`` counts implausible readings (outside 0 to the card's total).
+    """
+
+    samples: tuple[Sample, ...]
+    interval_s: float
+    gaps: tuple[Gap, ...] = ()
+    missed_ticks: int = 0
+    rejected: int = 0
+    reading_s: float | None = None
+    duration_s: float | None = None
+    lost: str | None = None
+
+    @property
+    def peak(self) -> Sample | None:
+        """The sample with the most memory in use, the first of equals; None without samples."""
+        return max(self.samples, key=lambda sample: sample.used_bytes, default=None)
+
+    def longest_gap_s(self, start_s: float, end_s: float) -> float:
+        """The longest time without a sample between two instants; all of it when there was no sample at all."""
+        inside = [sample.elapsed_s for sample in self.samples if start_s <= sample.elapsed_s <= end_s]
+        instants = [start_s, *inside, end_s]
+        return max(later - earlier for earlier, later in pairwise(instants))
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a training process ended.
+
+    Exactly one of ``code`` and ``signal`` (a name such as ``"SIGKILL"``) is set unless the process could not be ended
+    (``unkillable``). ``stopped`` says that the harness ended it on purpose, ``host_oom_kills`` how many processes the
+    kernel killed for host memory in its control group meanwhile (None where that cannot be read).
+    """
+
+    code: int | None
+    signal: str | None
+    ended_s: float
+    stopped: bool = False
+    unkillable: bool = False
+    host_oom_kills: int | None = None
+    cpu_s: float | None = None
+    max_rss_bytes: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """The process ended by itself and said that all went well."""
+        return self.code == 0 and not self.stopped
+
+    def __str__(self) -> str:
+        if self.unkillable:
+            return "could not be ended"
+        return f"exit code {self.code}" if self.signal is None else f"signal {self.signal}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A sign of progress of a training, and when.
+
+    ``kind`` is the event's name (``ready``, ``phase``, ``step``, ``epoch_end``), ``optimizer`` for steps that the
+    probe counted, or ``pattern`` for a line of the log that matched the catalog's progress pattern.
+    """
+
+    elapsed_s: float
+    pid: int
+    kind: str
+    phase: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """The record that a training writes when an epoch ends."""
+
+    elapsed_s: float
+    epoch: int
+    steps: int
+    steps_full: int
+    cut: bool
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """An out-of-memory, whoever told of it: the training's own event, the probe's counter, or a line of the log."""
+
+    source: Literal["event", "probe", "log"]
+    message: str
+    count: int = 1
+    elapsed_s: float | None = None
+    requested_bytes: int | None = None
+    reserved_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allocator:
+    """What PyTorch's allocator inside one process said last, read by the probe.
+
+    On the virtual card the allocator is simulated; ``context_bytes`` is then the estimated CUDA context.
+    """
+
+    pid: int
+    mode: Literal["cuda", "virtual"]
+    torch: str | None = None
+    optimizer_steps: int = 0
+    max_allocated_bytes: int | None = None
+    max_reserved_bytes: int | None = None
+    num_ooms: int = 0
+    num_alloc_retries: int = 0
+    context_bytes: int | None = None
+    convolutions: bool = False
+    batches_per_pass: int | None = None
+    passes_cut: int = 0
+    notes: tuple[str, ...] = ()
+    unsupported: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One process of a training from start to end; a background that is restarted has several."""
+
+    log: str
+    started_s: float
+    exit: Exit | None = None
+    last_lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One of the two trainings of a group and everything it showed."""
+
+    role: Role
+    name: str
+    argv: tuple[str, ...]
+    uses_gpu: bool = True
+    lives: tuple[Life, ...] = ()
+    ready_s: float | None = None
+    gave_up: str | None = None
+    stalled_after_s: float | None = None
+    timed_out_after_s: float | None = None
+    held_card: bool = False
+    held_bytes: int | None = None
+    accounting_peak_bytes: int | None = None
+    marks: tuple[Mark, ...] = ()
+    epochs: tuple[Epoch, ...] = ()
+    out_of_memory: tuple[OutOfMemory, ...] = ()
+    allocators: tuple[Allocator, ...] = ()
+    data: str | None = None
+
+    @property
+    def last_exit(self) -> Exit | None:
+        """How the latest process ended; None while it runs or when none was started."""
+        return self.lives[-1].exit if self.lives else None
+
+    @property
+    def host_oom_kills(self) -> int:
+        """Processes of this member that the kernel is known to have killed for host memory."""
+        return sum(life.exit.host_oom_kills or 0 for life in self.lives if life.exit)
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases that this training was seen in, in order of first appearance."""
+        return tuple(dict.fromkeys(mark.phase for mark in self.marks if mark.phase))
+
+    def training_intervals(self, longest_pause_s: float) -> tuple[Interval, ...]:
+        """When it demonstrably trained: between two signs of progress of one process that are near enough.
+
+        Progress that pauses longer than ``longest_pause_s`` is a stall, not training.
+        """
+        spans = [
+            (earlier.elapsed_s, later.elapsed_s)
+            for earlier, later in pairwise(self.marks)
+            if earlier.pid == later.pid and later.elapsed_s - earlier.elapsed_s <= longest_pause_s
+        ]
+        return merged(spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that was seen holding memory on the card."""
+
+    pid: int
+    owner: Owner
+    name: str
+    first_s: float
+    last_s: float
+    max_used_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the plan allows and demands; copied into the evidence so that it can be judged by itself."""
+
+    peak_bytes: int
+    card_bytes: int
+    overlap: float = 0.8
+    longest_gap_s: float = 2.0
+    stall_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that was observed of one group; `colocate.verdict.judge` needs nothing else.
+
+    ``faults`` are failures of the harness or the card, each with its reason code; any of them forbids a verdict.
+    """
+
+    group: str
+    plan: str
+    device: DeviceInfo
+    limits: Limits
+    baseline_bytes: int | None
+    trace: Trace
+    foreground: Member
+    background: Member | None
+    holders: tuple[Holder, ...] = ()
+    returned_to_baseline: bool | None = None
+    final_bytes: int | None = None
+    faults: tuple[tuple[str, str], ...] = ()
+    started_at: str | None = None
+    duration_s: float | None = None
+    fixed_s: float | None = None
+    gpu_energy_j: float | None = None
+    cpu_energy_j: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    attempt: int = 1
+    schema: int = SCHEMA
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Foreground first, then the background if the group has one."""
+        return (self.foreground,) if self.background is None else (self.foreground, self.background)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the samples, which go into ``trace.csv``, as JSON types."""
+        bare = replace(self, trace=replace(self.trace, samples=()))
+        document: dict[str, Any] = _ADAPTER.dump_python(bare, mode="json")
+        return document
+
+    @classmethod
+    def from_json(cls, document: Any, samples: Iterable[Sample]) -> "Evidence":
+        """The inverse of :meth:`to_json`, with the samples put back.
+
+        Raises:
+            pydantic.ValidationError: the document is no evidence of this schema.
+        """
+        bare = _ADAPTER.validate_python(document)
+        return replace(bare, trace=replace(bare.trace, samples=tuple(samples)))
+
+
+def merged(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
+    """The same stretches of time without overlaps, in order."""
+    result: list[Interval] = []
+    for start, end in sorted(intervals):
+        if result and start <= result[-1][1]:
+            result[-1] = (result[-1][0], max(end, result[-1][1]))
+        else:
+            result.append((start, end))
+    return tuple(result)
+
+
+def common_s(left: Iterable[Interval], right: Iterable[Interval]) -> float:
+    """Seconds that two sets of merged intervals have in common."""
+    return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in left for b in right)
+
+
+_ADAPTER = TypeAdapter(Evidence)

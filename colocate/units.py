@@ -1,0 +1,36 @@
+"""Sizes: bytes inside, MiB at the edges. The only module that knows what MB, MiB and GB mean.
+
+MB and GB in plans mean MiB and GiB, because that is what nvidia-smi prints under those names. Read as decimal units,
+the plan's 7500 MB would be 7152.6 MiB: enough to turn a verdict.
+"""
+
+import re
+
+MIB = 1024**2
+GIB = 1024**3
+
+_FACTORS = {"": MIB, "b": 1, "mb": MIB, "mib": MIB, "gb": GIB, "gib": GIB}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+
+
+def parse_size(text: str | int | float) -> int:
+    """Bytes meant by a size of a plan: ``"7500MB"``, ``"8GB"``, ``"7.5 GiB"`` or a bare number of MiB.
+
+    Raises:
+        ValueError: the text is no size; the message says what one looks like.
+    """
+    match = _SIZE.fullmatch(str(text)) if not isinstance(text, bool) else None
+    factor = _FACTORS.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"expected a size such as '7500MB' or '8GB', got {text!r}")
+    return round(float(match[1]) * factor)
+
+
+def to_mib(num_bytes: int) -> float:
+    """Bytes as MiB, unrounded: compare in bytes and round only to print."""
+    return num_bytes / MIB
+
+
+def format_mib(num_bytes: int | None, unknown: str = "unknown") -> str:
+    """Bytes as ``"5234 MiB"``; what is not known stays a word, never a number."""
+    return unknown if num_bytes is None else f"{to_mib(num_bytes):.0f} MiB"
