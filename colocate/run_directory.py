@@ -1,0 +1,199 @@
+"""All file names of a run, and writing that nobody can catch half done.
+
+::
+
+    results/run_20261124_053000/        RunDirectory
+      run.json                          what was asked for: plan, options, card, versions
+      summary.csv                       one row per group, rebuilt after each
+      examples_mnist_parallel_002/      GroupDirectory
+        experiment.json                 the record: settings, evidence, results
+        verdict.json
+        training.log                    the foreground's output
+        trace.csv                       the card's memory
+        events/ probe/                  what the trainings told
+        energy/                         gpu_power.csv, gpu_temperature.csv, gpu_utilization.csv
+        background_logs/                training_1.log, training_2.log ... one per start
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from colocate.errors import ColocateError
+
+
+@dataclass(frozen=True)
+class GroupDirectory:
+    """The files of one group's run."""
+
+    path: Path
+
+    @property
+    def experiment(self) -> Path:
+        """The record of the run; written last but for the verdict."""
+        return self.path / "experiment.json"
+
+    @property
+    def verdict(self) -> Path:
+        """The verdict; a group without this file is not finished."""
+        return self.path / "verdict.json"
+
+    @property
+    def trace(self) -> Path:
+        """The samples of the card's memory."""
+        return self.path / "trace.csv"
+
+    @property
+    def energy(self) -> Path:
+        """Power, temperature and utilisation, one file each."""
+        return self.path / "energy"
+
+    @property
+    def foreground_log(self) -> Path:
+        """Output of the foreground training."""
+        return self.path / "training.log"
+
+    def background_log(self, life: int) -> Path:
+        """Output of the background's n-th start, counted from 1."""
+        return self.path / "background_logs" / f"training_{life}.log"
+
+    def events(self, role: str) -> Path:
+        """Events that a training writes by itself, JSON lines."""
+        return self.path / "events" / f"{role}.jsonl"
+
+    def probe(self, role: str) -> Path:
+        """Folder of the probe's records, one per process."""
+        return self.path / "probe" / role
+
+    @property
+    def virtual_card(self) -> Path:
+        """State of the virtual card that the trainings share."""
+        return self.path / "virtual_card"
+
+    def create(self) -> "GroupDirectory":
+        """Make the folders.
+
+        Raises:
+            ColocateError: this group already has a record here, or the folder cannot be written.
+        """
+        if self.experiment.exists():
+            raise ColocateError(f"{self.path}: expected a new folder, found the record of an earlier run")
+        folders = [self.energy, self.path / "background_logs", self.path / "events"]
+        folders += [self.probe("foreground"), self.probe("background")]
+        for folder in folders:
+            make_folder(folder)
+        return self
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run of a plan."""
+
+    path: Path
+
+    @classmethod
+    def new(cls, results: Path, now: datetime) -> "RunDirectory":
+        """A fresh ``run_YYYYMMDD_HHMMSS`` below ``results``; a second one in the same second gets a suffix.
+
+        Raises:
+            ColocateError: the folder cannot be written.
+        """
+        make_folder(results)
+        name = f"run_{now:%Y%m%d_%H%M%S}"
+        for suffix in ("", *(f"_{number}" for number in range(2, 100))):
+            path = results / (name + suffix)
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise ColocateError(f"{path}: expected a folder that can be written, got {error.strerror}") from error
+            return cls(path)
+        raise ColocateError(f"{results}: expected a free name, found 99 runs named {name}")
+
+    @property
+    def name(self) -> str:
+        """Such as ``run_20261124_053000``."""
+        return self.path.name
+
+    @property
+    def record(self) -> Path:
+        """What was asked for: plan, options, card, versions."""
+        return self.path / "run.json"
+
+    @property
+    def summary(self) -> Path:
+        """One row per finished group."""
+        return self.path / "summary.csv"
+
+    def group(self, foreground: str, number: int, *, parallel: bool, repeat: int = 1) -> GroupDirectory:
+        """The folder of one group: ``<foreground>_parallel_001`` where the number is the group's place in the plan."""
+        middle = "_parallel" if parallel else ""
+        again = "" if repeat == 1 else f"_run{repeat}"
+        return GroupDirectory(self.path / f"{safe_name(foreground)}{middle}_{number:03d}{again}")
+
+    def groups(self) -> Iterator[GroupDirectory]:
+        """The groups that have a verdict, by name."""
+        for verdict in sorted(self.path.glob("*/verdict.json")):
+            yield GroupDirectory(verdict.parent)
+
+
+def safe_name(text: str) -> str:
+    """A name that is one plain path component: other characters than letters, digits, ``-_.`` become ``_``."""
+    name = "".join(
+        character if character.isascii() and character.isalnum() or character in "-_." else "_" for character in text
+    )
+    return name.strip(".")[:100] or "_"
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents.
+
+    Raises:
+        ColocateError: it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ColocateError(f"{path}: expected a folder that can be written, got {error.strerror}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: aside, flushed to the disk, then renamed over the name.
+
+    Raises:
+        OSError: the disk is full or gone; the old content, if any, is still there.
+    """
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(aside).chmod(0o644)
+        Path(aside).replace(path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write JSON the same way; NaN and infinity are refused, for no reader knows them."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON back.
+
+    Raises:
+        ColocateError: the file is missing, cut short or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ColocateError(f"{path}: expected a JSON record, got {error}") from error

@@ -1,0 +1,410 @@
+"""From evidence to verdict: a pure function of what was seen, with a reason code for everything it says.
+
+The rules are applied in three stages, and the first stage that finds something decides:
+
+1. what makes any verdict worthless (interrupted, foreign process, card lost, fault of the harness): INCONCLUSIVE;
+2. what proves that the group does not fit (out of memory, peak, failed foreground): INFEASIBLE, whatever else is weak;
+3. what leaves the proof of feasibility incomplete (no overlap, gaps, background that never loaded): INCONCLUSIVE.
+
+Nothing found is FEASIBLE. All reasons of the deciding stage are given, not only the first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from colocate.device import Basis
+from colocate.evidence import Evidence, Interval, Member, OutOfMemory, common_s, merged
+from colocate.prediction import PeakRange, predicted_peak
+from colocate.units import MIB, format_mib
+
+STABLE_BELOW_BYTES = 3000 * MIB
+USABLE_UP_TO_BYTES = 4000 * MIB
+
+Stability = Literal["stable", "usable", "high-risk"]
+
+
+class Outcome(StrEnum):
+    """The three answers."""
+
+    FEASIBLE = "FEASIBLE"
+    INFEASIBLE = "INFEASIBLE"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why: a code for machines and a sentence for people."""
+
+    code: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.code}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer for one group with the numbers it rests on.
+
+    ``peak_bytes`` is the highest trustworthy reading or, predicted, the expected value of ``peak_low_bytes`` to
+    ``peak_high_bytes``; None when nothing was read. ``overlap`` is the share of the foreground's training time during
+    which the background trained too.
+    """
+
+    outcome: Outcome
+    basis: Basis
+    reasons: tuple[Reason, ...]
+    warnings: tuple[Reason, ...]
+    peak_bytes: int | None
+    peak_low_bytes: int | None
+    peak_high_bytes: int | None
+    limit_bytes: int
+    headroom_bytes: int | None
+    stability: Stability | None
+    overlap: float | None
+    phases_together: tuple[tuple[str, str], ...]
+    phases_apart: tuple[tuple[str, str], ...]
+    epoch_cut: bool
+
+    @property
+    def feasible(self) -> bool:
+        """Every rule holds on trustworthy evidence."""
+        return self.outcome is Outcome.FEASIBLE
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The reason codes, most decisive first."""
+        return tuple(reason.code for reason in self.reasons)
+
+    def has(self, *codes: str) -> bool:
+        """One of these codes is among the reasons."""
+        return not set(codes).isdisjoint(self.codes)
+
+    def __str__(self) -> str:
+        reasons = "; ".join(map(str, self.reasons))
+        return f"{self.outcome} ({self.basis})" + (f": {reasons}" if reasons else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as JSON types."""
+        document: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        return document
+
+    @classmethod
+    def from_json(cls, document: Any) -> "Verdict":
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            pydantic.ValidationError: the document is no verdict.
+        """
+        return _ADAPTER.validate_python(document)
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Feasible, infeasible or inconclusive: what the evidence carries, and why."""
+    peak = peak_range(evidence)
+    reasons = _deciding_reasons(evidence, peak)
+    headroom = None if peak is None else evidence.limits.peak_bytes - peak.high_bytes
+    together, apart = _phases(evidence)
+    return Verdict(
+        outcome=_outcome(reasons),
+        basis=evidence.device.basis,
+        reasons=tuple(reason for _, reason in reasons),
+        warnings=tuple(_warnings(evidence, apart)),
+        peak_bytes=None if peak is None else peak.expected_bytes,
+        peak_low_bytes=None if peak is None else peak.low_bytes,
+        peak_high_bytes=None if peak is None else peak.high_bytes,
+        limit_bytes=evidence.limits.peak_bytes,
+        headroom_bytes=headroom,
+        stability=None if peak is None else stability(peak.expected_bytes),
+        overlap=overlap(evidence),
+        phases_together=together,
+        phases_apart=apart,
+        epoch_cut=_epoch_cut(evidence.foreground),
+    )
+
+
+def stability(peak_bytes: int) -> Stability:
+    """The class of a peak: stable below 3000 MiB, usable up to 4000 MiB, high-risk above."""
+    if peak_bytes < STABLE_BELOW_BYTES:
+        return "stable"
+    return "usable" if peak_bytes <= USABLE_UP_TO_BYTES else "high-risk"
+
+
+def peak_range(evidence: Evidence) -> PeakRange | None:
+    """The card's peak: exact bounds when measured, an interval when predicted; None when nothing was read."""
+    if evidence.device.basis == "predicted":
+        return predicted_peak(evidence)
+    sample = evidence.trace.peak
+    if sample is None:
+        return None
+    return PeakRange(sample.used_bytes, sample.used_bytes, sample.used_bytes)
+
+
+def foreground_window(evidence: Evidence) -> Interval | None:
+    """From the foreground's first sign of training to the end of its last epoch, its exit, or its last sign."""
+    member = evidence.foreground
+    if not member.marks:
+        return _window_of_life(member)
+    ends = [epoch.elapsed_s for epoch in member.epochs] or [member.marks[-1].elapsed_s]
+    return (member.marks[0].elapsed_s, max(ends[-1], member.marks[0].elapsed_s))
+
+
+def overlap(evidence: Evidence) -> float | None:
+    """Share of the foreground's window in which the background trained too; None without a background or window."""
+    window = foreground_window(evidence)
+    if evidence.background is None or window is None or window[1] <= window[0]:
+        return None
+    beside = _busy_intervals(evidence.background, evidence.limits.stall_s)
+    return common_s([window], beside) / (window[1] - window[0])
+
+
+def steps_beside(evidence: Evidence) -> int:
+    """Signs of progress that the background gave inside the foreground's window."""
+    window = foreground_window(evidence)
+    if evidence.background is None or window is None:
+        return 0
+    kinds = ("step", "optimizer", "pattern")
+    marks = [mark for mark in evidence.background.marks if mark.kind in kinds]
+    return sum(window[0] <= mark.elapsed_s <= window[1] for mark in marks)
+
+
+# Stage 1: nothing can be concluded, in either direction.
+
+
+def _worthless(evidence: Evidence) -> Iterator[Reason]:
+    for code, text in evidence.faults:
+        yield Reason(code, text)
+    if evidence.trace.lost:
+        yield Reason("sensor_lost", f"the card stopped answering: {evidence.trace.lost}")
+    foreign = [holder for holder in evidence.holders if holder.owner == "foreign"]
+    if foreign:
+        names = ", ".join(f"pid {holder.pid} ({holder.name})" for holder in foreign)
+        yield Reason("foreign_process", f"somebody else used the card: {names}")
+    for member in evidence.members:
+        unsupported = next((a.unsupported for a in member.allocators if a.unsupported), None)
+        if unsupported:
+            yield Reason("not_emulated", f"{member.name} cannot be emulated without a GPU: {unsupported}")
+    foreground = evidence.foreground
+    if foreground.stalled_after_s is not None:
+        after = f"no output and no step for {evidence.limits.stall_s:.0f} s"
+        yield Reason("foreground_hang", f"{foreground.name} hung: {after}")
+    if foreground.timed_out_after_s is not None:
+        text = f"{foreground.name} did not end within {foreground.timed_out_after_s:.0f} s and was stopped"
+        yield Reason("foreground_timeout", text)
+
+
+# Stage 2: it does not fit, and that is proven.
+
+
+def _proven_infeasible(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
+    limit = evidence.limits.peak_bytes
+    for member in evidence.members:
+        if member.out_of_memory and _out_of_memory_is_sound(evidence, peak):
+            yield Reason(f"{member.role}_out_of_memory", _out_of_memory_text(member, member.out_of_memory[0]))
+        if member.host_oom_kills:
+            text = f"the kernel killed {member.host_oom_kills} process(es) of {member.name} for host memory"
+            yield Reason(f"{member.role}_host_out_of_memory", text)
+    if peak is not None and peak.low_bytes >= limit:
+        yield Reason("peak_over_limit", f"peak {_peak_text(peak)}, limit {format_mib(limit)}")
+    yield from _foreground_unfinished(evidence)
+
+
+def _foreground_unfinished(evidence: Evidence) -> Iterator[Reason]:
+    foreground = evidence.foreground
+    end = foreground.last_exit
+    if foreground.out_of_memory or end is None or not _started(foreground):
+        return
+    if not end.ok and not end.stopped:
+        yield Reason("foreground_failed", f"{foreground.name} ended with {end} before its epoch was done")
+    elif end.ok and not foreground.epochs:
+        text = f"{foreground.name} ended with {end} but wrote no record of a finished epoch"
+        yield Reason("epoch_unfinished", text)
+
+
+# Stage 3: the proof that it fits has a hole.
+
+
+def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
+    if not evidence.trace.samples:
+        yield Reason("no_samples", "the card's memory was never read")
+    yield from _undecided(evidence, peak)
+    yield from _gaps(evidence)
+    yield from _foreground_unproven(evidence)
+    if evidence.background is not None:
+        yield from _background_unproven(evidence, evidence.background)
+    if evidence.baseline_bytes is None:
+        yield Reason("no_baseline", "what the card held before the group is not known")
+    if evidence.returned_to_baseline is not True:
+        held = format_mib(evidence.final_bytes)
+        yield Reason("card_not_returned", f"after the group the card did not come back to its baseline: {held} in use")
+
+
+def _undecided(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
+    limit = evidence.limits.peak_bytes
+    for member in evidence.members:
+        if member.out_of_memory and not _out_of_memory_is_sound(evidence, peak):
+            text = f"{member.name} ran out of memory on the virtual card, but {_peak_text(peak)} may fit; measure"
+            yield Reason("undecided", text)
+            return
+    if peak is not None and peak.low_bytes < limit <= peak.high_bytes:
+        yield Reason(
+            "undecided", f"predicted peak {_peak_text(peak)} lies across the limit {format_mib(limit)}; measure"
+        )
+
+
+def _gaps(evidence: Evidence) -> Iterator[Reason]:
+    window = foreground_window(evidence)
+    if window is None or not evidence.trace.samples:
+        return
+    longest_s = evidence.trace.longest_gap_s(*window)
+    if longest_s > evidence.limits.longest_gap_s:
+        why = {gap.reason for gap in evidence.trace.gaps}
+        text = (
+            f"no sample for {longest_s:.1f} s while the foreground trained (at most {evidence.limits.longest_gap_s} s)"
+        )
+        yield Reason("sensor_gap", text + (f": {', '.join(sorted(why))}" if why else ""))
+
+
+def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
+    foreground = evidence.foreground
+    end = foreground.last_exit
+    if not foreground.lives:
+        yield Reason("foreground_not_started", f"{foreground.name} was never started")
+    elif not _started(foreground):
+        yield Reason("foreground_not_started", f"{foreground.name} ended with {end} before it trained")
+    elif end is None:
+        yield Reason("foreground_not_ended", f"{foreground.name} was still running when the record was written")
+    elif foreground.uses_gpu and not foreground.held_card:
+        yield Reason("foreground_off_card", f"{foreground.name} never held memory on the card")
+    elif not foreground.uses_gpu and not foreground.marks:
+        yield Reason("foreground_idle", f"{foreground.name} is declared to train on the CPU but showed no step")
+
+
+def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Reason]:
+    lives = len(background.lives)
+    if background.gave_up is not None:
+        yield Reason("background_gave_up", f"{background.name}: {background.gave_up}")
+    if background.ready_s is None:
+        yield Reason("background_never_ready", f"{background.name} never was ready ({lives} start(s))")
+    if background.uses_gpu and not background.held_card:
+        yield Reason("background_off_card", f"{background.name} never held memory on the card")
+    if foreground_window(evidence) is None:
+        return
+    share, floor = overlap(evidence), evidence.limits.overlap
+    if share is None or share < floor:
+        seen = "unknown" if share is None else f"{share:.0%}"
+        text = f"{background.name} trained beside the foreground for {seen} of its time (at least {floor:.0%} needed)"
+        yield Reason("too_little_overlap", text)
+    if steps_beside(evidence) == 0:
+        yield Reason("background_no_step", f"{background.name} made no step while the foreground trained")
+
+
+# What is worth saying although it does not decide.
+
+
+def _warnings(evidence: Evidence, apart: tuple[tuple[str, str], ...]) -> Iterator[Reason]:
+    for member in evidence.members:
+        retries = sum(allocator.num_alloc_retries for allocator in member.allocators)
+        if retries:
+            text = f"{member.name} got through only by flushing its allocator's cache {retries} time(s)"
+            yield Reason("tight", text)
+        failed = [life.exit for life in member.lives if life.exit and not life.exit.ok and not life.exit.stopped]
+        if member.role == "background" and failed:
+            yield Reason("background_restarted", f"{member.name} failed {len(failed)} time(s), last with {failed[-1]}")
+    if apart:
+        pairs = ", ".join(f"{ours} beside {theirs}" for ours, theirs in apart)
+        yield Reason("phases_not_seen_together", f"not seen together (foreground beside background): {pairs}")
+    for note in _notes(evidence):
+        yield Reason("assumption", note)
+
+
+def _notes(evidence: Evidence) -> tuple[str, ...]:
+    notes = [f"{m.name}: {note}" for m in evidence.members for a in m.allocators for note in a.notes]
+    return tuple(dict.fromkeys(notes))
+
+
+# Small helpers.
+
+
+def _deciding_reasons(evidence: Evidence, peak: PeakRange | None) -> tuple[tuple[Outcome, Reason], ...]:
+    stages = (
+        (Outcome.INCONCLUSIVE, _worthless(evidence)),
+        (Outcome.INFEASIBLE, _proven_infeasible(evidence, peak)),
+        (Outcome.INCONCLUSIVE, _unproven(evidence, peak)),
+    )
+    for outcome, stage in stages:
+        found = tuple((outcome, reason) for reason in stage)
+        if found:
+            return found
+    return ()
+
+
+def _outcome(reasons: tuple[tuple[Outcome, Reason], ...]) -> Outcome:
+    return reasons[0][0] if reasons else Outcome.FEASIBLE
+
+
+def _out_of_memory_is_sound(evidence: Evidence, peak: PeakRange | None) -> bool:
+    """A real card's out-of-memory is a fact; a virtual one only when even the low end of the demand does not fit."""
+    if evidence.device.basis == "measured":
+        return True
+    return peak is not None and peak.low_bytes >= evidence.limits.peak_bytes
+
+
+def _out_of_memory_text(member: Member, event: OutOfMemory) -> str:
+    asked = "" if event.requested_bytes is None else f", asking for {format_mib(event.requested_bytes)}"
+    exit_ = member.last_exit
+    ending = " and went on" if exit_ is not None and exit_.ok else ""
+    return f"{member.name} ran out of memory{asked}{ending} (seen in: {event.source})"
+
+
+def _peak_text(peak: PeakRange | None) -> str:
+    if peak is None:
+        return "unknown"
+    if peak.low_bytes == peak.high_bytes:
+        return format_mib(peak.expected_bytes)
+    return f"{format_mib(peak.expected_bytes)} ({format_mib(peak.low_bytes)} to {format_mib(peak.high_bytes)})"
+
+
+def _started(member: Member) -> bool:
+    """It trained or at least reached the card: an end after that says something about sharing."""
+    return bool(member.marks) or member.held_card or bool(member.epochs)
+
+
+def _window_of_life(member: Member) -> Interval | None:
+    if not member.lives or not member.held_card:
+        return None
+    end = member.lives[-1].exit
+    return None if end is None else (member.lives[0].started_s, end.ended_s)
+
+
+def _busy_intervals(member: Member, stall_s: float) -> tuple[Interval, ...]:
+    return merged(member.training_intervals(stall_s))
+
+
+def _epoch_cut(member: Member) -> bool:
+    return any(epoch.cut for epoch in member.epochs) or any(a.passes_cut for a in member.allocators)
+
+
+def _phases(evidence: Evidence) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    """Which phases of foreground and background were seen at the same time, and which pairs were not."""
+    if evidence.background is None:
+        return (), ()
+    ours, theirs = _phase_spans(evidence.foreground), _phase_spans(evidence.background)
+    pairs = {(a, b): common_s(ours[a], theirs[b]) > 0 for a in ours for b in theirs}
+    together = tuple(pair for pair, seen in pairs.items() if seen)
+    return together, tuple(pair for pair, seen in pairs.items() if not seen)
+
+
+def _phase_spans(member: Member) -> dict[str, tuple[Interval, ...]]:
+    spans: dict[str, list[Interval]] = {}
+    for mark, following in zip(member.marks, member.marks[1:], strict=False):
+        if mark.phase and mark.pid == following.pid:
+            spans.setdefault(mark.phase, []).append((mark.elapsed_s, following.elapsed_s))
+    return {phase: merged(intervals) for phase, intervals in spans.items()}
+
+
+_ADAPTER = TypeAdapter(Verdict)
