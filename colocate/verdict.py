@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from colocate.device import Basis
-from colocate.evidence import Evidence, Interval, Member, OutOfMemory, common_s, merged
+from colocate.evidence import STEP_KINDS, Evidence, Interval, Member, OutOfMemory, common_s, merged
 from colocate.prediction import PeakRange, predicted_peak
 from colocate.units import MIB, format_mib
 
@@ -123,7 +123,7 @@ def judge(evidence: Evidence) -> Verdict:
         overlap=overlap(evidence),
         phases_together=together,
         phases_apart=apart,
-        epoch_cut=_epoch_cut(evidence.foreground),
+        epoch_cut=epoch_cut(evidence.foreground),
     )
 
 
@@ -158,18 +158,18 @@ def overlap(evidence: Evidence) -> float | None:
     window = foreground_window(evidence)
     if evidence.background is None or window is None or window[1] <= window[0]:
         return None
-    beside = _busy_intervals(evidence.background, evidence.limits.stall_s)
+    beside = evidence.background.training_intervals(evidence.limits.stall_s)
     return common_s([window], beside) / (window[1] - window[0])
 
 
 def steps_beside(evidence: Evidence) -> int:
-    """Signs of progress that the background gave inside the foreground's window."""
+    """Steps of the background that lay, at least in part, inside the foreground's window."""
     window = foreground_window(evidence)
     if evidence.background is None or window is None:
         return 0
-    kinds = ("step", "optimizer", "pattern")
-    marks = [mark for mark in evidence.background.marks if mark.kind in kinds]
-    return sum(window[0] <= mark.elapsed_s <= window[1] for mark in marks)
+    strides = evidence.background.strides(evidence.limits.stall_s)
+    steps = [(before.elapsed_s, step.elapsed_s) for before, step in strides if step.kind in STEP_KINDS]
+    return sum(start <= window[1] and end >= window[0] for start, end in steps)
 
 
 # Stage 1: nothing can be concluded, in either direction.
@@ -188,13 +188,6 @@ def _worthless(evidence: Evidence) -> Iterator[Reason]:
         unsupported = next((a.unsupported for a in member.allocators if a.unsupported), None)
         if unsupported:
             yield Reason("not_emulated", f"{member.name} cannot be emulated without a GPU: {unsupported}")
-    foreground = evidence.foreground
-    if foreground.stalled_after_s is not None:
-        after = f"no output and no step for {evidence.limits.stall_s:.0f} s"
-        yield Reason("foreground_hang", f"{foreground.name} hung: {after}")
-    if foreground.timed_out_after_s is not None:
-        text = f"{foreground.name} did not end within {foreground.timed_out_after_s:.0f} s and was stopped"
-        yield Reason("foreground_timeout", text)
 
 
 # Stage 2: it does not fit, and that is proven.
@@ -221,8 +214,20 @@ def _foreground_unfinished(evidence: Evidence) -> Iterator[Reason]:
     if not end.ok and not end.stopped:
         yield Reason("foreground_failed", f"{foreground.name} ended with {end} before its epoch was done")
     elif end.ok and not foreground.epochs:
-        text = f"{foreground.name} ended with {end} but wrote no record of a finished epoch"
-        yield Reason("epoch_unfinished", text)
+        missing = _missing_completion(foreground)
+        if missing:
+            yield Reason("epoch_unfinished", f"{foreground.name} ended with {end} but {missing}")
+
+
+def _missing_completion(member: Member) -> str | None:
+    """Why an exit code of 0 is not believed; None for a training that has no better way to tell."""
+    if member.tells_events:
+        return "wrote no record of a finished epoch"
+    if member.tracebacks:
+        return "its log holds a Python traceback"
+    if member.expects_metrics and not member.metrics:
+        return "its log holds none of the metrics that the catalog looks for"
+    return None
 
 
 # Stage 3: the proof that it fits has a hole.
@@ -231,6 +236,8 @@ def _foreground_unfinished(evidence: Evidence) -> Iterator[Reason]:
 def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     if not evidence.trace.samples:
         yield Reason("no_samples", "the card's memory was never read")
+    elif peak is None and evidence.foreground.lives:
+        yield Reason("peak_unknown", "the peak of a member is not known")
     yield from _undecided(evidence, peak)
     yield from _gaps(evidence)
     yield from _foreground_unproven(evidence)
@@ -270,18 +277,27 @@ def _gaps(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
-    foreground = evidence.foreground
+    foreground, background = evidence.foreground, evidence.background
     end = foreground.last_exit
     if not foreground.lives:
-        yield Reason("foreground_not_started", f"{foreground.name} was never started")
+        if background is None or background.ready_s is not None:
+            yield Reason("foreground_not_started", f"{foreground.name} was never started")
+    elif foreground.stalled_after_s is not None:
+        after = f"no output, no step and an idle card for {foreground.stalled_after_s:.0f} s"
+        yield Reason("foreground_hang", f"{foreground.name} hung and was stopped: {after}")
+    elif foreground.timed_out_after_s is not None:
+        text = f"{foreground.name} did not end within {foreground.timed_out_after_s:.0f} s and was stopped"
+        yield Reason("foreground_timeout", text)
     elif not _started(foreground):
         yield Reason("foreground_not_started", f"{foreground.name} ended with {end} before it trained")
-    elif end is None:
-        yield Reason("foreground_not_ended", f"{foreground.name} was still running when the record was written")
+    elif end is None or end.stopped:
+        yield Reason("foreground_not_ended", f"{foreground.name} was still running when the group was ended")
     elif foreground.uses_gpu and not foreground.held_card:
         yield Reason("foreground_off_card", f"{foreground.name} never held memory on the card")
     elif not foreground.uses_gpu and not foreground.marks:
         yield Reason("foreground_idle", f"{foreground.name} is declared to train on the CPU but showed no step")
+    elif evidence.device.basis == "measured" and epoch_cut(foreground):
+        yield Reason("epoch_cut", f"{foreground.name} was told to cut its epoch: {_epoch_text(foreground)}")
 
 
 def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Reason]:
@@ -318,6 +334,9 @@ def _warnings(evidence: Evidence, apart: tuple[tuple[str, str], ...]) -> Iterato
     if apart:
         pairs = ", ".join(f"{ours} beside {theirs}" for ours, theirs in apart)
         yield Reason("phases_not_seen_together", f"not seen together (foreground beside background): {pairs}")
+    if not evidence.foreground.epochs and evidence.foreground.lives:
+        text = f"{evidence.foreground.name} writes no events: that it finished rests on its exit code"
+        yield Reason("completion_by_exit_code", text)
     for note in _notes(evidence):
         yield Reason("assumption", note)
 
@@ -381,12 +400,13 @@ def _window_of_life(member: Member) -> Interval | None:
     return None if end is None else (member.lives[0].started_s, end.ended_s)
 
 
-def _busy_intervals(member: Member, stall_s: float) -> tuple[Interval, ...]:
-    return merged(member.training_intervals(stall_s))
-
-
-def _epoch_cut(member: Member) -> bool:
+def epoch_cut(member: Member) -> bool:
+    """The training did fewer steps than a full epoch has."""
     return any(epoch.cut for epoch in member.epochs) or any(a.passes_cut for a in member.allocators)
+
+
+def _epoch_text(member: Member) -> str:
+    return ", ".join(f"{epoch.steps} of {epoch.steps_full} steps" for epoch in member.epochs) or "some passes were cut"
 
 
 def _phases(evidence: Evidence) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:

@@ -1,0 +1,270 @@
+from dataclasses import replace
+
+import pytest
+from builders import (
+    LIMIT_BYTES,
+    background,
+    evidence,
+    foreground,
+    out_of_memory,
+    predicted_evidence,
+    simulated,
+    steps,
+    trace,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colocate.evidence import Allocator, Evidence, Exit, Gap, Holder, Life, Limits, Sample
+from colocate.units import MIB
+from colocate.verdict import Outcome, Verdict, judge, stability
+
+FAILED = (Life("training.log", 8.0, Exit(1, None, 15.0)),)
+STOPPED = (Life("training.log", 8.0, Exit(None, "SIGKILL", 21.0, stopped=True)),)
+
+
+def test_a_sound_group_is_feasible_with_its_numbers() -> None:
+    verdict = judge(evidence())
+
+    assert verdict.feasible
+    assert verdict.reasons == ()
+    assert (verdict.peak_bytes, verdict.headroom_bytes) == (3200 * MIB, 4300 * MIB)
+    assert (verdict.stability, verdict.basis, verdict.overlap) == ("usable", "measured", 1.0)
+    assert verdict.phases_together == (("train", "train"),)
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("foreground_out_of_memory", {"foreground": foreground(out_of_memory=(out_of_memory(),), lives=FAILED)}),
+        ("background_out_of_memory", {"background": background(out_of_memory=(out_of_memory("log"),))}),
+        ("foreground_failed", {"foreground": foreground(lives=FAILED, epochs=())}),
+        ("foreground_failed", {"foreground": foreground(lives=FAILED)}),
+        ("epoch_unfinished", {"foreground": foreground(epochs=())}),
+        ("peak_over_limit", {"trace": trace(*[230] * 10, *[7500] * 11)}),
+        (
+            "foreground_host_out_of_memory",
+            {
+                "foreground": foreground(
+                    lives=(Life("training.log", 8.0, Exit(None, "SIGKILL", 15.0, host_oom_kills=1)),)
+                )
+            },
+        ),
+    ],
+)
+def test_what_proves_that_a_group_does_not_fit_is_infeasible(code: str, changes: dict[str, object]) -> None:
+    verdict = judge(evidence(**changes))
+
+    assert verdict.outcome is Outcome.INFEASIBLE
+    assert code in verdict.codes
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("interrupted", {"faults": (("interrupted", "stopped by SIGINT"),)}),
+        ("sensor_lost", {"trace": replace(trace(*[3200] * 25), lost="GPU is lost")}),
+        ("foreign_process", {"holders": (Holder(77, "foreign", "python other.py", 12.0, 14.0),)}),
+        ("not_emulated", {"foreground": foreground(allocators=(Allocator(1, "virtual", unsupported="Triton"),))}),
+        ("foreground_hang", {"foreground": foreground(stalled_after_s=300.0, epochs=(), lives=STOPPED)}),
+        ("foreground_timeout", {"foreground": foreground(timed_out_after_s=3600.0, epochs=(), lives=STOPPED)}),
+        ("foreground_not_started", {"foreground": foreground(marks=(), epochs=(), held_card=False, lives=FAILED)}),
+        ("foreground_not_started", {"foreground": foreground(marks=(), epochs=(), held_card=False, lives=())}),
+        ("foreground_off_card", {"foreground": foreground(held_card=False)}),
+        ("epoch_cut", {"foreground": foreground(allocators=(Allocator(1, "cuda", passes_cut=1),))}),
+        ("background_gave_up", {"background": background(gave_up="3 starts in a row ended within 5 s")}),
+        ("background_never_ready", {"background": background(ready_s=None)}),
+        ("background_off_card", {"background": background(held_card=False)}),
+        ("too_little_overlap", {"background": background(marks=steps(100, 3.0, 15.0))}),
+        ("background_no_step", {"background": background(marks=steps(100, 3.0, 9.0))}),
+        ("no_samples", {"trace": trace()}),
+        ("no_baseline", {"baseline_bytes": None}),
+        ("card_not_returned", {"returned_to_baseline": False, "final_bytes": 900 * MIB}),
+        ("card_not_returned", {"returned_to_baseline": None, "final_bytes": None}),
+        (
+            "sensor_gap",
+            {"trace": replace(trace(*[3200] * 12), gaps=(Gap(11, 25, "blocked"),))},
+        ),
+    ],
+)
+def test_what_leaves_the_proof_incomplete_is_inconclusive(code: str, changes: dict[str, object]) -> None:
+    verdict = judge(evidence(**changes))
+
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert code in verdict.codes
+
+
+def test_a_hundred_stub_runs_as_background_are_not_a_load() -> None:
+    """The study counted a background that exited 0 after a second, 103 times, as a success."""
+    lives = tuple(Life(f"training_{n}.log", n, Exit(0, None, n + 1.0)) for n in range(1, 104))
+
+    verdict = judge(evidence(background=background(lives=lives, marks=(), held_card=False, ready_s=None)))
+
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert {"background_never_ready", "background_off_card"} <= set(verdict.codes)
+
+
+def test_an_out_of_memory_outweighs_a_missing_overlap() -> None:
+    dead = background(marks=steps(100, 3.0, 9.0), out_of_memory=(out_of_memory(),))
+
+    assert judge(evidence(background=dead)).codes == ("background_out_of_memory",)
+
+
+def test_a_foreign_process_outweighs_an_out_of_memory() -> None:
+    """The out-of-memory may be the stranger's doing."""
+    stranger = Holder(77, "foreign", "python other.py", 12.0, 14.0)
+    seen = evidence(foreground=foreground(out_of_memory=(out_of_memory(),)), holders=(stranger,))
+
+    assert judge(seen).outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_swallowed_out_of_memory_is_infeasible_although_the_program_exits_0() -> None:
+    verdict = judge(evidence(foreground=foreground(out_of_memory=(out_of_memory("probe"),))))
+
+    assert verdict.codes == ("foreground_out_of_memory",)
+    assert "and went on" in verdict.reasons[0].text
+
+
+def test_survival_by_flushing_the_cache_is_feasible_but_tight() -> None:
+    verdict = judge(evidence(foreground=foreground(allocators=(Allocator(1, "cuda", num_alloc_retries=2),))))
+
+    assert verdict.feasible
+    assert [warning.code for warning in verdict.warnings] == ["tight"]
+
+
+def test_a_training_without_events_is_believed_by_its_exit_code_and_that_is_said() -> None:
+    marks = tuple(replace(mark, kind="optimizer", phase=None) for mark in foreground().marks)
+    verdict = judge(evidence(foreground=foreground(marks=marks, epochs=())))
+
+    assert verdict.feasible
+    assert "completion_by_exit_code" in [warning.code for warning in verdict.warnings]
+
+
+@pytest.mark.parametrize("changes", [{"tracebacks": 1}, {"expects_metrics": True}])
+def test_exit_code_0_after_a_traceback_or_without_the_metric_is_not_an_epoch(changes: dict[str, object]) -> None:
+    """Launchers of the study printed their success line after a traceback and exited 0."""
+    marks = tuple(replace(mark, kind="optimizer", phase=None) for mark in foreground().marks)
+
+    assert judge(evidence(foreground=foreground(marks=marks, epochs=(), **changes))).codes == ("epoch_unfinished",)
+
+
+def test_a_group_without_background_needs_no_overlap() -> None:
+    verdict = judge(evidence(background=None))
+
+    assert verdict.feasible
+    assert verdict.overlap is None
+
+
+def test_a_cpu_training_need_not_hold_the_card() -> None:
+    assert judge(evidence(background=background(uses_gpu=False, held_card=False))).feasible
+
+
+def test_phases_that_never_met_are_named() -> None:
+    both = (
+        *steps(100, 3.0, 12.0),
+        *[replace(m, phase="evaluate", elapsed_s=m.elapsed_s + 30) for m in steps(100, 3.0, 5.0)],
+    )
+    verdict = judge(
+        evidence(background=background(marks=both, ready_s=3.0), limits=Limits(LIMIT_BYTES, LIMIT_BYTES, overlap=0.1))
+    )
+
+    assert ("train", "evaluate") in verdict.phases_apart
+    assert "phases_not_seen_together" in [warning.code for warning in verdict.warnings]
+
+
+# Predicted verdicts.
+
+
+def test_a_prediction_is_feasible_when_its_upper_end_stays_below_the_limit() -> None:
+    verdict = judge(predicted_evidence(554, 600))
+
+    assert (verdict.outcome, verdict.basis) == (Outcome.FEASIBLE, "predicted")
+    assert verdict.epoch_cut
+    assert verdict.peak_low_bytes < verdict.peak_bytes < verdict.peak_high_bytes < LIMIT_BYTES  # type: ignore[operator]
+
+
+def test_a_prediction_is_infeasible_when_its_lower_end_reaches_the_limit() -> None:
+    assert judge(predicted_evidence(4500, 4000)).codes == ("peak_over_limit",)
+
+
+def test_a_prediction_across_the_limit_is_undecided() -> None:
+    assert judge(predicted_evidence(3500, 3000)).codes == ("undecided",)
+
+
+def test_an_out_of_memory_on_the_virtual_card_counts_only_when_its_lower_end_does_not_fit() -> None:
+    failed = foreground(allocators=(simulated(4000),), out_of_memory=(out_of_memory(),), lives=FAILED, epochs=())
+
+    assert judge(predicted_evidence(0, 4500, foreground=failed)).has("foreground_out_of_memory")
+    assert judge(predicted_evidence(0, 2900, foreground=failed)).codes[0] == "undecided"
+
+
+def test_a_program_that_was_not_simulated_has_no_predicted_peak() -> None:
+    verdict = judge(predicted_evidence(500, 500, background=background()))
+
+    assert verdict.peak_bytes is None
+    assert "peak_unknown" in verdict.codes
+
+
+# Properties.
+
+MEMORY = st.integers(0, 8192 * MIB)
+
+
+@given(st.lists(MEMORY), MEMORY)
+def test_one_more_sample_never_lowers_the_peak(readings: list[int], more: int) -> None:
+    before = trace(*(reading / MIB for reading in readings))
+    after = replace(before, samples=(*before.samples, Sample(999.0, more)))
+
+    assert after.peak is not None
+    assert before.peak is None or before.peak.used_bytes <= after.peak.used_bytes
+
+
+@given(MEMORY, st.integers(1, 8192 * MIB), st.integers(0, 8192 * MIB))
+def test_a_higher_limit_never_turns_feasible_into_something_else(peak: int, limit: int, more: int) -> None:
+    seen = evidence(trace=trace(*[peak / MIB] * 25))
+    low, high = (replace(seen, limits=Limits(value, 8192 * MIB)) for value in (limit, limit + more))
+
+    assert judge(high).feasible or not judge(low).feasible
+
+
+@st.composite
+def any_evidence(draw: st.DrawFn) -> Evidence:
+    """Evidence with any combination of the things that tests above change one at a time."""
+    ooms = st.lists(st.builds(out_of_memory, st.sampled_from(["event", "probe", "log"])), max_size=2).map(tuple)
+    exits = st.builds(Exit, st.sampled_from([0, 1, None]), st.none(), st.just(21.0), stopped=st.booleans())
+    lives = st.lists(
+        st.builds(Life, st.just("training.log"), st.just(8.0), st.one_of(st.none(), exits)), max_size=2
+    ).map(tuple)
+    common = {"out_of_memory": ooms, "held_card": st.booleans(), "lives": lives}
+    changes = {name: draw(strategy) for name, strategy in common.items()}
+    build = draw(st.sampled_from([evidence, lambda **kw: replace(predicted_evidence(500, 900), **kw)]))
+    return build(
+        trace=trace(*draw(st.lists(st.floats(0, 8192), max_size=30))),
+        foreground=foreground(**changes, epochs=draw(st.sampled_from([(), foreground().epochs]))),
+        background=draw(st.sampled_from([None, background(), background(marks=())])),
+        returned_to_baseline=draw(st.sampled_from([None, False, True])),
+    )
+
+
+@given(any_evidence())
+def test_no_record_without_samples_or_with_an_out_of_memory_is_ever_feasible(seen: Evidence) -> None:
+    verdict = judge(seen)
+
+    if not seen.trace.samples or any(member.out_of_memory for member in seen.members):
+        assert not verdict.feasible
+    assert verdict.feasible is (verdict.reasons == ())
+
+
+@given(any_evidence())
+def test_the_verdict_is_the_same_after_a_round_trip_through_json(seen: Evidence) -> None:
+    restored = Evidence.from_json(seen.to_json(), seen.trace.samples)
+
+    assert restored == seen
+    assert judge(restored) == judge(seen) == Verdict.from_json(judge(seen).to_json())
+
+
+@pytest.mark.parametrize(
+    ("mib", "expected"), [(2999, "stable"), (3000, "usable"), (4000, "usable"), (4001, "high-risk")]
+)
+def test_classes_are_drawn_at_3000_and_4000(mib: int, expected: str) -> None:
+    assert stability(mib * MIB) == expected
