@@ -15,6 +15,9 @@ from colocate.device import DeviceInfo
 
 SCHEMA = 1
 
+EVENT_KINDS = frozenset({"ready", "phase", "step", "epoch_end", "end"})
+STEP_KINDS = frozenset({"step", "optimizer", "pattern"})
+
 Role = Literal["foreground", "background"]
 Owner = Literal["foreground", "background", "foreign"]
 Interval = tuple[float, float]
@@ -188,6 +191,9 @@ class Member:
     out_of_memory: tuple[OutOfMemory, ...] = ()
     allocators: tuple[Allocator, ...] = ()
     data: str | None = None
+    tracebacks: int = 0
+    expects_metrics: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def last_exit(self) -> Exit | None:
@@ -200,21 +206,27 @@ class Member:
         return sum(life.exit.host_oom_kills or 0 for life in self.lives if life.exit)
 
     @property
-    def phases(self) -> tuple[str, ...]:
-        """The phases that this training was seen in, in order of first appearance."""
-        return tuple(dict.fromkeys(mark.phase for mark in self.marks if mark.phase))
+    def tells_events(self) -> bool:
+        """It writes events, so the end of an epoch is something it says and not something to be guessed."""
+        return any(mark.kind in EVENT_KINDS for mark in self.marks)
 
-    def training_intervals(self, longest_pause_s: float) -> tuple[Interval, ...]:
-        """When it demonstrably trained: between two signs of progress of one process that are near enough.
+    def strides(self, longest_pause_s: float) -> tuple[tuple[Mark, Mark], ...]:
+        """Neighbouring signs of progress of one process: between the two it demonstrably trained.
 
         Progress that pauses longer than ``longest_pause_s`` is a stall, not training.
         """
-        spans = [
-            (earlier.elapsed_s, later.elapsed_s)
-            for earlier, later in pairwise(self.marks)
-            if earlier.pid == later.pid and later.elapsed_s - earlier.elapsed_s <= longest_pause_s
-        ]
-        return merged(spans)
+        pairs: list[tuple[Mark, Mark]] = []
+        latest: dict[int, Mark] = {}
+        for mark in self.marks:
+            earlier = latest.get(mark.pid)
+            if earlier is not None and mark.elapsed_s - earlier.elapsed_s <= longest_pause_s:
+                pairs.append((earlier, mark))
+            latest[mark.pid] = mark
+        return tuple(pairs)
+
+    def training_intervals(self, longest_pause_s: float) -> tuple[Interval, ...]:
+        """When it demonstrably trained."""
+        return merged((earlier.elapsed_s, later.elapsed_s) for earlier, later in self.strides(longest_pause_s))
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ class RunDirectory:
 def safe_name(text: str) -> str:
     """A name that is one plain path component: other characters than letters, digits, ``-_.`` become ``_``."""
     name = "".join(
-        character if character.isascii() and character.isalnum() or character in "-_." else "_" for character in text
+        character if (character.isascii() and character.isalnum()) or character in "-_." else "_" for character in text
     )
     return name.strip(".")[:100] or "_"
 

@@ -213,7 +213,7 @@ def _foreground_unfinished(evidence: Evidence) -> Iterator[Reason]:
         return
     if not end.ok and not end.stopped:
         yield Reason("foreground_failed", f"{foreground.name} ended with {end} before its epoch was done")
-    elif end.ok and not foreground.epochs:
+    elif end.ok and not any(epoch.steps for epoch in foreground.epochs):
         missing = _missing_completion(foreground)
         if missing:
             yield Reason("epoch_unfinished", f"{foreground.name} ended with {end} but {missing}")
