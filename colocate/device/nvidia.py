@@ -1,0 +1,439 @@
+"""An NVIDIA card, read through NVML. The only module that imports pynvml; knows nothing of trainings.
+
+NVML orders cards by PCI bus and CUDA by speed, and ``CUDA_VISIBLE_DEVICES`` renumbers them again. A card is therefore
+known by its UUID, and an index only serves for display.
+"""
+
+import ctypes
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pynvml
+
+from colocate.device import DeviceInfo, DeviceProcess, Memory, Vitals
+from colocate.device.failures import CardLost, ImplausibleReading
+from colocate.errors import DeviceError
+
+LIBRARY = "libnvidia-ml.so.1"
+
+# NVML's way to say that this card or this driver has no such reading (nvml.h). For a driver too old to know the
+# function at all pynvml says FUNCTION_NOT_FOUND.
+_NOT_TOLD = frozenset(
+    {
+        pynvml.NVML_ERROR_NOT_SUPPORTED,
+        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+        pynvml.NVML_ERROR_NO_PERMISSION,
+        pynvml.NVML_ERROR_NO_DATA,
+        pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+    }
+)
+# Early drivers under WSL answer the second memory struct with an unknown error and the first one properly.
+_NO_SECOND_STRUCT = _NOT_TOLD | {pynvml.NVML_ERROR_UNKNOWN}
+_LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED})
+
+_CURES = {
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "install the NVIDIA driver, or use --device virtual",
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
+        "load the driver (sudo modprobe nvidia) or, in a container, pass the card in (--gpus all); nvidia-smi must work"
+    ),
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+        "the driver was updated while the old kernel module stayed loaded: reboot, or end everything that uses the "
+        "card and reload the module (sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia; sudo modprobe nvidia)"
+    ),
+    # https://github.com/NVIDIA/nvidia-container-toolkit/issues/48
+    pynvml.NVML_ERROR_UNKNOWN: (
+        "in a container this is what remains after 'systemctl daemon-reload' on the host took /dev/nvidia* away: "
+        "restart the container; otherwise look for Xid lines in dmesg"
+    ),
+    pynvml.NVML_ERROR_GPU_IS_LOST: (
+        "the card fell off the bus (Xid 79 in dmesg): reboot the machine, then check its power supply, seating and heat"
+    ),
+    pynvml.NVML_ERROR_RESET_REQUIRED: "reset the card (sudo nvidia-smi --gpu-reset -i UUID) or reboot the machine",
+    pynvml.NVML_ERROR_NO_PERMISSION: (
+        "this user may not open the card: look at owner and mode of /dev/nvidia* and at the container's device rules"
+    ),
+    pynvml.NVML_ERROR_OPERATING_SYSTEM: "the operating system forbids it: look at control groups and container rules",
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "this driver is too old for the question: update it",
+}
+
+
+def library_present() -> bool:
+    """Whether this machine has an NVML library at all; one that is there but fails is found out by opening a card.
+
+    Raises:
+        DeviceError: there is a library but it cannot be loaded, for example because it is for another processor.
+    """
+    try:
+        ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        if f"{LIBRARY}: cannot open shared object file" in str(error):
+            return False
+        raise DeviceError(f"{LIBRARY}: expected a library that loads, found {error}; reinstall the driver") from error
+    return True
+
+
+def is_simulated(info: DeviceInfo) -> bool:
+    """Whether a card comes from the fake NVML library of the tests; its numbers must not pass for measured ones."""
+    return "simulated" in (info.driver_version or "")
+
+
+class NvidiaDevice:
+    """One NVIDIA card, known by its UUID (see :class:`colocate.device.Device` for what each reading means).
+
+    A context manager: NVML is let go of on leaving. The readings are safe to use from several threads.
+
+    Args:
+        uuid: The card's UUID as ``nvidia-smi -L`` prints it.
+        reserved_bytes: What driver and firmware are known to keep, in bytes. Used only where the driver has nothing but
+            NVML's first memory struct, which counts that as used.
+
+    Raises:
+        DeviceError: NVML does not work, there is no such card, or it does not tell its memory. Names the cure.
+    """
+
+    def __init__(self, uuid: str, *, reserved_bytes: int | None = None) -> None:
+        self._uuid = uuid
+        self._reserved_bytes = reserved_bytes
+        _init()
+        try:
+            self._handle = self._find()
+            self._refuse_instances()
+            self._read_memory, source = self._choose_memory()
+            self._total_bytes = 0
+            self._total_bytes = self.memory().total_bytes
+            self._info = self._describe(source)
+        except BaseException:
+            _shutdown()
+            raise
+        self._open = True
+
+    def __enter__(self) -> "NvidiaDevice":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What this card is; ``memory_source`` says which of NVML's two memory structs is read."""
+        return self._info
+
+    def memory(self) -> Memory:
+        """Memory in use on the card by all processes together, in bytes.
+
+        Check by hand: ``nvidia-smi --query-gpu=memory.used --format=csv`` (MiB).
+
+        Raises:
+            CardLost: the card is gone.
+            ImplausibleReading: the numbers cannot be true.
+            DeviceError: NVML did not answer. Names the card's UUID and NVML's own message.
+        """
+        memory = self._read_memory()
+        total_bytes = self._total_bytes or memory.total_bytes
+        if total_bytes <= 0 or memory.total_bytes != total_bytes or not 0 <= memory.used_bytes <= total_bytes:
+            raise ImplausibleReading(
+                f"{self._uuid}: expected memory in use between 0 and {total_bytes} bytes, "
+                f"found {memory.used_bytes} of {memory.total_bytes}"
+            )
+        return memory
+
+    def vitals(self) -> Vitals:
+        """Power, temperatures, utilisation, throttling and the energy counter; None for what the card does not tell.
+
+        A value that cannot be true counts as not told. Check by hand:
+        ``nvidia-smi --query-gpu=power.draw,temperature.gpu,utilization.gpu --format=csv``.
+
+        Raises:
+            CardLost: the card is gone.
+            DeviceError: NVML did not answer. Names the card's UUID and NVML's own message.
+        """
+        utilization = self._told("utilisation", pynvml.nvmlDeviceGetUtilizationRates)
+        # The widest bounds that a card can need: today's largest take 1.4 kW and throttle below 110 degrees Celsius.
+        return Vitals(
+            power_mw=_within(0, 10_000_000, self._told("power", pynvml.nvmlDeviceGetPowerUsage)),
+            temperature_c=_within(0, 150, self._temperature_c()),
+            memory_temperature_c=_within(1, 150, self._memory_temperature_c()),
+            utilization_percent=_within(0, 100, utilization.gpu if utilization else None),
+            memory_utilization_percent=_within(0, 100, utilization.memory if utilization else None),
+            energy_mj=self._told("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption),
+            throttle_reasons=self._throttle_reasons(),
+        )
+
+    def processes(self) -> tuple[DeviceProcess, ...] | None:
+        """Who holds memory, programs that draw included; None where the driver does not tell.
+
+        In a container the driver may list the pids of the host, or list no memory: ``used_bytes`` is then None.
+        Check by hand: ``nvidia-smi --query-compute-apps=pid,used_memory --format=csv`` (MiB).
+
+        Raises:
+            CardLost: the card is gone.
+            DeviceError: NVML did not answer. Names the card's UUID and NVML's own message.
+        """
+        computing = self._told("processes", pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
+        if computing is None:  # drivers before R510
+            computing = self._told("processes", pynvml.nvmlDeviceGetComputeRunningProcesses_v2)
+        if computing is None:
+            return None
+        drawing = self._told("processes that draw", pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3) or []
+        # A program that computes and draws is in both lists with the same number.
+        by_pid = {row.pid: self._holder(row) for row in [*drawing, *computing]}
+        return tuple(by_pid[pid] for pid in sorted(by_pid))
+
+    def process_peak_bytes(self, pid: int) -> int | None:
+        """The most memory that a process ever held, by the driver's accounting, in bytes; None where it is off.
+
+        Also after the process has ended. Turn accounting on with ``sudo nvidia-smi -i UUID --accounting-mode=1``;
+        check by hand: ``nvidia-smi --query-accounted-apps=pid,max_memory_usage --format=csv`` (MiB).
+
+        Raises:
+            CardLost: the card is gone.
+            DeviceError: NVML did not answer. Names the card's UUID and NVML's own message.
+        """
+        told = _NOT_TOLD | {pynvml.NVML_ERROR_NOT_FOUND}
+        stats = self._told(f"accounting of pid {pid}", pynvml.nvmlDeviceGetAccountingStats, pid, not_told=told)
+        # A process on the list has a context, so none can have held nothing.
+        return _within(1, self._total_bytes, stats.maxMemoryUsage) if stats else None
+
+    def close(self) -> None:
+        """Lets go of NVML; every later reading raises `DeviceError`. Closing twice is allowed."""
+        if self._open:
+            self._open = False
+            _shutdown()
+
+    # --- asking NVML
+
+    def _find(self) -> Any:
+        try:
+            return pynvml.nvmlDeviceGetHandleByUUID(self._uuid.encode())
+        except pynvml.NVMLError as error:
+            expectation = f"{self._uuid}: expected a card with this UUID"
+            if error.value != pynvml.NVML_ERROR_NOT_FOUND:
+                raise _failure(expectation, error) from error
+            raise DeviceError(f"{expectation}, found none; nvidia-smi -L lists the cards of this machine") from error
+
+    def _ask(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except pynvml.NVMLError as error:
+            raise _failure(f"{self._uuid}: expected {what}", error) from error
+
+    def _told(
+        self, what: str, function: Callable[..., Any], *arguments: Any, not_told: frozenset[int] = _NOT_TOLD
+    ) -> Any:
+        """The answer about this card, or None where NVML says that it has none."""
+        try:
+            return function(self._handle, *arguments)
+        except pynvml.NVMLError as error:
+            if error.value in not_told:
+                return None
+            raise _failure(f"{self._uuid}: expected {what}", error) from error
+
+    # --- memory
+
+    def _choose_memory(self) -> tuple[Callable[[], Memory], str]:
+        """The struct that this driver answers: the second keeps what the driver reserves apart, the first does not."""
+        memory = self._told("memory", pynvml.nvmlDeviceGetMemoryInfo, pynvml.nvmlMemory_v2, not_told=_NO_SECOND_STRUCT)
+        if memory is not None:
+            return self._memory_v2, "nvml v2"
+        self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo, self._handle)
+        if self._reserved_bytes is not None:
+            return self._memory_v1, f"nvml v1 minus {self._reserved_bytes} bytes kept by the driver"
+        return self._memory_v1, "nvml v1, used includes what the driver keeps"
+
+    def _memory_v2(self) -> Memory:
+        found = self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo, self._handle, pynvml.nvmlMemory_v2)
+        return Memory(found.used, found.total, found.reserved)
+
+    def _memory_v1(self) -> Memory:
+        found = self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo, self._handle)
+        return Memory(found.used - (self._reserved_bytes or 0), found.total, self._reserved_bytes)
+
+    # --- the rest
+
+    def _refuse_instances(self) -> None:
+        mode = self._told("MIG mode", pynvml.nvmlDeviceGetMigMode)
+        if mode and mode[0]:
+            raise DeviceError(
+                f"{self._uuid}: expected a whole card, found MIG mode on; turn it off (sudo nvidia-smi -i UUID -mig 0)"
+            )
+
+    def _describe(self, memory_source: str) -> DeviceInfo:
+        cuda = self._system("CUDA version", pynvml.nvmlSystemGetCudaDriverVersion)
+        accounting = self._told("accounting mode", pynvml.nvmlDeviceGetAccountingMode)
+        return DeviceInfo(
+            kind="nvidia",
+            uuid=self._uuid,
+            name=self._ask("name", pynvml.nvmlDeviceGetName, self._handle),
+            total_bytes=self._total_bytes,
+            basis="measured",
+            memory_source=memory_source,
+            driver_version=self._system("driver version", pynvml.nvmlSystemGetDriverVersion),
+            nvml_version=self._system("NVML version", pynvml.nvmlSystemGetNVMLVersion),
+            cuda_version=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+            index=self._told("index", pynvml.nvmlDeviceGetIndex),
+            accounting=None if accounting is None else bool(accounting),
+        )
+
+    def _system(self, what: str, function: Callable[[], Any]) -> Any:
+        return self._told(what, lambda handle: function())
+
+    def _temperature_c(self) -> int | None:
+        # nvmlDeviceGetTemperature goes away with CUDA 14; drivers before R570 have nothing else.
+        told: int | None = self._told("temperature", pynvml.nvmlDeviceGetTemperatureV, pynvml.NVML_TEMPERATURE_GPU)
+        if told is None:
+            told = self._told("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
+        return told
+
+    def _memory_temperature_c(self) -> int | None:
+        told = self._told("memory temperature", pynvml.nvmlDeviceGetFieldValues, [pynvml.NVML_FI_DEV_MEMORY_TEMP])
+        return None if told is None or told[0].nvmlReturn else int(told[0].value.uiVal)
+
+    def _throttle_reasons(self) -> int | None:
+        # Renamed in CUDA 12.2; the old name stays for drivers that lack the new one.
+        told: int | None = self._told("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+        if told is None:
+            told = self._told("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+        return told
+
+    def _holder(self, row: Any) -> DeviceProcess:
+        # pynvml makes None of NVML's "not available". Nobody is on the list with nothing: 0 is what newer drivers
+        # show inside containers.
+        return DeviceProcess(row.pid, _within(1, self._total_bytes, row.usedGpuMemory))
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The cards of a machine in NVML's order, and for each that does not answer the reason."""
+
+    devices: tuple[DeviceInfo, ...]
+    failures: tuple[DeviceError, ...] = ()
+
+
+def survey_devices() -> Survey:
+    """Every card that NVML knows. One that does not answer is no reason to do without the others.
+
+    Raises:
+        DeviceError: NVML itself does not work. Names the cure.
+    """
+    _init()
+    try:
+        count = _ask_library("the number of cards", pynvml.nvmlDeviceGetCount)
+        found = [_look_at(index) for index in range(count)]
+    finally:
+        _shutdown()
+    failures = tuple(card for card in found if isinstance(card, DeviceError))
+    return Survey(tuple(card for card in found if isinstance(card, DeviceInfo)), failures)
+
+
+def list_devices() -> tuple[DeviceInfo, ...]:
+    """Every card that answers, in NVML's order.
+
+    Raises:
+        DeviceError: NVML does not work, or no card answers although there are some.
+    """
+    survey = survey_devices()
+    if survey.failures and not survey.devices:
+        raise survey.failures[0]
+    return survey.devices
+
+
+def visible_devices(selector: str | None, *, order: str | None = None) -> tuple[DeviceInfo, ...]:
+    """The cards that a program would see under a value of ``CUDA_VISIBLE_DEVICES``, in its order.
+
+    Args:
+        selector: The variable's value: indices, UUIDs or beginnings of UUIDs; None when it is not set.
+        order: The value of ``CUDA_DEVICE_ORDER``.
+
+    Raises:
+        DeviceError: NVML does not work, or indices are ambiguous because the machine has different cards and CUDA is
+            free to number them by speed.
+    """
+    devices = list_devices()
+    if selector is None:
+        return devices
+    if selector.strip().startswith("MIG-"):
+        raise DeviceError(f"CUDA_VISIBLE_DEVICES: expected whole cards, found the MIG instance {selector!r}")
+    names = {device.name for device in devices}
+    if len(names) > 1 and order != "PCI_BUS_ID" and re.match(r"\s*\+?\d", selector):
+        raise DeviceError(
+            f"CUDA_VISIBLE_DEVICES: expected UUIDs on a machine with different cards, found {selector!r}; name UUIDs "
+            "(nvidia-smi -L), or set CUDA_DEVICE_ORDER=PCI_BUS_ID too"
+        )
+    return tuple(devices[position] for position in _positions(selector, devices))
+
+
+def _positions(selector: str, devices: tuple[DeviceInfo, ...]) -> list[int]:
+    """CUDA's own reading of the variable: the list ends at the first entry that is wrong, a repetition empties it."""
+    by_uuid = selector.startswith("GPU-")
+    found: list[int] = []
+    for entry in selector.split(","):
+        position = _by_uuid(entry.strip(), devices) if by_uuid else _by_index(entry, devices)
+        if position is None:
+            break
+        if position in found:
+            return []
+        found.append(position)
+    return found
+
+
+def _by_uuid(entry: str, devices: tuple[DeviceInfo, ...]) -> int | None:
+    if not entry.startswith("GPU-"):
+        return None
+    matches = [position for position, device in enumerate(devices) if device.uuid.startswith(entry)]
+    return matches[0] if len(matches) == 1 else None
+
+
+def _by_index(entry: str, devices: tuple[DeviceInfo, ...]) -> int | None:
+    # CUDA reads like C's strtoul: "1gpu" is 1.
+    number = re.match(r"\s*\+?(\d+)", entry)
+    if number is None:
+        return None
+    matches = [position for position, device in enumerate(devices) if device.index == int(number[1])]
+    return matches[0] if matches else None
+
+
+def _look_at(index: int) -> DeviceInfo | DeviceError:
+    try:
+        handle = _ask_library(f"card {index}", pynvml.nvmlDeviceGetHandleByIndex, index)
+        uuid = _ask_library(f"the UUID of card {index}", pynvml.nvmlDeviceGetUUID, handle)
+        with NvidiaDevice(uuid) as device:
+            return replace(device.info, index=index)
+    except DeviceError as error:
+        return error
+
+
+# --- NVML itself
+
+
+def _init() -> None:
+    """NVML counts: every call needs one of :func:`_shutdown`."""
+    _ask_library("a working NVIDIA driver", pynvml.nvmlInit)
+
+
+def _shutdown() -> None:
+    # Nothing depends on it and the reason is known already: a lost card makes this fail too.
+    try:
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return
+
+
+def _ask_library(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError as error:
+        raise _failure(f"NVML: expected {what}", error) from error
+
+
+def _failure(expectation: str, error: Any) -> DeviceError:
+    """Our error for NVML's: its own words, its number and the cure where one is known."""
+    cure = _CURES.get(error.value)
+    message = f"{expectation}, NVML said {str(error)!r} ({error.value})" + (f"; {cure}" if cure else "")
+    return CardLost(message) if error.value in _LOST else DeviceError(message)
+
+
+def _within(least: int, most: int, value: int | None) -> int | None:
+    """The value where it can be true, else None."""
+    return value if value is not None and least <= value <= most else None

@@ -1,0 +1,32 @@
+import os
+
+import pytest
+from fake_nvml import FakeNvml, preload
+from fake_nvml.build import build_library, compiler
+
+
+@pytest.fixture(scope="session")
+def fake_nvml_library(tmp_path_factory):
+    """The fake libnvidia-ml.so.1, compiled and loaded into this process in place of a driver's."""
+    if compiler() is None:
+        pytest.skip("no C compiler to build the fake NVML library with")
+    library = build_library(tmp_path_factory.mktemp("fake_nvml"))
+    preload(library)
+    return library
+
+
+@pytest.fixture
+def fake_machine(fake_nvml_library, tmp_path, monkeypatch):
+    """A simulated machine without cards, seen by this process and by its children."""
+    with FakeNvml.create(tmp_path / "fake_nvml.state", fake_nvml_library) as fake:
+        for name, value in fake.environment.items():
+            monkeypatch.setitem(os.environ, name, value)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        yield fake
+
+
+@pytest.fixture
+def fake_nvml(fake_machine):
+    """A simulated machine with one card of 8192 MiB, of which the driver keeps 200."""
+    fake_machine.add_card()
+    return fake_machine
