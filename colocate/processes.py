@@ -1,0 +1,315 @@
+"""Who runs on this machine, read from /proc: identities that survive PID reuse, trees, and processes that are ours.
+
+Imports the standard library only, because the supervisor imports it and has to start within some 50 ms.
+Linux only. Knows no GPU and no training.
+"""
+
+import os
+import pwd
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+COOKIE = "COLOCATE_COOKIE"
+
+KILL_WAIT_S = 10.0
+"""How long a process may take to vanish after SIGKILL before it counts as unkillable.
+
+The kernel frees a dying process' memory before it is gone, and the NVIDIA driver tears down its context: seconds, not
+minutes. What takes longer sits in an uninterruptible call (state D).
+"""
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_POLL_S = 0.02
+_PRINTED_COMMAND = 120
+_STATES = {"Z": "zombie", "D": "uninterruptible sleep", "T": "stopped", "t": "traced"}
+
+
+class ProcessId(NamedTuple):
+    """A process and no other that gets its number later; valid until the next boot (see :func:`boot_id`).
+
+    ``start_time`` is in clock ticks since boot, as in field 22 of ``/proc/PID/stat``.
+    """
+
+    pid: int
+    start_time: int
+
+
+class _Stat(NamedTuple):
+    id: ProcessId
+    parent: int
+    state: str
+    name: str
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot: a process identity of another boot means nothing now."""
+    return (_read("/proc/sys/kernel/random/boot_id") or b"").decode().strip()
+
+
+def identify(pid: int) -> ProcessId | None:
+    """The identity of a process by its number, zombies included; None when there is none."""
+    stat = _stat(pid)
+    return stat.id if stat else None
+
+
+def is_alive(process: ProcessId) -> bool:
+    """The very process still runs; a zombie does not."""
+    stat = _stat(process.pid)
+    return stat is not None and stat.id == process and stat.state not in "ZX"
+
+
+def descendants(*pids: int) -> frozenset[ProcessId]:
+    """Everything below these processes now, themselves excluded.
+
+    One pass over /proc is no snapshot: a process whose parent ends meanwhile can be missed once.
+    Ask again, or wait for children, before concluding that nothing is left.
+    """
+    children: dict[int, list[ProcessId]] = {}
+    for stat in _all():
+        children.setdefault(stat.parent, []).append(stat.id)
+    found: set[ProcessId] = set()
+    waiting = list(pids)
+    while waiting:
+        below = [child for child in children.get(waiting.pop(), ()) if child not in found]
+        found.update(below)
+        waiting += [child.pid for child in below]
+    return frozenset(found)
+
+
+def with_cookie(prefix: str) -> list[ProcessId]:
+    """Live processes whose cookie is ``prefix`` or lies below it, in order of start; the caller itself excluded.
+
+    Prefixes end at a slash: ``run/group01`` finds ``run/group01/foreground`` but nothing of ``run/group010``; the
+    empty prefix finds every process that carries a cookie. Only processes of the same user can be read.
+    """
+    return [process for process, value in _with_variable(COOKIE) if _is_below(value, prefix)]
+
+
+def with_variable(name: str, value: str) -> list[ProcessId]:
+    """Live processes that were started with this environment variable at this value; the caller itself excluded."""
+    return [process for process, found in _with_variable(name) if found == value]
+
+
+def cookie_of(pid: int) -> str | None:
+    """The cookie that a process was started with; None without one or when its environment cannot be read."""
+    return _variable(pid, COOKIE)
+
+
+def send(process: ProcessId, signal_number: int) -> bool:
+    """Signal this very process; False when it is gone.
+
+    Raises:
+        PermissionError: it belongs to somebody else.
+    """
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    except OSError:  # no pidfd here (a kernel before 5.3, a container's filter) or no descriptor left
+        return _send_by_number(process, signal_number)
+    try:
+        if identify(process.pid) != process:
+            return False
+        signal.pidfd_send_signal(handle, signal_number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def end(processes: Iterable[ProcessId], grace_s: float) -> list[ProcessId]:
+    """End processes and all below them: SIGTERM, up to ``grace_s`` seconds, SIGKILL; returns those that would not go.
+
+    A process may outlive this in an uninterruptible call, or because it belongs to another user.
+    """
+    targets = set(processes)
+    targets |= descendants(*(process.pid for process in targets if is_alive(process)))
+    alive = _send_to_all(targets, signal.SIGTERM, signal.SIGCONT)
+    alive = _wait_until_gone(alive, grace_s)
+    alive |= descendants(*(process.pid for process in alive))
+    return sorted(_wait_until_gone(_send_to_all(alive, signal.SIGKILL), KILL_WAIT_S))
+
+
+def describe(pid: int) -> str:
+    """A process for a message: ``pid 1234 (python train.py), user alice, started 2025-01-31 12:00:00 UTC``.
+
+    Never raises: what has vanished meanwhile is said to be gone, what cannot be read is left out.
+    """
+    stat = _stat(pid)
+    if stat is None:
+        return f"pid {pid} (gone)"
+    parts = [f"pid {pid} ({_command(pid) or stat.name})", _user(pid), f"started {_started(stat.id)}"]
+    if stat.state in _STATES:
+        parts.append(f"state {stat.state} ({_STATES[stat.state]})")
+    return ", ".join(part for part in parts if part)
+
+
+def ns_pids(pid: int) -> tuple[int, ...] | None:
+    """The numbers of a process in each PID namespace, from that of this /proc inwards; None when they cannot be read.
+
+    On a host, the last one is the number that a process of a container has inside it. Seen from inside, a container's
+    own processes have one number only: the host's numbers cannot be read there.
+    """
+    for line in (_read(f"/proc/{pid}/status") or b"").splitlines():
+        if line.startswith(b"NSpid:"):
+            return tuple(int(number) for number in line.split()[1:])
+    return None
+
+
+def host_oom_kills() -> int | None:
+    """Processes of this process' control group that the kernel has killed for host memory so far.
+
+    None where that cannot be read, e.g. in the root group of cgroup v2. The count is of the whole group: everything
+    else in the same container or job is included, so only a difference over time means something.
+    """
+    for path in _oom_files():
+        for line in (_read(path) or b"").splitlines():
+            if line.startswith(b"oom_kill "):
+                return int(line.split()[1])
+    return None
+
+
+def _read(path: str) -> bytes | None:
+    """A whole file of /proc or of a control group; None when it, or the process, is not there or not ours to read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b""))
+    except OSError:  # the process ended between open and read
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _stat(pid: int) -> _Stat | None:
+    text = _read(f"/proc/{pid}/stat")
+    if not text:
+        return None
+    # The name stands in parentheses and may itself contain them, spaces and newlines: everything counts from the last.
+    name_end = text.rindex(b")")
+    name = text[text.index(b"(") + 1 : name_end].decode(errors="replace")
+    fields = text[name_end + 2 :].split()
+    return _Stat(ProcessId(pid, int(fields[19])), int(fields[1]), fields[0].decode(), name)
+
+
+def _pids() -> Iterator[int]:
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            if entry.name.isdigit():
+                yield int(entry.name)
+
+
+def _all() -> Iterator[_Stat]:
+    return (stat for stat in map(_stat, _pids()) if stat)
+
+
+def _variable(pid: int, name: str) -> str | None:
+    start = name.encode() + b"="
+    for entry in (_read(f"/proc/{pid}/environ") or b"").split(b"\0"):
+        if entry.startswith(start):
+            return os.fsdecode(entry[len(start) :])
+    return None
+
+
+def _with_variable(name: str) -> Iterator[tuple[ProcessId, str]]:
+    for pid in sorted(_pids()):
+        value = None if pid == os.getpid() else _variable(pid, name)
+        process = None if value is None else identify(pid)
+        if value is not None and process is not None:
+            yield process, value
+
+
+def _is_below(cookie: str, prefix: str) -> bool:
+    return not prefix or cookie == prefix or cookie.startswith(prefix.rstrip("/") + "/")
+
+
+def _send_by_number(process: ProcessId, signal_number: int) -> bool:
+    """Without a pidfd a reused number is ruled out but for the microseconds between the check and the signal."""
+    if identify(process.pid) != process:
+        return False
+    try:
+        os.kill(process.pid, signal_number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _send_to_all(processes: Iterable[ProcessId], *signal_numbers: int) -> set[ProcessId]:
+    """Those that are still alive; foreign ones, which may not be signalled, stay among them."""
+    alive = {process for process in processes if is_alive(process)}
+    for process in alive:
+        for number in signal_numbers:
+            try:
+                send(process, number)
+            except PermissionError:
+                break
+    return alive
+
+
+def _wait_until_gone(processes: set[ProcessId], timeout_s: float) -> set[ProcessId]:
+    deadline = time.monotonic() + timeout_s
+    alive = set(filter(is_alive, processes))
+    while alive and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        alive = set(filter(is_alive, alive))
+    return alive
+
+
+def _command(pid: int) -> str:
+    words = (_read(f"/proc/{pid}/cmdline") or b"").rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+    printable = "".join(letter if letter.isprintable() else "?" for letter in words)
+    return printable if len(printable) <= _PRINTED_COMMAND else printable[: _PRINTED_COMMAND - 3] + "..."
+
+
+def _user(pid: int) -> str:
+    for line in (_read(f"/proc/{pid}/status") or b"").splitlines():
+        if line.startswith(b"Uid:"):
+            number = int(line.split()[1])
+            try:
+                return f"user {pwd.getpwuid(number).pw_name}"
+            except KeyError:  # usual in containers
+                return f"user {number}"
+    return ""
+
+
+def _started(process: ProcessId) -> str:
+    for line in (_read("/proc/stat") or b"").splitlines():
+        if line.startswith(b"btime "):
+            started = int(line.split()[1]) + process.start_time / _TICKS_PER_S
+            return datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return "at an unknown time"
+
+
+def _oom_files() -> Iterator[str]:
+    """Where this process' control group counts: memory.oom_control in cgroup v1 (since 4.13), memory.events in v2."""
+    groups = _control_groups()
+    for line in (_read("/proc/self/mountinfo") or b"").decode(errors="replace").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kind = before.split(), after.split()
+        if len(fields) < 5 or len(kind) < 3:
+            continue
+        if kind[0] == "cgroup" and "memory" in kind[2].split(",") and "memory" in groups:
+            yield f"{_group_folder(fields[4], fields[3], groups['memory'])}/memory.oom_control"
+        elif kind[0] == "cgroup2" and "" in groups:
+            yield f"{_group_folder(fields[4], fields[3], groups[''])}/memory.events"
+
+
+def _control_groups() -> dict[str, str]:
+    """This process' path per controller; the key of the one tree of cgroup v2 is empty."""
+    groups: dict[str, str] = {}
+    for line in (_read("/proc/self/cgroup") or b"").decode(errors="replace").splitlines():
+        _, controllers, path = line.split(":", 2)
+        groups.update(dict.fromkeys(controllers.split(","), path))
+    return groups
+
+
+def _group_folder(mount_point: str, mount_root: str, path: str) -> str:
+    """The folder of a group below a mount that may itself show only a part of the tree, as in a container."""
+    inside = path.removeprefix(mount_root) if mount_root != "/" else path
+    return f"{mount_point}/{inside.strip('/')}".rstrip("/")
