@@ -1,0 +1,1 @@
+"""The twelve trainings of the plan, one readable file each; none of them knows the harness that runs them."""
