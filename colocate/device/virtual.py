@@ -1,0 +1,73 @@
+"""The virtual card as a device: reads the state file that emulated trainings write.
+
+What it reports is a prediction: the memory is that of a simulated allocator, and nothing is ever computed on it.
+"""
+
+import os
+from pathlib import Path
+
+from colocate.device import DeviceInfo, DeviceProcess, Memory, Vitals
+from colocate.errors import DeviceError
+from colocate.probe.card import VirtualCard
+
+
+class VirtualDevice:
+    """A `colocate.device.Device` over a virtual card's state file.
+
+    Raises:
+        DeviceError: the state file is missing or no virtual card.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self._card = VirtualCard.open(self.path)
+        except (OSError, ValueError, KeyError) as error:
+            raise self._unreadable(error) from error
+
+    @property
+    def info(self) -> DeviceInfo:
+        """The card's name and size; its basis is always ``predicted``."""
+        return DeviceInfo(
+            kind="virtual",
+            uuid=self._card.uuid,
+            name=self._card.name,
+            total_bytes=self._card.total_bytes,
+            basis="predicted",
+            memory_source="virtual card",
+            accounting=True,
+        )
+
+    def memory(self) -> Memory:
+        """What the baseline and all living processes hold, their contexts included.
+
+        Check by hand: ``python -m json.tool STATE_FILE``.
+        """
+        try:
+            return Memory(self._card.used_bytes(), self._card.total_bytes)
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    def vitals(self) -> Vitals:
+        """Nothing: no card draws power here."""
+        return Vitals()
+
+    def processes(self) -> tuple[DeviceProcess, ...]:
+        """The living processes with memory on the card."""
+        try:
+            return tuple(DeviceProcess(pid, used_bytes) for pid, used_bytes in self._card.processes())
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    def process_peak_bytes(self, pid: int) -> int | None:
+        """The most that a process ever held, also after its end; None for one that never held anything."""
+        try:
+            return self._card.process_max_bytes(pid)
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    def close(self) -> None:
+        """Nothing is open between two readings."""
+
+    def _unreadable(self, error: Exception) -> DeviceError:
+        return DeviceError(f"virtual card {str(self.path)!r}: expected its state file, found {error}")

@@ -1,0 +1,185 @@
+"""The state file of a virtual card, which the processes of a group share.
+
+Every emulated process writes what it holds, and the monitor reads the sum: so two trainings meet the same full card.
+Standard library only; knows no torch. The file is small JSON, replaced as a whole while a lock file beside it is held:
+a process that is killed at any instant leaves a readable state and no lock.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MIB = 1024**2
+
+# What a process holds on a card before its first tensor (CUDA context and kernels loaded on demand). Published
+# figures for PyTorch 2.7 to 2.10 on recent drivers: 256 MiB (RTX 3090; InvokeAI issue 9413), 426 MiB (RTX 6000 Ada;
+# unsloth-zoo PR 1053), "300-400 MB" since CUDA 11.7 loads kernels lazily (PyTorch issues 107667 and 109888); 344 MiB
+# was read on an RTX 3080 beside a freshly started MNIST training (records of the Green-deep-learning study).
+CONTEXT_BYTES = 344 * MIB
+
+
+class CardFull(Exception):
+    """A claim would make all processes together exceed the card."""
+
+    def __init__(self, requested_bytes: int, free_bytes: int) -> None:
+        super().__init__(f"virtual card: expected {requested_bytes} more bytes, found {free_bytes} free")
+        self.requested_bytes = requested_bytes
+        self.free_bytes = free_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one process holds on the card, and the most it ever held. ``started`` tells reused process ids apart."""
+
+    pid: int
+    started: str
+    used_bytes: int
+    max_used_bytes: int
+
+    @property
+    def alive(self) -> bool:
+        """The process still runs: its memory counts."""
+        return _start_of(self.pid) == self.started
+
+
+class VirtualCard:
+    """A card of a stated size; open it by path from as many processes as needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        state = self._state()
+        self.name: str = state["name"]
+        self.uuid: str = state["uuid"]
+        self.total_bytes: int = state["total_bytes"]
+        self.baseline_bytes: int = state["baseline_bytes"]
+        self.context_bytes: int = state["context_bytes"]
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        name: str,
+        total_bytes: int,
+        baseline_bytes: int = 0,
+        context_bytes: int = CONTEXT_BYTES,
+    ) -> "VirtualCard":
+        """A new, empty card.
+
+        Args:
+            path: the state file; an existing one is replaced.
+            name: what programs read as the device's name; a name that contains that of a known GPU also decides the
+                compute capability that they see.
+            total_bytes: memory of the card.
+            baseline_bytes: what the desktop and others hold all the time.
+            context_bytes: what each process holds besides its tensors.
+        """
+        state = {
+            "name": name,
+            "uuid": f"VIRTUAL-{uuid.uuid4()}",
+            "total_bytes": total_bytes,
+            "baseline_bytes": baseline_bytes,
+            "context_bytes": context_bytes,
+            "max_used_bytes": baseline_bytes,
+            "holdings": [],
+        }
+        _replace(Path(path), state)
+        return cls(Path(path))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "VirtualCard":
+        """The card behind a state file.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: the file is no virtual card.
+        """
+        return cls(Path(path))
+
+    @property
+    def free_bytes(self) -> int:
+        """What no process holds now."""
+        return self.total_bytes - self.used_bytes()
+
+    def used_bytes(self) -> int:
+        """What baseline and living processes hold together."""
+        return self.baseline_bytes + sum(holding.used_bytes for holding in self.holdings() if holding.alive)
+
+    def max_used_bytes(self) -> int:
+        """The most that was ever in use at one time: exact, unlike the peak of a sampled trace."""
+        return int(self._state()["max_used_bytes"])
+
+    def processes(self) -> list[tuple[int, int]]:
+        """Living processes with memory on the card: pid and bytes."""
+        return [(one.pid, one.used_bytes) for one in self.holdings() if one.used_bytes and one.alive]
+
+    def process_max_bytes(self, pid: int) -> int | None:
+        """The most that a process ever held, also after its end; None for one that never held anything."""
+        return max((one.max_used_bytes for one in self.holdings() if one.pid == pid), default=None)
+
+    def holdings(self) -> list[Holding]:
+        """Every process that ever held memory, the dead ones included."""
+        return [Holding(*row) for row in self._state()["holdings"]]
+
+    def claim(self, used_bytes: int) -> None:
+        """Say what this process holds from now on, its context included.
+
+        Raises:
+            CardFull: the card has not that much; nothing is changed then.
+        """
+        pid = os.getpid()
+        started = _start_of(pid) or ""
+        with self._locked():
+            state = self._state()
+            holdings = [Holding(*row) for row in state["holdings"]]
+            mine = next((one for one in holdings if (one.pid, one.started) == (pid, started)), None)
+            others = [one for one in holdings if one is not mine]
+            others_bytes = self.baseline_bytes + sum(one.used_bytes for one in others if one.alive)
+            held_bytes = mine.used_bytes if mine else 0
+            if used_bytes > held_bytes and others_bytes + used_bytes > self.total_bytes:
+                raise CardFull(used_bytes - held_bytes, self.total_bytes - others_bytes - held_bytes)
+            highest = max(used_bytes, mine.max_used_bytes if mine else 0)
+            state["holdings"] = [
+                [one.pid, one.started, one.used_bytes, one.max_used_bytes]
+                for one in (*others, Holding(pid, started, used_bytes, highest))
+            ]
+            state["max_used_bytes"] = max(state["max_used_bytes"], others_bytes + used_bytes)
+            _replace(self.path, state)
+
+    def _state(self) -> dict[str, Any]:
+        state = json.loads(self.path.read_bytes())
+        if not isinstance(state, dict) or "holdings" not in state:
+            raise ValueError(f"{self.path}: expected the state of a virtual card, found other JSON")
+        return state
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when the process dies
+            yield
+        finally:
+            os.close(lock)
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in the kernel's clock ticks; None if it has ended, reaped or not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, *rest = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else rest[18]  # field 22 of proc(5); a zombie holds no device memory
+
+
+def _replace(path: Path, state: dict[str, Any]) -> None:
+    """Write aside and rename, so that nobody reads half a file. Callers hold the lock, or own the path alone."""
+    aside = path.with_name(f"{path.name}.new")
+    aside.write_text(json.dumps(state))
+    aside.replace(path)

@@ -1,0 +1,332 @@
+"""The simulated caching allocator: its invariants under any program, and the rules of PyTorch's own."""
+
+from collections.abc import Callable
+from itertools import groupby, pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colocate.probe.allocator import (
+    LARGE_SEGMENT_BYTES,
+    MIB,
+    Block,
+    CachingAllocator,
+    OutOfMemory,
+    Settings,
+    State,
+)
+
+MALLOC, FREE, EMPTY = "malloc", "free", "empty"
+
+sizes = st.one_of(
+    st.integers(1, 4096), st.integers(1, 2 * MIB), st.integers(1, 40 * MIB), st.sampled_from([MIB, MIB + 1, 10 * MIB])
+)
+actions = st.one_of(
+    st.tuples(st.just(MALLOC), sizes),
+    st.tuples(st.just(FREE), st.integers(0, 100)),
+    st.tuples(st.just(EMPTY), st.none()),
+)
+programs = st.lists(actions, max_size=60)
+configurations = st.sampled_from(
+    [
+        Settings(),
+        Settings(expandable_segments=True),
+        Settings(max_split_bytes=24 * MIB),
+        Settings(roundup_power2_divisions=4),
+        Settings(large_segment_bytes=40 * MIB),
+    ]
+)
+quickly = settings(deadline=None, max_examples=60)
+
+
+class Card:
+    """A backing of a stated size that keeps its own books."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes, self.taken_bytes = total_bytes, 0
+
+    def obtain(self, num_bytes: int) -> bool:
+        if self.taken_bytes + num_bytes > self.total_bytes:
+            return False
+        self.taken_bytes += num_bytes
+        return True
+
+    def give_back(self, num_bytes: int) -> None:
+        self.taken_bytes -= num_bytes
+
+
+def run(
+    allocator: CachingAllocator,
+    program: list[tuple[str, int]],
+    check: Callable[[list[Block]], None] = lambda live: None,
+) -> tuple[list[Block], list[bool]]:
+    """The blocks that are left, and which requests were served."""
+    live: list[Block] = []
+    served = []
+    for action, number in program:
+        if action == MALLOC:
+            try:
+                live.append(allocator.malloc(number))
+                served.append(True)
+            except OutOfMemory:
+                served.append(False)
+        elif action == FREE and live:
+            allocator.free(live.pop(number % len(live)))
+        elif action == EMPTY:
+            allocator.empty_cache()
+        check(live)
+    return live, served
+
+
+@quickly
+@given(programs, configurations)
+def test_blocks_tile_their_segments_and_never_overlap(program, configuration):
+    allocator = CachingAllocator(settings=configuration)
+
+    def check(live):
+        blocks = list(allocator.blocks())
+        in_use = [block for block in blocks if block.state is State.USED]
+        assert sorted(map(id, in_use)) == sorted(map(id, live))
+        for earlier, later in pairwise(sorted(blocks, key=lambda block: block.start)):
+            assert earlier.end <= later.start
+            if earlier.following is later:
+                assert earlier.end == later.start
+                assert later.preceding is earlier
+
+    run(allocator, program, check)
+
+
+@quickly
+@given(programs, configurations)
+def test_bytes_balance_after_every_action(program, configuration):
+    card = Card(200 * MIB)
+    allocator = CachingAllocator(card, configuration)
+
+    def check(live):
+        mapped = sum(block.size for block in allocator.blocks() if block.state is not State.UNMAPPED)
+        assert allocator.allocated.current == sum(block.size for block in live)
+        assert allocator.requested.current == sum(block.requested_bytes for block in live)
+        assert allocator.reserved.current == mapped == card.taken_bytes
+        assert allocator.requested.current <= allocator.allocated.current <= allocator.reserved.current
+        for level in (allocator.allocated, allocator.reserved, allocator.requested):
+            assert 0 <= level.current <= level.peak <= level.highest
+
+    run(allocator, program, check)
+
+
+@quickly
+@given(programs, configurations)
+def test_free_neighbours_are_merged(program, configuration):
+    allocator = CachingAllocator(settings=configuration)
+
+    def check(live):
+        for block in allocator.blocks():
+            if block.following is not None and block.state is not State.USED:
+                assert block.following.state is not block.state
+
+    run(allocator, program, check)
+
+
+@quickly
+@given(programs, configurations)
+def test_everything_freed_and_emptied_leaves_nothing(program, configuration):
+    card = Card(400 * MIB)
+    allocator = CachingAllocator(card, configuration)
+    live, _ = run(allocator, program)
+    for block in live:
+        allocator.free(block)
+
+    allocator.empty_cache()
+
+    assert allocator.allocated.current == 0
+    assert allocator.requested.current == 0
+    assert allocator.reserved.current == card.taken_bytes == 0
+
+
+@quickly
+@given(programs, configurations, st.integers(1, 400))
+def test_a_larger_card_serves_the_first_refused_request_at_the_same_place_or_later(program, configuration, mebibytes):
+    """Until the first refusal; afterwards the two programs hold different blocks."""
+
+    def first_refusal(total_bytes):
+        _, served = run(CachingAllocator(Card(total_bytes), configuration), program)
+        return served.index(False) if False in served else len(served)
+
+    assert first_refusal(mebibytes * MIB) <= first_refusal(4096 * MIB)
+
+
+@quickly
+@given(programs, configurations)
+def test_the_reserved_peak_is_a_card_size_that_suffices(program, configuration):
+    generous = CachingAllocator(Card(1 << 50), configuration)
+    _, served = run(generous, program)
+
+    exact = CachingAllocator(Card(generous.reserved.highest), configuration)
+
+    assert run(exact, program)[1] == served
+    assert exact.num_alloc_retries == exact.num_ooms == 0
+
+
+@quickly
+@given(st.integers(1, 1 << 33), st.sampled_from([0, 1, 2, 4, 8]))
+def test_rounding_never_shrinks_and_is_stable(num_bytes, divisions):
+    configuration = Settings(roundup_power2_divisions=divisions)
+
+    rounded = configuration.rounded(num_bytes)
+
+    assert rounded >= num_bytes
+    assert rounded % 512 == 0
+    assert configuration.rounded(rounded) == rounded
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "reserved_bytes"),
+    [
+        (1, 2 * MIB),
+        (MIB, 2 * MIB),
+        (MIB + 1, 20 * MIB),
+        (10 * MIB - 512, 20 * MIB),
+        (10 * MIB, 10 * MIB),
+        (11 * MIB, 12 * MIB),
+        (23 * MIB + 1, 24 * MIB),
+    ],
+)
+def test_a_first_request_reserves_the_segment_of_its_class(num_bytes, reserved_bytes):
+    allocator = CachingAllocator()
+
+    allocator.malloc(num_bytes)
+
+    assert allocator.reserved.current == reserved_bytes
+
+
+def test_a_request_is_rounded_to_512_bytes():
+    allocator = CachingAllocator()
+
+    allocator.malloc(1)
+    allocator.malloc(513)
+
+    assert allocator.allocated.current == 512 + 1024
+    assert allocator.requested.current == 514
+
+
+def test_a_large_block_is_split_only_if_more_than_a_mebibyte_remains():
+    allocator = CachingAllocator()
+
+    whole = allocator.malloc(11 * MIB)
+    allocator.free(whole)
+    almost = allocator.malloc(11 * MIB)
+
+    assert almost.size == 12 * MIB, "the rest of exactly one MiB stays with the block"
+
+
+def test_the_smallest_cached_block_that_fits_is_taken():
+    allocator = CachingAllocator()
+    large, small = allocator.malloc(40 * MIB), allocator.malloc(30 * MIB)
+    allocator.free(large)
+    allocator.free(small)
+
+    assert allocator.malloc(29 * MIB).start == small.start
+
+
+def test_a_full_card_is_retried_without_the_cache_before_it_counts_as_out_of_memory():
+    allocator = CachingAllocator(Card(60 * MIB))
+    allocator.free(allocator.malloc(40 * MIB))
+
+    allocator.malloc(50 * MIB)
+
+    assert (allocator.num_alloc_retries, allocator.num_ooms) == (1, 0)
+    assert allocator.reserved.current == 50 * MIB
+
+
+def test_out_of_memory_is_counted_and_leaves_the_allocator_usable():
+    allocator = CachingAllocator(Card(60 * MIB))
+    kept = allocator.malloc(40 * MIB)
+
+    with pytest.raises(OutOfMemory, match="found none"):
+        allocator.malloc(40 * MIB)
+    allocator.free(kept)
+    allocator.malloc(60 * MIB)
+
+    assert allocator.num_ooms == 1
+    assert allocator.num_alloc_retries == 2
+
+
+def test_the_limit_of_a_process_counts_like_a_full_card():
+    allocator = CachingAllocator()
+    allocator.limit_bytes = 30 * MIB
+
+    with pytest.raises(OutOfMemory):
+        allocator.malloc(31 * MIB)
+
+
+def test_a_reset_of_the_peaks_does_not_touch_the_lifetime_maximum():
+    """Fault F7 of the prototype: a program that resets its peak statistics hid its own maximum."""
+    allocator = CachingAllocator()
+    allocator.free(allocator.malloc(100 * MIB))
+
+    allocator.reset_peaks()
+
+    assert allocator.allocated.peak == 0
+    assert allocator.allocated.highest == 100 * MIB
+    assert allocator.reserved.peak == allocator.reserved.highest == 100 * MIB
+
+
+def test_expandable_segments_grow_by_pages_and_do_not_fragment():
+    native, expandable = CachingAllocator(), CachingAllocator(settings=Settings(expandable_segments=True))
+    for allocator in (native, expandable):
+        block = allocator.malloc(50 * MIB)
+        allocator.free(block)
+        allocator.malloc(70 * MIB)
+
+    assert native.reserved.current == 120 * MIB
+    assert expandable.reserved.current == 80 * MIB
+
+
+def test_expandable_segments_prefer_a_hole_to_the_end_that_can_grow():
+    """Fault F3 of the prototype: the end of the segment was used up although a hole of the right kind was there."""
+    allocator = CachingAllocator(settings=Settings(expandable_segments=True))
+    blocks = [allocator.malloc(size * MIB) for size in (30, 2, 40)]
+    allocator.free(blocks[0])
+    tail = next(block for block in allocator.blocks() if block.start == blocks[2].end)
+    assert tail.state is State.FREE
+    assert 5 * MIB <= tail.size < 30 * MIB, "the end is the better fit by its present size"
+
+    assert allocator.malloc(5 * MIB).start == blocks[0].start
+
+
+def test_emptying_the_cache_unmaps_pages_in_the_middle_of_an_expandable_segment():
+    allocator = CachingAllocator(settings=Settings(expandable_segments=True))
+    blocks = [allocator.malloc(30 * MIB) for _ in range(3)]
+    allocator.free(blocks[1])
+
+    allocator.empty_cache()
+
+    states = [state for state, _ in groupby(allocator.blocks(), key=lambda block: block.state)]
+    assert State.UNMAPPED in states[1:-1]
+    assert allocator.reserved.current == 100 * MIB - LARGE_SEGMENT_BYTES
+
+
+def test_blocks_above_the_split_limit_are_kept_for_large_requests():
+    allocator = CachingAllocator(settings=Settings(max_split_bytes=32 * MIB))
+    allocator.free(allocator.malloc(64 * MIB))
+
+    allocator.malloc(5 * MIB)
+    assert allocator.reserved.current == 84 * MIB, "a small request does not break the large block"
+
+    allocator.malloc(50 * MIB)
+    assert allocator.reserved.current == 84 * MIB, "one of nearly its size takes it"
+
+
+def test_options_are_read_and_unknown_ones_become_notes():
+    configuration, notes = Settings.parse(
+        "expandable_segments:True, max_split_size_mb:128,garbage_collection_threshold:0.8"
+    )
+
+    assert configuration == Settings(expandable_segments=True, max_split_bytes=128 * MIB)
+    assert notes == ["allocator option not simulated: 'garbage_collection_threshold:0.8'"]
+
+
+def test_power_of_two_divisions_round_as_documented():
+    """The example of PyTorch's notes: 1200 with 4 divisions becomes 1280."""
+    assert Settings(roundup_power2_divisions=4).rounded(1200 * MIB) == 1280 * MIB
