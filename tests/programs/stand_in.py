@@ -3,8 +3,8 @@
 
 It takes memory on a card, makes steps through the phases train, evaluate and save, writes the events of the contract
 to ``COLOCATE_EVENTS`` and, when asked, a probe record into ``COLOCATE_PROBE``. The card is, in this order: the virtual
-card of ``COLOCATE_VIRTUAL_CARD``, the simulated NVIDIA card of ``FAKE_NVML_STATE`` that ``CUDA_VISIBLE_DEVICES`` selects
-(the first one without it), or none: then it only runs.
+card of ``COLOCATE_VIRTUAL_CARD``, the simulated NVIDIA card of ``FAKE_NVML_STATE`` that ``CUDA_VISIBLE_DEVICES``
+selects (the first one without it), or none: then it only runs.
 
 Every way to misbehave is an option; ``--help`` lists them. Steps are counted over the whole run, from 1. A safety net
 ends every process that this program starts after ``--longest-life-s``, so that a failed test leaves nothing behind.
@@ -72,9 +72,9 @@ class OutOfMemoryError(RuntimeError):
         super().__init__(
             f"CUDA out of memory. Tried to allocate {size(requested_bytes)}. GPU 0 has a total capacity of "
             f"{size(total_bytes)} of which {size(free_bytes)} is free. Including non-PyTorch memory, this process has "
-            f"{size(held_bytes)} memory in use. Of the allocated memory {size(held_bytes)} is allocated by PyTorch, and "
-            "0 bytes is reserved by PyTorch but unallocated. If reserved but unallocated memory is large try setting "
-            "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See documentation for Memory "
+            f"{size(held_bytes)} memory in use. Of the allocated memory {size(held_bytes)} is allocated by PyTorch, "
+            "and 0 bytes is reserved by PyTorch but unallocated. If reserved but unallocated memory is large try "
+            "setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See documentation for Memory "
             "Management  (https://docs.pytorch.org/docs/stable/notes/cuda.html"
             "#optimizing-memory-usage-with-pytorch-cuda-alloc-conf)"
         )

@@ -1,0 +1,88 @@
+"""The files that a monitor's readings are kept in: ``trace.csv`` and the three of the energy folder.
+
+Knows the formats, neither cards nor run directories. What is unknown is an empty field, never 0.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from colocate.device import Vitals
+from colocate.evidence import Sample, Trace
+
+VitalsReading = tuple[float, float, Vitals]
+"""Seconds since the monitor's start, Unix time, values."""
+
+Field = Callable[[Vitals], float | None]
+
+_VITALS_FILES: dict[str, dict[str, Field]] = {
+    "gpu_power.csv": {"power_draw_w": lambda vitals: None if vitals.power_mw is None else vitals.power_mw / 1000},
+    "gpu_temperature.csv": {
+        "gpu_temp_c": lambda vitals: vitals.temperature_c,
+        "memory_temp_c": lambda vitals: vitals.memory_temperature_c,
+    },
+    "gpu_utilization.csv": {
+        "gpu_util_percent": lambda vitals: vitals.utilization_percent,
+        "memory_util_percent": lambda vitals: vitals.memory_utilization_percent,
+    },
+}
+
+
+class StoredTrace(NamedTuple):
+    """The samples of a trace file, and the line that could not be read at its end (None when there was none)."""
+
+    samples: tuple[Sample, ...]
+    torn: str | None
+
+
+def write_trace(path: Path, trace: Trace) -> None:
+    """Writes all samples as ``elapsed_s,used_bytes``, in one step: a reader sees the old file or the whole new one."""
+    rows = ((f"{sample.elapsed_s:.6f}", sample.used_bytes) for sample in trace.samples)
+    _write(path, ["elapsed_s", "used_bytes"], rows)
+
+
+def read_trace(path: Path) -> StoredTrace:
+    """Reads a file of :func:`write_trace`. A torn last line, left by a crash or a full disk, is dropped and told.
+
+    Raises:
+        ValueError: the file is no trace, or a line before its last is damaged. Names the line.
+    """
+    header, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    if header.strip() != "elapsed_s,used_bytes":
+        raise ValueError(f"{path}: expected the columns elapsed_s,used_bytes, got {header!r}")
+    # A whole file ends with a line end, so its last piece is empty; a last line without one may lack digits.
+    *whole, rest = lines or [""]
+    samples = [_sample(path, number, line) for number, line in enumerate(whole, start=2)]
+    return StoredTrace(tuple(samples), rest or None)
+
+
+def write_vitals(folder: Path, vitals: Sequence[VitalsReading]) -> None:
+    """Writes ``gpu_power.csv``, ``gpu_temperature.csv`` and ``gpu_utilization.csv``; ``timestamp`` is Unix seconds."""
+    for name, fields in _VITALS_FILES.items():
+        rows = ([f"{unix:.3f}", *(_text(field(values)) for field in fields.values())] for _, unix, values in vitals)
+        _write(folder / name, ["timestamp", *fields], rows)
+
+
+def _sample(path: Path, number: int, line: str) -> Sample:
+    elapsed_s, _, used_bytes = line.partition(",")
+    try:
+        return Sample(float(elapsed_s), int(used_bytes))
+    except ValueError as error:
+        raise ValueError(f"{path}: line {number}: expected elapsed_s,used_bytes, got {line!r}") from error
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _write(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text.getvalue(), encoding="utf-8")
+    aside.replace(path)

@@ -1,0 +1,121 @@
+"""Stand-ins for a card in tests that are not about reading one: a scripted card, and one that replays a trace."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from colocate.device import DeviceInfo, DeviceProcess, Memory, Vitals
+from colocate.errors import DeviceError
+from colocate.evidence import Sample
+
+MIB = 1024**2
+
+Scripted = int | BaseException | Callable[[], int]
+
+
+class FakeDevice:
+    """A card whose readings are scripted; the last entry of a script holds for ever.
+
+    Args:
+        memory: Bytes in use, one after the other: a number, an exception to raise, or something to call.
+        vitals: One reading of the vitals for ever, or an exception.
+        processes: One list of processes for ever, None for a driver that does not tell, or an exception.
+        peaks: The driver's accounting, by pid.
+    """
+
+    def __init__(
+        self,
+        memory: Iterable[Scripted] = (0,),
+        *,
+        total_bytes: int = 8192 * MIB,
+        uuid: str = "GPU-fake",
+        vitals: Vitals | BaseException | None = None,
+        processes: Iterable[DeviceProcess] | BaseException | None = (),
+        peaks: dict[int, int] | None = None,
+    ) -> None:
+        self.info = DeviceInfo(
+            "nvidia", uuid, "Fake card (simulated)", total_bytes, "measured", "scripted", "simulated"
+        )
+        self.reads = 0
+        self.process_reads = 0
+        self.closed = False
+        self._script = list(memory)
+        self._vitals = vitals or Vitals(power_mw=50_000, temperature_c=40, energy_mj=1000)
+        self._processes = processes
+        self._peaks = peaks or {}
+
+    def memory(self) -> Memory:
+        self._expect_open()
+        step = self._script[min(self.reads, len(self._script) - 1)]
+        self.reads += 1
+        used_bytes = _said(step() if callable(step) else step)
+        return Memory(used_bytes, self.info.total_bytes, None)
+
+    def vitals(self) -> Vitals:
+        self._expect_open()
+        return _said(self._vitals)
+
+    def processes(self) -> tuple[DeviceProcess, ...] | None:
+        self._expect_open()
+        self.process_reads += 1
+        found = _said(self._processes)
+        return None if found is None else tuple(found)
+
+    def process_peak_bytes(self, pid: int) -> int | None:
+        self._expect_open()
+        return self._peaks.get(pid)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _expect_open(self) -> None:
+        if self.closed:
+            raise DeviceError(f"{self.info.uuid}: expected an open device, found it closed")
+
+
+class ReplayDevice(FakeDevice):
+    """A card that shows again what a recorded trace saw, in its own time from the first reading on.
+
+    Args:
+        samples: The recorded trace.
+        speed: How many recorded seconds pass in one.
+        clock: Seconds; another clock makes the replay independent of real time.
+    """
+
+    def __init__(
+        self,
+        samples: Iterable[Sample],
+        *,
+        speed: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        **more: object,
+    ) -> None:
+        super().__init__([self._replayed], **more)
+        self._samples = sorted(samples)
+        self._speed, self._clock = speed, clock
+        self._started_s: float | None = None
+
+    def _replayed(self) -> int:
+        if self._started_s is None:
+            self._started_s = self._clock()
+        elapsed_s = (self._clock() - self._started_s) * self._speed + self._samples[0].elapsed_s
+        return [sample.used_bytes for sample in self._samples if sample.elapsed_s <= elapsed_s][-1]
+
+
+class Blocking:
+    """A reading that does not come back until it is released: ``FakeDevice([1, blocking, 2])``."""
+
+    def __init__(self, value: int = 0) -> None:
+        self.entered, self.released = threading.Event(), threading.Event()
+        self.value = value
+
+    def __call__(self) -> int:
+        self.entered.set()
+        self.released.wait(30)
+        return self.value
+
+
+def _said(value):
+    if isinstance(value, BaseException):
+        raise value
+    return value
