@@ -1,0 +1,572 @@
+"""Settings become a `Plan` of `Group`s of `Training`s; all validation of plans is here.
+
+The file format is the study's, with a few keys of ours. Starts nothing and knows no GPU.
+``python -m colocate.plan --write-schemas`` writes the JSON Schemas of the settings files.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from fractions import Fraction
+from functools import cached_property
+from math import floor
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from colocate.catalog import (
+    READY_TIMEOUT_S,
+    Catalog,
+    CatalogFile,
+    Metric,
+    Pattern,
+    Training,
+    Words,
+    default_catalog,
+    filled,
+    load_catalog,
+    script_of,
+    what_is_missing,
+)
+from colocate.errors import PlanError
+from colocate.settings import (
+    FREE_TEXT,
+    Environment,
+    Mistakes,
+    Name,
+    Place,
+    Settings,
+    Size,
+    display_name,
+    matching,
+    one_of,
+    read_json,
+    shown,
+    size_text,
+    suggestion,
+    validated,
+)
+from colocate.units import MIB
+
+__all__ = ["Group", "Limits", "Plan", "Training", "load_plan", "write_schemas"]
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+# What -k reads as an operator, and the marks of pytest and of this project: a tier becomes a mark.
+_RESERVED = (
+    *("and", "or", "not", "true", "false", "none", "slow", "gpu"),
+    *("skip", "skipif", "xfail", "parametrize", "usefixtures", "filterwarnings"),
+)
+_ID = r"[a-z][a-z0-9_-]{0,99}"
+
+MODES = ("parallel", "default")
+_MUTATION = (
+    'the study\'s mode mutation draws new hyperparameters for every run; write "mode": "default" and the'
+    " hyperparameters to use"
+)
+
+
+def _not_reserved(value: str) -> str:
+    if value in _RESERVED:
+        raise ValueError(f"expected a word that pytest does not use itself, got {value!r}")
+    return value
+
+
+Identifier = Annotated[
+    str,
+    AfterValidator(
+        matching(_ID, "lower-case letters, digits, '_' and '-' that begin with a letter, such as 'group01'")
+    ),
+    AfterValidator(_not_reserved),
+    Field(json_schema_extra={"pattern": f"^{_ID}$"}),
+]
+
+
+def _mode_among(*modes: str) -> tuple[AfterValidator, Field]:  # type: ignore[valid-type]
+    def check(value: str) -> str:
+        if value == "mutation":
+            raise ValueError(f"{one_of(modes)}, got 'mutation'; {_MUTATION}")
+        if value not in modes:
+            raise ValueError(f"{one_of(modes)}, got {shown(value)}{suggestion(value, modes)}")
+        return value
+
+    return AfterValidator(check), Field(json_schema_extra={"enum": [*modes, None]})
+
+
+class Limits(Settings):
+    """What the plan allows and demands of every group. Sizes are bytes, times seconds."""
+
+    ignored_keys: ClassVar = FREE_TEXT
+    card_bytes: Size = Field(
+        default=8192 * MIB, alias="card", gt=0, description="memory of the card that is planned for"
+    )
+    peak_bytes: Size = Field(default=7500 * MIB, alias="peak", gt=0, description="the card's use must stay below this")
+    success_rate: float = Field(default=0.95, ge=0, le=1, description="share of the groups that must be feasible")
+    overlap: float = Field(
+        default=0.8, ge=0, le=1, description="share of the foreground's time with a training beside it"
+    )
+    settle_s: float = Field(default=60.0, gt=0, description="time for the card to return to its baseline")
+    stall_s: float = Field(default=300.0, gt=0, description="time without any sign of progress that ends a training")
+    epoch_timeout_s: float = Field(default=7200.0, gt=0, description="time after which a foreground is ended anyway")
+    longest_gap_s: float = Field(default=2.0, gt=0, description="longest time without a reading of the card's memory")
+
+
+class Tier(Settings):
+    """A class of groups by the memory they are expected to need."""
+
+    ignored_keys: ClassVar = FREE_TEXT
+    expected_success: float = Field(ge=0, le=1)
+
+
+def _tier_of_number(value: Any) -> Any:
+    return value if isinstance(value, dict | Tier) else {"expected_success": value}
+
+
+_RATE: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": 1}
+_TIER_SCHEMA = {"anyOf": [_RATE, {"type": "object", "properties": {"expected_success": _RATE}}]}
+_TIERS = {"ultra-low": 1.0, "low": 1.0, "medium": 0.95, "high": 0.8}  # as in the study's design of the twelve groups
+
+
+class Member(Settings):
+    """One training of a group: a repo and a model of the catalog, or a command of one's own."""
+
+    ignored_keys: ClassVar = FREE_TEXT
+    repo: str | None = None
+    model: str | None = None
+    mode: Annotated[str | None, *_mode_among("default")] = None
+    hyperparameters: dict[str, Annotated[Any, WithJsonSchema({"type": ["number", "string"]})]] = Field(default={})
+    mutate: Any = Field(default=None, description="the study's; ignored where mode is default")
+    runs_per_config: int | None = Field(default=None, ge=1, le=1000)
+    command: Words | None = Field(
+        default=None, description="program and arguments; {python}: the harness's interpreter"
+    )
+    name: Name | None = Field(default=None, description="default: the name of the script or program")
+    cwd: str | None = Field(default=None, description="where the command starts, relative to the plan's folder")
+    env: Environment = Field(default={}, description="added to the environment")
+    uses_gpu: bool = True
+    repeat_args: list[str] = Field(default=[], description="added to a background, so that it repeats its epochs")
+    rehearsal_args: list[str] = Field(default=[], description="added on the virtual card")
+    ready_timeout_s: float = Field(default=READY_TIMEOUT_S, gt=0)
+    ready_pattern: Pattern | None = None
+    progress_pattern: Pattern | None = None
+    metric_patterns: dict[str, Metric] = Field(default={})
+
+
+_OF_COMMANDS = (
+    *("command", "name", "cwd", "env", "uses_gpu", "repeat_args", "rehearsal_args"),
+    *("ready_timeout_s", "ready_pattern", "progress_pattern", "metric_patterns"),
+)
+_STUDY_ENTRY = frozenset({"experiment_id", "experiment_type", "expected_performance"})
+
+
+class Entry(Member):
+    """One group: the two trainings of mode parallel, or the one training of mode default in the entry itself."""
+
+    ignored_keys: ClassVar = FREE_TEXT - {"note"} | _STUDY_ENTRY
+    mode: Annotated[str | None, *_mode_among(*MODES)] = None
+    foreground: Member | None = None
+    background: Member | None = None
+    id: Identifier | None = Field(default=None, description="default: group01, group02 ... by position")
+    tier: Identifier | None = None
+    expected_bytes: Size | None = Field(default=None, alias="expected_memory", description="for the report, no limit")
+    risk: str | None = Field(default=None, max_length=200)
+    limit_bytes: Size | None = Field(default=None, alias="limit", gt=0, description="instead of the plan's peak")
+    expected_minutes: float | None = Field(
+        default=None, gt=0, description="an estimate; the longest group starts first"
+    )
+    note: str | None = None
+
+
+_STUDY_PLAN = """
+use_deduplication historical_csvs cleanup_gpu_memory cleanup_between_experiments created creation_date updated purpose
+estimated_experiments estimated_duration_hours estimated_duration_minutes estimated_time target_completion
+target_experiments target_runtime_hours expected_experiments expected_completion expected_results completion_status
+execution_summary merge_info session_name base_results_dir validation_criteria rationale deduplication
+"""
+
+
+class PlanFile(Settings):
+    """A plan: the groups of trainings that are to share one card, and what is demanded of them."""
+
+    ignored_keys: ClassVar = FREE_TEXT - {"description"} | frozenset(_STUDY_PLAN.split())
+    schema_: str | None = Field(default=None, alias="$schema")
+    experiment_name: str = "unnamed"
+    description: str = ""
+    governor: Literal["performance", "powersave", "ondemand", "conservative", "schedutil"] | None = None
+    runs_per_config: int = Field(default=1, ge=1, le=1000)
+    max_retries: int = Field(default=2, ge=0, le=100)
+    mode: Annotated[str | None, *_mode_among(*MODES, "mixed")] = None
+    catalog: str | None = Field(default=None, description="the models catalog, relative to this file's folder")
+    limits: Limits = Field(default=Limits())
+    tiers: dict[Identifier, Annotated[Tier, BeforeValidator(_tier_of_number), WithJsonSchema(_TIER_SCHEMA)]] = Field(
+        default={name: Tier(expected_success=rate) for name, rate in _TIERS.items()}
+    )
+    experiments: list[Entry] = Field(min_length=1)
+
+
+# --- what the rest of colocate works with ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trainings that are to share one card in one case; ``background`` is None for a training alone.
+
+    ``limits`` are the plan's, with the group's own peak where it has one. ``content_hash`` changes whenever something
+    changes that decides how the group runs: commands, hyperparameters, environment, limits.
+    """
+
+    id: str
+    number: int
+    foreground: Training
+    background: Training | None
+    limits: Limits
+    tier: str | None = None
+    expected_bytes: int | None = None
+    risk: str | None = None
+    note: str = ""
+    runs: int = 1
+    expected_minutes: float | None = None
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """Foreground first, then the background if there is one."""
+        return (self.foreground,) if self.background is None else (self.foreground, self.background)
+
+    @property
+    def missing(self) -> str | None:
+        """Why the group cannot be run yet, or None."""
+        reasons = dict.fromkeys(training.missing for training in self.trainings if training.missing)
+        return "; ".join(reasons) or None
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over what decides the group's run, as hexadecimal digits."""
+        trainings = [asdict(training) | {"missing": None} for training in self.trainings]
+        limits = self.limits.model_dump(exclude={"success_rate"})
+        return _sha256({"trainings": trainings, "limits": limits})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One validated settings file: an ordered list of groups and what is demanded of them.
+
+    ``tiers`` maps each tier to the share of its groups that is expected to be feasible.
+    """
+
+    name: str
+    path: Path
+    groups: tuple[Group, ...]
+    limits: Limits
+    tiers: Mapping[str, float]
+    description: str = ""
+    governor: str | None = None
+    max_retries: int = 2
+    catalog: Path | None = None
+    source: PlanFile | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of the groups, in the plan's order."""
+        return tuple(group.id for group in self.groups)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over the hashes of the groups and the plan's own demands."""
+        groups = {group.id: [group.content_hash, group.runs] for group in self.groups}
+        return _sha256({"groups": groups, "success_rate": self.limits.success_rate, "retries": self.max_retries})
+
+    def needed(self, num_groups: int) -> int:
+        """How many of so many groups must be feasible: the rate times the groups, rounded down.
+
+        The plan's owner writes "95 % (11/12)", and 0.95 x 12 is 11.4. Reckoned in decimals: 0.95 x 20 is 19.
+        """
+        return floor(Fraction(Decimal(repr(self.limits.success_rate))) * num_groups)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as a settings file that loads as the same plan from the same folder; every group has its id."""
+        assert self.source is not None, "only a loaded plan can be written"
+        document = self.source.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        for entry, group in zip(document["experiments"], self.groups, strict=True):
+            entry["id"] = group.id
+        return document
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+# --- from one to the other -------------------------------------------------------------------------------------------
+
+
+def load_plan(path: Path | str, catalog: Path | str | Catalog | None = None, *, epochs: int | None = None) -> Plan:
+    """The plan in a file.
+
+    Without a ``catalog`` the one that the plan names is used, else `default_catalog`. ``epochs`` replaces the number of
+    epochs of every training that has such a hyperparameter.
+
+    Raises:
+        PlanError: the file cannot be read or contains mistakes; all of them, one per line.
+    """
+    if epochs is not None and epochs < 1:
+        raise PlanError(f"epochs: expected at least 1, got {epochs}")
+    path = Path(path)
+    mistakes = Mistakes(display_name(path))
+    document = read_json(path, mistakes)
+    file = validated(PlanFile, document, (), mistakes)
+    draft = _Draft(document if isinstance(document, dict) else {}, path, mistakes, catalog, epochs)
+    groups = tuple(draft.groups())
+    mistakes.raise_if_any()
+    assert file is not None
+    return Plan(
+        name=_safe(file.experiment_name, "unnamed"),
+        path=path,
+        groups=groups,
+        limits=file.limits,
+        tiers={name: tier.expected_success for name, tier in file.tiers.items()},
+        description=file.description,
+        governor=file.governor,
+        max_retries=file.max_retries,
+        catalog=draft.catalog.path if draft.catalog else None,
+        source=file,
+    )
+
+
+def _safe(name: str, otherwise: str) -> str:
+    """A name that may be the name of a folder: the results lie in one that bears it."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._-")[:100] or otherwise
+
+
+class _Draft:
+    """The groups of a document that may still be full of mistakes.
+
+    Every part is read for itself, so that a mistake in one does not hide those in the others.
+    """
+
+    def __init__(
+        self,
+        document: Mapping[str, Any],
+        path: Path,
+        mistakes: Mistakes,
+        catalog: Path | str | Catalog | None,
+        epochs: int | None,
+    ) -> None:
+        self.document = document
+        self.path = path
+        self.folder = Path(os.path.normpath(Path.cwd() / path.parent))
+        self.mistakes = mistakes
+        self.epochs = epochs
+        self.limits = validated(Limits, document.get("limits", {}), (), None)
+        self.catalog = catalog if isinstance(catalog, Catalog) else None
+        self._given = None if isinstance(catalog, Catalog) else catalog
+        self._tried = False
+
+    def groups(self) -> Iterator[Group]:
+        """Every group that is sound; the mistakes of the others are noted."""
+        self._check_limits()
+        entries = self.document.get("experiments")
+        entries = entries if isinstance(entries, list) else []
+        ids = self._ids(entries)
+        for index, raw in enumerate(entries):
+            if isinstance(raw, dict):
+                group = self._group(index, raw, ids[index])
+                if group is not None:
+                    yield group
+
+    def _check_limits(self) -> None:
+        limits = self.limits
+        if limits is not None and limits.peak_bytes > limits.card_bytes:
+            self._too_much(limits.peak_bytes, ("limits", "peak"))
+
+    def _too_much(self, num_bytes: int, place: Place) -> None:
+        assert self.limits is not None
+        card = size_text(self.limits.card_bytes)
+        self.mistakes.add(place, f"expected at most the card's {card}, got {size_text(num_bytes)!r}")
+
+    def _ids(self, entries: list[Any]) -> list[str]:
+        width = max(2, len(str(len(entries))))
+        ids = [
+            raw["id"] if isinstance(raw, dict) and isinstance(raw.get("id"), str) else f"group{number:0{width}}"
+            for number, raw in enumerate(entries, start=1)
+        ]
+        for index, identifier in enumerate(ids):
+            first = ids.index(identifier)
+            if first != index:
+                found = f"{identifier!r} is that of $.experiments[{first}]"
+                self.mistakes.add(("experiments", index, "id"), f"expected an id of its own, {found}")
+        return ids
+
+    def _group(self, index: int, raw: dict[str, Any], identifier: str) -> Group | None:
+        place: Place = ("experiments", index)
+        mode = self._mode(raw, place)
+        foreground, background = self._members(mode, raw, place) if mode else (None, None)
+        entry = validated(Entry, raw, place, None)
+        if entry is None or self.limits is None:
+            return None
+        self._check_entry(entry, place)
+        if foreground is None:
+            return None
+        return Group(
+            id=identifier,
+            number=index + 1,
+            foreground=foreground,
+            background=background,
+            limits=self.limits.model_copy(update={"peak_bytes": entry.limit_bytes} if entry.limit_bytes else {}),
+            tier=entry.tier,
+            expected_bytes=entry.expected_bytes,
+            risk=entry.risk,
+            note=entry.note or "",
+            runs=self._runs(entry),
+            expected_minutes=entry.expected_minutes,
+        )
+
+    def _mode(self, raw: dict[str, Any], place: Place) -> str | None:
+        """The mode of an entry, or None where it has none that we know; wrong words are noted by the types."""
+        mode = raw.get("mode") or self.document.get("mode")
+        if mode in MODES:
+            return str(mode)
+        if mode in (None, "mixed") and "foreground" in raw:
+            return "parallel"
+        if mode in (None, "mixed"):
+            found = "there is none, here or at the top, which the study reads as mutation"
+            self.mistakes.add((*place, "mode"), f"{one_of(MODES)}, {found}; {_MUTATION}")
+        return None
+
+    def _members(self, mode: str, raw: dict[str, Any], place: Place) -> tuple[Training | None, Training | None]:
+        if mode == "default":
+            self._refuse(raw, ("foreground", "background"), place, "mode 'parallel' only, this entry's is 'default'")
+            return self._member(raw, place), None
+        misplaced = (*_OF_COMMANDS, "hyperparameters")
+        self._refuse(raw, misplaced, place, "it inside foreground or background, got it beside them")
+        self._check_foreground_mode(raw.get("foreground"), (*place, "foreground", "mode"))
+        members = [self._required(raw, role, place) for role in ("foreground", "background")]
+        return members[0], members[1]
+
+    def _refuse(self, raw: dict[str, Any], keys: tuple[str, ...], place: Place, reason: str) -> None:
+        for key in keys:
+            if key in raw:
+                self.mistakes.add((*place, key), f"expected {reason}")
+
+    def _required(self, raw: dict[str, Any], role: str, place: Place) -> Training | None:
+        member = raw.get(role)
+        if member is None:
+            self.mistakes.add((*place, role), "expected a training in an entry of mode 'parallel', there is none")
+        return self._member(member, (*place, role)) if isinstance(member, dict) else None
+
+    def _check_foreground_mode(self, raw: Any, place: Place) -> None:
+        """A foreground without a mode means mutation to the study; hyperparameters or a command leave no doubt."""
+        if not isinstance(raw, dict) or raw.get("mode") is not None:
+            return
+        if raw.get("mutate") or not (raw.get("hyperparameters") or raw.get("command")):
+            found = "there is none, which the study reads as mutation"
+            self.mistakes.add(place, f"expected 'default', {found}; {_MUTATION}")
+
+    def _check_entry(self, entry: Entry, place: Place) -> None:
+        assert self.limits is not None
+        for key, size in (("expected_memory", entry.expected_bytes), ("limit", entry.limit_bytes)):
+            if size is not None and size > self.limits.card_bytes:
+                self._too_much(size, (*place, key))
+        tiers = self.document.get("tiers", _TIERS)
+        if entry.tier is not None and isinstance(tiers, dict) and entry.tier not in tiers:
+            message = f"{one_of(tiers)}, got {entry.tier!r}{suggestion(entry.tier, tiers)}"
+            self.mistakes.add((*place, "tier"), message)
+
+    def _runs(self, entry: Entry) -> int:
+        """The study's order: entry, then foreground, then top level."""
+        inner = entry.foreground.runs_per_config if entry.foreground else None
+        runs = entry.runs_per_config or inner or self.document.get("runs_per_config", 1)
+        return runs if isinstance(runs, int) else 1
+
+    # --- one training
+
+    def _member(self, raw: dict[str, Any], place: Place) -> Training | None:
+        if "command" in raw:
+            self._refuse(raw, ("repo", "model", "hyperparameters"), place, "either command or repo and model, got both")
+            member = validated(
+                Member, {key: raw[key] for key in raw if key in Member.model_fields and key != "mode"}, (), None
+            )
+            return self._own(member, place) if member is not None and member.command else None
+        self._refuse(
+            raw, _OF_COMMANDS, place, "this key with command only; for repo and model it stands in the catalog"
+        )
+        if "repo" not in raw and "model" not in raw:
+            self.mistakes.add(place, "expected repo and model, or command, got neither")
+            return None
+        for key in ("repo", "model"):
+            if key not in raw:
+                self.mistakes.add((*place, key), "expected this key, it is missing")
+        return self._of_catalog(raw, place)
+
+    def _of_catalog(self, raw: dict[str, Any], place: Place) -> Training | None:
+        repository, model, given = raw.get("repo"), raw.get("model"), raw.get("hyperparameters", {})
+        if not isinstance(repository, str) or not isinstance(model, str) or not isinstance(given, dict):
+            return None
+        catalog = self._loaded_catalog()
+        if catalog is None:
+            return None
+        if self.epochs is not None and "epochs" in catalog.supported(repository, model):
+            given = {**given, "epochs": self.epochs}
+        return catalog.training(repository, model, given, place, self.mistakes)
+
+    def _loaded_catalog(self) -> Catalog | None:
+        """The catalog, read when the first entry needs it and once; its mistakes count as the plan's."""
+        if self.catalog is None and not self._tried:
+            self._tried = True
+            named = self.document.get("catalog")
+            beside = self.folder / named if isinstance(named, str) else default_catalog(self.path)
+            try:
+                self.catalog = load_catalog(self._given or beside)
+            except PlanError as error:
+                self.mistakes.include(error)
+        return self.catalog
+
+    def _own(self, member: Member, place: Place) -> Training | None:
+        """The training of a command that stands in the plan itself; that it cannot be started is a mistake."""
+        assert member.command is not None
+        cwd = Path(os.path.normpath(self.folder / (member.cwd or ".")))
+        argv = [filled(word) for word in member.command]
+        if "/" in argv[0]:
+            argv[0] = os.path.normpath(cwd / argv[0])
+        missing = what_is_missing(argv, cwd, member.env, self.folder)
+        if missing is not None:
+            self.mistakes.add((*place, "command"), f"expected a command that can be started, {missing}")
+            return None
+        return Training(
+            name=member.name or _safe(script_of(argv), "training"),
+            argv=tuple(argv),
+            cwd=cwd,
+            env=dict(member.env),
+            uses_gpu=member.uses_gpu,
+            repeat_args=tuple(member.repeat_args),
+            rehearsal_args=tuple(member.rehearsal_args),
+            ready_timeout_s=member.ready_timeout_s,
+            ready_pattern=member.ready_pattern,
+            progress_pattern=member.progress_pattern,
+            metric_patterns=dict(member.metric_patterns),
+        )
+
+
+# --- schemas ---------------------------------------------------------------------------------------------------------
+
+
+def schemas() -> dict[str, str]:
+    """The JSON Schemas of the settings files by file name."""
+    files: dict[str, type[Settings]] = {"plan.schema.json": PlanFile, "models.schema.json": CatalogFile}
+    return {name: json.dumps(model.model_json_schema(), indent=2) + "\n" for name, model in files.items()}
+
+
+def write_schemas(folder: Path | str) -> None:
+    """Write the JSON Schemas that the settings files point their editors to."""
+    for name, text in schemas().items():
+        Path(folder, name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] != ["--write-schemas"]:
+        sys.exit("usage: python -m colocate.plan --write-schemas [folder]")
+    write_schemas(*sys.argv[2:] or ["settings"])
