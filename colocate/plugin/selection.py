@@ -1,0 +1,68 @@
+"""What ``-k`` means for groups: ``group1`` is the first group, not every group whose id begins so.
+
+Pure functions over words and ids. Imports no pytest: the hooks that call them are elsewhere.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from colocate.errors import PlanError
+from colocate.plan import Group
+
+_WORD = re.compile(r"[\w:+\-.\[\]\\/]+")  # what pytest's own scanner takes for one identifier of an expression
+_GROUP = re.compile(r"group[_-]?0*(\d{1,9})", re.IGNORECASE | re.ASCII)
+
+
+def normalise(expression: str, ids: Sequence[str]) -> str:
+    """The ``-k`` expression with every word that names one group turned into that group and no other.
+
+    ``group1``, ``group_1``, ``group01`` and ``[group1]`` name the group whose id has that number; a word that is an id
+    names its group. All other words (models, ``group12b``) stay as they are, and so do operators and brackets.
+
+    Raises:
+        PlanError: a word names a group that the plan does not have; one line for each.
+    """
+    mistakes: list[str] = []
+
+    def replaced(match: re.Match[str]) -> str:
+        word = match[0]
+        named = _named(word, ids)
+        if named is None and _GROUP.fullmatch(word.strip("[]")):
+            mistakes.append(f"-k: no {word} in the plan ({_extent(ids)})")
+        return word if named is None else _only(named, ids)
+
+    rewritten = _WORD.sub(replaced, expression)
+    if mistakes:
+        raise PlanError(*dict.fromkeys(mistakes))
+    return rewritten
+
+
+def keywords(group: Group) -> set[str]:
+    """The further names under which ``-k`` finds a group: its tier and its trainings' names, models, repositories."""
+    return {name for name in _names(group) if name}
+
+
+def _names(group: Group) -> Iterator[str | None]:
+    yield from (group.id, group.tier)
+    for training in group.trainings:
+        yield from (training.name, training.repository, training.model)
+
+
+def _named(word: str, ids: Sequence[str]) -> str | None:
+    """The id that a word of the expression means, or None."""
+    plain = word.strip("[]").lower()
+    if plain in ids:
+        return plain
+    match = _GROUP.fullmatch(plain)
+    numbered = {int(found[1]): known for known in reversed(ids) if (found := _GROUP.fullmatch(known))}
+    return numbered.get(int(match[1])) if match else None
+
+
+def _only(identifier: str, ids: Sequence[str]) -> str:
+    """An expression for one id: ``-k`` looks for parts of names, so that longer ids around it must be excluded."""
+    longer = [other for other in ids if identifier in other and other != identifier]
+    return f"({identifier} and not ({' or '.join(longer)}))" if longer else identifier
+
+
+def _extent(ids: Sequence[str]) -> str:
+    return ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"
