@@ -34,3 +34,8 @@ def to_mib(num_bytes: int) -> float:
 def format_mib(num_bytes: int | None, unknown: str = "unknown") -> str:
     """Bytes as ``"5234 MiB"``; what is not known stays a word, never a number."""
     return unknown if num_bytes is None else f"{to_mib(num_bytes):.0f} MiB"
+
+
+def format_size(num_bytes: int) -> str:
+    """A size of a card as people say it: ``"8 GB"``, or in MiB where it is no whole number of GiB."""
+    return f"{num_bytes // GIB} GB" if num_bytes and num_bytes % GIB == 0 else format_mib(num_bytes)

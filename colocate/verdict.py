@@ -80,9 +80,20 @@ class Verdict:
         """The reason codes, most decisive first."""
         return tuple(reason.code for reason in self.reasons)
 
-    def has(self, *codes: str) -> bool:
-        """One of these codes is among the reasons."""
-        return not set(codes).isdisjoint(self.codes)
+    @property
+    def out_of_memory(self) -> bool:
+        """One of the two trainings ran out of memory, on the card or on the host."""
+        return any(code.endswith("out_of_memory") for code in self.codes)
+
+    @property
+    def over_limit(self) -> bool:
+        """The card's peak reached the limit."""
+        return "peak_over_limit" in self.codes
+
+    @property
+    def epoch_finished(self) -> bool:
+        """The foreground did not fail, and nothing speaks against the end of its epoch."""
+        return not {"foreground_failed", "epoch_unfinished"} & set(self.codes)
 
     def __str__(self) -> str:
         reasons = "; ".join(map(str, self.reasons))

@@ -194,7 +194,7 @@ def test_a_prediction_across_the_limit_is_undecided() -> None:
 def test_an_out_of_memory_on_the_virtual_card_counts_only_when_its_lower_end_does_not_fit() -> None:
     failed = foreground(allocators=(simulated(4000),), out_of_memory=(out_of_memory(),), lives=FAILED, epochs=())
 
-    assert judge(predicted_evidence(0, 4500, foreground=failed)).has("foreground_out_of_memory")
+    assert "foreground_out_of_memory" in judge(predicted_evidence(0, 4500, foreground=failed)).codes
     assert judge(predicted_evidence(0, 2900, foreground=failed)).codes[0] == "undecided"
 
 

@@ -1,0 +1,362 @@
+"""Runs one group on one card and observes it, from the first look at the card to the record.
+
+The order of a group: preflight, background until it is ready, foreground for one epoch, stop, settle, record. Every
+way through it ends in a record; what that means is `colocate.verdict`'s business.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from colocate import __version__, environment
+from colocate.catalog import Training
+from colocate.device import Device
+from colocate.energy import CpuEnergyMeter
+from colocate.errors import DeviceError, TrainingError
+from colocate.evidence import Evidence, Limits, Member, Role
+from colocate.holders import Holders
+from colocate.monitor import Monitor
+from colocate.plan import Group
+from colocate.record import write_record
+from colocate.run_directory import GroupDirectory
+from colocate.runner import Command, Looping, Process, Restarts, start, stop_all
+from colocate.verdict import Verdict
+from colocate.watch import Watch
+
+TICK_S = 0.05
+
+# How far above its baseline a card may stay: what NVML reads on an idle card with a desktop wanders by some tens of
+# MiB, and the smallest CUDA context is above 200 MiB.
+BASELINE_TOLERANCE_BYTES = 64 * 1024**2
+
+# How long to wait, after the foreground's end, for the background step that was under way then: without its end
+# nothing would prove that the background was training. A rehearsed step of a large model takes seconds on a CPU.
+CLOSING_S = 20.0
+
+TERMINATION_GRACE_S = 10.0
+
+
+class Observation:
+    """One group on one card while it runs. A context manager: leaving it ends whatever still runs.
+
+    Args:
+        group: What is to share the card.
+        device: The card, locked by the caller.
+        monitor: Samples the card, running already.
+        directory: Where the record goes, made already.
+        run: Name of the run; part of the cookie that marks our processes.
+        virtual_card: State file of the virtual card, or None on a GPU.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        device: Device,
+        monitor: Monitor,
+        directory: GroupDirectory,
+        *,
+        run: str,
+        plan: str,
+        virtual_card: Path | None = None,
+    ) -> None:
+        self.group = group
+        self.directory = directory
+        self._device = device
+        self._monitor = monitor
+        self._run = run
+        self._plan = plan
+        self._virtual_card = virtual_card
+        self._foreground = Watch("foreground", group.foreground, directory)
+        self._background = Watch("background", group.background, directory) if group.background else None
+        self._looping: Looping | None = None
+        self._holders = Holders(run, group.id)
+        self._baseline_bytes: int | None = None
+        self._final_bytes: int | None = None
+        self._returned: bool | None = None
+        self._faults: list[tuple[str, str]] = []
+        self.verdict: Verdict | None = None
+        self._cpu_energy = CpuEnergyMeter()
+        self._started_at = datetime.now(UTC)
+        self._started_t = time.monotonic()
+        self._fixed_s = 0.0
+
+    def __enter__(self) -> "Observation":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    # What happens, in order.
+
+    def preflight(self, wait_s: float = 0.0) -> None:
+        """Look at the card before anything starts: who uses it, and what it holds.
+
+        A card that somebody else uses, still after ``wait_s`` seconds, or that does not answer is a fault: then
+        nothing is started.
+        """
+        with self._fixed_time():
+            try:
+                self._wait_until(lambda: not self._strangers(), time.monotonic() + wait_s)
+                strangers = self._strangers()
+                self._baseline_bytes = self._device.memory().used_bytes
+            except DeviceError as error:
+                self._faults.append(("sensor_lost", str(error)))
+                return
+        if strangers:
+            names = "; ".join(strangers)
+            text = f"expected a card that nobody uses, found {names}; end them, or wait with --wait=SECONDS"
+            self._faults.append(("foreign_process", text))
+
+    def start_background(self) -> None:
+        """Start the background and wait until it demonstrably trains, or never will.
+
+        Ready means evidence: it holds memory on the card and its steps advance. On the virtual card it has moreover
+        been through a whole cut epoch, so that its peak is known before the foreground starts.
+        """
+        watch = self._background
+        if watch is None or self._faults:
+            return
+        deadline = time.monotonic() + watch.training.ready_timeout_s
+        try:
+            self._looping = Looping(
+                lambda life: self._start(watch, self.directory.background_log(life + 1)), self._restarts
+            )
+        except TrainingError as error:
+            watch.gave_up = str(error)
+            return
+        self._wait_until(lambda: self._is_ready(watch) or watch.gave_up is not None or self._is_lost(), deadline)
+        if self._is_ready(watch):
+            watch.ready_t = time.monotonic()
+
+    def run_foreground(self) -> None:
+        """Run the foreground to its end: its own, a stall, or the plan's time limit. Not without a background."""
+        if self._faults or (self._background is not None and self._background.ready_t is None):
+            return
+        watch = self._foreground
+        try:
+            process = self._start(watch, self.directory.foreground_log)
+        except TrainingError as error:
+            self._faults.append(("not_started", str(error)))
+            return
+        deadline = process.started_t + self.group.limits.epoch_timeout_s
+        self._wait_until(lambda: process.poll() is not None or self._is_stalled(watch) or self._is_lost(), deadline)
+        ended_t = time.monotonic()
+        if process.poll() is None:
+            self._end_foreground(process, ended_t)
+        elif self._background is not None:
+            self._wait_for_closing_step(self._background, ended_t)
+
+    def stop(self) -> None:
+        """End both trainings with all their processes. May be called again, also after an interruption."""
+        with self._fixed_time():
+            looping = [] if self._looping is None else [self._looping]
+            stop_all([*looping, *self._foreground.processes], TERMINATION_GRACE_S)
+
+    def settle(self) -> None:
+        """Wait until the card is back at its baseline, at most the plan's settle time."""
+        if self._baseline_bytes is None:
+            return
+        with self._fixed_time():
+            deadline = time.monotonic() + self.group.limits.settle_s
+            self._returned = self._wait_until(self._is_back, deadline)
+
+    def conclude(self) -> Verdict:
+        """Stop, settle, and write the record with the verdict that follows from it.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
+        self.stop()
+        self.settle()
+        return self._write()
+
+    def interrupt(self, text: str) -> Verdict:
+        """End at once and write what there is; no verdict but INCONCLUSIVE can come of it.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
+        self._faults.append(("interrupted", text))
+        self.stop()
+        return self._write()
+
+    def _write(self) -> Verdict:
+        evidence = self.evidence()
+        self.verdict = write_record(self.directory, self.group, evidence, self._monitor.vitals(), self._run)
+        return self.verdict
+
+    def evidence(self) -> Evidence:
+        """Everything that was seen, as a record."""
+        origin_t = self._monitor.started_s
+        foreground = self._foreground.member(origin_t, [self.directory.foreground_log.name])
+        background = self._background_member(origin_t)
+        self._attribute()
+        limits = self.group.limits
+        return Evidence(
+            group=self.group.id,
+            plan=self._plan,
+            device=self._device.info,
+            limits=Limits(limits.peak_bytes, limits.card_bytes, limits.overlap, limits.longest_gap_s, limits.stall_s),
+            baseline_bytes=self._baseline_bytes,
+            trace=self._monitor.trace(),
+            foreground=foreground,
+            background=background,
+            holders=self._holders.seen,
+            returned_to_baseline=self._returned,
+            final_bytes=self._final_bytes,
+            faults=(*self._faults, *self._process_faults()),
+            started_at=self._started_at.isoformat(timespec="seconds"),
+            duration_s=time.monotonic() - self._started_t,
+            fixed_s=self._fixed_s,
+            gpu_energy_j=self._monitor.gpu_energy_j(),
+            cpu_energy_j=self._cpu_energy.energy_j(),
+            versions={"colocate": __version__, "python": platform.python_version(), "kernel": platform.release()},
+        )
+
+    @property
+    def _restarts(self) -> Restarts:
+        """A rehearsed epoch takes seconds: on the virtual card a short clean life is no sign of a stub."""
+        return Restarts() if self._virtual_card is None else Restarts(min_lifetime_s=0.0)
+
+    def _strangers(self) -> list[str]:
+        return self._holders.strangers(self._device.processes() or ())
+
+    # Starting.
+
+    def _start(self, watch: Watch, log: Path) -> Process:
+        process = start(
+            self._command(watch.role, watch.training),
+            log=log,
+            cookie=self._holders.cookie(watch.role),
+            patterns=watch.patterns,
+        )
+        watch.processes.append(process)
+        return process
+
+    def _command(self, role: Role, training: Training) -> Command:
+        virtual = self._virtual_card is not None
+        env = environment.for_training(
+            {**os.environ, **training.env},
+            cookie=self._holders.cookie(role),
+            events=self.directory.events(role),
+            probe=self.directory.probe(role),
+            uuid=None if virtual else self._device.info.uuid,
+            virtual_card=self._virtual_card,
+        )
+        argv = training.command(repeat=role == "background", rehearsal=virtual)
+        return Command(tuple(argv), training.cwd, env)
+
+    # Waiting.
+
+    def _wait_until(self, condition: Callable[[], bool], deadline: float) -> bool:
+        """Keep everything going until the condition holds or the time is up; whether it holds."""
+        while not condition():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(TICK_S)
+            self._tend()
+        return True
+
+    def _tend(self) -> None:
+        if self._looping is not None and self._background is not None:
+            self._looping.tend()
+            self._background.gave_up = self._looping.gave_up
+            self._background.poll()
+        self._foreground.poll()
+        self._attribute()
+        self._cpu_energy.update()
+
+    def _attribute(self) -> None:
+        """Who holds memory on the card, as far as the driver tells."""
+        members = list(filter(None, (self._foreground, self._background)))
+        self._holders.take(self._monitor.process_lists(), {watch.role: watch.processes for watch in members})
+        for watch in members:
+            held = self._holders.held_bytes(watch.role)
+            watch.held_card = watch.held_card or self._holders.holds(watch.role)
+            watch.held_bytes = held
+
+    def _process_faults(self) -> Iterator[tuple[str, str]]:
+        """What went wrong around the trainings, not in them."""
+        for watch in filter(None, (self._foreground, self._background)):
+            for process in watch.processes:
+                if process.unkillable:
+                    yield (
+                        "unkillable",
+                        f"{watch.training.name} left processes that could not be ended: {process.unkillable}",
+                    )
+                if process.log_failed:
+                    yield "log_failed", process.log_failed
+                if process.supervisor_lost:
+                    yield "supervisor_lost", process.supervisor_lost
+
+    def _is_ready(self, watch: Watch) -> bool:
+        if watch.num_steps == 0:
+            return False
+        if watch.training.uses_gpu and not self._holds_card(watch):
+            self._monitor.ask_for_processes()
+            return False
+        return self._virtual_card is None or watch.told_epoch or not watch.tells_events
+
+    def _holds_card(self, watch: Watch) -> bool:
+        """By the driver's list or the probe; where neither tells, by the card's level while it is alone."""
+        if not watch.held_card and watch.role == "background" and self._baseline_bytes is not None:
+            latest = self._monitor.latest()
+            unlisted = self._device_hides_processes()
+            grown = latest is not None and latest.used_bytes > self._baseline_bytes + BASELINE_TOLERANCE_BYTES
+            watch.held_card = unlisted and grown
+        return watch.held_card
+
+    def _device_hides_processes(self) -> bool:
+        lists = self._monitor.process_lists()
+        return not lists or not lists[-1][1]
+
+    def _is_stalled(self, watch: Watch) -> bool:
+        latest = watch.latest_t
+        quiet_s = 0.0 if latest is None else time.monotonic() - latest
+        return quiet_s > self.group.limits.stall_s
+
+    def _is_lost(self) -> bool:
+        return self._monitor.lost is not None
+
+    def _is_back(self) -> bool:
+        try:
+            self._final_bytes = self._device.memory().used_bytes
+        except DeviceError:
+            return False
+        assert self._baseline_bytes is not None
+        return self._final_bytes <= self._baseline_bytes + BASELINE_TOLERANCE_BYTES
+
+    def _end_foreground(self, process: Process, ended_t: float) -> None:
+        if self._is_lost():
+            # The card is gone for us, not for the training: it may finish what it has begun.
+            self._wait_until(lambda: process.poll() is not None, ended_t + self.group.limits.settle_s)
+        elif self._is_stalled(self._foreground):
+            self._foreground.stalled_after_s = self.group.limits.stall_s
+        else:
+            self._foreground.timed_out_after_s = self.group.limits.epoch_timeout_s
+        process.stop(TERMINATION_GRACE_S)
+
+    def _wait_for_closing_step(self, watch: Watch, ended_t: float) -> None:
+        self._wait_until(
+            lambda: watch.stepped_since(ended_t) or watch.gave_up is not None or self._is_lost(), ended_t + CLOSING_S
+        )
+
+    def _background_member(self, origin_t: float) -> Member | None:
+        if self._background is None:
+            return None
+        lives = range(1, len(self._background.processes) + 1)
+        logs = [str(self.directory.background_log(life).relative_to(self.directory.path)) for life in lives]
+        return self._background.member(origin_t, logs)
+
+    @contextmanager
+    def _fixed_time(self) -> Iterator[None]:
+        """Counts time that the harness takes and the trainings do not need."""
+        began_t = time.monotonic()
+        try:
+            yield
+        finally:
+            self._fixed_s += time.monotonic() - began_t

@@ -1,0 +1,159 @@
+"""One training of a group while it runs: its processes and everything it tells, gathered into a `Member`.
+
+Knows no card: which member holds memory there is told by `colocate.observation`.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from colocate.catalog import Training
+from colocate.events import EventReader, ProbeReader, Progress
+from colocate.evidence import Life, Mark, Member, OutOfMemory, Role
+from colocate.logs import OUT_OF_MEMORY, Match
+from colocate.run_directory import GroupDirectory
+from colocate.runner import Process
+
+LAST_LINES = 20
+_PROGRESS = "progress"
+_TRACEBACK = "traceback"
+_METRIC = "metric:"
+
+
+class Watch:
+    """Follows one training over all its processes."""
+
+    def __init__(self, role: Role, training: Training, directory: GroupDirectory) -> None:
+        self.role = role
+        self.training = training
+        self.processes: list[Process] = []
+        self.ready_t: float | None = None
+        self.gave_up: str | None = None
+        self.stalled_after_s: float | None = None
+        self.timed_out_after_s: float | None = None
+        self.held_bytes: int | None = None
+        self.held_card = False
+        self.accounting_peak_bytes: int | None = None
+        self._directory = directory
+        self._events = EventReader(directory.events(role))
+        self._probe = ProbeReader(directory.probe(role))
+        self._lines = Progress()
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """What to look for in the training's output: out-of-memory texts, tracebacks, progress and metrics."""
+        patterns = {**OUT_OF_MEMORY, _TRACEBACK: r"^Traceback \(most recent call last\):"}
+        if self.training.progress_pattern:
+            patterns[_PROGRESS] = self.training.progress_pattern
+        return patterns | {_METRIC + name: pattern for name, pattern in self.training.metric_patterns.items()}
+
+    def poll(self) -> None:
+        """Read what came since the last call."""
+        for process in self.processes[-1:]:
+            process.poll()
+        self._events.poll()
+        self._probe.poll()
+        if any(allocator.max_reserved_bytes for allocator in self._probe.allocators):
+            self.held_card = True
+
+    @property
+    def told_epoch(self) -> bool:
+        """It said that an epoch ended."""
+        return bool(self._events.epochs)
+
+    @property
+    def tells_events(self) -> bool:
+        """It writes events of its own."""
+        return bool(self._events.progress.marks)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps known so far, from whichever source has seen more."""
+        counted = sum(allocator.optimizer_steps for allocator in self._probe.allocators)
+        return max(self._events.num_steps, counted, len(self._progress_lines()))
+
+    @property
+    def latest_t(self) -> float | None:
+        """When it last gave a sign of life: a byte of output or a step."""
+        signs = [self._events.progress.latest_s, self._probe.progress.latest_s]
+        signs += [time for process in self.processes[-1:] for time in (process.started_t, process.last_output_t)]
+        return max((sign for sign in signs if sign is not None), default=None)
+
+    def stepped_since(self, time_t: float) -> bool:
+        """It made progress after an instant."""
+        signs = [self._events.progress.latest_s, self._probe.progress.latest_s]
+        signs += [match.t for match in self._progress_lines()[-1:]]
+        return any(sign is not None and sign > time_t for sign in signs)
+
+    def member(self, origin_t: float, logs: Sequence[str]) -> Member:
+        """Everything so far as a record, with times relative to ``origin_t``."""
+        self.poll()
+        return Member(
+            role=self.role,
+            name=self.training.name,
+            argv=self.training.argv,
+            uses_gpu=self.training.uses_gpu,
+            lives=tuple(self._life(process, log, origin_t) for process, log in zip(self.processes, logs, strict=True)),
+            ready_s=None if self.ready_t is None else self.ready_t - origin_t,
+            gave_up=self.gave_up,
+            stalled_after_s=self.stalled_after_s,
+            timed_out_after_s=self.timed_out_after_s,
+            held_card=self.held_card,
+            held_bytes=self.held_bytes,
+            accounting_peak_bytes=self.accounting_peak_bytes,
+            marks=tuple(replace(mark, elapsed_s=mark.elapsed_s - origin_t) for mark in self._marks()),
+            epochs=tuple(replace(epoch, elapsed_s=epoch.elapsed_s - origin_t) for epoch in self._events.epochs),
+            out_of_memory=tuple(self._out_of_memory(origin_t)),
+            allocators=self._probe.allocators,
+            data=self._events.data,
+            tracebacks=sum(process.match_counts.get(_TRACEBACK, 0) for process in self.processes),
+            expects_metrics=bool(self.training.metric_patterns),
+            metrics=self._metrics(),
+        )
+
+    def _life(self, process: Process, log: str, origin_t: float) -> Life:
+        end = process.exit
+        ended = None if end is None else replace(end, ended_s=end.ended_s - origin_t)
+        return Life(log, process.started_t - origin_t, ended, process.last_lines(LAST_LINES))
+
+    def _marks(self) -> tuple[Mark, ...]:
+        """Its own events where it writes any, else lines of its log, else the steps that the probe counted."""
+        if self.tells_events:
+            return self._events.progress.marks
+        return self._line_marks() or self._probe.progress.marks
+
+    def _line_marks(self) -> tuple[Mark, ...]:
+        progress = Progress()
+        for process in self.processes:
+            for match in process.matches:
+                if match.name == _PROGRESS:
+                    progress.add(Mark(match.t, process.pid, "pattern"))
+        return progress.marks
+
+    def _progress_lines(self) -> list[Match]:
+        return [match for process in self.processes for match in process.matches if match.name == _PROGRESS]
+
+    def _out_of_memory(self, origin_t: float) -> list[OutOfMemory]:
+        told = [*self._events.out_of_memory, *self._probe.out_of_memory]
+        lines = [match for process in self.processes for match in process.matches if match.name in OUT_OF_MEMORY]
+        if lines and not told:
+            told = [OutOfMemory("log", lines[0].text, len(lines), lines[0].t)]
+        return [replace(o, elapsed_s=None if o.elapsed_s is None else o.elapsed_s - origin_t) for o in told]
+
+    def _metrics(self) -> dict[str, float]:
+        """The last value of every metric that the catalog looks for in the log."""
+        found: dict[str, float] = {}
+        for process in self.processes:
+            for match in process.matches:
+                name = match.name.removeprefix(_METRIC)
+                if name != match.name:
+                    found |= _number(name, self.training.metric_patterns[name], match.text)
+        return found
+
+
+def _number(name: str, pattern: str, text: str) -> dict[str, float]:
+    match = re.search(pattern, text, re.IGNORECASE)
+    try:
+        return {name: float(match[1])} if match else {}
+    except (ValueError, IndexError):
+        return {}

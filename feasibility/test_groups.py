@@ -1,0 +1,31 @@
+"""Can these two trainings share one card? Every group of the plan is one case.
+
+The fixtures watch the card and keep the background training going; the body runs the foreground for one epoch and
+checks what came of it. A group whose evidence carries no verdict is an error, never a pass.
+"""
+
+from collections.abc import Callable
+
+import pytest
+
+from colocate.observation import Observation
+from colocate.plugin.configuration import cases
+from colocate.verdict import Verdict
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One case per group of the plan, named by its id and marked by its tier."""
+    metafunc.parametrize("group", cases(metafunc.config))
+
+
+@pytest.mark.usefixtures("background")
+def test_group(observation: Observation, conclude: Callable[[], Verdict]) -> None:
+    """The foreground finishes its epoch beside the background, nobody runs out of memory, the peak stays below."""
+    observation.run_foreground()
+
+    verdict = conclude()
+
+    assert not verdict.out_of_memory, verdict
+    assert not verdict.over_limit, verdict
+    assert verdict.epoch_finished, verdict
+    assert verdict.feasible, verdict
