@@ -17,7 +17,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -146,8 +146,7 @@ class Run:
             passes: how often an epoch goes through it.
         """
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        steps = math.ceil(full_length(loader) / self.arguments.accumulate)
-        self.ready_with(data, parameters, passes * steps)
+        self.ready_with(data, parameters, passes * full_steps(loader, self.arguments))
 
     def ready_with(self, data: str, parameters: int, steps_per_epoch: int) -> None:
         """As ``ready``, from numbers."""
@@ -179,9 +178,8 @@ class Run:
         """
         assert self.epoch is not None
         accumulate = self.arguments.accumulate
-        full = math.ceil(full_length(loader) / accumulate)
         planned = self._planned(math.ceil(len(loader) / accumulate))
-        self.epoch.steps_full += full
+        self.epoch.steps_full += full_steps(loader, self.arguments)
         self.phase("train")
         report = PhaseReport(self, "train", total=planned * parts, before=planned * (part - 1))
         batches = iter(loader)
@@ -379,6 +377,11 @@ def full_length(loader: Any) -> int:
     return int(getattr(loader, "colocate_full_length", None) or len(loader))
 
 
+def full_steps(loader: Any, arguments: argparse.Namespace) -> int:
+    """Optimizer steps of a full pass."""
+    return math.ceil(full_length(loader) / arguments.accumulate)
+
+
 def batch_length(batch: Any) -> int:
     """Samples of a batch: the first dimension of its first tensor."""
     while not hasattr(batch, "shape"):
@@ -386,15 +389,21 @@ def batch_length(batch: Any) -> int:
     return int(batch.shape[0])
 
 
-def load_weights(module: Any, path: Path) -> None:
+def load_weights(module: Any, path: Path, rename: Callable[[str], str] = str) -> None:
     """Loads the tensors of a state dict that fit by name and shape, and says how many did.
+
+    Args:
+        module: what receives them.
+        path: the file.
+        rename: from the names in the file to those of the module.
 
     Raises:
         ValueError: none did, so the file is not of this model.
     """
     import torch
 
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    found = {rename(name): tensor for name, tensor in stored.items()}
     own = module.state_dict()
     fitting = {name: tensor for name, tensor in found.items() if name in own and tensor.shape == own[name].shape}
     if not fitting:
