@@ -1,0 +1,37 @@
+"""The pytest layer: options, the plan of a session, pytest's words for verdicts, scheduling, progress and the page.
+
+The root conftest names this package in ``pytest_plugins``. Until the feasibility cases are collected only the options
+exist: the other modules are registered in `pytest_configure`, and not at all for `pytest tests`.
+"""
+
+import pytest
+
+from colocate.plugin import configuration
+from colocate.plugin.options import add_options
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Called by pytest before it reads the arguments."""
+    add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Called by xdist for ``-n auto``, before anything is configured; None leaves the number to xdist."""
+    if not configuration.collects_cases(config) or configuration.only_looks(config):
+        return None
+    from colocate.plugin import workers
+
+    return workers.num_workers(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Called by pytest in every process once the arguments are read."""
+    if not configuration.collects_cases(config):
+        return
+    configuration.start(config)
+    from colocate.plugin import cards, collection, ledger, outcome, page, progress, workers
+
+    for module in (cards, outcome, collection, workers, ledger, page, progress):
+        module.register(config)

@@ -1,0 +1,214 @@
+"""What this pytest session runs: its plan, its run directory, its cards; decided once, before anything starts.
+
+Nothing here acts unless the arguments collect the feasibility cases: `pytest tests` needs no plan and no card.
+"""
+
+import os
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from colocate.errors import ColocateError, PlanError
+from colocate.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from colocate.device.opening import Card
+    from colocate.plan import Group, Plan
+    from colocate.report.tally import Tally
+
+DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
+CASES = Path("feasibility")
+
+
+@dataclass
+class Session:
+    """What was decided for one pytest session; in a worker, as its controller decided it."""
+
+    plan: "Plan"
+    home: Path
+    run_directory: RunDirectory | None = None
+    report: Path | None = None
+    cards: "tuple[Card, ...]" = ()
+    choice: str | None = None
+    notes: list[str] = field(default_factory=list)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def tally(self) -> "Tally":
+        """How the plan stands by the records of its groups so far."""
+        from colocate.report.tally import Tally
+
+        found = {name: record["outcome"] for name, record in self.records.items()}
+        plan = self.plan
+        return Tally.of(plan.ids, found, plan.needed(len(plan.groups)), plan.limits.success_rate)
+
+
+SESSION = pytest.StashKey[Session]()
+
+
+def session_of(config: pytest.Config) -> Session:
+    """What was decided for this session.
+
+    Raises:
+        pytest.UsageError: the feasibility cases are collected although no argument names them.
+    """
+    session = config.stash.get(SESSION, None)
+    if session is None:
+        raise pytest.UsageError(f"{CASES}: expected among the arguments of pytest, found {config.args!r}")
+    return session
+
+
+def plan_of(config: pytest.Config) -> "Plan":
+    """The plan that this session runs."""
+    return session_of(config).plan
+
+
+def run_directory_of(config: pytest.Config) -> RunDirectory:
+    """Where this session's groups are recorded: the same folder in the controller and all its workers.
+
+    Raises:
+        pytest.UsageError: nothing is run (``--collect-only``), so there is none.
+    """
+    directory = session_of(config).run_directory
+    if directory is None:
+        raise pytest.UsageError("run directory: expected a session that runs groups, found one that only collects")
+    return directory
+
+
+def card_of(config: pytest.Config) -> "Card":
+    """The card of this process: a GPU by its UUID, or the size that the virtual card of every group has.
+
+    Raises:
+        pytest.UsageError: nothing is run (``--collect-only``), so there is none.
+    """
+    found = session_of(config).cards
+    if not found:
+        raise pytest.UsageError("card: expected a session that runs groups, found one that only collects")
+    return found[0]
+
+
+def group_of(config: pytest.Config, nodeid: str) -> "Group | None":
+    """The group that a case stands for; None for any other test."""
+    session = config.stash.get(SESSION, None)
+    if session is None or not nodeid.startswith(f"{_case_folder(config, session)}/") or not nodeid.endswith("]"):
+        return None
+    name = nodeid[nodeid.rindex("[") + 1 : -1]
+    return next((group for group in session.plan.groups if group.id == name), None)
+
+
+def cases(config: pytest.Config) -> list[Any]:
+    """One pytest parameter per group: its id, and its tier as a mark, for ``metafunc.parametrize("group", ...)``."""
+    groups = plan_of(config).groups
+    return [pytest.param(group, id=group.id, marks=_marks(group)) for group in groups]
+
+
+def _marks(group: "Group") -> tuple[pytest.MarkDecorator, ...]:
+    return (getattr(pytest.mark, group.tier),) if group.tier else ()
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """This process runs what an xdist controller tells it."""
+    return hasattr(config, "workerinput")
+
+
+def only_looks(config: pytest.Config) -> bool:
+    """Groups are listed, not run: no card is needed and nothing is written."""
+    option = config.option
+    return any(getattr(option, name, False) for name in ("collectonly", "setupplan", "showfixtures", "help", "version"))
+
+
+def home(config: pytest.Config) -> Path:
+    """The project's folder: where the conftest stands that asked for this plugin.
+
+    Not pytest's rootdir, which is elsewhere as soon as an option such as ``--plan FILE`` names a file elsewhere.
+    """
+    for plugin in config.pluginmanager.get_plugins():
+        if "colocate.plugin" in getattr(plugin, "pytest_plugins", ()) and getattr(plugin, "__file__", None):
+            return Path(plugin.__file__).parent
+    return config.rootpath
+
+
+def collects_cases(config: pytest.Config) -> bool:
+    """An argument names the folder of the cases, something in it, or a folder around it."""
+    if config.option.help or config.option.version:
+        return False
+    folder = home(config) / CASES
+    ignored = [_absolute(config, name) for name in config.getoption("ignore") or ()]
+    if any(folder.is_relative_to(path) for path in ignored):
+        return False
+    paths = [_absolute(config, argument.split("::")[0]) for argument in config.args]
+    return any(folder.is_relative_to(path) or path.is_relative_to(folder) for path in paths)
+
+
+def _absolute(config: pytest.Config, name: str) -> Path:
+    return Path(os.path.abspath(config.invocation_params.dir / name))  # noqa: PTH100 - keeps symbolic links
+
+
+def _case_folder(config: pytest.Config, session: Session) -> str:
+    folder = session.home / CASES
+    return folder.relative_to(config.rootpath).as_posix() if folder.is_relative_to(config.rootpath) else str(CASES)
+
+
+def start(config: pytest.Config) -> Session:
+    """Read the plan, apply it to ``-k`` and ``-m``, and decide where the run is recorded.
+
+    Raises:
+        pytest.UsageError: plan, catalog or ``-k`` cannot be used; one line per mistake, exit code 4.
+    """
+    _refuse_lost_settings(config)
+    try:
+        session = Session(_load(config), home(config))
+        _rewrite_keyword(config, session)
+        if not only_looks(config):
+            session.run_directory = _run_directory(config, session.home)
+    except PlanError as error:
+        raise pytest.UsageError(*error.mistakes) from error
+    except ColocateError as error:
+        raise pytest.UsageError(str(error)) from error
+    config.stash[SESSION] = session
+    for tier in sorted({group.tier for group in session.plan.groups if group.tier}):
+        config.addinivalue_line("markers", f"{tier}: groups of this tier in {session.plan.name}")
+    return session
+
+
+def _refuse_lost_settings(config: pytest.Config) -> None:
+    """``--plan FILE`` with a file elsewhere makes pytest look for its settings there, and it finds none."""
+    if config.inipath is None and (home(config) / "pytest.ini").exists():
+        place = config.rootpath
+        raise pytest.UsageError(
+            f"rootdir: expected {str(home(config))!r}, got {str(place)!r}; write --plan=FILE with an equals sign"
+        )
+
+
+def _load(config: pytest.Config) -> "Plan":
+    from colocate.plan import load_plan  # pydantic costs 150 ms, which `pytest tests` need not pay
+
+    option = config.option
+    path = _absolute(config, option.plan) if option.plan else home(config) / DEFAULT_PLAN
+    catalog = _absolute(config, option.catalog) if option.catalog else None
+    return load_plan(path, catalog, epochs=option.epochs)
+
+
+def _rewrite_keyword(config: pytest.Config, session: Session) -> None:
+    from colocate.plugin import selection
+
+    written = config.option.keyword
+    if written:
+        read = selection.normalise(written, session.plan.ids)
+        if read != written:
+            config.option.keyword = read
+            session.notes.append(f"-k {written!r} read as {read!r}")
+
+
+def _run_directory(config: pytest.Config, home: Path) -> RunDirectory:
+    if is_worker(config):
+        return RunDirectory(Path(config.workerinput["colocate_run"]))  # type: ignore[attr-defined]
+    return RunDirectory.new(folder(config, "results", home), datetime.now())
+
+
+def folder(config: pytest.Config, option: str, home: Path) -> Path:
+    """The folder that ``--results`` or ``--reports`` names; below the project without it."""
+    given = config.getoption(option)
+    return _absolute(config, given) if given else home / option

@@ -1,0 +1,228 @@
+"""Every selected group ends with exactly one outcome, in terminal, JUnit and HTML, however the run ends.
+
+pytest itself forgets the group that was running when the run was interrupted, those not started by then, and those
+whose process died: such a report looks green. Here they become INTERRUPTED, NOT RUN and CRASHED.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Generator, Iterator
+from queue import Empty
+from typing import Any
+
+import pytest
+
+from colocate.plugin.configuration import Session, group_of, is_worker, only_looks, session_of
+from colocate.plugin.outcome import CRASHED, INTERRUPTED, NOT_RUN, Record, properties, unjudged
+from colocate.plugin.signals import Interruption
+
+# A worker that was told to end stops its trainings first: they get some seconds of grace, then their card must be free.
+WORKERS_GRACE_S = 30.0
+
+
+class Ledger:
+    """Which groups were planned, started, judged and done; lives in the controller, or in the only process."""
+
+    def __init__(self, config: pytest.Config, interruption: Interruption) -> None:
+        self.config = config
+        self.session: Session = session_of(config)
+        self.interruption = interruption
+        self.planned: list[str] = []
+        self.started: set[str] = set()
+        self.judged: dict[str, pytest.TestReport] = {}
+        self.done: set[str] = set()
+
+    # What pytest and xdist tell.
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note the selection of a run without workers."""
+        if session.items:
+            self._plan([item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
+        """Note the selection of a run with workers."""
+        self._plan(ids)
+
+    def _plan(self, nodeids: list[str]) -> None:
+        self.planned = [nodeid for nodeid in nodeids if group_of(self.config, nodeid)]
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note that a group runs."""
+        self.started.add(nodeid)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the record of a group before others look for it."""
+        record: Record | None = getattr(report, "colocate", None)
+        if record is not None:
+            self.session.records[record["group"]] = record
+        if report.when == "call" or not report.passed:
+            self.judged[report.nodeid] = report
+        if report.when == "teardown":
+            self.done.add(report.nodeid)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """Called by xdist for the group whose worker died; only a teardown report makes pytest-html show it."""
+        report.when = "teardown"
+        report.duration = 0.0
+        if crashitem in self.judged:  # the verdict was there; what died was only the cleaning up
+            report.outcome, report.longrepr = "passed", None
+        else:
+            died = f"the process that ran this group died ({report.longreprtext.splitlines()[-1]})"
+            self._end_as(report, CRASHED, died)
+
+    # How a run ends.
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """Called by pytest at once; pass the request on to the workers."""
+        if self.interruption.received is not None:
+            signal_workers(self.config, signal.SIGTERM)  # SIGINT may be ignored there
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Generator[None, None, None]:
+        """Close the ledger before anybody writes a report, and set the exit code afterwards."""
+        self.interruption.ending = True
+        if exitstatus == pytest.ExitCode.INTERRUPTED:
+            wait_for_workers(self.config)
+        for report in list(self._missing(session)):
+            self.config.hook.pytest_runtest_logreport(report=report)
+            if report.skipped:
+                self._remember(report)
+        try:
+            yield
+        finally:
+            session.exitstatus = self._exit_code(session, exitstatus)
+
+    def pytest_unconfigure(self) -> None:
+        """Give the signals back."""
+        self.interruption.restore()
+
+    def _missing(self, session: pytest.Session) -> Iterator[pytest.TestReport]:
+        """A report for each planned group that has none that ends it."""
+        for nodeid in self.planned:
+            if nodeid in self.done:
+                continue
+            if nodeid in self.judged:
+                yield self._report(nodeid, "passed", self.judged[nodeid])
+            elif nodeid in self.started:
+                yield self._end_as(self._report(nodeid, "failed"), INTERRUPTED, f"while it ran, {self._why(session)}")
+            else:
+                yield self._end_as(self._report(nodeid, "skipped"), NOT_RUN, self._why(session))
+
+    def _report(self, nodeid: str, outcome: Any, earlier: pytest.TestReport | None = None) -> pytest.TestReport:
+        path, _, name = nodeid.partition("::")
+        location = (path, None, name.replace("::", "."))
+        report = pytest.TestReport(nodeid, location, {}, outcome, None, "teardown")
+        for attribute in ("node", "worker_id", "item_index", "colocate"):  # JUnit finds the test's entry by them
+            if earlier is not None and hasattr(earlier, attribute):
+                setattr(report, attribute, getattr(earlier, attribute))
+        return report
+
+    def _end_as(self, report: pytest.TestReport, outcome: str, why: str) -> pytest.TestReport:
+        group = group_of(self.config, report.nodeid)
+        assert group is not None, "only groups are in the ledger"
+        text = f"{outcome}: {why}"
+        report.longrepr = (report.nodeid.partition("::")[0], 0, text) if report.skipped else text
+        record = unjudged(group, outcome, why)
+        report.colocate = record  # type: ignore[attr-defined]
+        report.user_properties += properties(record)
+        return report
+
+    def _why(self, session: pytest.Session) -> str:
+        if self.interruption.received is not None:
+            return f"the run was ended by {self.interruption.received.name}"
+        distributed = self.config.pluginmanager.get_plugin("dsession")
+        reason = session.shouldfail or session.shouldstop or getattr(distributed, "shouldstop", False)
+        return f"the run ended early ({reason or 'see above'})"
+
+    def _remember(self, report: pytest.TestReport) -> None:
+        """Let ``--lf`` run what was not reached; pytest's own record would forget it as skipped."""
+        last_failed = self.config.pluginmanager.get_plugin("lfplugin")
+        if last_failed is not None:
+            last_failed.lastfailed[getattr(report, "id", report.nodeid)] = True
+
+    def _exit_code(self, session: pytest.Session, exitstatus: int) -> int:
+        if exitstatus == pytest.ExitCode.INTERRUPTED and self.interruption.exit_code is not None:
+            return self.interruption.exit_code
+        stopped = exitstatus == pytest.ExitCode.INTERRUPTED and session.testsfailed  # -x under xdist, which says 2
+        if stopped or (exitstatus == pytest.ExitCode.OK and session.testsfailed):
+            exitstatus = pytest.ExitCode.TESTS_FAILED
+        judged = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if judged and self.config.getoption("gate") == "plan":
+            return pytest.ExitCode.OK if self.session.tally().holding == "holds" else pytest.ExitCode.TESTS_FAILED
+        return exitstatus
+
+
+def worker_processes(config: pytest.Config) -> Iterator[Any]:
+    """The processes of the workers on this machine that still run."""
+    distributed = config.pluginmanager.get_plugin("dsession")
+    manager = getattr(distributed, "nodemanager", None)
+    for gateway in list(manager.group) if manager else ():
+        process = getattr(getattr(gateway, "_io", None), "popen", None)
+        if process is not None and process.poll() is None:
+            yield process
+
+
+def signal_workers(config: pytest.Config, number: signal.Signals) -> None:
+    """Send a signal to every worker on this machine; those elsewhere notice that their connection ends."""
+    for process in worker_processes(config):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+def wait_for_workers(config: pytest.Config) -> None:
+    """Let workers end their groups, take in what they still report, then end them."""
+    distributed = config.pluginmanager.get_plugin("dsession")
+    if distributed is None or distributed.nodemanager is None:
+        return
+    waiting = set(distributed._active_nodes)
+    deadline = time.monotonic() + WORKERS_GRACE_S
+    while waiting and time.monotonic() < deadline:
+        try:
+            name, event = distributed.queue.get(timeout=0.2)
+        except Empty:
+            continue
+        if name == "testreport":
+            event["rep"].node = event["node"]
+            config.hook.pytest_runtest_logreport(report=event["rep"])
+        elif name == "logstart":
+            config.hook.pytest_runtest_logstart(nodeid=event["nodeid"], location=event["location"])
+        elif name in ("workerfinished", "errordown"):
+            waiting.discard(event["node"])
+    distributed.nodemanager.teardown_nodes()
+
+
+class WorkerSignals:
+    """A worker ends its group cleanly when it is told to end."""
+
+    def __init__(self) -> None:
+        self.interruption = Interruption(kill=None)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self) -> None:
+        """Take the signals over."""
+        self.interruption.install()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self) -> Generator[None, None, None]:
+        """Do not interrupt what is ending anyway."""
+        self.interruption.ending = True
+        yield
+
+    def pytest_unconfigure(self) -> None:
+        """Give the signals back."""
+        self.interruption.restore()
+
+
+def register(config: pytest.Config) -> None:
+    """Take part in this session."""
+    if is_worker(config):
+        config.pluginmanager.register(WorkerSignals(), "colocate-signals")
+    elif not only_looks(config):
+        interruption = Interruption(kill=lambda: signal_workers(config, signal.SIGKILL))
+        interruption.install()
+        config.pluginmanager.register(Ledger(config, interruption), "colocate-ledger")

@@ -1,0 +1,74 @@
+"""The command-line options of a run. They act only when the feasibility cases are collected."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from colocate.units import parse_size
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the options, all in one group of ``pytest --help``."""
+    group = parser.getgroup("colocate", "Can these two trainings share one GPU?")
+    add = group.addoption
+    add("--plan", type=Path, metavar="FILE", help="Plan to run (settings/parallel_feasibility_test.json).")
+    add("--catalog", type=Path, metavar="FILE", help="Models catalog, in place of the one that the plan names.")
+    add(
+        "--device",
+        choices=("auto", "nvidia", "virtual"),
+        default="auto",
+        help="Card to use. auto: a GPU where the NVIDIA library is there, else the virtual card (auto).",
+    )
+    add("--card", type=size, metavar="SIZE", help="Size of the virtual card such as 8GB (the plan's card).")
+    add("--epochs", type=positive, metavar="N", help="Epochs of every foreground (the plan's number).")
+    add("--results", type=Path, metavar="DIR", help="Where run directories are made (results).")
+    add("--reports", type=Path, metavar="DIR", help="Where reports are written (reports).")
+    add(
+        "--gate",
+        choices=("groups", "plan"),
+        default="groups",
+        help="What makes the exit code 0: every group feasible, or the plan's own rule held (groups).",
+    )
+    add("--wait", type=seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
+
+
+def size(text: str) -> int:
+    """Bytes of ``8GB``.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no size, or zero.
+    """
+    try:
+        num_bytes = parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if num_bytes <= 0:
+        raise argparse.ArgumentTypeError(f"expected a size above zero, got {text!r}")
+    return num_bytes
+
+
+def positive(text: str) -> int:
+    """A whole number from 1.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A duration in seconds, from 0.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds from 0, got {text!r}")
+    return value

@@ -1,0 +1,280 @@
+"""From a verdict to pytest's words: passed, failed, or error; told apart in terminal, JUnit and HTML alike.
+
+A case hands over a plain *record* of its verdict. Records hold builtin types only, because xdist can send nothing else
+and an unknown type would end the whole session.
+"""
+
+from collections.abc import Generator
+from typing import Any, Protocol
+
+import pytest
+
+from colocate.errors import ColocateError, InconclusiveError
+from colocate.plugin.configuration import group_of
+from colocate.run_directory import GroupDirectory, read_json
+from colocate.units import to_mib
+from colocate.verdict import Outcome, Verdict
+
+Record = dict[str, Any]
+
+# Endings without a verdict. The first two are nobody's finding about the group, the others are errors.
+NOT_RUN = "NOT RUN"
+ERROR = "ERROR"
+INTERRUPTED = "INTERRUPTED"
+CRASHED = "CRASHED"
+
+_RECORD = pytest.StashKey[Record]()
+
+
+class _Member(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class _Group(Protocol):
+    """What a record tells of a group; `colocate.plan.Group` has it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def tier(self) -> str | None: ...
+    @property
+    def foreground(self) -> _Member: ...
+    @property
+    def background(self) -> _Member | None: ...
+    @property
+    def expected_bytes(self) -> int | None: ...
+
+
+class _Observed(Protocol):
+    """What `colocate.observation.Observation` tells of itself."""
+
+    @property
+    def group(self) -> _Group: ...
+    @property
+    def directory(self) -> GroupDirectory: ...
+
+
+class Infeasible(AssertionError):
+    """A group does not fit; the message is its verdict."""
+
+
+def record_of(observed: _Observed, verdict: Verdict) -> Record:
+    """Everything that terminal, JUnit and page show of a judged group, as builtin types; None is unknown.
+
+    Card and duration are those of the record on disk, which is written before the case ends.
+    """
+    record = unjudged(observed.group, str(verdict.outcome))
+    evidence = _evidence_on_disk(observed.directory)
+    record.update(
+        peak_bytes=verdict.peak_bytes,
+        peak_low_bytes=verdict.peak_low_bytes,
+        peak_high_bytes=verdict.peak_high_bytes,
+        limit_bytes=verdict.limit_bytes,
+        headroom_bytes=verdict.headroom_bytes,
+        basis=verdict.basis,
+        stability=verdict.stability,
+        overlap=verdict.overlap,
+        codes=verdict.codes,
+        reasons=[str(reason) for reason in verdict.reasons],
+        warnings=[str(warning) for warning in verdict.warnings],
+        directory=observed.directory.path,
+        duration_s=evidence.get("duration_s"),
+        device_name=evidence.get("device", {}).get("name"),
+        device_uuid=evidence.get("device", {}).get("uuid"),
+    )
+    return builtin_record(record)
+
+
+def _evidence_on_disk(directory: GroupDirectory) -> dict[str, Any]:
+    if not directory.experiment.exists():
+        return {}
+    evidence: dict[str, Any] = read_json(directory.experiment).get("evidence", {})
+    return evidence
+
+
+def unjudged(group: _Group, outcome: str, *reasons: str) -> Record:
+    """The record of a group that ended without a verdict, and why."""
+    nothing: Record = dict.fromkeys(FIELDS)
+    nothing.update(
+        group=group.id,
+        number=group.number,
+        tier=group.tier,
+        foreground=group.foreground.name,
+        background=None if group.background is None else group.background.name,
+        expected_bytes=group.expected_bytes,
+        outcome=outcome,
+        codes=[],
+        reasons=list(reasons),
+        warnings=[],
+    )
+    return builtin_record(nothing)
+
+
+FIELDS = (
+    "group",
+    "number",
+    "tier",
+    "foreground",
+    "background",
+    "expected_bytes",
+    "peak_bytes",
+    "peak_low_bytes",
+    "peak_high_bytes",
+    "limit_bytes",
+    "headroom_bytes",
+    "basis",
+    "outcome",
+    "stability",
+    "overlap",
+    "codes",
+    "reasons",
+    "warnings",
+    "directory",
+    "duration_s",
+    "device_name",
+    "device_uuid",
+)
+
+
+def builtin_record(record: Record) -> Record:
+    """The same record in builtin types."""
+    return {str(name): plain(value) for name, value in record.items()}
+
+
+def plain(value: Any) -> Any:
+    """The same value in builtin types: a numpy number becomes a number, a path or an enumeration a string."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(part) for part in value]
+    if hasattr(value, "item"):  # a numpy scalar
+        return plain(value.item())
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return str(value)
+
+
+def attach(node: pytest.Item, record: Record) -> None:
+    """Hand a case's record to the reports; call it before the case ends, from its body or a fixture of it."""
+    node.stash[_RECORD] = builtin_record(record)
+
+
+def conclude(verdict: Verdict) -> None:
+    """End a case by its verdict: returns when feasible.
+
+    Raises:
+        Infeasible: the group does not fit; becomes FAILED.
+        InconclusiveError: the evidence carries no verdict; becomes ERROR.
+    """
+    if verdict.outcome is Outcome.INFEASIBLE:
+        raise Infeasible(str(verdict))
+    if verdict.outcome is Outcome.INCONCLUSIVE:
+        raise InconclusiveError(str(verdict))
+
+
+class Outcomes:
+    """The hook that makes reports, in every process that runs cases."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Say pytest's word for the outcome of a group, and put its record on the report."""
+        report = yield
+        group = group_of(item.config, item.nodeid)
+        if group is not None:
+            record = _settle(report, call, group, item.stash.get(_RECORD, None))
+            if record is not None:
+                item.stash[_RECORD] = record
+                _describe(report, record)
+        return report
+
+
+def _settle(
+    report: pytest.TestReport, call: pytest.CallInfo[None], group: _Group, record: Record | None
+) -> Record | None:
+    """Make the report say what the record says, or the record what the report says."""
+    if report.skipped:
+        return unjudged(group, NOT_RUN, skip_reason(report))
+    if call.excinfo is not None:
+        return _settle_error(report, call.excinfo.value, group, record)
+    if report.when == "call" and (record is None or record["outcome"] != Outcome.FEASIBLE):
+        return _settle_unfounded(report, group, record)
+    return record
+
+
+def _settle_error(
+    report: pytest.TestReport, error: BaseException, group: _Group, record: Record | None
+) -> Record | None:
+    """A verdict of infeasible is a failure; everything else is an error, for it says nothing about the group."""
+    outcome = None if record is None else record["outcome"]
+    infeasible = outcome == Outcome.INFEASIBLE and isinstance(error, AssertionError)
+    if infeasible or isinstance(error, ColocateError | Infeasible):  # a bug of the harness keeps its traceback
+        report.longrepr = str(error).replace("\n", "; ") or type(error).__name__
+    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    if report.when == "teardown" and record is not None:  # the verdict stands, the error is counted beside it
+        return {**record, "reasons": [*record["reasons"], f"cleaning up failed: {what}"]}
+    if infeasible and report.when == "call":
+        return record
+    _make_error(report)
+    if isinstance(error, InconclusiveError):
+        return record if outcome == Outcome.INCONCLUSIVE else unjudged(group, Outcome.INCONCLUSIVE, str(error))
+    return unjudged(group, ERROR, str(error) if isinstance(error, ColocateError) else what)
+
+
+def _settle_unfounded(report: pytest.TestReport, group: _Group, record: Record | None) -> Record:
+    """A green line that judged nothing must not exist."""
+    found = "none" if record is None else record["outcome"]
+    report.outcome = "failed"
+    report.longrepr = f"a case that passes: expected the verdict FEASIBLE behind it, found {found}"
+    _make_error(report)
+    return unjudged(group, ERROR, report.longrepr)
+
+
+def _make_error(report: pytest.TestReport) -> None:
+    """Terminal, JUnit and pytest-html all call a failure outside the call phase an error."""
+    if report.when == "call":
+        report.when = "setup"
+
+
+def _describe(report: pytest.TestReport, record: Record) -> None:
+    """Put the record on the report, and its numbers among the properties that JUnit writes."""
+    report.colocate = record  # type: ignore[attr-defined]
+    report.user_properties += properties(record)
+    if report.failed and record["directory"]:
+        report.sections.append((record["group"], "\n".join(_where_to_look(record))))
+
+
+def skip_reason(report: pytest.TestReport) -> str:
+    """The sentence given to ``pytest.skip``."""
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+    return text.removeprefix("Skipped: ")
+
+
+def properties(record: Record) -> list[tuple[str, object]]:
+    """A record as JUnit properties; sizes in MiB, what is unknown is left out."""
+    found: list[tuple[str, object]] = []
+    for name, value in record.items():
+        if value is None or value == []:
+            continue
+        if name.endswith("_bytes"):
+            found.append((name.removesuffix("_bytes") + "_mib", round(to_mib(value), 1)))
+        else:
+            found.append((name, " | ".join(value) if isinstance(value, list) else value))
+    return found
+
+
+def _where_to_look(record: Record) -> list[str]:
+    again = f"again:  pytest feasibility -k {record['group']}"
+    return [*(f"note:   {text}" for text in record["warnings"]), f"record: {record['directory']}", again]
+
+
+def register(config: pytest.Config) -> None:
+    """Take part in this session."""
+    config.pluginmanager.register(Outcomes(), "colocate-outcomes")

@@ -1,0 +1,53 @@
+"""A run that is asked to end ends cleanly on the first SIGINT or SIGTERM, and at once on the second.
+
+Without this, SIGTERM would leave the trainings to their supervisors and the reports unwritten, and a run that a script
+started with ``&`` would ignore SIGINT.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """The handlers of both signals, from `install` to `restore`.
+
+    ``kill`` is called on the second signal just before the process ends, without cleaning up. A worker has no second
+    signal: Ctrl-C reaches it from the terminal and from its controller, and its controller kills it where needed.
+    """
+
+    def __init__(self, kill: Callable[[], None] | None) -> None:
+        self._kill = kill
+        self._old: dict[signal.Signals, Any] = {}
+        self.received: signal.Signals | None = None
+        self.ending = False
+
+    @property
+    def exit_code(self) -> int | None:
+        """What a shell expects of an interrupted program: 130 for SIGINT, 143 for SIGTERM."""
+        return None if self.received is None else 128 + self.received
+
+    def install(self) -> None:
+        """Take the signals over; only the main thread may."""
+        if threading.current_thread() is threading.main_thread():
+            self._old = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._old = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        first = self.received is None
+        self.received = signal.Signals(number)
+        if first and not self.ending:
+            raise KeyboardInterrupt(self.received.name)
+        if not first and self._kill is not None:
+            self._kill()
+            os._exit(128 + number)

@@ -1,0 +1,44 @@
+"""How numbers and verdicts are put into words, alike in terminal and page. Knows neither of them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from colocate.units import format_mib, to_mib
+
+Record = Mapping[str, Any]
+
+
+def peak_text(record: Record) -> str:
+    """The card's peak: one number when measured, the interval when predicted."""
+    low, high = record["peak_low_bytes"], record["peak_high_bytes"]
+    if low is None or high is None or low == high:
+        return format_mib(record["peak_bytes"])
+    return f"{to_mib(low):.0f}-{to_mib(high):.0f} MiB"
+
+
+def headroom_text(record: Record) -> str:
+    """Limit minus peak; below zero when the peak is over the limit."""
+    return format_mib(record["headroom_bytes"])
+
+
+def duration_text(seconds: float | None) -> str:
+    """A duration such as ``4 min 12 s``."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def basis_of(records: Iterable[Record]) -> str:
+    """What the verdicts of a run rest on, and on which cards: ``measured on NVIDIA RTX A2000``."""
+    judged = [record for record in records if record["basis"]]
+    if not judged:
+        return "none: nothing was judged"
+    kinds = Counter(record["basis"] for record in judged)
+    names = ", ".join(dict.fromkeys(record["device_name"] for record in judged if record["device_name"]))
+    words = ", ".join(kind if len(kinds) == 1 else f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    return words + (f" on {names}" if names else "")
