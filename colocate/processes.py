@@ -9,6 +9,7 @@ import pwd
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -122,16 +123,16 @@ def send(process: ProcessId, signal_number: int) -> bool:
 
 
 def end(processes: Iterable[ProcessId], grace_s: float) -> list[ProcessId]:
-    """End processes and all below them: SIGTERM, up to ``grace_s`` seconds, SIGKILL; returns those that would not go.
+    """End processes and all below them: SIGTERM, up to ``grace_s`` seconds, SIGKILL; returns those that are left.
 
-    A process may outlive this in an uninterruptible call, or because it belongs to another user.
+    A process may outlive this in an uninterruptible call, or because it belongs to another user: that is not waited for.
     """
     targets = set(processes)
     targets |= descendants(*(process.pid for process in targets if is_alive(process)))
-    alive = _send_to_all(targets, signal.SIGTERM, signal.SIGCONT)
-    alive = _wait_until_gone(alive, grace_s)
-    alive |= descendants(*(process.pid for process in alive))
-    return sorted(_wait_until_gone(_send_to_all(alive, signal.SIGKILL), KILL_WAIT_S))
+    alive = _wait_until_gone(_reached(targets, signal.SIGTERM, signal.SIGCONT), grace_s)
+    targets |= alive | descendants(*(process.pid for process in alive))
+    _wait_until_gone(_reached(targets, signal.SIGKILL), KILL_WAIT_S)
+    return sorted(filter(is_alive, targets))
 
 
 def describe(pid: int) -> str:
@@ -240,16 +241,14 @@ def _send_by_number(process: ProcessId, signal_number: int) -> bool:
     return True
 
 
-def _send_to_all(processes: Iterable[ProcessId], *signal_numbers: int) -> set[ProcessId]:
-    """Those that are still alive; foreign ones, which may not be signalled, stay among them."""
-    alive = {process for process in processes if is_alive(process)}
-    for process in alive:
-        for number in signal_numbers:
-            try:
-                send(process, number)
-            except PermissionError:
-                break
-    return alive
+def _reached(processes: Iterable[ProcessId], *signal_numbers: int) -> set[ProcessId]:
+    """Signal them; those that were alive and may be signalled, for whom it is worth waiting."""
+    reached = set()
+    for process in filter(is_alive, processes):
+        with suppress(PermissionError):
+            if all(send(process, number) for number in signal_numbers):
+                reached.add(process)
+    return reached
 
 
 def _wait_until_gone(processes: set[ProcessId], timeout_s: float) -> set[ProcessId]:
