@@ -233,10 +233,9 @@ class Run:
             duration_s=duration_s,
         )
         told = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        cut = f" (cut: a full epoch has {epoch.steps_full} steps and whole evaluations)" if is_cut else ""
+        steps = f"{epoch.steps} of {epoch.steps_full} steps{' (cut)' if is_cut else ''}"
         print_line(
-            f"{self.name}: epoch {epoch.number}: {epoch.steps} steps{cut}, {duration_s:.1f} s, "
-            f"{samples_per_s:.0f} samples/s, {told}"
+            f"{self.name}: epoch {epoch.number}: {steps}, {duration_s:.1f} s, {samples_per_s:.0f} samples/s, {told}"
         )
 
     def _planned(self, steps: int) -> int:
