@@ -125,10 +125,12 @@ def send(process: ProcessId, signal_number: int) -> bool:
 def end(processes: Iterable[ProcessId], grace_s: float) -> list[ProcessId]:
     """End processes and all below them: SIGTERM, up to ``grace_s`` seconds, SIGKILL; returns those that are left.
 
-    A process may outlive this in an uninterruptible call, or because it belongs to another user: that is not waited for.
+    A process may outlive this in an uninterruptible call, or because it belongs to another user, which is not waited
+    for. The caller itself is spared.
     """
     targets = set(processes)
     targets |= descendants(*(process.pid for process in targets if is_alive(process)))
+    targets = {process for process in targets if process.pid != os.getpid()}
     alive = _wait_until_gone(_reached(targets, signal.SIGTERM, signal.SIGCONT), grace_s)
     targets |= alive | descendants(*(process.pid for process in alive))
     _wait_until_gone(_reached(targets, signal.SIGKILL), KILL_WAIT_S)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -130,9 +131,23 @@ def test_a_stopped_process_is_ended_too() -> None:
         assert process.wait() == 0
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may end everything")
-def test_a_process_of_somebody_else_is_returned() -> None:
-    assert [process.pid for process in processes.end([identity(1)], grace_s=0.0)] == [1]
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else and come back")
+def test_a_process_of_somebody_else_is_returned_at_once() -> None:
+    with member("ignore_term") as process:
+        found = identity(process.pid)
+        os.setresuid(65534, 65534, 0)
+        try:
+            started = time.monotonic()
+            assert processes.end([found], grace_s=60.0) == [found]
+        finally:
+            os.setresuid(0, 0, 0)
+        assert time.monotonic() - started < processes.KILL_WAIT_S
+
+
+def test_ending_everything_below_us_spares_ourselves() -> None:
+    with member("ignore_term") as process:
+        assert processes.end([identity(os.getpid())], grace_s=0.0) == []
+        assert process.wait() == -signal.SIGKILL
 
 
 def test_a_description_names_program_user_and_start(family: "subprocess.Popen[bytes]") -> None:
