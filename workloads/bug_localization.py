@@ -40,6 +40,7 @@ BATCH_SIZE = 200
 TOLERANCE, PATIENCE = 1e-4, 30
 TOPS = (1, 5, 10, 20)
 POLL_S = 0.2
+PARENT_POLL_S = 0.5
 
 # What a worker process writes into its row of the progress file, for the parent to tell.
 ITERATIONS, STATE = 0, 1
@@ -118,10 +119,24 @@ def build_model(args: Namespace) -> MLPRegressor:
     )
 
 
+def end_with(parent: int) -> None:
+    """Ends this worker when its parent is gone: joblib's workers otherwise finish their fold, then wait for 300 s."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
+        os._exit(1)
+
+    is_watched = any(thread.name == watch.__qualname__ for thread in threading.enumerate())
+    if os.getpid() != parent and not is_watched:  # with one job the parent is the worker
+        threading.Thread(target=watch, name=watch.__qualname__, daemon=True).start()
+
+
 def train_fold(args: Namespace, rows: Rows, fold: int, progress_file: Path, parent: int) -> dict[str, float]:
     """Trains and evaluates one fold: its last training loss and its hit rates."""
     progress = numpy.memmap(progress_file, dtype=numpy.int64, mode="r+", shape=(args.kfold, 2))[fold]
     train, test = split(len(rows), args.kfold, fold)
+    end_with(parent)
     progress[STATE] = TRAINING
     model = build_model(args)
     best, waited = numpy.inf, 0
@@ -131,8 +146,6 @@ def train_fold(args: Namespace, rows: Rows, fold: int, progress_file: Path, pare
         waited = waited + 1 if model.loss_ > best - TOLERANCE else 0
         best = min(best, model.loss_)
         progress[ITERATIONS] += 1
-        if parent not in (os.getpid(), os.getppid()):  # whoever asked for this fold is gone
-            os._exit(1)
     progress[STATE] = EVALUATING
     rates = hit_rates(model, rows, numpy.unique(rows.reports[test]))
     progress[STATE] = DONE
