@@ -20,11 +20,14 @@ class Progress:
     """Signs of progress in order; of many steps in a row it keeps the first, the last and two a second."""
 
     def __init__(self) -> None:
+        self.longest_pause_s = 0.0
         self._by_pid: dict[int, list[Mark]] = {}
 
     def add(self, mark: Mark) -> None:
         """Take one more sign of progress of its process."""
         marks = self._by_pid.setdefault(mark.pid, [])
+        if marks:
+            self.longest_pause_s = max(self.longest_pause_s, mark.elapsed_s - marks[-1].elapsed_s)
         if len(marks) > 1 and all(_close(mark, other) for other in marks[-2:]):
             marks[-1] = mark
         else:

@@ -17,7 +17,7 @@ from colocate.catalog import Training
 from colocate.device import Device
 from colocate.energy import CpuEnergyMeter
 from colocate.errors import DeviceError, TrainingError
-from colocate.evidence import Evidence, Limits, Member, Role
+from colocate.evidence import Evidence, Limits, Role
 from colocate.holders import Holders
 from colocate.monitor import Monitor
 from colocate.plan import Group
@@ -33,9 +33,9 @@ TICK_S = 0.05
 # MiB, and the smallest CUDA context is above 200 MiB.
 BASELINE_TOLERANCE_BYTES = 64 * 1024**2
 
-# How long to wait, after the foreground's end, for the background step that was under way then: without its end
-# nothing would prove that the background was training. A rehearsed step of a large model takes seconds on a CPU.
-CLOSING_S = 20.0
+# How long to wait, after the foreground's end, for the end of the background step that was under way then: without it
+# nothing proves that the background was training. At least this long, and twice the longest step so far.
+CLOSING_S = 1.0
 
 TERMINATION_GRACE_S = 10.0
 
@@ -192,9 +192,9 @@ class Observation:
     def evidence(self) -> Evidence:
         """Everything that was seen, as a record."""
         origin_t = self._monitor.started_s
-        foreground = self._foreground.member(origin_t, [self.directory.foreground_log.name])
-        background = self._background_member(origin_t)
         self._attribute()
+        foreground = self._foreground.member(origin_t)
+        background = None if self._background is None else self._background.member(origin_t)
         limits = self.group.limits
         return Evidence(
             group=self.group.id,
@@ -341,16 +341,11 @@ class Observation:
         process.stop(TERMINATION_GRACE_S)
 
     def _wait_for_closing_step(self, watch: Watch, ended_t: float) -> None:
-        self._wait_until(
-            lambda: watch.stepped_since(ended_t) or watch.gave_up is not None or self._is_lost(), ended_t + CLOSING_S
-        )
-
-    def _background_member(self, origin_t: float) -> Member | None:
-        if self._background is None:
-            return None
-        lives = range(1, len(self._background.processes) + 1)
-        logs = [str(self.directory.background_log(life).relative_to(self.directory.path)) for life in lives]
-        return self._background.member(origin_t, logs)
+        with self._fixed_time():
+            self._wait_until(
+                lambda: watch.stepped_since(ended_t) or watch.gave_up is not None or self._is_lost(),
+                ended_t + max(CLOSING_S, 2 * watch.longest_pause_s),
+            )
 
     @contextmanager
     def _fixed_time(self) -> Iterator[None]:

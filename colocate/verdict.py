@@ -192,7 +192,7 @@ def _worthless(evidence: Evidence) -> Iterator[Reason]:
     if evidence.trace.lost:
         yield Reason("sensor_lost", f"the card stopped answering: {evidence.trace.lost}")
     foreign = [holder for holder in evidence.holders if holder.owner == "foreign"]
-    if foreign:
+    if foreign and "foreign_process" not in dict(evidence.faults):
         names = ", ".join(f"pid {holder.pid} ({holder.name})" for holder in foreign)
         yield Reason("foreign_process", f"somebody else used the card: {names}")
     for member in evidence.members:

@@ -4,7 +4,6 @@ Knows no card: which member holds memory there is told by `colocate.observation`
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 
 from colocate.catalog import Training
@@ -85,7 +84,12 @@ class Watch:
         signs += [match.t for match in self._progress_lines()[-1:]]
         return any(sign is not None and sign > time_t for sign in signs)
 
-    def member(self, origin_t: float, logs: Sequence[str]) -> Member:
+    @property
+    def longest_pause_s(self) -> float:
+        """The longest time between two signs of progress so far."""
+        return max(self._events.progress.longest_pause_s, self._probe.progress.longest_pause_s)
+
+    def member(self, origin_t: float) -> Member:
         """Everything so far as a record, with times relative to ``origin_t``."""
         self.poll()
         return Member(
@@ -93,7 +97,7 @@ class Watch:
             name=self.training.name,
             argv=self.training.argv,
             uses_gpu=self.training.uses_gpu,
-            lives=tuple(self._life(process, log, origin_t) for process, log in zip(self.processes, logs, strict=True)),
+            lives=tuple(self._life(process, origin_t) for process in self.processes),
             ready_s=None if self.ready_t is None else self.ready_t - origin_t,
             gave_up=self.gave_up,
             stalled_after_s=self.stalled_after_s,
@@ -111,10 +115,11 @@ class Watch:
             metrics=self._metrics(),
         )
 
-    def _life(self, process: Process, log: str, origin_t: float) -> Life:
+    def _life(self, process: Process, origin_t: float) -> Life:
         end = process.exit
         ended = None if end is None else replace(end, ended_s=end.ended_s - origin_t)
-        return Life(log, process.started_t - origin_t, ended, process.last_lines(LAST_LINES))
+        log = process.log.relative_to(self._directory.path)
+        return Life(str(log), process.started_t - origin_t, ended, process.last_lines(LAST_LINES))
 
     def _marks(self) -> tuple[Mark, ...]:
         """Its own events where it writes any, else lines of its log, else the steps that the probe counted."""

@@ -1,4 +1,5 @@
 import os
+import subprocess
 
 import pytest
 from fake_nvml import FakeNvml, preload
@@ -30,3 +31,11 @@ def fake_nvml(fake_machine):
     """A simulated machine with one card of 8192 MiB, of which the driver keeps 200."""
     fake_machine.add_card()
     return fake_machine
+
+
+@pytest.fixture
+def foreign_process():
+    """The pid of a process that is none of ours; it ends with the test."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process.pid
+        process.kill()

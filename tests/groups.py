@@ -1,0 +1,44 @@
+"""Groups of stand-in trainings on a simulated card, run by the real harness."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from colocate.catalog import Training
+from colocate.device.nvidia import NvidiaDevice
+from colocate.monitor import Monitor
+from colocate.observation import Observation
+from colocate.plan import Group, Limits
+from colocate.run_directory import GroupDirectory
+from colocate.verdict import Verdict
+
+STAND_IN = Path(__file__).parent / "programs" / "stand_in.py"
+
+
+def training(name: str, *options: str, **changes: Any) -> Training:
+    known = {"argv": (sys.executable, str(STAND_IN), *options), "cwd": Path(__file__).parent, "ready_timeout_s": 10.0}
+    return Training(name, **{**known, **changes})
+
+
+def group(foreground: Training, background: Training | None, **limits: Any) -> Group:
+    return Group("group01", 1, foreground, background, Limits(**{"settle_s": 3.0, **limits}))
+
+
+@contextmanager
+def observing(group: Group, uuid: str, folder: Path, **changes: Any) -> Iterator[Observation]:
+    directory = GroupDirectory(folder / "run" / group.id).create()
+    with closing(NvidiaDevice(uuid)) as device, Monitor(device, processes_interval_s=0.5) as monitor:
+        monitor.wait_for_sample(2.0)
+        with Observation(group, device, monitor, directory, run="run", plan="test", **changes) as observation:
+            yield observation
+
+
+def judged(group: Group, uuid: str, folder: Path) -> Verdict:
+    """The verdict of a group that is run from start to end."""
+    with observing(group, uuid, folder) as observation:
+        observation.preflight()
+        observation.start_background()
+        observation.run_foreground()
+        return observation.conclude()

@@ -1,0 +1,206 @@
+"""Groups of stand-in trainings, run by the real harness on a simulated card: each fault, and what comes of it."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_nvml import FakeNvml
+from groups import group, judged, observing, training
+
+from colocate.catalog import Training
+from colocate.processes import with_cookie
+from colocate.record import read_record
+from colocate.run_directory import GroupDirectory
+from colocate.units import MIB
+from colocate.verdict import Outcome, Verdict, judge
+
+LOAD = training("load", "--hold", "1500", "--repeat")
+EPOCH = training("epoch", "--hold", "700", "--steps", "20")
+
+
+def load(*options: str) -> Training:
+    return training("load", "--hold", "1500", "--repeat", *options)
+
+
+def epoch(*options: str, **changes: Any) -> Training:
+    return training("epoch", "--hold", "700", "--steps", "20", *options, **changes)
+
+
+def outcome(fake: FakeNvml, folder: Path, foreground: Training, background: Training | None, **limits: Any) -> Verdict:
+    """The verdict of a group, which must follow from the record and leave no process behind."""
+    verdict = judged(group(foreground, background, **limits), fake.uuid(), folder)
+
+    record = read_record(GroupDirectory(folder / "run" / "group01"))
+    assert judge(record.evidence) == record.verdict == verdict
+    assert with_cookie("run/group01") == []
+    return verdict
+
+
+def test_two_trainings_that_fit_are_feasible(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    verdict = outcome(fake_nvml, tmp_path, EPOCH, LOAD)
+
+    assert verdict.feasible, verdict
+    assert verdict.peak_bytes == 2200 * MIB
+    assert verdict.overlap == pytest.approx(1.0)
+
+
+def test_the_harness_adds_little_time_of_its_own(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """The study waited 90 s per group whatever happened; this counts looking, stopping, settling."""
+    outcome(fake_nvml, tmp_path, EPOCH, LOAD)
+
+    fixed_s = read_record(GroupDirectory(tmp_path / "run" / "group01")).evidence.fixed_s
+    assert fixed_s is not None
+    assert fixed_s < 2
+
+
+def test_a_training_alone_needs_no_background(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    assert outcome(fake_nvml, tmp_path, EPOCH, None).feasible
+
+
+def test_a_training_on_the_cpu_need_not_hold_the_card(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    assert outcome(fake_nvml, tmp_path, EPOCH, training("cpu", "--cpu", "--repeat", uses_gpu=False)).feasible
+
+
+def test_a_training_that_tells_nothing_is_read_by_the_probe_and_its_exit_code(
+    fake_nvml: FakeNvml, tmp_path: Path
+) -> None:
+    verdict = outcome(fake_nvml, tmp_path, epoch("--silent", "--probe"), load("--silent", "--probe"))
+
+    assert verdict.feasible, verdict
+    assert "completion_by_exit_code" in [warning.code for warning in verdict.warnings]
+
+
+INFEASIBLE = {
+    "a peak over the limit": ("peak_over_limit", epoch("--hold", "6000"), LOAD),
+    "a foreground that meets a full card": ("foreground_out_of_memory", epoch("--hold", "6700"), LOAD),
+    "a foreground that runs out of memory": ("foreground_out_of_memory", epoch("--oom-at", "3"), LOAD),
+    "an out-of-memory in the background only": ("background_out_of_memory", EPOCH, load("--oom-at", "9")),
+    "an out-of-memory that was swallowed": ("foreground_out_of_memory", epoch("--oom-swallowed"), LOAD),
+    "one that only the allocator saw": (
+        "foreground_out_of_memory",
+        epoch("--oom-swallowed", "--oom-silent", "--probe"),
+        LOAD,
+    ),
+    "a foreground that fails": ("foreground_failed", epoch("--fail-at", "5"), LOAD),
+    "a foreground that crashes": ("foreground_failed", epoch("--die-at", "5"), LOAD),
+}
+
+
+@pytest.mark.parametrize(("code", "foreground", "background"), INFEASIBLE.values(), ids=INFEASIBLE)
+def test_proof_that_a_group_does_not_fit(
+    fake_nvml: FakeNvml, tmp_path: Path, code: str, foreground: Training, background: Training
+) -> None:
+    verdict = outcome(fake_nvml, tmp_path, foreground, background)
+
+    assert verdict.outcome is Outcome.INFEASIBLE, verdict
+    assert code in verdict.codes
+
+
+INCONCLUSIVE: dict[str, tuple[str, Training, Training, dict[str, Any]]] = {
+    "a stub that exits 0 at once, again and again": (
+        "background_gave_up",
+        EPOCH,
+        training("stub", "--stub", "--step-s", "0.05"),
+        {},
+    ),
+    "a background that dies at its first failure": ("background_never_ready", EPOCH, load("--fail-at", "1"), {}),
+    "a crash loop": ("background_gave_up", EPOCH, load("--exit-code", "3", "--die-at", "2"), {}),
+    "a background that is never ready": (
+        "background_never_ready",
+        EPOCH,
+        training("idle", "--never-ready", ready_timeout_s=1.0),
+        {},
+    ),
+    "a background that is gone while the foreground trains": (
+        "too_little_overlap",
+        epoch("--steps", "100"),
+        load("--hang-at", "12"),
+        {"stall_s": 30},
+    ),
+    "a hang": ("foreground_hang", epoch("--hang-at", "5"), LOAD, {"stall_s": 1.0}),
+    "a time limit": ("foreground_timeout", epoch("--steps", "1000"), LOAD, {"epoch_timeout_s": 1.5}),
+    "a foreground that never reaches the card": (
+        "foreground_not_started",
+        training("stub", "--stub", "--step-s", "0.05"),
+        LOAD,
+        {},
+    ),
+    "a foreground that was told to cut its epoch": ("epoch_cut", epoch("--full-steps", "400"), LOAD, {}),
+    "memory that stays on the card": ("card_not_returned", epoch("--leak"), LOAD, {"settle_s": 0.5}),
+}
+
+
+@pytest.mark.parametrize(("code", "foreground", "background", "limits"), INCONCLUSIVE.values(), ids=INCONCLUSIVE)
+def test_evidence_with_a_hole_is_inconclusive(
+    fake_nvml: FakeNvml, tmp_path: Path, code: str, foreground: Training, background: Training, limits: dict[str, Any]
+) -> None:
+    verdict = outcome(fake_nvml, tmp_path, foreground, background, **limits)
+
+    assert verdict.outcome is Outcome.INCONCLUSIVE, verdict
+    assert code in verdict.codes
+
+
+def test_a_foreign_process_on_the_card_keeps_the_group_from_starting(
+    fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path
+) -> None:
+    fake_nvml.foreign(500 * MIB, pid=foreign_process)
+    verdict = outcome(fake_nvml, tmp_path, EPOCH, LOAD)
+
+    assert verdict.codes == ("foreign_process",)
+    assert not read_record(GroupDirectory(tmp_path / "run" / "group01")).evidence.foreground.lives
+
+
+def test_a_foreign_process_in_between_makes_the_record_worthless(
+    fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path
+) -> None:
+    with observing(group(epoch("--steps", "60"), LOAD), fake_nvml.uuid(), tmp_path) as observation:
+        observation.preflight()
+        observation.start_background()
+        threading.Timer(0.5, fake_nvml.foreign, (500 * MIB,), {"pid": foreign_process}).start()
+        observation.run_foreground()
+        verdict = observation.conclude()
+
+    assert verdict.codes == ("foreign_process",)
+
+
+def test_a_card_that_is_lost_ends_in_no_verdict(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    with observing(group(epoch("--steps", "50"), LOAD), fake_nvml.uuid(), tmp_path) as observation:
+        observation.preflight()
+        observation.start_background()
+        fake_nvml.fail("nvmlDeviceGetMemoryInfo_v2", 15)
+        observation.run_foreground()
+        verdict = observation.conclude()
+
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "sensor_lost" in verdict.codes
+
+
+def test_a_program_that_is_not_there_starts_nothing(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    absent = replace(EPOCH, argv=("/nowhere/python", "train.py"))
+    verdict = outcome(fake_nvml, tmp_path, absent, LOAD)
+
+    assert verdict.codes == ("not_started",)
+    assert "/nowhere/python" in str(verdict)
+
+
+def test_an_interrupted_group_is_recorded_as_such(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    with observing(group(EPOCH, LOAD), fake_nvml.uuid(), tmp_path) as observation:
+        observation.preflight()
+        observation.start_background()
+        verdict = observation.interrupt("SIGINT")
+
+    assert verdict.codes == ("interrupted",)
+    assert with_cookie("run/group01") == []
+
+
+def test_a_record_that_lost_samples_is_not_judged_as_if_it_were_whole(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    outcome(fake_nvml, tmp_path, EPOCH, LOAD)
+    directory = GroupDirectory(tmp_path / "run" / "group01")
+    text = directory.trace.read_text()
+    directory.trace.write_text(text[: len(text) // 2])
+
+    verdict = judge(read_record(directory).evidence)
+
+    assert verdict.codes == ("record_damaged",)
