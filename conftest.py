@@ -1,3 +1,10 @@
 """pytest's options, hooks and fixtures; no logic."""
 
-pytest_plugins = ("colocate.plugin",)
+pytest_plugins = (
+    "colocate.plugin",
+    "fixtures.run_directory",
+    "fixtures.device",
+    "fixtures.monitor",
+    "fixtures.background",
+    "fixtures.foreground",
+)
