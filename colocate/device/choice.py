@@ -1,0 +1,65 @@
+"""Which kind of card a run uses. Decides and explains; opens no card and knows nothing of how a virtual one is made."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from colocate.device import nvidia
+from colocate.errors import DeviceError
+
+Kind = Literal["auto", "nvidia", "virtual"]
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The kind of card to use, the UUIDs of those that may be used (none for a virtual card), and why in a sentence."""
+
+    kind: Literal["nvidia", "virtual"]
+    uuids: tuple[str, ...]
+    sentence: str
+
+
+def choose_device(kind: Kind, environment: Mapping[str, str] = os.environ) -> Choice:
+    """Decides between an NVIDIA card and the virtual one.
+
+    ``"auto"`` takes an NVIDIA card wherever the NVML library is there. A driver that fails, or cards that are all
+    hidden, are an error and never a silent change to the virtual card: a prediction would then pass for a measurement.
+
+    Args:
+        kind: What the user asked for.
+        environment: Where ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER`` are read.
+
+    Raises:
+        DeviceError: a card is asked for, or the NVML library is there, and no card can be used. Names the cure.
+    """
+    if kind == "virtual":
+        return Choice("virtual", (), "predicting on a virtual card, as asked; no number is measured on a GPU")
+    if kind == "auto" and not nvidia.library_present():
+        return Choice(
+            "virtual",
+            (),
+            f"no NVIDIA driver on this machine ({nvidia.LIBRARY} is not there): predicting on a virtual card; "
+            "no number is measured on a GPU",
+        )
+    return _nvidia_cards(environment)
+
+
+def _nvidia_cards(environment: Mapping[str, str]) -> Choice:
+    selector = environment.get(VISIBLE)
+    failures = nvidia.survey_devices().failures
+    devices = nvidia.visible_devices(selector, order=environment.get("CUDA_DEVICE_ORDER"))
+    if not devices and selector is not None:
+        raise DeviceError(
+            f"{VISIBLE}: expected at least one card of this machine, found {selector!r}; unset it, name a card "
+            "(nvidia-smi -L), or use --device virtual"
+        )
+    if not devices:
+        raise DeviceError("NVML: expected at least one card, found none; check nvidia-smi -L, or use --device virtual")
+    named = ", ".join(f"{device.name} ({device.uuid})" for device in devices)
+    simulated = any(nvidia.is_simulated(device) for device in devices)
+    verb = "pretending to measure (simulated NVML) on" if simulated else "measuring on"
+    left_out = f"; left out: {'; '.join(map(str, failures))}" if failures else ""
+    return Choice("nvidia", tuple(device.uuid for device in devices), f"{verb} {named}{left_out}")

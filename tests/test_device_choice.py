@@ -1,0 +1,101 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_nvml import DRIVER_NOT_LOADED, GPU_IS_LOST
+
+from colocate.device.choice import choose_device
+from colocate.errors import DeviceError
+
+WITHOUT_LIBRARY = """
+import ctypes
+try:
+    ctypes.CDLL("libnvidia-ml.so.1")
+except OSError:
+    from colocate.device.choice import choose_device
+    print(choose_device({kind!r}))
+else:
+    print("this machine has a driver")
+"""
+
+
+def choice_without_library(kind):
+    """A process of its own: this one may have the fake library loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LIBRARY.format(kind=kind)],
+        env={"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "this machine has a driver" in done.stdout:
+        pytest.skip("this machine has an NVML library")
+    return done
+
+
+def test_auto_takes_the_cards_where_the_library_is(fake_nvml):
+    choice = choose_device("auto")
+
+    assert (choice.kind, choice.uuids) == ("nvidia", (fake_nvml.uuid(),))
+    assert fake_nvml.uuid() in choice.sentence
+
+
+def test_auto_takes_the_virtual_card_without_a_library_and_says_so():
+    done = choice_without_library("auto")
+
+    assert "kind='virtual', uuids=()" in done.stdout
+    assert "predicting on a virtual card; no number is measured on a GPU" in done.stdout
+
+
+def test_a_card_that_was_asked_for_is_missed_without_a_library():
+    assert "NVML Shared Library Not Found" in choice_without_library("nvidia").stderr
+
+
+@pytest.mark.parametrize("kind", ["auto", "nvidia"])
+def test_a_driver_that_fails_is_an_error_and_not_a_virtual_card(fake_nvml, kind):
+    fake_nvml.fail("nvmlInitWithFlags", DRIVER_NOT_LOADED)
+
+    with pytest.raises(DeviceError, match="modprobe"):
+        choose_device(kind)
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", "7"])
+def test_hidden_cards_are_an_error_and_not_a_virtual_card(fake_nvml, hidden):
+    with pytest.raises(
+        DeviceError, match=f"CUDA_VISIBLE_DEVICES: expected at least one card .* found '{hidden}'; unset"
+    ):
+        choose_device("auto", {"CUDA_VISIBLE_DEVICES": hidden})
+
+
+def test_a_driver_without_a_card_is_an_error(fake_machine):
+    with pytest.raises(DeviceError, match="expected at least one card, found none"):
+        choose_device("auto")
+
+
+def test_a_card_that_does_not_answer_is_left_out_and_named(fake_machine):
+    fake_machine.add_card()
+    fake_machine.add_card()
+    fake_machine.fail("nvmlDeviceGetHandleBy*", GPU_IS_LOST, card=0)
+    choice = choose_device("nvidia")
+
+    assert choice.uuids == (fake_machine.uuid(1),)
+    assert "left out: NVML: expected card 0" in choice.sentence
+
+
+def test_only_visible_cards_are_taken_in_their_order(fake_machine):
+    for _ in range(3):
+        fake_machine.add_card()
+
+    choice = choose_device("auto", {"CUDA_VISIBLE_DEVICES": "2,0"})
+    assert choice.uuids == (fake_machine.uuid(2), fake_machine.uuid(0))
+
+
+def test_a_simulated_card_never_sounds_measured(fake_nvml):
+    assert choose_device("nvidia").sentence.startswith("pretending to measure (simulated NVML) on")
+
+
+def test_the_virtual_card_asks_no_driver(fake_nvml):
+    fake_nvml.fail("*", DRIVER_NOT_LOADED)
+
+    assert choose_device("virtual").kind == "virtual"
