@@ -8,6 +8,7 @@ What could not be read is a gap with its reason, never a number. A failure that 
 ours included, is kept as ``lost``: a trace that stops early would otherwise look like a low peak.
 """
 
+import contextlib
 import threading
 import time
 from array import array
@@ -79,7 +80,6 @@ class Monitor:
         self._cpu_energy = cpu_energy
         # Sixteen bytes a sample: an hour at 20 Hz is about a megabyte.
         self._elapsed_s, self._used_bytes = array("d"), array("Q")
-        self._peak: Sample | None = None
         self._gaps: list[Gap] = []
         self._failing: Gap | None = None
         self._asking_since_s: float | None = None
@@ -88,7 +88,8 @@ class Monitor:
         self._vitals: list[tuple[float, float, Vitals]] = []
         self._process_lists: list[tuple[float, tuple[DeviceProcess, ...]]] = []
         self._slow_failures: dict[str, int] = {}
-        self._cpu_s = {"memory": 0.0, "slow": 0.0}
+        self._clocks: list[int] = []
+        self._ended_cpu_s = 0.0
         self._ended_s: float | None = None
         self._suspended_s = 0.0
         self._changed = threading.Condition()
@@ -99,8 +100,8 @@ class Monitor:
         self.started_s = time.monotonic()
         self._suspended_s = _asleep_s()
         self._processes_due = _Schedule(self.started_s, self._processes_interval_s)
-        for name, work in (("memory", self._watch_memory), ("slow", self._watch_slowly)):
-            thread = threading.Thread(target=self._guarded, args=(name, work), name=f"monitor-{name}", daemon=True)
+        for name, work in (("monitor-memory", self._watch_memory), ("monitor-slow", self._watch_slowly)):
+            thread = threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
         return self
@@ -131,7 +132,11 @@ class Monitor:
 
     def peak(self) -> Sample | None:
         """The sample with the most memory so far, the first of equals; cheaper than through :meth:`trace`."""
-        return self._peak
+        with self._changed:
+            if not self._used_bytes:
+                return None
+            most_bytes = max(self._used_bytes)
+            return Sample(self._elapsed_s[self._used_bytes.index(most_bytes)], most_bytes)
 
     def seconds_since_sample(self) -> float:
         """How long ago the newest sample was taken; before the first, how long ago the sampling began."""
@@ -155,7 +160,7 @@ class Monitor:
                 gaps=(*self._gaps, *self._gaps_until(end_s)),
                 missed_ticks=self._missed,
                 rejected=self._rejected,
-                reading_s=sum(self._cpu_s.values()),
+                reading_s=self._reading_s(),
                 duration_s=end_s,
                 lost=self._lost,
             )
@@ -197,16 +202,15 @@ class Monitor:
 
     def _watch_memory(self) -> None:
         schedule = _Schedule(self.started_s, self.interval_s)
+        too_late_s = max(SLOW_ANSWER_S, 2 * self.interval_s)
         while not self._stop.wait(schedule.wait_s()) and self._lost is None:
-            self._note_lateness(time.monotonic() - schedule.due_s)
-            self._sample()
-            missed = schedule.advance(time.monotonic())
-            with self._changed:
-                self._missed += missed
-                self._cpu_s["memory"] = time.thread_time()
+            now_s = time.monotonic()
+            if now_s - schedule.due_s > too_late_s:
+                self._add_gap(f"the monitor had no processor time for {now_s - schedule.due_s:.1f} s")
+            self._sample(now_s - self.started_s)
+            self._missed += schedule.advance(time.monotonic())
 
-    def _sample(self) -> None:
-        asked_s = self._now_s()
+    def _sample(self, asked_s: float) -> None:
         self._asking_since_s = asked_s
         try:
             memory = self._plausible(self._device.memory())
@@ -238,8 +242,6 @@ class Monitor:
             # The reading is as old as the question or as new as the answer; nobody knows, so the later one counts.
             self._elapsed_s.append(answered_s)
             self._used_bytes.append(used_bytes)
-            if self._peak is None or used_bytes > self._peak.used_bytes:
-                self._peak = Sample(answered_s, used_bytes)
             self._changed.notify_all()
 
     def _fail(self, reason: str, rejected: bool) -> None:
@@ -252,15 +254,6 @@ class Monitor:
                 self._close_gap(start_s)
                 self._failing = Gap(start_s, start_s, reason)
 
-    def _note_lateness(self, late_s: float) -> None:
-        """Tells a sleep of the whole machine, and a time without a processor, as a gap."""
-        asleep_s = _asleep_s() - self._suspended_s
-        if asleep_s > _SUSPENDED_S:
-            self._suspended_s += asleep_s
-            self._add_gap(f"the machine was suspended for {asleep_s:.1f} s")
-        elif late_s > max(SLOW_ANSWER_S, 2 * self.interval_s):
-            self._add_gap(f"the monitor had no processor time for {late_s:.1f} s")
-
     def _add_gap(self, reason: str) -> None:
         with self._changed:
             self._gaps.append(Gap(self._last_s(), self._now_s(), reason))
@@ -271,18 +264,24 @@ class Monitor:
         vitals_due = _Schedule(self.started_s, self._vitals_interval_s)
         while not self._stop.is_set() and self._lost is None:
             if not vitals_due.wait_s():
+                self._note_suspension()
                 self._read_vitals()
                 vitals_due.advance(time.monotonic())
             if not self._processes_due.wait_s():
                 self._read_processes()
                 with self._changed:
                     self._processes_due.due_s = time.monotonic() + self._processes_interval_s
-            with self._changed:
-                self._cpu_s["slow"] = time.thread_time()
             self._wake.wait(min(vitals_due.wait_s(), self._processes_due.wait_s()))
             self._wake.clear()
         if self._lost is None:
             self._read_vitals()  # so that the energy counter covers the whole time
+
+    def _note_suspension(self) -> None:
+        """Tells a sleep of the whole machine as a gap; its length in this clock is the time of one reading."""
+        asleep_s = _asleep_s() - self._suspended_s
+        if asleep_s > _SUSPENDED_S:
+            self._suspended_s += asleep_s
+            self._add_gap(f"the machine was suspended for {asleep_s:.1f} s")
 
     def _read_vitals(self) -> None:
         if self._cpu_energy is not None:
@@ -310,11 +309,24 @@ class Monitor:
 
     # --- both threads
 
-    def _guarded(self, name: str, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[[], None]) -> None:
+        clock = time.pthread_getcpuclockid(threading.get_ident())
+        self._clocks.append(clock)
         try:
             work()
         except Exception as error:  # Whatever it is, it must not look like a trace that simply ended.
-            self._lose(f"the monitor's {name} thread failed: {type(error).__name__}: {error}")
+            self._lose(f"{threading.current_thread().name} failed: {type(error).__name__}: {error}")
+        finally:
+            self._ended_cpu_s += time.thread_time()
+            self._clocks.remove(clock)
+
+    def _reading_s(self) -> float:
+        """Processor time of both threads; a thread that ends meanwhile is missed by this one reading at most."""
+        running_s = 0.0
+        for clock in list(self._clocks):
+            with contextlib.suppress(OSError):
+                running_s += time.clock_gettime(clock)
+        return self._ended_cpu_s + running_s
 
     def _lose(self, reason: str) -> None:
         with self._changed:
