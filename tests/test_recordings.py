@@ -1,0 +1,85 @@
+import csv
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colocate.device import Vitals
+from colocate.evidence import Sample, Trace
+from colocate.recordings import StoredTrace, read_trace, write_trace, write_vitals
+
+SAMPLES = (Sample(0.0, 0), Sample(0.05, 1_073_741_824), Sample(0.1, 7_863_271_424))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "trace.csv"
+
+
+def test_a_trace_is_a_small_csv_file(path):
+    write_trace(path, Trace(SAMPLES, 0.05))
+
+    assert path.read_text() == "elapsed_s,used_bytes\n0.000000,0\n0.050000,1073741824\n0.100000,7863271424\n"
+    assert [file.name for file in path.parent.iterdir()] == ["trace.csv"]
+
+
+@given(st.lists(st.builds(Sample, st.integers(0, 10**10).map(lambda us: us / 1e6), st.integers(0, 2**48)), max_size=20))
+@settings(deadline=None)
+def test_a_trace_survives_the_file(tmp_path_factory, samples):
+    path = tmp_path_factory.mktemp("trace") / "trace.csv"
+    write_trace(path, Trace(tuple(samples), 0.05))
+
+    assert read_trace(path) == StoredTrace(tuple(samples), None)
+
+
+def test_every_torn_last_line_is_dropped_and_told(path):
+    """A file that a crash or a full disk cut anywhere never yields a number that was not written."""
+    write_trace(path, Trace(SAMPLES, 0.05))
+    whole = path.read_bytes()
+    header = len("elapsed_s,used_bytes\n")
+    for length in range(header, len(whole)):
+        path.write_bytes(whole[:length])
+        stored = read_trace(path)
+
+        assert stored.samples == SAMPLES[: len(stored.samples)]
+        assert (stored.torn is None) == (length == header or whole[length - 1 : length] == b"\n")
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(path):
+    path.write_text("elapsed_s,used_bytes\n0.0,1\n0.05,\n0.1,2\n")
+
+    with pytest.raises(ValueError, match=r"trace.csv: line 3: expected elapsed_s,used_bytes, got '0.05,'"):
+        read_trace(path)
+
+
+def test_another_file_is_no_trace(path):
+    path.write_text("time,memory\n0,1\n")
+
+    with pytest.raises(ValueError, match="expected the columns"):
+        read_trace(path)
+
+
+def test_vitals_become_three_files_with_empty_fields_for_the_unknown(tmp_path):
+    known = Vitals(
+        power_mw=61_500, temperature_c=45, utilization_percent=0, memory_utilization_percent=7, memory_temperature_c=80
+    )
+    write_vitals(tmp_path, [(0.0, 1_700_000_000.25, known), (1.0, 1_700_000_001.25, Vitals(utilization_percent=30))])
+
+    def rows(name):
+        return list(csv.reader((tmp_path / name).read_text().splitlines()))
+
+    assert rows("gpu_power.csv") == [
+        ["timestamp", "power_draw_w"],
+        ["1700000000.250", "61.5"],
+        ["1700000001.250", ""],
+    ]
+    assert rows("gpu_temperature.csv") == [
+        ["timestamp", "gpu_temp_c", "memory_temp_c"],
+        ["1700000000.250", "45", "80"],
+        ["1700000001.250", "", ""],
+    ]
+    assert rows("gpu_utilization.csv") == [
+        ["timestamp", "gpu_util_percent", "memory_util_percent"],
+        ["1700000000.250", "0", "7"],
+        ["1700000001.250", "30", ""],
+    ]
