@@ -130,7 +130,10 @@ class NvidiaDevice:
             ImplausibleReading: the numbers cannot be true.
             DeviceError: NVML did not answer. Names the card's UUID and NVML's own message.
         """
-        memory = self._read_memory()
+        try:
+            memory = self._read_memory()
+        except pynvml.NVMLError as error:
+            raise _failure(f"{self._uuid}: expected memory", error) from error
         total_bytes = self._total_bytes or memory.total_bytes
         if total_bytes <= 0 or memory.total_bytes != total_bytes or not 0 <= memory.used_bytes <= total_bytes:
             raise ImplausibleReading(
@@ -243,11 +246,11 @@ class NvidiaDevice:
         return self._memory_v1, "nvml v1, used includes what the driver keeps"
 
     def _memory_v2(self) -> Memory:
-        found = self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo, self._handle, pynvml.nvmlMemory_v2)
+        found = pynvml.nvmlDeviceGetMemoryInfo(self._handle, pynvml.nvmlMemory_v2)
         return Memory(found.used, found.total, found.reserved)
 
     def _memory_v1(self) -> Memory:
-        found = self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo, self._handle)
+        found = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
         return Memory(found.used - (self._reserved_bytes or 0), found.total, self._reserved_bytes)
 
     # --- the rest

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fake_nvml.state import (
     BLOCK,
+    BOTH,
     CHECKED,
     DRIVER_NOT_LOADED,
     FUNCTION_NOT_FOUND,
@@ -35,6 +36,7 @@ from fake_nvml.state import (
 
 __all__ = [
     "BLOCK",
+    "BOTH",
     "CHECKED",
     "DRIVER_NOT_LOADED",
     "FUNCTION_NOT_FOUND",

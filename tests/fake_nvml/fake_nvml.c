@@ -41,7 +41,7 @@ enum {
 #define UNSUPPORTED UINT32_MAX /* in a card's field: this card cannot tell */
 #define NOT_AVAILABLE UINT64_MAX /* NVML's own "no value" for 64-bit numbers */
 
-enum { ROW_CHECKED = 1, ROW_LEAKS = 2, ROW_HIDDEN = 4, ROW_GRAPHICS = 8 };
+enum { ROW_CHECKED = 1, ROW_LEAKS = 2, ROW_HIDDEN = 4, ROW_GRAPHICS = 8, ROW_BOTH = 16 };
 enum { FAULT_NONE = 0, FAULT_RETURN = 1, FAULT_VALUE = 2, FAULT_BLOCK = 3 };
 
 struct card {
@@ -397,7 +397,7 @@ static int list(const struct card *card, uint32_t graphics, unsigned *count_out,
     for (unsigned i = 0; i < state->num_processes && i < MAX_PROCESSES; i++) {
         const struct process *row = &state->processes[i];
         if (row->card != index || (row->flags & ROW_HIDDEN) || !runs(row)) continue;
-        if ((row->flags & ROW_GRAPHICS) != graphics) continue;
+        if (!(row->flags & ROW_BOTH) && (row->flags & ROW_GRAPHICS) != graphics) continue;
         if (out && found < room)
             out[found] = (struct process_info){row->pid, forced ? *forced : row->used_bytes, ~0u, ~0u};
         found++;

@@ -29,7 +29,7 @@ RESET_REQUIRED, LIBRARY_MISMATCH, UNKNOWN = 16, 18, 999
 
 MAGIC = 0x4E564D4C
 MAX_CARDS, MAX_PROCESSES, MAX_FAULTS, MAX_FUNCTIONS = 16, 256, 32, 96
-CHECKED, LEAKS, HIDDEN, GRAPHICS = 1, 2, 4, 8
+CHECKED, LEAKS, HIDDEN, GRAPHICS, BOTH = 1, 2, 4, 8, 16
 RETURN, VALUE, BLOCK = 1, 2, 3
 
 _U32, _I32, _U64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint64
@@ -207,7 +207,8 @@ class FakeNvml:
             used_bytes: The process's whole use; 0 takes it off the list.
             card: Index of the card.
             pid: The process; without one, this one.
-            flags: `LEAKS` keeps the memory after the process has ended, `HIDDEN` keeps it off the process list.
+            flags: `LEAKS` keeps the memory after the process has ended, `HIDDEN` keeps it off the process list,
+                `GRAPHICS` puts it on the list of programs that draw instead, `BOTH` on that list too.
             stays: The row is a made-up process that nobody starts and that never ends.
 
         Raises:

@@ -74,8 +74,8 @@ class OutOfMemoryError(RuntimeError):
             f"{size(total_bytes)} of which {size(free_bytes)} is free. Including non-PyTorch memory, this process has "
             f"{size(held_bytes)} memory in use. Of the allocated memory {size(held_bytes)} is allocated by PyTorch, "
             "and 0 bytes is reserved by PyTorch but unallocated. If reserved but unallocated memory is large try "
-            "setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See documentation for Memory "
-            "Management  (https://docs.pytorch.org/docs/stable/notes/cuda.html"
+            "setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See documentation for "
+            "Memory Management  (https://docs.pytorch.org/docs/stable/notes/cuda.html"
             "#optimizing-memory-usage-with-pytorch-cuda-alloc-conf)"
         )
         self.requested_bytes = requested_bytes

@@ -1,0 +1,419 @@
+"""What a card promises, of the scripted card and of the NVML code on the simulated one; a real card if there is one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_nvml as fakes
+import pynvml
+import pytest
+from doubles import FakeDevice
+from fake_nvml import MIB, NOT_AVAILABLE, NOT_SUPPORTED, UNSUPPORTED
+
+from colocate.device import DeviceProcess
+from colocate.device.failures import CardLost, ImplausibleReading
+from colocate.device.nvidia import (
+    NvidiaDevice,
+    is_simulated,
+    library_present,
+    list_devices,
+    survey_devices,
+    visible_devices,
+)
+from colocate.errors import DeviceError
+
+MEMORY = "nvmlDeviceGetMemoryInfo_v2"
+
+
+@pytest.fixture
+def device(fake_nvml):
+    with NvidiaDevice(fake_nvml.uuid()) as device:
+        yield device
+
+
+# --- the contract
+
+
+@pytest.fixture(params=["scripted", "nvml"])
+def any_device(request):
+    """Two kinds of a card of 8192 MiB on which pid 4000000 holds 500 MiB."""
+    if request.param == "scripted":
+        holder = DeviceProcess(4_000_000, 500 * MIB)
+        yield FakeDevice([500 * MIB], processes=[holder], peaks={4_000_000: 500 * MIB})
+        return
+    fake = request.getfixturevalue("fake_nvml")
+    fake.state.cards[0].accounting = 1
+    fake.foreign(500 * MIB)
+    with NvidiaDevice(fake.uuid()) as device:
+        yield device
+
+
+def test_a_card_keeps_its_contract(any_device):
+    keeps_contract(any_device)
+    memory = any_device.memory()
+
+    assert (memory.used_bytes, memory.total_bytes) == (500 * MIB, 8192 * MIB)
+    assert any_device.processes() == (DeviceProcess(4_000_000, 500 * MIB),)
+    assert any_device.process_peak_bytes(4_000_000) == 500 * MIB
+    assert any_device.process_peak_bytes(1) is None
+
+
+def test_a_closed_card_answers_no_more(any_device):
+    any_device.close()
+    any_device.close()
+
+    for reading in (any_device.memory, any_device.vitals, any_device.processes):
+        with pytest.raises(DeviceError):
+            reading()
+
+
+def keeps_contract(device):
+    """What holds for every card, also for a real one that somebody uses."""
+    memory, vitals, info = device.memory(), device.vitals(), device.info
+    assert info.uuid
+    assert info.name
+    assert info.memory_source
+    assert info.basis == "measured"
+    assert 0 <= memory.used_bytes <= memory.total_bytes == info.total_bytes
+    assert memory.reserved_bytes is None or 0 <= memory.reserved_bytes < memory.total_bytes
+    assert vitals.utilization_percent is None or 0 <= vitals.utilization_percent <= 100
+    assert vitals.power_mw is None or vitals.power_mw >= 0
+    later = device.vitals()
+    assert vitals.energy_mj is None or later.energy_mj >= vitals.energy_mj
+    for process in device.processes() or ():
+        assert process.pid > 0
+        assert process.used_bytes is None or 0 < process.used_bytes <= memory.total_bytes
+
+
+REAL_CARD = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from colocate.device.nvidia import NvidiaDevice, is_simulated, list_devices
+from test_nvidia import keeps_contract
+for info in list_devices():
+    assert not is_simulated(info), info
+    with NvidiaDevice(info.uuid) as device:
+        keeps_contract(device)
+        print(device.info, device.memory(), device.vitals())
+"""
+
+
+@pytest.mark.gpu
+def test_a_real_card_keeps_the_contract():
+    """In a process of its own: this one may have the fake library loaded."""
+    tests = Path(__file__).parent
+    look = "from colocate.device.nvidia import list_devices; raise SystemExit(0 if list_devices() else 1)"
+    if subprocess.run([sys.executable, "-c", look], capture_output=True, check=False, cwd=tests.parent).returncode:
+        pytest.skip("no NVIDIA card with a working driver")
+    done = subprocess.run(
+        [sys.executable, "-c", REAL_CARD, str(tests), str(tests.parent)], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+# --- memory
+
+
+def test_memory_excludes_what_the_driver_keeps(fake_nvml, device):
+    fake_nvml.allocate(500 * MIB)
+
+    memory = device.memory()
+    assert (memory.used_bytes, memory.reserved_bytes) == (500 * MIB, 200 * MIB)
+    assert device.info.memory_source == "nvml v2"
+
+
+@pytest.mark.parametrize("code", [NOT_SUPPORTED, fakes.FUNCTION_NOT_FOUND, fakes.UNKNOWN])
+def test_a_driver_without_the_second_struct_is_read_by_the_first(fake_nvml, code):
+    """Early drivers under WSL answer the second struct with an unknown error."""
+    fake_nvml.allocate(500 * MIB)
+    fake_nvml.fail(MEMORY, code)
+
+    with NvidiaDevice(fake_nvml.uuid()) as device:
+        memory = device.memory()
+        assert (memory.used_bytes, memory.reserved_bytes) == (700 * MIB, None)
+        assert device.info.memory_source == "nvml v1, used includes what the driver keeps"
+
+
+def test_a_known_reserve_is_taken_off_the_first_struct(fake_nvml):
+    fake_nvml.allocate(500 * MIB)
+    fake_nvml.fail(MEMORY, NOT_SUPPORTED)
+
+    with NvidiaDevice(fake_nvml.uuid(), reserved_bytes=200 * MIB) as device:
+        assert device.memory().used_bytes == 500 * MIB
+        assert "v1 minus" in device.info.memory_source
+
+
+def test_a_card_that_tells_no_memory_at_all_cannot_be_opened(fake_nvml):
+    fake_nvml.fail("nvmlDeviceGetMemoryInfo*", NOT_SUPPORTED)
+
+    with pytest.raises(DeviceError, match="expected memory, NVML said 'Not Supported'"):
+        NvidiaDevice(fake_nvml.uuid())
+
+
+@pytest.mark.parametrize("nonsense", [17 * 10**12, 2**63, 8192 * MIB + 1])
+def test_more_memory_in_use_than_there_is_is_an_error(fake_nvml, device, nonsense):
+    fake_nvml.answer(MEMORY, nonsense)
+
+    with pytest.raises(ImplausibleReading, match=f"{fake_nvml.uuid()}: expected memory in use between 0 and"):
+        device.memory()
+
+
+def test_a_total_that_changes_is_an_error(fake_nvml, device):
+    fake_nvml.state.cards[0].total_bytes = 17 * 10**12
+
+    with pytest.raises(ImplausibleReading):
+        device.memory()
+
+
+def test_less_in_use_than_the_known_reserve_is_an_error_and_not_negative(fake_nvml):
+    fake_nvml.fail(MEMORY, NOT_SUPPORTED)
+
+    with pytest.raises(ImplausibleReading):
+        NvidiaDevice(fake_nvml.uuid(), reserved_bytes=300 * MIB)
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("code", [fakes.GPU_IS_LOST, fakes.RESET_REQUIRED])
+def test_a_lost_card_is_told_apart(fake_nvml, device, code):
+    fake_nvml.fail("nvmlDeviceGet*", code)
+
+    for reading in (device.memory, device.vitals, device.processes):
+        with pytest.raises(CardLost, match=fake_nvml.uuid()):
+            reading()
+
+
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (fakes.GPU_IS_LOST, "Xid 79"),
+        (fakes.UNKNOWN, "daemon-reload"),
+        (fakes.NO_PERMISSION, "/dev/nvidia"),
+        (fakes.LIBRARY_MISMATCH, "reboot"),
+    ],
+)
+def test_an_error_names_the_card_what_nvml_said_and_the_cure(fake_nvml, device, code, cure):
+    fake_nvml.fail(MEMORY, code)
+
+    with pytest.raises(
+        DeviceError, match=rf"^{fake_nvml.uuid()}: expected memory, NVML said '.+' \({code}\); .*{cure}"
+    ):
+        device.memory()
+
+
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (fakes.DRIVER_NOT_LOADED, "modprobe"),
+        (fakes.LIBRARY_MISMATCH, "reboot"),
+        (fakes.UNKNOWN, "restart the container"),
+    ],
+)
+def test_a_driver_that_does_not_start_names_the_cure(fake_nvml, code, cure):
+    fake_nvml.fail("nvmlInitWithFlags", code)
+
+    with pytest.raises(
+        DeviceError, match=rf"^NVML: expected a working NVIDIA driver, NVML said .* \({code}\); .*{cure}"
+    ):
+        list_devices()
+
+
+def test_an_unknown_uuid_says_where_to_look(fake_nvml):
+    with pytest.raises(DeviceError, match="GPU-unknown: expected a card with this UUID, found none; nvidia-smi -L"):
+        NvidiaDevice("GPU-unknown")
+
+
+def test_a_card_cut_into_instances_is_refused(fake_nvml):
+    fake_nvml.state.cards[0].mig = 1
+
+    with pytest.raises(DeviceError, match="found MIG mode on; turn it off"):
+        NvidiaDevice(fake_nvml.uuid())
+
+
+def test_a_failed_opening_lets_go_of_nvml(fake_nvml):
+    with pytest.raises(DeviceError):
+        NvidiaDevice("GPU-unknown")
+
+    with pytest.raises(pynvml.NVMLError_Uninitialized):
+        pynvml.nvmlDeviceGetCount()
+
+
+# --- vitals
+
+
+def test_vitals_are_what_the_card_tells(fake_nvml, device):
+    card = fake_nvml.state.cards[0]
+    card.power_mw, card.temperature_c, card.memory_temperature_c, card.throttle_reasons = 150_000, 61, 80, 4
+    vitals = device.vitals()
+
+    assert (vitals.power_mw, vitals.temperature_c, vitals.memory_temperature_c) == (150_000, 61, 80)
+    assert (vitals.utilization_percent, vitals.memory_utilization_percent) == (30, 10)
+    assert vitals.throttle_reasons == 4
+    assert vitals.energy_mj >= 1_000_000
+
+
+def test_vitals_that_a_card_cannot_tell_are_none(fake_nvml, device):
+    card = fake_nvml.state.cards[0]
+    card.power_mw = card.temperature_c = card.utilization_percent = UNSUPPORTED
+    card.energy_supported = 0
+    vitals = device.vitals()
+
+    assert [vitals.power_mw, vitals.temperature_c, vitals.utilization_percent] == [None, None, None]
+    assert [vitals.memory_temperature_c, vitals.memory_utilization_percent, vitals.energy_mj] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("function", "field"),
+    [
+        ("nvmlDeviceGetUtilizationRates", "utilization_percent"),
+        ("nvmlDeviceGetTemperatureV", "temperature_c"),
+        ("nvmlDeviceGetPowerUsage", "power_mw"),
+        ("nvmlDeviceGetFieldValues", "memory_temperature_c"),
+    ],
+)
+def test_a_vital_that_cannot_be_true_is_none(fake_nvml, device, function, field):
+    fake_nvml.answer(function, 2**31 - 1)
+
+    assert getattr(device.vitals(), field) is None
+
+
+def test_an_old_driver_answers_by_the_old_names(fake_nvml, device):
+    for function in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetCurrentClocksEventReasons"):
+        fake_nvml.fail(function, fakes.FUNCTION_NOT_FOUND)
+    vitals = device.vitals()
+
+    assert (vitals.temperature_c, vitals.throttle_reasons) == (45, 0)
+
+
+# --- processes
+
+
+def test_processes_that_draw_are_listed_once(fake_nvml, device):
+    fake_nvml.foreign(30 * MIB, pid=4_000_002, flags=fakes.GRAPHICS)
+    fake_nvml.foreign(100 * MIB, pid=4_000_001, flags=fakes.BOTH)
+
+    assert device.processes() == (DeviceProcess(4_000_001, 100 * MIB), DeviceProcess(4_000_002, 30 * MIB))
+
+
+@pytest.mark.parametrize("told", [NOT_AVAILABLE, 0, 17 * 10**12])
+def test_memory_of_a_process_that_the_driver_does_not_tell_is_none(fake_nvml, device, told):
+    """Under WSL there is no number, in containers with newer drivers it is 0."""
+    fake_nvml.foreign(100 * MIB)
+    fake_nvml.answer("nvmlDeviceGetComputeRunningProcesses_v3", told)
+
+    assert device.processes() == (DeviceProcess(4_000_000, None),)
+
+
+def test_a_driver_without_a_process_list_tells_none_and_not_nobody(fake_nvml, device):
+    fake_nvml.fail("nvmlDeviceGetComputeRunningProcesses*", NOT_SUPPORTED)
+
+    assert device.processes() is None
+
+
+def test_more_processes_than_expected_are_all_listed(fake_nvml, device):
+    for pid in range(4_000_000, 4_000_040):
+        fake_nvml.foreign(MIB, pid=pid)
+
+    assert len(device.processes()) == 40
+
+
+def test_accounting_that_is_off_tells_none(fake_nvml, device):
+    fake_nvml.foreign(100 * MIB)
+
+    assert device.process_peak_bytes(4_000_000) is None
+    assert device.info.accounting is False
+
+
+# --- which cards
+
+
+def test_every_card_is_listed_in_the_drivers_order(fake_machine):
+    for total in (8192, 40960):
+        fake_machine.add_card(total_bytes=total * MIB)
+    devices = list_devices()
+
+    assert [device.total_bytes // MIB for device in devices] == [8192, 40960]
+    assert [device.index for device in devices] == [0, 1]
+    assert (devices[0].cuda_version, devices[0].driver_version) == ("13.0", "580.00 (simulated)")
+    assert is_simulated(devices[0])
+
+
+def test_a_card_that_does_not_answer_leaves_the_others(fake_machine):
+    fake_machine.add_card()
+    fake_machine.add_card()
+    fake_machine.fail("nvmlDeviceGetHandleBy*", fakes.GPU_IS_LOST, card=0)
+    survey = survey_devices()
+
+    assert [device.uuid for device in survey.devices] == [fake_machine.uuid(1)]
+    assert isinstance(survey.failures[0], CardLost)
+
+
+def test_a_machine_whose_only_card_does_not_answer_is_an_error(fake_nvml):
+    fake_nvml.fail("nvmlDeviceGetUUID", fakes.GPU_IS_LOST)
+
+    with pytest.raises(CardLost):
+        list_devices()
+
+
+@pytest.mark.parametrize(
+    ("selector", "seen"),
+    [
+        (None, [0, 1, 2]),
+        ("", []),
+        ("-1", []),
+        ("0", [0]),
+        ("2,0", [2, 0]),
+        ("1,-1,0", [1]),
+        ("1,7,0", [1]),
+        ("1,1", []),
+        ("1gpu, 2", [1, 2]),
+        ("GPU-bb", [1]),
+        ("GPU-bb,GPU-aa-1", [1, 0]),
+        ("GPU-aa", []),
+        ("GPU-bb,GPU-no,GPU-aa-1", [1]),
+        ("GPU-bb,0", [1]),
+        ("GPU-bb,GPU-bb", []),
+        ("none", []),
+    ],
+)
+def test_cards_are_selected_as_cuda_does(fake_machine, selector, seen):
+    for uuid in ("GPU-aa-1", "GPU-bb-2", "GPU-aa-3"):
+        fake_machine.add_card(uuid=uuid)
+
+    assert [device.index for device in visible_devices(selector)] == seen
+
+
+def test_indices_of_different_cards_are_ambiguous_without_an_order(fake_machine):
+    """CUDA numbers by speed and NVML by bus, so index 0 may be another card for each."""
+    fake_machine.add_card(name="slow (simulated)")
+    fake_machine.add_card(name="fast (simulated)")
+
+    with pytest.raises(DeviceError, match="CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+        visible_devices("0")
+    assert [device.index for device in visible_devices("0", order="PCI_BUS_ID")] == [0]
+    assert [device.index for device in visible_devices(fake_machine.uuid(1))] == [1]
+
+
+def test_an_instance_of_a_card_cannot_be_selected(fake_nvml):
+    with pytest.raises(DeviceError, match="found the MIG instance"):
+        visible_devices("MIG-1234")
+
+
+def test_the_library_is_present_when_it_loads(fake_nvml):
+    assert library_present()
+
+
+def test_a_library_that_does_not_load_is_told_from_none(tmp_path):
+    (tmp_path / "libnvidia-ml.so.1").write_bytes(b"not a library")
+    program = "from colocate.device.nvidia import library_present; library_present()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "DeviceError: libnvidia-ml.so.1: expected a library that loads" in done.stderr
