@@ -1,7 +1,155 @@
-"""The pytest-html page: columns, details and summary from `colocate.report.page`; plain ``pytest`` writes it."""
+"""The pytest-html page and ``summary.csv`` of a run, both rebuilt from what was recorded; plain ``pytest`` writes them.
+
+Only the controller writes. The parts of the page are `colocate.report.page`'s.
+"""
+
+import contextlib
+import os
+import platform
+from collections.abc import Generator
+from html import escape
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from colocate import __version__
+from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
+from colocate.report import page
+from colocate.report.summary import write_summary
+from colocate.run_directory import write_text
+
+# What pytest-metadata may show of the machine: an allow-list, for its own redaction fails under xdist.
+_SHOWN = ("Python", "Platform", "Packages", "Plugins")
+
+
+class Environment:
+    """The environment table, in every process: workers send theirs to the controller, which copies it in."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @pytest.hookimpl(optionalhook=True, trylast=True)
+    def pytest_metadata(self, metadata: dict[str, Any]) -> None:
+        """Called by pytest-metadata with all that it found, which may include secrets of a CI system."""
+        for name in set(metadata) - set(_SHOWN):
+            del metadata[name]
+        metadata["Python"] = platform.python_version()
+        metadata["colocate"] = __version__
+        metadata["Plan"] = escape(str(self.session.plan.path))
+
+
+class Page:
+    """Hooks of pytest-html and around it."""
+
+    def __init__(self, config: pytest.Config, session: Session) -> None:
+        self.config = config
+        self.session = session
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_report_title(self, report: Any) -> None:
+        """Called once, at the start; sorting and folding are settings of the same object."""
+        report.title = f"{self.session.plan.name}: can they share one card?"
+        report.set_data("initialSort", "group")
+        report.set_data("renderCollapsed", ["all"])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_header(self, cells: list[str]) -> None:
+        """Keep pytest-html's result, by which it filters, and put our columns in place of the others."""
+        cells[1:] = page.header_cells()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_row(self, report: Any, cells: list[str]) -> None:
+        """Called for every report; those without a record are not groups and keep their columns' number only."""
+        record = getattr(report, "colocate", None)
+        if record is None:
+            empty = len(page.COLUMNS) - 1
+            cells[1:] = [f'<td class="col-group">{escape(report.nodeid)}</td>', *["<td></td>"] * empty]
+        else:
+            cells[1:] = page.row_cells(record)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_html(self, report: Any, data: list[str]) -> None:
+        """Empty the log of a judged group: its reasons stand above, and the logs of its trainings."""
+        if getattr(report, "colocate", None) is not None and not report.longreprtext.count("\n"):
+            data.clear()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Give a group its details before pytest-html takes the report, and keep summary.csv up to date."""
+        record = getattr(report, "colocate", None)
+        if record is None or group_of(self.config, report.nodeid) is None:
+            return
+        if self.session.report is not None and (report.when == "call" or not report.passed):
+            content = page.details(record, self.session.report.parent)
+            extra = {"name": "group", "format_type": "html", "content": content, "mime_type": None, "extension": None}
+            report.extras = [extra]  # type: ignore[attr-defined]
+        if report.when == "teardown" and record["directory"]:
+            self._summarise()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_summary(self, prefix: list[str]) -> None:
+        """Called once, at the end: the plan's verdict above the table."""
+        limits = self.session.plan.limits
+        tally, records = self.session.tally(), list(self.session.records.values())
+        prefix.append(page.tiles(tally, records, limits.peak_bytes, limits.card_bytes))
+        prefix.append(page.banners(tally, records))
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self) -> Generator[None, None, None]:
+        """After pytest-html has written: fit for phones, and found under ``latest``; nothing is kept of no run."""
+        yield
+        if not self.session.records:
+            self._discard()
+        elif self.session.report is not None and self.session.report.exists():
+            text = self.session.report.read_text(encoding="utf-8")
+            write_text(self.session.report, page.with_viewport(text))
+            self._point_latest_here(self.session.report.parent)
+
+    def _summarise(self) -> None:
+        assert self.session.run_directory is not None
+        try:
+            write_summary(self.session.run_directory)
+        except OSError as error:  # the records are what counts, and they are written
+            self.config.issue_config_time_warning(pytest.PytestWarning(f"summary.csv: not written: {error}"), 2)
+
+    def _discard(self) -> None:
+        """No group was run, so no folder should look as if one had been."""
+        run = self.session.run_directory
+        with contextlib.suppress(OSError):
+            if self.session.report is not None:
+                self.session.report.unlink(missing_ok=True)
+                self.session.report.parent.rmdir()
+        with contextlib.suppress(OSError):
+            if run is not None:
+                run.record.unlink(missing_ok=True)
+                run.path.rmdir()
+
+    def _point_latest_here(self, report_folder: Path) -> None:
+        """``reports/latest`` is a link; where somebody put a real folder, it stays."""
+        latest, aside = report_folder.parent / "latest", report_folder.parent / f".latest.{os.getpid()}"
+        if report_folder.name != self._run_name or (latest.exists() and not latest.is_symlink()):
+            return
+        with contextlib.suppress(OSError):
+            aside.symlink_to(report_folder.name, target_is_directory=True)
+            aside.replace(latest)
+
+    @property
+    def _run_name(self) -> str | None:
+        return self.session.run_directory.name if self.session.run_directory else None
+
 
 def register(config: pytest.Config) -> None:
-    """Take part in this session."""
+    """Take part in this session: tell pytest-html where and how to write, before it is configured."""
+    session = session_of(config)
+    config.pluginmanager.register(Environment(session), "colocate-environment")
+    if is_worker(config) or only_looks(config):
+        return
+    option = config.option
+    if hasattr(option, "htmlpath"):  # else pytest-html is switched off
+        assert session.run_directory is not None
+        own = folder(config, "reports", session.home) / session.run_directory.name / "report.html"
+        session.report = Path(os.path.abspath(option.htmlpath)) if option.htmlpath else own  # noqa: PTH100
+        option.htmlpath = str(session.report)
+        option.self_contained_html = True
+        option.css = [*option.css, str(page.STYLESHEET)]
+    config.pluginmanager.register(Page(config, session), "colocate-page")

@@ -1,0 +1,115 @@
+"""``summary.csv``: one row per finished group of a run, rebuilt from the records; what is unknown stays empty."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from colocate.errors import ColocateError
+from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_text
+from colocate.units import to_mib
+
+COLUMNS = (
+    "group",
+    "experiment_id",
+    "timestamp",
+    "repository",
+    "model",
+    "tier",
+    "foreground",
+    "background",
+    "expected_mib",
+    "peak_mib",
+    "peak_low_mib",
+    "peak_high_mib",
+    "limit_mib",
+    "headroom_mib",
+    "stability",
+    "basis",
+    "outcome",
+    "codes",
+    "reason",
+    "overlap",
+    "duration_seconds",
+    "epoch_cut",
+    "gpu_energy_joules",
+    "cpu_energy_joules",
+    "device_name",
+    "device_uuid",
+    "device_total_mib",
+    "driver_version",
+    "directory",
+)
+
+
+def write_summary(run: RunDirectory) -> Path:
+    """Rebuild the file from all records of the run; several processes may do so at once.
+
+    Raises:
+        OSError: it cannot be written; the former one, if any, is still there.
+    """
+    import pandas  # costs half a second, which no worker needs to pay
+
+    with _alone(run.path):  # else one could write what it read before another added a row
+        frame = pandas.DataFrame(rows(run), columns=list(COLUMNS), dtype=object)
+        write_text(run.summary, frame.to_csv(index=False, lineterminator="\n"))
+    return run.summary
+
+
+def rows(run: RunDirectory) -> list[dict[str, Any]]:
+    """One row per group that has a verdict, in the plan's order; a damaged record is left out."""
+    found = []
+    for directory in run.groups():
+        try:
+            experiment, verdict = read_json(directory.experiment), read_json(directory.verdict)
+            found.append((experiment["group"]["number"], directory.path.name, row(directory, experiment, verdict)))
+        except (ColocateError, KeyError, TypeError):
+            continue  # `colocate verify` names it; the other groups are not its hostages
+    return [cells for _, _, cells in sorted(found, key=lambda entry: entry[:2])]
+
+
+def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
+    """The cells of one group."""
+    group, evidence = experiment["group"], experiment["evidence"]
+    foreground, device = experiment["foreground"], evidence["device"]
+    return {
+        "group": group["id"],
+        "experiment_id": experiment["experiment_id"],
+        "timestamp": experiment["timestamp"],
+        "repository": foreground["repository"],
+        "model": foreground["model"],
+        "tier": group["tier"],
+        "foreground": evidence["foreground"]["name"],
+        "background": (evidence["background"] or {}).get("name"),
+        "expected_mib": _mib(group["expected_bytes"]),
+        **{f"{name}_mib": _mib(verdict[f"{name}_bytes"]) for name in ("peak", "peak_low", "peak_high", "limit")},
+        "headroom_mib": _mib(verdict["headroom_bytes"]),
+        **{name: verdict[name] for name in ("stability", "basis", "outcome", "overlap", "epoch_cut")},
+        "codes": " ".join(reason["code"] for reason in verdict["reasons"]) or None,
+        "reason": "; ".join(reason["text"] for reason in verdict["reasons"]) or None,
+        "duration_seconds": evidence["duration_s"],
+        "gpu_energy_joules": evidence["gpu_energy_j"],
+        "cpu_energy_joules": evidence["cpu_energy_j"],
+        "device_name": device["name"],
+        "device_uuid": device["uuid"],
+        "device_total_mib": _mib(device["total_bytes"]),
+        "driver_version": device["driver_version"],
+        "directory": directory.path.name,
+    }
+
+
+def _mib(num_bytes: int | None) -> float | None:
+    return None if num_bytes is None else round(to_mib(num_bytes), 1)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else rebuilds the same file meanwhile; the kernel lets go of the lock when its holder dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,122 @@
+"""The card's memory over time as an inline SVG of a few kilobytes; colours come from the page's stylesheet."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from math import ceil
+
+from colocate.evidence import Interval, Sample
+from colocate.units import format_mib, to_mib
+
+NUM_POINTS = 300
+
+_WIDTH, _HEIGHT = 760, 200
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 14, 24
+_ROW = 13  # height of a bar that shows when a member ran
+
+
+def downsampled(samples: Sequence[Sample], num_points: int = NUM_POINTS) -> list[Sample]:
+    """At most so many samples that look the same: the lowest and the highest of every stretch, in order of time.
+
+    The peak is the highest of its stretch, so it is always among them.
+    """
+    if len(samples) <= num_points:
+        return list(samples)
+    width = ceil(len(samples) / (num_points // 2))
+    stretches = (samples[start : start + width] for start in range(0, len(samples), width))
+    return [sample for stretch in stretches for sample in _extremes(stretch)]
+
+
+def _extremes(stretch: Sequence[Sample]) -> list[Sample]:
+    low = min(stretch, key=lambda sample: sample.used_bytes)
+    high = max(stretch, key=lambda sample: sample.used_bytes)
+    return sorted({low, high})
+
+
+def timeline(
+    samples: Sequence[Sample], limit_bytes: int, spans: Mapping[str, Sequence[Interval]] | None = None, title: str = ""
+) -> str:
+    """An SVG of the samples with the limit and the peak; below it, when each member ran (seconds).
+
+    Empty without samples: nothing is drawn that was not read.
+    """
+    if not samples:
+        return ""
+    return "".join(_Drawing(samples, limit_bytes, spans or {}).parts(title))
+
+
+class _Drawing:
+    """Scales and parts of one picture."""
+
+    def __init__(self, samples: Sequence[Sample], limit_bytes: int, spans: Mapping[str, Sequence[Interval]]) -> None:
+        self.samples = downsampled(samples)
+        self.peak = max(samples, key=lambda sample: sample.used_bytes)
+        self.limit_bytes = limit_bytes
+        self.spans = spans
+        self.end_s = max(samples[-1].elapsed_s, *(end for rows in spans.values() for _, end in rows), 0.001)
+        self.top_bytes = max(limit_bytes, self.peak.used_bytes) * 1.08
+
+    def x(self, elapsed_s: float) -> float:
+        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * max(0.0, elapsed_s) / self.end_s, 1)
+
+    def y(self, used_bytes: float) -> float:
+        return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * used_bytes / self.top_bytes, 1)
+
+    def parts(self, title: str) -> Iterator[str]:
+        height = _HEIGHT + _ROW * len(self.spans)
+        said = f"{title}: memory of the card over {self.end_s:.0f} s, peak {format_mib(self.peak.used_bytes)}, "
+        said += f"limit {format_mib(self.limit_bytes)}"
+        yield f'<svg class="timeline" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(said)}">'
+        yield from self._axes()
+        points = " ".join(f"{self.x(sample.elapsed_s)},{self.y(sample.used_bytes)}" for sample in self.samples)
+        yield f'<polyline class="used" points="{points}"/>'
+        yield from self._limit()
+        yield from self._peak()
+        yield from self._bars()
+        yield "</svg>"
+
+    def _axes(self) -> Iterator[str]:
+        for used_bytes in _ticks(self.top_bytes, step=2000 * 1024**2):
+            y = self.y(used_bytes)
+            yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
+            yield f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{to_mib(int(used_bytes)):.0f}</text>'
+        yield f'<text x="{_LEFT - 6}" y="{_TOP - 3}" text-anchor="end">MiB</text>'
+        for elapsed_s in _ticks(self.end_s, step=_time_step_s(self.end_s)):
+            text = f"{elapsed_s:.0f} s" if self.end_s < 180 else f"{elapsed_s / 60:.0f} min"
+            yield f'<text x="{self.x(elapsed_s)}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{text}</text>'
+
+    def _limit(self) -> Iterator[str]:
+        y = self.y(self.limit_bytes)
+        yield f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
+        text = f"limit {format_mib(self.limit_bytes)}"
+        yield f'<text class="limit" x="{_WIDTH - _RIGHT}" y="{y - 4}" text-anchor="end">{text}</text>'
+
+    def _peak(self) -> Iterator[str]:
+        x, y = self.x(self.peak.elapsed_s), self.y(self.peak.used_bytes)
+        text = f"{format_mib(self.peak.used_bytes)} at {self.peak.elapsed_s:.1f} s"
+        yield f'<circle class="peak" cx="{x}" cy="{y}" r="3.5"><title>peak {text}</title></circle>'
+        left = x > _WIDTH / 2
+        near = abs(self.y(self.limit_bytes) - y) < 16 and not left
+        anchor, offset = ("end", -7) if left else ("start", 7)
+        yield f'<text x="{x + offset}" y="{y + (16 if near or left else 4)}" text-anchor="{anchor}">peak {text}</text>'
+
+    def _bars(self) -> Iterator[str]:
+        for row, (name, spans) in enumerate(self.spans.items()):
+            y = _HEIGHT + row * _ROW
+            yield f'<text x="{_LEFT - 6}" y="{y + 8}" text-anchor="end">{escape(name[:10])}</text>'
+            for start, end in spans:
+                width = max(1.0, round(self.x(end) - self.x(start), 1))
+                yield f'<rect class="span" x="{self.x(start)}" y="{y}" width="{width}" height="{_ROW - 5}" rx="2">'
+                yield f"<title>{escape(name)} ran from {start:.1f} s to {end:.1f} s</title></rect>"
+
+
+def _ticks(end: float, step: float) -> Iterator[float]:
+    value = 0.0
+    while value <= end:
+        yield value
+        value += step
+
+
+def _time_step_s(end_s: float) -> float:
+    """A round number of seconds, or of minutes, that makes about six ticks."""
+    steps = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+    return next((step for step in steps if end_s / step <= 7), end_s / 6)
