@@ -97,6 +97,14 @@ def _checked_metric(value: str) -> str:
     return value
 
 
+def _checked_words(value: str) -> str:
+    try:
+        shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"expected words as in a shell, got {shown(value)} ({error})") from None
+    return value
+
+
 def _for_every_model(value: Any) -> Any:
     return value if isinstance(value, dict) else {EVERY: value}
 
@@ -148,7 +156,9 @@ class Repository(Settings):
     supported_hyperparams: dict[str, Hyperparameter] = Field(default={})
     train_script: str | None = Field(default=None, description="the launcher, relative to path")
     model_flag: str | None = Field(default=None, description="option of the launcher before the model's name")
-    required_args: dict[str, str] = Field(default={}, description="fixed arguments; the names are notes")
+    required_args: dict[str, Annotated[str, AfterValidator(_checked_words)]] = Field(
+        default={}, description="fixed arguments; the names are notes"
+    )
     performance_metrics: Metrics = Field(default=Metrics())
     command: Annotated[dict[str, Words], *_per_model(_WORDS)] = Field(
         default={},
@@ -309,7 +319,9 @@ def _wrong_hyperparameters(
 def _meant(name: str, supported: Mapping[str, Hyperparameter]) -> str:
     """The near name, or the one whose option on the command line is spelt so: lr is passed as --lr."""
     by_flag = [known for known, kind in supported.items() if kind.flag and kind.flag.strip("-") == name]
-    return f"; did you mean {by_flag[0]!r}?" if by_flag else suggestion(name, supported)
+    if by_flag:
+        return f"; did you mean {by_flag[0]!r}?"
+    return suggestion(name, supported) or '; one that the program has no option for needs "flag": null in the catalog'
 
 
 def _wrong_value(name: str, value: Any, kind: Hyperparameter) -> str | None:

@@ -43,6 +43,7 @@ from colocate.settings import (
     Place,
     Settings,
     Size,
+    checked_size,
     display_name,
     matching,
     one_of,
@@ -89,10 +90,10 @@ Identifier = Annotated[
 
 
 def _mode_among(*modes: str) -> tuple[AfterValidator, Field]:  # type: ignore[valid-type]
-    def check(value: str) -> str:
+    def check(value: str | None) -> str | None:
         if value == "mutation":
             raise ValueError(f"{one_of(modes)}, got 'mutation'; {_MUTATION}")
-        if value not in modes:
+        if value is not None and value not in modes:
             raise ValueError(f"{one_of(modes)}, got {shown(value)}{suggestion(value, modes)}")
         return value
 
@@ -342,6 +343,14 @@ def _safe(name: str, otherwise: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("._-")[:100] or otherwise
 
 
+def _size_of(raw: Mapping[str, Any], key: str) -> int | None:
+    """The size under a key of an object that may be full of mistakes, or None where there is no size."""
+    try:
+        return checked_size(raw[key])
+    except (KeyError, ValueError):
+        return None
+
+
 class _Draft:
     """The groups of a document that may still be full of mistakes.
 
@@ -361,14 +370,16 @@ class _Draft:
         self.folder = Path(os.path.normpath(Path.cwd() / path.parent))
         self.mistakes = mistakes
         self.epochs = epochs
-        self.limits = validated(Limits, document.get("limits", {}), (), None)
+        limits = document.get("limits")
+        self._raw_limits = limits if isinstance(limits, dict) else {}
+        self.limits = validated(Limits, self._raw_limits, (), None)
         self.catalog = catalog if isinstance(catalog, Catalog) else None
         self._given = None if isinstance(catalog, Catalog) else catalog
         self._tried = False
 
     def groups(self) -> Iterator[Group]:
         """Every group that is sound; the mistakes of the others are noted."""
-        self._check_limits()
+        self._check_size({"peak": size_text(Limits().peak_bytes)} | self._raw_limits, "peak", ("limits",))
         entries = self.document.get("experiments")
         entries = entries if isinstance(entries, list) else []
         ids = self._ids(entries)
@@ -378,15 +389,13 @@ class _Draft:
                 if group is not None:
                     yield group
 
-    def _check_limits(self) -> None:
-        limits = self.limits
-        if limits is not None and limits.peak_bytes > limits.card_bytes:
-            self._too_much(limits.peak_bytes, ("limits", "peak"))
-
-    def _too_much(self, num_bytes: int, place: Place) -> None:
-        assert self.limits is not None
-        card = size_text(self.limits.card_bytes)
-        self.mistakes.add(place, f"expected at most the card's {card}, got {size_text(num_bytes)!r}")
+    def _check_size(self, raw: Mapping[str, Any], key: str, place: Place) -> None:
+        """A size above the card's is a mistake; what is no size at all is noted by the types."""
+        card = _size_of(self._raw_limits, "card") or Limits().card_bytes
+        size = _size_of(raw, key)
+        if size is not None and size > card:
+            found = f"expected at most the card's {size_text(card)}, got {size_text(size)!r}"
+            self.mistakes.add((*place, key), found)
 
     def _ids(self, entries: list[Any]) -> list[str]:
         width = max(2, len(str(len(entries))))
@@ -394,8 +403,9 @@ class _Draft:
             raw["id"] if isinstance(raw, dict) and isinstance(raw.get("id"), str) else f"group{number:0{width}}"
             for number, raw in enumerate(entries, start=1)
         ]
+        seen: dict[str, int] = {}
         for index, identifier in enumerate(ids):
-            first = ids.index(identifier)
+            first = seen.setdefault(identifier, index)
             if first != index:
                 found = f"{identifier!r} is that of $.experiments[{first}]"
                 self.mistakes.add(("experiments", index, "id"), f"expected an id of its own, {found}")
@@ -405,11 +415,9 @@ class _Draft:
         place: Place = ("experiments", index)
         mode = self._mode(raw, place)
         foreground, background = self._members(mode, raw, place) if mode else (None, None)
+        self._check_entry(raw, place)
         entry = validated(Entry, raw, place, None)
-        if entry is None or self.limits is None:
-            return None
-        self._check_entry(entry, place)
-        if foreground is None:
+        if entry is None or foreground is None or self.limits is None:
             return None
         return Group(
             id=identifier,
@@ -466,15 +474,12 @@ class _Draft:
             found = "there is none, which the study reads as mutation"
             self.mistakes.add(place, f"expected 'default', {found}; {_MUTATION}")
 
-    def _check_entry(self, entry: Entry, place: Place) -> None:
-        assert self.limits is not None
-        for key, size in (("expected_memory", entry.expected_bytes), ("limit", entry.limit_bytes)):
-            if size is not None and size > self.limits.card_bytes:
-                self._too_much(size, (*place, key))
-        tiers = self.document.get("tiers", _TIERS)
-        if entry.tier is not None and isinstance(tiers, dict) and entry.tier not in tiers:
-            message = f"{one_of(tiers)}, got {entry.tier!r}{suggestion(entry.tier, tiers)}"
-            self.mistakes.add((*place, "tier"), message)
+    def _check_entry(self, raw: dict[str, Any], place: Place) -> None:
+        for key in ("expected_memory", "limit"):
+            self._check_size(raw, key, place)
+        tier, tiers = raw.get("tier"), self.document.get("tiers", _TIERS)
+        if isinstance(tier, str) and isinstance(tiers, dict) and tier not in tiers:
+            self.mistakes.add((*place, "tier"), f"{one_of(tiers)}, got {shown(tier)}{suggestion(tier, tiers)}")
 
     def _runs(self, entry: Entry) -> int:
         """The study's order: entry, then foreground, then top level."""

@@ -310,8 +310,8 @@ _EXPECTED = {
     "greater_than_equal": "expected at least {ge}",
     "less_than": "expected less than {lt}",
     "less_than_equal": "expected at most {le}",
-    "too_short": "expected at least {min_length} of them",
-    "string_too_short": "expected at least {min_length} character",
+    "too_short": "expected a list of at least {min_length}, got one of {actual_length}",
+    "string_too_long": "expected at most {max_length} characters",
     "literal_error": "expected {expected}",
 }
 
@@ -324,7 +324,7 @@ def _described(line: Any, model: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         return _unknown_key(str(line["loc"][-1]), _owner(model, line["loc"]))
     expected = _EXPECTED.get(kind, f"expected what fits: {line['msg']}").format(**context)
-    if kind == "missing":
+    if kind in ("missing", "too_short"):
         return expected
     near = suggestion(found, re.findall(r"'([^']*)'", expected)) if isinstance(found, str) else ""
     return f"{expected}, got {shown(found)}{near}"
@@ -364,7 +364,12 @@ def _models_of(annotation: Any) -> Iterator[type[Settings]]:
 EVERY = "*"  # the entry of a per-model value that stands for all models; never shown in a path
 
 
-def _checked_size(value: Any) -> int:
+def checked_size(value: Any) -> int:
+    """The bytes that a value of a settings file means.
+
+    Raises:
+        ValueError: it is no size; the message says what was expected and what was found.
+    """
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise ValueError(f"expected a size such as '7500MB' or '8GB', got {shown(value)}")
     try:
@@ -384,7 +389,7 @@ _SIZE_SCHEMA = {"anyOf": [{"type": "string", "pattern": _SIZE_PATTERN}, {"type":
 
 Size = Annotated[
     int,
-    BeforeValidator(_checked_size),
+    BeforeValidator(checked_size),
     PlainSerializer(size_text),
     WithJsonSchema({**_SIZE_SCHEMA, "examples": ["7500MB", "8GB"]}),
 ]
