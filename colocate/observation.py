@@ -273,6 +273,8 @@ class Observation:
     def _attribute(self) -> None:
         """Who holds memory on the card, as far as the driver tells."""
         members = list(filter(None, (self._foreground, self._background)))
+        if self._foreground.num_steps and not self._foreground.held_card:
+            self._monitor.ask_for_processes()
         self._holders.take(self._monitor.process_lists(), {watch.role: watch.processes for watch in members})
         for watch in members:
             held = self._holders.held_bytes(watch.role)

@@ -345,7 +345,8 @@ def _warnings(evidence: Evidence, apart: tuple[tuple[str, str], ...]) -> Iterato
     if apart:
         pairs = ", ".join(f"{ours} beside {theirs}" for ours, theirs in apart)
         yield Reason("phases_not_seen_together", f"not seen together (foreground beside background): {pairs}")
-    if not evidence.foreground.epochs and evidence.foreground.lives:
+    end = evidence.foreground.last_exit
+    if end is not None and end.ok and not evidence.foreground.tells_events:
         text = f"{evidence.foreground.name} writes no events: that it finished rests on its exit code"
         yield Reason("completion_by_exit_code", text)
     for note in _notes(evidence):

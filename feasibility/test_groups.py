@@ -25,7 +25,7 @@ def test_group(observation: Observation, conclude: Callable[[], Verdict]) -> Non
 
     verdict = conclude()
 
-    assert not verdict.out_of_memory, verdict
-    assert not verdict.over_limit, verdict
-    assert verdict.epoch_finished, verdict
-    assert verdict.feasible, verdict
+    assert not verdict.out_of_memory, str(verdict)
+    assert not verdict.over_limit, str(verdict)
+    assert verdict.epoch_finished, str(verdict)
+    assert verdict.feasible, str(verdict)

@@ -8,9 +8,10 @@ from typing import Literal
 
 from colocate.device import Device
 from colocate.device.choice import Kind, choose_device
-from colocate.device.lock import held_by, locked
+from colocate.device.lock import locked
 from colocate.device.nvidia import NvidiaDevice
 from colocate.device.virtual import VirtualDevice
+from colocate.errors import DeviceError
 from colocate.probe.card import VirtualCard
 from colocate.units import MIB, format_size
 
@@ -45,10 +46,18 @@ def find_cards(kind: Kind, *, card_bytes: int) -> Cards:
     choice = choose_device(kind)
     if choice.kind == "virtual":
         return Cards((Card("virtual", total_bytes=card_bytes),), (), choice.sentence)
-    holders = {uuid: held_by(uuid) for uuid in choice.uuids}
-    free = tuple(Card("nvidia", uuid) for uuid, holder in holders.items() if holder is None)
-    busy = tuple(f"{uuid} is held by {holder}" for uuid, holder in holders.items() if holder is not None)
-    return Cards(free, busy, choice.sentence)
+    refusals = {uuid: _refusal(uuid) for uuid in choice.uuids}
+    free = tuple(Card("nvidia", uuid) for uuid, refusal in refusals.items() if refusal is None)
+    return Cards(free, tuple(filter(None, refusals.values())), choice.sentence)
+
+
+def _refusal(uuid: str) -> str | None:
+    """Why a card cannot be had at this moment, with who holds it; None for a free one."""
+    try:
+        with locked(uuid, "a look at whether it is free"):
+            return None
+    except DeviceError as error:
+        return str(error)
 
 
 @contextmanager

@@ -1,0 +1,96 @@
+"""Whole pytest sessions as a user starts them, in a process of their own, and what they left behind."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groups import STAND_IN
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A finished session: exit code, terminal, and the files it wrote below ``folder``."""
+
+    code: int
+    output: str
+    folder: Path
+
+    @property
+    def run(self) -> Path:
+        (run,) = (self.folder / "results").iterdir()
+        return run
+
+    @property
+    def verdicts(self) -> dict[str, dict[str, Any]]:
+        """The verdicts on disk by group."""
+        found = {}
+        for path in self.run.glob("*/verdict.json"):
+            group = json.loads((path.parent / "experiment.json").read_text())["group"]["id"]
+            found[group] = json.loads(path.read_text())
+        return found
+
+    @property
+    def junit(self) -> dict[str, str]:
+        """passed, failure, error or skipped by group, as JUnit has it."""
+        cases = ElementTree.parse(self.folder / "junit.xml").iter("testcase")
+        return {_group(case.get("name", "")): _word(case) for case in cases}
+
+    @property
+    def page(self) -> str:
+        """The report."""
+        (path,) = self.folder.glob("reports/run_*/report.html")
+        return path.read_text()
+
+
+def stand_in(*options: str) -> dict[str, Any]:
+    """A member of a plan that runs the stand-in."""
+    return {"command": ["{python}", str(STAND_IN), *options], "name": "stand_in", "ready_timeout_s": 10}
+
+
+def plan(path: Path, entries: list[dict[str, Any]], **limits: Any) -> Path:
+    """A plan file of parallel groups."""
+    document = {
+        "experiment_name": "stand-ins",
+        "mode": "parallel",
+        "limits": {"settle_s": 3, **limits},
+        "experiments": entries,
+    }
+    path.write_text(json.dumps(document))
+    return path
+
+
+def arguments(plan: Path, folder: Path, *more: str) -> list[str]:
+    """The command line of a session that keeps its files in ``folder``."""
+    files = [f"--results={folder / 'results'}", f"--reports={folder / 'reports'}", f"--junitxml={folder / 'junit.xml'}"]
+    return [sys.executable, "-m", "pytest", "feasibility", f"--plan={plan}", *files, "-p", "no:cacheprovider", *more]
+
+
+def run(plan: Path, folder: Path, *more: str, timeout_s: float = 120) -> Session:
+    """Run a session to its end."""
+    done = subprocess.run(
+        arguments(plan, folder, *more),
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    return Session(done.returncode, done.stdout + done.stderr, folder)
+
+
+def _group(name: str) -> str:
+    match = re.search(r"\[(.+)\]", name)
+    return match[1] if match else name
+
+
+def _word(case: ElementTree.Element) -> str:
+    return next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
