@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from colocate.catalog import load_catalog
+from colocate.catalog import CatalogFile, load_catalog
 from colocate.errors import PlanError
-from colocate.plan import CatalogFile, PlanFile, load_plan, schemas, write_schemas
+from colocate.plan import PlanFile, load_plan, schemas, write_schemas
 from colocate.settings import MAX_BYTES, MAX_DEPTH, Mistakes, json_path, read_json, suggestion
 from colocate.units import MIB
 

@@ -3,11 +3,16 @@
 Pure functions over words and ids. Imports no pytest: the hooks that call them are elsewhere.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from colocate.errors import PlanError
-from colocate.plan import Group
+
+if TYPE_CHECKING:
+    from colocate.plan import Group
 
 _WORD = re.compile(r"[\w:+\-.\[\]\\/]+")  # what pytest's own scanner takes for one identifier of an expression
 _GROUP = re.compile(r"group[_-]?0*(\d{1,9})", re.IGNORECASE | re.ASCII)
