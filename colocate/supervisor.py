@@ -104,10 +104,11 @@ class Channel:
             poller.register(self._orders, select.POLLIN)
             poller.register(self._events, select.POLLOUT if self._waiting else 0)
 
-    def receive(self) -> list[dict[str, Any]]:
-        """Orders that have arrived. Sets ``closed`` when the harness is gone: end of file, or it is no more our parent.
+    def receive(self) -> dict[str, Any] | None:
+        """The next order, None when none has arrived. Sets ``closed`` when the harness is gone.
 
-        The parent is asked because a process forked off the harness may hold our input open beyond its death.
+        That is at the end of the file, or when it is no more our parent: a process that was forked off the harness may
+        hold our input open beyond its death.
         """
         try:
             while data := os.read(self._orders, 1 << 16):
@@ -115,20 +116,22 @@ class Channel:
             self.closed = True
         except BlockingIOError:
             self.closed = self.closed or os.getppid() != self._harness
-        *lines, self._arrived = self._arrived.split(b"\n")
-        return [json.loads(line) for line in lines if line]
+        line, end, rest = self._arrived.partition(b"\n")
+        if not end:
+            return None
+        self._arrived = rest
+        order: dict[str, Any] = json.loads(line)
+        return order
 
-    def wait_for_orders(self, timeout_s: float | None = None) -> list[dict[str, Any]]:
-        """Orders, as soon as there are any; [] when the harness has gone or the time is over."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not (orders := self.receive()) and not self.closed:
-            if deadline is not None and time.monotonic() >= deadline:
-                break
+    def wait_for_order(self, timeout_s: float = float("inf")) -> dict[str, Any] | None:
+        """The next order as soon as there is one; None when the harness has gone or the time is over."""
+        deadline = time.monotonic() + timeout_s
+        while (order := self.receive()) is None and not self.closed and time.monotonic() < deadline:
             self.flush()
             poller = select.poll()
             self.register(poller)
             poller.poll(_TICK_S * 1000)
-        return orders
+        return order
 
     def send(self, event: str, *, optional: bool = False, **fields: Any) -> None:
         """Send an event as soon as there is room; an optional one is dropped when too many wait already."""
@@ -261,7 +264,7 @@ class Supervisor:
             told_to_end = set(os.read(self._wake, 4096)) & set(_END_SIGNALS)
         except BlockingIOError:
             told_to_end = set()
-        for order in self._channel.receive():
+        while (order := self._channel.receive()) is not None:
             if "stop" in order:
                 self._stop(order["stop"])
         if (self._channel.closed or told_to_end) and not self._abandoned:
@@ -367,8 +370,8 @@ class Supervisor:
         exit_fields = self._exit_fields()
         self._channel.send("exit", **exit_fields)
         while not self._channel.closed:
-            orders = self._channel.wait_for_orders()
-            if not orders or "leave" in orders[-1]:
+            order = self._channel.wait_for_order()
+            if order is None or "leave" in order:
                 return
             self._channel.send("exit", **exit_fields)
 
@@ -494,24 +497,23 @@ def _difference(before: int | None, after: int | None) -> int | None:
 def main() -> None:
     """Supervise one training as the harness orders on standard input."""
     channel = Channel(0, 1)
-    orders = channel.wait_for_orders()
-    if not orders:
+    orders: Any = channel.wait_for_order()
+    if orders is None:
         return
     supervisor: Supervisor | None = None
     try:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        order: Any = orders[0]
-        supervisor = Supervisor(order, channel, CappedLog(Path(order["log"])))
-        supervisor.start(order)
+        supervisor = Supervisor(orders, channel, CappedLog(Path(orders["log"])))
+        supervisor.start(orders)
         supervisor.run()
     except LaunchError as error:
         channel.send("failed", text=str(error))
-        channel.wait_for_orders()
+        channel.wait_for_order()
     except BaseException:
         import traceback  # costs 2 ms that only a mistake has to pay
 
         if supervisor is not None:
             supervisor.kill()
         channel.send("crashed", text=traceback.format_exc())
-        channel.wait_for_orders(timeout_s=_TICK_S)
+        channel.wait_for_order(timeout_s=_TICK_S)
         raise

@@ -1,0 +1,199 @@
+"""The supervisor by its protocol: a program of its own, spoken to as the harness speaks to it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import wait_until
+
+from colocate import processes, runner, supervisor
+
+MEMBER = str(Path(__file__).with_name("programs") / "proc_member.py")
+
+
+class Spoken:
+    """One supervisor and the conversation with it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+
+    def order(self, **order: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+
+    def hear(self, event: str) -> dict[str, Any]:
+        """The next event of this name; events before it are passed over."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line != b"\n" and (heard := json.loads(line))["event"] == event:
+                return dict(heard)
+        raise AssertionError(f"expected {event!r}, the supervisor ended with {self.process.wait()}")
+
+
+@contextmanager
+def spoken(boot: str = runner._BOOT) -> Iterator[Spoken]:
+    argv = [sys.executable, "-I", "-S", "-c", boot, str(Path(runner.__file__).parent)]
+    with subprocess.Popen(argv, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as it:
+        try:
+            yield Spoken(it)
+        finally:
+            it.kill()
+
+
+def orders(tmp_path: Path, *mode: str, **changes: Any) -> dict[str, Any]:
+    life = f"life of {tmp_path}"
+    argv = [sys.executable, "-I", "-S", MEMBER, *mode]
+    whole = {"argv": argv, "cwd": str(tmp_path), "env": {supervisor.LIFE: life}, "log": str(tmp_path / "log")}
+    return {**whole, "life": life, "patterns": {"ready": "^ready$"}, **changes}
+
+
+def test_it_tells_start_and_end(tmp_path: Path) -> None:
+    with spoken() as it:
+        it.order(**orders(tmp_path, "ignore_term"))
+        started = it.hear("started")
+        match = it.hear("match")
+        it.order(stop=0.0)
+        told = it.hear("exit")
+
+        assert processes.identify(started["pid"]) is None
+        assert started["t"] <= match["t"] <= told["ended_t"]
+        assert (match["name"], match["text"], match["count"]) == ("ready", "ready", 1)
+        assert (told["code"], told["signal"], told["stopped"]) == (None, "SIGKILL", True)
+        assert told["counts"] == {"ready": 1}
+
+
+def test_it_loads_nothing_of_the_package_but_what_it_needs() -> None:
+    """Neither pydantic nor the package's own __init__: that is what makes it start in some 40 ms."""
+    boot = runner._BOOT.replace("main()", "print(*sorted(sys.modules))")
+    argv = [sys.executable, "-I", "-S", "-c", boot, str(Path(runner.__file__).parent)]
+    loaded = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+
+    ours = {name for name in loaded if name.startswith("colocate")}
+    assert ours == {"colocate", "colocate.logs", "colocate.processes", "colocate.supervisor"}
+    assert not {"pydantic", "psutil", "subprocess", "asyncio", "inspect", "logging"} & set(loaded)
+
+
+def test_it_repeats_the_end_until_the_harness_has_understood(tmp_path: Path) -> None:
+    with spoken() as it:
+        it.order(**orders(tmp_path, "ignore_term"))
+        it.order(stop=0.0)
+        first = it.hear("exit")
+        it.order(stop=0.0)
+
+        assert it.hear("exit") == first
+        it.order(leave=True)
+        assert it.process.wait() == 0
+
+
+def test_a_shorter_grace_counts_and_a_longer_one_does_not(tmp_path: Path) -> None:
+    with spoken() as it:
+        it.order(**orders(tmp_path, "ignore_term"))
+        it.hear("match")
+        it.order(stop=600.0)
+        it.order(stop=0.0)
+        it.order(stop=600.0)
+
+        assert it.hear("exit")["signal"] == "SIGKILL"
+
+
+def test_the_end_of_its_input_ends_the_tree(tmp_path: Path) -> None:
+    with spoken() as it:
+        it.order(**orders(tmp_path, "clean_end_on_term"))
+        it.hear("match")
+        assert it.process.stdin is not None
+        it.process.stdin.close()
+
+        assert it.process.wait(supervisor.ORPHAN_GRACE_S) == 0
+        assert not processes.with_variable(supervisor.LIFE, f"life of {tmp_path}")
+
+
+def test_a_signal_ends_the_tree_and_the_harness_learns_how(tmp_path: Path) -> None:
+    with spoken() as it:
+        it.order(**orders(tmp_path, "clean_end_on_term"))
+        it.hear("match")
+        it.process.terminate()
+
+        told = it.hear("exit")
+        assert (told["code"], told["stopped"]) == (0, True)
+
+
+def test_a_harness_that_does_not_listen_holds_up_nothing(tmp_path: Path) -> None:
+    """Nobody reads while 2000 kilobytes of output, every line a match, go by; the counts are exact all the same."""
+    with spoken() as it:
+        number = 100_000
+        it.order(**orders(tmp_path, "many_matches", str(number), patterns={f"p{i}": "step" for i in range(3)}))
+        log = tmp_path / "log"
+        wait_until(lambda: log.exists() and log.read_bytes().endswith(f"step {number - 1}\n".encode()))
+
+        told = it.hear("exit")
+        assert told["counts"] == dict.fromkeys(("p0", "p1", "p2"), number)
+        assert told["output_bytes"] == log.stat().st_size
+
+
+def test_a_mistake_of_ours_kills_the_tree_and_is_told(tmp_path: Path) -> None:
+    with spoken() as it:
+        it.order(**orders(tmp_path, "ignore_term"))
+        it.hear("match")
+        it.order(stop="soon")  # a number is expected
+
+        assert "TypeError" in it.hear("crashed")["text"]
+        assert it.process.wait() == 1
+        assert not processes.with_variable(supervisor.LIFE, f"life of {tmp_path}")
+
+
+def test_nothing_is_started_without_orders() -> None:
+    with spoken() as it:
+        assert it.process.stdin is not None
+        it.process.stdin.close()
+
+        assert it.process.wait() == 0
+
+
+def test_a_program_that_cannot_start_is_told(tmp_path: Path) -> None:
+    with spoken() as it:
+        it.order(**orders(tmp_path, argv=["no-such-program"]))
+
+        expected = (
+            f"no-such-program: expected a program that can be started in {tmp_path}, got 'No such file or directory'"
+        )
+        assert it.hear("failed")["text"] == expected
+
+
+def freezer() -> Path | None:
+    """A control group that can freeze processes, as cgroup v1 has; frozen, they survive even SIGKILL."""
+    folder = Path("/sys/fs/cgroup/freezer") / f"colocate-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError:
+        return None
+    return folder
+
+
+def test_a_process_that_survives_sigkill_is_named(tmp_path: Path) -> None:
+    folder = freezer()
+    if folder is None:
+        pytest.skip("needs the right to freeze processes by cgroup v1")
+    impatient = runner._BOOT.replace("main()", "import colocate.processes as p; p.KILL_WAIT_S = 0.2; main()")
+    with spoken(impatient) as it:
+        it.order(**orders(tmp_path, "ignore_term"))
+        pid = it.hear("started")["pid"]
+        it.hear("match")
+        (folder / "cgroup.procs").write_text(str(pid))
+        (folder / "freezer.state").write_text("FROZEN")
+        try:
+            it.order(stop=0.0)
+            told = it.hear("exit")
+        finally:
+            (folder / "freezer.state").write_text("THAWED")
+
+        assert [process[0] for process in told["unkillable"]] == [pid]
+        assert (told["code"], told["signal"]) == (None, None)
+        wait_until(lambda: processes.describe(pid).endswith(("(gone)", "state Z (zombie)")))
+    wait_until(lambda: not (folder / "cgroup.procs").read_text())
+    folder.rmdir()
