@@ -19,6 +19,11 @@ def idle() -> None:
         signal.pause()
 
 
+def idle_after_ready() -> None:
+    say("ready")
+    idle()
+
+
 def ignore_term() -> None:
     signal.signal(signal.SIGTERM, lambda *_: say("asked to end"))
     say("ready")

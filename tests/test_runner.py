@@ -1,0 +1,633 @@
+"""The runner with real processes: however a training ends or misbehaves, it is told, and nothing stays behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import wait_until
+
+from colocate import processes
+from colocate.errors import TrainingError
+from colocate.evidence import Exit
+from colocate.processes import ProcessId
+from colocate.runner import Command, Looping, Process, Restarts, start, stop_all
+from colocate.supervisor import LIFE
+
+PROGRAMS = Path(__file__).with_name("programs")
+PYTHON = (sys.executable, "-I", "-S")
+MIB = 1024**2
+
+Begin = Callable[..., Process]
+
+
+@pytest.fixture
+def cookie(tmp_path: Path) -> str:
+    return f"test-{os.getpid()}/{tmp_path.name}/foreground"
+
+
+@pytest.fixture
+def begin(tmp_path: Path, cookie: str) -> Iterator[Begin]:
+    """Start a member program in one of its modes; whatever the test does, nothing with its cookie is left."""
+    started: list[Process] = []
+
+    def begin(*mode: object, argv: tuple[str, ...] = (), **options: Any) -> Process:
+        words = argv or (*PYTHON, str(PROGRAMS / "proc_member.py"), *map(str, mode))
+        command = Command(words, tmp_path, dict(os.environ))
+        options = {"log": tmp_path / f"{len(started)}.log", "patterns": {"ready": "^ready$"}, **options}
+        started.append(start(command, cookie=cookie, **options))
+        return started[-1]
+
+    yield begin
+    stop_all(started, grace_s=0.0)
+    assert processes.with_cookie(cookie) == []
+
+
+def wait_ready(process: Process) -> Process:
+    wait_until(lambda: process.poll() or process.matches)
+    assert process.exit is None
+    return process
+
+
+def ended(process: Process) -> Exit:
+    found = process.wait(30.0)
+    assert found is not None
+    return found
+
+
+# How it ends
+
+
+def test_a_clean_end_is_told(begin: Begin) -> None:
+    process = begin("odd_bytes")
+    found = ended(process)
+
+    assert (found.code, found.signal, found.stopped, found.unkillable) == (0, None, False, False)
+    assert found.ok
+    assert process.started_t <= found.ended_s <= time.monotonic()
+    assert process.tree() == frozenset()
+
+
+def test_a_failure_is_told_with_its_code(begin: Begin) -> None:
+    assert ended(begin(argv=("sh", "-c", "exit 7"))).code == 7
+
+
+def test_a_crash_is_told_by_the_name_of_its_signal(begin: Begin) -> None:
+    found = ended(begin(argv=("sh", "-c", "kill -SEGV $$")))
+
+    assert (found.code, found.signal, found.ok) == (None, "SIGSEGV", False)
+
+
+def test_a_program_that_is_not_there_is_an_error(begin: Begin, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"^no-such: expected a program .* got 'No such file or directory'$"):
+        begin(argv=("no-such",))
+    with pytest.raises(TrainingError, match=r"got 'Permission denied'$"):
+        begin(argv=("/etc/passwd",))
+    script = tmp_path / "script"
+    script.write_text("#!/no/interpreter\n")
+    script.chmod(0o755)
+    with pytest.raises(TrainingError, match="script: expected a program"):
+        begin(argv=(str(script),))
+
+
+def test_a_missing_working_directory_is_an_error(tmp_path: Path, cookie: str) -> None:
+    command = Command(("true",), tmp_path / "missing", dict(os.environ))
+
+    with pytest.raises(TrainingError, match=r"missing: expected a working directory, got 'No such file or directory'$"):
+        start(command, log=tmp_path / "log", cookie=cookie)
+
+
+def test_a_log_that_cannot_be_written_is_an_error(begin: Begin, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="nowhere: expected a folder for the log, found none"):
+        begin("idle", log=tmp_path / "nowhere" / "log")
+    with pytest.raises(TrainingError, match="expected a log that can be written, got 'Is a directory'"):
+        begin("idle", log=tmp_path)
+
+
+def test_a_pattern_that_is_none_is_an_error(begin: Begin) -> None:
+    with pytest.raises(TrainingError, match=r"^pattern 'loss': expected a regular expression, got '\('"):
+        begin("idle", patterns={"loss": "("})
+
+
+# What it is given
+
+
+def test_a_training_starts_with_a_clean_state(begin: Begin, tmp_path: Path, cookie: str) -> None:
+    process = begin("show_start")
+    ended(process)
+
+    expected = ("session True", f"cookie {cookie}", f"folder {tmp_path}", "input ''")
+    assert process.last_lines() == expected
+
+
+def test_a_training_inherits_no_descriptor_no_ignored_signal_and_writes_no_core(begin: Begin) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a job that a script has started with &
+    try:
+        process = begin(argv=("sh", "-c", "grep SigIgn /proc/self/status; ls /proc/self/fd; ulimit -c"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    ended(process)
+
+    # The fourth descriptor is ls reading the folder.
+    assert process.last_lines() == ("SigIgn:\t0000000000000000".expandtabs(4), "0", "1", "2", "3", "0")
+
+
+def test_an_environment_of_any_size_and_bytes_arrives(begin: Begin, tmp_path: Path, cookie: str) -> None:
+    env = {"PATH": os.environ["PATH"], "BIG": "x" * 100_000, "ODD": os.fsdecode(b"\xff\xfe")}
+    command = Command(("sh", "-c", 'printf "%s" "$ODD"; echo ${#BIG}'), tmp_path, env)
+    with start(command, log=tmp_path / "log", cookie=cookie) as process:
+        ended(process)
+
+    assert (tmp_path / "log").read_bytes() == b"\xff\xfe100000\n"
+
+
+# How it is ended
+
+
+def test_stopping_asks_first(begin: Begin) -> None:
+    process = wait_ready(begin("clean_end_on_term"))
+
+    found = process.stop()
+
+    assert (found.code, found.stopped, found.ok) == (0, True, False)
+    assert process.stop() is found
+
+
+def test_a_training_that_ignores_sigterm_is_killed(begin: Begin) -> None:
+    process = wait_ready(begin("ignore_term"))
+
+    found = process.stop(grace_s=0.1)
+
+    assert (found.signal, found.stopped) == ("SIGKILL", True)
+    assert process.last_lines() == ("ready", "asked to end")
+
+
+def test_stopping_what_has_ended_by_itself_does_not_say_stopped(begin: Begin) -> None:
+    process = begin(argv=("sh", "-c", "exit 3"))
+    wait_until(lambda: processes.identify(process.pid) is None)
+
+    found = process.stop()
+
+    assert (found.code, found.stopped) == (3, False)
+
+
+def test_a_stopped_process_tree_is_gone_to_the_last(begin: Begin) -> None:
+    process = wait_ready(begin("grandchildren", 5))
+    whole = process.tree()
+    assert len(whole) == 6
+    assert process.id in whole
+
+    process.stop(grace_s=0.05)
+
+    assert not any(map(processes.is_alive, whole))
+
+
+def test_a_daemon_of_the_training_is_ended_with_it(begin: Begin, tmp_path: Path) -> None:
+    """Double fork, own session, no descriptors, no environment: only the supervisor as subreaper still sees it."""
+    pid_file = tmp_path / "daemon"
+    process = wait_ready(begin("daemon", pid_file))
+    wait_until(pid_file.exists)
+    daemon = processes.identify(int(pid_file.read_text()))
+    assert daemon is not None
+    assert daemon in process.tree()
+
+    process.stop(grace_s=0.05)
+
+    assert not processes.is_alive(daemon)
+
+
+@pytest.mark.slow
+def test_what_outlives_the_first_process_is_ended_and_named(begin: Begin, tmp_path: Path) -> None:
+    process = begin("daemon_and_exit", tmp_path / "daemon")
+
+    found = ended(process)
+
+    (leftover,) = process.leftovers
+    assert leftover.startswith(f"pid {(tmp_path / 'daemon').read_text()} (sleep 1000), user ")
+    assert (found.code, found.stopped) == (0, False)
+
+
+def test_a_child_that_ends_by_itself_soon_is_no_leftover(begin: Begin) -> None:
+    process = begin("slow_child_and_exit", 0.2)
+
+    assert ended(process).ok
+    assert process.leftovers == ()
+
+
+def test_closing_its_output_does_not_hide_a_training(begin: Begin) -> None:
+    process = wait_ready(begin("close_output"))
+
+    assert process.wait(0.2) is None
+    assert process.stop().signal == "SIGTERM"
+
+
+def test_a_process_that_forks_and_exits_without_end_is_caught(begin: Begin) -> None:
+    process = wait_ready(begin("rabbit"))
+
+    found = process.stop(grace_s=0.05)
+
+    assert not found.unkillable
+
+
+@pytest.mark.slow
+def test_several_are_stopped_in_the_time_of_one(begin: Begin) -> None:
+    members = [wait_ready(begin("ignore_term")) for _ in range(3)]
+    grace_s = 0.7
+
+    started = time.monotonic()
+    stop_all(members, grace_s)
+
+    assert grace_s <= time.monotonic() - started < 2 * grace_s
+    assert [member.exit and member.exit.signal for member in members] == ["SIGKILL"] * 3
+
+
+def test_leaving_the_block_stops_it(begin: Begin) -> None:
+    with begin("idle") as process:
+        pass
+
+    assert process.exit is not None
+    assert process.exit.stopped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_stop_finishes_what_an_interrupted_one_began(begin: Begin, number: int) -> None:
+    process = wait_ready(begin("ignore_term"))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, interrupt)
+    striking = threading.Timer(0.2, os.kill, (os.getpid(), number))
+    try:
+        striking.start()
+        with pytest.raises(KeyboardInterrupt):
+            process.stop(grace_s=600.0)
+    finally:
+        striking.join()
+        signal.signal(number, before)
+
+    assert process.exit is None
+    assert process.stop(grace_s=0.0).signal == "SIGKILL"
+
+
+def test_an_end_that_was_lost_by_an_interrupt_is_told_again(begin: Begin) -> None:
+    """Ctrl-C may strike between reading from the supervisor and keeping what was read."""
+    process = wait_ready(begin("idle_after_ready"))
+    process.request_stop()
+    os.set_blocking(process._events, True)
+    wait_until(lambda: b'"exit"' in os.read(process._events, 1 << 16))
+    os.set_blocking(process._events, False)
+
+    assert process.stop().stopped
+
+
+# What it prints
+
+
+def test_the_log_has_every_byte_and_last_lines_are_text(begin: Begin) -> None:
+    process = begin("odd_bytes")
+    ended(process)
+
+    data = process.log.read_bytes()
+    assert data.startswith(b"start\n\x00\xff\xfe\x80\n\r  0%|####|\r 10%")
+    assert process.last_lines() == ("start", "\ufffd" * 4, "100%|####|", "last é")
+    assert process.output_bytes == len(data)
+
+
+def test_an_out_of_memory_in_the_output_is_reported_without_being_asked_for(begin: Begin) -> None:
+    process = begin("out_of_memory", patterns={})
+    found = ended(process)
+
+    assert found.code == 1
+    assert {match.name for match in process.matches} == {
+        "out of memory: torch exception",
+        "out of memory: torch allocator",
+    }
+    assert process.matches[0].text.startswith("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert process.started_t <= process.matches[0].t <= found.ended_s + 1
+    assert process.match_counts["out of memory: torch exception"] == 1
+    assert process.match_counts["out of memory: cuBLAS"] == 0
+
+
+def test_matches_are_few_but_their_count_is_exact(begin: Begin) -> None:
+    process = begin("many_matches", 20_000, patterns={"step": r"^step \d+$"})
+    ended(process)
+
+    assert process.match_counts["step"] == 20_000
+    assert 10 <= len(process.matches) <= 40  # ten a second, and it takes less than three
+
+
+def test_a_megabyte_without_newline_is_searched_to_its_end(begin: Begin) -> None:
+    process = begin("one_line", MIB)
+    ended(process)
+
+    assert process.match_counts["out of memory: torch allocator"] == 1
+    assert len(process.matches[0].text) == 200 or "CUDA out of memory" in process.matches[0].text
+
+
+def test_the_last_output_is_noticed_while_it_runs(begin: Begin) -> None:
+    process = begin("ignore_term", patterns={})
+
+    assert wait_until(lambda: process.poll() or process.last_output_t) < 5.0
+    assert process.last_output_t is not None
+    assert process.started_t <= process.last_output_t <= time.monotonic()
+
+
+@pytest.mark.slow
+def test_a_flood_fills_neither_memory_nor_disk(begin: Begin) -> None:
+    process = begin("flood", 200 * MIB)
+    supervisor = process._supervisor.pid
+    peak_kib = 0
+
+    def over() -> bool:
+        nonlocal peak_kib
+        if process.poll() is None:
+            status = Path(f"/proc/{supervisor}/status").read_text()
+            peak_kib = int(status.split("VmHWM:")[1].split()[0])
+        return process.exit is not None
+
+    wait_until(over)
+
+    assert process.output_bytes == 200 * MIB
+    assert peak_kib < 40 * 1024
+    data = process.log.read_bytes()
+    assert data.startswith(b"epoch 1 step")
+    assert b"\n[colocate: %d bytes left out]\n" % (192 * MIB) in data
+    assert len(data) < 8 * MIB + 100
+
+
+def test_a_full_disk_does_not_end_the_training(begin: Begin) -> None:
+    process = begin(argv=("sh", "-c", "for i in 1 2 3; do echo CUDA error: out of memory; done"), log=Path("/dev/full"))
+    found = ended(process)
+
+    assert found.ok
+    assert process.log_failed == "/dev/full: expected to write the log, got 'No space left on device'"
+    assert process.match_counts["out of memory: CUDA error"] == 3
+
+
+# What it used
+
+
+def test_processor_time_and_memory_of_the_whole_tree_are_told(begin: Begin) -> None:
+    found = ended(begin("busy", 0.3))
+
+    assert found.cpu_s is not None
+    assert 0.3 <= found.cpu_s < 1.5
+    assert found.max_rss_bytes is not None
+    assert 40_000_000 <= found.max_rss_bytes < 200_000_000
+    assert found.host_oom_kills is None or found.host_oom_kills >= 0
+
+
+# Who dies first
+
+
+@contextmanager
+def harness(tmp_path: Path, *modes: str, keep_pipes_open: str = "no") -> Iterator[tuple[Any, dict[str, Any]]]:
+    argv = [sys.executable, str(PROGRAMS / "proc_harness.py"), str(tmp_path), keep_pipes_open, *modes]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=env) as process:
+        try:
+            assert process.stdout is not None
+            yield process, json.loads(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def everything(tmp_path: Path) -> list[ProcessId]:
+    return processes.with_cookie(str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_pipes_open", ["no", "yes"])
+def test_sigkill_of_the_harness_leaves_nothing_alive(tmp_path: Path, keep_pipes_open: str) -> None:
+    """Not even when a process forked off the harness holds the pipes to the supervisors open."""
+    pid_file = tmp_path / "daemon"
+    modes = ("ignore_term", "grandchildren 2", f"daemon {pid_file}")
+    with harness(tmp_path, *modes, keep_pipes_open=keep_pipes_open) as (process, facts):
+        wait_until(lambda: len(everything(tmp_path)) == 5 and pid_file.exists())
+        supervisors = [identity for pid in facts["supervisors"] if (identity := processes.identify(pid))]
+        trees = [tree for pid in facts["supervisors"] for tree in processes.descendants(pid)]
+        assert (len(supervisors), len(trees)) == (3, 6)
+
+        process.kill()
+
+        try:
+            assert wait_until(lambda: not any(map(processes.is_alive, [*supervisors, *trees])), limit_s=5.0) < 5.0
+            assert everything(tmp_path) == []
+        finally:
+            if facts["holder"]:
+                os.kill(facts["holder"], signal.SIGKILL)
+
+
+def test_sigkill_of_the_supervisor_is_told_and_leaves_nothing_alive(begin: Begin) -> None:
+    process = wait_ready(begin("grandchildren", 2))
+    whole = process.tree()
+
+    process._supervisor.kill()
+    found = ended(process)
+
+    assert not any(map(processes.is_alive, whole))
+    assert (found.code, found.signal, found.stopped) == (None, "SIGKILL", False)
+    assert process.supervisor_lost is not None
+    assert "expected to outlive the training, it was ended by signal 9" in process.supervisor_lost
+
+
+def test_sigkill_of_the_supervisor_ends_the_first_process_without_anybody_s_help(tmp_path: Path) -> None:
+    with harness(tmp_path, "ignore_term") as (process, facts):
+        first = processes.identify(facts["pids"][0])
+        assert first is not None
+        process.send_signal(signal.SIGSTOP)
+
+        os.kill(facts["supervisors"][0], signal.SIGKILL)
+
+        wait_until(lambda: not processes.is_alive(first))
+
+
+def test_grandchildren_of_a_killed_supervisor_are_found_by_their_environment(begin: Begin) -> None:
+    process = wait_ready(begin("grandchildren", 2))
+    whole = processes.with_variable(LIFE, process._life)
+    assert len(whole) == 3
+
+    process._supervisor.kill()
+    ended(process)
+
+    assert not any(map(processes.is_alive, whole))
+
+
+def test_a_hung_supervisor_is_given_up(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colocate.runner._ANSWER_S", 0.2)
+    monkeypatch.setattr("colocate.processes.KILL_WAIT_S", 0.2)
+    process = wait_ready(begin("ignore_term"))
+    process._supervisor.send_signal(signal.SIGSTOP)
+
+    found = process.stop(grace_s=0.0)
+
+    assert (found.signal, found.stopped) == ("SIGKILL", True)
+    assert process.supervisor_lost is not None
+
+
+# Kept alive
+
+
+class FakeProcess:
+    """A life of a scripted length in a scripted time."""
+
+    def __init__(self, clock: "FakeClock", lived_s: float, code: int) -> None:
+        self.started_t = clock.now
+        self.exit: Exit | None = None
+        self._clock = clock
+        self._end = Exit(code=code, signal=None, ended_s=clock.now + lived_s)
+
+    def poll(self) -> Exit | None:
+        if self._clock.now >= self._end.ended_s:
+            self.exit = self._end
+        return self.exit
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def looped(
+    *lives: tuple[float, int], policy: Restarts | None = None, for_s: float = 10_000
+) -> tuple[Looping, list[float]]:
+    """Play lives of (seconds, exit code), the last one for ever again, and tell when each was started."""
+    clock, starts = FakeClock(), []
+
+    def make(number: int) -> Any:
+        starts.append(clock.now)
+        return FakeProcess(clock, *lives[min(number, len(lives) - 1)])
+
+    looping = Looping(make, policy, clock=clock)
+    while looping.gave_up is None and clock.now < for_s:
+        looping.tend()
+        clock.now += 0.25
+    return looping, starts
+
+
+def test_a_training_that_finishes_is_started_again_at_once() -> None:
+    looping, starts = looped((60.0, 0), for_s=1000)
+
+    assert looping.gave_up is None
+    assert len(looping.lives) == 15
+    assert {later - earlier for earlier, later in pairwise(starts)} <= {60.0, 60.25}
+
+
+def test_a_crash_loop_is_given_up() -> None:
+    looping, starts = looped((1.0, 1))
+
+    assert looping.gave_up == "3 exits in a row within 5 s of the start, the last of 3 lives with exit code 1"
+    assert len(starts) == 3
+    assert looping.current is None
+
+
+def test_a_program_that_does_nothing_and_says_all_is_well_is_given_up() -> None:
+    """As the stub of a training that a study restarted a hundred times."""
+    looping, starts = looped((1.0, 0))
+
+    assert looping.gave_up == "3 exits in a row within 5 s of the start, the last of 3 lives with exit code 0"
+    assert len(starts) == 3
+
+
+def test_one_failure_is_survived() -> None:
+    looping, _ = looped((1.0, 1), (1.0, 1), (60.0, 0), (1.0, 1), (60.0, 0), for_s=1000)
+
+    assert looping.gave_up is None
+    assert len(looping.lives) > 10
+
+
+def test_late_failures_without_end_are_given_up_too() -> None:
+    looping, starts = looped((60.0, 1), policy=Restarts(max_failures=5))
+
+    assert looping.gave_up == "6 of 6 lives failed, the last with exit code 1"
+    assert len(starts) == 6
+
+
+def test_the_delay_grows_to_a_limit_and_ends_with_a_good_life() -> None:
+    policy = Restarts(max_quick_exits=100, max_failures=100, max_delay_s=4.0)
+    _, starts = looped(*[(1.0, 1)] * 6, (60.0, 0), policy=policy, for_s=200)
+
+    pauses = [later - earlier for earlier, later in pairwise(starts)]
+    assert pauses[:6] == [1.5, 2.0, 3.0, 5.0, 5.0, 5.0]
+    assert pauses[6] == 60.0
+
+
+def test_a_life_that_cannot_be_started_is_a_reason_to_give_up() -> None:
+    clock = FakeClock()
+
+    def make(number: int) -> Any:
+        if number:
+            raise TrainingError("train.py: expected a program, found none")
+        return FakeProcess(clock, 60.0, 0)
+
+    looping = Looping(make, clock=clock)
+    clock.now += 61
+    looping.tend()
+
+    assert looping.gave_up == "life 1 could not be started: train.py: expected a program, found none"
+    assert len(looping.lives) == 1
+
+
+def test_a_first_life_that_cannot_be_started_is_an_error(begin: Begin) -> None:
+    with pytest.raises(TrainingError):
+        Looping(lambda number: begin(argv=("no-such",)))
+
+
+def test_a_real_background_that_fails_once_is_restarted_and_recorded(begin: Begin) -> None:
+    def make(number: int) -> Process:
+        return begin("out_of_memory") if number == 0 else begin("ignore_term")
+
+    with Looping(make, Restarts(first_delay_s=0.05)) as looping:
+
+        def tended() -> bool:
+            looping.tend()
+            return len(looping.lives) == 2 and bool(looping.lives[1].matches or looping.lives[1].poll())
+
+        wait_until(tended)
+        first, second = looping.lives
+        assert first.exit is not None
+        assert first.exit.code == 1
+        assert first.match_counts["out of memory: torch exception"] == 1
+        assert looping.current is second
+        looping.stop(grace_s=0.0)
+        looping.tend()
+
+    assert len(looping.lives) == 2
+    assert looping.current is None
+    assert looping.gave_up is None
+
+
+def test_a_real_crash_loop_ends(begin: Begin) -> None:
+    with Looping(lambda number: begin(argv=("false",)), Restarts(first_delay_s=0.01, max_quick_exits=4)) as looping:
+
+        def tended() -> bool:
+            looping.tend()
+            return looping.gave_up is not None
+
+        wait_until(tended)
+
+    assert len(looping.lives) == 4
+    assert [life.exit and life.exit.code for life in looping.lives] == [1] * 4
+
+
+def test_looping_members_are_stopped_together_with_others(begin: Begin) -> None:
+    looping = Looping(lambda number: begin("idle"))
+    single = begin("idle")
+
+    stop_all([looping, single])
+
+    assert single.exit is not None
+    assert looping.current is None
