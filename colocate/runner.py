@@ -188,8 +188,8 @@ class Process:
         os.set_blocking(self._events, False)
         self.match_counts = dict.fromkeys(patterns, 0)
         env = {**self.command.env, processes.COOKIE: cookie, LIFE: self._life}
-        orders = {"argv": self.command.argv, "cwd": os.fspath(self.command.cwd), "env": env}
-        self._order({**orders, "log": os.fspath(self.log), "life": self._life, "patterns": dict(patterns)})
+        orders = {"argv": self.command.argv, "cwd": str(self.command.cwd.absolute()), "env": env}
+        self._order({**orders, "log": str(self.log.absolute()), "life": self._life, "patterns": dict(patterns)})
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.pid and time.monotonic() < deadline:
             self.poll()

@@ -150,6 +150,17 @@ def test_an_environment_of_any_size_and_bytes_arrives(begin: Begin, tmp_path: Pa
     assert (tmp_path / "log").read_bytes() == b"\xff\xfe100000\n"
 
 
+def test_relative_paths_are_meant_from_where_the_harness_is(
+    tmp_path: Path, cookie: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("inside").mkdir()
+    with start(Command(("pwd",), Path("inside"), dict(os.environ)), log=Path("log"), cookie=cookie) as process:
+        ended(process)
+
+    assert (tmp_path / "log").read_text() == f"{tmp_path / 'inside'}\n"
+
+
 # How it is ended
 
 

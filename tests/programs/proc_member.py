@@ -142,6 +142,15 @@ def busy(seconds: str) -> None:
     os.wait()
 
 
+def take_memory(mib: str) -> None:
+    """In a child, which the kernel may kill."""
+    child = os.fork()
+    if child == 0:
+        block = bytearray(int(mib) * 1024**2)
+        os._exit(block[0])
+    sys.exit(1 if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) else 0)
+
+
 def show_start() -> None:
     """What a training was given at its start."""
     say("session", os.getsid(0) == os.getpid())
