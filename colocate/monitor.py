@@ -92,7 +92,8 @@ class Monitor:
         self._ended_cpu_s = 0.0
         self._ended_s: float | None = None
         self._suspended_s = 0.0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed, self._waiting = threading.Condition(self._lock), 0
         self._stop, self._wake = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -112,7 +113,7 @@ class Monitor:
         deadline_s = time.monotonic() + _JOIN_S
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
-        with self._changed:
+        with self._lock:
             ended_s = self._now_s()
             # Kept now: a call that a driver still holds may come back later and would take its gap away.
             self._gaps.extend(self._gaps_until(ended_s))
@@ -127,12 +128,12 @@ class Monitor:
 
     def latest(self) -> Sample | None:
         """The newest sample, None before the first."""
-        with self._changed:
+        with self._lock:
             return Sample(self._elapsed_s[-1], self._used_bytes[-1]) if self._used_bytes else None
 
     def peak(self) -> Sample | None:
         """The sample with the most memory so far, the first of equals; cheaper than through :meth:`trace`."""
-        with self._changed:
+        with self._lock:
             if not self._used_bytes:
                 return None
             most_bytes = max(self._used_bytes)
@@ -140,19 +141,21 @@ class Monitor:
 
     def seconds_since_sample(self) -> float:
         """How long ago the newest sample was taken; before the first, how long ago the sampling began."""
-        with self._changed:
+        with self._lock:
             return self._end_s() - self._last_s()
 
     def wait_for_sample(self, timeout_s: float) -> Sample | None:
         """Waits for a sample newer than those there are now; None when the time is over or the card is lost."""
         with self._changed:
             before = len(self._used_bytes)
+            self._waiting += 1
             self._changed.wait_for(lambda: len(self._used_bytes) > before or self._lost, timeout_s)
-            return self.latest() if len(self._used_bytes) > before else None
+            self._waiting -= 1
+            return Sample(self._elapsed_s[-1], self._used_bytes[-1]) if len(self._used_bytes) > before else None
 
     def trace(self) -> Trace:
         """Everything sampled so far. Copies all samples: milliseconds for a long run."""
-        with self._changed:
+        with self._lock:
             end_s = self._end_s()
             return Trace(
                 samples=tuple(map(Sample, self._elapsed_s, self._used_bytes)),
@@ -167,17 +170,17 @@ class Monitor:
 
     def vitals(self) -> list[tuple[float, float, Vitals]]:
         """The slow readings: seconds since the start, Unix time, values. A reading that failed has only None."""
-        with self._changed:
+        with self._lock:
             return list(self._vitals)
 
     def process_lists(self) -> list[tuple[float, tuple[DeviceProcess, ...]]]:
         """Who held memory, and when in seconds since the start. Empty where the driver never told."""
-        with self._changed:
+        with self._lock:
             return list(self._process_lists)
 
     def slow_failures(self) -> dict[str, int]:
         """Why readings of vitals and processes failed, and how often each."""
-        with self._changed:
+        with self._lock:
             return dict(self._slow_failures)
 
     def gpu_energy_j(self) -> float | None:
@@ -192,7 +195,7 @@ class Monitor:
 
     def ask_for_processes(self) -> None:
         """Has the list of processes read soon, but not more often than once a second."""
-        with self._changed:
+        with self._lock:
             last_s = self._process_lists[-1][0] + self.started_s if self._process_lists else 0.0
             soonest_s = max(time.monotonic(), last_s + SHORTEST_PROCESSES_INTERVAL_S)
             self._processes_due.due_s = min(self._processes_due.due_s, soonest_s)
@@ -233,19 +236,22 @@ class Monitor:
         return memory
 
     def _record(self, asked_s: float, answered_s: float, used_bytes: int) -> None:
-        with self._changed:
+        # Twenty times a second with cold caches every call costs: the rare cases are asked for in place.
+        with self._lock:
             if self._ended_s is not None:
                 return
-            self._close_gap(answered_s)
-            if answered_s - asked_s > max(SLOW_ANSWER_S, 2 * self.interval_s):
+            if self._failing is not None:
+                self._close_gap(answered_s)
+            if answered_s - asked_s > SLOW_ANSWER_S and answered_s - asked_s > 2 * self.interval_s:
                 self._gaps.append(_slow_gap(asked_s, answered_s))
             # The reading is as old as the question or as new as the answer; nobody knows, so the later one counts.
             self._elapsed_s.append(answered_s)
             self._used_bytes.append(used_bytes)
-            self._changed.notify_all()
+            if self._waiting:
+                self._changed.notify_all()
 
     def _fail(self, reason: str, rejected: bool) -> None:
-        with self._changed:
+        with self._lock:
             if self._ended_s is not None:
                 return
             self._rejected += rejected
@@ -255,7 +261,7 @@ class Monitor:
                 self._failing = Gap(start_s, start_s, reason)
 
     def _add_gap(self, reason: str) -> None:
-        with self._changed:
+        with self._lock:
             self._gaps.append(Gap(self._last_s(), self._now_s(), reason))
 
     # --- the thread that reads everything else
@@ -269,7 +275,7 @@ class Monitor:
                 vitals_due.advance(time.monotonic())
             if not self._processes_due.wait_s():
                 self._read_processes()
-                with self._changed:
+                with self._lock:
                     self._processes_due.due_s = time.monotonic() + self._processes_interval_s
             self._wake.wait(min(vitals_due.wait_s(), self._processes_due.wait_s()))
             self._wake.clear()
@@ -287,13 +293,13 @@ class Monitor:
         if self._cpu_energy is not None:
             self._cpu_energy.update()
         vitals = self._slowly(self._device.vitals) or Vitals()
-        with self._changed:
+        with self._lock:
             if self._ended_s is None:
                 self._vitals.append((self._now_s(), time.time(), vitals))
 
     def _read_processes(self) -> None:
         processes = self._slowly(self._device.processes)
-        with self._changed:
+        with self._lock:
             if processes is not None and self._ended_s is None:
                 self._process_lists.append((self._now_s(), processes))
 
@@ -303,7 +309,7 @@ class Monitor:
         except CardLost as error:
             self._lose(str(error))
         except DeviceError as error:
-            with self._changed:
+            with self._lock:
                 self._slow_failures[str(error)] = self._slow_failures.get(str(error), 0) + 1
         return None
 
@@ -329,7 +335,7 @@ class Monitor:
         return self._ended_cpu_s + running_s
 
     def _lose(self, reason: str) -> None:
-        with self._changed:
+        with self._lock:
             if self._ended_s is None and self._lost is None:
                 self._lost = reason
             self._changed.notify_all()
