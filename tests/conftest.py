@@ -22,6 +22,7 @@ def fake_machine(fake_nvml_library, tmp_path, monkeypatch):
     with FakeNvml.create(tmp_path / "fake_nvml.state", fake_nvml_library) as fake:
         for name, value in fake.environment.items():
             monkeypatch.setitem(os.environ, name, value)
+        monkeypatch.setenv("COLOCATE_LOCK_FOLDER", str(tmp_path / "locks"))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         yield fake
 

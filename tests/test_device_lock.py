@@ -137,6 +137,13 @@ def test_a_holder_that_has_written_nothing_yet_is_unknown(folder, other_run):
         pass
 
 
+def test_containers_can_be_given_a_common_folder(folder, other_run, monkeypatch):
+    monkeypatch.setenv("COLOCATE_LOCK_FOLDER", str(folder))
+
+    with pytest.raises(DeviceError, match="night run"), locked("GPU-1", "mine"):
+        pass
+
+
 def test_many_processes_take_turns(folder, tmp_path):
     """Each adds one to a counter that only the lock protects."""
     counter = tmp_path / "counter"

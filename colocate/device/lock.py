@@ -1,7 +1,8 @@
 """One run at a time on a card: a lock file per UUID, held with flock. Knows no kind of card.
 
 The kernel lets go of the lock when its holder dies, however it dies. All users of a machine share one folder, so that
-they see each other's locks; containers that share a card but no ``/tmp`` do not.
+they see each other's locks. Containers that share a card but no ``/tmp`` do not: give them a common folder by the
+environment variable ``COLOCATE_LOCK_FOLDER``.
 """
 
 import contextlib
@@ -17,25 +18,27 @@ from pathlib import Path
 
 from colocate.errors import DeviceError
 
-FOLDER = Path("/tmp/colocate-locks")
+FOLDER_VARIABLE = "COLOCATE_LOCK_FOLDER"
+FOLDER = "/tmp/colocate-locks"
 """Not below TMPDIR or XDG_RUNTIME_DIR: those differ between users, and a card does not."""
 
 _POLL_S = 0.1
 
 
 @contextlib.contextmanager
-def locked(uuid: str, holder: str, wait_s: float | None = 0.0, folder: Path = FOLDER) -> Iterator[None]:
+def locked(uuid: str, holder: str, wait_s: float | None = 0.0, folder: Path | None = None) -> Iterator[None]:
     """Holds a card for as long as the context lasts. Not inherited by the programs that this process starts.
 
     Args:
         uuid: The card.
         holder: Who holds it, told to others that want it: the run and its plan, say.
         wait_s: Seconds to wait while somebody else holds it; None waits for as long as it takes.
-        folder: Where the lock files are.
+        folder: Where the lock files are, if not in the folder of this machine.
 
     Raises:
         DeviceError: somebody else holds the card, or the lock file cannot be used. Names the holder.
     """
+    folder = folder or Path(os.environ.get(FOLDER_VARIABLE, FOLDER))
     path = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', uuid)}.lock"
     file = _open(path, uuid)
     try:
