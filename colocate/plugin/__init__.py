@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not configuration.collects_cases(config):
         return
     configuration.start(config)
-    from colocate.plugin import cards, collection, ledger, outcome, page, progress, workers
+    from colocate.plugin import cards, collection, ledger, outcome, page, progress, run_record, workers
 
-    for module in (cards, outcome, collection, workers, ledger, page, progress):
+    for module in (cards, run_record, outcome, collection, workers, ledger, page, progress):
         module.register(config)

@@ -122,7 +122,7 @@ def only_looks(config: pytest.Config) -> bool:
 def home(config: pytest.Config) -> Path:
     """The project's folder: where the conftest stands that asked for this plugin.
 
-    Not pytest's rootdir, which is elsewhere as soon as an option such as ``--plan FILE`` names a file elsewhere.
+    Not pytest's rootdir: what stands after an option with a space, as in ``--plan FILE``, counts as an argument there.
     """
     for plugin in config.pluginmanager.get_plugins():
         if "colocate.plugin" in getattr(plugin, "pytest_plugins", ()) and getattr(plugin, "__file__", None):
@@ -157,7 +157,6 @@ def start(config: pytest.Config) -> Session:
     Raises:
         pytest.UsageError: plan, catalog or ``-k`` cannot be used; one line per mistake, exit code 4.
     """
-    _refuse_lost_settings(config)
     try:
         session = Session(_load(config), home(config))
         _rewrite_keyword(config, session)
@@ -171,15 +170,6 @@ def start(config: pytest.Config) -> Session:
     for tier in sorted({group.tier for group in session.plan.groups if group.tier}):
         config.addinivalue_line("markers", f"{tier}: groups of this tier in {session.plan.name}")
     return session
-
-
-def _refuse_lost_settings(config: pytest.Config) -> None:
-    """``--plan FILE`` with a file elsewhere makes pytest look for its settings there, and it finds none."""
-    if config.inipath is None and (home(config) / "pytest.ini").exists():
-        place = config.rootpath
-        raise pytest.UsageError(
-            f"rootdir: expected {str(home(config))!r}, got {str(place)!r}; write --plan=FILE with an equals sign"
-        )
 
 
 def _load(config: pytest.Config) -> "Plan":

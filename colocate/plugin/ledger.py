@@ -22,6 +22,9 @@ from colocate.plugin.signals import Interruption
 WORKERS_GRACE_S = 30.0
 
 
+_CUT_OFF = (CRASHED, INTERRUPTED)
+
+
 class Ledger:
     """Which groups were planned, started, judged and done; lives in the controller, or in the only process."""
 
@@ -31,6 +34,7 @@ class Ledger:
         self.interruption = interruption
         self.planned: list[str] = []
         self.started: set[str] = set()
+        self.latest: dict[str, pytest.TestReport] = {}
         self.judged: dict[str, pytest.TestReport] = {}
         self.done: set[str] = set()
 
@@ -53,24 +57,28 @@ class Ledger:
         """Note that a group runs."""
         self.started.add(nodeid)
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the record of a group before others look for it."""
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
+        """Keep the record of a group before others look for it; a group that was cut off is done with that."""
         record: Record | None = getattr(report, "colocate", None)
         if record is not None:
             self.session.records[record["group"]] = record
+        self.latest[report.nodeid] = report
         if report.when == "call" or not report.passed:
             self.judged[report.nodeid] = report
         if report.when == "teardown":
             self.done.add(report.nodeid)
+        yield
+        if record is not None and record["outcome"] in _CUT_OFF and report.when != "teardown":
+            self.config.hook.pytest_runtest_logreport(report=self._report(report.nodeid, "passed"))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
-        """Called by xdist for the group whose worker died; only a teardown report makes pytest-html show it."""
-        report.when = "teardown"
+        """Called by xdist for the group whose worker died; as it comes, pytest-html would not show the report."""
+        report.when = "setup"
         report.duration = 0.0
         if crashitem in self.judged:  # the verdict was there; what died was only the cleaning up
-            report.outcome, report.longrepr = "passed", None
+            report.when, report.outcome, report.longrepr = "teardown", "passed", None
         else:
             died = f"the process that ran this group died ({report.longreprtext.splitlines()[-1]})"
             self._end_as(report, CRASHED, died)
@@ -107,19 +115,21 @@ class Ledger:
             if nodeid in self.done:
                 continue
             if nodeid in self.judged:
-                yield self._report(nodeid, "passed", self.judged[nodeid])
+                yield self._report(nodeid, "passed")
             elif nodeid in self.started:
-                yield self._end_as(self._report(nodeid, "failed"), INTERRUPTED, f"while it ran, {self._why(session)}")
+                report = self._report(nodeid, "failed", when="setup")  # JUnit would count a failed teardown twice
+                yield self._end_as(report, INTERRUPTED, f"while it ran, {self._why(session)}")
             else:
                 yield self._end_as(self._report(nodeid, "skipped"), NOT_RUN, self._why(session))
 
-    def _report(self, nodeid: str, outcome: Any, earlier: pytest.TestReport | None = None) -> pytest.TestReport:
+    def _report(self, nodeid: str, outcome: Any, when: Any = "teardown") -> pytest.TestReport:
         path, _, name = nodeid.partition("::")
         location = (path, None, name.replace("::", "."))
-        report = pytest.TestReport(nodeid, location, {}, outcome, None, "teardown")
-        for attribute in ("node", "worker_id", "item_index", "colocate"):  # JUnit finds the test's entry by them
-            if earlier is not None and hasattr(earlier, attribute):
-                setattr(report, attribute, getattr(earlier, attribute))
+        report = pytest.TestReport(nodeid, location, {}, outcome, None, when)
+        latest = self.latest.get(nodeid)
+        for attribute in ("node", "worker_id", "item_index", "colocate"):  # JUnit finds a test's entry by the first
+            if hasattr(latest, attribute):
+                setattr(report, attribute, getattr(latest, attribute))
         return report
 
     def _end_as(self, report: pytest.TestReport, outcome: str, why: str) -> pytest.TestReport:

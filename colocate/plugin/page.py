@@ -71,7 +71,7 @@ class Page:
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_html(self, report: Any, data: list[str]) -> None:
         """Empty the log of a judged group: its reasons stand above, and the logs of its trainings."""
-        if getattr(report, "colocate", None) is not None and not report.longreprtext.count("\n"):
+        if getattr(report, "colocate", None) is not None and isinstance(report.longrepr, str | tuple | None):
             data.clear()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -102,7 +102,7 @@ class Page:
             self._discard()
         elif self.session.report is not None and self.session.report.exists():
             text = self.session.report.read_text(encoding="utf-8")
-            write_text(self.session.report, page.with_viewport(text))
+            write_text(self.session.report, page.polished(text))
             self._point_latest_here(self.session.report.parent)
 
     def _summarise(self) -> None:

@@ -74,7 +74,7 @@ class Progress:
             return
         self.finished.add(group.id)
         record = self.session.records.get(group.id)
-        if record is not None and self.terminal is not None and self.config.option.verbose >= 0:
+        if record is not None and self.terminal is not None and self.config.option.verbose >= -1:
             for line, markup in self._lines(record):
                 self.terminal.write_line(line, **markup)
 
@@ -94,11 +94,17 @@ class Progress:
         for report in terminalreporter.stats.get("error", ()):
             if hasattr(report, "colocate"):
                 report.when = "verdict"  # "ERROR at setup of" would name the wrong place
+        for ending in ("error", "failed"):  # workers finish in any order
+            terminalreporter.stats.get(ending, []).sort(key=_place)
         yield
         if self.session.records:
             terminalreporter.write_sep("=", f"plan {self.session.plan.name}", bold=True)
             for line, markup in summary(self.config, self.session):
                 terminalreporter.write_line(line, **markup)
+
+
+def _place(report: Any) -> int:
+    return int(getattr(report, "colocate", {"number": 0})["number"])
 
 
 def header(config: pytest.Config, session: Session) -> list[str]:
@@ -121,7 +127,7 @@ def line_of(record: Record) -> str:
     if record["outcome"] not in set(Outcome):
         return f"{record['group']} {record['outcome']}"
     numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
-    return f"{record['group']} {record['outcome']} ({record['basis']})  {numbers}"
+    return f"{record['group']} {record['outcome']} ({record['basis']}) {numbers}"
 
 
 def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str, bool]]]:

@@ -62,8 +62,8 @@ def row_cells(record: Record) -> list[str]:
     texts = {
         "group": _sorted_by(record["number"], escape(record["group"])),
         "tier": escape(record["tier"] or ""),
-        "foreground": escape(record["foreground"]),
-        "background": escape(record["background"] or "none"),
+        "foreground": _name(record["foreground"]),
+        "background": _name(record["background"] or "none"),
         "expected": _size(record["expected_bytes"]),
         "peak": _peak(record),
         "headroom": _size(record["headroom_bytes"]),
@@ -71,6 +71,11 @@ def row_cells(record: Record) -> list[str]:
         "verdict": _verdict(record),
     }
     return [_cell(name, text) for name, text in texts.items()]
+
+
+def _name(text: str) -> str:
+    """A name that may break after its underscores, where the column is narrow."""
+    return escape(text).replace("_", "_<wbr>")
 
 
 def _cell(name: str, text: str) -> str:
@@ -175,7 +180,8 @@ def _picture(record: Record, directory: GroupDirectory) -> str:
         samples = read_trace(directory.trace).samples
     except (OSError, ValueError) as error:
         return f'<p class="v-warn">{escape(str(error))}</p>'
-    return timeline(samples, record["limit_bytes"], _spans(directory), record["group"])
+    picture = timeline(samples, record["limit_bytes"], _spans(directory), record["group"])
+    return f'<div class="scroll">{picture}</div>'
 
 
 def _spans(directory: GroupDirectory) -> dict[str, list[Interval]]:
@@ -243,7 +249,8 @@ def banners(tally: Tally, records: Sequence[Record]) -> str:
     return "".join(f'<div class="banner">{text}</div>' for text in found)
 
 
-def with_viewport(page: str) -> str:
-    """A page of pytest-html made fit for a phone's screen."""
+def polished(html: str) -> str:
+    """A page of pytest-html made fit for a phone's screen, and without the commas of counts that are hidden."""
     meta = '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-    return page.replace('<meta charset="utf-8"/>', f'<meta charset="utf-8"/>\n    {meta}', 1)
+    html = html.replace('<meta charset="utf-8"/>', f'<meta charset="utf-8"/>\n    {meta}', 1)
+    return re.sub(r'(<span class="\w+">\d+ [A-Z][a-z ]+),</span>', r"\1</span>", html)

@@ -86,12 +86,13 @@ def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str
         "expected_mib": _mib(group["expected_bytes"]),
         **{f"{name}_mib": _mib(verdict[f"{name}_bytes"]) for name in ("peak", "peak_low", "peak_high", "limit")},
         "headroom_mib": _mib(verdict["headroom_bytes"]),
-        **{name: verdict[name] for name in ("stability", "basis", "outcome", "overlap", "epoch_cut")},
+        **{name: verdict[name] for name in ("stability", "basis", "outcome", "epoch_cut")},
+        "overlap": _rounded(verdict["overlap"], 4),
         "codes": " ".join(reason["code"] for reason in verdict["reasons"]) or None,
         "reason": "; ".join(reason["text"] for reason in verdict["reasons"]) or None,
-        "duration_seconds": evidence["duration_s"],
-        "gpu_energy_joules": evidence["gpu_energy_j"],
-        "cpu_energy_joules": evidence["cpu_energy_j"],
+        "duration_seconds": _rounded(evidence["duration_s"], 3),
+        "gpu_energy_joules": _rounded(evidence["gpu_energy_j"], 3),
+        "cpu_energy_joules": _rounded(evidence["cpu_energy_j"], 3),
         "device_name": device["name"],
         "device_uuid": device["uuid"],
         "device_total_mib": _mib(device["total_bytes"]),
@@ -102,6 +103,10 @@ def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str
 
 def _mib(num_bytes: int | None) -> float | None:
     return None if num_bytes is None else round(to_mib(num_bytes), 1)
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 @contextmanager

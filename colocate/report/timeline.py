@@ -5,12 +5,12 @@ from html import escape
 from math import ceil
 
 from colocate.evidence import Interval, Sample
-from colocate.units import format_mib, to_mib
+from colocate.units import MIB, format_mib
 
 NUM_POINTS = 300
 
 _WIDTH, _HEIGHT = 760, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 14, 24
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 12, 10, 24
 _ROW = 13  # height of a bar that shows when a member ran
 
 
@@ -75,11 +75,10 @@ class _Drawing:
         yield "</svg>"
 
     def _axes(self) -> Iterator[str]:
-        for used_bytes in _ticks(self.top_bytes, step=2000 * 1024**2):
+        for used_bytes in _ticks(self.top_bytes, step=2000 * MIB):
             y = self.y(used_bytes)
             yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
-            yield f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{to_mib(int(used_bytes)):.0f}</text>'
-        yield f'<text x="{_LEFT - 6}" y="{_TOP - 3}" text-anchor="end">MiB</text>'
+            yield f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{format_mib(round(used_bytes))}</text>'
         for elapsed_s in _ticks(self.end_s, step=_time_step_s(self.end_s)):
             text = f"{elapsed_s:.0f} s" if self.end_s < 180 else f"{elapsed_s / 60:.0f} min"
             yield f'<text x="{self.x(elapsed_s)}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{text}</text>'
@@ -94,10 +93,9 @@ class _Drawing:
         x, y = self.x(self.peak.elapsed_s), self.y(self.peak.used_bytes)
         text = f"{format_mib(self.peak.used_bytes)} at {self.peak.elapsed_s:.1f} s"
         yield f'<circle class="peak" cx="{x}" cy="{y}" r="3.5"><title>peak {text}</title></circle>'
-        left = x > _WIDTH / 2
-        near = abs(self.y(self.limit_bytes) - y) < 16 and not left
-        anchor, offset = ("end", -7) if left else ("start", 7)
-        yield f'<text x="{x + offset}" y="{y + (16 if near or left else 4)}" text-anchor="{anchor}">peak {text}</text>'
+        anchor = "end" if x > _WIDTH / 2 else "start"  # never over the edge
+        below = max(y, self.y(self.limit_bytes)) + 24 if abs(self.y(self.limit_bytes) - y) < 20 else y + 24
+        yield f'<text class="peak" x="{x}" y="{round(below, 1)}" text-anchor="{anchor}">peak {text}</text>'
 
     def _bars(self) -> Iterator[str]:
         for row, (name, spans) in enumerate(self.spans.items()):

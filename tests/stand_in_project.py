@@ -1,0 +1,180 @@
+"""A small project whose cases attach fabricated verdicts: no training is run, everything of pytest's is real."""
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+CASES = """
+import json, os, signal, time
+from pathlib import Path
+from types import SimpleNamespace
+import pytest
+from colocate.errors import DeviceError, InconclusiveError
+from colocate.plugin.configuration import cases, run_directory_of
+from colocate.plugin.outcome import attach, conclude, record_of
+from colocate.units import MIB
+from colocate.verdict import Outcome, Reason, Verdict
+
+HERE = Path(__file__).parent.parent
+WAYS = json.loads((HERE / "ways.json").read_text())
+
+
+def pytest_generate_tests(metafunc):
+    metafunc.parametrize("group", cases(metafunc.config))
+
+
+def verdict(outcome, peak_mib, *reasons):
+    peak, limit = peak_mib * MIB, 7500 * MIB
+    basis = os.environ.get("STAND_IN_BASIS", "measured")
+    reasons = tuple(Reason(*reason) for reason in reasons)
+    return Verdict(outcome, basis, reasons, (), peak, peak, peak, limit, limit - peak, "usable", 0.9, (), (), False)
+
+
+@pytest.fixture
+def directory(group, request):
+    if WAYS.get(group.id) == "broken card":
+        raise DeviceError("card: expected a reading, got none")
+    folder = run_directory_of(request.config).group(group.foreground.name, group.number, parallel=True).create()
+    (HERE / f"{group.id}.started").write_text(str(os.getpid()))
+    yield folder
+    if WAYS.get(group.id) == "slow end":
+        (HERE / f"{group.id}.ending").touch()
+        time.sleep(60)
+    (HERE / f"{group.id}.ended").touch()
+    if WAYS.get(group.id) == "broken teardown":
+        raise RuntimeError("the fixture broke")
+
+
+def test_group(group, directory, request):
+    way = WAYS.get(group.id, "feasible")
+    if way == "skip":
+        pytest.skip("workloads/x.py is not there")
+    if way in ("wait", "slow end"):
+        time.sleep(60)
+    if way == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if way == "bug":
+        raise ZeroDivisionError("a bug of the harness")
+    if way == "nothing":
+        return
+    known = {
+        "feasible": verdict(Outcome.FEASIBLE, 5000),
+        "infeasible": verdict(Outcome.INFEASIBLE, 7812, ("peak_over_limit", "peak 7812 MiB, limit 7500 MiB")),
+        "inconclusive": verdict(Outcome.INCONCLUSIVE, 5000, ("sensor_lost", "the card stopped answering <b>x</b>")),
+    }
+    found = known.get(way, known["feasible"])
+    attach(request.node, record_of(SimpleNamespace(group=group, directory=directory), found))
+    conclude(found)
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a pytest session ended and what it wrote."""
+
+    exit_code: int
+    out: str
+    folder: Path
+
+    @property
+    def page(self) -> str:
+        return (self.folder / "reports/latest/report.html").read_text()
+
+    def rows(self) -> dict[str, str]:
+        """The page's verdict of each group."""
+        return {name: outcome for name, outcome in page_rows(self.page)}
+
+    def junit(self) -> dict[str, str]:
+        """JUnit's word for each group."""
+        suite = ElementTree.parse(self.folder / "junit.xml").getroot()[0]
+        return {_group(case.get("name", "")): _word(case) for case in suite.iter("testcase")}
+
+    def junit_counts(self) -> dict[str, int]:
+        suite = ElementTree.parse(self.folder / "junit.xml").getroot()[0]
+        return {name: int(suite.get(name, "")) for name in ("tests", "errors", "failures", "skipped")}
+
+
+def _group(name: str) -> str:
+    return name[name.index("[") + 1 : -1]
+
+
+def _word(case: ElementTree.Element) -> str:
+    words = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
+    return "+".join(words) or "passed"
+
+
+def page_rows(page: str) -> list[tuple[str, str]]:
+    """Group and pytest-html's result of every row of a page."""
+    import html
+    import re
+
+    blob = html.unescape(re.search(r'data-jsonblob="(.*?)"', page, re.DOTALL)[1])  # type: ignore[index]
+    rows = []
+    for nodeid, tests in json.loads(blob)["tests"].items():
+        rows += [(_group(nodeid), test["result"]) for test in tests]
+    return rows
+
+
+class Project:
+    """The files of a stand-in project and ways to run pytest on it."""
+
+    def __init__(self, folder: Path, ways: dict[str, str], num_groups: int, **entry: object) -> None:
+        self.folder = folder
+        for name in ("feasibility", "settings"):
+            (folder / name).mkdir()
+        (folder / "conftest.py").write_text('pytest_plugins = ("colocate.plugin",)\n')
+        (folder / "pytest.ini").write_text((ROOT / "pytest.ini").read_text())
+        (folder / "feasibility/test_groups.py").write_text(CASES)
+        (folder / "ways.json").write_text(json.dumps(ways))
+        self.write_plan(num_groups, **entry)
+
+    @classmethod
+    def at(cls, folder: Path) -> "Project":
+        """The project that is in a folder already."""
+        project = cls.__new__(cls)
+        project.folder = folder
+        return project
+
+    def write_plan(self, num_groups: int, **entry: object) -> None:
+        tiers = ("low", "medium", "high")
+        entries = [
+            {
+                "mode": "parallel",
+                "tier": tiers[number % 3],
+                "expected_memory": f"{3000 + 100 * number}MB",
+                "foreground": {"command": ["{python}", "-c", "pass"], "name": f"mnist_{number}"},
+                "background": {"command": ["{python}", "-c", "pass"], "name": "resnet20"},
+                **entry,
+            }
+            for number in range(num_groups)
+        ]
+        document = {"experiment_name": "stand_in", "experiments": entries}
+        (self.folder / "settings/parallel_feasibility_test.json").write_text(json.dumps(document))
+
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        """Start pytest as a process of its own, in a group of its own."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CI"))}
+        environment = {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "80", **environment}
+        command = [sys.executable, "-m", "pytest", "--device=virtual", "--junitxml=junit.xml", *arguments]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, process: "subprocess.Popen[str]") -> Run:
+        out, _ = process.communicate(timeout=60)
+        return Run(process.returncode, out, self.folder)
+
+    def run(self, *arguments: str, **environment: str) -> Run:
+        return self.finish(self.start(*arguments, **environment))

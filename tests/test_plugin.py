@@ -1,0 +1,215 @@
+"""Real pytest sessions over fabricated verdicts: what a user of ``pytest feasibility`` sees and gets."""
+
+import argparse
+import html
+import json
+
+import pytest
+from stand_in_project import Project, page_rows
+
+from colocate.plugin import options
+
+pytestmark = pytest.mark.slow
+
+WAYS = {
+    "group02": "infeasible",
+    "group03": "inconclusive",
+    "group04": "skip",
+    "group05": "bug",
+    "group06": "nothing",
+    "group07": "broken card",
+}
+SECRET = "hunter2-value-of-the-environment"
+
+
+@pytest.fixture(scope="module", params=[(), ("-n2",)], ids=["serial", "two workers"])
+def mixed(request, tmp_path_factory):
+    """One run in which the groups end in every way."""
+    project = Project(tmp_path_factory.mktemp("mixed"), WAYS, 7)
+    return project.run("feasibility", *request.param, GITLAB_USER_EMAIL=SECRET, HF_TOKEN=SECRET)
+
+
+def test_terminal_junit_and_page_agree_on_every_group(mixed):
+    assert mixed.exit_code == 1
+    assert "1 failed, 1 passed, 1 skipped, 4 errors" in mixed.out
+    assert mixed.junit_counts() == {"tests": 7, "errors": 4, "failures": 1, "skipped": 1}
+    expected = ["Passed", "Failed", "Error", "Skipped", "Error", "Error", "Error"]
+    assert sorted(page_rows(mixed.page)) == [(f"group0{place}", word) for place, word in enumerate(expected, start=1)]
+    words = {"Passed": "passed", "Failed": "failure", "Error": "error", "Skipped": "skipped"}
+    assert mixed.junit() == {name: words[result] for name, result in mixed.rows().items()}
+
+
+def test_every_finished_group_has_a_line_with_verdict_basis_peak_and_headroom(mixed):
+    assert "group01 FEASIBLE (measured) peak 5000 MiB, headroom 2500 MiB" in mixed.out
+    assert "group02 INFEASIBLE (measured) peak 7812 MiB, headroom -312 MiB" in mixed.out
+    assert "      peak 7812 MiB, limit 7500 MiB [peak_over_limit]" in mixed.out
+    assert "group03 INCONCLUSIVE (measured)" in mixed.out
+    assert "group04 NOT RUN\n      workloads/x.py is not there" in mixed.out
+    lines = [line for line in mixed.out.splitlines() if "] group0" in line]
+    assert len(lines) == 7
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_verdict_has_no_traceback_and_a_bug_of_the_harness_has_one(mixed):
+    assert "ZeroDivisionError: a bug of the harness" in mixed.out
+    assert ">           raise ZeroDivisionError" in mixed.out
+    assert "raise Infeasible" not in mixed.out
+    assert "raise InconclusiveError" not in mixed.out
+    assert "raise DeviceError" not in mixed.out
+
+
+def test_a_case_that_passes_without_a_verdict_is_an_error(mixed):
+    assert "expected the verdict FEASIBLE behind it, found none" in mixed.out
+
+
+def test_the_summary_gives_the_reasons_and_the_verdict_of_the_plan(mixed):
+    assert "FAILED feasibility/test_groups.py::test_group[group02] - INFEASIBLE (meas" in mixed.out
+    assert "ERROR feasibility/test_groups.py::test_group[group03] - INCONCLUSIVE (me" in mixed.out
+    assert "ERROR at verdict of test_group[group03]" in mixed.out
+    assert "1 of 7 groups feasible, 1 inconclusive; 6 needed (95 % of 7, rounded down): the" in mixed.out
+    assert "plan is undecided" in mixed.out
+    assert "basis: measured" in mixed.out
+
+
+def test_the_header_names_the_card_and_its_basis_first(mixed):
+    lines = mixed.out.splitlines()
+    assert lines[2].startswith("card: predicting on a virtual card")
+    assert lines[3] == "plan: settings/parallel_feasibility_test.json: 7 groups, 6 must fit"
+    assert lines[4].startswith("limit: 7500 MiB of 8192 MiB")
+
+
+def test_junit_carries_the_numbers_with_their_units(mixed):
+    text = (mixed.folder / "junit.xml").read_text()
+    assert '<property name="peak_mib" value="7812.0"' in text
+    assert '<property name="basis" value="measured"' in text
+    assert '<property name="codes" value="peak_over_limit"' in text
+
+
+def test_no_value_of_the_environment_is_in_the_page(mixed):
+    """pytest-metadata redacts in the controller only and takes the workers' unredacted values over that."""
+    assert SECRET not in mixed.page
+    assert SECRET not in mixed.out
+    assert "GITLAB_USER_EMAIL" not in mixed.page
+
+
+def test_markup_in_names_and_reasons_stays_text(mixed):
+    blob = html.unescape(mixed.page.split('data-jsonblob="')[1].split('"')[0])
+    shown = json.dumps(json.loads(blob)["tests"])
+    assert "<b>x</b>" not in shown
+    assert "&lt;b&gt;x&lt;/b&gt;" in shown
+
+
+def test_the_page_is_one_file_with_its_own_title_that_fits_a_phone(mixed):
+    assert '<title id="head-title">stand_in: can they share one card?</title>' in mixed.page
+    assert '<meta name="viewport"' in mixed.page
+    assert '<link href="' not in mixed.page
+    assert (mixed.folder / "reports/latest").is_symlink()
+
+
+def test_the_run_is_recorded_before_its_groups(mixed):
+    (record,) = mixed.folder.glob("results/*/run.json")
+    document = json.loads(record.read_text())
+    assert document["plan"]["groups"][0] == "group01"
+    assert document["plan"]["needed"] == 6
+    assert SECRET not in record.read_text()
+
+
+# Selection.
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("twelve"), {}, 12)
+
+
+def collected(run):
+    return [line.split("[")[1].rstrip("]") for line in run.out.splitlines() if "::test_group[" in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "groups"),
+    [
+        (["-k", "group1"], ["group01"]),
+        (["-k", "group_2 or group12"], ["group02", "group12"]),
+        (["-k", "mnist_3"], ["group04"]),
+        (["-m", "high and not low"], ["group03", "group06", "group09", "group12"]),
+        (["feasibility/test_groups.py::test_group[group05]"], ["group05"]),
+    ],
+)
+def test_selections_mean_what_they_say(twelve, arguments, groups):
+    run = twelve.run(*arguments, "--collect-only", "-q")
+    assert collected(run) == groups
+    assert run.exit_code == 0
+    assert not (twelve.folder / "results").exists(), "nothing was run"
+    assert not (twelve.folder / "reports").exists()
+
+
+def test_a_group_that_the_plan_does_not_have_is_one_line(twelve):
+    run = twelve.run("feasibility", "-k", "group99")
+    assert run.exit_code == 4
+    assert run.out.strip() == "ERROR: -k: no group99 in the plan (group01 to group12)"
+
+
+def test_a_selection_of_nothing_leaves_no_run_behind(twelve):
+    run = twelve.run("feasibility", "-k", "nonsense")
+    assert run.exit_code == 5
+    assert list(twelve.folder.glob("results/*")) == []
+    assert list(twelve.folder.glob("reports/*")) == []
+
+
+def test_a_rewritten_keyword_is_told(tmp_path):
+    run = Project(tmp_path, {}, 2).run("feasibility", "-k", "group1")
+    assert "-k 'group1' read as 'group01'" in run.out
+    assert run.rows() == {"group01": "Passed"}
+    assert "INCOMPLETE: 1 group has no verdict (not selected: group02)" in run.out
+
+
+# Plans.
+
+
+def test_all_mistakes_of_a_plan_are_told_once_also_with_workers(tmp_path):
+    project = Project(tmp_path, {}, 3, tier="no-such", expected_memory="much")
+    run = project.run("feasibility", "-n2")
+    assert run.exit_code == 4
+    assert run.out.count("ERROR: settings/parallel_feasibility_test.json: $.experiments[") == 6
+    assert "Traceback" not in run.out
+
+
+@pytest.mark.parametrize("form", ["--plan={}", "--plan {}"])
+def test_a_plan_may_lie_outside_of_the_project(tmp_path, form):
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project", {}, 1)
+    (project.folder / "settings/parallel_feasibility_test.json").rename(tmp_path / "elsewhere.json")
+    arguments = form.format(tmp_path / "elsewhere.json").split()
+    assert collected(project.run("feasibility", *arguments, "--collect-only", "-q")) == ["group01"]
+
+
+def test_other_tests_need_no_plan_no_card_and_write_nothing(tmp_path):
+    project = Project(tmp_path, {}, 1)
+    (tmp_path / "settings/parallel_feasibility_test.json").write_text("{ broken")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_something.py").write_text("def test_something(): pass\n")
+    run = project.run("tests", "--device=nvidia")
+    assert run.exit_code == 0
+    assert "card:" not in run.out
+    assert not (tmp_path / "reports").exists()
+    assert not (tmp_path / "results").exists()
+
+
+# The gate.
+
+
+@pytest.mark.parametrize(("num_groups", "exit_code"), [(3, 0), (2, 1)])
+def test_the_gate_of_the_plan_makes_the_exit_code(tmp_path, num_groups, exit_code):
+    """2 of 3 groups are needed at 95 %, and of 2 groups 1."""
+    ways = {"group01": "infeasible"} if num_groups == 3 else {"group01": "infeasible", "group02": "inconclusive"}
+    run = Project(tmp_path, ways, num_groups).run("feasibility", "--gate=plan")
+    assert run.exit_code == exit_code
+    assert ("the plan holds" in run.out) == (exit_code == 0)
+
+
+def test_options_refuse_what_they_cannot_mean():
+    assert options.size("8GB") == 8 * 1024**3
+    for parse, text in [(options.size, "0"), (options.size, "much"), (options.positive, "0"), (options.seconds, "-1")]:
+        with pytest.raises(argparse.ArgumentTypeError, match="expected"):
+            parse(text)
