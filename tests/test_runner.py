@@ -182,13 +182,23 @@ def test_a_training_that_ignores_sigterm_is_killed(begin: Begin) -> None:
     assert process.last_lines() == ("ready", "asked to end")
 
 
-def test_stopping_what_has_ended_by_itself_does_not_say_stopped(begin: Begin) -> None:
-    process = begin(argv=("sh", "-c", "exit 3"))
-    wait_until(lambda: processes.identify(process.pid) is None)
+def test_what_ended_by_itself_before_the_stop_arrived_was_not_stopped(begin: Begin) -> None:
+    process = begin(argv=("sh", "-c", "sleep 0.1; exit 3"))
+    process._supervisor.send_signal(signal.SIGSTOP)  # so that it finds the end and the order at the same time
+    wait_until(lambda: not processes.is_alive(process.id))
+    process.request_stop()
+    process._supervisor.send_signal(signal.SIGCONT)
 
     found = process.stop()
 
     assert (found.code, found.stopped) == (3, False)
+
+
+def test_a_suspended_training_is_asked_as_well(begin: Begin) -> None:
+    process = wait_ready(begin("clean_end_on_term"))
+    os.kill(process.pid, signal.SIGSTOP)
+
+    assert process.stop(grace_s=600.0).code == 0
 
 
 def test_a_stopped_process_tree_is_gone_to_the_last(begin: Begin) -> None:
@@ -456,6 +466,7 @@ def test_sigkill_of_the_supervisor_ends_the_first_process_without_anybody_s_help
     with harness(tmp_path, "ignore_term") as (process, facts):
         first = processes.identify(facts["pids"][0])
         assert first is not None
+        wait_until(lambda: "ready" in (tmp_path / "0.log").read_text())
         process.send_signal(signal.SIGSTOP)
 
         os.kill(facts["supervisors"][0], signal.SIGKILL)

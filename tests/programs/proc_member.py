@@ -93,7 +93,6 @@ def rabbit() -> None:
         while True:
             if os.fork():
                 os._exit(0)
-            time.sleep(0.0005)
     idle()
 
 
