@@ -32,11 +32,15 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A stretch without a sample, and why."""
+    """A stretch without a sample, and why.
+
+    ``asleep_s`` is time that the monotonic clock did not see, because the machine was suspended.
+    """
 
     start_s: float
     end_s: float
     reason: str
+    asleep_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,8 @@ class Trace:
         """The longest time without a sample between two instants; all of it when there was no sample at all."""
         inside = [sample.elapsed_s for sample in self.samples if start_s <= sample.elapsed_s <= end_s]
         instants = [start_s, *inside, end_s]
-        return max(later - earlier for earlier, later in pairwise(instants))
+        asleep = [gap.asleep_s for gap in self.gaps if start_s <= gap.end_s and gap.start_s <= end_s]
+        return max([later - earlier for earlier, later in pairwise(instants)] + asleep)
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,9 +260,9 @@ class Monitor:
                 self._close_gap(start_s)
                 self._failing = Gap(start_s, start_s, reason)
 
-    def _add_gap(self, reason: str) -> None:
+    def _add_gap(self, reason: str, asleep_s: float = 0.0) -> None:
         with self._lock:
-            self._gaps.append(Gap(self._last_s(), self._now_s(), reason))
+            self._gaps.append(Gap(self._last_s(), self._now_s(), reason, asleep_s))
 
     # --- the thread that reads everything else
 

@@ -50,6 +50,7 @@ class Observation:
         directory: Where the record goes, made already.
         run: Name of the run; part of the cookie that marks our processes.
         virtual_card: State file of the virtual card, or None on a GPU.
+        cpu_energy: Runs since the monitor was started; None where nobody wants to know.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Observation:
         run: str,
         plan: str,
         virtual_card: Path | None = None,
+        cpu_energy: CpuEnergyMeter | None = None,
     ) -> None:
         self.group = group
         self.directory = directory
@@ -79,7 +81,7 @@ class Observation:
         self._returned: bool | None = None
         self._faults: list[tuple[str, str]] = []
         self.verdict: Verdict | None = None
-        self._cpu_energy = CpuEnergyMeter()
+        self._cpu_energy = cpu_energy
         self._started_at = datetime.now(UTC)
         self._started_t = time.monotonic()
         self._fixed_s = 0.0
@@ -142,7 +144,7 @@ class Observation:
         except TrainingError as error:
             self._faults.append(("not_started", str(error)))
             return
-        deadline = process.started_t + self.group.limits.epoch_timeout_s
+        deadline = process.started_t + self._timeout_s
         self._wait_until(lambda: process.poll() is not None or self._is_stalled(watch) or self._is_lost(), deadline)
         ended_t = time.monotonic()
         if process.poll() is None:
@@ -213,9 +215,14 @@ class Observation:
             duration_s=time.monotonic() - self._started_t,
             fixed_s=self._fixed_s,
             gpu_energy_j=self._monitor.gpu_energy_j(),
-            cpu_energy_j=self._cpu_energy.energy_j(),
+            cpu_energy_j=None if self._cpu_energy is None else self._cpu_energy.energy_j(),
             versions={"colocate": __version__, "python": platform.python_version(), "kernel": platform.release()},
         )
+
+    @property
+    def _timeout_s(self) -> float:
+        epochs = self.group.foreground.hyperparameters.get("epochs", 1)
+        return self.group.limits.epoch_timeout_s * (epochs if isinstance(epochs, int) else 1)
 
     @property
     def _restarts(self) -> Restarts:
@@ -268,7 +275,6 @@ class Observation:
             self._background.poll()
         self._foreground.poll()
         self._attribute()
-        self._cpu_energy.update()
 
     def _attribute(self) -> None:
         """Who holds memory on the card, as far as the driver tells."""
@@ -339,7 +345,7 @@ class Observation:
         elif self._is_stalled(self._foreground):
             self._foreground.stalled_after_s = self.group.limits.stall_s
         else:
-            self._foreground.timed_out_after_s = self.group.limits.epoch_timeout_s
+            self._foreground.timed_out_after_s = self._timeout_s
         process.stop(TERMINATION_GRACE_S)
 
     def _wait_for_closing_step(self, watch: Watch, ended_t: float) -> None:

@@ -5,6 +5,7 @@ the plan's 7500 MB would be 7152.6 MiB: enough to turn a verdict.
 """
 
 import re
+from decimal import Decimal
 
 MIB = 1024**2
 GIB = 1024**3
@@ -23,7 +24,7 @@ def parse_size(text: str | int | float) -> int:
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise ValueError(f"expected a size such as '7500MB' or '8GB', got {text!r}")
-    return round(float(match[1]) * factor)
+    return round(Decimal(match[1]) * factor)
 
 
 def to_mib(num_bytes: int) -> float:

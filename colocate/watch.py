@@ -44,7 +44,9 @@ class Watch:
         patterns = {**OUT_OF_MEMORY, _TRACEBACK: r"^Traceback \(most recent call last\):"}
         if self.training.progress_pattern:
             patterns[_PROGRESS] = self.training.progress_pattern
-        return patterns | {_METRIC + name: pattern for name, pattern in self.training.metric_patterns.items()}
+        # As in the study's catalogs, letters of either case match and the last match wins.
+        metrics = {_METRIC + name: f"(?i:{pattern})" for name, pattern in self.training.metric_patterns.items()}
+        return patterns | metrics
 
     def poll(self) -> None:
         """Read what came since the last call."""

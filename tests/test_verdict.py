@@ -81,6 +81,7 @@ def test_what_proves_that_a_group_does_not_fit_is_infeasible(code: str, changes:
         ("no_baseline", {"baseline_bytes": None}),
         ("card_not_returned", {"returned_to_baseline": False, "final_bytes": 900 * MIB}),
         ("card_not_returned", {"returned_to_baseline": None, "final_bytes": None}),
+        ("sensor_gap", {"trace": replace(evidence().trace, gaps=(Gap(12, 12.05, "the machine slept", 60.0),))}),
         (
             "sensor_gap",
             {"trace": replace(trace(*[3200] * 12), gaps=(Gap(11, 25, "blocked"),))},

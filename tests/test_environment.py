@@ -1,0 +1,45 @@
+"""The names that harness, probe and workloads agree on without importing each other."""
+
+from pathlib import Path
+
+from colocate import environment, processes
+
+ROOT = Path(__file__).parents[1]
+CALLER = {"PATH": "/bin", "PYTHONPATH": "/theirs", "CUDA_VISIBLE_DEVICES": "3", "COLOCATE_EVENTS": "/of/an/outer/run"}
+
+
+def made(**changes: object) -> dict[str, str]:
+    known: dict[str, object] = {"cookie": "run/group01/foreground", "events": Path("/e"), "probe": Path("/p")}
+    return environment.for_training(CALLER, **{**known, "uuid": "GPU-1", "virtual_card": None, **changes})  # type: ignore[arg-type]
+
+
+def test_a_training_sees_one_card_and_keeps_the_rest_of_its_environment() -> None:
+    env = made()
+
+    assert (env["PATH"], env["CUDA_VISIBLE_DEVICES"]) == ("/bin", "GPU-1")
+    assert env["PYTHONPATH"] == f"{environment.INJECTED}:/theirs"
+    assert env["COLOCATE_EVENTS"] == "/e"
+    assert environment.VIRTUAL_CARD not in env
+
+
+def test_the_virtual_card_hides_the_real_ones() -> None:
+    env = made(uuid=None, virtual_card=Path("/card"))
+
+    assert env["CUDA_VISIBLE_DEVICES"] == ""
+    assert env["COLOCATE_VIRTUAL_CARD"] == "/card"
+    assert int(env["COLOCATE_BATCHES_PER_PASS"]) >= 2
+
+
+def test_the_injected_folder_holds_nothing_but_sitecustomize() -> None:
+    """Whatever else lay there would be importable in every training."""
+    assert [path.name for path in environment.INJECTED.iterdir() if path.suffix == ".py"] == ["sitecustomize.py"]
+
+
+def test_probe_and_workloads_use_the_same_names() -> None:
+    probe = "".join(path.read_text() for path in (ROOT / "colocate/probe").rglob("*.py"))
+    workloads = (ROOT / "workloads/common.py").read_text()
+
+    for name in (environment.PROBE, environment.VIRTUAL_CARD, environment.BATCHES_PER_PASS):
+        assert f'"{name}"' in probe
+    assert f'"{environment.EVENTS}"' in workloads
+    assert processes.COOKIE == environment.COOKIE

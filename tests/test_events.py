@@ -1,0 +1,135 @@
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colocate.events import EventReader, ProbeReader, Progress
+from colocate.evidence import Mark
+
+
+def line(time_s: float, event: str, **more: Any) -> str:
+    return json.dumps({"t": time_s, "pid": 7, "event": event, **more}) + "\n"
+
+
+def reader_of(path: Path, text: str | bytes) -> EventReader:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    reader = EventReader(path)
+    reader.poll()
+    return reader
+
+
+def test_events_become_marks_epochs_and_out_of_memories(tmp_path: Path) -> None:
+    text = line(1, "ready", data="synthetic") + line(2, "step", phase="train", step=1)
+    text += line(3, "epoch_end", epoch=1, steps=5, steps_full=5, cut=False, metrics={"accuracy": 0.5}, samples_per_s=9)
+    text += line(4, "end", exit="out_of_memory", requested_bytes=100, message="CUDA out of memory")
+    reader = reader_of(tmp_path / "events.jsonl", text)
+
+    assert reader.data == "synthetic"
+    assert [mark.kind for mark in reader.progress.marks] == ["ready", "step", "epoch_end", "end"]
+    assert (reader.epochs[0].metrics, reader.epochs[0].cut) == ({"accuracy": 0.5}, False)
+    assert reader.out_of_memory[0].requested_bytes == 100
+
+
+def test_an_epoch_with_fewer_steps_than_a_full_one_is_cut_whatever_it_says(tmp_path: Path) -> None:
+    text = line(3, "epoch_end", epoch=1, steps=4, steps_full=5, cut=False)
+
+    assert reader_of(tmp_path / "events.jsonl", text).epochs[0].cut
+
+
+def test_a_torn_line_is_read_again_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    whole = line(1, "ready")
+    reader = reader_of(path, whole[:10])
+    assert reader.progress.marks == ()
+
+    path.write_text(whole)
+    reader.poll()
+
+    assert len(reader.progress.marks) == 1
+    assert reader.bad_lines == 0
+
+
+def test_a_file_that_is_not_there_yet_holds_nothing(tmp_path: Path) -> None:
+    reader = EventReader(tmp_path / "later.jsonl")
+    reader.poll()
+
+    assert reader.progress.marks == ()
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.recursive(st.none() | st.floats() | st.text(), st.lists).map(lambda value: json.dumps(value).encode()),
+        )
+    )
+)
+def test_whatever_a_training_writes_is_an_event_or_counted_as_none(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
+    path = tmp_path_factory.mktemp("events") / "events.jsonl"
+    reader = reader_of(path, b"".join(line.replace(b"\n", b"") + b"\n" for line in lines))
+
+    assert reader.progress.marks == ()
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["t", "pid", "event", "steps", "epoch", "metrics", "cut", "steps_full", "phase"]),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("epoch_end"),
+    )
+)
+def test_an_event_of_any_shape_is_read_or_left_out(
+    tmp_path_factory: pytest.TempPathFactory, event: dict[str, Any]
+) -> None:
+    reader = reader_of(tmp_path_factory.mktemp("events") / "events.jsonl", json.dumps(event) + "\n")
+
+    assert len(reader.progress.marks) + reader.bad_lines == 1
+
+
+@given(st.lists(st.floats(0, 0.4), min_size=1, max_size=200))
+def test_many_steps_are_thinned_but_first_and_last_stay(pauses: list[float]) -> None:
+    progress, times = Progress(), []
+    for pause in pauses:
+        times.append((times[-1] if times else 0.0) + pause)
+        progress.add(Mark(times[-1], 1, "step", "train"))
+
+    kept = [mark.elapsed_s for mark in progress.marks]
+    assert (kept[0], kept[-1]) == (times[0], times[-1])
+    assert len(kept) <= 3 + times[-1] / 0.25
+    assert progress.longest_pause_s == max([b - a for a, b in itertools.pairwise(times)], default=0.0)
+
+
+def record(folder: Path, pid: int, **changes: Any) -> None:
+    known = {"pid": pid, "mode": "cuda", "optimizer_steps": 3, "first_step_t": 1.0, "last_step_t": 2.0, "num_ooms": 0}
+    (folder / f"{pid}.json").write_text(json.dumps(known | changes))
+
+
+def test_the_probe_counts_steps_of_a_training_that_writes_no_events(tmp_path: Path) -> None:
+    reader = ProbeReader(tmp_path)
+    record(tmp_path, 5)
+    reader.poll()
+    record(tmp_path, 5, optimizer_steps=9, last_step_t=7.0)
+    reader.poll()
+
+    assert [(mark.elapsed_s, mark.step) for mark in reader.progress.marks] == [(1.0, 1), (2.0, 3), (7.0, 9)]
+
+
+def test_the_probe_tells_of_an_out_of_memory_that_was_swallowed(tmp_path: Path) -> None:
+    reader = ProbeReader(tmp_path)
+    record(tmp_path, 5, num_ooms=2, last_oom={"t": 1.5, "requested_bytes": 64, "message": "CUDA out of memory"})
+    reader.poll()
+
+    assert [(oom.count, oom.requested_bytes, oom.source) for oom in reader.out_of_memory] == [(2, 64, "probe")]
+
+
+def test_a_half_written_probe_record_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "6.json").write_text('{"pid": 6, "optim')
+    reader = ProbeReader(tmp_path)
+    reader.poll()
+
+    assert reader.allocators == ()

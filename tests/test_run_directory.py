@@ -1,0 +1,80 @@
+import os
+import stat
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colocate.errors import ColocateError
+from colocate.run_directory import RunDirectory, read_json, safe_name, write_json, write_text
+
+NOW = datetime(2026, 11, 24, 5, 30)
+
+
+def test_a_run_is_named_by_its_second_and_a_second_one_gets_a_suffix(tmp_path: Path) -> None:
+    names = [RunDirectory.new(tmp_path, NOW).name for _ in range(3)]
+
+    assert names == ["run_20261124_053000", "run_20261124_053000_2", "run_20261124_053000_3"]
+
+
+def test_the_folder_of_a_group_is_named_by_its_foreground_and_number(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+
+    assert run.group("examples_mnist", 2, parallel=True).path.name == "examples_mnist_parallel_002"
+    assert run.group("examples_mnist", 2, parallel=False).path.name == "examples_mnist_002"
+    assert run.group("examples_mnist", 2, parallel=True, repeat=2).path.name == "examples_mnist_parallel_002_run2"
+
+
+@given(st.text())
+def test_no_name_leaves_the_run_directory(name: str) -> None:
+    folder = RunDirectory(Path("/run")).group(name, 1, parallel=True).path
+
+    assert folder.parent == Path("/run")
+    assert Path(os.path.normpath(folder)) == folder
+    assert safe_name(name).isascii()
+
+
+def test_a_group_with_a_record_is_not_run_over(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path).group("a", 1, parallel=True).create()
+    directory.experiment.write_text("{}")
+
+    with pytest.raises(ColocateError, match="expected a new folder, found the record of an earlier run"):
+        directory.create()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+
+    with pytest.raises(ColocateError, match="expected a folder that can be written, got Permission denied"):
+        RunDirectory.new(tmp_path / "results", NOW)
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("")
+
+    with pytest.raises(ColocateError, match="results: expected a folder that can be written"):
+        RunDirectory.new(tmp_path / "results", NOW)
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_scrap(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_text(path, "old")
+
+    with pytest.raises(ValueError, match="Out of range float values"):
+        write_json(path, {"value": float("nan")})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_record_cut_short_is_told_by_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text('{"a": ')
+
+    with pytest.raises(ColocateError, match=r"record\.json: expected a JSON record"):
+        read_json(path)
