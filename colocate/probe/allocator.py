@@ -240,7 +240,7 @@ class CachingAllocator:
         self._small, self._large = Pool(small=True), Pool(small=False)
         self._next_address = 1 << 40
 
-    # --- what a program does ------------------------------------------------------------------------------------
+    # --- what a program does ----------------------------------------------------------------------------------------
 
     def malloc(self, num_bytes: int) -> Block:
         """A block for a request of at least one byte.
@@ -288,7 +288,7 @@ class CachingAllocator:
                     yield block
                     block = block.following
 
-    # --- finding a block ------------------------------------------------------------------------------------------
+    # --- finding a block --------------------------------------------------------------------------------------------
 
     def _cached(self, pool: Pool, size: int) -> Block | None:
         block = pool.best_fit(size, expandable=self.settings.expandable_segments)
@@ -357,7 +357,7 @@ class CachingAllocator:
         else:
             block.pool.unmapped.remove((block.start, block))
 
-    # --- segments of fixed size -----------------------------------------------------------------------------------
+    # --- segments of fixed size -------------------------------------------------------------------------------------
 
     def _new_segment(self, pool: Pool, size: int) -> Block | None:
         num_bytes = self.settings.segment_bytes(size)
@@ -394,7 +394,7 @@ class CachingAllocator:
             self._release(block)
         return released >= wanted
 
-    # --- expandable segments --------------------------------------------------------------------------------------
+    # --- expandable segments ----------------------------------------------------------------------------------------
 
     def _expand(self, pool: Pool, size: int) -> Block | None:
         """Map pages behind a free block, or at the first gap, until ``size`` bytes are there."""

@@ -1,0 +1,112 @@
+"""The counting probe: reads the counters of PyTorch's allocator on a real card, and counts optimizer steps.
+
+It never initialises CUDA itself and keeps its maxima apart from those that the program resets.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .record import Record
+
+LIFETIME_PEAKS = {
+    "max_allocated_bytes": "allocated_bytes.all.peak",
+    "max_reserved_bytes": "reserved_bytes.all.peak",
+}
+CURRENT = {"allocated_bytes": "allocated_bytes.all.current", "reserved_bytes": "reserved_bytes.all.current"}
+COUNTERS = ("num_ooms", "num_alloc_retries")
+
+# Every way to reset the counters ends in one of these functions of torch's C module.
+RESETS = (
+    "_cuda_resetPeakMemoryStats",
+    "_cuda_resetAccumulatedMemoryStats",
+    "_accelerator_resetPeakStats",
+    "_accelerator_resetAccumulatedStats",
+)
+
+
+def count(record: Record) -> None:
+    """Let the record follow the allocator and the optimizers of this process."""
+    count_steps(record)
+    counters = Counters(torch.cuda)
+    for name in RESETS:
+        if hasattr(torch._C, name):
+            setattr(torch._C, name, counters.safe_from(getattr(torch._C, name)))
+    torch.cuda._lazy_call(lambda: _observe_out_of_memory(record, counters))
+    record.read = counters.read
+    record.keep_writing()
+
+
+def count_steps(record: Record) -> None:
+    """Count the steps of all optimizers, built before or after."""
+    register_optimizer_step_post_hook(lambda optimizer, args, kwargs: record.step())
+
+
+class Counters:
+    """The allocator's counters over the life of the process, whatever the program resets.
+
+    Args:
+        cuda: ``torch.cuda``, or something with its ``is_initialized``, ``device_count`` and ``memory_stats``.
+    """
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+        self._highest: dict[str, int] = {}
+        self._before_resets = dict.fromkeys(COUNTERS, 0)
+
+    def read(self) -> dict[str, Any]:
+        """The fields of the record; empty as long as the program has not initialised CUDA."""
+        if not self._cuda.is_initialized():
+            return {}
+        statistics = self._statistics()
+        readings = {field: statistics.get(key) for field, key in CURRENT.items()}
+        for field, key in LIFETIME_PEAKS.items():
+            self._highest[field] = max(self._highest.get(field, 0), statistics.get(key, 0))
+        counts = {field: self._before_resets[field] + statistics.get(field, 0) for field in COUNTERS}
+        return {**readings, **self._highest, **counts}
+
+    def safe_from(self, reset: Callable[..., Any]) -> Callable[..., Any]:
+        """The same reset function, after the counters have been read and what it forgets has been kept."""
+
+        def read_then_reset(*args: Any, **kwargs: Any) -> Any:
+            before = self._counts()
+            self.read()
+            result = reset(*args, **kwargs)
+            after = self._counts()
+            for field in COUNTERS:
+                self._before_resets[field] += max(0, before[field] - after[field])
+            return result
+
+        return read_then_reset
+
+    def _counts(self) -> dict[str, int]:
+        statistics = self._statistics() if self._cuda.is_initialized() else {}
+        return {field: statistics.get(field, 0) for field in COUNTERS}
+
+    def _statistics(self) -> dict[str, int]:
+        """The sum over the visible devices: a training of ours sees one."""
+        total: dict[str, int] = {}
+        for index in range(self._cuda.device_count()):
+            for key, value in self._cuda.memory_stats(index).items():
+                total[key] = total.get(key, 0) + value
+        return total
+
+
+def _observe_out_of_memory(record: Record, counters: Counters) -> None:
+    """Called by torch when the program initialises CUDA: from then on a failed allocation is written at once."""
+
+    def observe(device: int, requested_bytes: int, total_bytes: int, free_bytes: int) -> None:
+        readings = counters.read()
+        record.out_of_memory(
+            f"tried to allocate {requested_bytes} bytes on device {device} of {total_bytes} bytes, {free_bytes} free",
+            requested_bytes=requested_bytes,
+            allocated_bytes=readings.get("allocated_bytes"),
+            reserved_bytes=readings.get("reserved_bytes"),
+        )
+
+    try:
+        torch._C._cuda_attach_out_of_memory_observer(observe)
+    except Exception as error:  # an undocumented function: without it num_ooms still tells
+        record.note(f"out-of-memory observer not attached: {type(error).__name__}: {error}")

@@ -1,0 +1,288 @@
+"""What a program sees of the device: ``torch.cuda`` and ``torch.accelerator``, answered by the simulated allocator.
+
+Owns the patches of these two modules and the made-up properties of the card. Streams and events do nothing but keep
+time: all work on the emulated device is done when the call returns.
+"""
+
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+
+from .allocator import CachingAllocator, Level
+from .card import VirtualCard
+from .memory import DeviceMemory
+from .operators import DEVICE
+
+# Compute capabilities by name (developer.nvidia.com/cuda-gpus); the first match counts.
+CAPABILITIES = (
+    (r"RTX PRO|RTX 50|5090|5080|5070", (12, 0)),
+    (r"B100|B200|GB200", (10, 0)),
+    (r"H100|H200|GH200", (9, 0)),
+    (r"RTX 40|Ada|L40|\bL4\b", (8, 9)),
+    (r"A100|A30\b", (8, 0)),
+    (r"RTX 20|\bT4\b|GTX 16", (7, 5)),
+    (r"V100", (7, 0)),
+    (r"GTX 10|P40|P4\b", (6, 1)),
+)
+DEFAULT_CAPABILITY = (8, 6)  # RTX 30, the generation of the study that this project answers to
+
+
+def capability_of(name: str) -> tuple[int, int]:
+    """Compute capability of a card with this name."""
+    return next((found for pattern, found in CAPABILITIES if re.search(pattern, name)), DEFAULT_CAPABILITY)
+
+
+class Device(Protocol):
+    """The emulated device as far as this module needs it."""
+
+    memory: DeviceMemory
+    awake: bool
+
+    def wake(self) -> None:
+        """Start the emulation of operators."""
+
+
+def install_cuda_interface(device: Device, card: VirtualCard, unsupported: Callable[[str], Exception]) -> None:
+    """Replace the functions of ``torch.cuda`` and ``torch.accelerator`` that would ask a driver."""
+    properties = properties_of(card)
+    cuda: dict[str, Any] = {
+        **_presence(device, properties),
+        **_memory_functions(device.memory, card),
+        **_random_state(),
+        **_streams(),
+        **_refusals(unsupported),
+    }
+    for name, function in cuda.items():
+        for module in (torch.cuda, torch.cuda.memory, torch.cuda.random, torch.cuda.streams):
+            if module is torch.cuda or hasattr(module, name):
+                setattr(module, name, function)
+    accelerator = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_accelerator": lambda check_available=False: torch.device("cuda"),
+        "current_device_index": lambda: 0,
+        "current_device_idx": lambda: 0,
+        "set_device_index": _nothing,
+        "set_device_idx": _nothing,
+        "get_memory_info": cuda["mem_get_info"],
+        "get_device_capability": lambda device=None: {"supported_dtypes": set()},
+    }
+    for name in set(cuda) & set(dir(torch.accelerator)):
+        accelerator.setdefault(name, cuda[name])
+    for name, function in accelerator.items():
+        setattr(torch.accelerator, name, function)
+    torch.Tensor.record_stream = _nothing
+
+
+def properties_of(card: VirtualCard) -> SimpleNamespace:
+    """What ``get_device_properties()`` returns: name and size are the card's, the rest that of a mid-range GPU."""
+    major, minor = capability_of(card.name)
+    return SimpleNamespace(
+        name=card.name,
+        major=major,
+        minor=minor,
+        total_memory=card.total_bytes,
+        multi_processor_count=46,
+        max_threads_per_multi_processor=1536,
+        regs_per_multiprocessor=65536,
+        shared_memory_per_block=49152,
+        shared_memory_per_multiprocessor=102400,
+        warp_size=32,
+        L2_cache_size=4 << 20,
+        is_integrated=False,
+        is_multi_gpu_board=False,
+        gcnArchName="",
+        uuid=card.uuid,
+    )
+
+
+def statistics(allocator: CachingAllocator) -> "OrderedDict[str, Any]":
+    """``memory_stats()`` as far as the simulation knows it."""
+    result: OrderedDict[str, Any] = OrderedDict()
+    levels: dict[str, Level] = {
+        "allocated_bytes": allocator.allocated,
+        "active_bytes": allocator.allocated,
+        "reserved_bytes": allocator.reserved,
+        "requested_bytes": allocator.requested,
+    }
+    for name, level in levels.items():
+        result[f"{name}.all.current"] = level.current
+        result[f"{name}.all.peak"] = level.peak
+    result["num_alloc_retries"] = allocator.num_alloc_retries
+    result["num_ooms"] = allocator.num_ooms
+    return result
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Takes anything and does nothing."""
+
+
+def _presence(device: Device, properties: SimpleNamespace) -> dict[str, Any]:
+    capability = (properties.major, properties.minor)
+    return {
+        "_lazy_init": device.wake,
+        "init": device.wake,
+        "is_available": lambda: True,
+        "is_initialized": lambda: device.awake,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": _nothing,
+        "_exchange_device": lambda device: 0,
+        "_maybe_exchange_device": lambda device: 0,
+        "synchronize": _nothing,
+        "ipc_collect": _nothing,
+        "get_device_name": lambda device=None: properties.name,
+        "get_device_capability": lambda device=None: capability,
+        "get_device_properties": lambda device=None: properties,
+        "get_arch_list": lambda: [f"sm_{properties.major}{properties.minor}"],
+        "is_bf16_supported": lambda including_emulation=True: properties.major >= 8 or including_emulation,
+        "is_tf32_supported": lambda: properties.major >= 8,
+        "can_device_access_peer": lambda device, peer: False,
+        "is_current_stream_capturing": lambda: False,
+    }
+
+
+def _memory_functions(memory: DeviceMemory, card: VirtualCard) -> dict[str, Any]:
+    def reset_peaks(device: Any = None) -> None:
+        memory.settle().reset_peaks()
+
+    def limit_to(fraction: float, device: Any = None) -> None:
+        memory.allocator.limit_bytes = int(fraction * card.total_bytes)
+
+    return {
+        "memory_allocated": lambda device=None: memory.settle().allocated.current,
+        "memory_reserved": lambda device=None: memory.settle().reserved.current,
+        "memory_cached": lambda device=None: memory.settle().reserved.current,
+        "max_memory_allocated": lambda device=None: memory.settle().allocated.peak,
+        "max_memory_reserved": lambda device=None: memory.settle().reserved.peak,
+        "max_memory_cached": lambda device=None: memory.settle().reserved.peak,
+        "reset_peak_memory_stats": reset_peaks,
+        "reset_max_memory_allocated": reset_peaks,
+        "reset_max_memory_cached": reset_peaks,
+        "reset_accumulated_memory_stats": _nothing,
+        "memory_stats": lambda device=None: statistics(memory.settle()),
+        "memory_summary": lambda device=None, abbreviated=False: _summary(memory.settle()),
+        "mem_get_info": lambda device=None: (card.free_bytes, card.total_bytes),
+        "empty_cache": memory.empty_cache,
+        "set_per_process_memory_fraction": limit_to,
+        "memory_snapshot": lambda: [],
+        "_record_memory_history": _nothing,
+    }
+
+
+def _summary(allocator: CachingAllocator) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in statistics(allocator).items())
+
+
+def _random_state() -> dict[str, Any]:
+    def state(device: Any = "cuda") -> torch.Tensor:
+        return torch.zeros(16, dtype=torch.uint8)
+
+    return {
+        "manual_seed": _nothing,
+        "manual_seed_all": _nothing,
+        "seed": _nothing,
+        "seed_all": _nothing,
+        "initial_seed": lambda: 0,
+        "get_rng_state": state,
+        "get_rng_state_all": lambda: [state()],
+        "set_rng_state": _nothing,
+        "set_rng_state_all": _nothing,
+    }
+
+
+class Stream:
+    """A stream on which everything is done at once; also a context manager, as ``torch.cuda.stream()`` returns."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.device = DEVICE
+        self.cuda_stream = self.stream_id = self.device_index = 0
+        self.device_type = 1
+        self.priority = 0
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def query(self) -> bool:
+        """All work is done."""
+        return True
+
+    def record_event(self, event: "Event | None" = None) -> "Event":
+        """The given event, or a new one, recorded now."""
+        event = event or Event()
+        event.record()
+        return event
+
+    synchronize = wait_event = wait_stream = _nothing
+
+
+class Event:
+    """An event that remembers the time of its recording."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._recorded_s = time.monotonic()
+
+    def record(self, stream: Any = None) -> None:
+        """Remember the time."""
+        self._recorded_s = time.monotonic()
+
+    def elapsed_time(self, later: "Event") -> float:
+        """Milliseconds of host time between two recordings: no time of a GPU."""
+        return 1000 * (later._recorded_s - self._recorded_s)
+
+    def query(self) -> bool:
+        """All work is done."""
+        return True
+
+    synchronize = wait = _nothing
+
+
+class DeviceContext:
+    """``with torch.cuda.device(0)``: there is only one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.idx = self.prev_idx = 0
+
+    def __enter__(self) -> "DeviceContext":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+def _streams() -> dict[str, Any]:
+    stream = Stream()
+    return {
+        "Stream": Stream,
+        "ExternalStream": Stream,
+        "Event": Event,
+        "StreamContext": Stream,
+        "stream": lambda stream=None: stream or Stream(),
+        "current_stream": lambda device=None: stream,
+        "default_stream": lambda device=None: stream,
+        "set_stream": _nothing,
+        "device": DeviceContext,
+        "device_of": DeviceContext,
+        "_DeviceGuard": DeviceContext,
+    }
+
+
+def _refusals(unsupported: Callable[[str], Exception]) -> dict[str, Any]:
+    """Functions of which no honest stand-in exists."""
+
+    def refuse(what: str) -> Callable[..., Any]:
+        def refused(*args: Any, **kwargs: Any) -> Any:
+            raise unsupported(f"expected eager operators, found {what}")
+
+        return refused
+
+    names = ("CUDAGraph", "graph", "make_graphed_callables", "CUDAPluggableAllocator", "MemPool", "_compile_kernel")
+    return {name: refuse(f"torch.cuda.{name}") for name in names}

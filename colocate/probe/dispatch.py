@@ -1,0 +1,198 @@
+"""Runs every operator: the host's for real, the device's as shapes, with what they allocate.
+
+Owns the order of events inside one operator: copies of operands, results, workspace, release. Which operators need
+what is known in `operators`, true values in `values`, blocks in `memory`.
+"""
+
+import sys
+import threading
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import operators
+from .memory import DeviceMemory
+from .record import Record
+from .values import KnownValues
+
+aten = torch.ops.aten
+
+NO_FAKE_KERNEL = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+
+class UnsupportedError(RuntimeError):
+    """The program does something that has no counterpart on the emulated device."""
+
+
+class Emulator:
+    """The emulated device of this process, shared by all its threads."""
+
+    def __init__(self, memory: DeviceMemory, record: Record, capability_major: int) -> None:
+        self.memory = memory
+        self.record = record
+        self.values = KnownValues(memory)
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._workspace_bytes = operators.matrix_workspace_bytes(capability_major)
+        self._threads_with_workspace: set[int] = set()
+
+    @property
+    def workspaces_bytes(self) -> int:
+        """What cuBLAS handles hold for good by now."""
+        return self._workspace_bytes * len(self._threads_with_workspace)
+
+    def run(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Do one operator that concerns the device."""
+        if function in HOST_READS:
+            answer = HOST_READS[function](self, args, kwargs)
+            if answer is not NotImplemented:
+                return answer
+        copies = [self.memory.malloc(num_bytes) for num_bytes in operators.copies_before(function, args)]
+        try:
+            result = self._compute(function, types, args, kwargs)
+            fresh: list[Any] = []
+            result = self._registered(result, fresh)
+            self._take_workspace(function, args)
+        finally:
+            for block in copies:
+                self.memory.free(block)
+        self.values.follow(function, args, kwargs, fresh, result)
+        return result
+
+    def unsupported(self, reason: str) -> UnsupportedError:
+        """An error to raise, after the record and the terminal have been told."""
+        self.record.fields["unsupported"] = self.record.fields["unsupported"] or reason
+        self.record.write()
+        print(f"colocate: not emulated: {reason}", file=sys.stderr, flush=True)
+        return UnsupportedError(reason)
+
+    def _compute(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        rule = operators.replacement(function, args)
+        try:
+            if rule is None:
+                args = _with_stand_ins(self, function, args)
+                return self.fake_mode.dispatch(function, types, args, kwargs)
+            note = operators.upper_bound(function)
+            if note:
+                self.record.note(note)
+            with self.fake_mode:
+                return rule(*args, **kwargs)
+        except NO_FAKE_KERNEL as error:
+            reason = f"expected operators with a fake kernel, found {function} ({type(error).__name__})"
+            raise self.unsupported(reason) from error
+
+    def _registered(self, result: Any, fresh: list[Any]) -> Any:
+        """The same results, their new storages having blocks now; what lies on the host becomes a real tensor."""
+        if isinstance(result, FakeTensor):
+            if result.fake_device.type != "cuda":
+                return self._host_tensor(result)
+            if self.memory.register(result) is not None:
+                fresh.append(result)
+            return result
+        if type(result) in (tuple, list):
+            return type(result)(self._registered(one, fresh) for one in result)
+        return result
+
+    def _host_tensor(self, tensor: Any) -> Any:
+        fill = 1 if tensor.dtype.is_floating_point or tensor.dtype.is_complex else 0
+        return torch.full(tuple(tensor.shape), fill, dtype=tensor.dtype)
+
+    def _take_workspace(self, function: Any, args: Any) -> None:
+        if function in operators.MATRIX_PRODUCTS:
+            # One workspace per cuBLAS handle, and the backward pass has a thread and a handle of its own.
+            thread = threading.get_ident()
+            if thread not in self._threads_with_workspace:
+                self._threads_with_workspace.add(thread)
+                self.memory.malloc(self._workspace_bytes)
+        elif function in operators.CONVOLUTIONS:
+            self._note_convolution()
+        elif function in operators.RECURRENT:
+            self.memory.free(self.memory.malloc(operators.workspace_after(function, args)))
+
+    def _note_convolution(self) -> None:
+        if not self.record.fields["convolutions"]:
+            self.record.fields["convolutions"] = True
+            if torch.backends.cudnn.benchmark:
+                self.record.note("cudnn.benchmark is on: the workspaces of convolutions may be larger than usual")
+
+
+class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
+    """Sends operators of one thread to the emulator if a tensor or the wished device is the emulated one."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        super().__init__()
+        self._emulator = emulator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for every operator below autograd."""
+        for one in types:
+            if issubclass(one, FakeTensor):
+                return self._emulator.run(func, types, args, kwargs or {})
+        if kwargs:
+            device = kwargs.get("device")
+            if device is not None and torch.device(device).type == "cuda":
+                return self._emulator.run(func, types, args, kwargs)
+            return func(*args, **kwargs)
+        return func(*args)
+
+
+def _with_stand_ins(emulator: Emulator, function: Any, args: Any) -> Any:
+    """Arguments of a transfer or a factory, in which host tensors are replaced by fake ones without data."""
+    if not args or not isinstance(args[0], torch.Tensor) or isinstance(args[0], FakeTensor):
+        return args
+    if len(args) > 1 and any(isinstance(arg, FakeTensor) for arg in args[1:]):
+        return args
+    real = args[0]
+    with emulator.fake_mode:
+        stand_in = torch.empty_strided(real.size(), real.stride(), dtype=real.dtype, device="cpu")
+    return (stand_in, *args[1:])
+
+
+# --- operators that bring something to the host ---------------------------------------------------------------------
+
+
+def _item(emulator: Emulator, args: Any, kwargs: Any) -> Any:
+    return emulator.values.scalar(args[0])
+
+
+def _equal(emulator: Emulator, args: Any, kwargs: Any) -> Any:
+    left, right = (emulator.values.of(arg) if isinstance(arg, FakeTensor) else arg for arg in args)
+    return True if left is None or right is None else torch.equal(left, right)
+
+
+def _copy(emulator: Emulator, args: Any, kwargs: Any) -> Any:
+    target, source = args[0], args[1]
+    if not isinstance(target, FakeTensor):
+        return target.copy_(emulator.values.read(source))
+    if not isinstance(source, FakeTensor):  # host to device, into memory that is already there
+        emulator.values.follow(aten.copy_.default, args, kwargs, [], target)
+        return target
+    return NotImplemented
+
+
+def _to_host(emulator: Emulator, args: Any, kwargs: Any) -> Any:
+    device = kwargs.get("device")
+    if device is None or torch.device(device).type != "cpu":
+        return NotImplemented
+    return emulator.values.read(args[0]).to(kwargs.get("dtype") or args[0].dtype)
+
+
+HOST_READS = {
+    aten._local_scalar_dense.default: _item,
+    aten.equal.default: _equal,
+    aten.copy_.default: _copy,
+    aten._to_copy.default: _to_host,
+}

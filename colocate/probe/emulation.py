@@ -1,0 +1,206 @@
+"""Puts this process on a virtual card: assembles guard, memory, dispatch and patches, and proves that they work.
+
+The emulation sleeps until the program first asks torch for its device (``torch.cuda._lazy_init``, which every binding
+calls): a program that stays on the CPU runs as ever.
+"""
+
+import gc
+import os
+import sys
+import threading
+from typing import Any
+
+import torch
+
+from . import guard, kernels
+from .allocator import Settings
+from .card import CardFull, VirtualCard
+from .counting import count_steps
+from .cuda_interface import capability_of, install_cuda_interface
+from .dispatch import EmulationMode, Emulator
+from .framework import install_framework_patches
+from .imports import AfterImport
+from .libraries import prepare_libraries
+from .loaders import cut_loaders
+from .memory import DeviceMemory
+from .operators import DEVICE
+from .record import Record
+from .saving import install_saving
+
+# PyTorch reads both; the first is the newer name.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+# What errors say that come from a fake tensor in the hands of code which wants real memory.
+SIGNS_OF_NATIVE_CODE = (
+    "data is not allocated yet",
+    "Cannot access data pointer of",
+    "0 active drivers",
+    "FakeTensor",
+    "CUDA driver initialization failed",
+    "Found no NVIDIA driver",
+)
+
+
+def emulate(card_path: str, record: Record, watcher: AfterImport, batches_per_pass: int | None) -> None:
+    """Emulate the card for the rest of this process's life.
+
+    Args:
+        card_path: state file of the virtual card.
+        record: where the readings go.
+        watcher: for libraries that need a patch of their own once imported.
+        batches_per_pass: how many batches each pass over a DataLoader yields; None for all.
+
+    Raises:
+        Exception: torch or the card is not as expected. The process must not go on.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a card that is really there must not take part
+    card = VirtualCard.open(card_path)
+    device = EmulatedDevice(card, record)
+    guard.install()
+    kernels.register()
+    device.install(watcher)
+    count_steps(record)
+    if batches_per_pass is not None:
+        cut_loaders(batches_per_pass, record)
+    record.keep_writing()
+
+
+class EmulatedDevice:
+    """The parts of the emulation, and when they wake up."""
+
+    def __init__(self, card: VirtualCard, record: Record) -> None:
+        text = next(filter(None, (os.environ.get(name) for name in ALLOCATOR_VARIABLES)), "")
+        settings, notes = Settings.parse(text)
+        self.card = card
+        self.record = record
+        self.memory = DeviceMemory(card, settings, self._out_of_memory)
+        self.emulator = Emulator(self.memory, record, capability_of(card.name)[0])
+        self.awake = False
+        record.fields["notes"].extend(notes)
+        record.fields["context_bytes"] = card.context_bytes
+        record.read = self.readings
+
+    def install(self, watcher: AfterImport) -> None:
+        """Patch what programs call; no operator is touched before :meth:`wake`."""
+        install_cuda_interface(self, self.card, self.emulator.unsupported)
+        install_framework_patches(self.emulator)
+        install_saving(self.emulator)
+        prepare_libraries(watcher)
+        self._run_threads_under_emulation()
+        self._tell_why_programs_end()
+
+    def wake(self) -> None:
+        """The program wants its device: claim the context, and from now on see this thread's operators.
+
+        Raises:
+            UnsupportedError: the self-test failed.
+            RuntimeError: the card has no room for the context (torch's ``AcceleratorError`` where it has one).
+        """
+        if self.awake:
+            return
+        self._prove()
+        try:
+            self.memory.context.create()
+        except CardFull as full:
+            message = f"CUDA error: out of memory ({full.free_bytes} bytes free for the context of this process)"
+            self._out_of_memory(message, full.requested_bytes)
+            self.memory.allocator.num_ooms += 1
+            raise getattr(torch, "AcceleratorError", RuntimeError)(message) from full
+        self.awake = True
+        if threading.current_thread() is not threading.main_thread():
+            self.record.note("the device was first used outside the main thread, whose operators are not seen")
+        else:
+            EmulationMode(self.emulator).__enter__()
+
+    def _prove(self) -> None:
+        """The self-test; not earlier, because its backward pass needs torch's import to be over."""
+        try:
+            prove()
+        except Exception as error:
+            raise self.emulator.unsupported(f"self-test failed: {type(error).__name__}: {error}") from error
+
+    def readings(self) -> dict[str, Any]:
+        """The fields of the record that change."""
+        allocator = self.memory.allocator
+        return {
+            "allocated_bytes": allocator.allocated.current,
+            "reserved_bytes": allocator.reserved.current,
+            "max_allocated_bytes": allocator.allocated.highest,
+            "max_reserved_bytes": allocator.reserved.highest,
+            "num_ooms": allocator.num_ooms,
+            "num_alloc_retries": allocator.num_alloc_retries,
+        }
+
+    def _out_of_memory(self, message: str, requested_bytes: int) -> None:
+        allocator = self.memory.allocator
+        self.record.out_of_memory(
+            message,
+            requested_bytes=requested_bytes,
+            allocated_bytes=allocator.allocated.current,
+            reserved_bytes=allocator.reserved.current,
+        )
+
+    def _run_threads_under_emulation(self) -> None:
+        """Dispatch modes belong to a thread, so each new one gets its own."""
+        start = threading.Thread.start
+
+        def start_emulated(thread: threading.Thread) -> None:
+            run = thread.run
+
+            def run_emulated() -> None:
+                with EmulationMode(self.emulator):
+                    run()
+
+            thread.run = run_emulated  # type: ignore[method-assign]
+            start(thread)
+
+        threading.Thread.start = start_emulated  # type: ignore[method-assign, assignment]
+
+    def _tell_why_programs_end(self) -> None:
+        """An error of native code that met a tensor without data is ours, not the program's."""
+        show = sys.excepthook
+
+        def show_and_tell(kind: Any, error: BaseException, traceback: Any) -> None:
+            show(kind, error, traceback)
+            if any(sign in str(error) for sign in SIGNS_OF_NATIVE_CODE):
+                self.emulator.unsupported(f"{kind.__name__}: {str(error).splitlines()[0]}")
+
+        sys.excepthook = show_and_tell
+
+
+def prove() -> None:
+    """Allocate, go backward and release on an emulated device of its own.
+
+    Raises:
+        RuntimeError: a step did not leave the expected bytes.
+    """
+    memory = DeviceMemory(BottomlessCard(), Settings(), lambda message, num_bytes: None)
+    emulator = Emulator(memory, Record(None, "virtual", torch.__version__), 0)
+    tensor_bytes = 256 * 256 * 4
+    with EmulationMode(emulator), torch.inference_mode(False), torch.enable_grad():
+        # Not torch.ones(): its binding would wake the program's device.
+        weight = torch.ops.aten.ones.default([256, 256], device=DEVICE).requires_grad_()
+        (weight @ weight).sum().backward()
+        gradient = weight.grad
+        held_bytes = memory.settle().allocated.current
+        if gradient is None or gradient.device != DEVICE or held_bytes < 2 * tensor_bytes:
+            raise RuntimeError(f"self-test: expected a gradient on the device, found {held_bytes} bytes allocated")
+        del weight, gradient
+    gc.collect()
+    left_bytes = memory.settle().allocated.current
+    if left_bytes >= tensor_bytes + emulator.workspaces_bytes:
+        raise RuntimeError(f"self-test: expected released tensors to leave the device, found {left_bytes} bytes")
+
+
+class BottomlessCard:
+    """Stands for a card in the self-test: never full, and shared with nobody."""
+
+    context_bytes = 0
+    total_bytes = free_bytes = 1 << 60
+
+    def processes(self) -> list[tuple[int, int]]:
+        """Nobody."""
+        return []
+
+    def claim(self, used_bytes: int) -> None:
+        """Nothing to do."""

@@ -1,0 +1,235 @@
+"""Patches of torch outside ``torch.cuda``: modules that move, optimizers, pinned memory, compilers and the like.
+
+Each patch says what would go wrong without it. None changes a number of the host.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.parallel
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.optim.optimizer import _foreach_supported_types as optimizer_types
+from torch.utils import _pytree as pytree
+from torch.utils._foreach_utils import _foreach_supported_types as function_types
+
+from .dispatch import Emulator
+from .operators import DEVICE
+
+
+def install_framework_patches(emulator: Emulator) -> None:
+    """Install all of them in this process."""
+    _keep_fake_tensors_off_the_driver()
+    _use_foreach_kernels()
+    _move_modules(emulator)
+    _make_fake_tensors_readable(emulator)
+    _ignore_pinned_memory()
+    _run_data_parallel_on_one_device()
+    _replace_compilers(emulator)
+    _refuse_collectives(emulator)
+    _replace_generators()
+
+
+def _keep_fake_tensors_off_the_driver() -> None:
+    """Fake tensors initialise CUDA for some operators, and lift ``torch.tensor([...], device="cuda")`` through it."""
+    fake_tensor.init_gpu_context = lambda *args, **kwargs: None
+    FakeTensorMode.avoid_device_init = property(lambda self: True)
+    torch._C._set_only_lift_cpu_tensors(True)
+
+
+def _use_foreach_kernels() -> None:
+    """Optimizers and gradient clipping take their multi-tensor kernels only for types they know.
+
+    Otherwise a slower loop with other temporaries would be simulated.
+    """
+    for types in (optimizer_types, function_types):
+        if FakeTensor not in types:
+            types.append(FakeTensor)
+
+
+# --- modules that move ----------------------------------------------------------------------------------------------
+
+
+def _move_modules(emulator: Emulator) -> None:
+    """Moved parameters stay the same objects, as on a card.
+
+    Plain torch would make new ones, because a fake tensor cannot take the place of a real one's data: optimizers built
+    before the move and tied weights would lose theirs.
+    """
+    memo = emulator.fake_mode.fake_tensor_converter.meta_converter
+
+    def forget() -> None:
+        memo.tensor_memo.clear()
+        memo.storage_memo.clear()
+
+    def apply(module: torch.nn.Module, function: Callable[[Any], Any], recurse: bool = True) -> torch.nn.Module:
+        if recurse:
+            for child in module.children():
+                child._apply(function, recurse)
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = _moved(parameter, function, forget)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = function(buffer)
+        return module
+
+    torch.nn.Module._apply = apply
+    # RNNBase looks its weights up again after a move; cuDNN's one buffer for all of them is not modelled.
+    torch.nn.RNNBase.flatten_parameters = lambda self: None
+    rnn_apply = torch.nn.RNNBase._apply
+
+    def apply_to_rnn(module: Any, function: Callable[[Any], Any], recurse: bool = True) -> Any:
+        return rnn_apply(module, function, recurse)
+
+    torch.nn.RNNBase._apply = apply_to_rnn
+
+
+def _moved(parameter: Any, function: Callable[[Any], Any], forget: Callable[[], None]) -> Any:
+    """The same parameter with the data that the function makes of it.
+
+    ``forget`` drops the fake mode's weak references, which forbid swapping.
+    """
+    gradient = parameter.grad
+    with torch.no_grad():
+        data = function(parameter)
+        moved_gradient = function(gradient) if gradient is not None else None
+    if data is parameter:
+        return parameter
+    parameter.grad = gradient = None  # swapping needs the only reference
+    if isinstance(data, FakeTensor) or isinstance(parameter, FakeTensor):
+        requires_grad, attributes = parameter.requires_grad, dict(parameter.__dict__)
+        replacement = torch.nn.Parameter(data.detach() if data.requires_grad else data, requires_grad=requires_grad)
+        del data
+        forget()
+        torch.utils.swap_tensors(parameter, replacement)
+        _keep_attributes(parameter, attributes)
+    else:
+        parameter.data = data
+    if moved_gradient is not None:
+        parameter.grad = moved_gradient.requires_grad_(False)
+    return parameter
+
+
+def _keep_attributes(parameter: Any, attributes: dict[str, Any]) -> None:
+    """What a program wrote onto its parameter (HF marks tied or decayed ones) survives a move."""
+    for name, value in attributes.items():
+        if name not in parameter.__dict__ and name not in FAKE_TENSOR_ATTRIBUTES:
+            setattr(parameter, name, value)
+
+
+FAKE_TENSOR_ATTRIBUTES = {"fake_device", "fake_mode", "constant", "pytype", "dispatch_keys", "real_tensor"}
+
+
+# --- tensors --------------------------------------------------------------------------------------------------------
+
+
+def _make_fake_tensors_readable(emulator: Emulator) -> None:
+    """Formatting, lists and addresses, which programs take from any tensor."""
+
+    def format_tensor(tensor: Any, specification: str) -> str:
+        return format(tensor.item(), specification) if tensor.dim() == 0 else object.__format__(tensor, specification)
+
+    def address_of_tensor(tensor: Any) -> int:
+        offset: int = tensor.storage_offset() * tensor.element_size()
+        return emulator.memory.address(tensor.untyped_storage()) + offset
+
+    address = torch.UntypedStorage.data_ptr
+
+    def address_of_storage(storage: Any) -> int:
+        return emulator.memory.address(storage) or int(address(storage))
+
+    FakeTensor.__format__ = format_tensor
+    FakeTensor.tolist = lambda tensor: tensor.cpu().tolist()
+    FakeTensor.data_ptr = address_of_tensor
+    FakeTensor.__deepcopy__ = _deep_copy
+    torch.UntypedStorage.data_ptr = address_of_storage
+
+
+def _deep_copy(tensor: Any, memo: dict[int, Any]) -> Any:
+    """A copy with memory of its own and the same role, as ``Tensor.__deepcopy__`` makes it."""
+    if id(tensor) in memo:
+        return memo[id(tensor)]
+    if not tensor.is_leaf:
+        raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol at the moment.")
+    with torch.no_grad():
+        copy = tensor.detach().clone(memory_format=torch.preserve_format)
+    if isinstance(tensor, torch.nn.Parameter):
+        copy = torch.nn.Parameter(copy, requires_grad=tensor.requires_grad)
+    else:
+        copy.requires_grad_(tensor.requires_grad)
+    memo[id(tensor)] = copy
+    if tensor.grad is not None:
+        copy.grad = _deep_copy(tensor.grad, memo)
+    return copy
+
+
+def _ignore_pinned_memory() -> None:
+    """Page-locked memory belongs to a driver; it is the host's and moves no peak of the card."""
+    torch.Tensor.pin_memory = lambda tensor, *args, **kwargs: tensor
+    torch.Tensor.is_pinned = lambda tensor, *args, **kwargs: False
+    loader = torch.utils.data.DataLoader
+    initialise = loader.__init__
+
+    def initialise_unpinned(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialise(self, *args, **kwargs)
+        self.pin_memory = False
+
+    loader.__init__ = initialise_unpinned
+
+
+def _replace_generators() -> None:
+    """``torch.Generator("cuda")`` needs a driver; a host generator serves, as random values are not computed."""
+    generator = torch.Generator
+
+    class Generator(generator):  # type: ignore[misc, valid-type]  # torch is untyped here
+        """A generator of the host, whatever device was asked for."""
+
+        def __new__(cls, device: Any = None) -> Any:
+            return generator(device="cpu")
+
+    torch.Generator = Generator
+
+
+# --- programs of several devices, compilers -------------------------------------------------------------------------
+
+
+def _run_data_parallel_on_one_device() -> None:
+    """With one device ``DataParallel`` is its module, but for moving the inputs."""
+
+    def forward(self: Any, *inputs: Any, **kwargs: Any) -> Any:
+        def to_device(value: Any) -> Any:
+            return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+
+        inputs, kwargs = pytree.tree_map(to_device, (inputs, kwargs))
+        return self.module(*inputs, **kwargs)
+
+    torch.nn.DataParallel.forward = forward
+
+
+def _replace_compilers(emulator: Emulator) -> None:
+    """Compiled code has a memory plan of its own, which nobody knows beforehand: the eager program runs instead."""
+
+    def compile(model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        emulator.record.note("torch.compile is ignored: the memory of the eager program is predicted")
+        return (lambda function: function) if model is None else model
+
+    torch.compile = compile
+    torch.nn.Module.compile = lambda self, *args, **kwargs: compile(self) and None
+    # The fused path of nn.TransformerEncoder and nn.MultiheadAttention in evaluation has no fake kernels.
+    torch.backends.mha.set_fastpath_enabled(False)
+
+
+def _refuse_collectives(emulator: Emulator) -> None:
+    """There is one device: several processes that exchange gradients through NCCL cannot be emulated."""
+    if not torch.distributed.is_available():
+        return
+    initialise = torch.distributed.init_process_group
+
+    def initialise_without_nccl(backend: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if backend is None or "nccl" in str(backend).lower():
+            raise emulator.unsupported(f"expected a program of one device, found torch.distributed with {backend!r}")
+        return initialise(backend, *args, **kwargs)
+
+    torch.distributed.init_process_group = initialise_without_nccl

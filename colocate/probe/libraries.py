@@ -1,0 +1,56 @@
+"""Patches of other people's libraries, applied when the program imports them.
+
+Only what keeps a library from importing or makes it ask whether it is being traced; nothing here knows memory.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .imports import AfterImport
+
+_kept: list[Any] = []  # a library that is collected takes its operators along
+
+
+def prepare_libraries(watcher: AfterImport) -> None:
+    """Wait for the libraries that need help."""
+    watcher.when("torchvision", _finish_torchvision, before=_tolerate_missing_torchvision_operators)
+    watcher.when("transformers.utils.import_utils", _hide_fake_tensors)
+
+
+def _tolerate_missing_torchvision_operators() -> None:
+    """The torchvision wheel for CUDA does not import beside a CPU build of torch.
+
+    Its compiled operators cannot be loaded then, and it registers fake kernels for them without looking.
+    """
+    register = torch.library.register_fake
+
+    def register_if_possible(operator: Any, function: Any = None, /, **options: Any) -> Any:
+        if not (isinstance(operator, str) and operator.startswith("torchvision::")):
+            return register(operator, function, **options)
+        if function is None:
+            return lambda later: register_if_possible(operator, later, **options)
+        try:
+            return register(operator, function, **options)
+        except RuntimeError:  # operator torchvision::... does not exist
+            return function
+
+    torch.library.register_fake = register_if_possible
+
+
+def _finish_torchvision(torchvision: ModuleType) -> None:
+    """Give a torchvision without compiled operators its most used one, non-maximum suppression."""
+    if torchvision.extension._has_ops():
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.impl("nms", lambda boxes, scores, threshold: torch.arange(boxes.shape[0]), "CPU")
+    torchvision.ops.boxes._assert_has_ops = lambda: None
+    _kept.append(library)
+
+
+def _hide_fake_tensors(import_utils: Any) -> None:
+    """The transformers library takes a fake tensor for a sign of tracing and leaves out shortcuts that a card takes."""
+    if hasattr(import_utils, "is_fake_tensor"):
+        import_utils.is_fake_tensor = lambda tensor: False

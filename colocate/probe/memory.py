@@ -1,0 +1,249 @@
+"""The memory of the emulated device in this process: storages on one side, the shared card on the other.
+
+Owns which storage holds which block, and this process's claim on the card. Knows tensors only by their storages; what
+is allocated when is decided in `dispatch`. Safe for several threads, and for storages that die at any instant,
+garbage collection in the middle of an allocation included.
+"""
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+from .allocator import Block, CachingAllocator, OutOfMemory, Settings
+from .card import CardFull
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+class Card(Protocol):
+    """What this module asks of a card; `card.VirtualCard` is the one that processes share."""
+
+    total_bytes: int
+    context_bytes: int
+
+    def claim(self, used_bytes: int) -> None:
+        """Say what this process holds from now on; raises `card.CardFull`."""
+
+    @property
+    def free_bytes(self) -> int:
+        """What nobody holds."""
+
+    def processes(self) -> list[tuple[int, int]]:
+        """Who holds how many bytes."""
+
+
+class Context:
+    """This process's claim on the card: the context, then every segment. The allocator's backing."""
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        self.claimed_bytes = 0
+
+    def create(self) -> None:
+        """Claim the context.
+
+        Raises:
+            CardFull: there is not even room for that.
+        """
+        if not self.claimed_bytes:
+            self.card.claim(self.card.context_bytes)
+            self.claimed_bytes = self.card.context_bytes
+
+    def obtain(self, num_bytes: int) -> bool:
+        """Take memory for a segment; False when the processes on the card leave too little."""
+        try:
+            self.create()
+            self.card.claim(self.claimed_bytes + num_bytes)
+        except CardFull:
+            return False
+        self.claimed_bytes += num_bytes
+        return True
+
+    def give_back(self, num_bytes: int) -> None:
+        """Return the memory of a segment."""
+        self.claimed_bytes -= num_bytes
+        self.card.claim(self.claimed_bytes)
+
+
+class Held:
+    """The block behind a storage, and the storage's true values where they are known (see `values`)."""
+
+    __slots__ = ("block", "known", "num_bytes", "reference")
+
+    def __init__(self, block: Block, num_bytes: int, reference: weakref.ref[Any]) -> None:
+        self.block = block
+        self.num_bytes = num_bytes
+        self.reference = reference
+        self.known: Any = None
+
+
+class DeviceMemory:
+    """Blocks of all live storages on the emulated device.
+
+    Args:
+        card: the card that this process shares with others.
+        settings: the allocator's options.
+        on_out_of_memory: told about every failed allocation: message and requested bytes.
+    """
+
+    def __init__(self, card: Card, settings: Settings, on_out_of_memory: Callable[[str, int], None]) -> None:
+        self.card = card
+        self.context = Context(card)
+        self.allocator = CachingAllocator(self.context, settings)
+        self._on_out_of_memory = on_out_of_memory
+        self._held: dict[int, Held] = {}
+        self._dead: deque[int] = deque()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        os.register_at_fork(after_in_child=self._leave_to_parent)
+
+    def register(self, tensor: Any) -> Held | None:
+        """Give a tensor's storage its block, if it is new or has another size than before.
+
+        Returns:
+            The entry of a storage that was new; None for one that was known or is empty.
+
+        Raises:
+            torch.OutOfMemoryError: the card is full.
+        """
+        storage = tensor.untyped_storage()
+        key, num_bytes = storage._cdata, storage.nbytes()
+        held = self._held.get(key)
+        if held is not None and held.reference() is not None:
+            if held.num_bytes != num_bytes:
+                self._resize(key, held, num_bytes)
+            return None
+        if num_bytes == 0:
+            return None
+        block = self.malloc(num_bytes)
+        held = Held(block, num_bytes, weakref.ref(storage, lambda _: self._died(key)))
+        self._held[key] = held
+        return held
+
+    def held(self, tensor: Any) -> Held | None:
+        """The entry of a tensor's storage."""
+        return self._held.get(tensor.untyped_storage()._cdata)
+
+    def address(self, storage: Any) -> int:
+        """The made-up address of a storage on the device; 0 for an empty one."""
+        held = self._held.get(storage._cdata)
+        return held.block.start if held else 0
+
+    def malloc(self, num_bytes: int) -> Block:
+        """A block that belongs to no storage: a workspace or a temporary.
+
+        Raises:
+            torch.OutOfMemoryError: the card is full.
+        """
+        self._check_process()
+        with self._locked():
+            try:
+                return self.allocator.malloc(num_bytes)
+            except OutOfMemory:
+                pass
+        message = self._full_message(num_bytes)
+        self._on_out_of_memory(message, num_bytes)
+        raise torch.OutOfMemoryError(message)
+
+    def free(self, block: Block) -> None:
+        """Return a block of :meth:`malloc`."""
+        with self._locked():
+            self.allocator.free(block)
+
+    def empty_cache(self) -> None:
+        """Give the cached segments back to the card."""
+        with self._locked():
+            self.allocator.empty_cache()
+
+    def settle(self) -> CachingAllocator:
+        """The allocator, after every storage that died has been taken back."""
+        with self._locked():
+            return self.allocator
+
+    # --- storages that die ------------------------------------------------------------------------------------------
+
+    def _died(self, key: int) -> None:
+        """Called by the garbage collector, perhaps while this very thread allocates: so it never waits."""
+        self._dead.append(key)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._bury()
+            finally:
+                self._lock.release()
+
+    def _bury(self) -> None:
+        while self._dead:
+            held = self._held.pop(self._dead.popleft(), None)
+            if held is not None:
+                self.allocator.free(held.block)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._lock:
+            self._bury()
+            yield
+            self._bury()
+
+    def _resize(self, key: int, held: Held, num_bytes: int) -> None:
+        held.known = None
+        if num_bytes == 0:
+            self._died(key)
+            return
+        block = self.malloc(num_bytes)
+        self.free(held.block)
+        held.block, held.num_bytes = block, num_bytes
+
+    # --- processes --------------------------------------------------------------------------------------------------
+
+    def _check_process(self) -> None:
+        if self._process == os.getpid():
+            return
+        if self.context.claimed_bytes:
+            raise RuntimeError(
+                "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the "
+                "'spawn' start method"
+            )
+        self._process = os.getpid()
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child, storages that die there are not the parent's: nothing is counted any more."""
+        self._lock = threading.Lock()
+        if self.context.claimed_bytes:
+            self._dead = deque(maxlen=0)
+
+    # --- what a full card says --------------------------------------------------------------------------------------
+
+    def _full_message(self, num_bytes: int) -> str:
+        """PyTorch's own words (``CUDACachingAllocator.cpp``), so that programs and people recognise them."""
+        allocator, card = self.allocator, self.card
+        others = "".join(
+            f"Process {pid} has {_size(used)} memory in use. " for pid, used in card.processes() if pid != os.getpid()
+        )
+        cached = allocator.reserved.current - allocator.allocated.current
+        return (
+            f"CUDA out of memory. Tried to allocate {_size(num_bytes)}. GPU 0 has a total capacity of "
+            f"{_size(card.total_bytes)} of which {_size(card.free_bytes)} is free. {others}"
+            f"Including non-PyTorch memory, this process has {_size(self.context.claimed_bytes)} memory in use. "
+            f"Of the allocated memory {_size(allocator.allocated.current)} is allocated by PyTorch, and "
+            f"{_size(cached)} is reserved by PyTorch but unallocated. If reserved but unallocated memory is large try "
+            "setting PYTORCH_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See documentation for "
+            "Memory Management  (https://docs.pytorch.org/docs/stable/notes/cuda.html#environment-variables)"
+        )
+
+
+def _size(num_bytes: int) -> str:
+    """As c10's ``format_size`` prints it."""
+    if num_bytes <= 1024:
+        return f"{num_bytes} bytes"
+    if num_bytes <= MIB:
+        return f"{num_bytes / 1024:.2f} KiB"
+    if num_bytes <= GIB:
+        return f"{num_bytes / MIB:.2f} MiB"
+    return f"{num_bytes / GIB:.2f} GiB"

@@ -1,0 +1,227 @@
+"""What single operators need beyond their results, and results whose size only a card could tell.
+
+First the workspaces and temporaries that an operator allocates and that its fake kernel does not show; then
+`REPLACED`, which computes results where torch has no fake kernel or refuses to guess a shape. Sources are given per
+rule; convolution workspaces are left out on purpose, because only cuDNN on the card knows them.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+
+aten = torch.ops.aten
+DEVICE = torch.device("cuda", 0)
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# --- cuBLAS ---------------------------------------------------------------------------------------------------------
+
+MATRIX_PRODUCTS = {
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten.addbmm.default,
+    aten.mv.default,
+    aten.addmv.default,
+    aten.dot.default,
+    aten.linear.default,
+    aten._addmm_activation.default,
+}
+
+DEFAULT_WORKSPACE_BYTES = 8_519_680  # ":4096:2:16:8" KiB x count, CublasHandlePool.cpp
+HOPPER_WORKSPACE_BYTES = 32 * MIB  # compute capability 9, 10 and 12
+
+
+def matrix_workspace_bytes(capability_major: int) -> int:
+    """The workspace of one cuBLAS handle, taken from the allocator at its first use and never returned."""
+    configured = os.environ.get("CUBLAS_WORKSPACE_CONFIG", "")
+    sizes = [int(part) for part in configured.strip(":").split(":") if part.isdigit()]
+    if sizes and len(sizes) % 2 == 0:
+        return sum(size * KIB * count for size, count in zip(sizes[::2], sizes[1::2], strict=True))
+    return HOPPER_WORKSPACE_BYTES if capability_major >= 9 else DEFAULT_WORKSPACE_BYTES
+
+
+# --- temporaries that fake kernels do not show ----------------------------------------------------------------------
+
+CONVOLUTIONS = {aten.convolution.default, aten.convolution_backward.default}
+
+
+def copies_before(function: Any, args: Any) -> list[int]:
+    """Bytes of the contiguous copies that a kernel makes of its operands before it allocates its result.
+
+    cuDNN wants one memory format for all operands (``cudnn_conv_suggest_memory_format``), and 3-D inputs are made
+    contiguous and viewed as 4-D (``at::_convolution``). On VulBERTa's CNN these copies are a quarter of the peak.
+    """
+    if function is aten.convolution.default:
+        operands, weight = [args[0], args[1]], args[1]
+    elif function is aten.convolution_backward.default:
+        operands, weight = [args[0], args[1], args[2]], args[2]
+    else:
+        return []
+    layout = _convolution_layout(operands[-2], weight)
+    return [size_bytes(operand) for operand in operands if not operand.is_contiguous(memory_format=layout)]
+
+
+def _convolution_layout(data: Any, weight: Any) -> torch.memory_format:
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(data.dim())
+    if channels_last is not None:
+        for operand in (data, weight):
+            if operand.is_contiguous(memory_format=channels_last) and not operand.is_contiguous():
+                return channels_last
+    return torch.contiguous_format
+
+
+def workspace_after(function: Any, args: Any) -> int:
+    """Bytes of workspace that a kernel takes once its results are allocated, and returns at its end.
+
+    For cuDNN's recurrent layers about 1.5 times the weights: from the byte counts in PyTorch issue 2895.
+    """
+    if function in RECURRENT:
+        return int(1.5 * sum(size_bytes(weight) for weight in args[1]))
+    return 0
+
+
+def size_bytes(tensor: Any) -> int:
+    """Bytes of a tensor's elements."""
+    return int(tensor.numel()) * int(tensor.element_size())
+
+
+# --- results that are replaced --------------------------------------------------------------------------------------
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """An uninitialised tensor on the device; call it inside the fake mode."""
+    return torch.empty(shape, dtype=dtype, device=DEVICE)
+
+
+def nonzero(tensor: Any) -> Any:
+    """As if no element were zero."""
+    return empty((tensor.numel(), tensor.dim()), torch.int64)
+
+
+def masked_select(tensor: Any, mask: Any) -> Any:
+    """As if the whole mask were set."""
+    return empty((math.prod(torch.broadcast_shapes(tensor.shape, mask.shape)),), tensor.dtype)
+
+
+def index(tensor: Any, indices: Any) -> Any:
+    """Indexing, as if every mask among the indices were set throughout."""
+    plain: list[Any] = []
+    for one in indices:
+        if isinstance(one, torch.Tensor) and one.dtype in (torch.bool, torch.uint8):
+            plain += [empty((one.numel(),), torch.int64) for _ in range(one.dim())]
+        else:
+            plain.append(one)
+    return aten.index.Tensor(tensor, plain)
+
+
+def unique(tensor: Any, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False) -> Any:
+    """As if all elements differed."""
+    inverse = empty(tuple(tensor.shape) if return_inverse else (0,), torch.int64)
+    counts = empty((tensor.numel() if return_counts else 0,), torch.int64)
+    return empty((tensor.numel(),), tensor.dtype), inverse, counts
+
+
+def non_maximum_suppression(boxes: Any, scores: Any, iou_threshold: float) -> Any:
+    """As if no box were suppressed."""
+    return empty((boxes.shape[0],), torch.int64)
+
+
+def pack_padded_sequence(sequence: Any, lengths: Any, batch_first: bool) -> Any:
+    """Packing: the lengths are on the host, so the sizes are true."""
+    steps, batch = (sequence.shape[1], sequence.shape[0]) if batch_first else sequence.shape[:2]
+    with unset_fake_temporarily():
+        outline = torch.zeros((batch, steps, 1) if batch_first else (steps, batch, 1))
+        data, batch_sizes = aten._pack_padded_sequence.default(outline, lengths, batch_first)
+    return empty((data.shape[0], *sequence.shape[2:]), sequence.dtype), batch_sizes
+
+
+def cudnn_rnn(
+    sequence: Any, weight: Any, stride: int, buffer: Any, hidden: Any, cell: Any, mode: int, hidden_size: int,
+    projection: int, num_layers: int, batch_first: bool, dropout: float, train: bool, bidirectional: bool,
+    batch_sizes: list[int], dropout_state: Any,
+) -> Any:  # fmt: skip
+    """Results of cuDNN's recurrent layers, with the reserve that is kept for the backward pass."""
+    directions = 2 if bidirectional else 1
+    features = (projection or hidden_size) * directions
+    dtype = sequence.dtype
+    if batch_sizes:
+        output_shape: tuple[int, ...] = (sequence.shape[0], features)
+        positions = sequence.shape[0]
+    else:
+        output_shape = (sequence.shape[0], sequence.shape[1], features)
+        positions = sequence.shape[0] * sequence.shape[1]
+    reserve_bytes = _reserve_elements(mode, positions, hidden_size, num_layers, directions) * sequence.element_size()
+    return (
+        empty(output_shape, dtype),
+        empty(tuple(hidden.shape), dtype),
+        empty(tuple(cell.shape) if cell is not None else (0,), dtype),
+        empty((reserve_bytes if train else 0,), torch.uint8),
+        empty((0,), dtype),
+    )
+
+
+def _reserve_elements(mode: int, positions: int, hidden_size: int, num_layers: int, directions: int) -> int:
+    """What cuDNN keeps of the forward pass: per layer four gates and the cell (LSTM) or six values (GRU).
+
+    Fits the byte counts of PyTorch issue 2895, with what passes between layers. Old cuDNN, without dropout; not
+    confirmed on a card of today.
+    """
+    per_layer = {2: 5, 3: 6}.get(mode, 1)
+    return directions * positions * hidden_size * (per_layer * num_layers + num_layers - 1)
+
+
+def cudnn_rnn_backward(sequence: Any, weight: Any, stride: int, buffer: Any, hidden: Any, cell: Any, *rest: Any) -> Any:
+    """Gradients of the recurrent layers; those of the weights lie in one buffer."""
+    dtype = sequence.dtype
+    buffer = empty((sum(one.numel() for one in weight),), dtype)
+    gradients, offset = [], 0
+    for one in weight:
+        gradients.append(buffer[offset : offset + one.numel()].view(one.shape))
+        offset += one.numel()
+    cell_gradient = empty(tuple(cell.shape) if cell is not None else (0,), dtype)
+    return empty(tuple(sequence.shape), dtype), empty(tuple(hidden.shape), dtype), cell_gradient, gradients
+
+
+RECURRENT = {aten._cudnn_rnn.default, aten._cudnn_rnn_backward.default}
+
+REPLACED: dict[str, Callable[..., Any]] = {
+    "aten::nonzero": nonzero,
+    "aten::masked_select": masked_select,
+    "aten::_unique2": unique,
+    "aten::_pack_padded_sequence": pack_padded_sequence,
+    "aten::_cudnn_rnn": cudnn_rnn,
+    "aten::_cudnn_rnn_backward": cudnn_rnn_backward,
+    "torchvision::nms": non_maximum_suppression,
+}
+UPPER_BOUNDS = {"aten::index", "aten::nonzero", "aten::masked_select", "aten::_unique2", "torchvision::nms"}
+
+
+def replacement(function: Any, args: Any) -> Callable[..., Any] | None:
+    """The rule that computes this operator's result, if there is one."""
+    if function is aten.index.Tensor:
+        return index if _has_mask(args[1]) else None
+    return REPLACED.get(operator_name(function))
+
+
+def upper_bound(function: Any) -> str | None:
+    """A note if a replaced result has the largest size that it can have, rather than its true one."""
+    name = operator_name(function)
+    return f"upper bound assumed for the result of {name}" if name in UPPER_BOUNDS else None
+
+
+@functools.cache
+def operator_name(function: Any) -> str:
+    """The operator without its overload, such as ``aten::index``."""
+    return str(function.name()).partition(".")[0]
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(isinstance(one, FakeTensor) and one.dtype in (torch.bool, torch.uint8) for one in indices)

@@ -1,0 +1,59 @@
+"""Decides what to do in this process once torch is there: count on a real card, emulate one, or nothing.
+
+Owns the names of the environment variables. Knows torch only as the module it is handed.
+"""
+
+import os
+import sys
+from types import ModuleType
+
+from .imports import AfterImport
+from .record import Record
+
+PROBE = "COLOCATE_PROBE"
+VIRTUAL_CARD = "COLOCATE_VIRTUAL_CARD"
+BATCHES_PER_PASS = "COLOCATE_BATCHES_PER_PASS"
+
+EXIT_UNSUPPORTED = 69  # EX_UNAVAILABLE of sysexits.h: the emulation cannot run this program
+
+watcher = AfterImport()
+
+
+def wait_for_torch() -> None:
+    """Act when the program imports torch, if it ever does."""
+    watcher.install()
+    watcher.when("torch", begin)
+
+
+def begin(torch: ModuleType) -> None:
+    """Start the probe that the environment asks for."""
+    if os.environ.get(VIRTUAL_CARD):
+        _emulate(torch, os.environ[VIRTUAL_CARD])
+    else:
+        _count(torch)
+
+
+def _count(torch: ModuleType) -> None:
+    from .counting import count
+
+    try:
+        count(Record(os.environ.get(PROBE), "cuda", torch.__version__))
+    except Exception as error:  # a training must never fail because it is watched
+        print(f"colocate: probe not started: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _emulate(torch: ModuleType, card: str) -> None:
+    """Put the program on the virtual card, or end it: it must not run on the CPU and look as if it had fitted."""
+    record = Record(os.environ.get(PROBE), "virtual", torch.__version__)
+    record.fields.update(context_bytes=None, batches_per_pass=None, passes_cut=0, convolutions=False, unsupported=None)
+    try:
+        from .emulation import emulate
+
+        batches = os.environ.get(BATCHES_PER_PASS)
+        emulate(card, record, watcher, int(batches) if batches else None)
+    except Exception as error:
+        reason = f"emulation not started: {type(error).__name__}: {error}"
+        record.fields["unsupported"] = reason
+        record.write()
+        print(f"colocate: {reason}", file=sys.stderr)
+        raise SystemExit(EXIT_UNSUPPORTED) from error
