@@ -141,7 +141,7 @@ def train_fold(args: Namespace, rows: Rows, fold: int, progress_file: Path, pare
     model = build_model(args)
     best, waited = numpy.inf, 0
     limit = args.max_iter if args.max_steps is None else min(args.max_iter, args.max_steps)
-    while progress[ITERATIONS] < limit and waited <= PATIENCE:  # MLPRegressor.fit, one iteration at a time
+    while progress[ITERATIONS] < limit and waited <= PATIENCE:  # as MLPRegressor.fit, one iteration at a time
         model.partial_fit(rows.features[train], rows.matches[train])
         waited = waited + 1 if model.loss_ > best - TOLERANCE else 0
         best = min(best, model.loss_)

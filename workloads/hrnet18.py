@@ -139,8 +139,8 @@ def train(args: Namespace, train_set: Dataset, val_set: Dataset, kind: str, run:
                 (loss / len(step.batches)).backward()
             optimizer.step()
             step.done(loss)
-        schedule.step()
         metrics = evaluate(model, val_loader, run)
+        schedule.step()
         run.save(model=model.state_dict())
         run.epoch_end(metrics)
 

@@ -1,0 +1,387 @@
+"""The twelve trainings have the sizes of their originals, and learn."""
+
+import importlib
+import math
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from workloads import common
+
+TORCH_WORKLOADS = [
+    "mnist",
+    "mnist_ff",
+    "mnist_rnn",
+    "siamese",
+    "resnet20",
+    "vulberta_mlp",
+    "vulberta_cnn",
+    "pcb",
+    "hrnet18",
+    "densenet121",
+    "mrt_oast",
+]
+WORKLOADS = [*TORCH_WORKLOADS, "bug_localization"]
+
+
+def workload(name: str) -> Any:
+    return importlib.import_module(f"workloads.{name}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and lose much when other tests want the cores as well."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("wrong", [["--epoch", "1"], ["--batchsize", "2"], ["--epochs", "0"], ["--max-steps", "-1"]])
+def test_a_wrong_argument_is_an_error(name: str, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        workload(name).arguments(wrong)
+
+    assert ending.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TORCH_WORKLOADS)
+def test_the_common_arguments_exist(name: str) -> None:
+    wanted = {"device": "cpu", "epochs": 2, "batch_size": 3, "accumulate": 4, "lr": 0.5, "seed": 6, "max_steps": 7}
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in wanted.items()]
+
+    args = workload(name).arguments([*given, "--repeat"])
+
+    assert wanted.items() <= vars(args).items()
+    assert args.repeat
+
+
+@pytest.mark.parametrize("name", ["vulberta_cnn", "pcb", "hrnet18", "densenet121", "mrt_oast"])
+def test_dropout_reaches_the_model(name: str) -> None:
+    rates = {}
+    for dropout in ("0.25", "0.75"):
+        with torch.device("meta"):
+            model = workload(name).build_model(workload(name).arguments(["--dropout", dropout]))
+        rates[dropout] = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+
+    assert 0.25 in rates["0.25"]
+    assert 0.25 not in rates["0.75"]
+    assert rates["0.25"].count(0.25) == rates["0.75"].count(0.75)
+
+
+@pytest.mark.parametrize("name", ["vulberta_mlp", "pcb", "hrnet18", "densenet121"])
+def test_weight_decay_and_learning_rate_reach_the_optimizer(name: str) -> None:
+    module = workload(name)
+    args = module.arguments(["--weight-decay", "0.125", "--lr", "0.5"])
+    with torch.device("meta"):
+        optimizer = module.build_optimizer(module.build_model(args), args)
+
+    assert max(group["weight_decay"] for group in optimizer.param_groups) == 0.125
+    assert max(group["lr"] for group in optimizer.param_groups) == 0.5
+
+
+# ---- sizes ----------------------------------------------------------------------------------------------------------
+
+# Counted for this project from the originals' code: all parameters, and those that are trained.
+PARAMETERS = {
+    "mnist": (1_199_882, 1_199_882),
+    "mnist_ff": (643_000, 643_000),
+    "mnist_rnn": (26_602, 26_602),
+    "siamese": (11_432_897, 11_432_897),
+    "resnet20": (269_722, 269_722),
+    "vulberta_mlp": (124_836_866, 124_836_866),  # printed by the original itself
+    "vulberta_cnn": (40_430_810, 2_030_810),
+    "pcb": (29_865_410, 29_865_410),
+    "hrnet18": (20_685_379, 20_685_379),
+    "densenet121": (8_889_943, 8_889_943),
+    "mrt_oast": (1_220_615, 1_220_615),
+}
+
+
+@pytest.mark.parametrize("name", TORCH_WORKLOADS)
+def test_a_model_has_the_parameters_of_its_original(name: str) -> None:
+    with torch.device("meta"):
+        model = workload(name).build_model(workload(name).arguments([]))
+
+    counts = [parameter.numel() for parameter in model.parameters()]
+    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    assert (sum(counts), sum(trained)) == PARAMETERS[name]
+
+
+class Seen(Exception):
+    """The loaders of a training are known; it need not go on."""
+
+
+class LoaderRun(common.Run):
+    """Lets a training set itself up, notes its loaders and ends it before the first step."""
+
+    def __init__(self, args: Namespace) -> None:
+        super().__init__("loaders", args)
+        self.train_loader: Any = None
+        self.passes = 0
+
+    def train(self, loader: Any, *, part: int = 1, parts: int = 1) -> Iterator[common.Step]:
+        self.train_loader = loader
+        self.passes += 1
+        if parts == 1:
+            return iter(())
+        return super().train(loader, part=part, parts=parts)
+
+    def evaluate(self, loader: Any) -> Iterator[Any]:
+        raise Seen(loader)
+
+
+def loaders_of(name: str) -> tuple[LoaderRun, Any]:
+    """The training loader (in the run) and the evaluation loader of a training on synthetic samples."""
+    arguments = ["--device=cpu", "--workers=0", "--epochs=1", "--max-steps=1", "--data-dir=none"]
+    run = LoaderRun(workload(name).arguments(arguments))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "Run", lambda *_: run)
+        with pytest.raises(Seen) as seen:
+            workload(name).main(arguments)
+    return run, seen.value.args[0]
+
+
+# Steps of training, batches of evaluation, and a training batch: shape and type of each tensor.
+IMAGE, INDEX, TOKENS = torch.float32, torch.int64, (1024,)
+LOADERS = {
+    "mnist": (1875, 10, [((32, 1, 28, 28), IMAGE), ((32,), INDEX)]),
+    "mnist_ff": (1875, 1, [((32, 784), IMAGE), ((32,), INDEX)]),
+    "mnist_rnn": (1875, 10, [((32, 28, 28), IMAGE), ((32,), INDEX)]),
+    "siamese": (1875, 10, [((32, 1, 28, 28), IMAGE), ((32, 1, 28, 28), IMAGE), ((32,), IMAGE)]),
+    "resnet20": (391, 79, [((128, 3, 32, 32), IMAGE), ((128,), INDEX)]),
+    "vulberta_mlp": (2322, 75, [((2, *TOKENS), INDEX), ((2, *TOKENS), INDEX), ((2,), INDEX)]),
+    "vulberta_cnn": (37, 5, [((128, *TOKENS), INDEX), ((128, *TOKENS), INDEX), ((128,), INDEX)]),
+    "pcb": (404, 23, [((32, 3, 384, 192), IMAGE), ((32,), INDEX)]),
+    "hrnet18": (539, 31, [((24, 3, 256, 128), IMAGE), ((24,), INDEX)]),
+    "densenet121": (539, 31, [((24, 3, 256, 128), IMAGE), ((24,), INDEX)]),
+    "mrt_oast": (625, 118, 2 * [((64, 256), INDEX), ((64, 256), INDEX), ((64, 256), torch.bool)] + [((64,), IMAGE)]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TORCH_WORKLOADS)
+def test_an_epoch_has_the_batches_of_its_original(name: str) -> None:
+    run, evaluation = loaders_of(name)
+
+    batch = next(iter(run.train_loader))
+    shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in batch]
+    assert (len(run.train_loader), len(evaluation), shapes) == LOADERS[name]
+
+
+def test_the_last_batches_are_those_of_the_originals() -> None:
+    """resnet20 keeps its short last batch of 80; the person trainings drop theirs in both passes."""
+    run, evaluation = loaders_of("resnet20")
+
+    assert not run.train_loader.drop_last
+    assert len(run.train_loader.dataset) % 128 == 80
+    assert len(evaluation.dataset) == 10_000
+
+
+def test_mnist_ff_trains_both_layers_with_all_samples() -> None:
+    """It used to train on as many samples as its batch size said: an epoch of two steps."""
+    run, evaluation = loaders_of("mnist_ff")
+
+    assert (run.passes, len(run.train_loader.dataset)) == (2, 60_000)
+    assert evaluation.batch_size == 10_000
+
+
+# ---- memory: what sets the peak in the originals --------------------------------------------------------------------
+
+
+def test_mnist_ff_keeps_ten_graphs_of_its_test_batch() -> None:
+    module = workload("mnist_ff")
+    model = module.build_model(module.arguments([]))
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        kept.append(tensor)
+        return tensor
+
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.predict(torch.rand(100, 784))
+
+    weights = sum(parameter.numel() for parameter in model.parameters()) * 4
+    per_sample = (sum(saved.values()) - weights) / 100
+    assert 70_000 < per_sample < 110_000  # 91 kB were derived from the original's code
+
+
+def test_pcb_has_its_unused_layer_in_the_head_group() -> None:
+    module = workload("pcb")
+    args = module.arguments([])
+    with torch.device("meta"):
+        model = module.build_model(args)
+        optimizer = module.build_optimizer(model, args)
+
+    backbone, heads = optimizer.param_groups
+    assert (backbone["lr"], heads["lr"]) == pytest.approx((0.002, 0.02))
+    assert any(parameter is model.backbone.fc.weight for parameter in heads["params"])
+    assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == PARAMETERS["pcb"][0]
+
+
+def test_mrt_oast_keeps_the_last_probabilities_of_every_attention() -> None:
+    module = workload("mrt_oast")
+    model = module.build_model(module.arguments([]))
+    loss = module.batch_loss(model, mrt_batch(1), "cpu")
+    loss.backward()
+
+    kept = [part.probabilities.shape for part in model.modules() if isinstance(part, module.Attention)]
+    assert kept == 6 * [(1, 8, 256, 256)]
+
+
+def test_vulberta_cnn_hands_its_convolutions_a_view_that_they_must_copy() -> None:
+    module = workload("vulberta_cnn")
+    with torch.device("meta"):
+        model = module.build_model(module.arguments([]))
+        inputs: list[torch.Tensor] = []
+        model.convolutions[0].register_forward_hook(lambda _, given, __: inputs.append(given[0]))
+        model(torch.zeros(2, 1024, dtype=torch.long))
+
+    assert inputs[0].shape == (2, 768, 1024)
+    assert not inputs[0].is_contiguous()
+
+
+# ---- learning -------------------------------------------------------------------------------------------------------
+
+
+def mrt_batch(pairs: int) -> list[torch.Tensor]:
+    tokens = torch.randint(1, 114, (4, pairs, 256))
+    mask = torch.ones(pairs, 256, dtype=torch.bool)
+    return [tokens[0], tokens[1], mask, tokens[2], tokens[3], mask, torch.arange(pairs).remainder(2).float()]
+
+
+def tiny_batch(name: str) -> Any:
+    """A batch as the training's loader makes them, but small where the model is large."""
+    labels = torch.arange(4) % 2
+    if name in ("mnist", "mnist_ff", "mnist_rnn"):
+        shape = {"mnist": (1, 28, 28), "mnist_ff": (784,), "mnist_rnn": (28, 28)}[name]
+        return torch.rand(4, *shape), labels
+    if name == "siamese":
+        return 255 * torch.rand(4, 1, 28, 28), 255 * torch.rand(4, 1, 28, 28), labels.float()
+    if name.startswith("vulberta"):
+        tokens = torch.randint(5, 50_000, (4, 16))
+        return tokens, torch.ones_like(tokens), labels
+    if name == "mrt_oast":
+        return mrt_batch(2)
+    return torch.rand(4, 3, 32 if name == "resnet20" else 64, 32), labels
+
+
+LEARNING_RATES = {"siamese": 0.001, "vulberta_mlp": 0.001, "hrnet18": 0.001}
+EXTRA = {"mnist_ff": [0], "vulberta_mlp": [False, torch.ones(2)], "vulberta_cnn": [torch.ones(2)]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TORCH_WORKLOADS)
+def test_the_loss_of_a_fixed_batch_falls(name: str) -> None:
+    torch.manual_seed(0)
+    module = workload(name)
+    model = module.build_model(module.arguments([])).train()
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATES.get(name, 0.01))
+    batch = tiny_batch(name)
+
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.manual_seed(0)  # mnist_ff draws wrong labels
+        loss = module.batch_loss(model, batch, "cpu", *EXTRA.get(name, []))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0]
+
+
+def test_a_forward_forward_layer_sends_no_gradient_below() -> None:
+    module = workload("mnist_ff")
+    model = module.build_model(module.arguments([]))
+
+    module.batch_loss(model, tiny_batch("mnist_ff"), "cpu", 1).backward()
+
+    assert model.layers[0].weight.grad is None
+    assert model.layers[1].weight.grad is not None
+
+
+def test_the_learning_rate_of_mrt_oast_rises_for_a_fifth_and_falls_to_a_tenth() -> None:
+    rates = [workload("mrt_oast").learning_rate(step, 625, 1e-4) for step in range(626)]
+
+    assert rates.index(max(rates)) == 124
+    assert max(rates) == pytest.approx(1e-4)
+    assert rates[625] == pytest.approx(1e-5)
+
+
+# ---- bug_localization, without torch --------------------------------------------------------------------------------
+
+
+def test_a_fold_has_the_rows_of_the_original() -> None:
+    module = workload("bug_localization")
+
+    train, test = module.split(262_599, 10, 0)
+
+    assert (len(test), len(train)) == (26_260, 278_054)
+    assert module.REPORTS * module.FILES_PER_REPORT == 262_599
+    assert not set(test) & set(train)
+
+
+def test_every_row_is_tested_once() -> None:
+    module = workload("bug_localization")
+
+    tested = numpy.concatenate([module.split(103, 4, fold)[1] for fold in range(4)])
+
+    assert sorted(tested) == list(range(103))
+
+
+def test_a_regressor_has_2101_weights_and_the_settings_of_the_original() -> None:
+    model = workload("bug_localization").build_model(workload("bug_localization").arguments(["--alpha", "0.5"]))
+
+    model.partial_fit(numpy.random.rand(400, 5), numpy.random.rand(400))
+
+    assert sum(weights.size for weights in [*model.coefs_, *model.intercepts_]) == 2_101
+    assert (model.alpha, model.batch_size, model.momentum, model.nesterovs_momentum) == (0.5, 200, 0.9, True)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_iteration_by_iteration_gives_what_fit_gives(tmp_path: Path) -> None:
+    """Not to the last digit: fit goes on shuffling the order of the last iteration, partial_fit starts afresh."""
+    module = workload("bug_localization")
+    args = module.arguments(["--kfold", "2", "--max-iter", "40"])
+    random = numpy.random.default_rng(0)
+    rows = module.Rows(random.random((1020, 5)), random.random(1020).round(), numpy.arange(1020) // 51, "synthetic")
+    progress = numpy.memmap(tmp_path / "progress", dtype=numpy.int64, mode="w+", shape=(2, 2))
+
+    found = module.train_fold(args, rows, 0, tmp_path / "progress", os.getpid())
+
+    train, _ = module.split(1020, 2, 0)
+    model = module.build_model(args).set_params(max_iter=40, tol=1e-4, n_iter_no_change=30)
+    fitted = model.fit(rows.features[train], rows.matches[train])
+    assert found["train_loss"] == pytest.approx(fitted.loss_, rel=0.01)
+    assert progress[0].tolist() == [fitted.n_iter_, module.DONE]
+
+
+def test_patience_ends_a_fold_before_max_iter(tmp_path: Path) -> None:
+    """A loss that cannot fall ends the fold after 30 iterations without progress, and the one that noticed."""
+    module = workload("bug_localization")
+    args = module.arguments(["--kfold", "2", "--max-iter", "500", "--lr", "1e-12"])
+    rows = module.Rows(numpy.random.rand(1020, 5), numpy.ones(1020), numpy.arange(1020) // 51, "synthetic")
+    progress = numpy.memmap(tmp_path / "progress", dtype=numpy.int64, mode="w+", shape=(2, 2))
+
+    module.train_fold(args, rows, 0, tmp_path / "progress", os.getpid())
+
+    assert progress[0, module.ITERATIONS] == 32
