@@ -215,6 +215,10 @@ class Stream:
         """All work is done."""
         return True
 
+    def is_capturing(self) -> bool:
+        """No graph is ever captured."""
+        return False
+
     def record_event(self, event: "Event | None" = None) -> "Event":
         """The given event, or a new one, recorded now."""
         event = event or Event()
@@ -278,11 +282,16 @@ def _streams() -> dict[str, Any]:
 def _refusals(unsupported: Callable[[str], Exception]) -> dict[str, Any]:
     """Functions of which no honest stand-in exists."""
 
-    def refuse(what: str) -> Callable[..., Any]:
-        def refused(*args: Any, **kwargs: Any) -> Any:
-            raise unsupported(f"expected eager operators, found {what}")
+    def refused_function(name: str) -> Callable[..., Any]:
+        def refuse(*args: Any, **kwargs: Any) -> Any:
+            raise unsupported(f"expected eager operators, found torch.cuda.{name}")
 
-        return refused
+        return refuse
 
-    names = ("CUDAGraph", "graph", "make_graphed_callables", "CUDAPluggableAllocator", "MemPool", "_compile_kernel")
-    return {name: refuse(f"torch.cuda.{name}") for name in names}
+    def refused_class(name: str) -> type:
+        refuse = refused_function(name)
+        return type(name, (), {"__init__": lambda self, *args, **kwargs: refuse()})  # a type, for annotations
+
+    functions = {name: refused_function(name) for name in ("make_graphed_callables", "_compile_kernel")}
+    classes = {name: refused_class(name) for name in ("CUDAGraph", "graph", "CUDAPluggableAllocator", "MemPool")}
+    return {**functions, **classes}
