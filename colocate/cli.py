@@ -1,15 +1,14 @@
-"""The ``colocate`` command: what can be said without running anything."""
+"""The ``colocate`` command: everything around a run that needs no pytest."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from colocate import __version__
+from colocate.commands import USAGE, verify
 from colocate.errors import ColocateError
 
-EXIT_DISAGREES = 1
-EXIT_USAGE = 2
+COMMANDS = (verify,)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,35 +19,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(options)
     except ColocateError as error:
         print(f"colocate: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return USAGE
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="colocate", description=__doc__)
     parser.add_argument("--version", action="version", version=f"colocate {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_verify(commands)
+    for command in COMMANDS:
+        command.add(commands)
     return parser
-
-
-def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser(
-        "verify",
-        help="judge recorded groups again",
-        description="Judge recorded groups again from what is on disk; needs no GPU.",
-        epilog="example: colocate verify results/run_20261124_053000",
-    )
-    command.add_argument("directory", type=Path, nargs="+", help="a run directory, or the folder of one group in it")
-    command.set_defaults(run=_verify)
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from colocate.verification import verify
-
-    lines = [line for directory in options.directory for line in verify(directory)]
-    for line in lines:
-        print(line)
-    return 0 if all(line.agrees for line in lines) else EXIT_DISAGREES
 
 
 if __name__ == "__main__":

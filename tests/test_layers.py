@@ -18,7 +18,8 @@ LAYERS = (
     ("watch", "record", "device.choice"),
     ("observation", "verification", "device.opening"),
     ("report",),
-    ("plugin", "cli"),
+    ("plugin", "commands"),
+    ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 LIBRARIES = {
