@@ -52,7 +52,7 @@ def install_cuda_interface(device: Device, card: VirtualCard, unsupported: Calla
     properties = properties_of(card)
     cuda: dict[str, Any] = {
         **_presence(device, properties),
-        **_memory_functions(device.memory, card),
+        **_memory_functions(device, card),
         **_random_state(),
         **_streams(),
         **_refusals(unsupported),
@@ -147,7 +147,13 @@ def _presence(device: Device, properties: SimpleNamespace) -> dict[str, Any]:
     }
 
 
-def _memory_functions(memory: DeviceMemory, card: VirtualCard) -> dict[str, Any]:
+def _memory_functions(device: Device, card: VirtualCard) -> dict[str, Any]:
+    memory = device.memory
+
+    def free_and_total(index: Any = None) -> tuple[int, int]:
+        device.wake()  # on a card too, this call makes the context
+        return card.free_bytes, card.total_bytes
+
     def reset_peaks(device: Any = None) -> None:
         memory.settle().reset_peaks()
 
@@ -167,7 +173,7 @@ def _memory_functions(memory: DeviceMemory, card: VirtualCard) -> dict[str, Any]
         "reset_accumulated_memory_stats": _nothing,
         "memory_stats": lambda device=None: statistics(memory.settle()),
         "memory_summary": lambda device=None, abbreviated=False: _summary(memory.settle()),
-        "mem_get_info": lambda device=None: (card.free_bytes, card.total_bytes),
+        "mem_get_info": free_and_total,
         "empty_cache": memory.empty_cache,
         "set_per_process_memory_fraction": limit_to,
         "memory_snapshot": lambda: [],

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
+    unset_fake_temporarily,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -80,19 +81,35 @@ class Emulator:
         return UnsupportedError(reason)
 
     def _compute(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        rule = operators.replacement(function, args)
         try:
-            if rule is None:
-                args = _with_stand_ins(self, function, args)
-                return self.fake_mode.dispatch(function, types, args, kwargs)
-            note = operators.upper_bound(function)
-            if note:
-                self.record.note(note)
-            with self.fake_mode:
-                return rule(*args, **kwargs)
+            selection = operators.selection(function, args)
+            if selection is not None:
+                with self.fake_mode:
+                    return selection(self._count, *args, **kwargs)
+            replacement = operators.replacement(function)
+            if replacement is not None:
+                self._note_upper_bound(function)
+                with self.fake_mode:
+                    return replacement(*args, **kwargs)
+            args = _with_stand_ins(self, function, args)
+            return self.fake_mode.dispatch(function, types, args, kwargs)
         except NO_FAKE_KERNEL as error:
             reason = f"expected operators with a fake kernel, found {function} ({type(error).__name__})"
             raise self.unsupported(reason) from error
+
+    def _count(self, mask: Any) -> int:
+        """Elements of a mask that are set, or all of them where nobody knows."""
+        with unset_fake_temporarily():
+            known = self.values.of(mask) if isinstance(mask, FakeTensor) else mask
+            if known is not None:
+                return int(known.count_nonzero())
+        self.record.note("upper bound assumed for a selection by values that are not known")
+        return int(mask.numel())
+
+    def _note_upper_bound(self, function: Any) -> None:
+        name = operators.operator_name(function)
+        if name in operators.UPPER_BOUNDS:
+            self.record.note(f"upper bound assumed for the result of {name}")
 
     def _registered(self, result: Any, fresh: list[Any]) -> Any:
         """The same results, their new storages having blocks now; what lies on the host becomes a real tensor."""

@@ -55,9 +55,9 @@ def emulate(card_path: str, record: Record, watcher: AfterImport, batches_per_pa
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a card that is really there must not take part
     card = VirtualCard.open(card_path)
-    device = EmulatedDevice(card, record)
     guard.install()
-    kernels.register()
+    device = EmulatedDevice(card, record)
+    kernels.register(device.emulator.values.assume)
     device.install(watcher)
     count_steps(record)
     if batches_per_pass is not None:

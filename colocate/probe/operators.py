@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda", 0)
+
+Count = Callable[[Any], int]  # elements of a tensor that are not zero, or as many as they can be
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -101,22 +103,25 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     return torch.empty(shape, dtype=dtype, device=DEVICE)
 
 
-def nonzero(tensor: Any) -> Any:
-    """As if no element were zero."""
-    return empty((tensor.numel(), tensor.dim()), torch.int64)
+def nonzero(count: Count, tensor: Any) -> Any:
+    """Positions of the elements that are not zero."""
+    return empty((count(tensor), tensor.dim()), torch.int64)
 
 
-def masked_select(tensor: Any, mask: Any) -> Any:
-    """As if the whole mask were set."""
-    return empty((math.prod(torch.broadcast_shapes(tensor.shape, mask.shape)),), tensor.dtype)
+def masked_select(count: Count, tensor: Any, mask: Any) -> Any:
+    """The elements under the mask, or all where the mask is broadcast."""
+    whole = math.prod(torch.broadcast_shapes(tensor.shape, mask.shape))
+    selected = count(mask) if mask.numel() == whole else whole
+    return empty((selected,), tensor.dtype)
 
 
-def index(tensor: Any, indices: Any) -> Any:
-    """Indexing, as if every mask among the indices were set throughout."""
+def index(count: Count, tensor: Any, indices: Any) -> Any:
+    """Indexing with masks among the indices: each mask stands for the positions that it selects."""
     plain: list[Any] = []
     for one in indices:
-        if isinstance(one, torch.Tensor) and one.dtype in (torch.bool, torch.uint8):
-            plain += [empty((one.numel(),), torch.int64) for _ in range(one.dim())]
+        if _is_mask(one):
+            selected = count(one)
+            plain += [empty((selected,), torch.int64) for _ in range(one.dim())]
         else:
             plain.append(one)
     return aten.index.Tensor(tensor, plain)
@@ -193,28 +198,26 @@ def cudnn_rnn_backward(sequence: Any, weight: Any, stride: int, buffer: Any, hid
 RECURRENT = {aten._cudnn_rnn.default, aten._cudnn_rnn_backward.default}
 
 REPLACED: dict[str, Callable[..., Any]] = {
-    "aten::nonzero": nonzero,
-    "aten::masked_select": masked_select,
     "aten::_unique2": unique,
     "aten::_pack_padded_sequence": pack_padded_sequence,
     "aten::_cudnn_rnn": cudnn_rnn,
     "aten::_cudnn_rnn_backward": cudnn_rnn_backward,
     "torchvision::nms": non_maximum_suppression,
 }
-UPPER_BOUNDS = {"aten::index", "aten::nonzero", "aten::masked_select", "aten::_unique2", "torchvision::nms"}
+SELECTIONS: dict[str, Callable[..., Any]] = {"aten::nonzero": nonzero, "aten::masked_select": masked_select}
+UPPER_BOUNDS = {"aten::_unique2", "torchvision::nms"}
 
 
-def replacement(function: Any, args: Any) -> Callable[..., Any] | None:
+def replacement(function: Any) -> Callable[..., Any] | None:
     """The rule that computes this operator's result, if there is one."""
-    if function is aten.index.Tensor:
-        return index if _has_mask(args[1]) else None
     return REPLACED.get(operator_name(function))
 
 
-def upper_bound(function: Any) -> str | None:
-    """A note if a replaced result has the largest size that it can have, rather than its true one."""
-    name = operator_name(function)
-    return f"upper bound assumed for the result of {name}" if name in UPPER_BOUNDS else None
+def selection(function: Any, args: Any) -> Callable[..., Any] | None:
+    """The rule for a result that is as long as a mask has elements set; its first argument is a `Count`."""
+    if function is aten.index.Tensor:
+        return index if any(_is_mask(one) for one in args[1]) else None
+    return SELECTIONS.get(operator_name(function))
 
 
 @functools.cache
@@ -223,5 +226,5 @@ def operator_name(function: Any) -> str:
     return str(function.name()).partition(".")[0]
 
 
-def _has_mask(indices: Any) -> bool:
-    return any(isinstance(one, FakeTensor) and one.dtype in (torch.bool, torch.uint8) for one in indices)
+def _is_mask(one: Any) -> bool:
+    return isinstance(one, torch.Tensor) and one.dtype in (torch.bool, torch.uint8)

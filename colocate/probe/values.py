@@ -70,6 +70,11 @@ class KnownValues:
         copy = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
         held.known = copy.copy_(values).untyped_storage()
 
+    def assume(self, tensor: Any, value: bool) -> None:
+        """All elements have this value, unless the true ones are known."""
+        if tensor.numel() <= MOST_VERDICTS and self.of(tensor) is None:
+            self.remember(tensor, torch.full(tuple(tensor.shape), value))
+
     def follow(self, function: Any, args: Any, kwargs: Any, fresh: list[Any], result: Any) -> None:
         """Do on the host what an operator has just done on the device, as far as its inputs are known.
 

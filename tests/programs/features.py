@@ -1,0 +1,243 @@
+"""What ordinary programs do besides training; each function is one promise of the emulation and one test."""
+
+import copy
+import json
+import sys
+import tempfile
+import threading
+import traceback
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+MIB = 1024**2
+
+
+def device_properties():
+    assert torch.cuda.is_available()
+    assert torch.cuda.device_count() == 1
+    properties = torch.cuda.get_device_properties(0)
+    assert properties.name == torch.cuda.get_device_name() == "Virtual 8 GB"
+    assert properties.total_memory == 8192 * MIB
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    assert total_bytes == 8192 * MIB
+    assert 0 < free_bytes < total_bytes
+    assert torch.accelerator.current_accelerator().type == "cuda"
+
+
+def counters_follow_tensors():
+    before = torch.cuda.memory_allocated()
+    tensor = torch.zeros(1024, 1024, device="cuda")
+    assert torch.cuda.memory_allocated() == before + 4 * MIB
+    assert torch.cuda.memory_stats()["allocated_bytes.all.current"] == before + 4 * MIB
+    view = tensor[:512]
+    assert torch.cuda.memory_allocated() == before + 4 * MIB
+    assert view.data_ptr() == tensor.data_ptr()
+    del tensor, view
+    assert torch.cuda.memory_allocated() == before
+
+
+def peak_statistics_can_be_reset():
+    before = torch.cuda.memory_allocated()
+    del_me = torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")
+    del del_me
+    torch.cuda.reset_peak_memory_stats()
+    assert torch.cuda.max_memory_allocated() == before
+
+
+def mixed_precision_with_scaler():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters())
+    scaler = torch.amp.GradScaler("cuda")
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", dtype=torch.float16):
+            output = model(torch.randn(8, 64).cuda())
+            assert output.dtype == torch.float16
+            loss = functional.cross_entropy(output, torch.zeros(8, dtype=torch.long, device="cuda"))
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+    assert all(int(state["step"]) == 3 for state in optimizer.state.values()), "no step may be skipped"
+    assert scaler.get_scale() == 65536.0
+
+
+def attention_depends_on_precision_and_mask():
+    def peak_of(dtype, mask):
+        operands = [torch.randn(2, 8, 512, 64, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        functional.scaled_dot_product_attention(*operands, attn_mask=mask).sum().backward()
+        return torch.cuda.max_memory_allocated() - before
+
+    scores_bytes = 2 * 8 * 512 * 512 * 4
+    flash, efficient = peak_of(torch.bfloat16, None), peak_of(torch.float32, None)
+    assert flash < efficient < scores_bytes
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert peak_of(torch.float32, None) > scores_bytes
+
+
+def transformer_encoder_in_training_and_evaluation():
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).cuda()
+    tokens = torch.randn(4, 16, 64).cuda()
+    padding = torch.zeros(4, 16, dtype=torch.bool, device="cuda")
+    model(tokens, src_key_padding_mask=padding).mean().backward()
+    model.eval()
+    with torch.inference_mode():
+        assert model(tokens).shape == (4, 16, 64)
+
+
+def recurrent_layers_and_packed_sequences():
+    for kind in (nn.LSTM, nn.GRU, nn.RNN):
+        layer = kind(16, 32, 2, batch_first=True, bidirectional=True).cuda()
+        sequences = torch.randn(3, 7, 16, device="cuda")
+        output, _ = layer(sequences)
+        assert output.shape == (3, 7, 64)
+        packed = nn.utils.rnn.pack_padded_sequence(sequences, torch.tensor([7, 5, 2]), batch_first=True)
+        output, lengths = nn.utils.rnn.pad_packed_sequence(layer(packed)[0], batch_first=True)
+        assert output.shape == (3, 7, 64)
+        assert lengths.tolist() == [7, 5, 2]
+        output.sum().backward()
+        assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def moved_parameters_keep_their_identity():
+    model = nn.Module()
+    model.embedding = nn.Embedding(10, 4)
+    model.head = nn.Linear(4, 10, bias=False)
+    model.head.weight = model.embedding.weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [id(parameter) for parameter in model.parameters()]
+    model.embedding.weight.mark = "kept"
+    model.to("cuda")
+    assert [id(parameter) for parameter in model.parameters()] == before
+    assert model.head.weight is model.embedding.weight
+    assert model.head.weight.mark == "kept"
+    assert isinstance(model.head.weight, nn.Parameter)
+    assert optimizer.param_groups[0]["params"][0].is_cuda
+    model.head(model.embedding(torch.tensor([1, 2], device="cuda"))).sum().backward()
+    model.cpu()
+    assert model.head.weight.device.type == "cpu"
+
+
+def values_that_came_from_the_host_are_true():
+    lengths = torch.tensor([3, 9, 4]).cuda()
+    assert lengths.max().item() == 9
+    assert (lengths > 3).tolist() == [False, True, True]
+    assert (lengths + torch.ones_like(lengths)).sum().item() == 19
+    mask = torch.ones(8, 1024, dtype=torch.long).cuda()
+    assert bool((mask == 1).all())
+    lengths[1] = 2
+    assert lengths.max().item() == 4
+    labels = torch.tensor([1, -100, 2, -100]).cuda()
+    assert labels[labels != -100].shape == (2,)
+    unknown = torch.randn(4, device="cuda")
+    unknown.mul_(2)
+    assert unknown.cpu().tolist() == [1.0] * 4
+    assert torch.isfinite(unknown).all()
+    assert not torch.isnan(unknown).any()
+    assert f"{unknown.mean():.2f}" == "1.00"
+
+
+def checkpoints_survive_the_round_trip():
+    model = nn.Linear(8, 8).cuda()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(2, 8, device="cuda")).sum().backward()
+    optimizer.step()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "checkpoint.pt"
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, file)
+        loaded = torch.load(file)
+        assert loaded["epoch"] == 3
+        assert loaded["model"]["weight"].device.type == "cuda"
+        model.load_state_dict(loaded["model"])
+        optimizer.load_state_dict(loaded["optimizer"])
+        assert torch.load(file, map_location="cpu")["model"]["weight"].device.type == "cpu"
+        torch.save(torch.arange(5), file)
+        assert torch.load(file, map_location="cuda").device.type == "cuda"
+        assert torch.load(file).tolist() == [0, 1, 2, 3, 4]
+
+
+def copies_have_memory_of_their_own():
+    model = nn.Linear(1024, 1024).cuda()
+    before = torch.cuda.memory_allocated()
+    average = copy.deepcopy(model)
+    assert torch.cuda.memory_allocated() - before >= 4 * MIB
+    for ours, theirs in zip(average.parameters(), model.parameters(), strict=True):
+        assert isinstance(ours, nn.Parameter)
+        ours.data.mul_(0.9).add_(theirs.data, alpha=0.1)
+
+
+def data_parallel_on_one_device():
+    model = nn.DataParallel(nn.Linear(4, 2)).cuda()
+    model(torch.randn(3, 4)).sum().backward()
+
+
+def streams_and_events():
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.zeros(4, device="cuda").add_(1)
+    torch.cuda.current_stream().wait_stream(torch.cuda.Stream())
+    end.record()
+    torch.cuda.synchronize()
+    assert begin.elapsed_time(end) >= 0
+
+
+def gradient_checkpointing():
+    layer = nn.Linear(64, 64).cuda()
+    tensor = torch.randn(8, 64, device="cuda", requires_grad=True)
+    torch.utils.checkpoint.checkpoint(lambda x: functional.dropout(layer(x)), tensor, use_reentrant=False).sum().backward()
+
+
+def compiled_models_run_eagerly():
+    model = torch.compile(nn.Linear(4, 4).cuda())
+    model(torch.randn(2, 4, device="cuda")).sum().backward()
+
+
+def other_threads_use_the_device():
+    shapes = []
+    worker = threading.Thread(target=lambda: shapes.append((torch.ones(3).cuda() * 2).device.type))
+    worker.start()
+    worker.join()
+    assert shapes == ["cuda"]
+
+
+def noncontiguous_convolutions_hold_a_copy():
+    """Fault F1 of the prototype: a permuted input is made contiguous inside the kernel."""
+    layer = nn.Conv1d(64, 64, 9).cuda()
+    permuted = torch.randn(16, 4096, 64, device="cuda").transpose(1, 2)  # (16, 64, 4096), not contiguous
+    peaks = []
+    for data in (permuted, permuted.contiguous()):
+        with torch.no_grad():
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            layer(data)
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[0] - peaks[1] == permuted.numel() * 4
+
+
+def generators_and_random_state():
+    generator = torch.Generator(device="cuda").manual_seed(1)
+    torch.randn(3, device="cuda", generator=generator)
+    torch.cuda.manual_seed_all(3)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+
+
+FEATURES = [value for name, value in list(globals().items()) if callable(value) and value.__module__ == "__main__"]
+
+if __name__ == "__main__":
+    results = {}
+    for feature in FEATURES:
+        try:
+            feature()
+            results[feature.__name__] = None
+        except Exception:
+            results[feature.__name__] = traceback.format_exc()
+    json.dump(results, Path(sys.argv[1]).open("w"))
