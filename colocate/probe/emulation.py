@@ -53,7 +53,7 @@ def emulate(card_path: str, record: Record, watcher: AfterImport, batches_per_pa
     Raises:
         Exception: torch or the card is not as expected. The process must not go on.
     """
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a card that is really there must not take part
+    _hide_real_cards()
     card = VirtualCard.open(card_path)
     guard.install()
     device = EmulatedDevice(card, record)
@@ -63,6 +63,17 @@ def emulate(card_path: str, record: Record, watcher: AfterImport, batches_per_pa
     if batches_per_pass is not None:
         cut_loaders(batches_per_pass, record)
     record.keep_writing()
+
+
+def _hide_real_cards() -> None:
+    """A card that is really there must not take part; the program reads its environment as it was."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.cuda.is_available()  # the driver reads the variable once
+    if visible is None:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
 
 
 class EmulatedDevice:

@@ -192,7 +192,9 @@ def streams_and_events():
 def gradient_checkpointing():
     layer = nn.Linear(64, 64).cuda()
     tensor = torch.randn(8, 64, device="cuda", requires_grad=True)
-    torch.utils.checkpoint.checkpoint(lambda x: functional.dropout(layer(x)), tensor, use_reentrant=False).sum().backward()
+    torch.utils.checkpoint.checkpoint(
+        lambda x: functional.dropout(layer(x)), tensor, use_reentrant=False
+    ).sum().backward()
 
 
 def compiled_models_run_eagerly():
@@ -240,4 +242,4 @@ if __name__ == "__main__":
             results[feature.__name__] = None
         except Exception:
             results[feature.__name__] = traceback.format_exc()
-    json.dump(results, Path(sys.argv[1]).open("w"))
+    Path(sys.argv[1]).write_text(json.dumps(results))

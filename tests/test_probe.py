@@ -1,0 +1,210 @@
+"""The injected probe: what it counts on a real card, and that it leaves every other program alone."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from emulated import INJECT, Bench, wait_until
+
+from colocate.probe.counting import Counters
+from colocate.probe.imports import AfterImport
+from colocate.probe.record import Record
+
+TRAIN_ON_THE_HOST = """
+import torch
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(3):
+    model(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+"""
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Programs under the counting probe: no virtual card."""
+    return Bench(tmp_path, card_mib=None)
+
+
+class FakeCuda:
+    """``torch.cuda`` with counters that the test moves and a program resets."""
+
+    def __init__(self) -> None:
+        self.initialised = True
+        self.current = self.peak = self.ooms = 0
+
+    def is_initialized(self) -> bool:
+        return self.initialised
+
+    def device_count(self) -> int:
+        return 1
+
+    def memory_stats(self, index: int) -> dict[str, int]:
+        return {
+            "allocated_bytes.all.current": self.current,
+            "allocated_bytes.all.peak": self.peak,
+            "reserved_bytes.all.current": self.current,
+            "reserved_bytes.all.peak": self.peak,
+            "num_ooms": self.ooms,
+            "num_alloc_retries": 0,
+        }
+
+    def use(self, num_bytes: int) -> None:
+        self.current = num_bytes
+        self.peak = max(self.peak, num_bytes)
+
+    def reset_peak(self) -> None:
+        self.peak = self.current
+
+    def reset_accumulated(self) -> None:
+        self.ooms = 0
+
+
+def test_counters_are_empty_until_the_program_uses_cuda():
+    cuda = FakeCuda()
+    cuda.initialised = False
+
+    assert Counters(cuda).read() == {}
+
+
+def test_a_peak_between_two_readings_survives_a_reset():
+    cuda = FakeCuda()
+    counters = Counters(cuda)
+    reset = counters.safe_from(cuda.reset_peak)
+    cuda.use(700)
+    cuda.use(10)
+
+    reset()
+    cuda.use(20)
+
+    assert counters.read()["max_allocated_bytes"] == 700
+    assert counters.read()["allocated_bytes"] == 20
+
+
+def test_out_of_memory_counts_add_up_over_resets():
+    cuda = FakeCuda()
+    counters = Counters(cuda)
+    reset = counters.safe_from(cuda.reset_accumulated)
+    cuda.ooms = 2
+
+    reset()
+    cuda.ooms = 1
+
+    assert counters.read()["num_ooms"] == 3
+
+
+def test_a_record_that_cannot_be_written_is_given_up_quietly(tmp_path, capsys):
+    record = Record(str(tmp_path / "missing"), "cuda", "2.14.1")
+
+    record.write()
+    record.write()
+
+    assert capsys.readouterr().err.count("probe record given up") == 1
+
+
+def test_a_watched_module_is_acted_on_after_its_import_has_finished(tmp_path, monkeypatch):
+    (tmp_path / "watched_module.py").write_text("value = 1\nvalue = 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = []
+    watcher = AfterImport()
+    watcher.when("watched_module", lambda module: seen.append(module.value))
+    monkeypatch.setattr(sys, "meta_path", [watcher, *sys.meta_path])
+
+    import watched_module  # noqa: F401
+
+    assert seen == [2]
+
+
+def test_a_program_without_torch_leaves_no_record_and_is_not_slowed(bench):
+    run = bench.run("-c", "import json, sys; print('torch' in sys.modules, 'colocate' in sys.modules)")
+
+    assert run.exit_code == 0
+    assert run.output.split() == ["False", "False"]
+    assert run.records == []
+
+
+def test_without_the_harness_nothing_is_loaded(bench):
+    variables = {name: value for name, value in bench.variables().items() if not name.startswith("COLOCATE")}
+
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; print([name for name in sys.modules if 'colocate' in name])"],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_nothing_of_ours_becomes_importable(bench):
+    run = bench.run("-c", "import colocate")
+
+    assert "No module named 'colocate'" in run.output
+
+
+def test_another_sitecustomize_down_the_path_still_runs(bench, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("print('the other one')")
+    bench.environment["PYTHONPATH"] = f"{INJECT}:{tmp_path}"
+
+    run = bench.run("-c", "import sitecustomize; print(sitecustomize.__file__)")
+
+    assert run.output.splitlines() == ["the other one", str(tmp_path / "sitecustomize.py")]
+
+
+def test_a_broken_probe_does_not_break_the_training(bench, tmp_path):
+    inject = tmp_path / "probe_copy" / "inject"
+    inject.mkdir(parents=True)
+    (inject / "sitecustomize.py").write_text((INJECT / "sitecustomize.py").read_text())
+    (inject.parent / "__init__.py").write_text("raise RuntimeError('broken')")
+    bench.environment["PYTHONPATH"] = str(inject)
+
+    run = bench.run("-c", "print('trained')")
+
+    assert run.exit_code == 0
+    assert "trained" in run.output
+    assert "colocate: probe not loaded: RuntimeError: broken" in run.output
+
+
+@pytest.mark.slow
+def test_steps_are_counted_and_unknown_numbers_stay_unknown(bench):
+    run = bench.run_source(TRAIN_ON_THE_HOST + "print(torch.cuda.is_initialized())\n")
+
+    record = run.record
+    assert run.exit_code == 0
+    assert run.output.strip() == "False", "the probe does not initialise CUDA"
+    assert record["mode"] == "cuda"
+    assert record["optimizer_steps"] == 3
+    assert record["started_t"] < record["first_step_t"] <= record["last_step_t"] <= record["t"]
+    assert record["max_reserved_bytes"] is None
+    assert record["num_ooms"] == 0
+    assert record["torch"].startswith("2.")
+
+
+@pytest.mark.slow
+def test_forked_workers_write_no_records(bench):
+    run = bench.run_source("""
+import torch
+loader = torch.utils.data.DataLoader(torch.arange(8), batch_size=2, num_workers=2)
+assert sum(len(batch) for batch in loader) == 8
+""")
+
+    assert run.exit_code == 0, run.output
+    assert len(run.records) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_usable_record(bench):
+    program = bench.folder / "endless.py"
+    program.write_text(TRAIN_ON_THE_HOST.replace("range(3)", "iter(int, 1)"))
+
+    with bench.running(program) as process:
+        wait_until(lambda: any(record["optimizer_steps"] > 1 for record in bench.records()))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    (record,) = bench.records()
+    assert record["optimizer_steps"] > 1
+    assert Path(bench.probe / f"{record['pid']}.json").exists()
