@@ -1,0 +1,130 @@
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import evidence, predicted_evidence, trace
+from groups import group, training
+from waiting import wait_until
+
+from colocate.record import write_record
+from colocate.report.summary import COLUMNS, _alone, write_summary
+from colocate.run_directory import RunDirectory
+from colocate.units import MIB
+
+pytestmark = pytest.mark.slow  # pandas takes half a second to load
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory(tmp_path / "run_20261124_053000")
+
+
+def finish(run, number, seen=None):
+    """Write the record of one group as a run does."""
+    directory = run.group("mnist", number, parallel=True).create()
+    one = replace(group(training("mnist", repository="examples", model="mnist"), training("resnet20")), number=number)
+    one = replace(one, id=f"group{number:02}", tier="low", expected_bytes=3500 * MIB)
+    return write_record(directory, one, seen or evidence(group=one.id), [], run.name)
+
+
+def written(run):
+    with write_summary(run).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_has_the_numbers_of_the_record_and_its_basis(run):
+    finish(run, 2, evidence(group="group02", duration_s=12.5, gpu_energy_j=100.0))
+    (row,) = written(run)
+    assert list(row) == list(COLUMNS)
+    expected = {
+        "group": "group02",
+        "experiment_id": "mnist_parallel_002",
+        "repository": "examples",
+        "model": "mnist",
+        "tier": "low",
+        "foreground": "examples_mnist",
+        "background": "resnet20",
+        "expected_mib": "3500.0",
+        "peak_mib": "3200.0",
+        "limit_mib": "7500.0",
+        "headroom_mib": "4300.0",
+        "basis": "measured",
+        "outcome": "FEASIBLE",
+        "duration_seconds": "12.5",
+        "gpu_energy_joules": "100.0",
+        "directory": "mnist_parallel_002",
+    }
+    assert {name: row[name] for name in expected} == expected
+
+
+def test_what_is_unknown_stays_empty_and_is_no_number(run):
+    finish(run, 1, evidence(trace=replace(trace(), samples=()), gpu_energy_j=None))
+    (row,) = written(run)
+    for name in ("peak_mib", "peak_low_mib", "headroom_mib", "stability", "gpu_energy_joules", "driver_version"):
+        assert row[name] == ""
+    assert "no_samples" in row["codes"].split()
+    assert "never read" in row["reason"]
+
+
+def test_a_predicted_peak_keeps_its_interval(run):
+    finish(run, 1, predicted_evidence(1000, 800))
+    (row,) = written(run)
+    assert row["basis"] == "predicted"
+    assert float(row["peak_low_mib"]) < float(row["peak_mib"]) < float(row["peak_high_mib"])
+
+
+def test_rows_are_in_the_order_of_the_plan_and_only_finished_groups_have_one(run):
+    for number in (10, 9, 2):
+        finish(run, number)
+    run.group("mnist", 1, parallel=True).create()
+    assert [row["group"] for row in written(run)] == ["group02", "group09", "group10"]
+
+
+def test_a_damaged_record_does_not_take_the_others_with_it(run):
+    finish(run, 1)
+    finish(run, 2)
+    run.group("mnist", 1, parallel=True).verdict.write_text("{")
+    assert [row["group"] for row in written(run)] == ["group02"]
+
+
+def waits_for_a_lock(pid):
+    """The kernel lists whoever waits for a lock with an arrow; see proc_locks(5)."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("->" in line and f" {pid} " in line for line in lines)
+
+
+REBUILD = """
+import sys
+from pathlib import Path
+from colocate.report.summary import write_summary
+from colocate.run_directory import RunDirectory
+write_summary(RunDirectory(Path(sys.argv[1])))
+"""
+
+
+def test_two_that_rebuild_the_file_take_turns_so_that_no_row_is_lost(run):
+    """Without turns, one could write what it read before the other added a row."""
+    finish(run, 1)
+    command = [sys.executable, "-c", REBUILD, str(run.path)]
+    with _alone(run.path):
+        other = subprocess.Popen(command, cwd=Path(__file__).parents[1])
+        wait_until(lambda: waits_for_a_lock(other.pid) or other.poll() is not None)
+        written_too_early = run.summary.exists()
+        finish(run, 2)
+    assert other.wait(timeout=20) == 0
+    assert not written_too_early
+    with run.summary.open(newline="") as file:
+        assert [row["group"] for row in csv.DictReader(file)] == ["group01", "group02"]
+
+
+def test_an_old_summary_is_replaced_and_no_file_is_left_beside_it(run):
+    finish(run, 1)
+    write_summary(run)
+    finish(run, 2)
+    assert len(written(run)) == 2
+    assert sorted(path.name for path in run.path.iterdir() if path.is_file()) == ["summary.csv"]
+    assert json.loads(run.group("mnist", 1, parallel=True).verdict.read_text())["outcome"] == "FEASIBLE"
