@@ -41,11 +41,14 @@ def directory(group, request):
     if WAYS.get(group.id) == "broken card":
         raise DeviceError("card: expected a reading, got none")
     folder = run_directory_of(request.config).group(group.foreground.name, group.number, parallel=True).create()
+    folder.foreground_log.write_text(f"output of {group.id}")
+    (HERE / f"{group.id}.card").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     (HERE / f"{group.id}.started").write_text(str(os.getpid()))
     yield folder
     if WAYS.get(group.id) == "slow end":
         (HERE / f"{group.id}.ending").touch()
         time.sleep(60)
+    folder.trace.write_text("elapsed_s,used_bytes\\n0.5,1048576\\n")
     (HERE / f"{group.id}.ended").touch()
     if WAYS.get(group.id) == "broken teardown":
         raise RuntimeError("the fixture broke")
@@ -57,6 +60,9 @@ def test_group(group, directory, request):
         pytest.skip("workloads/x.py is not there")
     if way in ("wait", "slow end"):
         time.sleep(60)
+    if way.startswith("wait for "):
+        while not (HERE / f"{way.removeprefix('wait for ')}.ended").exists():
+            time.sleep(0.02)
     if way == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if way == "bug":
@@ -161,7 +167,8 @@ class Project:
         """Start pytest as a process of its own, in a group of its own."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CI"))}
         environment = {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "80", **environment}
-        command = [sys.executable, "-m", "pytest", "--device=virtual", "--junitxml=junit.xml", *arguments]
+        device = [] if any(word.startswith("--device") for word in arguments) else ["--device=virtual"]
+        command = [sys.executable, "-m", "pytest", *device, "--junitxml=junit.xml", *arguments]
         return subprocess.Popen(
             command,
             cwd=self.folder,

@@ -34,6 +34,8 @@ def test_an_interrupted_run_names_what_ran_and_what_did_not_and_lf_continues_it(
     assert "group04 NOT RUN" in run.out
     assert "INCOMPLETE: 3 groups have no verdict" in run.out
     assert "INCOMPLETE:" in run.page
+    assert "output of group02" in run.page
+    assert "memory of the card over 0 s" in run.page, "what the fixtures of the interrupted group wrote at their end"
 
     (tmp_path / "ways.json").write_text("{}")
     again = Project.at(tmp_path).run("feasibility", "--lf")

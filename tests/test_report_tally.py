@@ -50,6 +50,10 @@ def test_groups_without_a_verdict_are_named_with_the_reason():
     assert tally(FEASIBLE=11, INCONCLUSIVE=1).missing() is None
 
 
+def test_groups_that_follow_each_other_are_named_as_a_range():
+    assert tally(FEASIBLE=1).missing() == "INCOMPLETE: 11 groups have no verdict (not selected: group02 to group12)"
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["FEASIBLE", "INFEASIBLE", "INCONCLUSIVE", "NOT RUN"]), max_size=12), st.integers(0, 12)

@@ -5,7 +5,6 @@ Nothing here acts unless the arguments collect the feasibility cases: `pytest te
 
 import os
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +151,7 @@ def _case_folder(config: pytest.Config, session: Session) -> str:
 
 
 def start(config: pytest.Config) -> Session:
-    """Read the plan, apply it to ``-k`` and ``-m``, and decide where the run is recorded.
+    """Read the plan, apply it to ``-k``, and make marks of its tiers.
 
     Raises:
         pytest.UsageError: plan, catalog or ``-k`` cannot be used; one line per mistake, exit code 4.
@@ -160,8 +159,6 @@ def start(config: pytest.Config) -> Session:
     try:
         session = Session(_load(config), home(config))
         _rewrite_keyword(config, session)
-        if not only_looks(config):
-            session.run_directory = _run_directory(config, session.home)
     except PlanError as error:
         raise pytest.UsageError(*error.mistakes) from error
     except ColocateError as error:
@@ -190,12 +187,6 @@ def _rewrite_keyword(config: pytest.Config, session: Session) -> None:
         if read != written:
             config.option.keyword = read
             session.notes.append(f"-k {written!r} read as {read!r}")
-
-
-def _run_directory(config: pytest.Config, home: Path) -> RunDirectory:
-    if is_worker(config):
-        return RunDirectory(Path(config.workerinput["colocate_run"]))  # type: ignore[attr-defined]
-    return RunDirectory.new(folder(config, "results", home), datetime.now())
 
 
 def folder(config: pytest.Config, option: str, home: Path) -> Path:

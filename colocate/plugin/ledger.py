@@ -10,13 +10,16 @@ import signal
 import time
 from collections.abc import Generator, Iterator
 from queue import Empty
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from colocate.plugin.configuration import Session, group_of, is_worker, only_looks, session_of
 from colocate.plugin.outcome import CRASHED, INTERRUPTED, NOT_RUN, Record, properties, unjudged
 from colocate.plugin.signals import Interruption
+
+if TYPE_CHECKING:
+    from colocate.plan import Group
 
 # A worker that was told to end stops its trainings first: they get some seconds of grace, then their card must be free.
 WORKERS_GRACE_S = 30.0
@@ -37,6 +40,7 @@ class Ledger:
         self.latest: dict[str, pytest.TestReport] = {}
         self.judged: dict[str, pytest.TestReport] = {}
         self.done: set[str] = set()
+        self.cleaning_up = ""
 
     # What pytest and xdist tell.
 
@@ -96,6 +100,7 @@ class Ledger:
         self.interruption.ending = True
         if exitstatus == pytest.ExitCode.INTERRUPTED:
             wait_for_workers(self.config)
+        self._end_fixtures(session)
         for report in list(self._missing(session)):
             self.config.hook.pytest_runtest_logreport(report=report)
             if report.skipped:
@@ -109,6 +114,13 @@ class Ledger:
         """Give the signals back."""
         self.interruption.restore()
 
+    def _end_fixtures(self, session: pytest.Session) -> None:
+        """End what was interrupted before it is reported: its fixtures write its record. pytest would do it later."""
+        try:
+            session._setupstate.teardown_exact(None)
+        except Exception as error:  # whatever a fixture raises must not cost the reports of the other groups
+            self.cleaning_up = f"; cleaning up failed: {type(error).__name__}: {error}"
+
     def _missing(self, session: pytest.Session) -> Iterator[pytest.TestReport]:
         """A report for each planned group that has none that ends it."""
         for nodeid in self.planned:
@@ -118,7 +130,7 @@ class Ledger:
                 yield self._report(nodeid, "passed")
             elif nodeid in self.started:
                 report = self._report(nodeid, "failed", when="setup")  # JUnit would count a failed teardown twice
-                yield self._end_as(report, INTERRUPTED, f"while it ran, {self._why(session)}")
+                yield self._end_as(report, INTERRUPTED, f"while it ran, {self._why(session)}{self.cleaning_up}")
             else:
                 yield self._end_as(self._report(nodeid, "skipped"), NOT_RUN, self._why(session))
 
@@ -138,9 +150,17 @@ class Ledger:
         text = f"{outcome}: {why}"
         report.longrepr = (report.nodeid.partition("::")[0], 0, text) if report.skipped else text
         record = unjudged(group, outcome, why)
+        record["directory"] = self._directory(group) if report.failed else None
         report.colocate = record  # type: ignore[attr-defined]
         report.user_properties += properties(record)
         return report
+
+    def _directory(self, group: "Group") -> str | None:
+        """Where the group wrote what it had until it was cut off."""
+        run = self.session.run_directory
+        assert run is not None, "a ledger is kept of what is run"
+        path = run.group(group.foreground.name, group.number, parallel=group.background is not None).path
+        return str(path) if path.exists() else None
 
     def _why(self, session: pytest.Session) -> str:
         if self.interruption.received is not None:

@@ -31,6 +31,11 @@ class _Member(Protocol):
     def name(self) -> str: ...
 
 
+class _Limits(Protocol):
+    @property
+    def peak_bytes(self) -> int: ...
+
+
 class _Group(Protocol):
     """What a record tells of a group; `colocate.plan.Group` has it."""
 
@@ -46,6 +51,8 @@ class _Group(Protocol):
     def background(self) -> _Member | None: ...
     @property
     def expected_bytes(self) -> int | None: ...
+    @property
+    def limits(self) -> _Limits: ...
 
 
 class _Observed(Protocol):
@@ -105,6 +112,7 @@ def unjudged(group: _Group, outcome: str, *reasons: str) -> Record:
         foreground=group.foreground.name,
         background=None if group.background is None else group.background.name,
         expected_bytes=group.expected_bytes,
+        limit_bytes=group.limits.peak_bytes,
         outcome=outcome,
         codes=[],
         reasons=list(reasons),

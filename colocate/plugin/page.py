@@ -15,6 +15,7 @@ import pytest
 
 from colocate import __version__
 from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
+from colocate.plugin.run_record import discard
 from colocate.report import page
 from colocate.report.summary import write_summary
 from colocate.run_directory import write_text
@@ -96,11 +97,9 @@ class Page:
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
-        """After pytest-html has written: fit for phones, and found under ``latest``; nothing is kept of no run."""
+        """After pytest-html has written: make the page fit for phones, and found under ``latest``."""
         yield
-        if not self.session.records:
-            self._discard()
-        elif self.session.report is not None and self.session.report.exists():
+        if self.session.records and self.session.report is not None and self.session.report.exists():
             text = self.session.report.read_text(encoding="utf-8")
             write_text(self.session.report, page.polished(text))
             self._point_latest_here(self.session.report.parent)
@@ -112,17 +111,16 @@ class Page:
         except OSError as error:  # the records are what counts, and they are written
             self.config.issue_config_time_warning(pytest.PytestWarning(f"summary.csv: not written: {error}"), 2)
 
-    def _discard(self) -> None:
-        """No group was run, so no folder should look as if one had been."""
-        run = self.session.run_directory
-        with contextlib.suppress(OSError):
-            if self.session.report is not None:
+    def pytest_unconfigure(self) -> None:
+        """Take back what was prepared for a run in which no group came to run."""
+        if self.session.records:
+            return
+        if self.session.run_directory is not None:
+            discard(self.session.run_directory)
+        if self.session.report is not None:
+            with contextlib.suppress(OSError):
                 self.session.report.unlink(missing_ok=True)
                 self.session.report.parent.rmdir()
-        with contextlib.suppress(OSError):
-            if run is not None:
-                run.record.unlink(missing_ok=True)
-                run.path.rmdir()
 
     def _point_latest_here(self, report_folder: Path) -> None:
         """``reports/latest`` is a link; where somebody put a real folder, it stays."""

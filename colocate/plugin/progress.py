@@ -3,6 +3,7 @@
 import os
 import textwrap
 from collections.abc import Generator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Progress:
         self.config = config
         self.session = session
         self.finished: set[str] = set()
+        self.running: dict[str, str] = {}
         self.num_selected = 0
         self.over = False
 
@@ -52,6 +54,25 @@ class Progress:
         """Count what a run with workers selected."""
         self.num_selected = len(ids)
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """On a terminal, tell what runs and since when, until the next line of a group takes that place."""
+        group = group_of(self.config, nodeid)
+        if group is not None:
+            self.running[group.id] = f"{datetime.now():%H:%M:%S}"
+            self._show_running()
+
+    def _show_running(self) -> None:
+        if self.running and self.terminal is not None and self.terminal.isatty() and self.config.option.verbose == 0:
+            text = "running: " + ", ".join(f"{name} since {since}" for name, since in self.running.items())
+            width = self.terminal._tw.fullwidth - 1
+            self.terminal.rewrite(text if len(text) <= width else text[: width - 3] + "...", erase=True)
+
+    def _hide_running(self) -> None:
+        if self.running and self.terminal is not None and self.terminal.isatty() and self.config.option.verbose == 0:
+            self.terminal.rewrite("", erase=True)
+            self.terminal.rewrite("")
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """No dot per group where it gets a line of its own; the counts at the end stay pytest's."""
@@ -73,10 +94,13 @@ class Progress:
         if report.when != "teardown" or group is None or group.id in self.finished:
             return
         self.finished.add(group.id)
+        self._hide_running()
+        self.running.pop(group.id, None)
         record = self.session.records.get(group.id)
         if record is not None and self.terminal is not None and self.config.option.verbose >= -1:
             for line, markup in self._lines(record):
                 self.terminal.write_line(line, **markup)
+        self._show_running()
 
     def _lines(self, record: Record) -> list[tuple[str, dict[str, bool]]]:
         width = len(str(self.num_selected))

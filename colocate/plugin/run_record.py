@@ -1,15 +1,21 @@
-"""``run.json``: what was asked for, written before the first group; what came of it stands in the groups' records."""
+"""The run directory and ``run.json``: what was asked for, written before the first group is run.
 
+What came of it stands in the groups' records.
+"""
+
+import contextlib
 import platform
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from colocate import __version__
+from colocate.errors import ColocateError
 from colocate.plugin import cards
-from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
-from colocate.run_directory import write_json
+from colocate.plugin.configuration import Session, folder, is_worker, only_looks, session_of
+from colocate.run_directory import RunDirectory, write_json
 
 SCHEMA = 1
 
@@ -35,7 +41,26 @@ def run_record(config: pytest.Config, session: Session) -> dict[str, Any]:
 
 
 def register(config: pytest.Config) -> None:
-    """Write it, where something is going to be run."""
+    """Make the run directory, once it is known that something can be run; a worker gets its controller's.
+
+    Raises:
+        pytest.UsageError: the folder cannot be written.
+    """
+    if only_looks(config):
+        return
     session = session_of(config)
-    if session.run_directory is not None and not is_worker(config) and not only_looks(config):
-        write_json(session.run_directory.record, run_record(config, session))
+    if is_worker(config):
+        session.run_directory = RunDirectory(Path(config.workerinput["colocate_run"]))  # type: ignore[attr-defined]
+        return
+    try:
+        session.run_directory = RunDirectory.new(folder(config, "results", session.home), datetime.now())
+    except ColocateError as error:
+        raise pytest.UsageError(str(error)) from error
+    write_json(session.run_directory.record, run_record(config, session))
+
+
+def discard(run: RunDirectory) -> None:
+    """Take back a run directory in which nothing was run, so that no folder looks as if something had been."""
+    with contextlib.suppress(OSError):
+        run.record.unlink(missing_ok=True)
+        run.path.rmdir()

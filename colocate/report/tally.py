@@ -69,6 +69,15 @@ class Tally:
         ways: dict[str, list[str]] = {}
         for name, found in self.without_verdict:
             ways.setdefault(found or "not selected", []).append(name)
-        parts = [f"{way}: {', '.join(names)}" for way, names in ways.items()]
+        parts = [f"{way}: {', '.join(self._ranges(names))}" for way, names in ways.items()]
         number = len(self.without_verdict)
         return f"INCOMPLETE: {number} group{'s have' if number > 1 else ' has'} no verdict ({'; '.join(parts)})"
+
+    def _ranges(self, names: list[str]) -> list[str]:
+        """``group02 to group12`` instead of all of them, where three or more follow each other in the plan."""
+        order = list(self.outcomes)
+        runs: list[list[str]] = []
+        for name in names:
+            follows = bool(runs) and order.index(name) == order.index(runs[-1][-1]) + 1
+            runs[-1].append(name) if follows else runs.append([name])
+        return [name for run in runs for name in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]

@@ -94,8 +94,12 @@ class _Drawing:
         text = f"{format_mib(self.peak.used_bytes)} at {self.peak.elapsed_s:.1f} s"
         yield f'<circle class="peak" cx="{x}" cy="{y}" r="3.5"><title>peak {text}</title></circle>'
         anchor = "end" if x > _WIDTH / 2 else "start"  # never over the edge
-        below = max(y, self.y(self.limit_bytes)) + 24 if abs(self.y(self.limit_bytes) - y) < 20 else y + 24
-        yield f'<text class="peak" x="{x}" y="{round(below, 1)}" text-anchor="{anchor}">peak {text}</text>'
+        yield f'<text class="peak" x="{x}" y="{self._beside(y)}" text-anchor="{anchor}">peak {text}</text>'
+
+    def _beside(self, y: float) -> float:
+        """Where the peak's text stands: above the line, or below it and the limit where that is near."""
+        limit_y = self.y(self.limit_bytes)
+        return y - 8 if y - limit_y > 24 else round(max(y, limit_y) + 20, 1)
 
     def _bars(self) -> Iterator[str]:
         for row, (name, spans) in enumerate(self.spans.items()):

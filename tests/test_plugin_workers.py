@@ -1,0 +1,58 @@
+"""Workers and cards: one worker per free GPU, bound to it by UUID. On a simulated machine, with real sessions."""
+
+import pytest
+from stand_in_project import Project
+
+from colocate.device.lock import locked
+
+pytestmark = pytest.mark.slow
+
+
+def cards_of(folder, *groups):
+    return [(folder / f"{group}.card").read_text() for group in groups]
+
+
+def test_every_free_card_gets_a_worker_of_its_own_that_its_replacement_keeps(fake_machine, tmp_path):
+    """The number in a worker's name would not do: the replacement of gw1 is gw2."""
+    for _ in range(3):
+        fake_machine.add_card()
+    busy, *free = (fake_machine.uuid(place) for place in range(3))
+    ways = {"group01": "die", "group02": "wait for group03"}
+    with locked(busy, "somebody else"):
+        run = Project(tmp_path, ways, 3).run("feasibility", "--device=nvidia", "-n", "auto")
+    assert "created: 2/2 workers" in run.out
+    assert run.rows() == {"group01": "Error", "group02": "Passed", "group03": "Passed"}
+    first, second, third = cards_of(tmp_path, "group01", "group02", "group03")
+    assert {first, second} == set(free)
+    assert third == first, "the replacement of the worker that died has its card"
+
+
+def test_more_workers_than_cards_are_refused(fake_machine, tmp_path):
+    """Two groups on one card would judge each other."""
+    fake_machine.add_card()
+    run = Project(tmp_path, {}, 2).run("feasibility", "--device=nvidia", "-n2")
+    assert run.exit_code == 4
+    assert "-n: expected at most 1 workers, one per card, got 2" in run.out
+
+
+def test_a_machine_whose_cards_are_all_in_use_is_told_by_whom(fake_machine, tmp_path):
+    fake_machine.add_card()
+    with locked(fake_machine.uuid(), "the run of somebody else"):
+        run = Project(tmp_path, {}, 2).run("feasibility", "--device=nvidia", "-n", "auto")
+    assert run.exit_code == 4
+    assert "expected a free one, found none" in run.out
+    assert "the run of somebody else" in run.out
+    assert "Traceback" not in run.out
+
+
+def test_a_failing_driver_is_a_usage_error_and_no_silent_prediction(fake_machine, tmp_path):
+    run = Project(tmp_path, {}, 1).run("feasibility", "--device=auto")
+    assert run.exit_code == 4
+    assert "expected at least one card, found none" in run.out
+
+
+def test_the_size_of_a_virtual_card_says_nothing_to_a_gpu(fake_machine, tmp_path):
+    fake_machine.add_card()
+    run = Project(tmp_path, {}, 1).run("feasibility", "--device=nvidia", "--card=12GB")
+    assert run.exit_code == 4
+    assert "--card: expected with a virtual card only, found a GPU" in run.out
