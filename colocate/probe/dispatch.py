@@ -94,6 +94,10 @@ class Emulator:
             args = _with_stand_ins(self, function, args)
             return self.fake_mode.dispatch(function, types, args, kwargs)
         except NO_FAKE_KERNEL as error:
+            values = self.values.compute(function, args, kwargs)
+            if values is not None:  # the host can tell the size that no fake kernel can
+                with self.fake_mode:
+                    return operators.empty(tuple(values.shape), values.dtype)
             reason = f"expected operators with a fake kernel, found {function} ({type(error).__name__})"
             raise self.unsupported(reason) from error
 
@@ -160,10 +164,18 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
                 return self._emulator.run(func, types, args, kwargs or {})
         if kwargs:
             device = kwargs.get("device")
-            if device is not None and torch.device(device).type == "cuda":
+            if device is not None and _is_emulated(torch.device(device)):
                 return self._emulator.run(func, types, args, kwargs)
             return func(*args, **kwargs)
         return func(*args)
+
+
+def _is_emulated(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    if device.index:
+        raise getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: invalid device ordinal")
+    return True
 
 
 def _with_stand_ins(emulator: Emulator, function: Any, args: Any) -> Any:

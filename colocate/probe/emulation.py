@@ -85,6 +85,8 @@ class EmulatedDevice:
         self.card = card
         self.record = record
         self.memory = DeviceMemory(card, settings, self._out_of_memory)
+        # Imports torch._dynamo, a second that a program with an optimizer pays anyway; it lists torch's functions and
+        # must see them before they are patched.
         self.emulator = Emulator(self.memory, record, capability_of(card.name)[0])
         self.awake = False
         record.fields["notes"].extend(notes)

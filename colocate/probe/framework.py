@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._functorch.config
 import torch.nn.parallel
+import torch.utils.dlpack
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.optimizer import _foreach_supported_types as optimizer_types
@@ -24,6 +26,7 @@ def install_framework_patches(emulator: Emulator) -> None:
     _use_foreach_kernels()
     _move_modules(emulator)
     _make_fake_tensors_readable(emulator)
+    _refuse_access_to_data(emulator)
     _ignore_pinned_memory()
     _run_data_parallel_on_one_device()
     _replace_compilers(emulator)
@@ -163,6 +166,30 @@ def _deep_copy(tensor: Any, memo: dict[int, Any]) -> Any:
     if tensor.grad is not None:
         copy.grad = _deep_copy(tensor.grad, memo)
     return copy
+
+
+def _refuse_access_to_data(emulator: Emulator) -> None:
+    """There is nothing behind a fake tensor: kernels outside torch must not compute on it."""
+    torch._functorch.config.fake_tensor_allow_unsafe_data_ptr_access = False  # C++ code gets an error, not a null
+
+    def to_numpy(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            f"can't convert {tensor.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host "
+            "memory first."
+        )
+
+    def interface(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        raise emulator.unsupported("expected kernels of torch, found a library that takes over device memory")
+
+    to_dlpack = torch.utils.dlpack.to_dlpack
+
+    def to_dlpack_on_host(tensor: Any) -> Any:
+        return interface(tensor) if isinstance(tensor, FakeTensor) else to_dlpack(tensor)
+
+    FakeTensor.numpy = FakeTensor.__array__ = to_numpy
+    FakeTensor.__dlpack__ = interface
+    FakeTensor.__cuda_array_interface__ = property(interface)
+    torch.utils.dlpack.to_dlpack = torch.to_dlpack = to_dlpack_on_host
 
 
 def _ignore_pinned_memory() -> None:

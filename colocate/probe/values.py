@@ -89,12 +89,17 @@ class KnownValues:
         if facts.mutates:
             self._follow_mutation(function, args, kwargs, facts)
         elif fresh and facts.predictable and isinstance(result, FakeTensor) and _small(result):
-            try:
-                values = self._run(function, args, kwargs)
-            except Exception:  # unknown inputs, or an operator that the host lacks: the result is unknown too
-                return
-            if isinstance(values, torch.Tensor) and values.shape == result.shape:
+            values = self.compute(function, args, kwargs)
+            if values is not None and values.shape == result.shape:
                 self.remember(result, values)
+
+    def compute(self, function: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+        """The operator's one result on the host; None if an input is unknown, or the host lacks the operator."""
+        try:
+            values = self._run(function, args, kwargs)
+        except Exception:
+            return None
+        return values if isinstance(values, torch.Tensor) else None
 
     def _follow_mutation(self, function: Any, args: Any, kwargs: Any, facts: "_OperatorFacts") -> None:
         if function in LEAVES_VALUES:
@@ -106,7 +111,7 @@ class KnownValues:
             return
         try:
             self._run(function, args, kwargs)
-        except Exception:  # as above
+        except Exception:  # unknown inputs, or an operator that the host lacks
             for tensor in written:
                 self._forget(tensor)
 

@@ -8,6 +8,7 @@ import threading
 import traceback
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
@@ -230,6 +231,30 @@ def generators_and_random_state():
     torch.cuda.manual_seed_all(3)
     with torch.random.fork_rng():
         torch.manual_seed(1)
+
+
+def sizes_that_depend_on_known_values_are_true():
+    counts = torch.tensor([1, 3]).cuda()
+    assert torch.repeat_interleave(counts).shape == (4,)
+    assert torch.bincount(counts).tolist() == [0, 1, 0, 1]
+    assert counts.nonzero().shape == (2, 1)
+
+
+def loaders_are_whole_unless_cut():
+    loader = torch.utils.data.DataLoader(torch.arange(100), batch_size=10)
+    assert len(loader) == len(list(loader)) == 10
+    assert not hasattr(loader, "colocate_full_length")
+
+
+def errors_are_those_of_a_card():
+    tensor = torch.zeros(3, device="cuda")
+    for attempt, error, message in (
+        (lambda: tensor.numpy(), TypeError, "can't convert cuda:0 device type tensor to numpy"),
+        (lambda: torch.zeros(3, device="cuda:1"), RuntimeError, "invalid device ordinal"),
+        (lambda: tensor + torch.zeros(3), RuntimeError, "device"),
+    ):
+        with pytest.raises(error, match=message):
+            attempt()
 
 
 FEATURES = [value for name, value in list(globals().items()) if callable(value) and value.__module__ == "__main__"]
