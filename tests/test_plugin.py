@@ -196,6 +196,30 @@ def test_other_tests_need_no_plan_no_card_and_write_nothing(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+# What goes wrong around a run.
+
+
+def test_a_summary_that_cannot_be_written_costs_no_verdict(tmp_path):
+    run = Project(tmp_path, {"group01": "block the summary"}, 1).run("feasibility")
+    assert run.exit_code == 0
+    assert "summary.csv: expected to be written, got" in run.out
+    assert run.rows() == {"group01": "Passed"}
+
+
+def test_without_xdist_and_pytest_html_the_groups_still_run(tmp_path):
+    run = Project(tmp_path, {}, 1).run("feasibility", *["-p", "no:xdist", "-p", "no:html", "-p", "no:metadata"])
+    assert run.exit_code == 0
+    assert "1 of 1 groups feasible" in run.out
+
+
+def test_a_results_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "project").mkdir()
+    run = Project(tmp_path / "project", {}, 1).run("feasibility", "--results=../file/results")
+    assert run.exit_code == 4
+    assert "expected a folder that can be written, got Not a directory" in run.out
+
+
 # The gate.
 
 

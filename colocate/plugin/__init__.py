@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Called by xdist for ``-n auto``, before anything is configured; None leaves the number to xdist."""
     if not configuration.collects_cases(config) or configuration.only_looks(config):

@@ -54,9 +54,9 @@ def register(config: pytest.Config) -> None:
         return
     try:
         session.run_directory = RunDirectory.new(folder(config, "results", session.home), datetime.now())
-    except ColocateError as error:
+        write_json(session.run_directory.record, run_record(config, session))
+    except (ColocateError, OSError) as error:
         raise pytest.UsageError(str(error)) from error
-    write_json(session.run_directory.record, run_record(config, session))
 
 
 def discard(run: RunDirectory) -> None:

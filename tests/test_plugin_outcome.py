@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import evidence, trace
+from groups import group, training
+
+from colocate.errors import InconclusiveError
+from colocate.plugin.outcome import FIELDS, Infeasible, conclude, plain, properties, unjudged
+from colocate.units import MIB
+from colocate.verdict import Outcome, judge
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        (np.float64(1.5), 1.5),
+        (np.int64(7), 7),
+        (np.bool_(True), True),
+        (Path("/a/b"), "/a/b"),
+        (Outcome.FEASIBLE, "FEASIBLE"),
+        ((1, {Outcome.FEASIBLE: None}), [1, {"FEASIBLE": None}]),
+        (True, True),
+        (None, None),
+    ],
+)
+def test_records_hold_builtin_types_only(value, sent):
+    """A numpy number or a path on a report ended the whole session: xdist can send builtin types only."""
+    found = plain(value)
+    assert found == sent
+    assert type(found) is type(sent)
+
+
+def test_unknown_numbers_are_left_out_of_junit_and_sizes_are_mib():
+    record = unjudged(group(training("mnist"), None), "NOT RUN", "its script is not there")
+    assert set(record) == set(FIELDS)
+    found = dict(properties({**record, "peak_bytes": 5000 * MIB}))
+    assert found["peak_mib"] == 5000.0
+    assert found["reasons"] == "its script is not there"
+    assert "headroom_mib" not in found
+    assert "background" not in found
+
+
+def test_a_case_ends_by_its_verdict():
+    conclude(judge(evidence()))
+    with pytest.raises(Infeasible, match=r"INFEASIBLE \(measured\): peak 7600 MiB, limit 7500 MiB \[peak_over_limit\]"):
+        conclude(judge(evidence(trace=trace(*[230] * 3, *[7600] * 20, 230))))
+    with pytest.raises(InconclusiveError, match="no_baseline"):
+        conclude(judge(evidence(baseline_bytes=None)))
