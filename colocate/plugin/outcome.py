@@ -223,7 +223,9 @@ def _settle_error(
     """A verdict of infeasible is a failure; everything else is an error, for it says nothing about the group."""
     outcome = None if record is None else record["outcome"]
     infeasible = outcome == Outcome.INFEASIBLE and isinstance(error, AssertionError)
-    if infeasible or isinstance(error, ColocateError | Infeasible):  # a bug of the harness keeps its traceback
+    if infeasible:  # what pytest appends to an assertion's own message says nothing more
+        report.longrepr = str(error).splitlines()[0]
+    elif isinstance(error, ColocateError):  # a bug of the harness keeps its traceback
         report.longrepr = str(error).replace("\n", "; ") or type(error).__name__
     what = f"{type(error).__name__}: {error}".splitlines()[0]
     if report.when == "teardown" and record is not None:  # the verdict stands, the error is counted beside it
