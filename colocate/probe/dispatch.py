@@ -81,6 +81,8 @@ class Emulator:
         return UnsupportedError(reason)
 
     def _compute(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if operators.returns_nothing(function):
+            return None
         try:
             selection = operators.selection(function, args)
             if selection is not None:

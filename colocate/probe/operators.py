@@ -221,6 +221,12 @@ def selection(function: Any, args: Any) -> Callable[..., Any] | None:
 
 
 @functools.cache
+def returns_nothing(function: Any) -> bool:
+    """The operator only writes its arguments, as multi-tensor optimizers do: nothing to compute, nothing allocated."""
+    return not function._schema.returns
+
+
+@functools.cache
 def operator_name(function: Any) -> str:
     """The operator without its overload, such as ``aten::index``."""
     return str(function.name()).partition(".")[0]
