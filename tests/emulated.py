@@ -48,6 +48,7 @@ class Bench:
 
     folder: Path
     card_mib: int | None = 8192
+    card_name: str = "Virtual 8 GB"
     batches_per_pass: int | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -57,7 +58,7 @@ class Bench:
         self.card: VirtualCard | None = None
         if self.card_mib is not None:
             total_bytes = self.card_mib * MIB
-            self.card = VirtualCard.create(self.folder / "card.json", name="Virtual 8 GB", total_bytes=total_bytes)
+            self.card = VirtualCard.create(self.folder / "card.json", name=self.card_name, total_bytes=total_bytes)
 
     def run(self, *command: str | Path, timeout_s: float = 120) -> Run:
         """Run ``python command...`` to its end."""

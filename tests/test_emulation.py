@@ -7,9 +7,10 @@ with an independent prototype; a few MiB of difference are allowed for temporari
 import json
 import os
 import signal
+import subprocess
 
 import pytest
-from emulated import MIB, PROGRAMS, Bench, Run, wait_until
+from emulated import MIB, PROGRAMS, PYTHON, REPOSITORY, Bench, Run, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +53,46 @@ def test_expandable_segments_of_the_environment_are_simulated(bench):
     assert run.record["notes"] == ["allocator option not simulated: 'garbage_collection_threshold:0.6'"]
 
 
+def test_the_name_of_the_card_decides_the_workspace_of_matrix_products(tmp_path):
+    """32 MiB per cuBLAS handle on Hopper instead of 8.1 MiB, and the backward pass has a handle of its own."""
+    bench = Bench(tmp_path, card_name="NVIDIA H100 (virtual)")
+
+    run = bench.run_source("""
+import torch
+weight = torch.zeros(16, 16, device="cuda", requires_grad=True)
+before = torch.cuda.memory_allocated()
+product = weight @ weight
+print(torch.cuda.get_device_capability(), (torch.cuda.memory_allocated() - before) >> 20)
+product.sum().backward()
+print((torch.cuda.memory_allocated() - before) >> 20)
+""")
+
+    assert run.output.splitlines() == ["(9, 0) 32", "64"]
+
+
+def test_operators_with_one_kernel_on_a_card_are_known_as_such():
+    """Whoever brings another torch learns here that a composite operator has got a kernel of its own.
+
+    A CUDA build knows; a CPU build shows only those that have a kernel of their own on the host.
+    """
+    command = [PYTHON, "-c", UNKNOWN_ONE_KERNEL_OPERATORS]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+
+    # Composite on a card as well, although the host has a kernel.
+    assert set(done.stdout.split()) <= {"native_channel_shuffle"}
+
+
+UNKNOWN_ONE_KERNEL_OPERATORS = """
+import torch
+from colocate.probe.kernels import ONE_KERNEL
+has = torch._C._dispatch_has_kernel_for_dispatch_key
+for name in torch._C._dispatch_get_all_op_names():
+    if name.startswith("aten::") and has(name, "CompositeImplicitAutograd") and (has(name, "CUDA") or has(name, "CPU")):
+        if name.removeprefix("aten::") not in ONE_KERNEL:
+            print(name.removeprefix("aten::"))
+"""
+
+
 # --- what ordinary programs do ---------------------------------------------------------------------------------------
 
 
@@ -85,6 +126,7 @@ def features(tmp_path_factory) -> tuple[Run, dict[str, str | None]]:
         "compiled_models_run_eagerly",
         "other_threads_use_the_device",
         "noncontiguous_convolutions_hold_a_copy",
+        "temporaries_coexist_with_results",
         "generators_and_random_state",
         "sizes_that_depend_on_known_values_are_true",
         "loaders_are_whole_unless_cut",

@@ -225,6 +225,20 @@ def noncontiguous_convolutions_hold_a_copy():
     assert peaks[0] - peaks[1] == permuted.numel() * 4
 
 
+def temporaries_coexist_with_results():
+    """Fault F2 of the prototype: the workspace was gone before the results came, so they shared its memory."""
+    layer = nn.LSTM(256, 256).cuda().eval()
+    sequence = torch.randn(32, 8, 256, device="cuda")
+    weights_bytes = sum(parameter.numel() * 4 for parameter in layer.parameters())
+    with torch.no_grad():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        results = layer(sequence)
+    results_bytes = torch.cuda.memory_allocated() - before
+    assert results_bytes >= results[0].numel() * 4
+    assert torch.cuda.max_memory_allocated() - before >= results_bytes + int(1.5 * weights_bytes)
+
+
 def generators_and_random_state():
     generator = torch.Generator(device="cuda").manual_seed(1)
     torch.randn(3, device="cuda", generator=generator)
