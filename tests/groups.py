@@ -1,5 +1,6 @@
 """Groups of stand-in trainings on a simulated card, run by the real harness."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,6 +14,9 @@ from colocate.observation import Observation
 from colocate.plan import Group, Limits
 from colocate.run_directory import GroupDirectory
 from colocate.verdict import Verdict
+
+# Part of the cookie: workers of one test session must not find each other's trainings.
+RUN = f"run-{os.getpid()}"
 
 STAND_IN = Path(__file__).parent / "programs" / "stand_in.py"
 
@@ -31,7 +35,7 @@ def observing(group: Group, uuid: str, folder: Path, **changes: Any) -> Iterator
     directory = GroupDirectory(folder / "run" / group.id).create()
     with closing(NvidiaDevice(uuid)) as device, Monitor(device, processes_interval_s=0.5) as monitor:
         monitor.wait_for_sample(2.0)
-        with Observation(group, device, monitor, directory, run="run", plan="test", **changes) as observation:
+        with Observation(group, device, monitor, directory, run=RUN, plan="test", **changes) as observation:
             yield observation
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fake_nvml import FakeNvml
-from groups import group, judged, observing, training
+from groups import RUN, group, judged, observing, training
 
 from colocate.catalog import Training
 from colocate.processes import with_cookie
@@ -34,7 +34,7 @@ def outcome(fake: FakeNvml, folder: Path, foreground: Training, background: Trai
 
     record = read_record(GroupDirectory(folder / "run" / "group01"))
     assert judge(record.evidence) == record.verdict == verdict
-    assert with_cookie("run/group01") == []
+    assert with_cookie(f"{RUN}/group01") == []
     return verdict
 
 
@@ -192,7 +192,7 @@ def test_an_interrupted_group_is_recorded_as_such(fake_nvml: FakeNvml, tmp_path:
         verdict = observation.interrupt("SIGINT")
 
     assert verdict.codes == ("interrupted",)
-    assert with_cookie("run/group01") == []
+    assert with_cookie(f"{RUN}/group01") == []
 
 
 def test_a_record_that_lost_samples_is_not_judged_as_if_it_were_whole(fake_nvml: FakeNvml, tmp_path: Path) -> None:
