@@ -4,6 +4,7 @@ Times are seconds since the monitor started (``elapsed_s`` and names ending in `
 nobody could tell. Knows neither how the readings were taken nor what they mean: `colocate.verdict` judges them.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -15,11 +16,16 @@ from colocate.device import DeviceInfo
 
 SCHEMA = 1
 
+# What programs print that lost a process of their own to SIGKILL: PyTorch's data loader (torch/utils/data/_utils/
+# signal_handling.py: "DataLoader worker (pid 7) is killed by signal: Killed.") and joblib's loky ("{SIGKILL(-9)}").
+_WORKER_KILLED = re.compile(r"killed by signal: Killed|SIGKILL\(-9\)")
+_KILLED_CODE = 128 + 9  # what a shell around the program makes of SIGKILL
+
 EVENT_KINDS = frozenset({"ready", "phase", "step", "epoch_end", "end"})
 STEP_KINDS = frozenset({"step", "optimizer", "pattern"})
 
 Role = Literal["foreground", "background"]
-Owner = Literal["foreground", "background", "foreign"]
+Owner = Literal["foreground", "background", "foreign", "unknown"]
 Interval = tuple[float, float]
 
 
@@ -174,6 +180,28 @@ class Life:
     exit: Exit | None = None
     last_lines: tuple[str, ...] = ()
 
+    @property
+    def host_oom_kills(self) -> int:
+        """Kills for host memory that hit this life.
+
+        The kernel counts per control group, which others share: the count alone accuses nobody, and a SIGKILL alone
+        may come from anybody. Together with an end by SIGKILL, or a worker's, it is this life's own.
+        """
+        if self.exit is None or self.exit.ok or self.exit.stopped:
+            return 0
+        killed = self.exit.signal == "SIGKILL" or self.exit.code == _KILLED_CODE
+        lost_worker = any(_WORKER_KILLED.search(line) for line in self.last_lines)
+        return (self.exit.host_oom_kills or 0) if killed or lost_worker else 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPeak:
+    """The most that one process of a member ever held, by the driver's accounting; its life counts from 0."""
+
+    pid: int
+    life: int
+    used_bytes: int
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -190,7 +218,7 @@ class Member:
     timed_out_after_s: float | None = None
     held_card: bool = False
     held_bytes: int | None = None
-    accounting_peak_bytes: int | None = None
+    process_peaks: tuple[ProcessPeak, ...] = ()
     marks: tuple[Mark, ...] = ()
     epochs: tuple[Epoch, ...] = ()
     out_of_memory: tuple[OutOfMemory, ...] = ()
@@ -208,7 +236,7 @@ class Member:
     @property
     def host_oom_kills(self) -> int:
         """Processes of this member that the kernel is known to have killed for host memory."""
-        return sum(life.exit.host_oom_kills or 0 for life in self.lives if life.exit)
+        return sum(life.host_oom_kills for life in self.lives)
 
     @property
     def tells_events(self) -> bool:
@@ -236,7 +264,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that was seen holding memory on the card."""
+    """A process that was seen holding memory on the card, and from when to when.
+
+    ``start_time`` (clock ticks since boot) tells it from a later process of the same number. An ``unknown`` one is on
+    the driver's list but not among the processes that can be seen here, as in a container that gets the host's numbers.
+    """
 
     pid: int
     owner: Owner
@@ -244,6 +276,7 @@ class Holder:
     first_s: float
     last_s: float
     max_used_bytes: int | None = None
+    start_time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +295,8 @@ class Evidence:
     """Everything that was observed of one group; `colocate.verdict.judge` needs nothing else.
 
     ``faults`` are failures of the harness or the card, each with its reason code; any of them forbids a verdict.
+    ``notes`` are what else is worth knowing, coded alike. ``attempt`` counts the times that this run of the group was
+    begun, ``run`` the runs that the plan asks for.
     """
 
     group: str
@@ -283,6 +318,8 @@ class Evidence:
     cpu_energy_j: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     attempt: int = 1
+    run: int = 1
+    notes: tuple[tuple[str, str], ...] = ()
     schema: int = SCHEMA
 
     @property

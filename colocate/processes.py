@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 COOKIE = "COLOCATE_COOKIE"
@@ -22,6 +23,7 @@ The kernel frees a dying process' memory before it is gone, and the NVIDIA drive
 minutes. What takes longer sits in an uninterruptible call (state D).
 """
 
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h, PROC_PID_INIT_INO
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _POLL_S = 0.02
 _PRINTED_COMMAND = 120
@@ -99,6 +101,42 @@ def cookie_of(pid: int) -> str | None:
     return _variable(pid, COOKIE)
 
 
+def owner_of(pid: int) -> int | None:
+    """The user id that a process belongs to; None when it is gone."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return None
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    """The numbers of the processes above one, its parent first."""
+    stat = _stat(pid)
+    while stat is not None and stat.parent > 0:
+        yield stat.parent
+        stat = _stat(stat.parent)
+
+
+def arguments(pid: int) -> tuple[str, ...]:
+    """The words of a process' command line; () when it is gone, a zombie or of the kernel."""
+    words = (_read(f"/proc/{pid}/cmdline") or b"").rstrip(b"\0")
+    return tuple(os.fsdecode(word) for word in words.split(b"\0")) if words else ()
+
+
+def with_open(prefix: str) -> list[ProcessId]:
+    """Live processes that have a file open whose path begins so; those of other users only where we may look."""
+    found = (identify(pid) for pid in sorted(_pids()) if pid != os.getpid() and _has_open(pid, prefix))
+    return [process for process in found if process is not None]
+
+
+def sees_all_processes() -> bool:
+    """We are in the machine's own PID namespace: the numbers that a driver tells are ours. False in most containers."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
+    except OSError:
+        return False
+
+
 def send(process: ProcessId, signal_number: int) -> bool:
     """Signal this very process; False when it is gone.
 
@@ -166,10 +204,11 @@ def ns_pids(pid: int) -> tuple[int, ...] | None:
 def host_oom_kills() -> int | None:
     """Processes of this process' control group that the kernel has killed for host memory so far.
 
-    None where that cannot be read, e.g. in the root group of cgroup v2. The count is of the whole group: everything
-    else in the same container or job is included, so only a difference over time means something.
+    The count is of the whole group: everything else in the same container or job is included, so only a difference
+    over time means something, and only together with an end by SIGKILL. Where the group does not count, as the root
+    group of cgroup v2, it is that of the whole machine. None where neither can be read.
     """
-    for path in _oom_files():
+    for path in (*_oom_files(), "/proc/vmstat"):
         for line in (_read(path) or b"").splitlines():
             if line.startswith(b"oom_kill "):
                 return int(line.split()[1])
@@ -210,6 +249,18 @@ def _pids() -> Iterator[int]:
 
 def _all() -> Iterator[_Stat]:
     return (stat for stat in map(_stat, _pids()) if stat)
+
+
+def _has_open(pid: int, prefix: str) -> bool:
+    try:
+        links = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # gone, or of another user
+        return False
+    for link in links:
+        with suppress(OSError):
+            if str(link.readlink()).startswith(prefix):
+                return True
+    return False
 
 
 def _variable(pid: int, name: str) -> str | None:

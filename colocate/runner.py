@@ -30,6 +30,8 @@ from colocate.supervisor import LIFE
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL: enough to write a checkpoint that is already half way."""
 START_TIMEOUT_S = 60.0
+SUPERVISES = "supervises "
+"""With it begins the word of a supervisor's command line that names the cookie of its training."""
 _ANSWER_S = 5.0
 """How long after all its deadlines a supervisor may keep silent before it counts as hung."""
 
@@ -174,6 +176,11 @@ class Process:
         found = processes.descendants(self._supervisor.pid)
         self._seen |= found
         return found
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The numbers of all processes of the tree that were seen so far."""
+        return frozenset(process.pid for process in {self.id, *self._seen})
 
     def last_lines(self, count: int = 20) -> tuple[str, ...]:
         """The last lines of the output so far."""
@@ -451,7 +458,7 @@ def _start_supervisor(log: Path, cookie: str) -> "subprocess.Popen[bytes]":
     except OSError as error:
         raise TrainingError(f"{log}: expected a log that can be written, got {error.strerror!r}") from error
     package = os.fspath(Path(__file__).parent)
-    argv = [sys.executable, "-I", "-S", "-c", _BOOT, package, f"supervises {cookie}"]
+    argv = [sys.executable, "-I", "-S", "-c", _BOOT, package, f"{SUPERVISES}{cookie}"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("COLOCATE_")}
     try:
         return subprocess.Popen(

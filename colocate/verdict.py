@@ -18,11 +18,15 @@ from pydantic import TypeAdapter
 
 from colocate.device import Basis
 from colocate.evidence import STEP_KINDS, Evidence, Interval, Member, OutOfMemory, common_s, merged
+from colocate.peaks import PeakReading, measured_peak, readings
 from colocate.prediction import PeakRange, predicted_peak
 from colocate.units import MIB, format_mib
 
 STABLE_BELOW_BYTES = 3000 * MIB
 USABLE_UP_TO_BYTES = 4000 * MIB
+
+# What samples may miss without a word: an allocator's smallest segments come and go.
+SPIKE_BYTES = 64 * MIB
 
 Stability = Literal["stable", "usable", "high-risk"]
 
@@ -50,9 +54,9 @@ class Reason:
 class Verdict:
     """The answer for one group with the numbers it rests on.
 
-    ``peak_bytes`` is the highest trustworthy reading or, predicted, the expected value of ``peak_low_bytes`` to
-    ``peak_high_bytes``; None when nothing was read. ``overlap`` is the share of the foreground's training time during
-    which the background trained too.
+    ``peak_bytes`` is the highest that the sources carry together or, predicted, the expected value of
+    ``peak_low_bytes`` to ``peak_high_bytes``; None when nothing was read. ``peaks`` has what each source told.
+    ``overlap`` is the share of the foreground's training time during which the background trained too.
     """
 
     outcome: Outcome
@@ -69,6 +73,7 @@ class Verdict:
     phases_together: tuple[tuple[str, str], ...]
     phases_apart: tuple[tuple[str, str], ...]
     epoch_cut: bool
+    peaks: tuple[PeakReading, ...] = ()
 
     @property
     def feasible(self) -> bool:
@@ -135,6 +140,7 @@ def judge(evidence: Evidence) -> Verdict:
         phases_together=together,
         phases_apart=apart,
         epoch_cut=epoch_cut(evidence.foreground),
+        peaks=readings(evidence),
     )
 
 
@@ -146,13 +152,8 @@ def stability(peak_bytes: int) -> Stability:
 
 
 def peak_range(evidence: Evidence) -> PeakRange | None:
-    """The card's peak: exact bounds when measured, an interval when predicted; None when nothing was read."""
-    if evidence.device.basis == "predicted":
-        return predicted_peak(evidence)
-    sample = evidence.trace.peak
-    if sample is None:
-        return None
-    return PeakRange(sample.used_bytes, sample.used_bytes, sample.used_bytes)
+    """The card's peak: bounds that meet in one number where the sources agree; None when nothing was read."""
+    return predicted_peak(evidence) if evidence.device.basis == "predicted" else measured_peak(evidence)
 
 
 def foreground_window(evidence: Evidence) -> Interval | None:
@@ -193,7 +194,7 @@ def _worthless(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("sensor_lost", f"the card stopped answering: {evidence.trace.lost}")
     foreign = [holder for holder in evidence.holders if holder.owner == "foreign"]
     if foreign and "foreign_process" not in dict(evidence.faults):
-        names = ", ".join(f"pid {holder.pid} ({holder.name})" for holder in foreign)
+        names = ", ".join(f"{holder.name}, from {holder.first_s:.1f} to {holder.last_s:.1f} s" for holder in foreign)
         yield Reason("foreign_process", f"somebody else used the card: {names}")
     for member in evidence.members:
         unsupported = next((a.unsupported for a in member.allocators if a.unsupported), None)
@@ -268,10 +269,15 @@ def _undecided(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
             text = f"{member.name} ran out of memory on the virtual card, but {_peak_text(peak)} may fit; measure"
             yield Reason("undecided", text)
             return
-    if peak is not None and peak.low_bytes < limit <= peak.high_bytes:
-        yield Reason(
-            "undecided", f"predicted peak {_peak_text(peak)} lies across the limit {format_mib(limit)}; measure"
-        )
+    if peak is None or not peak.low_bytes < limit <= peak.high_bytes:
+        return
+    if evidence.device.basis == "predicted":
+        text = f"predicted peak {_peak_text(peak)} lies across the limit {format_mib(limit)}; measure"
+        yield Reason("undecided", text)
+    else:
+        own = ", ".join(_reading_text(reading) for reading in readings(evidence))
+        text = f"a peak between two samples may have reached the limit {format_mib(limit)}: {_peak_text(peak)} ({own})"
+        yield Reason("peak_between_samples", text)
 
 
 def _gaps(evidence: Evidence) -> Iterator[Reason]:
@@ -349,8 +355,22 @@ def _warnings(evidence: Evidence, apart: tuple[tuple[str, str], ...]) -> Iterato
     if end is not None and end.ok and not evidence.foreground.tells_events:
         text = f"{evidence.foreground.name} writes no events: that it finished rests on its exit code"
         yield Reason("completion_by_exit_code", text)
+    yield from _spike(evidence)
     for note in _notes(evidence):
         yield Reason("assumption", note)
+    for code, text in evidence.notes:
+        yield Reason(code, text)
+
+
+def _spike(evidence: Evidence) -> Iterator[Reason]:
+    """The gap between the samples and the sources that miss nothing."""
+    sampled, peak = evidence.trace.peak, peak_range(evidence)
+    if evidence.device.basis == "predicted" or sampled is None or peak is None:
+        return
+    gap_bytes = peak.expected_bytes - sampled.used_bytes
+    if gap_bytes > SPIKE_BYTES:
+        own = ", ".join(_reading_text(reading) for reading in readings(evidence))
+        yield Reason("spike", f"the samples missed {format_mib(gap_bytes)} of the peak ({own})")
 
 
 def _notes(evidence: Evidence) -> tuple[str, ...]:
@@ -390,6 +410,10 @@ def _out_of_memory_text(member: Member, event: OutOfMemory) -> str:
     exit_ = member.last_exit
     ending = " and went on" if exit_ is not None and exit_.ok else ""
     return f"{member.name} ran out of memory{asked}{ending} (seen in: {event.source})"
+
+
+def _reading_text(reading: PeakReading) -> str:
+    return f"{reading.source} of the {reading.of}: {format_mib(reading.used_bytes)}"
 
 
 def _peak_text(peak: PeakRange | None) -> str:

@@ -4,11 +4,12 @@ Knows no card: which member holds memory there is told by `colocate.observation`
 """
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from colocate.catalog import Training
 from colocate.events import EventReader, ProbeReader, Progress
-from colocate.evidence import Life, Mark, Member, OutOfMemory, Role
+from colocate.evidence import Life, Mark, Member, OutOfMemory, ProcessPeak, Role
 from colocate.logs import OUT_OF_MEMORY, Match
 from colocate.run_directory import GroupDirectory
 from colocate.runner import Process
@@ -32,7 +33,7 @@ class Watch:
         self.timed_out_after_s: float | None = None
         self.held_bytes: int | None = None
         self.held_card = False
-        self.accounting_peak_bytes: int | None = None
+        self.process_peaks: tuple[ProcessPeak, ...] = ()
         self._directory = directory
         self._events = EventReader(directory.events(role))
         self._probe = ProbeReader(directory.probe(role))
@@ -56,6 +57,21 @@ class Watch:
         self._probe.poll()
         if any(allocator.max_reserved_bytes for allocator in self._probe.allocators):
             self.held_card = True
+
+    def ask_for_peaks(self, listed: Iterable[int], peak_bytes: Callable[[int], int | None]) -> None:
+        """Have the driver's own maximum of every process of this training that is known, also of ended ones.
+
+        ``listed`` are its processes on the driver's list. Those of its trees that nobody saw there are asked for too:
+        a short life falls between two lists.
+        """
+        told = {allocator.pid for allocator in self._probe.allocators}
+        lives = {pid: number for number, process in enumerate(self.processes) for pid in process.pids}
+        pids = sorted({*lives, *told, *listed} - {0})
+        asked = {pid: peak_bytes(pid) for pid in pids}
+        last = len(self.processes) - 1
+        self.process_peaks = tuple(
+            ProcessPeak(pid, lives.get(pid, last), used) for pid, used in asked.items() if used is not None
+        )
 
     @property
     def told_epoch(self) -> bool:
@@ -106,7 +122,7 @@ class Watch:
             timed_out_after_s=self.timed_out_after_s,
             held_card=self.held_card,
             held_bytes=self.held_bytes,
-            accounting_peak_bytes=self.accounting_peak_bytes,
+            process_peaks=self.process_peaks,
             marks=tuple(replace(mark, elapsed_s=mark.elapsed_s - origin_t) for mark in self._marks()),
             epochs=tuple(replace(epoch, elapsed_s=epoch.elapsed_s - origin_t) for epoch in self._events.epochs),
             out_of_memory=tuple(self._out_of_memory(origin_t)),

@@ -294,7 +294,7 @@ def test_processes_that_draw_are_listed_once(fake_nvml, device):
     fake_nvml.foreign(30 * MIB, pid=4_000_002, flags=fakes.GRAPHICS)
     fake_nvml.foreign(100 * MIB, pid=4_000_001, flags=fakes.BOTH)
 
-    assert device.processes() == (DeviceProcess(4_000_001, 100 * MIB), DeviceProcess(4_000_002, 30 * MIB))
+    assert device.processes() == (DeviceProcess(4_000_001, 100 * MIB), DeviceProcess(4_000_002, 30 * MIB, draws=True))
 
 
 @pytest.mark.parametrize("told", [NOT_AVAILABLE, 0, 17 * 10**12])

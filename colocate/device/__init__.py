@@ -38,10 +38,14 @@ class Vitals:
 
 @dataclass(frozen=True, slots=True)
 class DeviceProcess:
-    """A process that holds memory on a card; ``used_bytes`` is None where the driver does not tell."""
+    """A process that holds memory on a card; ``used_bytes`` is None where the driver does not tell.
+
+    ``draws`` is set for one that only draws, such as the desktop: part of baseline and peak, but no stranger.
+    """
 
     pid: int
     used_bytes: int | None
+    draws: bool = False
 
 
 @dataclass(frozen=True, slots=True)

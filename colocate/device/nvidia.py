@@ -181,7 +181,8 @@ class NvidiaDevice:
             return None
         drawing = self._told("processes that draw", pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3) or []
         # A program that computes and draws is in both lists with the same number.
-        by_pid = {row.pid: self._holder(row) for row in [*drawing, *computing]}
+        by_pid = {row.pid: self._holder(row, draws=True) for row in drawing}
+        by_pid |= {row.pid: self._holder(row) for row in computing}
         return tuple(by_pid[pid] for pid in sorted(by_pid))
 
     def process_peak_bytes(self, pid: int) -> int | None:
@@ -300,10 +301,10 @@ class NvidiaDevice:
             told = self._told("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
         return told
 
-    def _holder(self, row: Any) -> DeviceProcess:
+    def _holder(self, row: Any, draws: bool = False) -> DeviceProcess:
         # pynvml makes None of NVML's "not available". Nobody is on the list with nothing: 0 is what newer drivers
         # show inside containers.
-        return DeviceProcess(row.pid, _within(1, self._total_bytes, row.usedGpuMemory))
+        return DeviceProcess(row.pid, _within(1, self._total_bytes, row.usedGpuMemory), draws)
 
 
 @dataclass(frozen=True, slots=True)

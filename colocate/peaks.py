@@ -1,0 +1,91 @@
+"""How high the card's memory went, from every source that tells: samples, the driver's accounting, the allocators.
+
+A sample is exact but may miss what happens between two of them. The driver's accounting and PyTorch's allocator keep
+maxima of a single process and miss nothing, but do not tell what the others held at that moment. Put together they
+give the peak's bounds. Pure; `colocate.prediction` does the same for a card that does not exist.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from colocate.evidence import Evidence, Member, Role
+from colocate.prediction import PeakRange
+
+Source = Literal["samples", "accounting", "allocator"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeakReading:
+    """One source's maximum: of the whole card, or of the largest process of a member."""
+
+    source: Source
+    of: Literal["card"] | Role
+    used_bytes: int
+
+
+def readings(evidence: Evidence) -> tuple[PeakReading, ...]:
+    """What each source told, the card first; a source that told nothing is left out."""
+    return tuple(_readings(evidence))
+
+
+def _readings(evidence: Evidence) -> Iterator[PeakReading]:
+    if evidence.trace.peak is not None:
+        yield PeakReading("samples", "card", evidence.trace.peak.used_bytes)
+    for member in evidence.members:
+        accounted = max((peak.used_bytes for peak in member.process_peaks), default=None)
+        if accounted is not None:
+            yield PeakReading("accounting", member.role, accounted)
+        reserved = max((allocator.max_reserved_bytes or 0 for allocator in member.allocators), default=0)
+        if reserved:
+            yield PeakReading("allocator", member.role, reserved)
+
+
+def measured_peak(evidence: Evidence) -> PeakRange | None:
+    """The bounds of a measured peak; None without samples, which nothing can stand in for.
+
+    At least: the highest sample, and the largest process of ours on top of the least that the card ever held.
+    Expected: a member's own maximum on top of the least that the card held while the member ran, which is what the
+    others kept. At most: the maxima of all members at once on top of the baseline. Sources that agree leave one number.
+    """
+    sampled = evidence.trace.peak
+    if sampled is None:
+        return None
+    alone = [reading.used_bytes for reading in readings(evidence) if reading.of != "card"]
+    low = max(sampled.used_bytes, _floor_bytes(evidence) + max(alone, default=0))
+    beside = [_beside_bytes(evidence, member) for member in evidence.members]
+    expected = max([low, *filter(None, beside)])
+    own = [own_peak_bytes(member) or 0 for member in evidence.members]
+    high = (evidence.baseline_bytes or 0) + sum(own) if any(own) else 0
+    return PeakRange(low, expected, max(expected, high))
+
+
+def own_peak_bytes(member: Member) -> int | None:
+    """The most that a member can have held: its processes of one life together; None where no source tells.
+
+    Of its allocators only the largest counts, because nobody tells which of them lived at the same time.
+    """
+    lives: defaultdict[int, int] = defaultdict(int)
+    for peak in member.process_peaks:
+        lives[peak.life] += peak.used_bytes
+    reserved = [allocator.max_reserved_bytes for allocator in member.allocators if allocator.max_reserved_bytes]
+    return max([*lives.values(), *reserved], default=None)
+
+
+def _floor_bytes(evidence: Evidence) -> int:
+    """What the card held at any time: no process of ours is in it."""
+    least = min(sample.used_bytes for sample in evidence.trace.samples)
+    return least if evidence.baseline_bytes is None else min(least, evidence.baseline_bytes)
+
+
+def _beside_bytes(evidence: Evidence, member: Member) -> int | None:
+    own = own_peak_bytes(member)
+    if own is None or not member.lives:
+        return None
+    start_s = member.lives[0].started_s - evidence.trace.interval_s  # the last sample without it counts
+    end = member.last_exit
+    end_s = float("inf") if end is None else end.ended_s
+    inside = [sample.used_bytes for sample in evidence.trace.samples if start_s <= sample.elapsed_s <= end_s]
+    # Of a member that ran between two samples nothing can be said but that the card held at least its floor.
+    return own + min(inside, default=_floor_bytes(evidence))
