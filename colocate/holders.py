@@ -1,18 +1,26 @@
-"""Who holds memory on the card: ours, told apart by member, or a stranger.
+"""Who holds memory on the card: ours, told apart by member, what an earlier run left, or a stranger.
 
-The driver gives process ids. A process is ours when it descends from a supervisor of ours or carries our cookie; one
-that /proc does not know (a container sees host ids, or it has ended meanwhile) stays unattributed and is no stranger.
+The driver gives process ids. A process is ours when it descends from a supervisor of ours or carries our cookie. A
+number means the same process only together with its start time. One that /proc does not know is no stranger: a
+container may be given the host's numbers, or it has ended meanwhile.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from colocate import processes
 from colocate.device import DeviceProcess
 from colocate.evidence import Holder, Owner, Role
-from colocate.processes import cookie_of, describe, identify
-from colocate.runner import Process
+from colocate.processes import ProcessId
+from colocate.runner import SUPERVISES, Process
 
 ProcessList = tuple[float, tuple[DeviceProcess, ...]]
+
+DEVICE_FILES = "/dev/nvidia"
+"""What every program that uses an NVIDIA card has open."""
+
+_Key = tuple[int, int | None]
 
 
 class Holders:
@@ -20,16 +28,18 @@ class Holders:
 
     def __init__(self, run: str, group: str) -> None:
         self._prefix = f"{run}/{group}/"
-        self._seen: dict[int, Holder] = {}
+        self._seen: dict[_Key, Holder] = {}
         self._taken = 0
+        self._numbers_of_the_host = False
 
     def cookie(self, role: Role) -> str:
         """What marks the processes of one member."""
         return self._prefix + role
 
-    def strangers(self, processes: Iterable[DeviceProcess]) -> list[str]:
-        """Descriptions of the processes that are not ours."""
-        return [describe(process.pid) for process in processes if self._owner(process.pid, {}) == "foreign"]
+    def strangers(self, listed: Iterable[DeviceProcess]) -> list[ProcessId]:
+        """The processes on the card that are not ours. One that only draws is no stranger but part of the baseline."""
+        found = (processes.identify(process.pid) for process in listed if not process.draws)
+        return [one for one in found if one is not None and self._owner(one.pid, {}) == "foreign"]
 
     def take(self, lists: Sequence[ProcessList], members: Mapping[Role, Sequence[Process]]) -> None:
         """Enter the process lists that are new since the last call."""
@@ -38,18 +48,24 @@ class Holders:
             return
         self._taken = len(lists)
         pids: dict[int, Role] = {one.pid: role for role, ours in members.items() for p in ours[-1:] for one in p.tree()}
-        for elapsed_s, processes in new:
-            for process in processes:
-                self._enter(elapsed_s, process, pids)
+        for elapsed_s, listed in new:
+            for process in listed:
+                if not process.draws:
+                    self._enter(elapsed_s, process, pids)
 
     @property
     def seen(self) -> tuple[Holder, ...]:
         """Everybody who held memory, in order of appearance."""
         return tuple(self._seen.values())
 
-    def holds(self, role: Role) -> bool:
-        """A process of this member was seen on the card."""
-        return any(holder.owner == role for holder in self._seen.values())
+    @property
+    def attributed(self) -> bool:
+        """The driver named a process that we know."""
+        return any(holder.owner != "unknown" for holder in self._seen.values())
+
+    def pids(self, role: Role) -> frozenset[int]:
+        """The processes of this member that were seen on the card."""
+        return frozenset(holder.pid for holder in self._seen.values() if holder.owner == role)
 
     def held_bytes(self, role: Role) -> int | None:
         """The most that one process of this member held by the driver's list; None where it does not tell."""
@@ -57,21 +73,58 @@ class Holders:
         return max(known, default=None)
 
     def _enter(self, elapsed_s: float, process: DeviceProcess, pids: Mapping[int, Role]) -> None:
-        earlier = self._seen.get(process.pid)
-        owner = earlier.owner if earlier else self._owner(process.pid, pids)
-        if owner is None:
-            return
+        key = self._key(process.pid)
+        earlier = self._seen.get(key)
         if earlier is None:
-            earlier = Holder(process.pid, owner, describe(process.pid), elapsed_s, elapsed_s)
+            owner = self._owner(process.pid, pids)
+            name = processes.describe(process.pid)
+            earlier = Holder(process.pid, owner, name, elapsed_s, elapsed_s, start_time=key[1])
         known = [used for used in (earlier.max_used_bytes, process.used_bytes) if used is not None]
-        self._seen[process.pid] = replace(earlier, last_s=elapsed_s, max_used_bytes=max(known, default=None))
+        self._seen[key] = replace(earlier, last_s=elapsed_s, max_used_bytes=max(known, default=None))
 
-    def _owner(self, pid: int, pids: Mapping[int, Role]) -> Owner | None:
+    def _key(self, pid: int) -> _Key:
+        """The process of this number now; of one that has ended since the driver listed it, the last that we knew."""
+        process = processes.identify(pid)
+        if process is not None:
+            return (pid, process.start_time)
+        return next((key for key in reversed(self._seen) if key[0] == pid), (pid, None))
+
+    def _owner(self, pid: int, pids: Mapping[int, Role]) -> Owner:
         if pid in pids:
             return pids[pid]
-        if identify(pid) is None:
-            return None
-        cookie = cookie_of(pid) or ""
-        if cookie == self.cookie("foreground"):
-            return "foreground"
-        return "background" if cookie == self.cookie("background") else "foreign"
+        cookie = processes.cookie_of(pid) or ""
+        for role in ("foreground", "background"):
+            if cookie == self.cookie(role):
+                return role
+        if processes.identify(pid) is None:
+            # Inside a container such a number is the host's, and from then on one that exists here is so by chance.
+            self._numbers_of_the_host = self._numbers_of_the_host or not processes.sees_all_processes()
+            return "unknown"
+        return "unknown" if self._numbers_of_the_host else "foreign"
+
+
+def is_left_behind(process: ProcessId, run: str) -> bool:
+    """A training of an earlier run of ours that nobody watches any more.
+
+    It carries our cookie, belongs to our user, and no supervisor is above it: that of a run that goes on is there, and
+    that of a run that has just died ends its trainings by itself.
+    """
+    cookie = processes.cookie_of(process.pid)
+    if cookie is None or cookie.startswith(f"{run}/") or processes.owner_of(process.pid) != os.getuid():
+        return False
+    return not any(_supervises(pid) for pid in processes.ancestors(process.pid))
+
+
+def is_being_ended(process: ProcessId) -> bool:
+    """A training of ours below a supervisor, which may be about to end it because its harness has died."""
+    return processes.cookie_of(process.pid) is not None
+
+
+def unlisted(listed: Iterable[DeviceProcess], folder: str = DEVICE_FILES) -> list[ProcessId]:
+    """Processes that use a card but are not on the driver's list, such as a forked data loader with its memory."""
+    known = {process.pid for process in listed}
+    return [process for process in processes.with_open(folder) if process.pid not in known]
+
+
+def _supervises(pid: int) -> bool:
+    return any(word.startswith(SUPERVISES) for word in processes.arguments(pid))

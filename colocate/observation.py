@@ -4,27 +4,33 @@ The order of a group: preflight, background until it is ready, foreground for on
 way through it ends in a record; what that means is `colocate.verdict`'s business.
 """
 
+import logging
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from colocate import __version__, environment
+from colocate import environment
 from colocate.catalog import Training
 from colocate.device import Device
 from colocate.energy import CpuEnergyMeter
 from colocate.errors import DeviceError, TrainingError
 from colocate.evidence import Evidence, Limits, Role
-from colocate.holders import Holders
+from colocate.holders import Holders, is_being_ended, is_left_behind, unlisted
 from colocate.monitor import Monitor
 from colocate.plan import Group
+from colocate.processes import ProcessId, describe, end
+from colocate.quarantine import Quarantine
 from colocate.record import write_record
 from colocate.run_directory import GroupDirectory
 from colocate.runner import Command, Looping, Process, Restarts, start, stop_all
+from colocate.units import format_mib
 from colocate.verdict import Verdict
+from colocate.versions import packages
 from colocate.watch import Watch
 
 TICK_S = 0.05
@@ -39,6 +45,18 @@ CLOSING_S = 1.0
 
 TERMINATION_GRACE_S = 10.0
 
+# A supervisor whose harness was killed ends its trainings within 5 s; a worker's successor may be here before that.
+LEFTOVERS_S = 6.0
+ORPHAN_GRACE_S = 2.0
+
+# Memory on a card at the start that no listed process accounts for: what a driver keeps for itself is below 300 MiB.
+UNEXPLAINED_BYTES = 512 * 1024**2
+
+# With less room than this a training may fail for want of a place to write, which says nothing about the card.
+LEAST_ROOM_BYTES = 1024**2
+
+_log = logging.getLogger("colocate")
+
 
 class Observation:
     """One group on one card while it runs. A context manager: leaving it ends whatever still runs.
@@ -50,6 +68,8 @@ class Observation:
         directory: Where the record goes, made already.
         run: Name of the run; part of the cookie that marks our processes.
         virtual_card: State file of the virtual card, or None on a GPU.
+        quarantine: Where a card goes that nothing may be measured on after this; None where nobody asks.
+        repeat: The number of this run of the group, and of the attempt at it, both from 1.
         cpu_energy: Runs since the monitor was started; None where nobody wants to know.
     """
 
@@ -64,6 +84,8 @@ class Observation:
         plan: str,
         virtual_card: Path | None = None,
         cpu_energy: CpuEnergyMeter | None = None,
+        quarantine: Quarantine | None = None,
+        repeat: tuple[int, int] = (1, 1),
     ) -> None:
         self.group = group
         self.directory = directory
@@ -80,6 +102,9 @@ class Observation:
         self._final_bytes: int | None = None
         self._returned: bool | None = None
         self._faults: list[tuple[str, str]] = []
+        self._notes: list[tuple[str, str]] = []
+        self._quarantine = quarantine
+        self._repeat = repeat
         self.verdict: Verdict | None = None
         self._cpu_energy = cpu_energy
         self._started_at = datetime.now(UTC)
@@ -102,14 +127,17 @@ class Observation:
         """
         with self._fixed_time():
             try:
+                self._end_orphans()
+                wait_s = max(wait_s, LEFTOVERS_S if any(map(is_being_ended, self._strangers())) else 0.0)
                 self._wait_until(lambda: not self._strangers(), time.monotonic() + wait_s)
                 strangers = self._strangers()
                 self._baseline_bytes = self._device.memory().used_bytes
+                self._look_for_hidden_holders(self._baseline_bytes)
             except DeviceError as error:
                 self._faults.append(("sensor_lost", str(error)))
                 return
         if strangers:
-            names = "; ".join(strangers)
+            names = "; ".join(describe(process.pid) for process in strangers)
             text = f"expected a card that nobody uses, found {names}; end them, or wait with --wait=SECONDS"
             self._faults.append(("foreign_process", text))
 
@@ -130,13 +158,13 @@ class Observation:
         except TrainingError as error:
             watch.gave_up = str(error)
             return
-        self._wait_until(lambda: self._is_ready(watch) or watch.gave_up is not None or self._is_lost(), deadline)
+        self._wait_until(lambda: self._is_ready(watch) or watch.gave_up is not None or self._must_end(), deadline)
         if self._is_ready(watch):
             watch.ready_t = time.monotonic()
 
     def run_foreground(self) -> None:
         """Run the foreground to its end: its own, a stall, or the plan's time limit. Not without a background."""
-        if self._faults or (self._background is not None and self._background.ready_t is None):
+        if self._faults or self._must_end() or (self._background is not None and self._background.ready_t is None):
             return
         watch = self._foreground
         try:
@@ -145,7 +173,7 @@ class Observation:
             self._faults.append(("not_started", str(error)))
             return
         deadline = process.started_t + self._timeout_s
-        self._wait_until(lambda: process.poll() is not None or self._is_stalled(watch) or self._is_lost(), deadline)
+        self._wait_until(lambda: process.poll() is not None or self._is_stalled(watch) or self._must_end(), deadline)
         ended_t = time.monotonic()
         if process.poll() is None:
             self._end_foreground(process, ended_t)
@@ -165,6 +193,8 @@ class Observation:
         with self._fixed_time():
             deadline = time.monotonic() + self.group.limits.settle_s
             self._returned = self._wait_until(self._is_back, deadline)
+        if not self._returned:
+            self._name_holders()
 
     def conclude(self) -> Verdict:
         """Stop, settle, and write the record with the verdict that follows from it.
@@ -186,7 +216,28 @@ class Observation:
         self.stop()
         return self._write()
 
+    @property
+    def started(self) -> bool:
+        """A training of the group was started."""
+        return any(watch.processes for watch in self._members)
+
+    @property
+    def card_fault(self) -> str | None:
+        """Why nothing may be measured on this card any more; None as long as it may."""
+        if self._monitor.lost is not None:
+            return self._monitor.lost
+        if any(process.unkillable for watch in self._members for process in watch.processes):
+            return "a process on it could not be ended"
+        if self._returned is False and self._virtual_card is None:  # a virtual card ends with its group
+            return f"it did not come back to its baseline after {self.group.id}"
+        return None
+
     def _write(self) -> Verdict:
+        if self.card_fault is not None and self._quarantine is not None:
+            self._quarantine.add(self._device.info.uuid, self.card_fault)
+        if shutil.disk_usage(self.directory.path).free < LEAST_ROOM_BYTES:
+            text = f"{self.directory.path}: expected room on the disk, found it full, which a training may have met too"
+            self._faults.append(("disk_full", text))
         evidence = self.evidence()
         self.verdict = write_record(self.directory, self.group, evidence, self._monitor.vitals(), self._run)
         return self.verdict
@@ -195,6 +246,8 @@ class Observation:
         """Everything that was seen, as a record."""
         origin_t = self._monitor.started_s
         self._attribute()
+        for watch in self._members:
+            watch.ask_for_peaks(self._holders.pids(watch.role), self._process_peak_bytes)
         foreground = self._foreground.member(origin_t)
         background = None if self._background is None else self._background.member(origin_t)
         limits = self.group.limits
@@ -216,7 +269,10 @@ class Observation:
             fixed_s=self._fixed_s,
             gpu_energy_j=self._monitor.gpu_energy_j(),
             cpu_energy_j=None if self._cpu_energy is None else self._cpu_energy.energy_j(),
-            versions={"colocate": __version__, "python": platform.python_version(), "kernel": platform.release()},
+            versions={**packages(), "kernel": platform.release()},
+            attempt=self._repeat[1],
+            run=self._repeat[0],
+            notes=tuple(self._notes),
         )
 
     @property
@@ -229,8 +285,55 @@ class Observation:
         """A rehearsed epoch takes seconds: on the virtual card a short clean life is no sign of a stub."""
         return Restarts() if self._virtual_card is None else Restarts(min_lifetime_s=0.0)
 
-    def _strangers(self) -> list[str]:
+    @property
+    def _members(self) -> tuple[Watch, ...]:
+        return (self._foreground,) if self._background is None else (self._foreground, self._background)
+
+    # Who is on the card.
+
+    def _strangers(self) -> list[ProcessId]:
         return self._holders.strangers(self._device.processes() or ())
+
+    def _end_orphans(self) -> None:
+        """End what an earlier run of ours has left on this card, after saying so; nobody else's process is touched."""
+        orphans = [process for process in self._strangers() if is_left_behind(process, self._run)]
+        if not orphans:
+            return
+        text = "ended what an earlier run had left on the card: " + "; ".join(describe(one.pid) for one in orphans)
+        _log.warning(text)
+        self._notes.append(("orphan_ended", text))
+        end(orphans, ORPHAN_GRACE_S)
+
+    def _look_for_hidden_holders(self, baseline_bytes: int) -> None:
+        """Memory that no listed process accounts for is never taken for a clean card in silence."""
+        listed = self._device.processes() or ()
+        unexplained = baseline_bytes - sum(process.used_bytes or 0 for process in listed)
+        if self._virtual_card is not None or unexplained <= UNEXPLAINED_BYTES:
+            return
+        text = f"{format_mib(unexplained)} were in use before the group, by no process that the driver lists"
+        self._notes.append(("unexplained_baseline", text + self._hidden_holders()))
+
+    def _name_holders(self) -> None:
+        try:
+            listed = [describe(process.pid) for process in self._device.processes() or ()]
+        except DeviceError:
+            listed = []
+        names = ("; on the driver's list: " + "; ".join(listed) if listed else "") + self._hidden_holders()
+        if names:
+            self._notes.append(("holders_left", f"after the group{names}"))
+
+    def _hidden_holders(self) -> str:
+        try:
+            found = unlisted(self._device.processes() or ())
+        except DeviceError:
+            found = unlisted(())
+        return "; not on it but with the card open: " + "; ".join(describe(one.pid) for one in found) if found else ""
+
+    def _process_peak_bytes(self, pid: int) -> int | None:
+        try:
+            return self._device.process_peak_bytes(pid)
+        except DeviceError:
+            return None
 
     # Starting.
 
@@ -278,24 +381,21 @@ class Observation:
 
     def _attribute(self) -> None:
         """Who holds memory on the card, as far as the driver tells."""
-        members = list(filter(None, (self._foreground, self._background)))
+        members = self._members
         if self._foreground.num_steps and not self._foreground.held_card:
             self._monitor.ask_for_processes()
         self._holders.take(self._monitor.process_lists(), {watch.role: watch.processes for watch in members})
         for watch in members:
-            held = self._holders.held_bytes(watch.role)
-            watch.held_card = watch.held_card or self._holders.holds(watch.role)
-            watch.held_bytes = held
+            watch.held_bytes = self._holders.held_bytes(watch.role)
+            watch.held_card = watch.held_card or bool(self._holders.pids(watch.role))
 
     def _process_faults(self) -> Iterator[tuple[str, str]]:
         """What went wrong around the trainings, not in them."""
-        for watch in filter(None, (self._foreground, self._background)):
+        for watch in self._members:
             for process in watch.processes:
                 if process.unkillable:
-                    yield (
-                        "unkillable",
-                        f"{watch.training.name} left processes that could not be ended: {process.unkillable}",
-                    )
+                    names = "; ".join(describe(one.pid) for one in process.unkillable)
+                    yield "unkillable", f"{watch.training.name} left processes that could not be ended: {names}"
                 if process.log_failed:
                     yield "log_failed", process.log_failed
                 if process.supervisor_lost:
@@ -319,8 +419,8 @@ class Observation:
         return watch.held_card
 
     def _device_hides_processes(self) -> bool:
-        lists = self._monitor.process_lists()
-        return not lists or not lists[-1][1]
+        """It lists nobody, or numbers that mean nothing here."""
+        return not self._holders.attributed
 
     def _is_stalled(self, watch: Watch) -> bool:
         latest = watch.latest_t
@@ -329,6 +429,10 @@ class Observation:
 
     def _is_lost(self) -> bool:
         return self._monitor.lost is not None
+
+    def _must_end(self) -> bool:
+        """The card is lost, or a log cannot be written any more: without one nobody can tell what a training did."""
+        return self._is_lost() or any(process.log_failed for watch in self._members for process in watch.processes)
 
     def _is_back(self) -> bool:
         try:
@@ -342,6 +446,8 @@ class Observation:
         if self._is_lost():
             # The card is gone for us, not for the training: it may finish what it has begun.
             self._wait_until(lambda: process.poll() is not None, ended_t + self.group.limits.settle_s)
+        elif self._must_end():
+            pass
         elif self._is_stalled(self._foreground):
             self._foreground.stalled_after_s = self.group.limits.stall_s
         else:
@@ -351,7 +457,7 @@ class Observation:
     def _wait_for_closing_step(self, watch: Watch, ended_t: float) -> None:
         with self._fixed_time():
             self._wait_until(
-                lambda: watch.stepped_since(ended_t) or watch.gave_up is not None or self._is_lost(),
+                lambda: watch.stepped_since(ended_t) or watch.gave_up is not None or self._must_end(),
                 ended_t + max(CLOSING_S, 2 * watch.longest_pause_s),
             )
 

@@ -4,8 +4,9 @@ The keys of the study's records stand at the top, so that its tools still read t
 needs stands below ``evidence``. ``experiment.json`` is written when all evidence is in, ``verdict.json`` last.
 """
 
+import errno
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from colocate.catalog import Training
@@ -32,9 +33,22 @@ def write_record(
 ) -> Verdict:
     """Write everything that was seen, then the verdict that follows from it.
 
+    On a full disk the room that the run has kept for this is used.
+
     Raises:
         OSError: the disk is full or gone; no half-written file is left.
     """
+    try:
+        return _write(directory, group, evidence, vitals, run)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or not directory.run.release():
+            raise
+        return _write(directory, group, evidence, vitals, run)
+
+
+def _write(
+    directory: GroupDirectory, group: Group, evidence: Evidence, vitals: list[VitalsReading], run: str
+) -> Verdict:
     write_trace(directory.trace, evidence.trace)
     write_vitals(directory.energy, vitals)
     verdict = judge(evidence)
@@ -87,8 +101,10 @@ def _document(
             "risk": group.risk,
             "note": group.note,
             "content_hash": group.content_hash,
+            "runs": group.runs,
         },
         "samples": len(evidence.trace.samples),
+        "peaks": [asdict(reading) for reading in verdict.peaks],
         "evidence": evidence.to_json(),
     }
 

@@ -5,13 +5,13 @@ Knows the formats, neither cards nor run directories. What is unknown is an empt
 
 import csv
 import io
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from colocate.device import Vitals
 from colocate.evidence import Sample, Trace
+from colocate.run_directory import write_text
 
 VitalsReading = tuple[float, float, Vitals]
 """Seconds since the monitor's start, Unix time, values."""
@@ -83,6 +83,4 @@ def _write(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> N
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text.getvalue(), encoding="utf-8")
-    aside.replace(path)
+    write_text(path, text.getvalue())

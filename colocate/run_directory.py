@@ -3,7 +3,9 @@
 ::
 
     results/run_20261124_053000/        RunDirectory
-      run.json                          what was asked for: plan, options, card, versions
+      run.json                          what was asked for: plan, options, card, versions; one entry per session
+      .lock .reserve                    held by the session that runs; room for its records on a full disk
+      quarantine/                       cards that nothing more is measured on
       summary.csv                       one row per group, rebuilt after each
       examples_mnist_parallel_002/      GroupDirectory
         experiment.json                 the record: settings, evidence, results
@@ -13,12 +15,16 @@
         events/ probe/                  what the trainings told
         energy/                         gpu_power.csv, gpu_temperature.csv, gpu_utilization.csv
         background_logs/                training_1.log, training_2.log ... one per start
+      examples_mnist_parallel_002_attempt2/   the same group again, after an interruption or a stranger on the card
+      examples_mnist_parallel_002_run2/       its second run, where the plan asks for several
 """
 
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,12 +32,20 @@ from typing import Any
 
 from colocate.errors import ColocateError
 
+# The record of an hour-long group with 20 samples a second is 2 MiB, that of a group of the plan below 1 MiB.
+RESERVE_BYTES = 8 * 1024**2
+
 
 @dataclass(frozen=True)
 class GroupDirectory:
     """The files of one group's run."""
 
     path: Path
+
+    @property
+    def run(self) -> "RunDirectory":
+        """The run that it belongs to."""
+        return RunDirectory(self.path.parent)
 
     @property
     def experiment(self) -> Path:
@@ -131,16 +145,96 @@ class RunDirectory:
         """One row per finished group."""
         return self.path / "summary.csv"
 
-    def group(self, foreground: str, number: int, *, parallel: bool, repeat: int = 1) -> GroupDirectory:
+    def group(
+        self, foreground: str, number: int, *, parallel: bool, repeat: int = 1, attempt: int = 1
+    ) -> GroupDirectory:
         """The folder of one group: ``<foreground>_parallel_001`` where the number is the group's place in the plan."""
         middle = "_parallel" if parallel else ""
-        again = "" if repeat == 1 else f"_run{repeat}"
+        again = ("" if repeat == 1 else f"_run{repeat}") + ("" if attempt == 1 else f"_attempt{attempt}")
         return GroupDirectory(self.path / f"{safe_name(foreground)}{middle}_{number:03d}{again}")
 
     def groups(self) -> Iterator[GroupDirectory]:
         """The groups that have a verdict, by name."""
         for verdict in sorted(self.path.glob("*/verdict.json")):
             yield GroupDirectory(verdict.parent)
+
+    @property
+    def quarantine(self) -> Path:
+        """Notes about cards that must not be used any more."""
+        return self.path / "quarantine"
+
+    @property
+    def _reserve(self) -> Path:
+        return self.path / ".reserve"
+
+    def reserve(self) -> None:
+        """Keep room on the disk for the records that are to come; does nothing where it is kept already.
+
+        Raises:
+            ColocateError: there is no such room.
+        """
+        if self._reserve.exists():
+            return
+        try:
+            with self._reserve.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+        except OSError as error:
+            self.release()
+            room = f"expected room for {RESERVE_BYTES // 1024**2} MiB of records, got {error.strerror}"
+            raise ColocateError(f"{self.path}: {room}; make room, or choose another folder with --results") from error
+
+    def release(self) -> bool:
+        """Give the kept room back; whether there was any."""
+        try:
+            self._reserve.unlink()
+        except OSError:
+            return False
+        return True
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else runs or resumes this run meanwhile; the kernel lets go of it when its holder dies.
+
+        Raises:
+            ColocateError: somebody else does, by their number.
+        """
+        handle = self._take_lock()
+        try:
+            yield
+        finally:
+            self._lock.unlink(missing_ok=True)
+            os.close(handle)
+
+    def _take_lock(self) -> int:
+        while True:
+            try:
+                handle = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise ColocateError(f"{self._lock}: expected a lock file, got {error.strerror}") from error
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(handle, 20, 0).decode(errors="replace") or "unknown"
+                os.close(handle)
+                text = f"{self.path}: expected a run that nobody else is at, found it held by pid {holder}"
+                raise ColocateError(f"{text}; wait for its end") from None
+            if self._lock.exists() and self._lock.stat().st_ino == os.fstat(handle).st_ino:
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, str(os.getpid()).encode(), 0)
+                return handle
+            os.close(handle)  # its last holder took it away meanwhile
+
+    def discard(self) -> None:
+        """Leave nothing of a run that recorded nothing; whatever else is there stays."""
+        with suppress(OSError):
+            self.release()
+            for file in (self.record, self._lock):
+                file.unlink(missing_ok=True)
+            self.path.rmdir()
 
 
 def safe_name(text: str) -> str:

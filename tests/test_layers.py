@@ -11,12 +11,15 @@ ROOT = Path(__file__).parents[1]
 # From bottom to top; a module may import from its own row's left and from every row above it in this list.
 LAYERS = (
     ("units", "errors", "device", "device.failures", "logs", "processes", "energy", "environment", "run_directory"),
+    ("quarantine", "versions"),
     ("evidence", "supervisor"),
     ("prediction", "events", "recordings", "settings"),
+    ("peaks",),
     ("verdict", "catalog", "runner", "monitor"),
-    ("plan", "holders", "device.virtual", "device.nvidia", "device.lock"),
+    ("plan", "holders", "series", "device.virtual", "device.nvidia", "device.lock"),
     ("watch", "record", "device.choice"),
     ("observation", "verification", "device.opening"),
+    ("repetition", "resume"),
     ("report",),
     ("plugin", "commands"),
     ("cli",),
