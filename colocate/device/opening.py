@@ -72,6 +72,15 @@ def opened(card: Card, state: Path, *, holder: str, wait_s: float = 0.0) -> Iter
             yield device
         return
     assert card.total_bytes is not None, "a card has a UUID or a size"
-    name = f"virtual {format_size(card.total_bytes)} card"
-    VirtualCard.create(state, name=name, total_bytes=card.total_bytes, baseline_bytes=VIRTUAL_BASELINE_BYTES)
-    yield VirtualDevice(state)
+    yield _new_virtual(card.total_bytes, state)
+
+
+def fresh(device: Device, state: Path) -> Device:
+    """The card for another run of a group: the same GPU, which stays locked, or a new virtual card in ``state``."""
+    return device if device.info.kind == "nvidia" else _new_virtual(device.info.total_bytes, state)
+
+
+def _new_virtual(total_bytes: int, state: Path) -> Device:
+    name = f"virtual {format_size(total_bytes)} card"
+    VirtualCard.create(state, name=name, total_bytes=total_bytes, baseline_bytes=VIRTUAL_BASELINE_BYTES)
+    return VirtualDevice(state)
