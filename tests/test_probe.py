@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,22 @@ def test_a_killed_process_leaves_a_usable_record(bench):
     (record,) = bench.records()
     assert record["optimizer_steps"] > 1
     assert Path(bench.probe / f"{record['pid']}.json").exists()
+
+
+@pytest.mark.slow
+def test_a_forked_child_that_trains_has_a_record_of_its_own(bench):
+    run = bench.run_source(f"""
+import multiprocessing
+def train():
+{textwrap.indent(TRAIN_ON_THE_HOST, "    ")}
+child = multiprocessing.get_context("fork").Process(target=train)
+import torch
+child.start()
+child.join()
+print(child.pid)
+""")
+
+    assert run.exit_code == 0, run.output
+    steps = {record["pid"]: record["optimizer_steps"] for record in run.records}
+    assert len(steps) == 2
+    assert steps[int(run.output)] >= 1, "the last steps may fall into the quarter of a second before its end"

@@ -22,7 +22,8 @@ Readings = Callable[[], dict[str, Any]]
 class Record:
     """What one process did, as ``<pid>.json``: written when something changed, at most every 0.25 s, and at exit.
 
-    A forked child (a DataLoader's worker) writes nothing.
+    A forked child writes nothing, as DataLoaders' workers are such, until it makes an optimizer step or runs out of
+    memory: then it is a training of its own, with a record of its own.
 
     Args:
         folder: where the file goes; None keeps the record in memory only.
@@ -50,6 +51,8 @@ class Record:
             "notes": [],
         }
         self.read: Readings = dict
+        self._folder = folder
+        self._pid = os.getpid()
         self._written: dict[str, Any] | None = None
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._forget)
@@ -69,6 +72,7 @@ class Record:
 
     def step(self) -> None:
         """An optimizer has made a step; the first one is a sign of life and written at once."""
+        self._claim()
         now = time.monotonic()
         self.fields["optimizer_steps"] += 1
         self.fields["last_step_t"] = now
@@ -80,6 +84,7 @@ class Record:
         self, message: str, *, requested_bytes: int | None, allocated_bytes: int | None, reserved_bytes: int | None
     ) -> None:
         """An allocation failed; written at once, since the program may swallow it or end."""
+        self._claim()
         self.fields["last_oom"] = {
             "t": time.monotonic(),
             "requested_bytes": requested_bytes,
@@ -117,3 +122,14 @@ class Record:
     def _forget(self) -> None:
         self.path = None
         self._lock = threading.Lock()  # the parent's thread may have held the old one
+
+    def _claim(self) -> None:
+        """In a forked child that trains: begin a record of its own."""
+        if self._pid == os.getpid():
+            return
+        self._pid = os.getpid()
+        self.path = Path(self._folder) / f"{self._pid}.json" if self._folder else None
+        self.fields.update(
+            pid=self._pid, started_t=time.monotonic(), optimizer_steps=0, first_step_t=None, last_step_t=None
+        )
+        self.keep_writing()
