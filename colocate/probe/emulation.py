@@ -17,7 +17,7 @@ from .allocator import Settings
 from .card import CardFull, VirtualCard
 from .counting import count_steps
 from .cuda_interface import capability_of, install_cuda_interface
-from .dispatch import EmulationMode, Emulator
+from .dispatch import EmulationMode, Emulator, UnsupportedError
 from .framework import install_framework_patches
 from .imports import AfterImport
 from .libraries import prepare_libraries
@@ -35,7 +35,6 @@ SIGNS_OF_NATIVE_CODE = (
     "data is not allocated yet",
     "Cannot access data pointer of",
     "0 active drivers",
-    "FakeTensor",
     "CUDA driver initialization failed",
     "Found no NVIDIA driver",
 )
@@ -98,7 +97,7 @@ class EmulatedDevice:
         install_cuda_interface(self, self.card, self.emulator.unsupported)
         install_framework_patches(self.emulator)
         install_saving(self.emulator)
-        prepare_libraries(watcher)
+        prepare_libraries(watcher, self.emulator.unsupported)
         self._run_threads_under_emulation()
         self._tell_why_programs_end()
 
@@ -175,7 +174,7 @@ class EmulatedDevice:
 
         def show_and_tell(kind: Any, error: BaseException, traceback: Any) -> None:
             show(kind, error, traceback)
-            if any(sign in str(error) for sign in SIGNS_OF_NATIVE_CODE):
+            if kind is not UnsupportedError and any(sign in str(error) for sign in SIGNS_OF_NATIVE_CODE):
                 self.emulator.unsupported(f"{kind.__name__}: {str(error).splitlines()[0]}")
 
         sys.excepthook = show_and_tell

@@ -79,14 +79,8 @@ def _move_modules(emulator: Emulator) -> None:
         return module
 
     torch.nn.Module._apply = apply
-    # RNNBase looks its weights up again after a move; cuDNN's one buffer for all of them is not modelled.
+    # cuDNN's one buffer for all weights of a recurrent layer is not modelled.
     torch.nn.RNNBase.flatten_parameters = lambda self: None
-    rnn_apply = torch.nn.RNNBase._apply
-
-    def apply_to_rnn(module: Any, function: Callable[[Any], Any], recurse: bool = True) -> Any:
-        return rnn_apply(module, function, recurse)
-
-    torch.nn.RNNBase._apply = apply_to_rnn
 
 
 def _moved(parameter: Any, function: Callable[[Any], Any], forget: Callable[[], None]) -> Any:

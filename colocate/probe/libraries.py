@@ -1,8 +1,10 @@
 """Patches of other people's libraries, applied when the program imports them.
 
-Only what keeps a library from importing or makes it ask whether it is being traced; nothing here knows memory.
+Only what keeps a library from importing, makes it ask whether it is being traced, or needs a real device; nothing here
+knows memory.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -13,10 +15,11 @@ from .imports import AfterImport
 _kept: list[Any] = []  # a library that is collected takes its operators along
 
 
-def prepare_libraries(watcher: AfterImport) -> None:
-    """Wait for the libraries that need help."""
+def prepare_libraries(watcher: AfterImport, unsupported: Callable[[str], Exception]) -> None:
+    """Wait for the libraries that need help, and for Triton, which cannot be helped."""
     watcher.when("torchvision", _finish_torchvision, before=_tolerate_missing_torchvision_operators)
     watcher.when("transformers.utils.import_utils", _hide_fake_tensors)
+    watcher.when("triton.runtime.jit", lambda jit: _refuse_kernels(jit, unsupported))
 
 
 def _tolerate_missing_torchvision_operators() -> None:
@@ -54,3 +57,12 @@ def _hide_fake_tensors(import_utils: Any) -> None:
     """The transformers library takes a fake tensor for a sign of tracing and leaves out shortcuts that a card takes."""
     if hasattr(import_utils, "is_fake_tensor"):
         import_utils.is_fake_tensor = lambda tensor: False
+
+
+def _refuse_kernels(jit: Any, unsupported: Callable[[str], Exception]) -> None:
+    """A Triton kernel is compiled for a card and computes on its memory; importing one does no harm."""
+
+    def run(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        raise unsupported(f"expected kernels of torch, found the Triton kernel {getattr(kernel, '__name__', kernel)}")
+
+    jit.JITFunction.run = run
