@@ -104,13 +104,17 @@ class Holders:
 
 
 def is_left_behind(process: ProcessId, run: str) -> bool:
-    """A training of an earlier run of ours that nobody watches any more.
-
-    It carries our cookie, belongs to our user, and no supervisor is above it: that of a run that goes on is there, and
-    that of a run that has just died ends its trainings by itself.
-    """
+    """A training of an earlier run of ours that nobody watches any more."""
     cookie = processes.cookie_of(process.pid)
-    if cookie is None or cookie.startswith(f"{run}/") or processes.owner_of(process.pid) != os.getuid():
+    return cookie is not None and not cookie.startswith(f"{run}/") and is_unwatched(process)
+
+
+def is_unwatched(process: ProcessId) -> bool:
+    """A process with our cookie, of our user, and without a supervisor above it.
+
+    That of a run that goes on is there, and that of a run that has just died ends its trainings by itself.
+    """
+    if processes.cookie_of(process.pid) is None or processes.owner_of(process.pid) != os.getuid():
         return False
     return not any(_supervises(pid) for pid in processes.ancestors(process.pid))
 

@@ -20,6 +20,7 @@ from colocate.device import Device
 from colocate.energy import CpuEnergyMeter
 from colocate.errors import DeviceError, TrainingError
 from colocate.evidence import Evidence, Limits, Role
+from colocate.heartbeat import Heartbeat
 from colocate.holders import Holders, is_being_ended, is_left_behind, unlisted
 from colocate.monitor import Monitor
 from colocate.plan import Group
@@ -69,7 +70,6 @@ class Observation:
         run: Name of the run; part of the cookie that marks our processes.
         virtual_card: State file of the virtual card, or None on a GPU.
         quarantine: Where a card goes that nothing may be measured on after this; None where nobody asks.
-        repeat: The number of this run of the group, and of the attempt at it, both from 1.
         cpu_energy: Runs since the monitor was started; None where nobody wants to know.
     """
 
@@ -85,7 +85,6 @@ class Observation:
         virtual_card: Path | None = None,
         cpu_energy: CpuEnergyMeter | None = None,
         quarantine: Quarantine | None = None,
-        repeat: tuple[int, int] = (1, 1),
     ) -> None:
         self.group = group
         self.directory = directory
@@ -104,11 +103,18 @@ class Observation:
         self._faults: list[tuple[str, str]] = []
         self._notes: list[tuple[str, str]] = []
         self._quarantine = quarantine
-        self._repeat = repeat
         self.verdict: Verdict | None = None
         self._cpu_energy = cpu_energy
         self._started_at = datetime.now(UTC)
         self._started_t = time.monotonic()
+        self._heartbeat = Heartbeat(
+            directory.path,
+            group=group.id,
+            background=group.background is not None,
+            limit_bytes=group.limits.peak_bytes,
+            epochs=group.foreground.hyperparameters.get("epochs", 1),
+            started_at=time.time(),
+        )
         self._fixed_s = 0.0
 
     def __enter__(self) -> "Observation":
@@ -270,8 +276,8 @@ class Observation:
             gpu_energy_j=self._monitor.gpu_energy_j(),
             cpu_energy_j=None if self._cpu_energy is None else self._cpu_energy.energy_j(),
             versions={**packages(), "kernel": platform.release()},
-            attempt=self._repeat[1],
-            run=self._repeat[0],
+            attempt=self.directory.attempt,
+            run=self.directory.repeat,
             notes=tuple(self._notes),
         )
 
@@ -378,6 +384,21 @@ class Observation:
             self._background.poll()
         self._foreground.poll()
         self._attribute()
+        self._beat()
+
+    def _beat(self) -> None:
+        """Tell whoever looks on what is going on."""
+        latest, peak, foreground = self._monitor.latest(), self._monitor.peak(), self._foreground.processes
+        stage = "preflight" if self._looping is None else "background"
+        if foreground:
+            stage = "foreground" if foreground[-1].exit is None else "ending"
+        self._heartbeat.beat(
+            stage,
+            used_bytes=None if latest is None else latest.used_bytes,
+            peak_bytes=None if peak is None else peak.used_bytes,
+            held_bytes={watch.role: watch.held_bytes for watch in self._members},
+            foreground_at=time.time() - (time.monotonic() - foreground[0].started_t) if foreground else None,
+        )
 
     def _attribute(self) -> None:
         """Who holds memory on the card, as far as the driver tells."""

@@ -5,9 +5,12 @@ is measured next. The other cards of the machine go on.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from colocate.device.failures import CardLost
 from colocate.errors import ColocateError
 from colocate.run_directory import make_folder, read_json, write_json
 
@@ -35,6 +38,16 @@ class Quarantine:
             return str(read_json(self._file(uuid))["why"])
         except (ColocateError, KeyError, TypeError) as error:
             return f"its note cannot be read ({error})"
+
+    @contextmanager
+    def watching(self, uuid: str | None) -> Iterator[str | None]:
+        """Why a card must not be used; one that is lost on opening, or later where nobody notices, goes into here."""
+        try:
+            yield self.why(uuid)
+        except CardLost as error:
+            if uuid is not None:
+                self.add(uuid, str(error))
+            raise
 
     def lift(self) -> None:
         """Forget them all: whoever resumes a run had the time to look after its cards."""

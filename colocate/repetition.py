@@ -12,8 +12,7 @@ from colocate.observation import Observation
 from colocate.plan import Group
 from colocate.quarantine import Quarantine
 from colocate.run_directory import GroupDirectory, RunDirectory
-from colocate.series import Settled, free_directory, read_attempt, retry_cause, settled
-from colocate.verdict import Verdict
+from colocate.series import Attempt, Settled, free_directory, read_attempt, retry_cause, settled
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class Repetition:
         plan: Its name.
         max_retries: The most attempts that may be added because of what spoiled one.
         wait_s: How long to wait for a card that others use.
+        done: Attempts of an earlier session that hold: their runs are not repeated.
     """
 
     group: Group
@@ -35,6 +35,7 @@ class Repetition:
     plan: str
     max_retries: int
     wait_s: float = 0.0
+    done: tuple[Attempt, ...] = ()
 
     def settle(self, first: Observation) -> Settled:
         """Repeat what is to be repeated; what all attempts of this session come to.
@@ -46,35 +47,39 @@ class Repetition:
             DeviceError: the card does not answer.
         """
         directories = [first.directory]
-        for number in range(1, self.group.runs + 1):
-            spoiled: list[str] = []
-            verdict, started = first.verdict, first.started
-            assert verdict is not None, "the first attempt is concluded"
-            if number > 1:
-                verdict, started = self._attempt(number, directories)
-            while (cause := retry_cause(verdict, started=started)) and self._is_worth_it(cause, spoiled):
-                spoiled.append(cause)
-                verdict, started = self._attempt(number, directories)
-        return settled([read_attempt(directory) for directory in directories])
+        done = {attempt.place[0] for attempt in self.done}
+        for number in (number for number in range(1, self.group.runs + 1) if number not in done):
+            self._run(number, first if number == first.directory.repeat else None, directories)
+        return settled([*self.done, *(read_attempt(directory) for directory in directories)])
+
+    def _run(self, number: int, first: Observation | None, directories: list[GroupDirectory]) -> None:
+        spoiled: list[str] = []
+        observation = first or self._attempt(number, directories)
+        while (cause := self._cause(observation)) and self._is_worth_it(cause, spoiled):
+            spoiled.append(cause)
+            observation = self._attempt(number, directories)
+
+    def _cause(self, observation: Observation) -> str | None:
+        assert observation.verdict is not None, "an attempt is concluded"
+        return retry_cause(observation.verdict, started=observation.started)
 
     def _is_worth_it(self, cause: str, spoiled: list[str]) -> bool:
         usable = Quarantine(self.run.quarantine).why(self.device.info.uuid) is None
         return usable and cause not in spoiled and len(spoiled) < self.max_retries
 
-    def _attempt(self, number: int, directories: list[GroupDirectory]) -> tuple[Verdict, bool]:
+    def _attempt(self, number: int, directories: list[GroupDirectory]) -> Observation:
         with self._observing(number, directories) as observation:
             observation.preflight(self.wait_s)
             observation.start_background()
             observation.run_foreground()
-            return observation.conclude(), observation.started
+            observation.conclude()
+            return observation
 
     @contextmanager
     def _observing(self, number: int, directories: list[GroupDirectory]) -> Iterator[Observation]:
         group, meter = self.group, CpuEnergyMeter()
-        parallel = group.background is not None
-        name = group.foreground.name
-        directory, attempt = free_directory(self.run, name, group.number, parallel=parallel, repeat=number)
-        directories.append(directory.create())
+        directory = free_directory(self.run, group, number).create()
+        directories.append(directory)
         device = fresh(self.device, directory.virtual_card)
         card = directory.virtual_card if device.info.kind == "virtual" else None
         with (
@@ -89,7 +94,6 @@ class Repetition:
                 virtual_card=card,
                 cpu_energy=meter,
                 quarantine=Quarantine(self.run.quarantine),
-                repeat=(number, attempt),
             ) as observation,
         ):
             monitor.wait_for_sample(timeout_s=2.0)

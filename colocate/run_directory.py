@@ -38,9 +38,11 @@ RESERVE_BYTES = 8 * 1024**2
 
 @dataclass(frozen=True)
 class GroupDirectory:
-    """The files of one group's run."""
+    """The files of one attempt at one run of a group, both counted from 1."""
 
     path: Path
+    repeat: int = 1
+    attempt: int = 1
 
     @property
     def run(self) -> "RunDirectory":
@@ -151,7 +153,7 @@ class RunDirectory:
         """The folder of one group: ``<foreground>_parallel_001`` where the number is the group's place in the plan."""
         middle = "_parallel" if parallel else ""
         again = ("" if repeat == 1 else f"_run{repeat}") + ("" if attempt == 1 else f"_attempt{attempt}")
-        return GroupDirectory(self.path / f"{safe_name(foreground)}{middle}_{number:03d}{again}")
+        return GroupDirectory(self.path / f"{safe_name(foreground)}{middle}_{number:03d}{again}", repeat, attempt)
 
     def groups(self) -> Iterator[GroupDirectory]:
         """The groups that have a verdict, by name."""

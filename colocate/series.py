@@ -6,10 +6,12 @@ an interruption spoiled it, the next attempt stands beside it, and the last one 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from colocate.errors import ColocateError
 from colocate.evidence import SCHEMA
+from colocate.plan import Group
 from colocate.run_directory import GroupDirectory, RunDirectory, read_json
 from colocate.units import format_mib
 from colocate.verdict import Outcome, Reason, Verdict
@@ -48,6 +50,14 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Observed:
+    """A group and where its deciding record is."""
+
+    group: Group
+    directory: GroupDirectory
+
+
+@dataclass(frozen=True)
 class Settled:
     """What the attempts at one group come to: the deciding attempt, the verdict, and all attempts in order."""
 
@@ -56,10 +66,13 @@ class Settled:
     attempts: tuple[Attempt, ...]
 
     @property
-    def complete(self) -> bool:
-        """Every run that the plan asked for has a verdict."""
-        runs = {attempt.place[0] for attempt in self.attempts}
-        return len(runs) >= int(self.deciding.group.get("runs", 1))
+    def last(self) -> tuple[Attempt, ...]:
+        """The attempt of every run that counts."""
+        return _last_of_each_run(self.attempts)
+
+    def observed(self, group: Group) -> "Observed":
+        """The group with the folder of the deciding attempt."""
+        return Observed(group, self.deciding.directory)
 
 
 def retry_cause(verdict: Verdict, *, started: bool) -> str | None:
@@ -72,14 +85,11 @@ def retry_cause(verdict: Verdict, *, started: bool) -> str | None:
     return next((code for code in RETRY_CAUSES if code in verdict.codes), None)
 
 
-def free_directory(
-    run: RunDirectory, foreground: str, number: int, *, parallel: bool, repeat: int
-) -> tuple[GroupDirectory, int]:
-    """The folder of the next attempt at a run and its number: the first that is not there, not even half written."""
-    attempt = 1
-    while (directory := run.group(foreground, number, parallel=parallel, repeat=repeat, attempt=attempt)).path.exists():
-        attempt += 1
-    return directory, attempt
+def free_directory(run: RunDirectory, group: Group, repeat: int) -> GroupDirectory:
+    """The folder of the next attempt at a run of a group: the first that is not there, not even half written."""
+    name, parallel = group.foreground.name, group.background is not None
+    places = (run.group(name, group.number, parallel=parallel, repeat=repeat, attempt=n) for n in count(1))
+    return next(directory for directory in places if not directory.path.exists())
 
 
 def combine(verdicts: Sequence[Verdict]) -> Verdict:
@@ -111,8 +121,8 @@ def combine(verdicts: Sequence[Verdict]) -> Verdict:
 
 def settled(attempts: Sequence[Attempt]) -> Settled:
     """What attempts at one group, at least one, come to: of every run the last attempt counts."""
-    ordered = sorted(attempts, key=lambda attempt: attempt.place)
-    last = list({attempt.place[0]: attempt for attempt in ordered}.values())
+    ordered = sorted(attempts, key=lambda attempt: (attempt.experiment["timestamp"] or "", attempt.place))
+    last = _last_of_each_run(ordered)
     verdict = combine([attempt.verdict for attempt in last])
     deciding = max(last, key=lambda one: (_WORST_LAST.index(one.verdict.outcome), one.verdict.peak_bytes or 0))
     earlier = [attempt for attempt in ordered if attempt not in last]
@@ -122,12 +132,26 @@ def settled(attempts: Sequence[Attempt]) -> Settled:
     return Settled(deciding, verdict, tuple(ordered))
 
 
+def _last_of_each_run(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
+    last = {attempt.place[0]: attempt for attempt in attempts}
+    return tuple(last[number] for number in sorted(last))
+
+
 def settled_groups(run: RunDirectory) -> dict[str, Settled]:
     """What every group of a run came to, by its id; a record that cannot be read is left out."""
     found: dict[str, list[Attempt]] = {}
     for attempt in _attempts(run):
         found.setdefault(str(attempt.group["id"]), []).append(attempt)
     return {group: settled(attempts) for group, attempts in found.items()}
+
+
+def kept_groups(run: RunDirectory) -> frozenset[str]:
+    """The groups that the latest session of a run took over from an earlier one."""
+    try:
+        sessions = read_json(run.record).get("sessions") or [{}]
+        return frozenset(sessions[-1].get("kept", ()))
+    except (ColocateError, AttributeError, TypeError):
+        return frozenset()
 
 
 def read_attempt(directory: GroupDirectory) -> Attempt:

@@ -26,12 +26,22 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Called by pytest to run its command; ``--explain`` is one of its own."""
+    if not config.option.explain or not configuration.collects_cases(config):
+        return None
+    from colocate.plugin import resume
+
+    return resume.explain(config)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Called by pytest in every process once the arguments are read."""
     if not configuration.collects_cases(config):
         return
     configuration.start(config)
-    from colocate.plugin import cards, collection, ledger, outcome, page, progress, run_record, workers
+    from colocate.plugin import cards, collection, ledger, outcome, page, progress, resume, run_record, workers
 
-    for module in (cards, run_record, outcome, collection, workers, ledger, page, progress):
+    for module in (cards, run_record, resume, outcome, collection, workers, ledger, page, progress):
         module.register(config)

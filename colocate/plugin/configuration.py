@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from colocate.device.opening import Card
     from colocate.plan import Group, Plan
     from colocate.report.tally import Tally
+    from colocate.resume import Decision
+    from colocate.series import Attempt
 
 DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
 CASES = Path("feasibility")
@@ -34,6 +36,7 @@ class Session:
     choice: str | None = None
     notes: list[str] = field(default_factory=list)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    decisions: "dict[str, Decision]" = field(default_factory=dict)
 
     def tally(self) -> "Tally":
         """How the plan stands by the records of its groups so far."""
@@ -88,6 +91,12 @@ def card_of(config: pytest.Config) -> "Card":
     return found[0]
 
 
+def done_of(config: pytest.Config, group: "Group") -> "tuple[Attempt, ...]":
+    """The runs of a group that an earlier session has finished and that still hold."""
+    decision = session_of(config).decisions.get(group.id)
+    return () if decision is None else decision.done
+
+
 def group_of(config: pytest.Config, nodeid: str) -> "Group | None":
     """The group that a case stands for; None for any other test."""
     session = config.stash.get(SESSION, None)
@@ -115,7 +124,10 @@ def is_worker(config: pytest.Config) -> bool:
 def only_looks(config: pytest.Config) -> bool:
     """Groups are listed, not run: no card is needed and nothing is written."""
     option = config.option
-    return any(getattr(option, name, False) for name in ("collectonly", "setupplan", "showfixtures", "help", "version"))
+    return any(
+        getattr(option, name, False)
+        for name in ("collectonly", "setupplan", "showfixtures", "help", "version", "explain")
+    )
 
 
 def home(config: pytest.Config) -> Path:

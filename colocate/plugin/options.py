@@ -30,6 +30,14 @@ def add_options(parser: pytest.Parser) -> None:
         default="groups",
         help="What makes the exit code 0: every group feasible, or the plan's own rule held (groups).",
     )
+    add(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="Go on with a run: keep what is finished and unchanged, run the rest; write --resume=RUN (the latest).",
+    )
+    add("--explain", action="store_true", help="Say what --resume would keep and run, and why; run nothing.")
     add("--wait", type=seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
 
 

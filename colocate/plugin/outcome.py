@@ -5,7 +5,7 @@ and an unknown type would end the whole session.
 """
 
 from collections.abc import Generator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import pytest
 
@@ -121,8 +121,20 @@ def unjudged(group: _Group, outcome: str, *reasons: str) -> Record:
     return builtin_record(nothing)
 
 
+def refuse(node: pytest.Item, group: _Group, code: str, why: str) -> NoReturn:
+    """End a case before anything was started.
+
+    Raises:
+        InconclusiveError: always.
+    """
+    text = f"nothing was started: {why} [{code}]"
+    attach(node, {**unjudged(group, Outcome.INCONCLUSIVE, text), "codes": [code]})
+    raise InconclusiveError(text)
+
+
 FIELDS = (
     "group",
+    "kept",
     "number",
     "tier",
     "foreground",

@@ -3,7 +3,7 @@
 What came of it stands in the groups' records.
 """
 
-import contextlib
+import os
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +13,9 @@ import pytest
 
 from colocate import __version__
 from colocate.errors import ColocateError
-from colocate.plugin import cards
+from colocate.plugin import cards, resume
 from colocate.plugin.configuration import Session, folder, is_worker, only_looks, session_of
+from colocate.processes import boot_id
 from colocate.run_directory import RunDirectory, write_json
 
 SCHEMA = 1
@@ -25,14 +26,20 @@ def run_record(config: pytest.Config, session: Session) -> dict[str, Any]:
     plan = session.plan
     return {
         "schema": SCHEMA,
+        "boot_id": boot_id(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "plan": {
             "name": plan.name,
-            "path": str(plan.path),
+            "path": os.path.abspath(plan.path),  # noqa: PTH100 - keeps links
             "content_hash": plan.content_hash,
             "groups": list(plan.ids),
             "needed": plan.needed(len(plan.groups)),
             "success_rate": plan.limits.success_rate,
+            "limits": {"peak_bytes": plan.limits.peak_bytes, "card_bytes": plan.limits.card_bytes},
+            "tiers": dict(plan.tiers),
+            "expected_minutes": {group.id: group.expected_minutes for group in plan.groups},
+            "catalog": None if plan.catalog is None else os.path.abspath(plan.catalog),  # noqa: PTH100 - keeps links
+            "document": plan.to_json(),
         },
         "card": {"choice": session.choice, "cards": [cards.sendable(card) for card in session.cards]},
         "arguments": [str(argument) for argument in config.invocation_params.args],
@@ -53,7 +60,11 @@ def register(config: pytest.Config) -> None:
         session.run_directory = RunDirectory(Path(config.workerinput["colocate_run"]))  # type: ignore[attr-defined]
         return
     try:
+        if config.option.resume is not None:
+            session.run_directory = resume.take_over(config, session)
+            return
         session.run_directory = RunDirectory.new(folder(config, "results", session.home), datetime.now())
+        resume.hold(config, session.run_directory)
         write_json(session.run_directory.record, run_record(config, session))
     except (ColocateError, OSError) as error:
         raise pytest.UsageError(str(error)) from error
@@ -61,6 +72,4 @@ def register(config: pytest.Config) -> None:
 
 def discard(run: RunDirectory) -> None:
     """Take back a run directory in which nothing was run, so that no folder looks as if something had been."""
-    with contextlib.suppress(OSError):
-        run.record.unlink(missing_ok=True)
-        run.path.rmdir()
+    run.discard()

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from colocate.errors import ColocateError
-from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_text
+from colocate.run_directory import GroupDirectory, RunDirectory, write_text
+from colocate.series import kept_groups, settled_groups
 from colocate.units import to_mib
 
 COLUMNS = (
@@ -41,6 +41,8 @@ COLUMNS = (
     "device_total_mib",
     "driver_version",
     "directory",
+    "attempts",
+    "kept",
 )
 
 
@@ -60,14 +62,16 @@ def write_summary(run: RunDirectory) -> Path:
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
     """One row per group that has a verdict, in the plan's order; a damaged record is left out."""
-    found = []
-    for directory in run.groups():
-        try:
-            experiment, verdict = read_json(directory.experiment), read_json(directory.verdict)
-            found.append((experiment["group"]["number"], directory.path.name, row(directory, experiment, verdict)))
-        except (ColocateError, KeyError, TypeError):
-            continue  # `colocate verify` names it; the other groups are not its hostages
-    return [cells for _, _, cells in sorted(found, key=lambda entry: entry[:2])]
+    groups, kept = settled_groups(run), kept_groups(run)
+    found = sorted(groups.items(), key=lambda group: (group[1].deciding.group["number"], group[0]))
+    return [
+        {
+            **row(settled.deciding.directory, settled.deciding.experiment, settled.verdict.to_json()),
+            "attempts": len(settled.attempts),
+            "kept": f"kept from {run.name}" if name in kept else None,
+        }
+        for name, settled in found
+    ]
 
 
 def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:

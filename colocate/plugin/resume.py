@@ -1,0 +1,181 @@
+"""``--resume`` and ``--explain``: groups whose verdict still holds are reported from their records and not run."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import pytest
+
+from colocate.errors import ColocateError
+from colocate.plugin import cards, configuration
+from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
+from colocate.plugin.outcome import Record, properties, record_of
+from colocate.processes import boot_id
+from colocate.resume import Decision, decide, find_run, take_up
+from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_json
+from colocate.series import Attempt, Settled, read_attempt, settled_groups
+from colocate.verdict import Outcome
+
+
+_PHASES: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
+
+
+class Resumption:
+    """Reports kept groups in place of running them, in every process; the controller tells its workers which."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.session: Session = session_of(config)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Called by xdist before a worker is told what to do."""
+        decisions = self.session.decisions.values()
+        node.workerinput["colocate_decisions"] = [
+            [
+                decision.group,
+                decision.why,
+                decision.kept is not None,
+                [one.directory.path.name for one in decision.done],
+            ]
+            for decision in decisions
+        ]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        """Called for each case; a kept one is reported and not run."""
+        group = group_of(item.config, item.nodeid)
+        decision = None if group is None else self.session.decisions.get(group.id)
+        if group is None or decision is None or decision.kept is None:
+            return None
+        record = self.record(group, decision.kept)
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in _reports(item, record):
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def record(self, group: Any, kept: Settled) -> Record:
+        """The record of a kept group, which says so."""
+        record = record_of(kept.observed(group), kept.verdict)
+        since = f"kept from {kept.deciding.directory.run.name}, {kept.deciding.experiment['timestamp']}"
+        return {**record, "kept": since, "warnings": [*record["warnings"], f"{since} [kept]"]}
+
+
+def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
+    """Setup, call and teardown as pytest would have reported them; an inconclusive group is an error, in setup."""
+    failing = {Outcome.INFEASIBLE.value: "call", Outcome.INCONCLUSIVE.value: "setup"}.get(record["outcome"])
+    text = f"{record['outcome']} ({record['basis']}): {'; '.join(record['reasons'])}"
+    for when in _PHASES:
+        if when == "call" and failing == "setup":
+            continue
+        failed = when == failing
+        report = pytest.TestReport(
+            item.nodeid,
+            item.location,
+            dict.fromkeys(item.keywords, 1),
+            "failed" if failed else "passed",
+            text if failed else None,
+            when,
+            start=time.time(),
+            stop=time.time(),
+        )
+        report.colocate = record  # type: ignore[attr-defined]
+        report.user_properties += properties(record)
+        yield report
+
+
+class Holding:
+    """Keeps the run directory to this session, and room for its records on the disk, until the session ends."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._stack = ExitStack()
+        self._stack.enter_context(run.locked())
+        self._stack.callback(run.release)
+
+    def pytest_unconfigure(self) -> None:
+        """Let go of it."""
+        if self._run.path.exists():
+            self._stack.close()
+
+
+def hold(config: pytest.Config, run: RunDirectory) -> None:
+    """Lock a run for this session and keep room for its records.
+
+    Raises:
+        ColocateError: another session is at this run, or there is no room.
+    """
+    config.pluginmanager.register(Holding(run), "colocate-holding")
+    run.reserve()
+
+
+def take_over(config: pytest.Config, session: Session) -> RunDirectory:
+    """The run that ``--resume`` names, locked, made fit to go on, and with a decision for each group.
+
+    Raises:
+        ColocateError: there is no such run, or somebody is at it.
+        OSError: it cannot be written.
+    """
+    run = find_run(folder(config, "results", session.home), config.option.resume)
+    hold(config, run)
+    done = take_up(run)
+    decisions = decide(run, session.plan.groups, session.cards)
+    session.decisions = {decision.group: decision for decision in decisions}
+    session.notes += [f"resume: {line}" for line in [*done, *map(str, decisions)]]
+    _record_session(config, run, decisions)
+    return run
+
+
+def _record_session(config: pytest.Config, run: RunDirectory, decisions: tuple[Decision, ...]) -> None:
+    document = read_json(run.record)
+    session = {
+        "resumed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "boot_id": boot_id(),
+        "arguments": [str(argument) for argument in config.invocation_params.args],
+        "kept": [decision.group for decision in decisions if decision.kept],
+        "again": {decision.group: decision.why for decision in decisions if not decision.kept},
+    }
+    write_json(run.record, {**document, "sessions": [*document.get("sessions", []), session]})
+
+
+def explain(config: pytest.Config) -> int:
+    """Print what ``--resume`` would do; needs no card and starts nothing.
+
+    Raises:
+        pytest.UsageError: plan or run cannot be used.
+    """
+    session = configuration.start(config)
+    try:
+        run = find_run(folder(config, "results", session.home), config.option.resume or "")
+        decisions = decide(run, session.plan.groups, _cards(config, session))
+    except ColocateError as error:
+        raise pytest.UsageError(str(error)) from error
+    print(f"run: {run.path}")
+    for decision in decisions:
+        print(decision)
+    return 0
+
+
+def _cards(config: pytest.Config, session: Session) -> Any:
+    try:
+        return cards.find(config, session.plan.limits.card_bytes).free
+    except pytest.UsageError:  # busy or missing: then the cards are no reason
+        return ()
+
+
+def register(config: pytest.Config) -> None:
+    """Take part in this session; a worker learns what its controller decided."""
+    if only_looks(config):
+        return
+    session = session_of(config)
+    if is_worker(config):
+        run = configuration.run_directory_of(config)
+        sent: list[Any] = config.workerinput["colocate_decisions"]  # type: ignore[attr-defined]
+        found = settled_groups(run) if any(kept for _, _, kept, _ in sent) else {}
+        for group, why, kept, names in sent:
+            attempts: tuple[Attempt, ...] = tuple(read_attempt(GroupDirectory(run.path / name)) for name in names)
+            session.decisions[group] = Decision(group, why, found[group] if kept else None, attempts)
+    config.pluginmanager.register(Resumption(config), "colocate-resumption")

@@ -1,0 +1,183 @@
+"""What of a run still holds when it is taken up again, what is run once more, and why.
+
+A group is kept when its verdict is on disk, follows from its record, and nothing changed that decides how it runs:
+settings and command (`Group.content_hash`), package versions, kind and size of the card. What was interrupted, or
+spoiled by something that may be gone now, is run again; what was never started is started.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colocate.device.opening import Card
+from colocate.errors import ColocateError
+from colocate.holders import is_unwatched
+from colocate.plan import Group
+from colocate.processes import boot_id, describe, end, with_cookie
+from colocate.quarantine import Quarantine
+from colocate.record import read_record
+from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_json
+from colocate.series import Attempt, Settled, settled, settled_groups
+from colocate.verdict import judge
+from colocate.versions import packages
+
+# Ends of an attempt that say nothing about the group and that somebody may have mended meanwhile.
+SPOILED = frozenset(
+    {
+        *("interrupted", "supervisor_lost", "log_failed", "disk_full", "unkillable", "record_damaged"),
+        *("sensor_lost", "sensor_gap", "no_samples", "no_baseline", "foreign_process", "card_not_returned"),
+    }
+)
+_GRACE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one group: kept with its verdict, or run; ``done`` are runs of it that need not be repeated."""
+
+    group: str
+    why: str
+    kept: Settled | None = None
+    done: tuple[Attempt, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.group} {'kept' if self.kept else 'runs'}: {self.why}"
+
+
+def find_run(results: Path, name: str) -> RunDirectory:
+    """The run of this name below the results or at this path; the latest for an empty name.
+
+    Raises:
+        ColocateError: there is none.
+    """
+    if name:
+        for path in (results / name, Path(name)):
+            if (path / "run.json").is_file():
+                return RunDirectory(path.resolve())
+        raise ColocateError(
+            f"--resume={name}: expected a run directory, found no run.json in it or in {results / name}"
+        )
+    runs = sorted(results.glob("run_*/run.json"), key=lambda record: (record.stat().st_mtime_ns, record.parent.name))
+    if not runs:
+        raise ColocateError(f"--resume: expected a run below {results}, found none; start one without --resume")
+    return RunDirectory(runs[-1].parent.resolve())
+
+
+def take_up(run: RunDirectory) -> list[str]:
+    """Make a run fit to go on, by whoever holds its lock; what was done, a line each.
+
+    Trainings of the run that nobody watches any more are ended, a record that only lacks its verdict gets it, and the
+    quarantine of cards is lifted.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    lines = []
+    orphans = [process for process in with_cookie(run.name) if is_unwatched(process)]
+    if orphans:
+        lines.append("ended what the run had left: " + "; ".join(describe(process.pid) for process in orphans))
+        end(orphans, _GRACE_S)
+    for experiment in sorted(run.path.glob("*/experiment.json")):
+        directory = GroupDirectory(experiment.parent)
+        if not directory.verdict.exists() and _judge(directory):
+            lines.append(f"{directory.path.name}: judged from its record, which was whole")
+    Quarantine(run.quarantine).lift()
+    return lines
+
+
+def _judge(directory: GroupDirectory) -> bool:
+    try:
+        evidence = read_record(directory).evidence
+    except ColocateError:
+        return False
+    write_json(directory.verdict, judge(evidence).to_json())
+    return True
+
+
+def decide(run: RunDirectory, groups: Iterable[Group], cards: Iterable[Card]) -> tuple[Decision, ...]:
+    """One decision per group of the plan, in its order."""
+    found, allowed = settled_groups(run), tuple(cards)
+    rebooted = _rebooted(run)
+    return tuple(_decide(run, group, found.get(group.id), allowed, rebooted) for group in groups)
+
+
+def _decide(
+    run: RunDirectory, group: Group, found: Settled | None, cards: tuple[Card, ...], rebooted: bool
+) -> Decision:
+    if found is None:
+        return Decision(group.id, _why_without_verdict(run, group, rebooted))
+    sound, reasons = [], []
+    for attempt in found.last:
+        reason = _why_again(attempt, group, cards)
+        if reason is None:
+            sound.append(attempt)
+        else:
+            reasons.append(reason)
+    if reasons:
+        return Decision(group.id, reasons[0], done=tuple(sound))
+    if len(sound) < group.runs:
+        return Decision(group.id, f"{len(sound)} of its {group.runs} runs are done", done=tuple(sound))
+    kept = settled([attempt for attempt in found.attempts if attempt.place[0] <= group.runs])
+    return Decision(group.id, f"{kept.verdict.outcome}, and nothing changed since", kept=kept)
+
+
+def _why_without_verdict(run: RunDirectory, group: Group, rebooted: bool) -> str:
+    parallel = group.background is not None
+    directory = run.group(group.foreground.name, group.number, parallel=parallel)
+    if directory.verdict.exists():
+        return "its record is damaged"
+    if not directory.path.exists():
+        return "it was never started"
+    return "it was interrupted" + (", and the machine was started anew since" if rebooted else "")
+
+
+def _why_again(attempt: Attempt, group: Group, cards: tuple[Card, ...]) -> str | None:
+    """What keeps an attempt from counting any more, or None."""
+    if attempt.group.get("content_hash") != group.content_hash:
+        return "its settings changed"
+    changed = _changed_versions(attempt.evidence.get("versions", {}))
+    if changed:
+        return f"versions changed: {', '.join(changed)}"
+    device = attempt.evidence["device"]
+    if cards and not any(_is_same(card, device) for card in cards):
+        return f"it ran on another card, {device['name']}"
+    spoiled = [code for code in attempt.verdict.codes if code in SPOILED]
+    if spoiled:
+        return f"it was spoiled: {', '.join(spoiled)}"
+    return _damage(attempt)
+
+
+def _damage(attempt: Attempt) -> str | None:
+    try:
+        again = judge(read_record(attempt.directory).evidence)
+    except ColocateError:
+        return "its record is damaged"
+    return None if again == attempt.verdict else "its verdict does not follow from its record"
+
+
+def _changed_versions(then: Mapping[str, str]) -> list[str]:
+    now = packages()
+    names = sorted((now.keys() | then.keys()) - {"kernel"})
+    return [
+        f"{name} {then.get(name, 'none')} to {now.get(name, 'none')}"
+        for name in names
+        if then.get(name) != now.get(name)
+    ]
+
+
+def _is_same(card: Card, device: Mapping[str, Any]) -> bool:
+    if card.kind != device["kind"]:
+        return False
+    if card.uuid is not None:
+        return bool(card.uuid == device["uuid"])
+    return bool(card.total_bytes == device["total_bytes"])
+
+
+def _rebooted(run: RunDirectory) -> bool:
+    try:
+        known = read_json(run.record)
+        sessions = known.get("sessions") or [known]
+        return bool(sessions[-1]["boot_id"] != boot_id())
+    except (ColocateError, KeyError, TypeError, AttributeError, IndexError):
+        return False
