@@ -34,6 +34,8 @@ def bench(tmp_path):
 )
 def test_peaks_agree_with_the_trials(bench, program, allocated_mib, reserved_mib, convolutions):
     run = bench.run(PROGRAMS / program[0], *map(str, program[1:]))
+    if "No module named 'torchvision'" in run.output:
+        pytest.skip("the interpreter has no torchvision")
 
     assert run.exit_code == 0, run.output
     assert run.record["optimizer_steps"] == 3
