@@ -173,12 +173,16 @@ class Allocator:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One process of a training from start to end; a background that is restarted has several."""
+    """One process of a training from start to end; a background that is restarted has several.
+
+    ``leftovers`` are descriptions of processes that outlived the first one and were ended by us.
+    """
 
     log: str
     started_s: float
     exit: Exit | None = None
     last_lines: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()
 
     @property
     def host_oom_kills(self) -> int:

@@ -225,7 +225,7 @@ def _foreground_unfinished(evidence: Evidence) -> Iterator[Reason]:
         return
     if not end.ok and not end.stopped:
         yield Reason("foreground_failed", f"{foreground.name} ended with {end} before its epoch was done")
-    elif end.ok and not any(epoch.steps for epoch in foreground.epochs):
+    elif end.ok and not any(epoch.steps for epoch in foreground.epochs) and not _went_on_without_us(foreground):
         missing = _missing_completion(foreground)
         if missing:
             yield Reason("epoch_unfinished", f"{foreground.name} ended with {end} but {missing}")
@@ -309,6 +309,10 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("foreground_not_started", f"{foreground.name} ended with {end} before it trained")
     elif end is None or end.stopped:
         yield Reason("foreground_not_ended", f"{foreground.name} was still running when the group was ended")
+    elif _went_on_without_us(foreground):
+        names = "; ".join(foreground.lives[-1].leftovers)
+        text = f"{foreground.name} ended with {end} and left processes that had to be ended: {names}"
+        yield Reason("foreground_detached", text)
     elif foreground.uses_gpu and not foreground.held_card:
         yield Reason("foreground_off_card", f"{foreground.name} never held memory on the card")
     elif not foreground.uses_gpu and not foreground.marks:
@@ -345,6 +349,9 @@ def _warnings(evidence: Evidence, apart: tuple[tuple[str, str], ...]) -> Iterato
         if retries:
             text = f"{member.name} got through only by flushing its allocator's cache {retries} time(s)"
             yield Reason("tight", text)
+        left = [name for life in member.lives for name in life.leftovers]
+        if left:
+            yield Reason("leftovers", f"{member.name} left processes that had to be ended: {'; '.join(left)}")
         failed = [life.exit for life in member.lives if life.exit and not life.exit.ok and not life.exit.stopped]
         if member.role == "background" and failed:
             yield Reason("background_restarted", f"{member.name} failed {len(failed)} time(s), last with {failed[-1]}")
@@ -427,6 +434,11 @@ def _peak_text(peak: PeakRange | None) -> str:
 def _started(member: Member) -> bool:
     """It trained or at least reached the card: an end after that says something about sharing."""
     return bool(member.marks) or member.held_card or bool(member.epochs)
+
+
+def _went_on_without_us(member: Member) -> bool:
+    """Its first process ended without an epoch while others of it still ran, as in a program that daemonises."""
+    return bool(member.lives and member.lives[-1].leftovers) and not any(epoch.steps for epoch in member.epochs)
 
 
 def _window_of_life(member: Member) -> Interval | None:

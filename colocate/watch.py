@@ -137,7 +137,7 @@ class Watch:
         end = process.exit
         ended = None if end is None else replace(end, ended_s=end.ended_s - origin_t)
         log = process.log.relative_to(self._directory.path)
-        return Life(str(log), process.started_t - origin_t, ended, process.last_lines(LAST_LINES))
+        return Life(str(log), process.started_t - origin_t, ended, process.last_lines(LAST_LINES), process.leftovers)
 
     def _marks(self) -> tuple[Mark, ...]:
         """Its own events where it writes any, else lines of its log, else the steps that the probe counted."""

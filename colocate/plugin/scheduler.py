@@ -14,9 +14,12 @@ import pytest
 class OneGroupAtATime:
     """A scheduler of xdist. Tests are indices into the workers' common collection; the sentinel is one past its end."""
 
-    def __init__(self, num_workers: int, minutes: Callable[[str], float]) -> None:
+    def __init__(
+        self, num_workers: int, minutes: Callable[[str], float], usable: Callable[[Any], bool] = lambda node: True
+    ) -> None:
         self.num_workers = num_workers
         self.minutes = minutes
+        self.usable = usable
         self.collection: list[str] | None = None
         self._collections: dict[Any, list[str]] = {}
         self._running: dict[Any, list[int]] = {}
@@ -82,7 +85,9 @@ class OneGroupAtATime:
     def _feed(self, node: Any) -> None:
         if node.shutting_down or any(index != self._sentinel for index in self._running[node]):
             return
-        if not self._waiting:
+        # A worker whose card is quarantined would refuse group after group while the others are still busy.
+        others = [other for other in self.nodes if other is not node and not other.shutting_down]
+        if not self._waiting or (not self.usable(node) and any(map(self.usable, others))):
             node.shutdown()
             return
         pair = [self._waiting.pop(0), self._sentinel]

@@ -12,6 +12,7 @@ import pytest
 from colocate.plugin import cards
 from colocate.plugin.configuration import Session, group_of, is_worker, only_looks, session_of
 from colocate.plugin.scheduler import OneGroupAtATime
+from colocate.quarantine import Quarantine
 from colocate.units import GIB
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -62,7 +63,13 @@ class Workers:
         """Called once the workers are being started."""
         from xdist.workermanage import parse_tx_spec_config
 
-        return OneGroupAtATime(len(parse_tx_spec_config(config)), lambda nodeid: minutes(config, nodeid))
+        return OneGroupAtATime(len(parse_tx_spec_config(config)), lambda nodeid: minutes(config, nodeid), self._usable)
+
+    def _usable(self, node: Any) -> bool:
+        """The card of a worker is not quarantined."""
+        directory = self.session.run_directory
+        bound = node.gateway.spec.env.get(VISIBLE)
+        return directory is None or Quarantine(directory.quarantine).why(bound) is None
 
 
 def minutes(config: pytest.Config, nodeid: str) -> float:

@@ -28,6 +28,7 @@ parser = argparse.ArgumentParser(description="A stand-in for a training.")
 shape = parser.add_argument_group("what it does when all goes well")
 shape.add_argument("--hold", type=float, default=100, metavar="MIB", help="memory on the card from ready to end")
 shape.add_argument("--peak", type=float, metavar="MIB", help="memory during the evaluation, instead of --hold")
+shape.add_argument("--spike", type=float, metavar="MIB", help="memory for a moment, in the middle of every epoch")
 shape.add_argument("--context", type=float, default=0, metavar="MIB", help="the part of --hold that is no tensor")
 shape.add_argument("--epochs", type=int, default=1)
 shape.add_argument("--steps", type=int, default=5, help="training steps of an epoch")
@@ -59,6 +60,8 @@ trouble.add_argument("--fork-hold", type=float, default=50, metavar="MIB")
 trouble.add_argument("--daemonise", action="store_true", help="train in a process that left session and parent")
 trouble.add_argument("--leak", action="store_true", help="the (simulated NVIDIA) card keeps the memory after the end")
 trouble.add_argument("--hidden", action="store_true", help="the (simulated NVIDIA) card does not list the process")
+trouble.add_argument("--host-memory", type=int, metavar="MIB", help="take so much of the host's memory before step 2")
+trouble.add_argument("--retries", type=int, default=0, help="how often the allocator had to flush its cache")
 trouble.add_argument("--flood", type=int, metavar="BYTES", help="print so much before the first step")
 trouble.add_argument("--binary", action="store_true", help="print NUL, invalid UTF-8, carriage returns, a long line")
 trouble.add_argument("--close-output", action="store_true", help="close stdout and stderr once ready")
@@ -229,6 +232,7 @@ class StandIn:
         self.events = Events(options.silent)
         self.context_bytes = round(options.context * MIB)
         self.probe = Probe(options.probe, bool(virtual), self.context_bytes)
+        self.probe.record["num_alloc_retries"] = options.retries
         self.steps_done = 0
         self.held_bytes = 0
 
@@ -281,6 +285,9 @@ class StandIn:
     def run_epoch(self, epoch: int) -> None:
         started = time.monotonic()
         self.run_phase("train", epoch, self.options.steps)
+        if self.options.spike is not None:
+            self.hold(self.options.spike)
+            self.hold(self.options.hold)
         if self.options.peak is not None:
             self.hold(self.options.peak)
         self.run_phase("evaluate", epoch, self.options.evaluate_steps)
@@ -321,6 +328,8 @@ class StandIn:
             os.kill(os.getpid(), getattr(signal, options.die_of))
         if step == options.hang_at:
             hang()
+        if step == 2 and options.host_memory:
+            self.taken = bytearray(os.urandom(MIB)) * options.host_memory
         if step == (options.oom_at or (1 if options.oom_swallowed else None)):
             self.run_out_of_memory()
 

@@ -1,0 +1,101 @@
+"""Several attempts at a group and what they come to."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import evidence, foreground, out_of_memory, trace
+from groups import group, training
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colocate.evidence import Evidence
+from colocate.record import write_record
+from colocate.run_directory import RunDirectory
+from colocate.series import combine, free_directory, retry_cause, settled_groups
+from colocate.units import MIB
+from colocate.verdict import Outcome, judge
+
+GROUP = group(training("mnist"), training("resnet20"))
+INTERRUPTED = evidence(faults=(("foreign_process", "somebody was there"),))
+
+
+def peaked(mib: float) -> Evidence:
+    return evidence(trace=trace(*[mib] * 25), baseline_bytes=0)
+
+
+def write(run: RunDirectory, seen: Evidence, repeat: int = 1) -> Path:
+    directory = free_directory(run, GROUP, repeat).create()
+    counted = replace(seen, run=directory.repeat, attempt=directory.attempt)
+    write_record(directory, GROUP, counted, [], run.name)
+    return directory.path
+
+
+def test_attempts_stand_beside_each_other_and_the_last_one_counts(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    names = [write(run, seen).name for seen in (INTERRUPTED, INTERRUPTED, evidence())]
+    found = settled_groups(run)["group01"]
+
+    assert names == ["mnist_parallel_001", "mnist_parallel_001_attempt2", "mnist_parallel_001_attempt3"]
+    assert found.verdict.feasible
+    assert found.deciding.directory.path.name == names[-1]
+    assert "repeated after mnist_parallel_001 (foreign_process)" in str(found.verdict.warnings[-1])
+
+
+def test_a_folder_that_is_half_written_is_not_used_again(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    free_directory(run, GROUP, 1).path.mkdir()
+
+    assert free_directory(run, GROUP, 1).attempt == 2
+
+
+def test_the_worst_run_decides_and_the_spread_is_shown(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    write(run, peaked(3200))
+    write(run, evidence(foreground=foreground(out_of_memory=(out_of_memory(),))), repeat=2)
+    write(run, peaked(3500), repeat=3)
+    found = settled_groups(run)["group01"]
+
+    assert found.verdict.codes == ("foreground_out_of_memory",)
+    assert found.verdict.peak_bytes == 3500 * MIB
+    assert found.deciding.directory.path.name == "mnist_parallel_001_run2"
+    assert "3 runs peaked at 3200 MiB, 3200 MiB, 3500 MiB: a spread of 300 MiB" in str(found.verdict.warnings[-1])
+
+
+def test_a_headroom_smaller_than_the_spread_is_inconclusive() -> None:
+    assert combine([judge(peaked(6800)), judge(peaked(7200))]).codes == ("spread",)
+    assert combine([judge(peaked(6800)), judge(peaked(7100))]).feasible
+
+
+@given(st.lists(st.integers(0, 8000), min_size=1, max_size=5))
+def test_runs_together_are_never_better_than_the_worst(peaks: list[int]) -> None:
+    verdicts = [judge(peaked(mib)) for mib in peaks]
+    together = combine(verdicts)
+
+    assert together.peak_bytes == max(peaks) * MIB
+    assert not together.feasible or all(verdict.feasible for verdict in verdicts)
+    assert together.feasible is (together.reasons == ())
+
+
+@pytest.mark.parametrize(
+    ("seen", "started", "cause"),
+    [
+        (INTERRUPTED, True, "foreign_process"),
+        (INTERRUPTED, False, None),
+        (evidence(faults=(("supervisor_lost", "killed"),)), True, "supervisor_lost"),
+        (evidence(faults=(("interrupted", "SIGINT"),)), True, None),
+        (evidence(foreground=foreground(out_of_memory=(out_of_memory(),))), True, None),
+        (evidence(), True, None),
+    ],
+)
+def test_only_what_may_be_gone_next_time_is_repeated(seen: Evidence, started: bool, cause: str | None) -> None:
+    assert retry_cause(judge(seen), started=started) == cause
+
+
+def test_a_damaged_record_is_left_out(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    path = write(run, evidence())
+    (path / "verdict.json").write_text(json.dumps({"outcome": Outcome.FEASIBLE}))
+
+    assert settled_groups(run) == {}
