@@ -30,6 +30,7 @@ class Holders:
         self._prefix = f"{run}/{group}/"
         self._seen: dict[_Key, Holder] = {}
         self._taken = 0
+        self._since_s = 0.0
         self._numbers_of_the_host = False
 
     def cookie(self, role: Role) -> str:
@@ -41,6 +42,11 @@ class Holders:
         found = (processes.identify(process.pid) for process in listed if not process.draws)
         return [one for one in found if one is not None and self._owner(one.pid, {}) == "foreign"]
 
+    def begin(self, elapsed_s: float) -> None:
+        """Who was there before, and was waited for or ended, has nothing to do with the group."""
+        self._since_s = elapsed_s
+        self._seen.clear()
+
     def take(self, lists: Sequence[ProcessList], members: Mapping[Role, Sequence[Process]]) -> None:
         """Enter the process lists that are new since the last call."""
         new = lists[self._taken :]
@@ -48,7 +54,7 @@ class Holders:
             return
         self._taken = len(lists)
         pids: dict[int, Role] = {one.pid: role for role, ours in members.items() for p in ours[-1:] for one in p.tree()}
-        for elapsed_s, listed in new:
+        for elapsed_s, listed in ((elapsed_s, listed) for elapsed_s, listed in new if elapsed_s >= self._since_s):
             for process in listed:
                 if not process.draws:
                     self._enter(elapsed_s, process, pids)

@@ -137,6 +137,7 @@ class Observation:
                 wait_s = max(wait_s, LEFTOVERS_S if any(map(is_being_ended, self._strangers())) else 0.0)
                 self._wait_until(lambda: not self._strangers(), time.monotonic() + wait_s)
                 strangers = self._strangers()
+                self._holders.begin(time.monotonic() - self._monitor.started_s)
                 self._baseline_bytes = self._device.memory().used_bytes
                 self._look_for_hidden_holders(self._baseline_bytes)
             except DeviceError as error:
@@ -388,10 +389,13 @@ class Observation:
 
     def _beat(self) -> None:
         """Tell whoever looks on what is going on."""
-        latest, peak, foreground = self._monitor.latest(), self._monitor.peak(), self._foreground.processes
+        foreground = self._foreground.processes
         stage = "preflight" if self._looping is None else "background"
         if foreground:
             stage = "foreground" if foreground[-1].exit is None else "ending"
+        if not self._heartbeat.is_due(stage):
+            return
+        latest, peak = self._monitor.latest(), self._monitor.peak()
         self._heartbeat.beat(
             stage,
             used_bytes=None if latest is None else latest.used_bytes,

@@ -72,6 +72,7 @@ class Watch:
         self.process_peaks = tuple(
             ProcessPeak(pid, lives.get(pid, last), used) for pid, used in asked.items() if used is not None
         )
+        self.held_card = self.held_card or bool(self.process_peaks)
 
     @property
     def told_epoch(self) -> bool:

@@ -1,0 +1,384 @@
+"""Faults around a group, with real processes on a simulated card: attribution, orphans, retries, quarantine, peaks."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_nvml import GRAPHICS, FakeNvml
+from groups import RUN, STAND_IN, group, observing, training
+from waiting import wait_until
+
+from colocate.catalog import Training
+from colocate.device import DeviceProcess
+from colocate.evidence import Evidence
+from colocate.holders import Holders, unlisted
+from colocate.observation import Observation
+from colocate.plan import Group
+from colocate.processes import COOKIE, identify, is_alive, with_cookie
+from colocate.quarantine import Quarantine
+from colocate.record import read_record
+from colocate.repetition import Repetition
+from colocate.run_directory import GroupDirectory, RunDirectory
+from colocate.runner import Command, start
+from colocate.series import Settled
+from colocate.units import MIB
+from colocate.verdict import Outcome, Verdict
+
+
+def load(*options: str, **changes: Any) -> Training:
+    return training("load", "--hold", "1500", "--repeat", *options, **changes)
+
+
+def epoch(*options: str, **changes: Any) -> Training:
+    return training("epoch", "--hold", "700", "--steps", "20", "--probe", *options, **changes)
+
+
+def run(observation: Observation) -> Verdict:
+    observation.preflight()
+    observation.start_background()
+    observation.run_foreground()
+    return observation.conclude()
+
+
+def outcome(
+    fake: FakeNvml, folder: Path, foreground: Training, background: Training | None, **limits: Any
+) -> tuple[Verdict, Evidence]:
+    with observing(group(foreground, background, **limits), fake.uuid(), folder) as observation:
+        verdict = run(observation)
+    assert with_cookie(f"{RUN}/group01") == []
+    return verdict, read_record(GroupDirectory(folder / "run" / "group01")).evidence
+
+
+def warned(verdict: Verdict) -> dict[str, str]:
+    return {warning.code: warning.text for warning in verdict.warnings}
+
+
+@pytest.fixture
+def accounting(fake_nvml: FakeNvml) -> FakeNvml:
+    """A card whose driver keeps the peak of every process."""
+    fake_nvml.state.cards[0].accounting = 1
+    return fake_nvml
+
+
+# --- peaks between two samples
+
+
+@pytest.mark.parametrize("source", ["accounting", "allocator"])
+def test_a_spike_over_the_limit_between_two_samples_is_caught(fake_nvml: FakeNvml, tmp_path: Path, source: str) -> None:
+    """6200 MiB for a moment beside 1500: 20 samples a second see 2200."""
+    fake_nvml.state.cards[0].accounting = int(source == "accounting")
+    verdict, evidence = outcome(fake_nvml, tmp_path, epoch("--spike", "6200"), load())
+
+    assert verdict.outcome is not Outcome.FEASIBLE
+    if evidence.trace.peak.used_bytes == 2200 * MIB:  # type: ignore[union-attr]  # else a sample has hit it
+        assert verdict.codes == ("peak_between_samples",)
+        assert f"{source} of the foreground: 6200 MiB" in str(verdict)
+
+
+def test_a_spike_of_one_process_alone_is_proof(accounting: FakeNvml, tmp_path: Path) -> None:
+    verdict, _ = outcome(accounting, tmp_path, epoch("--spike", "7600"), None)
+
+    assert verdict.codes == ("peak_over_limit",)
+
+
+def test_a_spike_of_the_background_is_caught_as_well(accounting: FakeNvml, tmp_path: Path) -> None:
+    verdict, _ = outcome(accounting, tmp_path, epoch(), load("--spike", "7000"))
+
+    assert verdict.outcome is not Outcome.FEASIBLE
+
+
+def test_a_small_spike_is_told_with_both_sources_and_their_gap(accounting: FakeNvml, tmp_path: Path) -> None:
+    verdict, evidence = outcome(accounting, tmp_path, epoch("--spike", "1700"), load())
+
+    assert verdict.feasible, verdict
+    assert verdict.peak_bytes == 3200 * MIB
+    if evidence.trace.peak.used_bytes == 2200 * MIB:  # type: ignore[union-attr]
+        assert "the samples missed 1000 MiB" in warned(verdict)["spike"]
+
+
+def test_survival_by_flushing_the_cache_is_feasible_with_a_loud_tight(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    verdict, _ = outcome(fake_nvml, tmp_path, epoch("--retries", "2"), load())
+
+    assert verdict.feasible, verdict
+    assert "tight" in warned(verdict)
+
+
+# --- who is who
+
+
+def test_a_training_that_leaves_a_child_with_memory_is_ended_with_it(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    verdict, evidence = outcome(fake_nvml, tmp_path, epoch("--fork"), load())
+
+    assert verdict.feasible, verdict
+    assert "stand_in.py" in warned(verdict)["leftovers"]
+    assert {holder.owner for holder in evidence.holders} <= {"foreground", "background"}
+    assert fake_nvml.used_bytes() == 0
+
+
+def test_a_training_that_daemonises_is_followed_and_proves_nothing(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """Its first process says 0 at once; the work is done by one of another session whose parent is gone."""
+    verdict, _ = outcome(fake_nvml, tmp_path, epoch("--daemonise", "--steps", "500"), load())
+
+    assert verdict.outcome is Outcome.INCONCLUSIVE, verdict
+    assert "foreground_detached" in verdict.codes
+    assert fake_nvml.used_bytes() == 0
+
+
+def test_a_number_that_is_used_again_is_another_process(foreign_process: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    holders = Holders("run", "group01")
+    holders.take([(1.0, (DeviceProcess(foreign_process, 100),))], {})
+    later = identify(foreign_process)
+    assert later is not None
+    monkeypatch.setattr("colocate.processes.identify", lambda pid: later._replace(start_time=later.start_time + 9))
+    holders.take([(1.0, ()), (2.0, (DeviceProcess(foreign_process, 300),))], {})
+
+    assert [(holder.first_s, holder.max_used_bytes) for holder in holders.seen] == [(1.0, 100), (2.0, 300)]
+
+
+def test_in_a_container_with_the_hosts_numbers_nobody_is_accused(
+    foreign_process: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 000 001 does not exist here, so the numbers are the host's, and one that exists here does so by chance."""
+    monkeypatch.setattr("colocate.processes.sees_all_processes", lambda: False)
+    holders = Holders("run", "group01")
+    listed = (DeviceProcess(4_000_001, 100), DeviceProcess(foreign_process, 300))
+    holders.take([(1.0, listed)], {})
+
+    assert [holder.owner for holder in holders.seen] == ["unknown", "unknown"]
+    assert not holders.attributed
+
+
+def test_a_desktop_is_no_stranger_but_counts_for_the_peak(
+    fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path
+) -> None:
+    fake_nvml.foreign(400 * MIB, pid=foreign_process, flags=GRAPHICS)
+    verdict, evidence = outcome(fake_nvml, tmp_path, epoch(), load())
+
+    assert verdict.feasible, verdict
+    assert evidence.baseline_bytes == 400 * MIB
+    assert verdict.peak_bytes == 2600 * MIB
+
+
+def test_memory_that_nobody_on_the_list_accounts_for_is_told(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    fake_nvml.state.cards[0].baseline_bytes = 900 * MIB
+    verdict, _ = outcome(fake_nvml, tmp_path, epoch(), load())
+
+    assert "900 MiB were in use before the group" in warned(verdict)["unexplained_baseline"]
+
+
+def test_a_process_with_the_card_open_but_not_on_the_list_is_found(tmp_path: Path) -> None:
+    node = tmp_path / "nvidia0"
+    node.touch()
+    with node.open() as file, subprocess.Popen(["sleep", "60"], stdin=file) as process:
+        found = [one.pid for one in unlisted((), str(tmp_path / "nvidia"))]
+        listed = unlisted((DeviceProcess(process.pid, None),), str(tmp_path / "nvidia"))
+        process.kill()
+
+    assert found == [process.pid]
+    assert listed == []
+
+
+# --- what an earlier run has left
+
+
+def orphan(fake: FakeNvml, cookie: str) -> "subprocess.Popen[bytes]":
+    """A training that nobody watches: its supervisor and its harness are gone."""
+    environment = {**os.environ, **fake.environment, COOKIE: cookie}
+    argv = [sys.executable, str(STAND_IN), "--hold", "900", "--hang-at", "1"]
+    return subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL)
+
+
+def test_an_orphan_of_an_earlier_run_is_ended_and_said(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    with orphan(fake_nvml, "run_old/group03/background") as left:
+        wait_until(lambda: fake_nvml.used_bytes() == 900 * MIB)
+        verdict, evidence = outcome(fake_nvml, tmp_path, epoch(), load())
+
+        assert left.wait(5) == -signal.SIGTERM
+    assert verdict.feasible, verdict
+    assert f"pid {left.pid} " in warned(verdict)["orphan_ended"]
+    assert evidence.baseline_bytes == 0
+
+
+def test_a_stranger_who_was_waited_for_spoils_nothing(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    with (
+        subprocess.Popen(["sleep", "0.7"]) as stranger,
+        observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as it,
+    ):
+        fake_nvml.allocate(500 * MIB, pid=stranger.pid)
+        threading.Thread(target=stranger.wait).start()
+        it.preflight(wait_s=10.0)
+        it.start_background()
+        it.run_foreground()
+        verdict = it.conclude()
+
+    assert verdict.feasible, verdict
+
+
+def test_a_training_of_another_run_that_goes_on_is_not_touched(
+    fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colocate.observation.LEFTOVERS_S", 0.2)
+    (tmp_path / "logs").mkdir()
+    argv = (sys.executable, str(STAND_IN), "--hold", "900", "--hang-at", "1")
+    command = Command(argv, tmp_path, {**os.environ, **fake_nvml.environment})
+    with start(command, log=tmp_path / "logs/other.log", cookie="run_other/group01/background") as other:
+        wait_until(lambda: fake_nvml.used_bytes() == 900 * MIB)
+        verdict, _ = outcome(fake_nvml, tmp_path, epoch(), load())
+
+        assert is_alive(other.id)
+    assert verdict.codes == ("foreign_process",)
+
+
+# --- another try
+
+
+def settle(fake: FakeNvml, folder: Path, plan_group: Group, meanwhile: Any = None, retries: int = 2) -> Settled:
+    """A group with what `colocate.repetition` makes of its first attempt."""
+    with observing(plan_group, fake.uuid(), folder) as observation:
+        if meanwhile is not None:
+            meanwhile(observation)
+        run(observation)
+        repetition = Repetition(plan_group, observation._device, RunDirectory(folder / "run"), "test", retries)
+        return repetition.settle(observation)
+
+
+@pytest.fixture
+def passing(fake_nvml: FakeNvml, foreign_process: int) -> Iterator[threading.Thread]:
+    """Somebody who comes while the first foreground trains, and leaves."""
+
+    def visit() -> None:
+        wait_until(lambda: fake_nvml.used_bytes() >= 2200 * MIB)
+        fake_nvml.foreign(500 * MIB, pid=foreign_process)
+        wait_until(lambda: fake_nvml.used_bytes() < 2200 * MIB)
+        fake_nvml.release(foreign_process)
+
+    visitor = threading.Thread(target=visit)
+    yield visitor
+    visitor.join()
+
+
+def test_a_group_that_a_stranger_spoiled_is_repeated_once(
+    fake_nvml: FakeNvml, tmp_path: Path, passing: threading.Thread
+) -> None:
+    found = settle(fake_nvml, tmp_path, group(epoch("--steps", "60"), load()), lambda _: passing.start())
+    first = read_record(found.attempts[0].directory).evidence
+    (stranger,) = [holder for holder in first.holders if holder.owner == "foreign"]
+
+    assert found.verdict.feasible, found.verdict
+    assert len(found.attempts) == 2
+    assert 0 < stranger.first_s <= stranger.last_s
+    assert "foreign_process" in warned(found.verdict)["repeated"]
+
+
+def test_a_stranger_who_stays_makes_it_inconclusive(fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path) -> None:
+    def come(observation: Observation) -> None:
+        threading.Timer(0.8, fake_nvml.foreign, (500 * MIB,), {"pid": foreign_process}).start()
+
+    found = settle(fake_nvml, tmp_path, group(epoch("--steps", "80"), load(), settle_s=0.5), come)
+
+    assert found.verdict.codes == ("foreign_process",)
+    assert len(found.attempts) <= 2
+
+
+def test_retries_are_capped_by_the_plan(fake_nvml: FakeNvml, tmp_path: Path, passing: threading.Thread) -> None:
+    found = settle(fake_nvml, tmp_path, group(epoch("--steps", "60"), load()), lambda _: passing.start(), retries=0)
+
+    assert found.verdict.codes == ("foreign_process",)
+    assert len(found.attempts) == 1
+
+
+@pytest.mark.parametrize("foreground", [epoch("--oom-at", "3"), epoch("--fail-at", "3")], ids=["oom", "failure"])
+def test_what_is_the_groups_own_is_never_repeated(fake_nvml: FakeNvml, tmp_path: Path, foreground: Training) -> None:
+    found = settle(fake_nvml, tmp_path, group(foreground, load()))
+
+    assert found.verdict.outcome is Outcome.INFEASIBLE
+    assert len(found.attempts) == 1
+
+
+def test_a_group_whose_supervisor_was_killed_is_repeated(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    def kill(observation: Observation) -> None:
+        def act() -> None:
+            wait_until(lambda: observation._foreground.num_steps > 2)
+            observation._foreground.processes[0]._supervisor.kill()
+
+        threading.Thread(target=act).start()
+
+    found = settle(fake_nvml, tmp_path, group(epoch("--steps", "50"), load()), kill)
+
+    assert found.verdict.feasible, found.verdict
+    assert "supervisor_lost" in warned(found.verdict)["repeated"]
+    assert with_cookie(f"{RUN}/group01") == []
+
+
+def test_a_group_with_a_blind_sensor_is_repeated(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    def block(observation: Observation) -> None:
+        def act() -> None:
+            wait_until(lambda: observation._foreground.num_steps > 2)
+            fake_nvml.block("nvmlDeviceGetMemoryInfo_v2", 0.8, times=1)
+
+        threading.Thread(target=act).start()
+
+    found = settle(fake_nvml, tmp_path, group(epoch("--steps", "60"), load(), longest_gap_s=0.6), block)
+
+    assert found.verdict.feasible, found.verdict
+    assert "sensor_gap" in warned(found.verdict)["repeated"]
+
+
+def test_a_group_that_is_to_run_several_times_does(accounting: FakeNvml, tmp_path: Path) -> None:
+    several = Group("group01", 1, epoch(), load(), group(epoch(), None).limits, runs=3)
+    found = settle(accounting, tmp_path, several)
+
+    assert found.verdict.feasible, found.verdict
+    assert [attempt.place for attempt in found.attempts] == [(1, 1), (2, 1), (3, 1)]
+    assert "3 runs peaked at 2200 MiB, 2200 MiB, 2200 MiB" in warned(found.verdict)["spread"]
+
+
+# --- cards that are left alone
+
+
+@pytest.mark.parametrize("way", ["leak", "lost"])
+def test_a_card_in_a_bad_state_is_quarantined(fake_nvml: FakeNvml, tmp_path: Path, way: str) -> None:
+    quarantine = Quarantine(tmp_path / "quarantine")
+    foreground = epoch("--steps", "40", *(["--leak"] if way == "leak" else []))
+    with observing(
+        group(foreground, load(), settle_s=0.5), fake_nvml.uuid(), tmp_path, quarantine=quarantine
+    ) as observation:
+        observation.preflight()
+        observation.start_background()
+        if way == "lost":
+            fake_nvml.fail("nvmlDeviceGetMemoryInfo_v2", 15)
+        observation.run_foreground()
+        verdict = observation.conclude()
+
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert quarantine.why(fake_nvml.uuid()) is not None
+    assert quarantine.why("GPU-other") is None
+
+
+def test_a_card_that_comes_back_is_not_quarantined(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path / "quarantine")
+    with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path, quarantine=quarantine) as observation:
+        run(observation)
+
+    assert quarantine.why(fake_nvml.uuid()) is None
+
+
+# --- the disk
+
+
+def test_a_log_that_cannot_be_written_ends_the_group(
+    fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/dev/full refuses every byte, as a full disk does; the background goes with the foreground."""
+    with observing(group(epoch("--steps", "2000"), load()), fake_nvml.uuid(), tmp_path) as observation:
+        observation.directory.foreground_log.symlink_to("/dev/full")
+        verdict = run(observation)
+
+    assert verdict.codes == ("log_failed",)
+    assert with_cookie(f"{RUN}/group01") == []
