@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from colocate import __version__
-from colocate.commands import USAGE, verify
+from colocate.commands import USAGE, report, verify, watch
 from colocate.errors import ColocateError
 
-COMMANDS = (verify,)
+COMMANDS = (verify, report, watch)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

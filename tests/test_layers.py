@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[1]
 
 # From bottom to top; a module may import from its own row's left and from every row above it in this list.
 LAYERS = (
-    ("units", "errors", "device", "device.failures", "logs", "processes", "energy", "environment", "run_directory"),
+    ("units", "errors", "device", "device.failures", "logs", "processes", "energy", "environment", "run_directory", "heartbeat", "screen"),
     ("quarantine", "versions"),
-    ("evidence", "supervisor"),
+    ("evidence", "supervisor", "live"),
     ("prediction", "events", "recordings", "settings"),
     ("peaks",),
     ("verdict", "catalog", "runner", "monitor"),

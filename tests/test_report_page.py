@@ -1,18 +1,19 @@
+import html
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from builders import background, evidence, foreground, predicted_evidence
+from builders import background, device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated
 from groups import group, training
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from colocate.evidence import Exit, Life
 from colocate.plugin.outcome import FIELDS
 from colocate.record import write_record
-from colocate.report import page
-from colocate.report.tally import Tally
-from colocate.run_directory import GroupDirectory
+from colocate.report import details, journal, page, table
+from colocate.report.stored import RECORD_FIELDS, Row, parts, read_run
+from colocate.run_directory import RunDirectory
 from colocate.units import MIB
 
 MARKUP = '<script>alert("x")</script>'
@@ -20,7 +21,7 @@ MARKUP = '<script>alert("x")</script>'
 
 def record(**changes):
     known = {
-        **dict.fromkeys(FIELDS),
+        **dict.fromkeys(RECORD_FIELDS),
         "group": "group01",
         "number": 1,
         "tier": "low",
@@ -37,44 +38,15 @@ def record(**changes):
         "codes": [],
         "reasons": [],
         "warnings": [],
+        "device_name": "Test 8 GB",
     }
     return {**known, **changes}
 
 
 def cells(**changes):
-    return dict(zip(page.COLUMNS, page.row_cells(record(**changes)), strict=True))
-
-
-def inner(cell):
-    """What pytest-html sorts by: the first thing between the tags of a cell, by its own expression."""
-    return re.search(r"<td.*?>(.*?)</td>", cell)[1]
-
-
-@settings(deadline=None)
-@given(st.lists(st.none() | st.integers(-(2**36), 2**36), min_size=2))
-def test_numbers_sort_as_numbers_and_the_unknown_comes_last(values):
-    """pytest-html compares the cells as strings: '999' would be above '5000' and '-312' above '-400'."""
-    by_text = sorted(values, key=lambda value: inner(cells(headroom_bytes=value)["headroom"]))
-    known = [value for value in by_text if value is not None]
-    assert known == sorted(known)
-    assert by_text[: len(known)] == known
-
-
-def test_group_ten_sorts_after_group_nine():
-    nine, ten = (inner(cells(group=name, number=number)["group"]) for name, number in (("b", 9), ("a", 10)))
-    assert nine < ten
-
-
-def test_a_predicted_peak_is_an_interval_and_a_measured_one_a_number():
-    predicted = cells(basis="predicted", peak_low_bytes=4800 * MIB, peak_high_bytes=5900 * MIB)
-    assert "4800-5900" in predicted["peak"]
-    assert "5000<" in cells()["peak"]
-
-
-def test_what_is_unknown_is_an_empty_cell():
-    empty = cells(peak_bytes=None, headroom_bytes=None, expected_bytes=None, basis=None, outcome="NOT RUN")
-    shown = [re.sub(r"<i hidden>.*?</i>", "", inner(empty[name])) for name in ("peak", "headroom", "expected", "basis")]
-    assert shown == ["", "", "", ""]
+    row = Row("run_1", record(**changes))
+    names = list(table.COLUMNS)
+    return dict(zip(names, re.findall(r"<t[dh] .*?</t[dh]>", table.body(row, names, "", lazy=False)), strict=False))
 
 
 class Tags(HTMLParser):
@@ -83,7 +55,7 @@ class Tags(HTMLParser):
         self.found = []
 
     def handle_starttag(self, tag, attrs):
-        self.found.append(tag)
+        self.found.append((tag, dict(attrs)))
 
 
 def tags(text):
@@ -92,46 +64,208 @@ def tags(text):
     return parser.found
 
 
-def test_foreign_text_stays_text_everywhere(tmp_path):
-    foreign = {name: MARKUP for name in ("group", "tier", "foreground", "background", "basis", "device_name")}
-    foreign |= {"reasons": [MARKUP], "warnings": [MARKUP], "codes": [MARKUP], "outcome": MARKUP}
-    tally = Tally({MARKUP: "ERROR", "x": MARKUP}, 1, 0.5)
-    parts = [*page.row_cells(record(**foreign)), page.details(record(**foreign), tmp_path)]
-    parts += [page.tiles(tally, [record(**foreign)], 7500 * MIB, 8192 * MIB), page.banners(tally, [])]
-    assert "script" not in tags("".join(parts))
-    assert "&lt;script&gt;" in "".join(parts)
-
-
-# What is read from the run directory.
-
-
 @pytest.fixture
-def directory(tmp_path):
-    found = GroupDirectory(tmp_path / "results/run_1/g").create()
-    members = {"foreground": foreground(), "background": background()}
-    write_record(found, group(training("a"), training("b")), evidence(**members), [], "run_1")
+def run(tmp_path):
+    found = RunDirectory(tmp_path / "results/run_20261124_053000")
+    found.path.mkdir(parents=True)
     return found
 
 
-def details(directory, tmp_path, **changes):
-    return page.details(record(directory=str(directory.path), **changes), tmp_path / "reports/run_1")
+def finish(run, number=1, seen=None, tier="low", **settings):
+    """Write the record of one group as a run does, and its line in the journal."""
+    directory = run.group("mnist", number, parallel=True).create()
+    one = replace(group(training("mnist", **settings), training("resnet20")), number=number, tier=tier)
+    one = replace(one, id=f"group{number:02}", expected_bytes=3500 * MIB)
+    write_record(directory, one, seen or evidence(group=one.id), [], run.name)
+    return directory
 
 
-def test_details_give_reason_numbers_picture_files_and_command(directory, tmp_path):
-    found = details(directory, tmp_path, outcome="INFEASIBLE", reasons=["peak 7812 MiB [peak_over_limit]"])
-    assert '<div class="why v-bad"><p>peak 7812 MiB [peak_over_limit]</p>' in found
-    assert "INFEASIBLE (measured)" in found
+def begin(run, groups, needed=1, **plan):
+    document = {"name": "a_plan", "groups": groups, "needed": needed, "success_rate": 0.5, "tiers": {"low": 1.0}, **plan}
+    run.record.write_text(json.dumps({"plan": document, "started_at": "2026-11-24T05:30:00+00:00"}))
+
+
+def body(run, *more):
+    runs = [read_run(one.path) for one in (run, *more)]
+    return str(page.body(page.Report.of(runs, run.path)))
+
+
+# Cells.
+
+
+def test_numbers_are_given_as_numbers_to_sort_by_and_the_unknown_as_nothing():
+    assert 'data-v="-327155712"' in cells(headroom_bytes=-312 * MIB)["headroom"]
+    assert 'data-v=""' in cells(headroom_bytes=None)["headroom"]
+    assert 'data-v="10"' in cells(group="group10", number=10)["group"]
+
+
+def test_a_predicted_peak_is_an_interval_and_a_measured_one_a_number():
+    assert "4800-5900" in cells(basis="predicted", peak_low_bytes=4800 * MIB, peak_high_bytes=5900 * MIB)["peak"]
+    assert ">5000<" in cells()["peak"]
+
+
+def test_every_verdict_stands_beside_its_basis():
+    assert "FEASIBLE</span> <span class=\"basis\">measured" in cells()["verdict"]
+
+
+def test_what_is_unknown_is_an_empty_cell():
+    empty = cells(peak_bytes=None, headroom_bytes=None, expected_bytes=None, basis=None, outcome="NOT RUN")
+    for name in ("peak", "headroom", "expected"):
+        assert re.sub(r"<.*?>", "", empty[name]) == ""
+
+
+def test_a_record_of_a_run_has_the_fields_that_the_page_reads():
+    assert set(RECORD_FIELDS) <= set(FIELDS)
+
+
+# Foreign text.
+
+
+def test_foreign_text_stays_text_everywhere(run):
+    foreign = {name: MARKUP for name in ("tier", "foreground", "background", "basis", "device_name", "stability")}
+    foreign |= {"reasons": [MARKUP], "warnings": [MARKUP], "codes": [MARKUP], "outcome": MARKUP}
+    begin(run, [MARKUP, "group01"], name=MARKUP)
+    directory = finish(run)
+    directory.foreground_log.write_text(MARKUP)
+    journal.append(run.path, "group", record=record(**foreign, directory=str(directory.path)), text=MARKUP)
+    journal.append(run.path, "group", record=record(**foreign, group="group02", number=2))
+    whole = page.document(page.Report.of([read_run(run.path)], run.path))
+    scripts = [tag for tag, _ in tags(whole) if tag == "script"]
+    assert len(scripts) == 1, "the page's own"
+    assert html.escape(MARKUP) in whole
+
+
+# The whole.
+
+
+def test_the_verdict_of_the_plan_is_one_sentence_on_top(run):
+    begin(run, ["group01", "group02"])
+    finish(run, 1)
+    finish(run, 2, evidence(group="group02", foreground=foreground(out_of_memory=(out_of_memory(),))))
+    found = body(run)
+    assert "1 of 2 groups share an 8 GB card; 1 needed: the plan holds</h2>" in found
+    assert "measured on Test 8 GB" in found
+    assert "banner" not in found
+
+
+def test_an_incomplete_page_says_so_on_top(run):
+    begin(run, ["group01", "group02", "group03"])
+    finish(run, 1)
+    journal.append(run.path, "group", record=record(group="group02", number=2, outcome="NOT RUN", basis=None))
+    found = body(run)
+    assert "INCOMPLETE:</b> 2 groups have no verdict (NOT RUN: group02; not selected: group03)" in found
+    assert found.index("INCOMPLETE") < found.index("headline")
+
+
+def test_a_run_that_goes_on_says_so_on_top(run):
+    begin(run, ["group01", "group02"])
+    journal.append(run.path, "started", groups=["group01", "group02"])
+    finish(run, 1)
+    assert "NOT ENDED:</b> run_20261124_053000" in body(run)
+    assert "not done: group02" in body(run)
+    journal.append(run.path, "ended")
+    assert "NOT ENDED" not in body(run)
+
+
+def test_a_predicted_page_says_so_on_top(run):
+    begin(run, ["group01"])
+    finish(run, 1, predicted_evidence(1000, 800))
+    assert "PREDICTED:" in body(run)
+    assert "1 of 1 groups are predicted to share" in body(run)
+
+
+def test_a_simulated_driver_is_stamped_loudly(run):
+    begin(run, ["group01"])
+    finish(run, 1, evidence(device=device_info(driver_version="550.54 simulated")))
+    assert "SIMULATED NVML:" in body(run)
+
+
+def test_the_picture_splits_a_predicted_peak_into_its_parts(run):
+    begin(run, ["group01"])
+    finish(run, 1, predicted_evidence(1000, 800))
+    (svg,) = [attributes for tag, attributes in tags(body(run)) if attributes.get("class") == "bar-svg"]
+    said = svg["aria-label"]
+    assert "foreground 1350 MiB; background 1150 MiB; baseline and other 230 MiB" in said
+    assert "the plan expected 3500 MiB" in said
+    assert svg["role"] == "img"
+
+
+def test_a_measured_peak_of_which_nobody_is_known_stays_whole(run):
+    begin(run, ["group01"])
+    finish(run, 1)
+    assert 'class="unsplit"' in body(run)
+
+
+def test_what_was_expected_of_a_tier_stands_beside_what_came_out(run):
+    begin(run, ["group01", "group02"], tiers={"low": 1.0, "high": 0.5})
+    finish(run, 1)
+    finish(run, 2, evidence(group="group02", foreground=foreground(out_of_memory=(out_of_memory(),))))
+    row = re.search(r"<tr><th scope=\"row\">low</th>.*?</tr>", body(run))[0]
+    assert "100 % (2 of 2)" in row
+    assert ">1 (50%)<" in row
+    assert ">below<" in row
+
+
+def test_an_infeasible_group_says_what_it_needed_who_needed_it_and_what_to_try(run):
+    begin(run, ["group01"])
+    finish(run, 1, predicted_evidence(6000, 2000))
+    found = body(run)
+    assert "is expected to need 8930 MiB, 1430 MiB above the limit: examples_mnist 6350 MiB, resnet20 2350 MiB" in found
+    assert "a smaller batch with gradient accumulation" in found
+
+
+def test_pairs_are_recommended_by_their_class(run):
+    begin(run, ["group01", "group02", "group03"])
+    for number, reserved in ((1, 800), (2, 1900), (3, 4500)):
+        finish(run, number, predicted_evidence(reserved, 800, group=f"group{number:02}"))
+    lists = re.findall(r'<div class="next (v-\w+)">(.*?)</div>', body(run))
+    groups = {kind: re.findall(r">(group\d\d)</a>", text) for kind, text in lists}
+    assert groups == {"v-ok": ["group01"], "v-warn": ["group02"], "v-bad": ["group03"]}
+
+
+def test_tables_have_heads_and_pictures_have_words(run):
+    begin(run, ["group01"])
+    finish(run, 1)
+    found = tags(body(run))
+    assert all(attributes.get("scope") for tag, attributes in found if tag == "th")
+    assert all(attributes.get("aria-label") and attributes.get("role") == "img" for tag, attributes in found if tag == "svg")
+
+
+# Details.
+
+
+def test_details_give_reason_numbers_picture_files_and_command(run):
+    begin(run, ["group01"])
+    seen = evidence(foreground=foreground(out_of_memory=(out_of_memory(),), allocators=(simulated(700),)))
+    directory = finish(run, 1, seen)
+    directory.foreground_log.write_text("last words\n")
+    found = body(run)
+    assert '<div class="why v-bad"><p>examples_mnist ran out of memory' in found
     assert '<svg class="timeline"' in found
     assert "foreground ran from 8.0 s to 21.0 s" in found
-    assert 'href="../../results/run_1/g/trace.csv"' in found
+    assert "foreground: train from 10.0 s to 20.0 s" in found
+    assert 'href="mnist_parallel_001/trace.csv"' in found
+    assert "last words" in found
     assert "<code>pytest feasibility -k group01</code>" in found
 
 
-def test_logs_are_shown_from_their_end_and_capped(directory, tmp_path):
+def test_the_command_keeps_the_options_that_chose_the_plan(run):
+    begin(run, ["group01"])
+    document = json.loads(run.record.read_text())
+    run.record.write_text(json.dumps({**document, "arguments": ["feasibility", "--plan", "a b.json", "-n2", "--card=8GB"]}))
+    finish(run, 1)
+    stored = read_run(run.path)
+    assert details.command(stored.rows[0], stored) == "pytest feasibility '--plan=a b.json' --card=8GB -k group01"
+
+
+def test_logs_are_shown_from_their_end_and_capped(run):
+    begin(run, ["group01"])
+    directory = finish(run, 1)
     directory.foreground_log.write_text("".join(f"line {number} {'x' * 500}\n" for number in range(5000)))
     directory.background_log(1).write_text("first life\n")
     directory.background_log(2).write_text("second \x1b[31mlife\x1b[0m <b>bold</b>\r\n")
-    found = details(directory, tmp_path)
+    (row,) = read_run(run.path).rows
+    found = str(details.details(row, None, run.path))
     assert "line 4999" in found
     assert "line 4900" not in found
     assert "first life" not in found
@@ -139,44 +273,85 @@ def test_logs_are_shown_from_their_end_and_capped(directory, tmp_path):
     assert len(found) < 40_000
 
 
-def test_a_damaged_trace_is_told_and_not_drawn(directory, tmp_path):
-    directory.trace.write_text("elapsed_s,used_bytes\nnonsense\n1.0,5\n")
-    found = details(directory, tmp_path)
-    assert "<svg" not in found
+def test_a_damaged_trace_is_told_and_not_drawn(run):
+    begin(run, ["group01"])
+    finish(run, 1).trace.write_text("elapsed_s,used_bytes\nnonsense\n1.0,5\n")
+    found = body(run)
+    assert '<svg class="timeline"' not in found
     assert "expected elapsed_s,used_bytes" in found
 
 
-def test_a_member_that_never_ended_has_no_span(tmp_path):
-    found = GroupDirectory(tmp_path / "g").create()
-    running = foreground(lives=(Life("training.log", 8.0),))
-    write_record(found, group(training("a"), None), evidence(foreground=running, background=None), [], "r")
-    assert "foreground ran" not in page.details(record(directory=str(found.path)), tmp_path)
+def test_a_member_that_never_ended_has_no_span(run):
+    begin(run, ["group01"])
+    finish(run, 1, evidence(foreground=foreground(lives=(Life("training.log", 8.0),)), background=None))
+    assert "foreground ran" not in body(run)
     assert Exit(0, None, 1.0).ok
 
 
-# The whole.
+def test_a_restart_of_the_background_is_marked(run):
+    begin(run, ["group01"])
+    lives = (Life("a", 1.0, Exit(1, None, 9.0)), Life("b", 10.0, Exit(None, "SIGTERM", 23.0, stopped=True)))
+    finish(run, 1, evidence(background=background(lives=lives)))
+    assert "background started again at 10.0 s" in body(run)
+    assert "<td class=\"num\">2, 1</td>" in body(run)
 
 
-def test_a_predicted_page_says_so_on_top():
-    predicted = predicted_evidence(1000, 800)
-    tally = Tally({"group01": "FEASIBLE"}, 1, 1.0)
-    assert predicted.device.basis == "predicted"
-    assert "PREDICTED:" in page.banners(tally, [record(basis="predicted")])
-    assert page.banners(tally, [record(basis="measured")]) == ""
+# What is read.
 
 
-def test_an_incomplete_page_says_so_on_top():
-    banner = page.banners(Tally({"group01": "FEASIBLE", "group02": "NOT RUN"}, 1, 0.5), [])
-    assert "<b>INCOMPLETE:</b> 1 group has no verdict (NOT RUN: group02)" in banner
+def test_a_run_of_which_only_the_records_are_left_has_the_same_rows(run):
+    begin(run, ["group01"])
+    finish(run, 1)
+    run.record.unlink()
+    (row,) = read_run(run.path).rows
+    assert (row.record["peak_bytes"], row.record["outcome"]) == (3200 * MIB, "FEASIBLE")
 
 
-def test_tiles_give_the_verdict_of_the_plan_its_rule_and_the_highest_peak():
-    tally = Tally({"group01": "FEASIBLE", "group02": "INFEASIBLE"}, 1, 0.5)
-    peaks = [
-        record(),
-        record(group="group02", peak_low_bytes=7812 * MIB, peak_high_bytes=7812 * MIB, peak_bytes=7812 * MIB),
-    ]
-    found = page.tiles(tally, peaks, 7500 * MIB, 8192 * MIB)
-    assert "<b>the plan holds</b><span>1 of 2 groups needed (50 %, rounded down)</span>" in found
-    assert "<b>7812 MiB</b><span>highest peak, group02</span>" in found
-    assert "<b>measured</b><span>basis</span>" in found
+def test_a_moved_run_is_read_where_it_is_now(run, tmp_path):
+    begin(run, ["group01"])
+    directory = finish(run, 1)
+    journal.append(run.path, "group", record=record(directory=str(directory.path)))
+    run.path.rename(tmp_path / "elsewhere")
+    (row,) = read_run(tmp_path / "elsewhere").rows
+    assert row.document["group"]["id"] == "group01"
+
+
+def test_a_torn_line_of_the_journal_costs_that_line(run):
+    begin(run, ["group01", "group02"])
+    journal.append(run.path, "group", record=record(outcome="NOT RUN"))
+    with (run.path / journal.NAME).open("a") as file:
+        file.write('{"event": "group", "rec')
+    assert [row.group for row in read_run(run.path).rows] == ["group01"]
+
+
+def test_runs_on_other_cards_are_counted_apart(run, tmp_path):
+    other = RunDirectory(tmp_path / "results/run_20261125_053000")
+    other.path.mkdir()
+    for one, seen in ((run, evidence()), (other, evidence(device=device_info(name="Other 8 GB")))):
+        begin(one, ["group01"])
+        finish(one, 1, seen)
+    found = parts([read_run(run.path), read_run(other.path)])
+    assert [part.tally.feasible for part in found] == [1, 1]
+    whole = body(run, other)
+    assert whole.count('class="headline') == 2
+    assert 'data-sort="card"' in whole
+
+
+def test_shards_of_one_plan_on_one_card_are_counted_together(run, tmp_path):
+    other = RunDirectory(tmp_path / "results/run_20261125_053000")
+    other.path.mkdir()
+    for one, number in ((run, 1), (other, 2)):
+        begin(one, ["group01", "group02"], needed=2)
+        finish(one, number)
+    (part,) = parts([read_run(run.path), read_run(other.path)])
+    assert part.tally.holding == "holds"
+
+
+def test_two_runs_that_disagree_are_told(run, tmp_path):
+    other = RunDirectory(tmp_path / "results/run_20261125_053000")
+    other.path.mkdir()
+    begin(run, ["group01"])
+    begin(other, ["group01"])
+    finish(run, 1)
+    finish(other, 1, evidence(foreground=foreground(out_of_memory=(out_of_memory(),))))
+    assert "SEVERAL RUNS DISAGREE:</b> group01" in body(run, other)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colocate.evidence import Sample
-from colocate.report.timeline import NUM_POINTS, downsampled, timeline
+from colocate.report.timeline import NUM_POINTS, Curve, Member, curves, downsampled, timeline
 from colocate.units import MIB
 
 LIMIT = 7500 * MIB
@@ -31,7 +31,7 @@ def test_a_peak_of_one_sample_among_thousands_is_drawn():
 
 def test_the_picture_is_sound_xml_says_what_it_shows_and_keeps_names_as_text():
     samples = [Sample(0.0, 230 * MIB), Sample(10.0, 8000 * MIB), Sample(20.0, 230 * MIB)]
-    picture = timeline(samples, LIMIT, {"<i>fore": [(1.0, 15.0)]}, title='"><script>')
+    picture = timeline(samples, LIMIT, {"<i>fore": Member(((1.0, 15.0),))}, title='"><script>')
     root = ElementTree.fromstring(picture)
     assert root.get("role") == "img"
     assert root.get("aria-label") == '"><script>: memory of the card over 20 s, peak 8000 MiB, limit 7500 MiB'
@@ -53,3 +53,22 @@ def test_every_point_lies_inside_the_picture(readings):
 
 def test_without_samples_nothing_is_drawn():
     assert timeline([], LIMIT) == ""
+
+
+def test_phases_are_shaded_and_restarts_marked():
+    samples = [Sample(0.0, 230 * MIB), Sample(20.0, 800 * MIB)]
+    background = Member(((1.0, 5.0), (7.0, 20.0)), (("train", (2.0, 4.0)), ("<odd>", (8.0, 9.0))))
+    members = {"foreground": Member(((3.0, 9.0),), (("evaluate", (4.0, 6.0)),)), "background": background}
+    picture = timeline(samples, LIMIT, members)
+    ElementTree.fromstring(picture)
+    assert 'class="shade phase-evaluate"' in picture
+    assert "background started again at 7.0 s" in picture
+    assert "&lt;odd&gt; from 8.0 s to 9.0 s" in picture
+
+
+def test_a_slow_reading_has_its_highest_value_in_words_and_none_is_no_picture():
+    power = Curve("power", "W", tuple((float(second), 100.0 + second) for second in range(50)))
+    picture = curves([power, Curve("busy", "%")], "group01")
+    root = ElementTree.fromstring(picture)
+    assert root.get("aria-label") == "group01: power, at most 149 W"
+    assert curves([]) == ""

@@ -6,7 +6,13 @@ is quick.
 """
 
 import argparse
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeAlias
+
+from colocate.errors import ColocateError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 WELL, FINDING, USAGE = 0, 1, 2
@@ -15,3 +21,33 @@ WELL, FINDING, USAGE = 0, 1, 2
 def new(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
     """Declare a subcommand; ``example`` is shown below its arguments in ``--help``."""
     return commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+
+
+def near(path: Path) -> str:
+    """A path as one would type it from here."""
+    return os.path.relpath(path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into an error of one line.
+
+    Raises:
+        ColocateError: the file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ColocateError(f"{near(path)}: expected to be written, got {error.strerror or error}") from error
+
+
+def latest_run() -> Path:
+    """The latest run directory below ``results``.
+
+    Raises:
+        ColocateError: there is none.
+    """
+    found = max(Path("results").glob("run_*"), key=lambda path: path.name, default=None)
+    if found is None:
+        raise ColocateError("results: expected a run directory in it, found none; name one")
+    return found

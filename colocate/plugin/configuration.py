@@ -36,6 +36,7 @@ class Session:
     choice: str | None = None
     notes: list[str] = field(default_factory=list)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    estimates: dict[str, float] = field(default_factory=dict)
     decisions: "dict[str, Decision]" = field(default_factory=dict)
 
     def tally(self) -> "Tally":

@@ -38,6 +38,13 @@ def add_options(parser: pytest.Parser) -> None:
         help="Go on with a run: keep what is finished and unchanged, run the rest; write --resume=RUN (the latest).",
     )
     add("--explain", action="store_true", help="Say what --resume would keep and run, and why; run nothing.")
+    add(
+        "--progress",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="How often a line tells what runs where the output is no terminal; 0 is never (30).",
+    )
     add("--wait", type=seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
 
 

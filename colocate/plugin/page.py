@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from colocate import __version__
+from colocate.errors import ColocateError
 from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
 from colocate.plugin.run_record import discard
-from colocate.report import page
+from colocate.report import journal, page
+from colocate.report.stored import read_run
 from colocate.report.summary import write_summary
 from colocate.run_directory import write_text
 
@@ -46,28 +48,20 @@ class Page:
     def __init__(self, config: pytest.Config, session: Session) -> None:
         self.config = config
         self.session = session
+        self.begun = False
+        self.selected: list[str] = []
+        self.texts: dict[str, str] = {}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_report_title(self, report: Any) -> None:
-        """Called once, at the start; sorting and folding are settings of the same object."""
+        """Called once, at the start; folding is a setting of the same object."""
         report.title = f"{self.session.plan.name}: can they share one card?"
-        report.set_data("initialSort", "group")
         report.set_data("renderCollapsed", ["all"])
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_html_results_table_header(self, cells: list[str]) -> None:
-        """Keep pytest-html's result, by which it filters, and put our columns in place of the others."""
-        cells[1:] = page.header_cells()
-
-    @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_row(self, report: Any, cells: list[str]) -> None:
-        """Called for every report; those without a record are not groups and keep their columns' number only."""
-        record = getattr(report, "colocate", None)
-        if record is None:
-            empty = len(page.COLUMNS) - 1
-            cells[1:] = [f'<td class="col-group">{escape(report.nodeid)}</td>', *["<td></td>"] * empty]
-        else:
-            cells[1:] = page.row_cells(record)
+        """Called for every report; pytest-html would put the name of a case into its page as it is."""
+        cells[1] = f'<td class="col-testId">{escape(report.nodeid)}</td>'
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_html(self, report: Any, data: list[str]) -> None:
@@ -75,29 +69,62 @@ class Page:
         if getattr(report, "colocate", None) is not None and isinstance(report.longrepr, str | tuple | None):
             data.clear()
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note in the journal what a run without workers selected."""
+        if session.items:
+            self._select([item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """Note in the journal what a run with workers selected; each of them says the same."""
+        self._select(ids)
+
+    def _select(self, nodeids: list[str]) -> None:
+        found = (group_of(self.config, nodeid) for nodeid in nodeids)
+        self.selected = [group.id for group in found if group is not None]
+
+    def pytest_runtest_logstart(self) -> None:
+        """Begin the journal with the first case."""
+        if self.selected and not self.begun:
+            self.begun = True
+            self._note("started", groups=self.selected, estimates=self.session.estimates)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Give a group its details before pytest-html takes the report, and keep summary.csv up to date."""
-        record = getattr(report, "colocate", None)
-        if record is None or group_of(self.config, report.nodeid) is None:
+        """Write a finished group into the journal, and keep summary.csv up to date."""
+        record, group = getattr(report, "colocate", None), group_of(self.config, report.nodeid)
+        if record is None or group is None:
             return
-        if self.session.report is not None and (report.when == "call" or not report.passed):
-            content = page.details(record, self.session.report.parent)
-            extra = {"name": "group", "format_type": "html", "content": content, "mime_type": None, "extension": None}
-            report.extras = [extra]  # type: ignore[attr-defined]
-        if report.when == "teardown" and record["directory"]:
-            self._summarise()
+        if report.failed and not isinstance(report.longrepr, str | tuple):
+            self.texts[record["group"]] = report.longreprtext
+        if report.when == "teardown":
+            told = {**self.session.records.get(group.id, record), "content_hash": group.content_hash}
+            self._note("group", record=told, text=self.texts.get(group.id))
+            if record["directory"]:
+                self._summarise()
+
+    def _note(self, event: str, **fields: Any) -> None:
+        assert self.session.run_directory is not None, "a page is made of what is run"
+        try:
+            journal.append(self.session.run_directory.path, event, **fields)
+        except OSError as error:  # the records are what counts
+            self._warn(f"journal: expected to be written, got {error}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, prefix: list[str]) -> None:
-        """Called once, at the end: the plan's verdict above the table."""
-        limits = self.session.plan.limits
-        tally, records = self.session.tally(), list(self.session.records.values())
-        prefix.append(page.tiles(tally, records, limits.peak_bytes, limits.card_bytes))
-        prefix.append(page.banners(tally, records))
+        """Called once, at the end: everything of ours above pytest's own table, from what is on disk."""
+        assert self.session.run_directory is not None, "a page is made of what is run"
+        assert self.session.report is not None, "pytest-html writes"
+        try:
+            report = page.Report.of([read_run(self.session.run_directory.path)], self.session.report.parent)
+            prefix.append(page.body(report))
+        except ColocateError as error:
+            prefix.append(f"<p>{escape(str(error))}</p>")
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
-        """After pytest-html has written: make the page fit for phones, and found under ``latest``."""
+        """End the journal before pytest-html writes; then make its page fit for phones, and found under ``latest``."""
+        if self.begun:
+            self._note("ended")
         yield
         if self.session.records and self.session.report is not None and self.session.report.exists():
             text = self.session.report.read_text(encoding="utf-8")
@@ -109,9 +136,12 @@ class Page:
         try:
             write_summary(self.session.run_directory)
         except OSError as error:  # the records are what counts, and they are written
-            terminal = self.config.pluginmanager.get_plugin("terminalreporter")
-            if terminal is not None:
-                terminal.write_line(f"summary.csv: expected to be written, got {error}", yellow=True)
+            self._warn(f"summary.csv: expected to be written, got {error}")
+
+    def _warn(self, text: str) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is not None:
+            terminal.write_line(text, yellow=True)
 
     def pytest_unconfigure(self) -> None:
         """Take back what was prepared for a run in which no group came to run."""

@@ -1,19 +1,33 @@
-"""What the terminal shows: the card and the basis first, a line per finished group, the plan's verdict last."""
+"""What the terminal shows: the card first, the plan with its time, what runs, what came of it, and the verdict last.
+
+What runs is read from files, as `colocate watch` reads it, so it is the same with workers and without.
+"""
 
 import os
 import textwrap
-from collections.abc import Generator
-from datetime import datetime
+import threading
+import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from colocate.plugin.configuration import Session, group_of, is_worker, only_looks, session_of
+from colocate import live
+from colocate.plan import Group
+from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
 from colocate.plugin.outcome import Record
+from colocate.report.estimate import Estimate, estimate
 from colocate.report.words import basis_of, headroom_text, peak_text
-from colocate.units import format_mib
+from colocate.screen import Screen, Through
+from colocate.units import format_mib, format_size
 from colocate.verdict import Outcome
+
+# How often what changes is drawn again on a terminal; elsewhere a line comes every --progress seconds.
+REDRAW_S = 1.0
+
+# A plan of more groups than this is not listed before it starts.
+LISTED = 24
 
 _COLOURS = {Outcome.FEASIBLE.value: "green", Outcome.INFEASIBLE.value: "red"}
 
@@ -25,8 +39,12 @@ class Progress:
         self.config = config
         self.session = session
         self.finished: set[str] = set()
-        self.running: dict[str, str] = {}
-        self.num_selected = 0
+        self.running: dict[str, float] = {}
+        self.selected: list[Group] = []
+        self.estimate = Estimate({})
+        self.screen: Screen | None = None
+        self.ticker: threading.Thread | None = None
+        self.stopping = threading.Event()
         self.over = False
 
     @property
@@ -45,33 +63,127 @@ class Progress:
         if self.terminal is not None and not only_looks(self.config):
             self.terminal.showfspath = False
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Count what a run without workers selected."""
-        self.num_selected = len(session.items)
+        """Take what a run without workers selected."""
+        if session.items:
+            self._select([item.nodeid for item in session.items])
 
-    @pytest.hookimpl(optionalhook=True)
+    @pytest.hookimpl(optionalhook=True, trylast=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """Count what a run with workers selected."""
-        self.num_selected = len(ids)
+        """Take what a run with workers selected; each of them says the same."""
+        if not self.selected:
+            self._select(ids)
+
+    def _select(self, nodeids: list[str]) -> None:
+        found = (group_of(self.config, nodeid) for nodeid in nodeids)
+        self.selected = [group for group in found if group is not None]
+        if not self.selected or only_looks(self.config):
+            return
+        self.estimate = self._estimated()
+        self.session.estimates = dict(self.estimate.seconds)
+        if self.terminal is not None and self.config.option.verbose >= 0:
+            for line in self._plan_lines():
+                self.terminal.write_line(line)
+
+    def _estimated(self) -> Estimate:
+        """How long the groups take; the plan's minutes are those of a real card and say nothing about another."""
+        cards = self.session.cards
+        real = any(card.kind == "nvidia" for card in cards)
+        names = [card.uuid or f"virtual {format_size(card.total_bytes or 0)} card" for card in cards]
+        groups = {group.id: (group.content_hash, group.expected_minutes if real else None) for group in self.selected}
+        return estimate(groups, folder(self.config, "results", self.session.home), names)
+
+    def _plan_lines(self) -> Iterator[str]:
+        if len(self.selected) <= LISTED:
+            width = max(len(group.id) for group in self.selected)
+            for group in self.selected:
+                seconds = self.estimate.seconds.get(group.id)
+                yield _cut(_planned(group, width, seconds), self.terminal._tw.fullwidth - 1)
+        yield f"time: {self.estimate.sentence([group.id for group in self.selected], self._side_by_side)}"
+
+    @property
+    def _side_by_side(self) -> int:
+        return len(getattr(self.config.option, "tx", None) or ()) or 1
+
+    # What runs.
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """On a terminal, tell what runs and since when, until the next line of a group takes that place."""
+        """Show what runs from now on, until the line of the finished group."""
         group = group_of(self.config, nodeid)
         if group is not None:
-            self.running[group.id] = f"{datetime.now():%H:%M:%S}"
-            self._show_running()
+            self.running[group.id] = time.monotonic()
+            self._start_ticking()
 
-    def _show_running(self) -> None:
-        if self.running and self.terminal is not None and self.terminal.isatty() and self.config.option.verbose == 0:
-            text = "running: " + ", ".join(f"{name} since {since}" for name, since in self.running.items())
-            width = self.terminal._tw.fullwidth - 1
-            self.terminal.rewrite(text if len(text) <= width else text[: width - 3] + "...", erase=True)
+    def _start_ticking(self) -> None:
+        if self.ticker is not None or self.terminal is None or self.config.option.verbose < -1:
+            return
+        self.screen = Screen()
+        every_s = REDRAW_S if self.screen.moves else float(self.config.option.progress)
+        if every_s > 0:
+            self.terminal._tw._file = Through(self.terminal._tw._file, self.screen)
+            self.ticker = threading.Thread(target=self._tick, args=(every_s,), name="colocate-progress", daemon=True)
+            self.ticker.start()
 
-    def _hide_running(self) -> None:
-        if self.running and self.terminal is not None and self.terminal.isatty() and self.config.option.verbose == 0:
-            self.terminal.rewrite("", erase=True)
-            self.terminal.rewrite("")
+    def _tick(self, every_s: float) -> None:
+        while not self.stopping.wait(every_s):
+            assert self.screen is not None, "it is made before this thread"
+            try:
+                lines = self._running_lines(self.screen.width)
+            except Exception as error:  # whatever is wrong with a file that is being written, the run goes on
+                lines = [f"progress: {type(error).__name__}: {error}"]
+            if self.screen.moves:
+                self.screen.draw(lines)
+            else:
+                for line in lines[:-1] or lines:
+                    self.screen.line(line)
+
+    def _running_lines(self, width: int) -> list[str]:
+        assert self.session.run_directory is not None, "a session that runs groups has a run directory"
+        running = dict(self.running)
+        states = [state for state in live.running(self.session.run_directory.path) if state.group in running]
+        lines = [live.line_of(state, self.estimate.seconds.get(state.group), width) for state in states]
+        told = {state.group for state in states}
+        now = time.monotonic()
+        lines += [f"{name}  {live.clock(now - since)}" for name, since in running.items() if name not in told]
+        return [*lines, live.status(len(self.finished), len(self.selected), len(running), self._left_s(running))]
+
+    def _left_s(self, running: dict[str, float]) -> float | None:
+        """Seconds until the end of the run: what the groups that are not done take, less what has passed of them."""
+        open_ = [group.id for group in self.selected if group.id not in self.finished]
+        total = self._learnt().total_s(open_, self._side_by_side)
+        if total is None:
+            return None
+        passed = sum(time.monotonic() - since for since in running.values()) / self._side_by_side
+        return max(0.0, total - passed)
+
+    def _learnt(self) -> Estimate:
+        """The estimate, with what the finished groups took for those that nobody knew."""
+        took = {name: record["duration_s"] for name, record in list(self.session.records.items())}
+        finished = {name: float(seconds) for name, seconds in took.items() if seconds and name in self.finished}
+        return Estimate({**self.estimate.seconds, **finished}).spread([group.id for group in self.selected])
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """Nothing runs any more."""
+        self._stop_ticking()
+
+    def pytest_unconfigure(self) -> None:
+        """The same where a session ends without finishing."""
+        self._stop_ticking()
+
+    def _stop_ticking(self) -> None:
+        self.stopping.set()
+        if self.ticker is not None:
+            self.ticker.join()
+            self.ticker = None
+        if self.screen is not None:
+            stream = getattr(self.terminal, "_tw", None)
+            if stream is not None and isinstance(stream._file, Through):
+                stream._file = stream._file.stream
+            self.screen.close()
+            self.screen = None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -94,17 +206,15 @@ class Progress:
         if report.when != "teardown" or group is None or group.id in self.finished:
             return
         self.finished.add(group.id)
-        self._hide_running()
         self.running.pop(group.id, None)
         record = self.session.records.get(group.id)
         if record is not None and self.terminal is not None and self.config.option.verbose >= -1:
             for line, markup in self._lines(record):
                 self.terminal.write_line(line, **markup)
-        self._show_running()
 
     def _lines(self, record: Record) -> list[tuple[str, dict[str, bool]]]:
-        width = len(str(self.num_selected))
-        count = f"[{len(self.finished):{width}}/{self.num_selected}]"
+        width = len(str(len(self.selected)))
+        count = f"[{len(self.finished):{width}}/{len(self.selected)}]"
         colour = {_COLOURS.get(record["outcome"], "yellow"): True}
         lines = [(f"{count} {line_of(record)}", colour)]
         indent = " " * (len(count) + 1)
@@ -125,6 +235,18 @@ class Progress:
             terminalreporter.write_sep("=", f"plan {self.session.plan.name}", bold=True)
             for line, markup in summary(self.config, self.session):
                 terminalreporter.write_line(line, **markup)
+
+
+def _planned(group: Group, width: int, seconds: float | None) -> str:
+    """A group before it starts: what it is, what it may need and how long it takes."""
+    pair = " + ".join(training.name for training in group.trainings)
+    needs = "" if group.expected_bytes is None else f"expects {format_mib(group.expected_bytes)}"
+    takes = "" if seconds is None else live.clock(seconds)
+    return "  ".join(part for part in (f"{group.id:{width}}", takes, group.tier or "", needs, pair) if part)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _place(report: Any) -> int:

@@ -1,256 +1,379 @@
-"""The parts of the page: cells, details of a group, tiles and banners, as HTML in which everything foreign is escaped.
+"""The page: what one sends to a colleague. One body for the page that a run writes and for the one that is rebuilt.
 
-Reads run directories; knows neither pytest nor pytest-html.
+Everything is taken from run directories. Knows neither pytest nor pytest-html; the plugin puts the body into
+pytest-html's page, `document` into one of its own.
 """
 
-import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from fractions import Fraction
 from html import escape
+from math import floor
 from pathlib import Path
-from typing import Any
 
-from colocate.errors import ColocateError
-from colocate.evidence import Interval
-from colocate.recordings import read_trace
-from colocate.report.tally import Tally
-from colocate.report.timeline import timeline
-from colocate.report.words import Record, basis_of, duration_text, headroom_text, peak_text
-from colocate.run_directory import GroupDirectory, read_json
-from colocate.units import format_mib, to_mib
+from colocate import __version__
+from colocate.report import details, table
+from colocate.report.advice import needs, not_recommended_because, what_next
+from colocate.report.comparison import Comparison, section
+from colocate.report.markup import Html, breakable, el
+from colocate.report.picture import picture
+from colocate.report.stored import Part, Row, StoredRun, instant, mapping, parts
+from colocate.report.words import basis_of, colour, duration_text, energy_text, peak_text, plural
+from colocate.units import format_mib, format_size
 from colocate.verdict import Outcome
 
 STYLESHEET = Path(__file__).with_name("style.css")
+SCRIPT = Path(__file__).with_name("page.js")
 
-# A log stays a file beside the page; what is copied into it is its end.
-LOG_LINES = 40
-LOG_BYTES = 16 * 1024
-LOG_LINE_CHARACTERS = 300
-
-COLUMNS = {
-    "group": "group",
-    "tier": "tier",
-    "foreground": "foreground",
-    "background": "background",
-    "expected": "expected MiB",
-    "peak": "peak MiB",
-    "headroom": "headroom MiB",
-    "basis": "basis",
-    "verdict": "verdict",
-}
-_NUMBERS = ("expected", "peak", "headroom")
-_HIGHEST = 10**15  # bytes; added to a number so that its digits sort as the number does, also below zero
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f]")
-_COLOURS = {Outcome.FEASIBLE.value: "v-ok", Outcome.INFEASIBLE.value: "v-bad"}
+SIMULATED = "simulated"
 
 
-def colour(record: Record) -> str:
-    """The class that colours a verdict."""
-    return _COLOURS.get(record["outcome"], "v-warn")
+@dataclass(frozen=True)
+class Report:
+    """What a page is about: runs in parts, where the page lies, and how they compare with another."""
+
+    parts: tuple[Part, ...]
+    folder: Path
+    comparison: Comparison | None = None
+
+    @classmethod
+    def of(cls, runs: list[StoredRun], folder: Path, comparison: Comparison | None = None) -> "Report":
+        """The report of some runs; ``folder`` is where the page will lie."""
+        return cls(tuple(parts(runs)), folder, comparison)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The groups of all parts."""
+        return [row for part in self.parts for row in part.rows]
+
+    @property
+    def title(self) -> str:
+        """The question, with the name of the plan."""
+        names = dict.fromkeys(part.plan_name for part in self.parts)
+        return f"{', '.join(names) or 'no run'}: can they share one card?"
 
 
-def header_cells() -> list[str]:
-    """The heads of the columns; each sorts."""
-    return [
-        f'<th class="sortable{" num" if name in _NUMBERS else ""}" data-column-type="{name}">{title}</th>'
-        for name, title in COLUMNS.items()
+def body(report: Report) -> Html:
+    """Everything between the title and the end, with the script that makes it move."""
+    runs = {run.name: run for part in report.parts for run in part.runs}
+    content = [
+        banners(report),
+        [_part(part, report) for part in report.parts],
+        _table(report, runs),
+        section(report.comparison) if report.comparison else None,
+        [_for_the_infeasible(part) for part in report.parts],
+        [_what_next(part) for part in report.parts],
+        [_made_with(run) for run in runs.values()],
     ]
+    script = Html(SCRIPT.read_text(encoding="utf-8"))
+    return Html(el("div", content, class_="colocate") + el("script", script))
 
 
-def row_cells(record: Record) -> list[str]:
-    """The cells of a group, each on one line, as pytest-html's sorting needs it."""
-    texts = {
-        "group": _sorted_by(record["number"], escape(record["group"])),
-        "tier": escape(record["tier"] or ""),
-        "foreground": _name(record["foreground"]),
-        "background": _name(record["background"] or "none"),
-        "expected": _size(record["expected_bytes"]),
-        "peak": _peak(record),
-        "headroom": _size(record["headroom_bytes"]),
-        "basis": escape(record["basis"] or ""),
-        "verdict": _verdict(record),
-    }
-    return [_cell(name, text) for name, text in texts.items()]
+def document(report: Report) -> str:
+    """A whole page of one file."""
+    now = f"{datetime.now():%d %B %Y, %H:%M}"
+    style = STYLESHEET.read_text(encoding="utf-8")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
+        f"<title>{escape(report.title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(report.title)}</h1>\n<p>Rebuilt {now} by colocate {__version__} from what is on disk.</p>\n"
+        f"{body(report)}\n</body>\n</html>\n"
+    )
 
 
-def _name(text: str) -> str:
-    """A name that may break after its underscores, where the column is narrow."""
-    return escape(text).replace("_", "_<wbr>")
+# --- on top
 
 
-def _cell(name: str, text: str) -> str:
-    classes = f"col-{name}" + (" num" if name in _NUMBERS else "")
-    label = "" if name in ("group", "verdict") else f' data-label="{COLUMNS[name]}"'
-    return f'<td class="{classes}"{label}>{" ".join(text.split())}</td>'
+def banners(report: Report) -> Html:
+    """What a reader must not overlook: numbers that nobody measured, groups without a verdict, a run that goes on."""
+    return el("div", [el("p", el("b", head), text, class_=f"banner {kind}") for kind, head, text in _warnings(report)])
 
 
-def _sorted_by(number: int | None, text: str) -> str:
-    """The sorting compares strings: hidden digits of equal length before the text, the unknown after all numbers."""
-    return f"<i hidden>{'~' if number is None else f'{number + _HIGHEST:016}'}</i>{text}"
+def _warnings(report: Report) -> Iterator[tuple[str, str, str]]:
+    simulated = [row for row in report.rows if SIMULATED in str(row.device.get("driver_version") or "")]
+    if simulated:
+        which = plural(len(simulated), "group")
+        yield "loud", "SIMULATED NVML:", f" {which} ran on a make-believe card of the tests. No number here is real."
+    for part in report.parts:
+        missing = part.tally.missing()
+        if missing:
+            head, _, rest = missing.partition(":")
+            yield "", f"{head}:", f"{rest}{_of(part, report)}"
+    if any(row.record["basis"] == "predicted" for row in report.rows):
+        text = " these verdicts rest on a simulated allocator and its error bars, not on a GPU. "
+        yield "", "PREDICTED:", text + "Measure before you rely on them."
+    for part in report.parts:
+        for run in part.runs:
+            if run.goes_on:
+                yield "", "NOT ENDED:", f" {run.name} goes on, or was cut off before it could say so."
+        again = [name for name, found in _outcomes(part).items() if len(found) > 1]
+        if again:
+            yield (
+                "",
+                "SEVERAL RUNS DISAGREE:",
+                f" {', '.join(again)}{_of(part, report)}. The last one counts; all are in the table.",
+            )
 
 
-def _size(num_bytes: int | None) -> str:
-    return _sorted_by(num_bytes, "" if num_bytes is None else f"{to_mib(num_bytes):.0f}")
+def _outcomes(part: Part) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for row in part.rows:
+        found.setdefault(row.group, set()).add(str(row.record["outcome"]))
+    return found
 
 
-def _peak(record: Record) -> str:
-    peak, limit = record["peak_bytes"], record["limit_bytes"]
-    if peak is None or not limit:
-        return _sorted_by(peak, "")
-    width = min(100, round(100 * peak / limit))
-    bar = f'<span class="bar {colour(record)}"><i style="width:{width}%"></i></span>'
-    return _sorted_by(peak, escape(peak_text(record).removesuffix(" MiB")) + bar)
+def _of(part: Part, report: Report) -> str:
+    return f" on {_card_name(part)}" if len(report.parts) > 1 else ""
 
 
-def _verdict(record: Record) -> str:
-    codes = "".join(f'<span class="codes">{escape(code)}</span>' for code in record["codes"])
-    return f'<span class="badge {colour(record)}">{escape(record["outcome"])}</span>{codes}'
+def _part(part: Part, report: Report) -> Html:
+    kind = {"holds": "v-ok", "fails": "v-bad"}.get(part.tally.holding, "v-warn")
+    content = [
+        el("h2", headline(part), class_=f"headline {kind}"),
+        el("p", _standing(part), class_="standing"),
+        tiles(part),
+        picture(part.counting, part.limit_bytes),
+        _tiers(part),
+    ]
+    return el("section", content, class_="part", aria_label=f"{part.plan_name} on {_card_name(part)}")
 
 
-def details(record: Record, report_folder: Path) -> str:
-    """What opens below a row: why, the memory over time, where the record is, and how to run it again."""
-    parts = [_why(record), _notes(record), _facts(record)]
-    if record["directory"]:
-        parts += _from_directory(record, GroupDirectory(Path(record["directory"])), report_folder)
-    parts.append(f"<p>Again: <code>pytest feasibility -k {escape(record['group'])}</code></p>")
-    return f'<div class="details">{"".join(parts)}</div>'
+def headline(part: Part) -> str:
+    """The plan's verdict in one sentence."""
+    tally, card = part.tally, part.card_bytes
+    size = "a card" if card is None else _with_article(format_size(card) + " card")
+    verb = "can share" if tally.total else "share"
+    if all(row.record["basis"] in ("predicted", None) for row in part.rows) and any(
+        row.record["basis"] for row in part.rows
+    ):
+        verb = "are predicted to share"
+    elif tally.complete:
+        verb = "share"
+    open_ = tally.total - tally.feasible - tally.count(Outcome.INFEASIBLE)
+    undecided = f", {open_} undecided" if open_ else ""
+    found = f"{tally.feasible} of {tally.total} groups {verb} {size}{undecided}"
+    return f"{found}; {tally.needed} needed: the plan {tally.holding}"
 
 
-def _why(record: Record) -> str:
-    if not record["reasons"]:
-        return ""
-    lines = "".join(f"<p>{escape(reason)}</p>" for reason in record["reasons"])
-    return f'<div class="why {colour(record)}">{lines}</div>'
+def _with_article(words: str) -> str:
+    vowel = words.startswith(("8", "11 ", "18 "))
+    return f"{'an' if vowel else 'a'} {words}"
 
 
-def _notes(record: Record) -> str:
-    notes = "".join(f"<li>{escape(note)}</li>" for note in record["warnings"])
-    return f'<ul class="notes">{notes}</ul>' if notes else ""
+def _card_name(part: Part) -> str:
+    names = dict.fromkeys(str(row.record["device_name"]) for row in part.rows if row.record["device_name"])
+    return ", ".join(names) or "no card"
 
 
-def _facts(record: Record) -> str:
-    overlap = record["overlap"]
-    facts = {
-        "verdict": f"{record['outcome']} ({record['basis'] or 'not judged'})",
-        "peak": peak_text(record),
-        "headroom": headroom_text(record),
-        "stability": record["stability"],
-        "overlap": None if overlap is None else f"{overlap:.0%}",
-        "time": duration_text(record["duration_s"]),
-        "card": record["device_name"],
-    }
-    if not record["basis"]:
-        return ""
-    shown = "".join(f"<div><span>{name}</span> {escape(str(fact))}</div>" for name, fact in facts.items() if fact)
-    return f'<div class="facts">{shown}</div>'
+def _standing(part: Part) -> Html:
+    """Basis, card, driver, date and time in one line."""
+    records = [row.record for row in part.rows]
+    started = min(
+        filter(None, (instant(run.started_at) for run in part.runs)), default=None, key=lambda at: at.timestamp()
+    )
+    durations = [run.duration_s for run in part.runs]
+    known = [duration for duration in durations if duration is not None]
+    facts = [
+        basis_of(records),
+        f"driver {part.first('driver_version')}" if part.first("driver_version") else None,
+        None if started is None else f"{started.astimezone():%d %B %Y, %H:%M}",
+        f"took {duration_text(sum(known))}" if known else None,
+        ", ".join(run.name for run in part.runs),
+    ]
+    return el("span", [(" · " if place else "", fact) for place, fact in enumerate(filter(None, facts))])
 
 
-def _from_directory(record: Record, directory: GroupDirectory, report_folder: Path) -> Iterator[str]:
-    yield _picture(record, directory)
-    links = [_link(path, report_folder) for path in _files(directory) if path.exists()]
-    if links:
-        yield f"<p>Files: {', '.join(links)}</p>"
-    for path in (directory.foreground_log, _last_background_log(directory)):
-        if path is not None and path.exists():
-            yield _log(path, directory)
-
-
-def _files(directory: GroupDirectory) -> list[Path]:
-    named = [directory.experiment, directory.verdict, directory.trace, directory.foreground_log]
-    background = _last_background_log(directory)
-    return named if background is None else [*named, background]
-
-
-def _last_background_log(directory: GroupDirectory) -> Path | None:
-    life = 0
-    while directory.background_log(life + 1).exists():
-        life += 1
-    return directory.background_log(life) if life else None
-
-
-def _link(path: Path, report_folder: Path) -> str:
-    target = Path(os.path.relpath(path, report_folder)).as_posix()
-    return f'<a href="{escape(target)}">{escape(path.name)}</a>'
-
-
-def _picture(record: Record, directory: GroupDirectory) -> str:
-    if record["limit_bytes"] is None or not directory.trace.exists():
-        return ""
-    try:
-        samples = read_trace(directory.trace).samples
-    except (OSError, ValueError) as error:
-        return f'<p class="v-warn">{escape(str(error))}</p>'
-    picture = timeline(samples, record["limit_bytes"], _spans(directory), record["group"])
-    return f'<div class="scroll">{picture}</div>'
-
-
-def _spans(directory: GroupDirectory) -> dict[str, list[Interval]]:
-    """When each member ran, by the record; nothing where there is none."""
-    try:
-        evidence = read_json(directory.experiment)["evidence"]
-        members = {role: evidence[role] for role in ("foreground", "background") if evidence.get(role)}
-        return {role: [_life(life) for life in member["lives"] if life["exit"]] for role, member in members.items()}
-    except (ColocateError, KeyError, TypeError):
-        return {}
-
-
-def _life(life: dict[str, Any]) -> Interval:
-    return (float(life["started_s"]), float(life["exit"]["ended_s"]))
-
-
-def _log(path: Path, directory: GroupDirectory) -> str:
-    lines = last_lines(path)
-    name = path.relative_to(directory.path).as_posix()
-    text = escape("\n".join(lines)) or "(empty)"
-    return f"<details><summary>{escape(name)}: last {len(lines)} lines</summary><pre>{text}</pre></details>"
-
-
-def last_lines(path: Path) -> list[str]:
-    """The end of a log without control characters: some lines of some length, whatever the log's size."""
-    with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        size = file.tell()
-        file.seek(max(0, size - LOG_BYTES))
-        text = file.read().decode("utf-8", errors="replace")
-    lines = text.splitlines()[1 if size > LOG_BYTES else 0 :]
-    return [_CONTROL.sub("", line)[:LOG_LINE_CHARACTERS] for line in lines[-LOG_LINES:]]
-
-
-def tiles(tally: Tally, records: Sequence[Record], limit_bytes: int, card_bytes: int) -> str:
-    """The plan's verdict and the numbers that one asks for first."""
-    kind = {"holds": "v-ok", "fails": "v-bad"}.get(tally.holding, "v-warn")
-    rule = f"{tally.needed} of {tally.total} groups needed ({tally.rate * 100:g} %, rounded down)"
-    shown = [_tile(f"the plan {tally.holding}", rule, f"verdict {kind}")]
-    shown.append(_tile(f"{tally.feasible} of {tally.total}", "groups feasible"))
-    shown += [_tile(str(tally.count(outcome)), outcome.lower()) for outcome in ("INFEASIBLE", "INCONCLUSIVE")]
-    shown.append(_tile(format_mib(limit_bytes), f"limit, of {format_mib(card_bytes)}"))
-    peaks = [record for record in records if record["peak_bytes"] is not None]
+def tiles(part: Part) -> Html:
+    """The numbers that one asks for first."""
+    tally, rows = part.tally, part.counting
+    shown = [_tile(f"{tally.feasible} of {tally.total}", "feasible", "v-ok" if tally.feasible else "")]
+    for outcome, kind in ((Outcome.INFEASIBLE, "v-bad"), (Outcome.INCONCLUSIVE, "v-warn")):
+        count = tally.count(outcome)
+        shown.append(_tile(str(count), outcome.lower(), kind if count else ""))
+    peaks = [row for row in rows if row.record["peak_bytes"] is not None]
     if peaks:
-        highest = max(peaks, key=lambda record: record["peak_bytes"])
-        shown.append(_tile(peak_text(highest), f"highest peak, {highest['group']}"))
-    shown.append(_tile(basis_of([{**record, "device_name": None} for record in records]), "basis"))
-    return f'<div class="tiles">{"".join(shown)}</div>'
+        highest = max(peaks, key=lambda row: row.record["peak_bytes"])
+        shown.append(_tile(peak_text(highest.record), f"highest peak, {highest.group}"))
+    rooms = [row for row in rows if row.record["headroom_bytes"] is not None]
+    if rooms:
+        least = min(rooms, key=lambda row: row.record["headroom_bytes"])
+        shown.append(_tile(format_mib(least.record["headroom_bytes"]), f"least headroom, {least.group}"))
+    shown.append(_tile(format_mib(part.limit_bytes), f"limit, of {format_mib(part.card_bytes)}"))
+    spent = sum(row.record["duration_s"] or 0.0 for row in part.rows)
+    if spent:
+        shown.append(_tile(duration_text(spent), "time of all groups"))
+    energy = [row.evidence.get("gpu_energy_j") for row in part.rows]
+    known = [joules for joules in energy if joules is not None]
+    if known:
+        of = "" if len(known) == len(part.rows) else f", {len(known)} of {len(part.rows)} groups"
+        shown.append(_tile(energy_text(sum(known)), f"energy of the card{of}"))
+    return el("div", shown, class_="tiles")
 
 
-def _tile(number: str, text: str, kind: str = "") -> str:
-    return f'<div class="tile {kind}"><b>{escape(number)}</b><span>{escape(text)}</span></div>'
+def _tile(number: str, text: str, kind: str = "") -> Html:
+    return el("div", el("b", number, class_=kind or None), el("span", text), class_="tile")
 
 
-def banners(tally: Tally, records: Sequence[Record]) -> str:
-    """What a reader must not overlook: groups without a verdict, and numbers that nobody measured."""
-    found = []
-    missing = tally.missing()
-    if missing:
-        head, _, rest = missing.partition(":")
-        found.append(f"<b>{escape(head)}:</b>{escape(rest)}")
-    if any(record["basis"] == "predicted" for record in records):
-        text = "these verdicts rest on a simulated allocator and its error bars, not on a GPU. Measure before you rely"
-        found.append(f"<b>PREDICTED:</b> {text} on them.")
-    return "".join(f'<div class="banner">{text}</div>' for text in found)
+def _tiers(part: Part) -> Html | None:
+    """What the plan expects of every tier, against what came out."""
+    names = list(dict.fromkeys(row.record["tier"] for row in part.rows if row.record["tier"]))
+    if not names:
+        return None
+    plans = [mapping(run.plan.get("tiers")) for run in part.runs]
+    expected = {name: next((plan[name] for plan in plans if name in plan), None) for name in names}
+    order = list(next(filter(None, plans), {}))
+    names.sort(key=lambda name: order.index(name) if name in order else len(order))
+    heads = [
+        el("th", name, scope="col", class_=None if name == "tier" else "num")
+        for name in ("tier", "groups", "expected", "feasible", "infeasible", "without a clear answer")
+    ]
+    rows = [_tier(name, expected[name], [row for row in part.counting if row.record["tier"] == name]) for name in names]
+    return el(
+        "section",
+        el("h2", "Expected success by tier"),
+        el(
+            "div",
+            el(
+                "table",
+                el("thead", el("tr", heads, el("th", "came out", scope="col"))),
+                el("tbody", rows),
+                class_="plain",
+            ),
+            class_="scroll",
+        ),
+        class_="tiers",
+    )
+
+
+def _tier(name: str, rate: float | None, rows: Sequence[Row]) -> Html:
+    feasible = sum(row.record["outcome"] == Outcome.FEASIBLE for row in rows)
+    infeasible = sum(row.record["outcome"] == Outcome.INFEASIBLE for row in rows)
+    open_ = len(rows) - feasible - infeasible
+    needed = None if rate is None else floor(Fraction(str(rate)) * len(rows))
+    if needed is None:
+        came, kind = "nothing was expected", ""
+    elif feasible >= needed:
+        came, kind = "as expected", "v-ok"
+    else:
+        came, kind = ("below", "v-bad") if feasible + open_ < needed else ("open", "v-warn")
+    expected = "" if rate is None else f"{rate * 100:g} % ({needed} of {len(rows)})"
+    share = f"{feasible} ({feasible / len(rows):.0%})" if rows else "0"
+    numbers = [el("td", cell, class_="num") for cell in (len(rows), expected, share, infeasible, open_)]
+    return el("tr", el("th", name, scope="row"), numbers, el("td", el("b", came, class_=kind or None)))
+
+
+# --- the groups
+
+
+def _table(report: Report, runs: dict[str, StoredRun]) -> Html:
+    rows = report.rows
+    names = table.columns(rows)
+    many = len(rows) > details.MANY
+    bodies = [
+        table.body(row, names, details.details(row, runs.get(row.run), report.folder, many=many), lazy=many)
+        for row in rows
+    ]
+    unfolded = Html("<noscript><style>.opened[hidden]{display:table-row}.js{display:none}</style></noscript>")
+    return el(
+        "section",
+        el("h2", "Groups"),
+        unfolded,
+        table.filters(rows),
+        el("table", table.head(names), bodies, class_="groups"),
+        el("p", "No group matches.", class_="none-match muted", hidden=True),
+        class_="groups-section",
+    )
+
+
+# --- what to do
+
+
+def _for_the_infeasible(part: Part) -> Html | None:
+    found = needs(part)
+    if not found:
+        return None
+    entries = [
+        el(
+            "li",
+            el(
+                "p",
+                el("a", need.row.group, href=f"#{need.row.key}"),
+                " ",
+                el("span", need.row.record["outcome"], class_=f"badge {colour(need.row.record)}"),
+                " ",
+                _pair(need.row),
+                " ",
+                need.needed,
+                ".",
+            ),
+            el("ol", [el("li", proposal) for proposal in need.proposals]) if need.proposals else None,
+        )
+        for need in found
+    ]
+    return el(
+        "section",
+        el("h2", "For the infeasible"),
+        el("p", "What they would have needed, and what could be tried, the cheapest first.", class_="muted"),
+        el("ul", entries, class_="needs"),
+        class_="needs-section",
+    )
+
+
+def _what_next(part: Part) -> Html | None:
+    if not part.rows:
+        return None
+    found = what_next(part)
+    lists = [
+        ("Recommended for long runs", "stable, below 3000 MiB", "v-ok", found.stable),
+        ("With monitoring", "usable, up to 4000 MiB", "v-warn", found.usable),
+        ("Not recommended", "high-risk, or not proven to fit", "v-bad", found.not_recommended),
+    ]
+    columns = [
+        el(
+            "div",
+            el("h3", title, " ", el("span", f"({why})", class_="muted")),
+            el("ul", [el("li", _next_entry(row, kind)) for row in rows]) if rows else el("p", "none", class_="muted"),
+            class_=f"next {kind}",
+        )
+        for title, why, kind, rows in lists
+    ]
+    command = (
+        el("p", "A plan of the first two, at full length: ", el("code", f"colocate next {part.runs[-1].path.name}"))
+        if found.recommended and part.runs
+        else None
+    )
+    return el("section", el("h2", "What next"), el("div", columns, class_="nexts"), command, class_="next-section")
+
+
+def _next_entry(row: Row, kind: str) -> Html:
+    why = f" · {peak_text(row.record)}" if kind != "v-bad" else f" · {not_recommended_because(row)}"
+    return el("span", el("a", row.group, href=f"#{row.key}"), " ", _pair(row), el("span", why, class_="muted"))
+
+
+def _pair(row: Row) -> Html:
+    return el("span", breakable(row.record["foreground"]), " + ", breakable(row.record["background"] or "nothing"))
+
+
+def _made_with(run: StoredRun) -> Html | None:
+    versions = {**mapping(run.info.get("versions"))}
+    for row in run.rows:
+        versions |= {k: v for k, v in mapping(row.evidence.get("versions")).items() if k not in versions}
+        torch = [
+            mapping(a).get("torch")
+            for role in ("foreground", "background")
+            for a in row.member(role).get("allocators") or ()
+        ]
+        versions.setdefault("torch", next(filter(None, torch), None))
+    shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    return el("p", f"{run.name}: {shown}." if shown else run.name, class_="muted made-with")
 
 
 def polished(html: str) -> str:
     """A page of pytest-html made fit for a phone's screen, and without the commas of counts that are hidden."""
     meta = '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+    html = html.replace("<html>", '<html lang="en">', 1)
     html = html.replace('<meta charset="utf-8"/>', f'<meta charset="utf-8"/>\n    {meta}', 1)
     return re.sub(r'(<span class="\w+">\d+ [A-Z][a-z ]+),</span>', r"\1</span>", html)

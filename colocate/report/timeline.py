@@ -1,6 +1,7 @@
 """The card's memory over time as an inline SVG of a few kilobytes; colours come from the page's stylesheet."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from math import ceil
 
@@ -32,27 +33,78 @@ def _extremes(stretch: Sequence[Sample]) -> list[Sample]:
     return sorted({low, high})
 
 
-def timeline(
-    samples: Sequence[Sample], limit_bytes: int, spans: Mapping[str, Sequence[Interval]] | None = None, title: str = ""
-) -> str:
-    """An SVG of the samples with the limit and the peak; below it, when each member ran (seconds).
+@dataclass(frozen=True)
+class Member:
+    """When one training ran, when each of its processes began, and its phases; times in seconds."""
 
-    Empty without samples: nothing is drawn that was not read.
+    lives: tuple[Interval, ...] = ()
+    phases: tuple[tuple[str, Interval], ...] = ()
+
+    @property
+    def end_s(self) -> float:
+        """When it was last seen."""
+        return max((end for _, end in (*self.lives, *(span for _, span in self.phases))), default=0.0)
+
+
+def timeline(
+    samples: Sequence[Sample],
+    limit_bytes: int,
+    members: Mapping[str, Member] | None = None,
+    title: str = "",
+    num_points: int = NUM_POINTS,
+) -> str:
+    """An SVG of the samples with the limit and the peak; below it, when each member ran and in which phase.
+
+    The foreground's phases are shaded behind the curve. Empty without samples: nothing is drawn that was not read.
     """
     if not samples:
         return ""
-    return "".join(_Drawing(samples, limit_bytes, spans or {}).parts(title))
+    return "".join(_Drawing(samples, limit_bytes, members or {}, num_points).parts(title))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One slow reading over time, such as power in watts."""
+
+    name: str
+    unit: str
+    points: tuple[tuple[float, float], ...] = field(default=())
+
+
+def curves(found: Sequence[Curve], title: str = "") -> str:
+    """One small SVG per curve that has points, on a scale from 0 to its highest value."""
+    return "".join(_curve(curve, title) for curve in found if len(curve.points) > 1)
+
+
+def _curve(curve: Curve, title: str) -> str:
+    points = curve.points[:: max(1, len(curve.points) // NUM_POINTS)]
+    start, end = points[0][0], max(points[-1][0], points[0][0] + 0.001)
+    top = max(max(value for _, value in points) * 1.1, 1.0)
+    highest = max(value for _, value in curve.points)
+    said = escape(f"{title}: {curve.name}, at most {highest:.0f} {curve.unit}")
+    height = 64
+    across, up = (_WIDTH - _LEFT - _RIGHT) / (end - start), (height - 18) / top
+    path = " ".join(f"{_LEFT + across * (at - start):.1f},{height - 6 - up * value:.1f}" for at, value in points)
+    return (
+        f'<svg class="timeline curve" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{said}">'
+        f'<text x="{_LEFT - 6}" y="14" text-anchor="end">{escape(curve.name)}</text>'
+        f'<text x="{_LEFT - 6}" y="28" text-anchor="end">max {highest:.0f} {escape(curve.unit)}</text>'
+        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height - 6}" y2="{height - 6}"/>'
+        f'<polyline class="used" points="{path}"/></svg>'
+    )
 
 
 class _Drawing:
     """Scales and parts of one picture."""
 
-    def __init__(self, samples: Sequence[Sample], limit_bytes: int, spans: Mapping[str, Sequence[Interval]]) -> None:
-        self.samples = downsampled(samples)
+    def __init__(
+        self, samples: Sequence[Sample], limit_bytes: int, members: Mapping[str, Member], num_points: int
+    ) -> None:
+        self.samples = downsampled(samples, num_points)
         self.peak = max(samples, key=lambda sample: sample.used_bytes)
         self.limit_bytes = limit_bytes
-        self.spans = spans
-        self.end_s = max(samples[-1].elapsed_s, *(end for rows in spans.values() for _, end in rows), 0.001)
+        self.members = members
+        self.end_s = max(samples[-1].elapsed_s, *(member.end_s for member in members.values()), 0.001)
         self.top_bytes = max(limit_bytes, self.peak.used_bytes) * 1.08
 
     def x(self, elapsed_s: float) -> float:
@@ -62,10 +114,11 @@ class _Drawing:
         return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * used_bytes / self.top_bytes, 1)
 
     def parts(self, title: str) -> Iterator[str]:
-        height = _HEIGHT + _ROW * len(self.spans)
+        height = _HEIGHT + _ROW * len(self.members)
         said = f"{title}: memory of the card over {self.end_s:.0f} s, peak {format_mib(self.peak.used_bytes)}, "
         said += f"limit {format_mib(self.limit_bytes)}"
         yield f'<svg class="timeline" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(said)}">'
+        yield from self._shades()
         yield from self._axes()
         points = " ".join(f"{self.x(sample.elapsed_s)},{self.y(sample.used_bytes)}" for sample in self.samples)
         yield f'<polyline class="used" points="{points}"/>'
@@ -73,6 +126,17 @@ class _Drawing:
         yield from self._peak()
         yield from self._bars()
         yield "</svg>"
+
+    def _shades(self) -> Iterator[str]:
+        """The foreground's phases behind the curve."""
+        for phase, (start, end) in self.members.get("foreground", Member()).phases:
+            place = (
+                f'x="{self.x(start)}" y="{_TOP}" width="{self._width(start, end)}" height="{_HEIGHT - _TOP - _BOTTOM}"'
+            )
+            yield f'<rect class="shade phase-{_phase_class(phase)}" {place}/>'
+
+    def _width(self, start: float, end: float) -> float:
+        return max(1.0, round(self.x(end) - self.x(start), 1))
 
     def _axes(self) -> Iterator[str]:
         for used_bytes in _ticks(self.top_bytes, step=2000 * MIB):
@@ -102,13 +166,31 @@ class _Drawing:
         return y - 8 if y - limit_y > 24 else round(max(y, limit_y) + 20, 1)
 
     def _bars(self) -> Iterator[str]:
-        for row, (name, spans) in enumerate(self.spans.items()):
+        for row, (name, member) in enumerate(self.members.items()):
             y = _HEIGHT + row * _ROW
             yield f'<text x="{_LEFT - 6}" y="{y + 8}" text-anchor="end">{escape(name[:10])}</text>'
-            for start, end in spans:
-                width = max(1.0, round(self.x(end) - self.x(start), 1))
-                yield f'<rect class="span" x="{self.x(start)}" y="{y}" width="{width}" height="{_ROW - 5}" rx="2">'
-                yield f"<title>{escape(name)} ran from {start:.1f} s to {end:.1f} s</title></rect>"
+            for start, end in member.lives:
+                said = f"{name} ran from {start:.1f} s to {end:.1f} s"
+                yield self._bar("span", said, y, start, end)
+            for phase, (start, end) in member.phases:
+                said = f"{name}: {phase} from {start:.1f} s to {end:.1f} s"
+                yield self._bar(f"phase phase-{_phase_class(phase)}", said, y, start, end)
+            yield from self._restarts(name, member, y)
+
+    def _bar(self, kind: str, said: str, y: float, start: float, end: float) -> str:
+        place = f'x="{self.x(start)}" y="{y}" width="{self._width(start, end)}" height="{_ROW - 5}"'
+        return f'<rect class="{kind}" {place} rx="2"><title>{escape(said)}</title></rect>'
+
+    def _restarts(self, name: str, member: Member, y: float) -> Iterator[str]:
+        """A triangle wherever a training was started again."""
+        for start, _ in member.lives[1:]:
+            x = self.x(start)
+            said = escape(f"{name} started again at {start:.1f} s")
+            yield f'<path class="restart" d="M{x} {y - 2}l5 11h-10z"><title>{said}</title></path>'
+
+
+def _phase_class(phase: str) -> str:
+    return phase if phase in ("train", "evaluate", "save") else "other"
 
 
 def _ticks(end: float, step: float) -> Iterator[float]:

@@ -5,8 +5,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from colocate.units import format_mib, to_mib
+from colocate.verdict import Outcome
 
 Record = Mapping[str, Any]
+
+_COLOURS = {Outcome.FEASIBLE.value: "v-ok", Outcome.INFEASIBLE.value: "v-bad"}
+
+
+def colour(record: Record) -> str:
+    """The class that colours a verdict."""
+    return _COLOURS.get(record["outcome"], "v-warn")
 
 
 def peak_text(record: Record) -> str:
@@ -31,6 +39,18 @@ def duration_text(seconds: float | None) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def energy_text(joules: float | None) -> str:
+    """An energy such as ``35 Wh``; below a tenth of that in joules."""
+    if joules is None:
+        return ""
+    return f"{joules:.0f} J" if joules < 360 else f"{joules / 3600:.1f} Wh"
+
+
+def plural(number: int, noun: str) -> str:
+    """Such as ``1 group`` and ``2 groups``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def basis_of(records: Iterable[Record]) -> str:

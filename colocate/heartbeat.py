@@ -1,0 +1,38 @@
+"""``progress.json`` of a group while it runs: the card's memory now and at most, and what is going on.
+
+For whoever looks on, from another process or another machine; nothing of it enters the record. The steps of the
+trainings stand in their own files of events. Knows neither cards nor trainings.
+"""
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+NAME = "progress.json"
+EVERY_S = 1.0
+
+
+class Heartbeat:
+    """Writes the file when asked to, about once a second; that it cannot be written costs nobody anything."""
+
+    def __init__(self, folder: Path, **facts: Any) -> None:
+        self._path = folder / NAME
+        self._facts = facts
+        self._due_t = 0.0
+        self._stage = ""
+
+    def is_due(self, stage: str) -> bool:
+        """It is time to tell again, or there is something new to tell."""
+        return stage != self._stage or time.monotonic() >= self._due_t
+
+    def beat(self, stage: str, **facts: Any) -> None:
+        """Tell what is going on."""
+        self._due_t, self._stage = time.monotonic() + EVERY_S, stage
+        document = {**self._facts, "stage": stage, "at": time.time(), **facts}
+        aside = self._path.with_name(f".{NAME}.{os.getpid()}")
+        with contextlib.suppress(OSError, ValueError):
+            aside.write_text(json.dumps(document), encoding="utf-8")
+            aside.replace(self._path)

@@ -1,0 +1,218 @@
+"""What a run is doing now, read from files that it writes anyway: the same for its own terminal and for a second one.
+
+Reads the heartbeat of every running group, the events of its trainings and the records of the probe. Starts nothing
+and needs no card, so it works over a shared file system.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colocate import heartbeat
+from colocate.run_directory import GroupDirectory
+from colocate.units import to_mib
+
+_TAIL_BYTES = 4096
+_ROLES = ("foreground", "background")
+
+# A group whose heart has not beaten for so long is told as silent.
+SILENT_S = 20.0
+
+
+@dataclass(frozen=True)
+class MemberState:
+    """One training at this moment; None is what nobody tells."""
+
+    used_bytes: int | None = None
+    phase: str | None = None
+    epoch: int | None = None
+    step: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """One group that runs."""
+
+    group: str
+    stage: str
+    silent_s: float
+    elapsed_s: float
+    used_bytes: int | None
+    peak_bytes: int | None
+    limit_bytes: int | None
+    epochs: int
+    foreground_s: float | None
+    foreground: MemberState
+    background: MemberState | None
+
+    @property
+    def done(self) -> float | None:
+        """The share of the foreground's steps that is done; None before it tells any."""
+        member = self.foreground
+        if self.stage != "foreground" or member.epoch is None or not member.step or not member.steps:
+            return None
+        if member.phase != "train":
+            return min(1.0, member.epoch / self.epochs)
+        return min(1.0, (member.epoch - 1 + member.step / member.steps) / self.epochs)
+
+    def left_s(self, expected_s: float | None) -> float | None:
+        """Seconds that the group will still take: by what it is known to take, else by the foreground's progress."""
+        if expected_s is not None and expected_s > self.elapsed_s:
+            return expected_s - self.elapsed_s
+        if self.done is None or self.done < 0.02 or self.foreground_s is None:
+            return None
+        return self.foreground_s * (1 - self.done) / self.done
+
+
+def running(run: Path) -> list[GroupState]:
+    """The groups of a run that have begun and have no verdict yet, by name."""
+    found = [state for path in run.glob(f"*/{heartbeat.NAME}") if (state := _state(path)) is not None]
+    return sorted(found, key=lambda state: state.group)
+
+
+def _state(path: Path) -> GroupState | None:
+    directory = GroupDirectory(path.parent)
+    if directory.verdict.exists():
+        return None
+    document = _json(path)
+    if not document.get("group"):
+        return None
+    begun = document.get("started_at")
+    now = time.time()
+    foreground_at = document.get("foreground_at")
+    return GroupState(
+        group=str(document["group"]),
+        stage=str(document.get("stage") or ""),
+        silent_s=max(0.0, now - float(document.get("at") or now)),
+        elapsed_s=max(0.0, now - float(begun or now)),
+        used_bytes=_whole(document.get("used_bytes")),
+        peak_bytes=_whole(document.get("peak_bytes")),
+        limit_bytes=_whole(document.get("limit_bytes")),
+        epochs=_whole(document.get("epochs")) or 1,
+        foreground_s=None if foreground_at is None else max(0.0, now - float(foreground_at)),
+        foreground=_member(directory, "foreground", document),
+        background=_member(directory, "background", document) if document.get("background") else None,
+    )
+
+
+def _member(directory: GroupDirectory, role: str, document: Mapping[str, Any]) -> MemberState:
+    held = document.get("held_bytes")
+    used = _allocated(directory.probe(role))
+    if used is None and isinstance(held, dict):
+        used = _whole(held.get(role))
+    last = _last_step(directory.events(role))
+    phase = last.get("phase")
+    return MemberState(
+        used,
+        None if phase is None else str(phase),
+        _whole(last.get("epoch")),
+        _whole(last.get("step")),
+        _whole(last.get("steps")),
+    )
+
+
+def _allocated(folder: Path) -> int | None:
+    """What the newest process of a training keeps on the card, its context included."""
+    records = [record for path in folder.glob("*.json") if (record := _json(path))]
+    latest = max(records, key=lambda record: float(record.get("t") or 0.0), default={})
+    reserved = _whole(latest.get("reserved_bytes"))
+    return None if not reserved else reserved + (_whole(latest.get("context_bytes")) or 0)
+
+
+def _last_step(path: Path) -> Mapping[str, Any]:
+    """The last event that tells a phase or a step; an empty one where there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("event") in ("step", "phase"):
+            return event
+    return {}
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+# --- in words
+
+
+def clock(seconds: float) -> str:
+    """A duration such as ``3:05`` or ``1:02:09``."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def line_of(state: GroupState, expected_s: float | None, width: int) -> str:
+    """A running group on one line of at most ``width`` characters; with less room it tells less."""
+    pieces = dict(_pieces(state, expected_s))
+    for left_out in ("", "elapsed", "members", "used", "left"):
+        pieces.pop(left_out, None)
+        text = "  ".join(pieces.values())
+        if len(text) <= width:
+            return text
+    return text[:width]
+
+
+def _pieces(state: GroupState, expected_s: float | None) -> Iterator[tuple[str, str]]:
+    yield "group", state.group
+    yield "stage", _stage(state)
+    sizes = [_mib(member.used_bytes) for member in (state.foreground, state.background) if member is not None]
+    if any(sizes):
+        yield "members", " + ".join(size or "?" for size in sizes)
+    if state.used_bytes is not None:
+        yield "used", f"card {_mib(state.used_bytes)}"
+    if state.peak_bytes is not None:
+        of = f" of {_mib(state.limit_bytes)}" if state.limit_bytes is not None else ""
+        yield "peak", f"peak {_mib(state.peak_bytes)}{of} MiB"
+    yield "elapsed", clock(state.elapsed_s)
+    left = state.left_s(expected_s)
+    if state.silent_s > SILENT_S:
+        yield "left", f"no news for {clock(state.silent_s)}"
+    elif left is not None:
+        yield "left", f"{clock(left)} left"
+
+
+def _mib(num_bytes: int | None) -> str:
+    return "" if num_bytes is None else f"{to_mib(num_bytes):.0f}"
+
+
+def _stage(state: GroupState) -> str:
+    member = state.foreground
+    if state.stage != "foreground":
+        return {"background": "background starts", "ending": "ends", "preflight": "looks at the card"}.get(
+            state.stage, state.stage
+        )
+    if member.phase is None:
+        return "foreground starts"
+    epoch = f"epoch {member.epoch}/{state.epochs} " if state.epochs > 1 and member.epoch else ""
+    steps = f" {member.step}/{member.steps}" if member.step and member.steps else ""
+    return f"{epoch}{member.phase}{steps}"
+
+
+def status(done: int, total: int, num_running: int, left_s: float | None) -> str:
+    """The run in one line."""
+    left = f", about {clock(left_s)} left" if left_s is not None else ""
+    return f"{done} of {total} groups done, {num_running} running{left}"

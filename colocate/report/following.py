@@ -1,0 +1,72 @@
+"""A run followed from outside while it goes on: its finished groups, its running ones, and its end."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from colocate import live
+from colocate.errors import ColocateError
+from colocate.report import journal
+from colocate.report.estimate import Estimate
+from colocate.report.words import headroom_text, peak_text
+from colocate.verdict import Outcome
+
+
+class Following:
+    """Reads the run's files again whenever it is asked.
+
+    Raises:
+        ColocateError: there is no run in this folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        if not (run / "run.json").exists():
+            raise ColocateError(f"{run}: expected a run directory, found no run.json in it")
+        self._told: set[str] = set()
+        self._journal = journal.read(run)
+
+    @property
+    def ended(self) -> bool:
+        """The run has said that it ended."""
+        return self._journal.ended_at is not None
+
+    def finished(self) -> Iterator[str]:
+        """A line for every group that has ended since the last call."""
+        self._journal = journal.read(self._run)
+        for name, record in self._journal.records.items():
+            if name not in self._told:
+                self._told.add(name)
+                yield _finished_line(record)
+
+    def lines(self, width: int) -> list[str]:
+        """A line for every running group, and one for the whole."""
+        found = self._journal
+        states = (
+            [state for state in live.running(self._run) if state.group not in found.records] if not self.ended else []
+        )
+        expected = found.estimates
+        lines = [live.line_of(state, expected.get(state.group), width) for state in states]
+        if self.ended:
+            return [
+                *lines,
+                f"{self._run.name}: ended, {len(found.records)} of {len(found.selected)} groups done"[:width],
+            ]
+        left = self._left_s(states)
+        return [
+            *lines,
+            f"{self._run.name}: {live.status(len(found.records), len(found.selected), len(states), left)}"[:width],
+        ]
+
+    def _left_s(self, states: list[live.GroupState]) -> float | None:
+        found = self._journal
+        took = {name: record["duration_s"] for name, record in found.records.items() if record.get("duration_s")}
+        open_ = [name for name in found.selected if name not in found.records]
+        total = Estimate({**found.estimates, **took}).spread(found.selected).total_s(open_, max(1, len(states)))
+        return None if total is None else max(0.0, total - sum(s.elapsed_s for s in states) / max(1, len(states)))
+
+
+def _finished_line(record: dict[str, object]) -> str:
+    if record.get("outcome") not in set(Outcome):
+        return f"{record.get('group')} {record.get('outcome')}"
+    numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
+    return f"{record['group']} {record['outcome']} ({record['basis']}) {numbers}"

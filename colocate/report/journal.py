@@ -1,0 +1,74 @@
+"""``journal.jsonl`` of a run: how each of its groups ended, one line each, appended as it happens.
+
+Groups that were interrupted, crashed or never begun leave no verdict on disk; here they are, so that a page can be
+rebuilt with all of them. The first writer is the controller of the session, and it is the only one.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+NAME = "journal.jsonl"
+
+
+def append(run: Path, event: str, **fields: Any) -> None:
+    """Add one line with the time of now, in one write.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **fields}) + "\n"
+    handle = os.open(run / NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+@dataclass
+class Journal:
+    """What a journal tells: the last record of every group, and when the run was last begun and ended."""
+
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    selected: tuple[str, ...] = ()
+    estimates: dict[str, float] = field(default_factory=dict)
+    started_at: str | None = None
+    ended_at: str | None = None
+
+
+def read(run: Path) -> Journal:
+    """The journal of a run; an empty one where there is none, and without the lines that cannot be read."""
+    journal = Journal()
+    for line in _lines(run / NAME):
+        kind = line.get("event")
+        if kind == "started":
+            journal.started_at, journal.ended_at = journal.started_at or line.get("at"), None
+            journal.selected = tuple(map(str, line.get("groups") or ()))
+            estimates = line.get("estimates")
+            journal.estimates = dict(estimates) if isinstance(estimates, dict) else {}
+        elif kind == "ended":
+            journal.ended_at = line.get("at")
+        elif kind == "group" and isinstance(line.get("record"), dict) and line["record"].get("group"):
+            name = str(line["record"]["group"])
+            journal.records[name] = line["record"]
+            journal.texts[name] = str(line.get("text") or "")
+    return journal
+
+
+def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            document = json.loads(line)
+        except ValueError:
+            continue  # the torn last line of a run that was cut off
+        if isinstance(document, dict):
+            yield document

@@ -1,0 +1,291 @@
+"""Runs read from their directories for a report: whatever is there, with nothing demanded of it.
+
+A record of another version, half a record or none at all becomes a row that shows less. What must be sound before it
+is judged again is `colocate.verification`'s business.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from colocate.errors import ColocateError
+from colocate.report import journal
+from colocate.report.tally import Tally
+from colocate.report.words import Record
+from colocate.run_directory import GroupDirectory, RunDirectory, read_json
+from colocate.series import settled_groups
+
+NO_FACTS: Mapping[str, Any] = {}
+
+RECORD_FIELDS = (
+    *("group", "number", "tier", "foreground", "background", "expected_bytes", "peak_bytes", "peak_low_bytes"),
+    *("peak_high_bytes", "limit_bytes", "headroom_bytes", "basis", "outcome", "stability", "overlap", "codes"),
+    *("reasons", "warnings", "directory", "duration_s", "device_name", "device_uuid"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group as one run ended it: the record that the run told, and what lies in its folder."""
+
+    run: str
+    record: Record
+    directory: GroupDirectory | None = None
+    document: Mapping[str, Any] = field(default_factory=dict)
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+    @property
+    def group(self) -> str:
+        """The group's id."""
+        return str(self.record["group"])
+
+    @property
+    def key(self) -> str:
+        """A name for the row's place in the page, unlike that of any other row."""
+        return re.sub(r"[^\w-]", "-", f"{self.run}--{self.group}")
+
+    @property
+    def evidence(self) -> Mapping[str, Any]:
+        """What the record has of the evidence."""
+        return mapping(self.document.get("evidence"))
+
+    @property
+    def device(self) -> Mapping[str, Any]:
+        """The card that the group ran on."""
+        return mapping(self.evidence.get("device"))
+
+    def member(self, role: str) -> Mapping[str, Any]:
+        """What the record has of one training."""
+        return mapping(self.evidence.get(role))
+
+    def settings(self, role: str) -> Mapping[str, Any]:
+        """Repository, model and hyperparameters of one training, as the study's records have them."""
+        return mapping(self.document.get(role))
+
+    @cached_property
+    def baseline_bytes(self) -> int | None:
+        """What the card held before the group."""
+        return number(self.evidence.get("baseline_bytes"))
+
+    @property
+    def card(self) -> tuple[str, str]:
+        """Name of the card and basis: rows that differ in one of the two are never counted together."""
+        return (str(self.record.get("device_name") or ""), str(self.record.get("basis") or ""))
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run: what was asked for, how its groups ended, and when."""
+
+    path: Path
+    info: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    selected: tuple[str, ...] = ()
+    started_at: str | None = None
+    ended_at: str | None = None
+    goes_on: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as ``run_20261124_053000``."""
+        return self.path.name
+
+    @property
+    def plan(self) -> Mapping[str, Any]:
+        """What ``run.json`` has of the plan."""
+        return mapping(self.info.get("plan"))
+
+    @property
+    def plan_name(self) -> str:
+        """The name of the plan; that in the records where ``run.json`` is lost."""
+        known = (row.evidence.get("plan") for row in self.rows)
+        return str(self.plan.get("name") or next(filter(None, known), None) or self.name)
+
+    @property
+    def duration_s(self) -> float | None:
+        """From the first group's start to the end of the last; None where one of the two is not known."""
+        start, end = instant(self.started_at), instant(self.ended_at)
+        return None if start is None or end is None else max(0.0, (end - start).total_seconds())
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one plan on one kind of card, counted together."""
+
+    plan_name: str
+    runs: tuple[StoredRun, ...]
+    rows: tuple[Row, ...]
+    tally: Tally
+
+    @property
+    def counting(self) -> tuple[Row, ...]:
+        """One row per group: the last one, where several runs had the same group."""
+        return tuple({row.group: row for row in self.rows}.values())
+
+    def first(self, name: str) -> Any:
+        """The first known value of a field of the cards in this part."""
+        return next((row.device[name] for row in self.rows if row.device.get(name) is not None), None)
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """What the plan allows."""
+        known = [number(mapping(run.plan.get("limits")).get("peak_bytes")) for run in self.runs]
+        known += [number(row.record.get("limit_bytes")) for row in self.rows]
+        return next((limit for limit in known if limit is not None), None)
+
+    @property
+    def card_bytes(self) -> int | None:
+        """The size of the card that the plan is made for."""
+        known = [number(mapping(run.plan.get("limits")).get("card_bytes")) for run in self.runs]
+        known += [number(mapping(row.evidence.get("limits")).get("card_bytes")) for row in self.rows]
+        return next((size for size in known if size is not None), None)
+
+
+def read_run(path: Path) -> StoredRun:
+    """Everything that a run left in its folder.
+
+    Raises:
+        ColocateError: the folder is not there, or holds neither a journal nor a record.
+    """
+    run = RunDirectory(path)
+    told = journal.read(path)
+    on_disk = {row.group: row for row in _rows_on_disk(run)}
+    names = [*told.records, *(name for name in on_disk if name not in told.records)]
+    rows = [_told(run, told, name, on_disk.get(name)) for name in names]
+    if not rows and not run.record.exists():
+        raise ColocateError(f"{path}: expected a run directory, found neither run.json nor the record of a group in it")
+    info = mapping(_json(run.record))
+    ended_at = told.ended_at or max((_end_of(row) or "" for row in rows), default="") or None
+    return StoredRun(
+        path=path,
+        info=info,
+        rows=tuple(sorted(rows, key=lambda row: (row.record.get("number") or 0, row.group))),
+        selected=told.selected,
+        started_at=str(info.get("started_at") or told.started_at or "") or None,
+        ended_at=ended_at,
+        goes_on=bool(told.selected) and told.ended_at is None,
+    )
+
+
+def parts(runs: list[StoredRun]) -> list[Part]:
+    """The rows of all runs by plan and card; those that never got a card go with the others of their run."""
+    found: dict[tuple[str, str, str], tuple[dict[str, StoredRun], list[Row]]] = {}
+    for run in sorted(runs, key=lambda run: run.started_at or ""):
+        own = next((row.card for row in run.rows if any(row.card)), ("", ""))
+        for row in run.rows:
+            card = row.card if all(row.card) else (row.card[0] or own[0], row.card[1] or own[1])
+            its_runs, rows = found.setdefault((run.plan_name, *card), ({}, []))
+            its_runs[run.name] = run
+            rows.append(row)
+        if not run.rows:
+            found.setdefault((run.plan_name, *own), ({}, []))[0][run.name] = run
+    return [
+        Part(key[0], tuple(of.values()), tuple(_by_number(rows)), _tally(of, rows)) for key, (of, rows) in found.items()
+    ]
+
+
+def _by_number(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: (row.record.get("number") or 0, row.group))  # stable: runs stay in their order
+
+
+def _tally(runs: Mapping[str, StoredRun], rows: list[Row]) -> Tally:
+    plan = next((run.plan for run in runs.values() if run.plan.get("groups")), NO_FACTS)
+    ids = [str(name) for name in plan.get("groups") or ()] or list(dict.fromkeys(row.group for row in rows))
+    rate = plan.get("success_rate")
+    needed = number(plan.get("needed"))
+    found = {group: "not done" for run in runs.values() for group in run.selected}
+    found |= {row.group: str(row.record["outcome"]) for row in rows}
+    return Tally.of(ids, found, len(ids) if needed is None else needed, 1.0 if rate is None else float(rate))
+
+
+def _told(run: RunDirectory, told: journal.Journal, name: str, row: Row | None) -> Row:
+    """The row of a group by the journal, with what lies on disk beside it."""
+    record = told.records.get(name)
+    if record is None:
+        assert row is not None
+        return row
+    record = {**dict.fromkeys(RECORD_FIELDS), "codes": [], "reasons": [], "warnings": [], **record}
+    directory = None
+    if record.get("directory"):
+        directory = GroupDirectory(run.path / Path(str(record["directory"])).name)  # the run may have been moved
+        record["directory"] = str(directory.path)
+        document, verdict = mapping(_json(directory.experiment)), mapping(_json(directory.verdict))
+        return Row(run.name, record, directory, document, verdict, told.texts[name])
+    return Row(run.name, record, text=told.texts[name])
+
+
+def _rows_on_disk(run: RunDirectory) -> Iterator[Row]:
+    """The groups that have a verdict, each with the attempt that decides; those of other versions as they are."""
+    settled = settled_groups(run)
+    for group in settled.values():
+        deciding = group.deciding
+        yield _row(run, deciding.directory, deciding.experiment, group.verdict.to_json())
+    for path in sorted(run.path.glob("*/verdict.json"), key=lambda path: path.stat().st_mtime):
+        directory = GroupDirectory(path.parent)
+        document, verdict = mapping(_json(directory.experiment)), mapping(_json(directory.verdict))
+        name = mapping(document.get("group")).get("id")
+        if name and name not in settled and verdict.get("outcome"):
+            yield _row(run, directory, document, verdict)
+
+
+def _row(run: RunDirectory, directory: GroupDirectory, document: Mapping[str, Any], verdict: Mapping[str, Any]) -> Row:
+    return Row(run.name, _record(directory, document, verdict), directory, document, verdict)
+
+
+def _record(directory: GroupDirectory, document: Mapping[str, Any], verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """The same record that the run told of a judged group, from the two files of its folder."""
+    group, evidence = mapping(document.get("group")), mapping(document.get("evidence"))
+    device = mapping(evidence.get("device"))
+    known = {name: verdict.get(name) for name in RECORD_FIELDS}
+    return known | {
+        "group": group["id"],
+        "number": group.get("number"),
+        "tier": group.get("tier"),
+        "foreground": mapping(evidence.get("foreground")).get("name"),
+        "background": mapping(evidence.get("background")).get("name"),
+        "expected_bytes": group.get("expected_bytes"),
+        "codes": [reason["code"] for reason in verdict.get("reasons") or ()],
+        "reasons": [f"{reason['text']} [{reason['code']}]" for reason in verdict.get("reasons") or ()],
+        "warnings": [f"{reason['text']} [{reason['code']}]" for reason in verdict.get("warnings") or ()],
+        "directory": str(directory.path),
+        "duration_s": evidence.get("duration_s"),
+        "device_name": device.get("name"),
+        "device_uuid": device.get("uuid"),
+    }
+
+
+def _end_of(row: Row) -> str | None:
+    start, duration_s = instant(row.evidence.get("started_at")), row.evidence.get("duration_s")
+    if start is None or not isinstance(duration_s, int | float):
+        return None
+    return datetime.fromtimestamp(start.timestamp() + duration_s, tz=start.tzinfo).isoformat(timespec="seconds")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except ColocateError:
+        return None
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else NO_FACTS
+
+
+def number(value: Any) -> int | None:
+    """The value if it is a whole number."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def instant(value: Any) -> datetime | None:
+    """An instant in ISO form; None for anything else."""
+    try:
+        return datetime.fromisoformat(str(value))
+    except ValueError:
+        return None
