@@ -153,6 +153,8 @@ def _damage(attempt: Attempt) -> str | None:
         again = judge(read_record(attempt.directory).evidence)
     except ColocateError:
         return "its record is damaged"
+    if "record_damaged" in again.codes:
+        return "its record is damaged"
     return None if again == attempt.verdict else "its verdict does not follow from its record"
 
 

@@ -1,0 +1,273 @@
+"""A run that was ended at any point is taken up again: nothing lost, nothing run twice, nothing left alive."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_nvml import FakeNvml
+from sessions import ROOT, Session, arguments, plan, run, stand_in
+from waiting import wait_until
+
+from colocate.cli import main
+from colocate.device.lock import locked
+from colocate.processes import with_cookie
+from colocate.run_directory import RunDirectory, read_json
+from colocate.series import settled_groups
+
+LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
+EPOCH = stand_in("--hold", "700", "--steps", "10", "--probe")
+FAILS = stand_in("--hold", "700", "--steps", "10", "--probe", "--fail-at", "3")
+GROUPS: list[dict[str, Any]] = [
+    {"foreground": EPOCH, "background": LOAD},
+    {"foreground": FAILS, "background": LOAD},
+]
+
+
+def resumed(path: Path, folder: Path, *more: str) -> Session:
+    return run(path, folder, "--resume", *more)
+
+
+def lines(session: Session) -> list[str]:
+    return [line.removeprefix("resume: ") for line in session.output.splitlines() if line.startswith("resume: ")]
+
+
+def edited(path: Path, change: Any) -> Path:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of two groups that has ended well, for tests that each take a copy of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch, FakeNvml.create(folder / "state", fake_nvml_library) as fake:
+        for name, value in fake.environment.items():
+            patch.setenv(name, value)
+        patch.setenv("COLOCATE_LOCK_FOLDER", str(folder / "locks"))
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        fake.add_card()
+        path = plan(folder / "plan.json", GROUPS)
+        yield path, run(path, folder)
+
+
+@pytest.fixture
+def copy(finished: tuple[Path, Session], tmp_path: Path) -> tuple[Path, Path]:
+    """The plan and a folder with that run in it."""
+    path, session = finished
+    shutil.copytree(session.folder / "results", tmp_path / "results")
+    beside = path.with_name(f"{tmp_path.name}.json")  # where a plan lies decides where its commands start
+    return Path(shutil.copy(path, beside)), tmp_path
+
+
+@pytest.mark.slow
+def test_finished_groups_are_kept_with_their_verdicts_everywhere(copy: tuple[Path, Path]) -> None:
+    path, folder = copy
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("results/*/*/*")}
+    session = resumed(path, folder)
+
+    assert session.code == 1
+    assert lines(session) == [
+        "group01 kept: FEASIBLE, and nothing changed since",
+        "group02 kept: INFEASIBLE, and nothing changed since",
+    ]
+    assert session.junit == {"group01": "passed", "group02": "failure"}
+    assert "group01 FEASIBLE (measured) peak 2200 MiB, headroom 5300 MiB, kept" in session.output
+    assert f"kept from {session.run.name}" in session.page
+    assert (session.run / "summary.csv").read_text().count(f"kept from {session.run.name}") == 2
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("results/*/*/*")} == before
+    assert main(["verify", str(session.run)]) == 0
+
+
+@pytest.mark.slow
+def test_kept_groups_are_kept_by_workers_too(copy: tuple[Path, Path]) -> None:
+    path, folder = copy
+    session = resumed(path, folder, "-n1")
+
+    assert session.junit == {"group01": "passed", "group02": "failure"}
+    assert session.output.count(", kept") == 2
+
+
+CHANGES: dict[str, tuple[str, Any]] = {
+    "a setting": ("its settings changed", lambda run: None),
+    "a version": (
+        "versions changed: torch 1.0 to",
+        lambda run: edited(run / "stand_in_parallel_001/experiment.json", _old_torch),
+    ),
+    "a record cut short": (
+        "its record is damaged",
+        lambda run: (run / "stand_in_parallel_001/trace.csv").write_text("elapsed_s,used_bytes\n1.0,2\n"),
+    ),
+    "a verdict that was tampered with": (
+        "its verdict does not follow from its record",
+        lambda run: edited(run / "stand_in_parallel_001/verdict.json", lambda it: it.update(peak_bytes=1)),
+    ),
+    "a verdict cut short": (
+        "its record is damaged",
+        lambda run: (run / "stand_in_parallel_001/verdict.json").write_text('{"outcome": "FEAS'),
+    ),
+    "no verdict and half a record": (
+        "it was interrupted",
+        lambda run: [(run / "stand_in_parallel_001" / name).unlink() for name in ("verdict.json", "experiment.json")],
+    ),
+    "a restart of the machine in between": (
+        "it was interrupted, and the machine was started anew since",
+        lambda run: [
+            edited(run / "run.json", lambda it: it.update(boot_id="another")),
+            *[(run / "stand_in_parallel_001" / name).unlink() for name in ("verdict.json", "experiment.json")],
+        ],
+    ),
+    "nothing of it": ("it was never started", lambda run: shutil.rmtree(run / "stand_in_parallel_001")),
+}
+
+
+def _old_torch(document: dict[str, Any]) -> None:
+    document["evidence"]["versions"]["torch"] = "1.0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("why", "change"), CHANGES.values(), ids=CHANGES)
+def test_what_no_longer_holds_is_explained(
+    copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str], why: str, change: Any
+) -> None:
+    """Without a session: the same decisions as --explain prints."""
+    from colocate.plan import load_plan
+    from colocate.resume import decide, find_run
+
+    path, folder = copy
+    found = find_run(folder / "results", "")
+    change(found.path)
+    if why == "its settings changed":
+        edited(path, lambda it: it["limits"].update(stall_s=100))
+    decisions = decide(found, load_plan(path).groups, ())
+
+    assert decisions[0].kept is None
+    assert decisions[0].why.startswith(why)
+    assert why == "its settings changed" or decisions[1].kept is not None
+
+
+@pytest.mark.slow
+def test_a_changed_group_runs_again_beside_its_old_record(copy: tuple[Path, Path]) -> None:
+    path, folder = copy
+    edited(path, lambda it: it["experiments"][1].update(foreground=EPOCH))
+    explained = run(path, folder, "--explain")
+    session = resumed(path, folder)
+
+    assert explained.code == 0
+    assert "group02 runs: its settings changed" in explained.output
+    assert session.junit == {"group01": "passed", "group02": "passed"}
+    assert (session.run / "stand_in_parallel_002_attempt2/verdict.json").exists()
+    assert (session.run / "stand_in_parallel_002/verdict.json").exists()
+    assert len((session.run / "summary.csv").read_text().splitlines()) == 3
+    assert read_json(session.run / "run.json")["sessions"][0]["kept"] == ["group01"]
+
+
+@pytest.mark.slow
+def test_a_record_that_only_lacks_its_verdict_gets_it(copy: tuple[Path, Path]) -> None:
+    path, folder = copy
+    (verdict,) = folder.glob("results/*/stand_in_parallel_001/verdict.json")
+    verdict.unlink()
+    session = resumed(path, folder)
+
+    assert lines(session)[0] == "stand_in_parallel_001: judged from its record, which was whole"
+    assert lines(session)[1] == "group01 kept: FEASIBLE, and nothing changed since"
+    assert verdict.exists()
+
+
+@pytest.mark.slow
+def test_two_sessions_cannot_be_at_one_run(copy: tuple[Path, Path]) -> None:
+    path, folder = copy
+    (found,) = folder.glob("results/run_*")
+    with RunDirectory(found).locked():
+        session = resumed(path, folder)
+
+    assert session.code == 4
+    assert f"expected a run that nobody else is at, found it held by pid {os.getpid()}" in session.output
+
+
+@pytest.mark.slow
+def test_a_run_that_is_not_there_is_one_line(copy: tuple[Path, Path]) -> None:
+    path, folder = copy
+    session = run(path, folder, "--resume=run_19700101_000000")
+
+    assert session.code == 4
+    assert "expected a run directory, found no run.json" in session.output
+
+
+@pytest.mark.slow
+def test_a_second_run_on_the_same_card_says_who_holds_it_or_waits(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    path = plan(tmp_path / "plan.json", GROUPS[:1])
+    with ExitStack() as held:
+        held.enter_context(locked(fake_nvml.uuid(), "group07 of another run"))
+        refused = run(path, tmp_path / "first", "--device=nvidia")
+        with subprocess.Popen(arguments(path, tmp_path, "--wait=60"), cwd=ROOT, stdout=subprocess.DEVNULL) as waiting:
+            wait_until(lambda: list(tmp_path.glob("results/*/stand_in_parallel_001")))
+            assert not list(tmp_path.glob("results/*/*/events/*"))
+            assert waiting.poll() is None
+            held.close()
+            assert waiting.wait(30) == 0
+
+    assert refused.code == 4
+    assert f"held by pid {os.getpid()}" in refused.output
+    assert "group07 of another run" in refused.output
+
+
+# --- killed anywhere
+
+
+def killed_at(place: int, path: Path, folder: Path) -> int:
+    """A session that dies at the place-th thing it does to the world; how it ended."""
+    on_path = folder / "on_path"
+    on_path.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "tests/programs/kill_at.py", on_path / "sitecustomize.py")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{on_path}",
+        "COLOCATE_TEST_KILL": f"{place}:{folder / 'results'}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    argv = arguments(path, folder, "-p", "no:html", "-p", "no:metadata")
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=False)
+    return done.returncode
+
+
+def check_resumes(place: int, path: Path, folder: Path) -> str:
+    """Kill a session there and take it up again; what was found wrong, empty for nothing."""
+    code = killed_at(place, path, folder)
+    if code != -signal.SIGKILL:
+        return "not reached"
+    runs = list(folder.glob("results/run_*/run.json"))
+    verdicts = {file: file.read_bytes() for file in folder.glob("results/*/*/verdict.json")}
+    for file in [*verdicts, *folder.glob("results/*/*/experiment.json"), *runs]:
+        json.loads(file.read_bytes())
+    session = run(path, folder, *(["--resume"] if runs else []), "-p", "no:html", "-p", "no:metadata")
+    groups = settled_groups(RunDirectory(sorted(folder.glob("results/run_*/run.json"))[-1].parent))
+
+    assert {name: str(found.verdict.outcome) for name, found in groups.items()} == {
+        "group01": "FEASIBLE",
+        "group02": "INFEASIBLE",
+    }, (place, session.output)
+    assert session.junit == {"group01": "passed", "group02": "failure"}, (place, session.output)
+    for found in groups.values():
+        assert len(found.attempts) == 1, (place, session.output)
+    for file, content in verdicts.items():
+        assert file.read_bytes() == content
+    wait_until(lambda: not with_cookie("run_"), 6)
+    for directory in folder.glob("results/run_*"):
+        wait_until(lambda directory=directory: not with_cookie(directory.name), 6)
+        assert not list(directory.glob(".lock")) or not runs
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [9, 25, 38, 50])
+def test_a_session_killed_at_any_point_is_resumed(fake_nvml: FakeNvml, tmp_path: Path, place: int) -> None:
+    """Some of the places; ``python tests/soak.py kill`` goes through all of them."""
+    assert check_resumes(place, plan(tmp_path / "plan.json", GROUPS), tmp_path) == ""
