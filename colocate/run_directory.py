@@ -231,12 +231,13 @@ class RunDirectory:
             os.close(handle)  # its last holder took it away meanwhile
 
     def discard(self) -> None:
-        """Leave nothing of a run that recorded nothing; whatever else is there stays."""
+        """Leave nothing of a run that recorded nothing; one with anything else in it, such as a resumed one, stays."""
+        own = (self._reserve, self.record, self._lock)
         with suppress(OSError):
-            self.release()
-            for file in (self.record, self._lock):
-                file.unlink(missing_ok=True)
-            self.path.rmdir()
+            if all(entry in own for entry in self.path.iterdir()):
+                for file in own:
+                    file.unlink(missing_ok=True)
+                self.path.rmdir()
 
 
 def safe_name(text: str) -> str:

@@ -72,6 +72,30 @@ def test_a_failed_write_leaves_the_old_content_and_no_scrap(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_run_that_recorded_something_is_not_discarded(tmp_path: Path) -> None:
+    empty, used = (RunDirectory.new(tmp_path, NOW) for _ in range(2))
+    for run in (empty, used):
+        run.reserve()
+        write_json(run.record, {})
+    used.group("a", 1, parallel=True).create()
+    for run in (empty, used):
+        run.discard()
+
+    assert not empty.path.exists()
+    assert used.record.exists()
+
+
+def test_a_run_is_held_by_one_session_and_let_go_with_it(tmp_path: Path) -> None:
+    run = RunDirectory.new(tmp_path, NOW)
+    with run.locked():
+        with pytest.raises(ColocateError, match=f"found it held by pid {os.getpid()}"), run.locked():
+            pass
+    with run.locked():
+        pass
+
+    assert list(run.path.iterdir()) == []
+
+
 def test_a_record_cut_short_is_told_by_its_place(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text('{"a": ')

@@ -109,7 +109,11 @@ def hold(config: pytest.Config, run: RunDirectory) -> None:
         ColocateError: another session is at this run, or there is no room.
     """
     config.pluginmanager.register(Holding(run), "colocate-holding")
-    run.reserve()
+    try:
+        run.reserve()
+    except ColocateError:
+        run.discard()
+        raise
 
 
 def take_over(config: pytest.Config, session: Session) -> RunDirectory:

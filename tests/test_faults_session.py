@@ -1,0 +1,177 @@
+"""Faults around a whole session: the disk, host memory, cards that fail beside others, hostile input."""
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_nvml import FakeNvml
+from sessions import ROOT, Session, arguments, plan, run, stand_in
+from test_supervisor import control_group
+
+from colocate.processes import with_cookie
+from colocate.run_directory import RESERVE_BYTES
+from colocate.units import MIB
+
+LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
+EPOCH = stand_in("--hold", "700", "--steps", "10", "--probe")
+
+pytestmark = pytest.mark.slow
+
+
+def codes(session: Session, group: str) -> list[str]:
+    return [reason["code"] for reason in session.verdicts[group]["reasons"]]
+
+
+def pair(foreground: dict[str, Any], background: dict[str, Any] = LOAD, **more: Any) -> dict[str, Any]:
+    return {"foreground": foreground, "background": background, **more}
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A small disk of its own; skips where we may not mount one."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+# --- the disk
+
+
+def test_a_disk_that_fills_up_ends_the_trainings_and_keeps_the_records(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """The foreground prints more than there is room for; the second group finds no room to begin."""
+    entries = [pair(stand_in("--flood", str(8 * MIB), "--steps", "2000", "--probe")), pair(EPOCH)]
+    path = plan(tmp_path / "plan.json", entries)
+    with mounted(tmp_path / "results", f"size={RESERVE_BYTES + 3 * MIB}"):
+        session = run(path, tmp_path)
+
+        assert session.code == 1, session.output
+        assert session.junit == {"group01": "error", "group02": "error"}
+        assert {"log_failed", "disk_full"} & set(codes(session, "group01"))
+        assert with_cookie(session.run.name) == []
+
+
+def test_a_disk_without_room_for_records_is_one_line(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    with mounted(tmp_path / "results", "size=1m") as results:
+        session = run(plan(tmp_path / "plan.json", [pair(EPOCH)]), tmp_path)
+
+        assert session.code == 4
+        assert "expected room for 8 MiB of records, got No space left on device; make room" in session.output
+        assert list(results.iterdir()) == []
+
+
+def test_results_that_cannot_be_written_are_one_line(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    with mounted(tmp_path / "results", "ro"):
+        session = run(plan(tmp_path / "plan.json", [pair(EPOCH)]), tmp_path)
+
+    assert session.code == 4
+    assert "expected a folder that can be written, got Read-only file system" in session.output
+
+
+def test_results_that_vanish_are_never_a_success(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """The foreground removes the folder that it is recorded in."""
+    vanish = ["sh", "-c", f"rm -rf {tmp_path}/results/run_*/*_001; exec sleep 0.3"]
+    path = plan(tmp_path / "plan.json", [pair({"command": vanish, "name": "vanish"})])
+    session = run(path, tmp_path)
+
+    assert session.code != 0
+    assert session.junit == {"group01": "error"}
+    assert not list(tmp_path.glob("results/*/*/verdict.json"))
+
+
+# --- host memory
+
+
+def test_the_kernels_own_killer_is_told_from_a_full_card(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """The session may use 450 MiB of host memory, of which the foreground wants 800: exit by SIGKILL, no CUDA text."""
+    path = plan(tmp_path / "plan.json", [pair(stand_in("--host-memory", "800", "--probe"))])
+    with control_group("memory") as folder:
+        (folder / "memory.limit_in_bytes").write_text(str(450 * MIB))
+        inside = ["sh", "-c", f'echo $$ > {folder}/cgroup.procs && exec "$@"', "sh"]
+        done = subprocess.run(
+            [*inside, *arguments(path, tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=90
+        )
+        session = Session(done.returncode, done.stdout + done.stderr, tmp_path)
+
+    assert session.verdicts["group01"]["outcome"] == "INFEASIBLE", session.output
+    assert "foreground_host_out_of_memory" in codes(session, "group01")
+
+
+# --- cards
+
+
+def test_a_quarantined_card_gets_no_group_and_the_others_go_on(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """Two cards and two workers: the first group leaves memory on its card, the other card takes all that follow."""
+    fake_nvml.add_card()
+    leak = pair(stand_in("--hold", "700", "--leak", "--probe"), expected_minutes=60)
+    path = plan(tmp_path / "plan.json", [leak, *[pair(EPOCH)] * 3], settle_s=0.5)
+    session = run(path, tmp_path, "-n2")
+    cards = {name: verdict["outcome"] for name, verdict in session.verdicts.items()}
+
+    assert cards == {"group01": "INCONCLUSIVE", **dict.fromkeys(("group02", "group03", "group04"), "FEASIBLE")}
+    assert codes(session, "group01") == ["card_not_returned"]
+
+
+def test_on_the_only_card_the_rest_is_refused(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    path = plan(tmp_path / "plan.json", [pair(stand_in("--leak", "--probe")), pair(EPOCH)], settle_s=0.5)
+    session = run(path, tmp_path)
+
+    assert session.junit == {"group01": "error", "group02": "error"}
+    assert "[card_quarantined]" in session.output
+    assert not list(session.run.glob("stand_in_parallel_002/events/*"))
+
+
+def test_a_driver_that_is_not_loaded_is_one_line_with_the_cure(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    fake_nvml.fail("nvmlInit*", 9)
+    session = run(plan(tmp_path / "plan.json", [pair(EPOCH)]), tmp_path)
+
+    assert session.code == 4
+    assert "sudo modprobe nvidia" in session.output
+    assert not (tmp_path / "results").exists()
+
+
+# --- hostile input
+
+
+MARKUP = "<script>alert(1)</script>&amp;\N{RIGHT-TO-LEFT OVERRIDE}evil"
+
+
+def test_hostile_names_notes_and_logs_stay_text_and_in_their_folder(
+    fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI_JOB_TOKEN", "s3cr3t-t0ken")
+    shout = 'printf "\\033[31m%s \\033]0;title\\007\\n" "$0"; exit 1'
+    command = {"command": ["sh", "-c", shout, MARKUP + '"; touch pwned; "'], "name": "evil"}
+    entries = [pair(command, note=MARKUP + "\n../../etc", risk=MARKUP)]
+    path = plan(tmp_path / "plan.json", entries)
+    session = run(path, tmp_path, "-n1")
+    everything = "".join(file.read_text(errors="replace") for file in tmp_path.rglob("*") if _is_report(file))
+
+    assert session.junit == {"group01": "error"}
+    assert "<script>alert(1)" not in session.page
+    assert "\x1b]0" not in session.page + session.output
+    assert not list(tmp_path.rglob("pwned"))
+    assert {item.name for item in tmp_path.iterdir()} <= {
+        *("plan.json", "results", "reports", "junit.xml", "fake_nvml.state", "locks")
+    }
+    assert "s3cr3t-t0ken" not in everything + session.output
+
+
+def _is_report(file: Path) -> bool:
+    return file.is_file() and file.suffix in (".json", ".html", ".xml", ".csv", ".jsonl")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a\nb", MARKUP, ""])
+def test_a_name_that_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
+    session = run(plan(tmp_path / "plan.json", [pair({**EPOCH, "name": name})]), tmp_path, "--device=virtual")
+
+    assert session.code == 4
+    assert "$.experiments[0].foreground.name" in session.output
+    assert list(tmp_path.iterdir()) == [tmp_path / "plan.json"]
