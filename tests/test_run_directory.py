@@ -87,9 +87,8 @@ def test_a_run_that_recorded_something_is_not_discarded(tmp_path: Path) -> None:
 
 def test_a_run_is_held_by_one_session_and_let_go_with_it(tmp_path: Path) -> None:
     run = RunDirectory.new(tmp_path, NOW)
-    with run.locked():
-        with pytest.raises(ColocateError, match=f"found it held by pid {os.getpid()}"), run.locked():
-            pass
+    with run.locked(), pytest.raises(ColocateError, match=f"found it held by pid {os.getpid()}"), run.locked():
+        pass
     with run.locked():
         pass
 

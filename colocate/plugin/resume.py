@@ -18,7 +18,6 @@ from colocate.run_directory import GroupDirectory, RunDirectory, read_json, writ
 from colocate.series import Attempt, Settled, read_attempt, settled_groups
 from colocate.verdict import Outcome
 
-
 _PHASES: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
 
 
