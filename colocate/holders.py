@@ -20,6 +20,7 @@ ProcessList = tuple[float, tuple[DeviceProcess, ...]]
 DEVICE_FILES = "/dev/nvidia"
 """What every program that uses an NVIDIA card has open."""
 
+_ROLES: tuple[Role, ...] = ("foreground", "background")
 _Key = tuple[int, int | None]
 
 
@@ -47,17 +48,23 @@ class Holders:
         self._since_s = elapsed_s
         self._seen.clear()
 
-    def take(self, lists: Sequence[ProcessList], members: Mapping[Role, Sequence[Process]]) -> None:
-        """Enter the process lists that are new since the last call."""
+    def take(self, lists: Sequence[ProcessList], members: Mapping[Role, Sequence[Process]]) -> bool:
+        """Enter the process lists that are new since the last call; whether there were any."""
         new = lists[self._taken :]
         if not new:
-            return
+            return False
         self._taken = len(lists)
         pids: dict[int, Role] = {one.pid: role for role, ours in members.items() for p in ours[-1:] for one in p.tree()}
         for elapsed_s, listed in ((elapsed_s, listed) for elapsed_s, listed in new if elapsed_s >= self._since_s):
             for process in listed:
                 if not process.draws:
                     self._enter(elapsed_s, process, pids)
+        return True
+
+    def ours(self, pid: int) -> Role | None:
+        """The member that a process belongs to by its cookie; None for any other."""
+        cookie = processes.cookie_of(pid) or ""
+        return next((role for role in _ROLES if cookie == self.cookie(role)), None)
 
     @property
     def seen(self) -> tuple[Holder, ...]:
@@ -98,10 +105,9 @@ class Holders:
     def _owner(self, pid: int, pids: Mapping[int, Role]) -> Owner:
         if pid in pids:
             return pids[pid]
-        cookie = processes.cookie_of(pid) or ""
-        for role in ("foreground", "background"):
-            if cookie == self.cookie(role):
-                return role
+        role = self.ours(pid)
+        if role is not None:
+            return role
         if processes.identify(pid) is None:
             # Inside a container such a number is the host's, and from then on one that exists here is so by chance.
             self._numbers_of_the_host = self._numbers_of_the_host or not processes.sees_all_processes()

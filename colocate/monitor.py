@@ -197,7 +197,8 @@ class Monitor:
         """Has the list of processes read soon, but not more often than once a second."""
         with self._lock:
             last_s = self._process_lists[-1][0] + self.started_s if self._process_lists else 0.0
-            soonest_s = max(time.monotonic(), last_s + SHORTEST_PROCESSES_INTERVAL_S)
+            pause_s = min(SHORTEST_PROCESSES_INTERVAL_S, self._processes_interval_s)
+            soonest_s = max(time.monotonic(), last_s + pause_s)
             self._processes_due.due_s = min(self._processes_due.due_s, soonest_s)
         self._wake.set()
 

@@ -301,6 +301,16 @@ class Observation:
     def _strangers(self) -> list[ProcessId]:
         return self._holders.strangers(self._device.processes() or ())
 
+    def _look_elsewhere(self) -> None:
+        """A member on another card does not put its whole load on ours."""
+        try:
+            found = [(uuid, pid) for uuid, pid in self._device.processes_elsewhere() if self._holders.ours(pid)]
+        except DeviceError:
+            return
+        for uuid, pid in found:
+            if not any(code == "other_card" for code, _ in self._faults):
+                self._faults.append(("other_card", f"the {self._holders.ours(pid)} used another card too, {uuid}"))
+
     def _end_orphans(self) -> None:
         """End what an earlier run of ours has left on this card, after saying so; nobody else's process is touched."""
         orphans = [process for process in self._strangers() if is_left_behind(process, self._run)]
@@ -409,7 +419,8 @@ class Observation:
         members = self._members
         if self._foreground.num_steps and not self._foreground.held_card:
             self._monitor.ask_for_processes()
-        self._holders.take(self._monitor.process_lists(), {watch.role: watch.processes for watch in members})
+        if self._holders.take(self._monitor.process_lists(), {watch.role: watch.processes for watch in members}):
+            self._look_elsewhere()
         for watch in members:
             watch.held_bytes = self._holders.held_bytes(watch.role)
             watch.held_card = watch.held_card or bool(self._holders.pids(watch.role))

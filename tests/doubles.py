@@ -61,6 +61,10 @@ class FakeDevice:
         found = _said(self._processes)
         return None if found is None else tuple(found)
 
+    def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
+        self._expect_open()
+        return ()
+
     def process_peak_bytes(self, pid: int) -> int | None:
         self._expect_open()
         return self._peaks.get(pid)

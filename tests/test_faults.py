@@ -20,7 +20,7 @@ from colocate.evidence import Evidence
 from colocate.holders import Holders, unlisted
 from colocate.observation import Observation
 from colocate.plan import Group
-from colocate.processes import COOKIE, identify, is_alive, with_cookie
+from colocate.processes import COOKIE, describe, identify, is_alive, with_cookie
 from colocate.quarantine import Quarantine
 from colocate.record import read_record
 from colocate.repetition import Repetition
@@ -182,6 +182,52 @@ def test_a_process_with_the_card_open_but_not_on_the_list_is_found(tmp_path: Pat
 
     assert found == [process.pid]
     assert listed == []
+
+
+def test_a_member_that_uses_another_card_too_is_noticed(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    fake_nvml.add_card()
+    verdict, _ = outcome(fake_nvml, tmp_path, epoch("--steps", "60"), load("--also-on", "1"))
+
+    assert verdict.codes == ("other_card",)
+    assert fake_nvml.uuid(1) in str(verdict)
+
+
+def test_a_zombie_with_memory_is_named_as_one(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as zombie:
+        wait_until(lambda: "zombie" in describe(zombie.pid))
+        fake_nvml.foreign(500 * MIB, pid=zombie.pid)
+        verdict, _ = outcome(fake_nvml, tmp_path, epoch(), load())
+
+    assert verdict.codes == ("foreign_process",)
+    assert "state Z (zombie)" in str(verdict)
+
+
+# --- sensors
+
+
+@pytest.mark.parametrize("code", [18, 999], ids=["library-mismatch", "unknown-error"])
+def test_a_sensor_that_fails_from_now_on_lets_the_training_finish(
+    fake_nvml: FakeNvml, tmp_path: Path, code: int
+) -> None:
+    with observing(group(epoch("--steps", "60"), load(), longest_gap_s=0.4), fake_nvml.uuid(), tmp_path) as observation:
+        observation.preflight()
+        observation.start_background()
+        threading.Timer(0.4, fake_nvml.fail, ("nvmlDeviceGetMemoryInfo_v2", code)).start()
+        observation.run_foreground()
+        verdict = observation.conclude()
+        evidence = observation.evidence()
+
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "sensor_gap" in verdict.codes
+    assert evidence.foreground.last_exit.ok  # type: ignore[union-attr]
+
+
+def test_a_card_that_tells_no_processes_is_judged_by_its_level(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    fake_nvml.fail("nvmlDeviceGetComputeRunningProcesses*", 3)
+    verdict, evidence = outcome(fake_nvml, tmp_path, epoch(), load())
+
+    assert verdict.feasible, verdict
+    assert evidence.holders == ()
 
 
 # --- what an earlier run has left
@@ -359,6 +405,22 @@ def test_a_card_in_a_bad_state_is_quarantined(fake_nvml: FakeNvml, tmp_path: Pat
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert quarantine.why(fake_nvml.uuid()) is not None
     assert quarantine.why("GPU-other") is None
+
+
+def test_a_card_with_a_process_that_cannot_be_ended_is_quarantined(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """`test_supervisor` has the real process that survives SIGKILL; here is what follows from it."""
+    quarantine = Quarantine(tmp_path / "quarantine")
+    with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path, quarantine=quarantine) as observation:
+        observation.preflight()
+        observation.start_background()
+        observation.run_foreground()
+        ourselves = identify(os.getpid())
+        assert ourselves is not None
+        observation._foreground.processes[0].unkillable = (ourselves,)
+        verdict = observation.conclude()
+
+    assert verdict.codes == ("unkillable",)
+    assert quarantine.why(fake_nvml.uuid()) == "a process on it could not be ended"
 
 
 def test_a_card_that_comes_back_is_not_quarantined(fake_nvml: FakeNvml, tmp_path: Path) -> None:

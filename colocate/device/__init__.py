@@ -88,6 +88,9 @@ class Device(Protocol):
         Milliseconds on an NVIDIA card, under a lock that stalls other programs: call it rarely.
         """
 
+    def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
+        """Who computes on the other cards of the machine: UUID and process id. As slow as :meth:`processes`."""
+
     def process_peak_bytes(self, pid: int) -> int | None:
         """The driver's own maximum for one process (accounting mode), also after its end; None where it is off."""
 

@@ -4,6 +4,7 @@ NVML orders cards by PCI bus and CUDA by speed, and ``CUDA_VISIBLE_DEVICES`` ren
 known by its UUID, and an index only serves for display.
 """
 
+import contextlib
 import ctypes
 import re
 from collections.abc import Callable
@@ -184,6 +185,20 @@ class NvidiaDevice:
         by_pid = {row.pid: self._holder(row, draws=True) for row in drawing}
         by_pid |= {row.pid: self._holder(row) for row in computing}
         return tuple(by_pid[pid] for pid in sorted(by_pid))
+
+    def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
+        """Who computes on the other cards of the machine: UUID and process id; a card that does not answer has nobody.
+
+        Check by hand: ``nvidia-smi --query-compute-apps=gpu_uuid,pid --format=csv``.
+        """
+        found = []
+        for index in range(self._ask("the number of cards", pynvml.nvmlDeviceGetCount)):
+            with contextlib.suppress(pynvml.NVMLError):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                uuid = pynvml.nvmlDeviceGetUUID(handle)
+                if uuid != self._uuid:
+                    found += [(uuid, row.pid) for row in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)]
+        return tuple(found)
 
     def process_peak_bytes(self, pid: int) -> int | None:
         """The most memory that a process ever held, by the driver's accounting, in bytes; None where it is off.

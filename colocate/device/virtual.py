@@ -59,6 +59,10 @@ class VirtualDevice:
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from error
 
+    def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
+        """Nobody: a group sees no card but its virtual one."""
+        return ()
+
     def process_peak_bytes(self, pid: int) -> int | None:
         """The most that a process ever held, also after its end; None for one that never held anything."""
         try:

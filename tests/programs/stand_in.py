@@ -60,6 +60,7 @@ trouble.add_argument("--fork-hold", type=float, default=50, metavar="MIB")
 trouble.add_argument("--daemonise", action="store_true", help="train in a process that left session and parent")
 trouble.add_argument("--leak", action="store_true", help="the (simulated NVIDIA) card keeps the memory after the end")
 trouble.add_argument("--hidden", action="store_true", help="the (simulated NVIDIA) card does not list the process")
+trouble.add_argument("--also-on", type=int, metavar="INDEX", help="hold the memory on this simulated card as well")
 trouble.add_argument("--host-memory", type=int, metavar="MIB", help="take so much of the host's memory before step 2")
 trouble.add_argument("--retries", type=int, default=0, help="how often the allocator had to flush its cache")
 trouble.add_argument("--flood", type=int, metavar="BYTES", help="print so much before the first step")
@@ -110,6 +111,7 @@ class SimulatedNvidiaCard:
 
         self.machine = FakeNvml.open()
         self.index = self.machine.index(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        self.also_on = options.also_on
         self.flags = LEAKS * options.leak | HIDDEN * options.hidden
         self.total_bytes = self.machine.state.cards[self.index].total_bytes
 
@@ -118,6 +120,8 @@ class SimulatedNvidiaCard:
 
         try:
             self.machine.allocate(used_bytes, card=self.index, flags=self.flags)
+            if self.also_on is not None:
+                self.machine.allocate(used_bytes, card=self.also_on, flags=self.flags)
         except CardFull as error:
             raise OutOfMemoryError(error.requested_bytes, error.free_bytes, self.total_bytes, 0) from None
 
