@@ -142,16 +142,16 @@ class State(enum.Enum):
 
 
 class Block:
-    """A stretch of a segment, linked to its neighbours."""
+    """A stretch of a segment, linked to its neighbours. ``number`` is the owner's, and means nothing here."""
 
-    __slots__ = ("following", "pool", "preceding", "requested_bytes", "size", "start", "state")
+    __slots__ = ("following", "number", "pool", "preceding", "requested_bytes", "size", "start", "state")
 
     def __init__(self, pool: "Pool", start: int, size: int, state: State) -> None:
         self.pool = pool
         self.start = start
         self.size = size
         self.state = state
-        self.requested_bytes = 0
+        self.requested_bytes = self.number = 0
         self.preceding: Block | None = None
         self.following: Block | None = None
 

@@ -22,6 +22,7 @@ MIB = 1024**2
 # unsloth-zoo PR 1053), "300-400 MB" since CUDA 11.7 loads kernels lazily (PyTorch issues 107667 and 109888); 344 MiB
 # was read on an RTX 3080 beside a freshly started MNIST training (records of the Green-deep-learning study).
 CONTEXT_BYTES = 344 * MIB
+CONTEXT_RANGE_BYTES = (244 * MIB, 494 * MIB)  # around all of them: it grows with the kernels that a program loads
 
 
 class CardFull(Exception):
@@ -59,6 +60,11 @@ class VirtualCard:
         self.total_bytes: int = state["total_bytes"]
         self.baseline_bytes: int = state["baseline_bytes"]
         self.context_bytes: int = state["context_bytes"]
+        low, high = state.get("context_range_bytes", CONTEXT_RANGE_BYTES)
+        self.context_range_bytes: tuple[int, int] = (low, high)
+        capability = state.get("capability")
+        self.capability: tuple[int, int] | None = tuple(capability) if capability else None
+        self._refuses: bool = state.get("refuses", True)
 
     @classmethod
     def create(
@@ -69,16 +75,22 @@ class VirtualCard:
         total_bytes: int,
         baseline_bytes: int = 0,
         context_bytes: int = CONTEXT_BYTES,
+        context_range_bytes: tuple[int, int] = CONTEXT_RANGE_BYTES,
+        capability: tuple[int, int] | None = None,
+        refuses: bool = True,
     ) -> "VirtualCard":
         """A new, empty card.
 
         Args:
             path: the state file; an existing one is replaced.
-            name: what programs read as the device's name; a name that contains that of a known GPU also decides the
-                compute capability that they see.
+            name: what programs read as the device's name; without ``capability``, a name that contains that of a
+                known GPU also decides the compute capability that they see.
             total_bytes: memory of the card.
             baseline_bytes: what the desktop and others hold all the time.
             context_bytes: what each process holds besides its tensors.
+            context_range_bytes: from what to what that may be on a real card; passed on to the records.
+            capability: compute capability.
+            refuses: False lets processes hold more than there is, so that a prediction sees how much they want.
         """
         state = {
             "name": name,
@@ -86,6 +98,9 @@ class VirtualCard:
             "total_bytes": total_bytes,
             "baseline_bytes": baseline_bytes,
             "context_bytes": context_bytes,
+            "context_range_bytes": context_range_bytes,
+            "capability": capability,
+            "refuses": refuses,
             "max_used_bytes": baseline_bytes,
             "holdings": [],
         }
@@ -105,7 +120,7 @@ class VirtualCard:
     @property
     def free_bytes(self) -> int:
         """What no process holds now."""
-        return self.total_bytes - self.used_bytes()
+        return max(0, self.total_bytes - self.used_bytes())
 
     def used_bytes(self) -> int:
         """What baseline and living processes hold together."""
@@ -142,7 +157,7 @@ class VirtualCard:
             others = [one for one in holdings if one is not mine]
             others_bytes = self.baseline_bytes + sum(one.used_bytes for one in others if one.alive)
             held_bytes = mine.used_bytes if mine else 0
-            if used_bytes > held_bytes and others_bytes + used_bytes > self.total_bytes:
+            if self._refuses and used_bytes > held_bytes and others_bytes + used_bytes > self.total_bytes:
                 raise CardFull(used_bytes - held_bytes, self.total_bytes - others_bytes - held_bytes)
             highest = max(used_bytes, mine.max_used_bytes if mine else 0)
             state["holdings"] = [

@@ -32,9 +32,11 @@ CAPABILITIES = (
 DEFAULT_CAPABILITY = (8, 6)  # RTX 30, the generation of the study that this project answers to
 
 
-def capability_of(name: str) -> tuple[int, int]:
-    """Compute capability of a card with this name."""
-    return next((found for pattern, found in CAPABILITIES if re.search(pattern, name)), DEFAULT_CAPABILITY)
+def capability_of(card: VirtualCard) -> tuple[int, int]:
+    """Compute capability of a card: what its state says, else what its name lets expect."""
+    if card.capability is not None:
+        return card.capability
+    return next((found for pattern, found in CAPABILITIES if re.search(pattern, card.name)), DEFAULT_CAPABILITY)
 
 
 class Device(Protocol):
@@ -81,7 +83,7 @@ def install_cuda_interface(device: Device, card: VirtualCard, unsupported: Calla
 
 def properties_of(card: VirtualCard) -> SimpleNamespace:
     """What ``get_device_properties()`` returns: name and size are the card's, the rest that of a mid-range GPU."""
-    major, minor = capability_of(card.name)
+    major, minor = capability_of(card)
     return SimpleNamespace(
         name=card.name,
         major=major,

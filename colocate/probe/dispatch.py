@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import operators
 from .memory import DeviceMemory
 from .record import Record
+from .trace import WORKSPACES
 from .values import KnownValues
 
 aten = torch.ops.aten
@@ -66,7 +67,7 @@ class Emulator:
             result = self._compute(function, types, args, kwargs)
             fresh: list[Any] = []
             result = self._registered(result, fresh)
-            self._take_workspace(function, args)
+            self._take_workspace(function, args, result)
         finally:
             for block in copies:
                 self.memory.free(block)
@@ -133,17 +134,20 @@ class Emulator:
         fill = 1 if tensor.dtype.is_floating_point or tensor.dtype.is_complex else 0
         return torch.full(tuple(tensor.shape), fill, dtype=tensor.dtype)
 
-    def _take_workspace(self, function: Any, args: Any) -> None:
+    def _take_workspace(self, function: Any, args: Any, result: Any) -> None:
         if function in operators.MATRIX_PRODUCTS:
             # One workspace per cuBLAS handle, and the backward pass has a thread and a handle of its own.
             thread = threading.get_ident()
             if thread not in self._threads_with_workspace:
                 self._threads_with_workspace.add(thread)
-                self.memory.malloc(self._workspace_bytes)
+                self.memory.mark(self.memory.malloc(self._workspace_bytes), WORKSPACES)
         elif function in operators.CONVOLUTIONS:
             self._note_convolution()
+            self.memory.convolved(operators.convolution(function, args, result))
         elif function in operators.RECURRENT:
-            self.memory.free(self.memory.malloc(operators.workspace_after(function, args)))
+            block = self.memory.malloc(operators.workspace_after(function, args))
+            self.memory.mark(block, WORKSPACES)
+            self.memory.free(block)
 
     def _note_convolution(self) -> None:
         if not self.record.fields["convolutions"]:

@@ -4,17 +4,21 @@ The emulation sleeps until the program first asks torch for its device (``torch.
 calls): a program that stays on the CPU runs as ever.
 """
 
+import atexit
 import gc
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import guard, kernels
-from .allocator import Settings
+from .allocator import CachingAllocator, Settings
+from .attribution import Attribution
 from .card import CardFull, VirtualCard
+from .convolutions import workspace_bound
 from .counting import count_steps
 from .cuda_interface import capability_of, install_cuda_interface
 from .dispatch import EmulationMode, Emulator, UnsupportedError
@@ -26,9 +30,13 @@ from .memory import DeviceMemory
 from .operators import DEVICE
 from .record import Record
 from .saving import install_saving
+from .trace import Trace, Twin
 
 # PyTorch reads both; the first is the newer name.
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+# Set where a prediction wants to know who asked for what, and when.
+TRACE = "COLOCATE_TRACE"
 
 # What errors say that come from a fake tensor in the hands of code which wants real memory.
 SIGNS_OF_NATIVE_CODE = (
@@ -83,13 +91,16 @@ class EmulatedDevice:
         settings, notes = Settings.parse(text)
         self.card = card
         self.record = record
-        self.memory = DeviceMemory(card, settings, self._out_of_memory)
+        self.trace = Trace() if os.environ.get(TRACE) else None
+        self.twin = Twin(workspace_bound, CachingAllocator(settings=settings))
+        self.memory = DeviceMemory(card, settings, self._out_of_memory, (self.twin,), self.trace)
         # Imports torch._dynamo, a second that a program with an optimizer pays anyway; it lists torch's functions and
         # must see them before they are patched.
-        self.emulator = Emulator(self.memory, record, capability_of(card.name)[0])
+        self.emulator = Emulator(self.memory, record, capability_of(card)[0])
         self.awake = False
         record.fields["notes"].extend(notes)
         record.fields["context_bytes"] = card.context_bytes
+        record.fields["context_range_bytes"] = list(card.context_range_bytes)
         record.read = self.readings
 
     def install(self, watcher: AfterImport) -> None:
@@ -98,6 +109,8 @@ class EmulatedDevice:
         install_framework_patches(self.emulator)
         install_saving(self.emulator)
         prepare_libraries(watcher, self.emulator.unsupported)
+        if self.trace is not None and self.record.path is not None:
+            self._keep_trace(self.trace, self.record.path.with_suffix(".trace"))
         self._run_threads_under_emulation()
         self._tell_why_programs_end()
 
@@ -131,6 +144,19 @@ class EmulatedDevice:
         except Exception as error:
             raise self.emulator.unsupported(f"self-test failed: {type(error).__name__}: {error}") from error
 
+    def _keep_trace(self, trace: Trace, path: Path) -> None:
+        """Write the trace when this process ends, forked children excepted."""
+        attribution = Attribution(self.memory)
+        attribution.install()
+        process = os.getpid()
+
+        def write() -> None:
+            if os.getpid() == process:
+                attribution.mark_gradients()
+                trace.write(path)
+
+        atexit.register(write)
+
     def readings(self) -> dict[str, Any]:
         """The fields of the record that change."""
         allocator = self.memory.allocator
@@ -139,6 +165,7 @@ class EmulatedDevice:
             "reserved_bytes": allocator.reserved.current,
             "max_allocated_bytes": allocator.allocated.highest,
             "max_reserved_bytes": allocator.reserved.highest,
+            "max_reserved_bound_bytes": max(allocator.reserved.highest, self.twin.allocator.reserved.highest),
             "num_ooms": allocator.num_ooms,
             "num_alloc_retries": allocator.num_alloc_retries,
         }

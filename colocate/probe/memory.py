@@ -17,6 +17,8 @@ import torch
 
 from .allocator import Block, CachingAllocator, OutOfMemory, Settings
 from .card import CardFull
+from .convolutions import Convolution
+from .trace import Trace
 
 GIB = 1024**3
 MIB = 1024**2
@@ -37,6 +39,22 @@ class Card(Protocol):
 
     def processes(self) -> list[tuple[int, int]]:
         """Who holds how many bytes."""
+
+
+class Observer(Protocol):
+    """Who is told of everything that the allocator is asked for; see `trace`."""
+
+    def allocated(self, number: int, num_bytes: int) -> None:
+        """A block was handed out."""
+
+    def freed(self, number: int) -> None:
+        """A block came back."""
+
+    def convolved(self, call: Convolution) -> None:
+        """A convolution ran."""
+
+    def emptied(self) -> None:
+        """The cache was given back."""
 
 
 class Context:
@@ -91,13 +109,25 @@ class DeviceMemory:
         card: the card that this process shares with others.
         settings: the allocator's options.
         on_out_of_memory: told about every failed allocation: message and requested bytes.
+        observers: told about all others, in order.
+        trace: the observer that is also told what blocks hold; None where nobody asks.
     """
 
-    def __init__(self, card: Card, settings: Settings, on_out_of_memory: Callable[[str, int], None]) -> None:
+    def __init__(
+        self,
+        card: Card,
+        settings: Settings,
+        on_out_of_memory: Callable[[str, int], None],
+        observers: tuple[Observer, ...] = (),
+        trace: Trace | None = None,
+    ) -> None:
         self.card = card
         self.context = Context(card)
         self.allocator = CachingAllocator(self.context, settings)
         self._on_out_of_memory = on_out_of_memory
+        self.trace = trace
+        self._observers = observers if trace is None else (*observers, trace)
+        self._num_blocks = 0
         self._held: dict[int, Held] = {}
         self._dead: deque[int] = deque()
         self._lock = threading.Lock()
@@ -145,7 +175,9 @@ class DeviceMemory:
         self._check_process()
         with self._locked():
             try:
-                return self.allocator.malloc(num_bytes)
+                block = self.allocator.malloc(num_bytes)
+                self._number(block, num_bytes)
+                return block
             except OutOfMemory:
                 pass
         message = self._full_message(num_bytes)
@@ -155,12 +187,32 @@ class DeviceMemory:
     def free(self, block: Block) -> None:
         """Return a block of :meth:`malloc`."""
         with self._locked():
-            self.allocator.free(block)
+            self._free(block)
+
+    def mark(self, block: Block, kind: str) -> None:
+        """Say what a block holds (`trace.KINDS`)."""
+        if self.trace is not None:
+            self.trace.kinds[block.number] = kind
+
+    def mark_tensor(self, tensor: Any, kind: str) -> None:
+        """Say what the block behind a tensor holds; nothing for one that has none here."""
+        if self.trace is not None:
+            held = self.held(tensor)
+            if held is not None:
+                self.trace.kinds[held.block.number] = kind
+
+    def convolved(self, call: Convolution) -> None:
+        """A convolution ran; its workspace is up to the observers."""
+        with self._locked():
+            for observer in self._observers:
+                observer.convolved(call)
 
     def empty_cache(self) -> None:
         """Give the cached segments back to the card."""
         with self._locked():
             self.allocator.empty_cache()
+            for observer in self._observers:
+                observer.emptied()
 
     def settle(self) -> CachingAllocator:
         """The allocator, after every storage that died has been taken back."""
@@ -182,7 +234,18 @@ class DeviceMemory:
         while self._dead:
             held = self._held.pop(self._dead.popleft(), None)
             if held is not None:
-                self.allocator.free(held.block)
+                self._free(held.block)
+
+    def _number(self, block: Block, num_bytes: int) -> None:
+        self._num_blocks += 1
+        block.number = self._num_blocks
+        for observer in self._observers:
+            observer.allocated(block.number, num_bytes)
+
+    def _free(self, block: Block) -> None:
+        self.allocator.free(block)
+        for observer in self._observers:
+            observer.freed(block.number)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from .convolutions import Convolution
+
 aten = torch.ops.aten
 DEVICE = torch.device("cuda", 0)
 
@@ -78,6 +80,29 @@ def _convolution_layout(data: Any, weight: Any) -> torch.memory_format:
             if operand.is_contiguous(memory_format=channels_last) and not operand.is_contiguous():
                 return channels_last
     return torch.contiguous_format
+
+
+def convolution(function: Any, args: Any, result: Any) -> Convolution:
+    """The facts of a call of one of `CONVOLUTIONS`."""
+    backward = function is aten.convolution_backward.default
+    output, data, weight = args[:3] if backward else (result, *args[:2])
+    stride, _, dilation, transposed, _, groups = args[4:10] if backward else args[3:9]
+    return Convolution(
+        backward=backward,
+        transposed=bool(transposed),
+        channels_last=_convolution_layout(data, weight) is not torch.contiguous_format,
+        benchmark=bool(torch.backends.cudnn.benchmark),
+        element_bytes=int(data.element_size()),
+        groups=int(groups),
+        input_channels=int(data.shape[1]),
+        output_channels=int(output.shape[1]),
+        input_bytes=size_bytes(data),
+        weight_bytes=size_bytes(weight),
+        output_bytes=size_bytes(output),
+        kernel=tuple(weight.shape[2:]),
+        stride=tuple(stride),
+        dilation=tuple(dilation),
+    )
 
 
 def workspace_after(function: Any, args: Any) -> int:

@@ -1,0 +1,246 @@
+"""The requests to the allocator in order, and their replay: under another limit, other options, other workspaces.
+
+Owns the format of a trace. Standard library only: the harness replays traces without torch. Sizes are bytes.
+"""
+
+import json
+import sys
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .allocator import Block, CachingAllocator, OutOfMemory, Settings
+from .convolutions import Convolution
+
+Workspace = Callable[[Convolution], int]
+
+# What a block holds. What nobody said anything about is an activation, or a temporary.
+ACTIVATIONS, PARAMETERS, GRADIENTS = "activations", "parameters", "gradients"
+OPTIMIZER, WORKSPACES = "optimizer", "workspaces"
+KINDS = (PARAMETERS, GRADIENTS, OPTIMIZER, WORKSPACES, ACTIVATIONS)
+
+_EMPTY_CACHE = -1
+
+
+class Event(NamedTuple):
+    """A request (``number`` above 0), a release (below), a convolution (0, its place in the list), or -1 for empty."""
+
+    number: int
+    value: int
+
+
+class Trace:
+    """What one process asked of its allocator.
+
+    Blocks have numbers in order of their allocation. ``kinds`` says of some what they hold, often only known later.
+    """
+
+    def __init__(self) -> None:
+        self._events = array("q")
+        self._places: dict[Convolution, int] = {}
+        self.kinds: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._events) // 2
+
+    def allocated(self, number: int, num_bytes: int) -> None:
+        """A block was handed out."""
+        self._events.append(number)
+        self._events.append(num_bytes)
+
+    def freed(self, number: int) -> None:
+        """A block came back."""
+        self._events.append(-number)
+        self._events.append(0)
+
+    def convolved(self, call: Convolution) -> None:
+        """A convolution ran: its results are allocated, its workspace would be now."""
+        self._events.append(0)
+        self._events.append(self._places.setdefault(call, len(self._places)))
+
+    def emptied(self) -> None:
+        """The program gave its cache back."""
+        self._events.append(0)
+        self._events.append(_EMPTY_CACHE)
+
+    def events(self) -> Iterator[Event]:
+        """All of them in order."""
+        values = iter(self._events)
+        return (Event(number, value) for number, value in zip(values, values, strict=True))
+
+    @property
+    def convolutions(self) -> list[Convolution]:
+        """The different calls of convolutions, in order of their first."""
+        return list(self._places)
+
+    def write(self, path: Path) -> None:
+        """Keep it as a line of JSON and the events as 64-bit integers of this machine."""
+        head = {
+            "byteorder": sys.byteorder,
+            "convolutions": list(self._places),
+            "kinds": {kind: [number for number, one in self.kinds.items() if one == kind] for kind in KINDS},
+        }
+        aside = path.with_suffix(".new-trace")
+        aside.write_bytes(json.dumps(head).encode() + b"\n" + self._events.tobytes())
+        aside.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Trace":
+        """The inverse of :meth:`write`.
+
+        Raises:
+            ValueError: the file is no trace of this machine.
+        """
+        head, _, body = path.read_bytes().partition(b"\n")
+        fields = json.loads(head)
+        if fields["byteorder"] != sys.byteorder:
+            raise ValueError(f"{path}: expected a trace of a {sys.byteorder}-endian machine, found another")
+        trace = cls()
+        trace._events.frombytes(body)
+        for place, (*flags, kernel, stride, dilation) in enumerate(fields["convolutions"]):
+            shapes = (tuple(shape) for shape in (kernel, stride, dilation))
+            trace._places[Convolution._make((*flags, *shapes))] = place
+        trace.kinds = {number: kind for kind, numbers in fields["kinds"].items() for number in numbers}
+        return trace
+
+
+class Composition(NamedTuple):
+    """What was on the card at the instant with the most live memory, in bytes; together they are the reserved peak."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    workspaces: int
+    fragmentation: int
+
+    @property
+    def reserved(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+class Twin:
+    """A second allocator that is asked for the same blocks, and for workspaces besides.
+
+    Args:
+        workspace: bytes that a convolution takes while it runs.
+        allocator: who is asked; by default an unlimited one with default options.
+    """
+
+    def __init__(self, workspace: Workspace, allocator: CachingAllocator | None = None) -> None:
+        self.allocator = allocator or CachingAllocator()
+        self._workspace = workspace
+        self._blocks: dict[int, Block] = {}
+
+    def allocated(self, number: int, num_bytes: int) -> None:
+        """As in :class:`Trace`; raises `allocator.OutOfMemory` where the allocator has a limit."""
+        self._blocks[number] = self.allocator.malloc(num_bytes)
+
+    def freed(self, number: int) -> None:
+        """As in :class:`Trace`."""
+        block = self._blocks.pop(number, None)
+        if block is not None:
+            self.allocator.free(block)
+
+    def convolved(self, call: Convolution) -> None:
+        """As in :class:`Trace`. A workspace that finds no room is gone without: cuDNN then takes a smaller plan."""
+        num_bytes = self._workspace(call)
+        if num_bytes:
+            try:
+                self.allocator.free(self.allocator.malloc(num_bytes))
+            except OutOfMemory:
+                self.allocator.num_ooms -= 1
+
+    def emptied(self) -> None:
+        """As in :class:`Trace`."""
+        self.allocator.empty_cache()
+
+
+def no_workspace(call: Convolution) -> int:
+    """What a convolution needs if cuDNN finds a plan without a workspace."""
+    return 0
+
+
+def replay(trace: Trace, workspace: Workspace, allocator: CachingAllocator | None = None) -> CachingAllocator:
+    """The allocator after all requests of a trace.
+
+    Raises:
+        OutOfMemory: the allocator has a limit, and the requests do not fit under it.
+    """
+    twin = Twin(workspace, allocator)
+    for _ in steps(trace, twin):
+        pass
+    return twin.allocator
+
+
+def steps(trace: Trace, twin: Twin) -> Iterator[Event]:
+    """Each event after the twin has been told of it."""
+    calls = trace.convolutions
+    for event in trace.events():
+        if event.number > 0:
+            twin.allocated(*event)
+        elif event.number < 0:
+            twin.freed(-event.number)
+        elif event.value == _EMPTY_CACHE:
+            twin.emptied()
+        else:
+            twin.convolved(calls[event.value])
+        yield event
+
+
+def composition(trace: Trace, allocator: CachingAllocator | None = None) -> Composition:
+    """What the peak of a trace is made of.
+
+    ``fragmentation`` is what the allocator had reserved at its highest beyond what lived at the fullest instant: what
+    rounding, gaps and the cache cost.
+    """
+    twin = Twin(no_workspace, allocator)
+    fullest, place = 0, 0
+    for index, _ in enumerate(steps(trace, twin)):
+        if twin.allocator.allocated.current > fullest:
+            fullest, place = twin.allocator.allocated.current, index
+    sizes = dict.fromkeys(KINDS, 0)
+    for number, num_bytes in _live(trace, place).items():
+        sizes[trace.kinds.get(number, ACTIVATIONS)] += twin.allocator.settings.rounded(num_bytes)
+    highest = twin.allocator.reserved.highest
+    return Composition(**sizes, fragmentation=highest - sum(sizes.values()))
+
+
+def _live(trace: Trace, place: int) -> dict[int, int]:
+    """The blocks that live after the event at this place: number and requested bytes."""
+    live: dict[int, int] = {}
+    for _, event in zip(range(place + 1), trace.events(), strict=False):
+        if event.number > 0:
+            live[event.number] = event.value
+        elif event.number < 0:
+            live.pop(-event.number)
+    return live
+
+
+def floor_bytes(
+    trace: Trace, workspace: Workspace, most_bytes: int, settings: Settings | None = None, step_bytes: int = 2 << 20
+) -> int:
+    """The smallest limit, in steps, under which the requests still fit.
+
+    Between it and the peak the allocator gives its cache back in time.
+
+    Args:
+        trace: the requests.
+        workspace: of the convolutions.
+        most_bytes: a limit that is known to suffice.
+        settings: the allocator's options.
+        step_bytes: how exactly the limit is searched.
+    """
+    low, high = 0, -(-most_bytes // step_bytes)
+    while low + 1 < high:
+        middle = (low + high) // 2
+        allocator = CachingAllocator(settings=settings)
+        allocator.limit_bytes = middle * step_bytes
+        try:
+            replay(trace, workspace, allocator)
+            high = middle
+        except OutOfMemory:
+            low = middle
+    return high * step_bytes
