@@ -179,6 +179,8 @@ def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
         num_ooms=_whole(record.get("num_ooms")) or 0,
         num_alloc_retries=_whole(record.get("num_alloc_retries")) or 0,
         context_bytes=_whole(record.get("context_bytes")),
+        context_range_bytes=_pair(record.get("context_range_bytes")),
+        max_reserved_bound_bytes=_whole(record.get("max_reserved_bound_bytes")),
         convolutions=bool(record.get("convolutions")),
         batches_per_pass=_whole(record.get("batches_per_pass")),
         passes_cut=_whole(record.get("passes_cut")) or 0,
@@ -189,6 +191,11 @@ def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    low, high = map(_whole, value) if isinstance(value, list) and len(value) == 2 else (None, None)
+    return None if low is None or high is None else (low, high)
 
 
 def _text(value: Any) -> str | None:

@@ -152,7 +152,9 @@ class OutOfMemory:
 class Allocator:
     """What PyTorch's allocator inside one process said last, read by the probe.
 
-    On the virtual card the allocator is simulated; ``context_bytes`` is then the estimated CUDA context.
+    On the virtual card the allocator is simulated; ``context_bytes`` is then the estimated CUDA context,
+    ``context_range_bytes`` from what to what it may be, and ``max_reserved_bound_bytes`` the peak with the workspaces
+    that convolutions could take.
     """
 
     pid: int
@@ -169,6 +171,8 @@ class Allocator:
     passes_cut: int = 0
     notes: tuple[str, ...] = ()
     unsupported: str | None = None
+    context_range_bytes: tuple[int, int] | None = None
+    max_reserved_bound_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
