@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
-from math import floor
+from math import ceil, floor
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -283,11 +283,13 @@ class Plan:
         return _sha256({"groups": groups, "success_rate": self.limits.success_rate, "retries": self.max_retries})
 
     def needed(self, num_groups: int) -> int:
-        """How many of so many groups must be feasible: the rate times the groups, rounded down.
+        """How many of so many groups must be feasible: the rate times the groups, rounded down, but at least one.
 
-        The plan's owner writes "95 % (11/12)", and 0.95 x 12 is 11.4. Reckoned in decimals: 0.95 x 20 is 19.
+        The plan's owner writes "95 % (11/12)", and 0.95 x 12 is 11.4. Reckoned in decimals: 0.95 x 20 is 19. Rounding
+        down would ask nothing of a plan of one group.
         """
-        return floor(Fraction(Decimal(repr(self.limits.success_rate))) * num_groups)
+        rate = Fraction(Decimal(repr(self.limits.success_rate)))
+        return max(floor(rate * num_groups), min(num_groups, ceil(rate)))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as a settings file that loads as the same plan from the same folder; every group has its id."""

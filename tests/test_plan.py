@@ -162,7 +162,7 @@ def test_a_catalog_that_is_not_there_is_a_mistake_beside_the_others(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("rate", "num_groups", "needed"),
-    [(0.95, 12, 11), (0.95, 20, 19), (0.7, 10, 7), (1, 12, 12), (0, 5, 0), (0.29, 100, 29)],
+    [(0.95, 12, 11), (0.95, 20, 19), (0.7, 10, 7), (1, 12, 12), (0, 5, 0), (0.29, 100, 29), (0.95, 1, 1)],
 )
 def test_the_share_of_groups_is_rounded_down_in_decimals(
     tmp_path: Path, rate: float, num_groups: int, needed: int
@@ -511,7 +511,7 @@ def test_as_many_groups_are_needed_as_the_rate_says_in_decimals(num_groups: int,
     plan = load_plan(Path(__file__).parents[1] / "settings" / "parallel_feasibility_test.json")
     limits = plan.limits.model_copy(update={"success_rate": float(rate)})
 
-    assert Plan("p", Path(), (), limits, {}).needed(num_groups) == int(rate * num_groups)
+    assert Plan("p", Path(), (), limits, {}).needed(num_groups) == max(int(rate * num_groups), 1 if rate and num_groups else 0)
 
 
 ANYTHING = st.recursive(
