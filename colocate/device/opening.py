@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from colocate.cards import KnownCard, card_called
 from colocate.device import Device
 from colocate.device.choice import Kind, choose_device
 from colocate.device.lock import locked
@@ -13,19 +14,19 @@ from colocate.device.nvidia import NvidiaDevice
 from colocate.device.virtual import VirtualDevice
 from colocate.errors import DeviceError
 from colocate.probe.card import VirtualCard
-from colocate.units import MIB, format_size
-
-# What driver and desktop hold on a card before anything trains: read 57 times on the study's idle RTX 3080.
-VIRTUAL_BASELINE_BYTES = 232 * MIB
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card that may be used but is not open: a GPU by its UUID, or a virtual card by its size in bytes."""
+    """A card that may be used but is not open: a GPU by its UUID, or a virtual card by its size in bytes.
+
+    ``name`` is the virtual card's if it is one of the table (`colocate.cards`).
+    """
 
     kind: Literal["nvidia", "virtual"]
     uuid: str | None = None
     total_bytes: int | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ class Cards:
     sentence: str
 
 
-def find_cards(kind: Kind, *, card_bytes: int) -> Cards:
-    """The cards that this run may use; ``card_bytes`` is the size of the virtual one.
+def find_cards(kind: Kind, *, card_bytes: int, name: str | None = None) -> Cards:
+    """The cards that this run may use; ``card_bytes`` and ``name`` are those of the virtual one.
 
     Raises:
         DeviceError: no card can be used. Names the cure.
     """
     choice = choose_device(kind)
     if choice.kind == "virtual":
-        return Cards((Card("virtual", total_bytes=card_bytes),), (), choice.sentence)
+        return Cards((Card("virtual", total_bytes=card_bytes, name=name),), (), choice.sentence)
     refusals = {uuid: _refusal(uuid) for uuid in choice.uuids}
     free = tuple(Card("nvidia", uuid) for uuid, refusal in refusals.items() if refusal is None)
     return Cards(free, tuple(filter(None, refusals.values())), choice.sentence)
@@ -72,15 +73,27 @@ def opened(card: Card, state: Path, *, holder: str, wait_s: float = 0.0) -> Iter
             yield device
         return
     assert card.total_bytes is not None, "a card has a UUID or a size"
-    yield _new_virtual(card.total_bytes, state)
+    yield new_virtual(card_called(card.name or "", card.total_bytes), state)
 
 
 def fresh(device: Device, state: Path) -> Device:
     """The card for another run of a group: the same GPU, which stays locked, or a new virtual card in ``state``."""
-    return device if device.info.kind == "nvidia" else _new_virtual(device.info.total_bytes, state)
+    if device.info.kind == "nvidia":
+        return device
+    return new_virtual(card_called(device.info.name, device.info.total_bytes), state)
 
 
-def _new_virtual(total_bytes: int, state: Path) -> Device:
-    name = f"virtual {format_size(total_bytes)} card"
-    VirtualCard.create(state, name=name, total_bytes=total_bytes, baseline_bytes=VIRTUAL_BASELINE_BYTES)
+def new_virtual(card: KnownCard, state: Path, *, refuses: bool = True) -> VirtualDevice:
+    """An empty virtual card in the file ``state``; one that does not refuse lets programs hold more than there is."""
+    VirtualCard.create(
+        state,
+        name=card.name,
+        total_bytes=card.total_bytes,
+        baseline_bytes=card.baseline_bytes,
+        context_bytes=card.context_bytes,
+        context_range_bytes=card.context_range_bytes,
+        capability=card.capability,
+        workspace_bytes=card.workspace_bytes,
+        refuses=refuses,
+    )
     return VirtualDevice(state)

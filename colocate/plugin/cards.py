@@ -18,11 +18,13 @@ def find(config: pytest.Config, card_bytes: int) -> "Cards":
     Raises:
         pytest.UsageError: no card can be used; names the cure.
     """
+    from colocate.cards import card_of_size, known_card
     from colocate.device.choice import choose_device  # these load NVML's bindings
     from colocate.device.opening import Card, find_cards
 
     try:
-        cards = find_cards(config.option.device, card_bytes=config.option.card or card_bytes)
+        virtual = known_card(config.option.card) if config.option.card else card_of_size(card_bytes)
+        cards = find_cards(config.option.device, card_bytes=virtual.total_bytes, name=virtual.name)
         if cards.busy and config.option.wait:
             known = {card.uuid for card in cards.free}
             later = [Card("nvidia", uuid) for uuid in choose_device(config.option.device).uuids if uuid not in known]

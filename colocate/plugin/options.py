@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from colocate.units import parse_size
+from colocate.errors import ColocateError
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -20,7 +20,12 @@ def add_options(parser: pytest.Parser) -> None:
         default="auto",
         help="Card to use. auto: a GPU where the NVIDIA library is there, else the virtual card (auto).",
     )
-    add("--card", type=size, metavar="SIZE", help="Size of the virtual card such as 8GB (the plan's card).")
+    add(
+        "--card",
+        type=virtual_card,
+        metavar="CARD",
+        help="Virtual card: a size such as 8GB, or a name of settings/cards.json such as 'RTX 3080' (the plan's size).",
+    )
     add("--epochs", type=positive, metavar="N", help="Epochs of every foreground (the plan's number).")
     add("--results", type=Path, metavar="DIR", help="Where run directories are made (results).")
     add("--reports", type=Path, metavar="DIR", help="Where reports are written (reports).")
@@ -48,19 +53,19 @@ def add_options(parser: pytest.Parser) -> None:
     add("--wait", type=seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
 
 
-def size(text: str) -> int:
-    """Bytes of ``8GB``.
+def virtual_card(text: str) -> str:
+    """A size such as ``8GB`` or a name of the table of cards, as it was written.
 
     Raises:
-        argparse.ArgumentTypeError: the text is no size, or zero.
+        argparse.ArgumentTypeError: the text is neither.
     """
+    from colocate.cards import known_card  # pydantic costs 150 ms, which `pytest tests` need not pay
+
     try:
-        num_bytes = parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    if num_bytes <= 0:
-        raise argparse.ArgumentTypeError(f"expected a size above zero, got {text!r}")
-    return num_bytes
+        known_card(text)
+    except ColocateError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--card: ")) from error
+    return text
 
 
 def positive(text: str) -> int:

@@ -64,6 +64,7 @@ class VirtualCard:
         self.context_range_bytes: tuple[int, int] = (low, high)
         capability = state.get("capability")
         self.capability: tuple[int, int] | None = tuple(capability) if capability else None
+        self.workspace_bytes: int | None = state.get("workspace_bytes")
         self._refuses: bool = state.get("refuses", True)
 
     @classmethod
@@ -77,6 +78,7 @@ class VirtualCard:
         context_bytes: int = CONTEXT_BYTES,
         context_range_bytes: tuple[int, int] = CONTEXT_RANGE_BYTES,
         capability: tuple[int, int] | None = None,
+        workspace_bytes: int | None = None,
         refuses: bool = True,
     ) -> "VirtualCard":
         """A new, empty card.
@@ -90,6 +92,7 @@ class VirtualCard:
             context_bytes: what each process holds besides its tensors.
             context_range_bytes: from what to what that may be on a real card; passed on to the records.
             capability: compute capability.
+            workspace_bytes: of one cuBLAS handle; without it, what PyTorch takes at this compute capability.
             refuses: False lets processes hold more than there is, so that a prediction sees how much they want.
         """
         state = {
@@ -100,6 +103,7 @@ class VirtualCard:
             "context_bytes": context_bytes,
             "context_range_bytes": context_range_bytes,
             "capability": capability,
+            "workspace_bytes": workspace_bytes,
             "refuses": refuses,
             "max_used_bytes": baseline_bytes,
             "holdings": [],

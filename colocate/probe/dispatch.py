@@ -43,12 +43,12 @@ class UnsupportedError(RuntimeError):
 class Emulator:
     """The emulated device of this process, shared by all its threads."""
 
-    def __init__(self, memory: DeviceMemory, record: Record, capability_major: int) -> None:
+    def __init__(self, memory: DeviceMemory, record: Record, workspace_bytes: int) -> None:
         self.memory = memory
         self.record = record
         self.values = KnownValues(memory)
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._workspace_bytes = operators.matrix_workspace_bytes(capability_major)
+        self._workspace_bytes = workspace_bytes
         self._threads_with_workspace: set[int] = set()
 
     @property

@@ -27,7 +27,7 @@ from .imports import AfterImport
 from .libraries import prepare_libraries
 from .loaders import cut_loaders
 from .memory import DeviceMemory
-from .operators import DEVICE
+from .operators import DEVICE, matrix_workspace_bytes
 from .record import Record
 from .saving import install_saving
 from .trace import Trace, Twin
@@ -94,9 +94,10 @@ class EmulatedDevice:
         self.trace = Trace() if os.environ.get(TRACE) else None
         self.twin = Twin(workspace_bound, CachingAllocator(settings=settings))
         self.memory = DeviceMemory(card, settings, self._out_of_memory, (self.twin,), self.trace)
+        workspace_bytes = matrix_workspace_bytes(capability_of(card)[0], card.workspace_bytes)
         # Imports torch._dynamo, a second that a program with an optimizer pays anyway; it lists torch's functions and
         # must see them before they are patched.
-        self.emulator = Emulator(self.memory, record, capability_of(card)[0])
+        self.emulator = Emulator(self.memory, record, workspace_bytes)
         self.awake = False
         record.fields["notes"].extend(notes)
         record.fields["context_bytes"] = card.context_bytes
@@ -214,7 +215,7 @@ def prove() -> None:
         RuntimeError: a step did not leave the expected bytes.
     """
     memory = DeviceMemory(BottomlessCard(), Settings(), lambda message, num_bytes: None)
-    emulator = Emulator(memory, Record(None, "virtual", torch.__version__), 0)
+    emulator = Emulator(memory, Record(None, "virtual", torch.__version__), matrix_workspace_bytes(0))
     tensor_bytes = 256 * 256 * 4
     with EmulationMode(emulator), torch.inference_mode(False), torch.enable_grad():
         # Not torch.ones(): its binding would wake the program's device.

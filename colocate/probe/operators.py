@@ -43,12 +43,17 @@ DEFAULT_WORKSPACE_BYTES = 8_519_680  # ":4096:2:16:8" KiB x count, CublasHandleP
 HOPPER_WORKSPACE_BYTES = 32 * MIB  # compute capability 9, 10 and 12
 
 
-def matrix_workspace_bytes(capability_major: int) -> int:
-    """The workspace of one cuBLAS handle, taken from the allocator at its first use and never returned."""
+def matrix_workspace_bytes(capability_major: int, default_bytes: int | None = None) -> int:
+    """The workspace of one cuBLAS handle, taken from the allocator at its first use and never returned.
+
+    ``default_bytes`` is the card's, where the program configures nothing else.
+    """
     configured = os.environ.get("CUBLAS_WORKSPACE_CONFIG", "")
     sizes = [int(part) for part in configured.strip(":").split(":") if part.isdigit()]
     if sizes and len(sizes) % 2 == 0:
         return sum(size * KIB * count for size, count in zip(sizes[::2], sizes[1::2], strict=True))
+    if default_bytes is not None:
+        return default_bytes
     return HOPPER_WORKSPACE_BYTES if capability_major >= 9 else DEFAULT_WORKSPACE_BYTES
 
 
