@@ -7,6 +7,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from seen import note_verdict
+
 from colocate.catalog import Training
 from colocate.device.nvidia import NvidiaDevice
 from colocate.monitor import Monitor
@@ -37,6 +39,8 @@ def observing(group: Group, uuid: str, folder: Path, **changes: Any) -> Iterator
         monitor.wait_for_sample(2.0)
         with Observation(group, device, monitor, directory, run=RUN, plan="test", **changes) as observation:
             yield observation
+    if observation.verdict is not None:
+        note_verdict(observation.verdict)
 
 
 def judged(group: Group, uuid: str, folder: Path) -> Verdict:

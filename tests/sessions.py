@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from groups import STAND_IN
+from seen import note
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,6 +85,7 @@ def run(plan: Path, folder: Path, *more: str, timeout_s: float = 120) -> Session
         timeout=timeout_s,
         check=False,
     )
+    note(f"exit code {done.returncode}")
     return Session(done.returncode, done.stdout + done.stderr, folder)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fake_nvml import GRAPHICS, FakeNvml
 from groups import RUN, STAND_IN, group, observing, training
+from seen import note_verdict
 from waiting import wait_until
 
 from colocate.catalog import Training
@@ -291,7 +292,9 @@ def settle(fake: FakeNvml, folder: Path, plan_group: Group, meanwhile: Any = Non
             meanwhile(observation)
         run(observation)
         repetition = Repetition(plan_group, observation._device, RunDirectory(folder / "run"), "test", retries)
-        return repetition.settle(observation)
+        found = repetition.settle(observation)
+    note_verdict(found.verdict)
+    return found
 
 
 @pytest.fixture

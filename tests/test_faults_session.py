@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fake_nvml import FakeNvml
+from seen import note
 from sessions import ROOT, Session, arguments, plan, run, stand_in
 from test_supervisor import control_group
 
@@ -22,7 +23,10 @@ pytestmark = pytest.mark.slow
 
 
 def codes(session: Session, group: str) -> list[str]:
-    return [reason["code"] for reason in session.verdicts[group]["reasons"]]
+    verdict = session.verdicts[group]
+    found = [reason["code"] for reason in verdict["reasons"]]
+    note(f"{group} {verdict['outcome']} ({', '.join(found)})")
+    return found
 
 
 def pair(foreground: dict[str, Any], background: dict[str, Any] = LOAD, **more: Any) -> dict[str, Any]:
