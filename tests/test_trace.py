@@ -49,7 +49,7 @@ def trace_of(*events) -> Trace:
         if isinstance(event, Convolution):
             trace.convolved(event)
         elif isinstance(event, tuple):
-            trace.allocated(event[0], event[1] * MIB)
+            trace.allocated(event[0], event[1] * MIB, 0)
         elif event == 0:
             trace.emptied()
         else:
@@ -69,7 +69,7 @@ def test_a_replay_asks_what_was_asked(wanted) -> None:
         if one > 0:
             number += 1
             live[number] = original.malloc(one)
-            trace.allocated(number, one)
+            trace.allocated(number, one, 0)
         elif live:
             key = sorted(live)[one % len(live)]
             original.free(live.pop(key))
@@ -144,3 +144,12 @@ def test_the_floor_is_below_a_peak_that_the_cache_made() -> None:
     below.limit_bytes = floor - 1
     with pytest.raises(OutOfMemory):
         replay(trace, no_workspace, below)
+
+
+def test_a_stream_does_not_get_the_blocks_of_another() -> None:
+    trace = trace_of((1, 30), -1)
+    trace.allocated(2, 30 * MIB, 7)
+    trace.freed(2)
+    trace.allocated(3, 30 * MIB, 7)
+
+    assert replay(trace, no_workspace).reserved.highest == 60 * MIB

@@ -2,7 +2,7 @@
 
 Owns no memory and knows neither torch nor the card: segments come from a :class:`Backing` that may refuse. The rules
 are those of the native allocator (``c10/cuda/CUDACachingAllocator.cpp`` and ``c10/core/AllocatorConfig.h`` of
-PyTorch 2.13), for one device and one stream. Sizes are bytes, addresses are made up.
+PyTorch 2.13), for one device. Sizes are bytes, addresses are made up.
 """
 
 import bisect
@@ -237,19 +237,19 @@ class CachingAllocator:
         self.limit_bytes: int | None = None
         self.allocated, self.requested, self.reserved = Level(), Level(), Level()
         self.num_ooms = self.num_alloc_retries = 0
-        self._small, self._large = Pool(small=True), Pool(small=False)
+        self._pools: dict[tuple[int, bool], Pool] = {}
         self._next_address = 1 << 40
 
     # --- what a program does ----------------------------------------------------------------------------------------
 
-    def malloc(self, num_bytes: int) -> Block:
-        """A block for a request of at least one byte.
+    def malloc(self, num_bytes: int, stream: int = 0) -> Block:
+        """A block for a request of at least one byte; each stream has pools of its own, whose blocks no other gets.
 
         Raises:
             OutOfMemory: the backing refused, and giving back the whole cache did not help.
         """
         size = self.settings.rounded(num_bytes)
-        pool = self._small if size <= SMALL_BYTES else self._large
+        pool = self._pool(stream, size <= SMALL_BYTES)
         block = self._cached(pool, size) or self._new(pool, size)
         if block is None:
             self.num_ooms += 1
@@ -270,7 +270,7 @@ class CachingAllocator:
 
     def empty_cache(self) -> None:
         """Give every cached segment, or every cached page of an expandable one, back to the backing."""
-        for pool in (self._large, self._small):
+        for pool in self._pools.values():
             for block in pool.free_blocks():
                 self._release(block)
 
@@ -281,7 +281,7 @@ class CachingAllocator:
 
     def blocks(self) -> Iterator[Block]:
         """Every block in order of address within its segment; for tests and reports."""
-        for pool in (self._small, self._large):
+        for pool in self._pools.values():
             for first in pool.segments.values():
                 block: Block | None = first
                 while block is not None:
@@ -289,6 +289,12 @@ class CachingAllocator:
                     block = block.following
 
     # --- finding a block --------------------------------------------------------------------------------------------
+
+    def _pool(self, stream: int, small: bool) -> Pool:
+        pool = self._pools.get((stream, small))
+        if pool is None:
+            pool = self._pools[stream, small] = Pool(small=small)
+        return pool
 
     def _cached(self, pool: Pool, size: int) -> Block | None:
         block = pool.best_fit(size, expandable=self.settings.expandable_segments)

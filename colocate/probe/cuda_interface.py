@@ -29,6 +29,7 @@ CAPABILITIES = (
     (r"V100", (7, 0)),
     (r"GTX 10|P40|P4\b", (6, 1)),
 )
+NUM_STREAMS = 32  # CUDAStream.cpp: streams of one priority come from a pool of 32, in turn
 DEFAULT_CAPABILITY = (8, 6)  # RTX 30, the generation of the study that this project answers to
 
 
@@ -56,7 +57,7 @@ def install_cuda_interface(device: Device, card: VirtualCard, unsupported: Calla
         **_presence(device, properties),
         **_memory_functions(device, card),
         **_random_state(),
-        **_streams(),
+        **_streams(device.memory),
         **_refusals(unsupported),
     }
     for name, function in cuda.items():
@@ -205,19 +206,38 @@ def _random_state() -> dict[str, Any]:
 
 
 class Stream:
-    """A stream on which everything is done at once; also a context manager, as ``torch.cuda.stream()`` returns."""
+    """A stream on which everything is done at once, but whose memory is its own.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Also a context manager, as ``torch.cuda.stream()`` returns one.
+    """
+
+    memory: DeviceMemory  # set in the subclass that a process gets
+    _last = 0
+
+    def __init__(self, *args: Any, number: int | None = None, **kwargs: Any) -> None:
+        if number is None:
+            Stream._last = Stream._last % NUM_STREAMS + 1
+            number = Stream._last
         self.device = DEVICE
-        self.cuda_stream = self.stream_id = self.device_index = 0
+        self.cuda_stream = self.stream_id = number
+        self.device_index = 0
         self.device_type = 1
         self.priority = 0
+        self._before: list[int] = []
 
     def __enter__(self) -> "Stream":
+        self._before.append(self.memory.stream)
+        self.memory.stream = self.stream_id
         return self
 
     def __exit__(self, *error: object) -> None:
-        return None
+        self.memory.stream = self._before.pop()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and other.stream_id == self.stream_id
+
+    def __hash__(self) -> int:
+        return hash(self.stream_id)
 
     def query(self) -> bool:
         """All work is done."""
@@ -270,17 +290,22 @@ class DeviceContext:
         return None
 
 
-def _streams() -> dict[str, Any]:
-    stream = Stream()
+def _streams(memory: DeviceMemory) -> dict[str, Any]:
+    kind = type("Stream", (Stream,), {"memory": memory})
+
+    def set_stream(stream: Any) -> None:
+        if stream is not None:
+            memory.stream = stream.stream_id
+
     return {
-        "Stream": Stream,
-        "ExternalStream": Stream,
+        "Stream": kind,
+        "ExternalStream": kind,
         "Event": Event,
-        "StreamContext": Stream,
-        "stream": lambda stream=None: stream or Stream(),
-        "current_stream": lambda device=None: stream,
-        "default_stream": lambda device=None: stream,
-        "set_stream": _nothing,
+        "StreamContext": lambda stream: stream if stream is not None else DeviceContext(),
+        "stream": lambda stream=None: stream if stream is not None else DeviceContext(),
+        "current_stream": lambda device=None: kind(number=memory.stream),
+        "default_stream": lambda device=None: kind(number=0),
+        "set_stream": set_stream,
         "device": DeviceContext,
         "device_of": DeviceContext,
         "_DeviceGuard": DeviceContext,

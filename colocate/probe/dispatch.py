@@ -49,12 +49,12 @@ class Emulator:
         self.values = KnownValues(memory)
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._workspace_bytes = workspace_bytes
-        self._threads_with_workspace: set[int] = set()
+        self._handles_with_workspace: set[tuple[int, int]] = set()
 
     @property
     def workspaces_bytes(self) -> int:
         """What cuBLAS handles hold for good by now."""
-        return self._workspace_bytes * len(self._threads_with_workspace)
+        return self._workspace_bytes * len(self._handles_with_workspace)
 
     def run(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Do one operator that concerns the device."""
@@ -136,10 +136,10 @@ class Emulator:
 
     def _take_workspace(self, function: Any, args: Any, result: Any) -> None:
         if function in operators.MATRIX_PRODUCTS:
-            # One workspace per cuBLAS handle, and the backward pass has a thread and a handle of its own.
-            thread = threading.get_ident()
-            if thread not in self._threads_with_workspace:
-                self._threads_with_workspace.add(thread)
+            # One workspace per cuBLAS handle and stream; the backward pass has a thread and a handle of its own.
+            handle = threading.get_ident(), self.memory.stream
+            if handle not in self._handles_with_workspace:
+                self._handles_with_workspace.add(handle)
                 self.memory.mark(self.memory.malloc(self._workspace_bytes), WORKSPACES)
         elif function in operators.CONVOLUTIONS:
             self._note_convolution()

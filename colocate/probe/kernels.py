@@ -133,10 +133,11 @@ def _memory_efficient(
 ) -> torch.Tensor:
     keeps_statistics = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if mask is not None:
-        mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        # In this order (attention.cpp, preprocess_mask): a mask shared by heads or samples is padded only once.
         padding = -mask.shape[-1] % MASK_ALIGNMENT
         if padding:
             mask = functional.pad(mask, (0, padding))[..., : key.shape[2]]
+        mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     output: torch.Tensor = aten._scaled_dot_product_efficient_attention.default(
         query, key, value, mask, keeps_statistics, dropout_p, is_causal, scale=scale
     )[0]

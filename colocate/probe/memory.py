@@ -44,7 +44,7 @@ class Card(Protocol):
 class Observer(Protocol):
     """Who is told of everything that the allocator is asked for; see `trace`."""
 
-    def allocated(self, number: int, num_bytes: int) -> None:
+    def allocated(self, number: int, num_bytes: int, stream: int) -> None:
         """A block was handed out."""
 
     def freed(self, number: int) -> None:
@@ -127,12 +127,22 @@ class DeviceMemory:
         self._on_out_of_memory = on_out_of_memory
         self.trace = trace
         self._observers = observers if trace is None else (*observers, trace)
+        self._streams = threading.local()
         self._num_blocks = 0
         self._held: dict[int, Held] = {}
         self._dead: deque[int] = deque()
         self._lock = threading.Lock()
         self._process = os.getpid()
         os.register_at_fork(after_in_child=self._leave_to_parent)
+
+    @property
+    def stream(self) -> int:
+        """The number of the stream on which this thread works; 0 is the default one."""
+        return getattr(self._streams, "number", 0)
+
+    @stream.setter
+    def stream(self, number: int) -> None:
+        self._streams.number = number
 
     def register(self, tensor: Any) -> Held | None:
         """Give a tensor's storage its block, if it is new or has another size than before.
@@ -175,7 +185,7 @@ class DeviceMemory:
         self._check_process()
         with self._locked():
             try:
-                block = self.allocator.malloc(num_bytes)
+                block = self.allocator.malloc(num_bytes, self.stream)
                 self._number(block, num_bytes)
                 return block
             except OutOfMemory:
@@ -240,7 +250,7 @@ class DeviceMemory:
         self._num_blocks += 1
         block.number = self._num_blocks
         for observer in self._observers:
-            observer.allocated(block.number, num_bytes)
+            observer.allocated(block.number, num_bytes, self.stream)
 
     def _free(self, block: Block) -> None:
         self.allocator.free(block)

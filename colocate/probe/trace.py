@@ -24,10 +24,14 @@ _EMPTY_CACHE = -1
 
 
 class Event(NamedTuple):
-    """A request (``number`` above 0), a release (below), a convolution (0, its place in the list), or -1 for empty."""
+    """A request (``number`` above 0) on a stream, a release (below), or a convolution (0, its place in the list).
+
+    A place of -1 stands for a cache that was given back.
+    """
 
     number: int
     value: int
+    stream: int
 
 
 class Trace:
@@ -42,32 +46,28 @@ class Trace:
         self.kinds: dict[int, str] = {}
 
     def __len__(self) -> int:
-        return len(self._events) // 2
+        return len(self._events) // 3
 
-    def allocated(self, number: int, num_bytes: int) -> None:
+    def allocated(self, number: int, num_bytes: int, stream: int) -> None:
         """A block was handed out."""
-        self._events.append(number)
-        self._events.append(num_bytes)
+        self._events.extend((number, num_bytes, stream))
 
     def freed(self, number: int) -> None:
         """A block came back."""
-        self._events.append(-number)
-        self._events.append(0)
+        self._events.extend((-number, 0, 0))
 
     def convolved(self, call: Convolution) -> None:
         """A convolution ran: its results are allocated, its workspace would be now."""
-        self._events.append(0)
-        self._events.append(self._places.setdefault(call, len(self._places)))
+        self._events.extend((0, self._places.setdefault(call, len(self._places)), 0))
 
     def emptied(self) -> None:
         """The program gave its cache back."""
-        self._events.append(0)
-        self._events.append(_EMPTY_CACHE)
+        self._events.extend((0, _EMPTY_CACHE, 0))
 
     def events(self) -> Iterator[Event]:
         """All of them in order."""
         values = iter(self._events)
-        return (Event(number, value) for number, value in zip(values, values, strict=True))
+        return map(Event, values, values, values)
 
     @property
     def convolutions(self) -> list[Convolution]:
@@ -134,9 +134,9 @@ class Twin:
         self._workspace = workspace
         self._blocks: dict[int, Block] = {}
 
-    def allocated(self, number: int, num_bytes: int) -> None:
+    def allocated(self, number: int, num_bytes: int, stream: int) -> None:
         """As in :class:`Trace`; raises `allocator.OutOfMemory` where the allocator has a limit."""
-        self._blocks[number] = self.allocator.malloc(num_bytes)
+        self._blocks[number] = self.allocator.malloc(num_bytes, stream)
 
     def freed(self, number: int) -> None:
         """As in :class:`Trace`."""
