@@ -1,4 +1,7 @@
-"""The page docs/reliability.md: the faults of `faults.FAULTS`, what the tests that provoke them saw, and the soak."""
+"""The page docs/reliability.md: the faults of `faults.FAULTS`, what the tests that provoke them saw, and the soak.
+
+``WRITE_RELIABILITY=1 python -m pytest $(python tests/reliability.py)`` runs these tests only and writes the page.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -79,3 +82,7 @@ def _provokes(fault: Fault, nodeid: str) -> bool:
 def _names(test: str, nodeid: str) -> bool:
     node = nodeid.removeprefix("tests/")
     return node == test or (not test.endswith("]") and node.partition("[")[0] == test)
+
+
+if __name__ == "__main__":
+    print("\n".join(dict.fromkeys("tests/" + test.partition("[")[0] for fault in FAULTS for test in fault.tests)))
