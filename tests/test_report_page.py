@@ -81,7 +81,14 @@ def finish(run, number=1, seen=None, tier="low", **settings):
 
 
 def begin(run, groups, needed=1, **plan):
-    document = {"name": "a_plan", "groups": groups, "needed": needed, "success_rate": 0.5, "tiers": {"low": 1.0}, **plan}
+    document = {
+        "name": "a_plan",
+        "groups": groups,
+        "needed": needed,
+        "success_rate": 0.5,
+        "tiers": {"low": 1.0},
+        **plan,
+    }
     run.record.write_text(json.dumps({"plan": document, "started_at": "2026-11-24T05:30:00+00:00"}))
 
 
@@ -105,7 +112,7 @@ def test_a_predicted_peak_is_an_interval_and_a_measured_one_a_number():
 
 
 def test_every_verdict_stands_beside_its_basis():
-    assert "FEASIBLE</span> <span class=\"basis\">measured" in cells()["verdict"]
+    assert 'FEASIBLE</span> <span class="basis">measured' in cells()["verdict"]
 
 
 def test_what_is_unknown_is_an_empty_cell():
@@ -228,7 +235,9 @@ def test_tables_have_heads_and_pictures_have_words(run):
     finish(run, 1)
     found = tags(body(run))
     assert all(attributes.get("scope") for tag, attributes in found if tag == "th")
-    assert all(attributes.get("aria-label") and attributes.get("role") == "img" for tag, attributes in found if tag == "svg")
+    assert all(
+        attributes.get("aria-label") and attributes.get("role") == "img" for tag, attributes in found if tag == "svg"
+    )
 
 
 # Details.
@@ -252,7 +261,9 @@ def test_details_give_reason_numbers_picture_files_and_command(run):
 def test_the_command_keeps_the_options_that_chose_the_plan(run):
     begin(run, ["group01"])
     document = json.loads(run.record.read_text())
-    run.record.write_text(json.dumps({**document, "arguments": ["feasibility", "--plan", "a b.json", "-n2", "--card=8GB"]}))
+    run.record.write_text(
+        json.dumps({**document, "arguments": ["feasibility", "--plan", "a b.json", "-n2", "--card=8GB"]})
+    )
     finish(run, 1)
     stored = read_run(run.path)
     assert details.command(stored.rows[0], stored) == "pytest feasibility '--plan=a b.json' --card=8GB -k group01"
@@ -293,7 +304,7 @@ def test_a_restart_of_the_background_is_marked(run):
     lives = (Life("a", 1.0, Exit(1, None, 9.0)), Life("b", 10.0, Exit(None, "SIGTERM", 23.0, stopped=True)))
     finish(run, 1, evidence(background=background(lives=lives)))
     assert "background started again at 10.0 s" in body(run)
-    assert "<td class=\"num\">2, 1</td>" in body(run)
+    assert '<td class="num">2, 1</td>' in body(run)
 
 
 # What is read.

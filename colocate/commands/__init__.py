@@ -51,3 +51,28 @@ def latest_run() -> Path:
     if found is None:
         raise ColocateError("results: expected a run directory in it, found none; name one")
     return found
+
+
+def size(text: str) -> int:
+    """Bytes of ``200MB``.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no size.
+    """
+    from colocate.units import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def whole(text: str) -> int:
+    """A whole number from 1.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)

@@ -276,7 +276,7 @@ def _table(report: Report, runs: dict[str, StoredRun]) -> Html:
         table.body(row, names, details.details(row, runs.get(row.run), report.folder, many=many), lazy=many)
         for row in rows
     ]
-    unfolded = Html("<noscript><style>.opened[hidden]{display:table-row}.js{display:none}</style></noscript>")
+    unfolded = Html("<noscript><style>.opened[hidden]{display:table-row!important}.js{display:none}</style></noscript>")
     return el(
         "section",
         el("h2", "Groups"),

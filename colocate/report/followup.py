@@ -1,0 +1,146 @@
+"""The plan that follows from a run: its recommended pairs as they stood in its plan, with full epochs."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from colocate.catalog import Catalog
+from colocate.errors import ColocateError
+from colocate.report.advice import catalog_of, what_next
+from colocate.report.stored import Part, Row, StoredRun, mapping, parts
+from colocate.report.words import peak_text
+from colocate.run_directory import read_json
+from colocate.units import to_mib
+
+ROLES = ("foreground", "background")
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """A settings file that `colocate.plan.load_plan` accepts, and what its reader should know."""
+
+    document: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def follow_up(run: StoredRun, folder: Path, classes: tuple[str, ...], epochs: int | None = None) -> FollowUp:
+    """The plan of a run's recommended pairs.
+
+    Args:
+        run: The run that recommends.
+        folder: Where the plan will lie; its paths start there.
+        classes: Of ``stable`` and ``usable``, those to take.
+        epochs: Epochs of every training; None takes the catalog's default, and where it has none leaves them out, which
+            is the program's own default.
+
+    Raises:
+        ColocateError: the run's plan cannot be read any more.
+    """
+    document, home = _plan_of(run)
+    recommended = {row.group: row for part in parts([run]) for row in what_next(part).recommended}
+    taken = {name: row for name, row in recommended.items() if row.record["stability"] in classes}
+    catalog = next((found for part in parts([run]) if (found := catalog_of(part)) is not None), None)
+    entries = list(_entries(document, run, taken, catalog, home, folder, epochs))
+    document = {key: value for key, value in document.items() if key not in ("$schema", "catalog", "description")}
+    document |= {
+        "experiment_name": f"{run.plan_name}_next"[:100],
+        "description": f"Pairs that {run.name} recommends for long runs, with full epochs.",
+        "experiments": entries,
+    }
+    if run.plan.get("catalog"):
+        document["catalog"] = os.path.relpath(str(run.plan["catalog"]), folder)
+    return FollowUp(document, list(_notes(parts([run]), taken, entries)))
+
+
+def _notes(found: list[Part], taken: Mapping[str, Row], entries: list[dict[str, Any]]) -> Iterator[str]:
+    if any(row.record["basis"] == "predicted" for row in taken.values()):
+        yield "these pairs are predicted to fit, on a simulated allocator; measure them with one epoch first"
+    if any("command" in mapping(entry.get(role)) or "command" in entry for entry in entries for role in ROLES):
+        yield "commands of your own are taken as they are; set their epochs yourself"
+    left = [name for part in found for row in part.counting if (name := row.group) not in taken]
+    if left:
+        yield f"left out: {', '.join(left)}"
+
+
+def _plan_of(run: StoredRun) -> tuple[dict[str, Any], Path]:
+    """The run's plan as a settings file, and the folder in which its paths start."""
+    path = Path(str(run.plan.get("path") or ""))
+    document = run.plan.get("document")
+    if document is None:
+        document = read_json(path)
+    if not isinstance(document, dict) or not isinstance(document.get("experiments"), list):
+        raise ColocateError(f"{run.path / 'run.json'}: expected the plan of the run, found none")
+    return document, path.parent
+
+
+def _entries(
+    document: dict[str, Any],
+    run: StoredRun,
+    taken: Mapping[str, Row],
+    catalog: Catalog | None,
+    home: Path,
+    folder: Path,
+    epochs: int | None,
+) -> Iterator[dict[str, Any]]:
+    ids = [str(name) for name in run.plan.get("groups") or ()]
+    for place, entry in enumerate(document["experiments"]):
+        name = entry.get("id") or (ids[place] if place < len(ids) else None)
+        if name in taken:
+            yield _entry(dict(entry), str(name), taken[str(name)], run, catalog, home, folder, epochs)
+
+
+def _entry(
+    entry: dict[str, Any],
+    name: str,
+    row: Row,
+    run: StoredRun,
+    catalog: Catalog | None,
+    home: Path,
+    folder: Path,
+    epochs: int | None,
+) -> dict[str, Any]:
+    """One pair: its id stays, so that the two runs can be compared."""
+    entry = {"id": name, **entry}
+    own = _minutes(entry, catalog, epochs)
+    if own is not None:
+        entry["expected_minutes"] = own
+    if row.record["peak_bytes"] is not None:
+        entry["expected_memory"] = f"{to_mib(row.record['peak_bytes']):.0f}MB"
+    basis = row.record["basis"]
+    entry["note"] = f"{row.record['stability']}: {basis} peak {peak_text(row.record)} in {run.name}"
+    for role in ROLES:
+        if isinstance(entry.get(role), dict):
+            entry[role] = _at_full_length(_moved(dict(entry[role]), home, folder), catalog, epochs)
+    return _at_full_length(_moved(entry, home, folder), catalog, epochs)
+
+
+def _minutes(entry: Mapping[str, Any], catalog: Catalog | None, epochs: int | None) -> float | None:
+    """The plan's minutes for as many epochs as the foreground will have; None where one of them is not known."""
+    foreground = mapping(entry.get("foreground")) or entry
+    before = mapping(foreground.get("hyperparameters")).get("epochs")
+    after = mapping(_at_full_length(dict(foreground), catalog, epochs).get("hyperparameters")).get("epochs")
+    minutes = entry.get("expected_minutes")
+    known = all(isinstance(value, int | float) and value > 0 for value in (before, after, minutes))
+    return round(minutes * after / before, 2) if known and minutes and before and after else None
+
+
+def _moved(member: dict[str, Any], home: Path, folder: Path) -> dict[str, Any]:
+    """A command starts in the folder of its plan unless told otherwise: from the new plan's it must be told."""
+    if "command" in member:
+        member["cwd"] = os.path.relpath(home / str(member.get("cwd") or "."), folder)
+    return member
+
+
+def _at_full_length(member: dict[str, Any], catalog: Catalog | None, epochs: int | None) -> dict[str, Any]:
+    """The member with all its epochs, where it is one of a catalog."""
+    hyperparameters = member.get("hyperparameters")
+    if not isinstance(hyperparameters, dict) or "epochs" not in hyperparameters:
+        return member
+    supported = catalog.supported(str(member.get("repo")), str(member.get("model"))) if catalog else {}
+    default = supported["epochs"].default if "epochs" in supported else None
+    wanted = epochs if epochs is not None else default
+    kept = {name: value for name, value in hyperparameters.items() if name != "epochs"}
+    member["hyperparameters"] = {"epochs": wanted, **kept} if isinstance(wanted, int) else kept
+    return member

@@ -1,0 +1,266 @@
+"""The page in a real browser. Skipped, with the reason, where there is none."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from browser import MISSING, browser
+from builders import foreground, out_of_memory, predicted_evidence, simulated
+from groups import group, training
+from stand_in_project import Project
+
+from colocate.record import write_record
+from colocate.report import details, journal, page
+from colocate.report.stored import read_run
+from colocate.run_directory import RunDirectory
+from colocate.units import MIB
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(MISSING is not None, reason=f"{MISSING} is not installed (apt-get install chromium-driver)"),
+]
+
+MARKUP = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
+ENTER = "\ue007"
+
+
+def fill(run, num_groups):
+    """A run of groups with peaks of 900 MiB, 1900 MiB and so on, of which the second does not fit."""
+    run.path.mkdir(parents=True)
+    names = [f"group{number:02}" for number in range(1, num_groups + 1)]
+    plan = {"name": f"plan {MARKUP}", "groups": [*names, "group99"], "needed": 1, "success_rate": 0.5}
+    plan["tiers"] = {"low": 1.0, "high": 0.8}
+    run.record.write_text(json.dumps({"plan": plan, "started_at": "2026-11-24T05:30:00+00:00"}))
+    for number, name in enumerate(names, start=1):
+        directory = run.group("mnist", number, parallel=True).create()
+        one = replace(group(training("mnist"), training("resnet20")), number=number, id=name, expected_bytes=3500 * MIB)
+        one = replace(one, tier="low" if number % 2 else "high")
+        seen = predicted_evidence(900 + 1000 * (number - 1) % 6000, 100, group=name)
+        if number == 2:
+            wrong = foreground(out_of_memory=(out_of_memory(),), allocators=(simulated(9000),))
+            seen = replace(seen, foreground=wrong)
+        if number == 3:
+            seen = replace(seen, faults=(("sensor_lost", f"the card is gone {MARKUP}"),))
+        write_record(directory, one, replace(seen, plan=plan["name"], duration_s=9.0 + number), [], run.name)
+        directory.foreground_log.write_text(f"epoch 1 {MARKUP}\n")
+    record = {**read_run(run.path).rows[0].record, "group": "group99", "number": 99, "outcome": "NOT RUN"}
+    record |= {"peak_bytes": None, "headroom_bytes": None, "basis": None, "foreground": MARKUP, "reasons": [MARKUP]}
+    journal.append(run.path, "group", record={**record, "directory": None, "device_name": None})
+    return run
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    run = fill(RunDirectory(tmp_path_factory.mktemp("run") / "run_20261124_053000"), 5)
+    path = run.path / "report.html"
+    path.write_text(page.document(page.Report.of([read_run(run.path)], run.path)))
+    return path.as_uri()
+
+
+def column(chromium, name):
+    """The cells of a column of the visible groups, from above."""
+    script = (
+        "return [...document.querySelectorAll('tbody.group:not([hidden]) .col-' + arguments[0])].map(e => e.innerText)"
+    )
+    return [text.split("\n")[-1] if name == "peak" else text for text in chromium.run(script, name)]
+
+
+def groups(chromium):
+    return column(chromium, "group")
+
+
+def is_seen(chromium, selector):
+    return chromium.run("return document.querySelector(arguments[0]).checkVisibility()", selector)
+
+
+def test_the_page_opens_without_a_complaint_and_asks_nobody_for_anything(chromium, url):
+    chromium.open(url)
+    assert chromium.complaints() == []
+    assert chromium.run("return performance.getEntriesByType('resource').map(e => e.name)") == []
+    headline = chromium.run("return document.querySelector('.headline').innerText")
+    assert headline == "3 of 6 groups are predicted to share an 8 GB card, 2 undecided; 1 needed: the plan holds"
+    assert groups(chromium) == ["group01", "group02", "group03", "group04", "group05", "group99"]
+
+
+def test_markup_in_names_reasons_and_logs_stays_text(chromium, url):
+    chromium.open(url)
+    chromium.click(".unfold-all")
+    assert chromium.run("return document.title").startswith("plan <img")
+    assert chromium.run("return document.querySelectorAll('img, .details b, .opened b').length") == 0
+    shown = chromium.run("return document.body.innerText")
+    assert "the card is gone <img src=x" in shown
+
+
+def test_columns_sort_as_numbers_both_ways_and_the_unknown_stays_last(chromium, url):
+    chromium.open(url)
+    chromium.click("[data-sort=headroom]")
+    rising = column(chromium, "headroom")
+    numbers = [int(text) for text in rising if text]
+    assert numbers == sorted(numbers)
+    assert min(numbers) < 0
+    assert rising[-1] == ""
+    chromium.click("[data-sort=headroom]")
+    falling = column(chromium, "headroom")
+    assert [int(text) for text in falling if text] == numbers[::-1]
+    assert falling[-1] == ""
+    sorted_heads = "return [...document.querySelectorAll('[aria-sort]')].map(e => [e.innerText, e.ariaSort])"
+    assert chromium.run(sorted_heads) == [["headroom MiB", "descending"]]
+
+
+def test_an_unfolded_group_moves_with_its_row(chromium, url):
+    chromium.open(url)
+    chromium.click(".fold")
+    chromium.click("[data-sort=group]")
+    chromium.click("[data-sort=group]")
+    last = chromium.run("return [...document.querySelectorAll('tbody.group')].at(-1).innerText")
+    assert last.startswith("group01")
+    assert "Again:" in last
+
+
+def test_filters_and_search_hide_rows_and_bars_and_say_how_many_are_left(chromium, url):
+    chromium.open(url)
+    chromium.click("[data-filter=outcome][value=FEASIBLE]")
+    assert groups(chromium) == ["group02", "group03", "group99"]
+    bars = "return [...document.querySelectorAll('.bar-row:not([hidden]) .label a')].map(e => e.innerText)"
+    assert chromium.run(bars) == ["group02", "group03"]
+    assert chromium.run("return document.querySelector('.count').innerText") == "3 of 6 groups"
+    chromium.type(".find", "sensor_lost")
+    assert groups(chromium) == ["group03"]
+    chromium.type(".find", " nonsense")
+    assert groups(chromium) == []
+    assert is_seen(chromium, ".none-match")
+
+
+def test_a_group_folds_by_mouse_and_by_keyboard(chromium, url):
+    chromium.open(url)
+    assert not is_seen(chromium, ".opened")
+    chromium.click("tbody.group .col-tier")
+    assert is_seen(chromium, ".opened")
+    assert chromium.run("return document.querySelector('.fold').ariaExpanded") == "true"
+    chromium.run("document.querySelector('.fold').focus()")
+    chromium.keys(ENTER)
+    assert not is_seen(chromium, ".opened")
+
+
+def test_a_link_of_the_picture_opens_its_group(chromium, url):
+    chromium.open(url)
+    chromium.click(".bar-row:nth-child(2) .label a")
+    wait = "return document.querySelectorAll('tbody.group')[1].querySelector('.fold').ariaExpanded"
+    assert chromium.run(wait) == "true"
+    chromium.open(f"{url}#run_20261124_053000--group04")
+    assert "Again:" in chromium.run("return document.querySelectorAll('tbody.group')[3].innerText")
+
+
+def test_the_picture_sorts_as_the_reader_wants(chromium, url):
+    chromium.open(url)
+    choose = (
+        "const s = document.querySelector('.picture-order'); s.value = 'peak'; s.dispatchEvent(new Event('change'))"
+    )
+    chromium.run(choose)
+    bars = "return [...document.querySelectorAll('.bar-row')].map(e => Number(e.dataset.peak))"
+    assert chromium.run(bars) == sorted(chromium.run(bars))
+
+
+def test_links_lead_to_files_that_are_there(chromium, url):
+    chromium.open(url)
+    chromium.click(".fold")
+    links = chromium.run("return [...document.querySelectorAll('.details p a')].map(e => e.href)")
+    assert len(links) >= 4
+    chromium.open(links[-1])
+    assert "epoch 1" in chromium.run("return document.body.innerText")
+
+
+# WCAG's contrast of every text against what is behind it.
+CONTRASTS = r"""
+const linear = (v) => v / 255 <= 0.03928 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+const numbers = (text) => {
+  const n = text.match(/[\d.]+/g).map(Number);
+  return n.length === 4 && n[3] === 0 ? null : n.slice(0, 3);
+};
+const behind = (e) => {
+  for (; e; e = e.parentElement) {
+    const colour = numbers(getComputedStyle(e).backgroundColor);
+    if (colour) return colour;
+  }
+  return [255, 255, 255];
+};
+const found = [];
+for (const e of document.querySelectorAll('body *')) {
+  const says = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+  if (!says || !e.checkVisibility() || e.closest('script, style, title')) continue;
+  const style = getComputedStyle(e), ink = numbers(e.closest('svg') ? style.fill : style.color);
+  const [a, b] = [light(ink), light(behind(e))].sort((x, y) => y - x);
+  const contrast = (a + 0.05) / (b + 0.05);
+  if (contrast < 4.5) found.push([e.tagName, e.getAttribute('class'), e.textContent.slice(0, 30), contrast]);
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_text_has_a_contrast_of_four_and_a_half(chromium, url, dark):
+    chromium.open(url, dark=dark)
+    chromium.click(".unfold-all")
+    background = chromium.run("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 150) == dark
+    assert chromium.run(CONTRASTS) == []
+
+
+@pytest.mark.parametrize("width", [320, 420, 760, 1920])
+def test_nothing_is_wider_than_the_screen(chromium, url, width):
+    chromium.open(url, width=width)
+    chromium.click(".unfold-all")
+    assert chromium.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_on_paper_there_are_no_controls(chromium, url):
+    chromium.open(url)
+    chromium.tool("Emulation.setEmulatedMedia", media="print")
+    assert not is_seen(chromium, ".filters-own")
+    assert is_seen(chromium, ".headline")
+
+
+def test_without_scripts_everything_is_there(chromium, url):
+    chromium.tool("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        chromium.open(url)
+        shown = chromium.tool("Runtime.evaluate", expression="document.querySelector('.opened').checkVisibility()")
+        assert shown["result"]["value"] is True
+    finally:
+        chromium.tool("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_of_many_groups_the_details_are_built_when_they_are_asked_for(chromium, tmp_path):
+    run = fill(RunDirectory(tmp_path / "run_20261124_053000"), details.MANY + 1)
+    path = tmp_path / "report.html"
+    path.write_text(page.document(page.Report.of([read_run(run.path)], tmp_path)))
+    chromium.open(path.as_uri())
+    assert chromium.run("return document.querySelectorAll('.details').length") == 0
+    chromium.click(".fold")
+    assert is_seen(chromium, ".details")
+    assert chromium.complaints() == []
+
+
+def test_the_page_of_a_run_is_the_same_with_pytests_own_table_folded_away(chromium, tmp_path):
+    run = Project(tmp_path, {"group02": "infeasible", "group03": "bug"}, 3).run("feasibility")
+    assert run.exit_code == 1
+    chromium.open((tmp_path / "reports/latest/report.html").as_uri(), width=420)
+    assert chromium.complaints() == []
+    assert groups(chromium) == ["group01", "group02", "group03"]
+    assert chromium.run("return document.documentElement.scrollWidth") <= 420
+    assert not is_seen(chromium, "#results-table")
+    chromium.click("details.pytest > summary")
+    assert is_seen(chromium, "#results-table")
+    chromium.click("tbody.group:nth-of-type(3) .fold")
+    assert "ZeroDivisionError" in chromium.run("return document.querySelectorAll('tbody.group')[2].textContent")
+    (folder,) = tmp_path.glob("results/run_*")
+    rebuilt = page.body(page.Report.of([read_run(folder)], (tmp_path / "reports/latest").resolve()))
+    assert rebuilt in (tmp_path / "reports/latest/report.html").read_text(), "one renderer, the same figures"

@@ -1,0 +1,206 @@
+"""The subcommands around a finished run, on fabricated records."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from builders import device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated
+from groups import group, training
+
+from colocate.cli import COMMANDS, main
+from colocate.plan import load_plan
+from colocate.record import write_record
+from colocate.report import journal
+from colocate.run_directory import RunDirectory
+from colocate.units import MIB
+
+
+def finish(run, number, seen, **changes):
+    directory = run.group("mnist", number, parallel=True).create()
+    one = replace(group(training("mnist"), training("resnet20")), number=number, id=f"group{number:02}")
+    write_record(directory, one, replace(seen, group=one.id, **changes), [], run.name)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """A plan of three groups: two of a catalog, one of commands."""
+    (tmp_path / "plans").mkdir()
+    catalog = {
+        "root": ".",
+        "models": {
+            "examples": {
+                "path": ".",
+                "models": ["mnist", "mnist_rnn"],
+                "command": ["{python}", "-c", "pass"],
+                "supported_hyperparams": {
+                    "epochs": {"flag": "--epochs", "type": "int", "default": 14, "models": ["mnist"]},
+                    "seed": {"flag": "--seed", "type": "int"},
+                },
+            }
+        },
+    }
+    (tmp_path / "plans/models.json").write_text(json.dumps(catalog))
+    (tmp_path / "plans/train.py").write_text("pass\n")
+    pair = {
+        "foreground": {
+            "repo": "examples",
+            "model": "mnist",
+            "mode": "default",
+            "hyperparameters": {"epochs": 1, "seed": 7},
+        },
+        "background": {"repo": "examples", "model": "mnist_rnn", "hyperparameters": {}},
+        "expected_minutes": 0.5,
+    }
+    own = {"foreground": {"command": ["{python}", "train.py"]}, "background": {"command": ["{python}", "train.py"]}}
+    path = tmp_path / "plans/plan.json"
+    path.write_text(json.dumps({"experiment_name": "three", "experiments": [pair, {**pair, "tier": "low"}, own]}))
+    return load_plan(path)
+
+
+@pytest.fixture
+def run(tmp_path, plan):
+    """A run of that plan: stable, infeasible, usable."""
+    found = RunDirectory(tmp_path / "results/run_20261124_053000")
+    found.path.mkdir(parents=True)
+    told = {"name": plan.name, "path": str(plan.path), "groups": list(plan.ids), "needed": 2, "success_rate": 0.95}
+    told |= {"document": plan.to_json(), "catalog": str(plan.catalog)}
+    found.record.write_text(json.dumps({"plan": told, "started_at": "2026-11-24T05:30:00+00:00"}))
+    wrong = foreground(out_of_memory=(out_of_memory(),), allocators=(simulated(9000),))
+    finish(found, 1, predicted_evidence(800, 500))
+    finish(found, 2, predicted_evidence(9000, 500), foreground=wrong)
+    finish(found, 3, predicted_evidence(1900, 800))
+    return found
+
+
+def test_every_command_shows_an_example(capsys):
+    for command in COMMANDS:
+        name = command.__name__.rpartition(".")[2]
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert f"example: colocate {name}" in capsys.readouterr().out
+
+
+# report
+
+
+def test_a_rebuilt_page_and_summary_lie_in_the_run_directory(run, capsys):
+    assert main(["report", str(run.path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 of 3 groups are predicted to share an 8 GB card")
+    assert "2 of 3 groups" in (run.path / "report.html").read_text()
+    assert (run.path / "summary.csv").exists()
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "expected a run directory, found neither run.json nor the record of a group in it" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["report", str(run.path), "--out", str(tmp_path / "file" / "x.html")]) == 2
+    assert "expected a folder that can be written" in capsys.readouterr().err
+
+
+def test_several_runs_become_one_page(run, tmp_path, capsys):
+    other = RunDirectory(tmp_path / "results/run_20261125_053000")
+    other.path.mkdir()
+    other.record.write_text(run.record.read_text())
+    finish(other, 2, evidence(device=device_info(name="Other 8 GB")))
+    out = tmp_path / "both/report.html"
+    assert main(["report", str(run.path), str(other.path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("needed: the plan") == 2
+    assert 'href="../results/run_20261125_053000/mnist_parallel_002/trace.csv"' in out.read_text()
+
+
+# compare
+
+
+@pytest.fixture
+def later(run, tmp_path):
+    """The same plan once more: the first group needs 600 MiB more, the second fits."""
+    found = RunDirectory(tmp_path / "results/run_20261125_053000")
+    found.path.mkdir()
+    found.record.write_text(run.record.read_text())
+    finish(found, 1, predicted_evidence(1400, 500))
+    finish(found, 2, predicted_evidence(800, 500))
+    finish(found, 3, predicted_evidence(1900, 800))
+    return found
+
+
+def test_a_comparison_names_verdicts_peaks_and_what_it_comes_to(run, later, capsys):
+    assert main(["compare", str(run.path), str(later.path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "run_20261124_053000 -> run_20261125_053000"
+    assert lines[1].startswith("group01 FEASIBLE: peak +600 to 2830 MiB")
+    assert lines[2].startswith("group02 INFEASIBLE -> FEASIBLE")
+    assert lines[-1] == "1 verdicts changed; 1 peaks grew, most group01 by 600 MiB; 1 fell"
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(("allowed", "code"), [("599MB", 1), ("600MB", 0)])
+def test_a_peak_that_grew_too_much_makes_the_exit_code(run, later, allowed, code, capsys):
+    assert main(["compare", str(run.path), str(later.path), "--fail-above", allowed]) == code
+    assert ("group01: grew by 600 MiB" in capsys.readouterr().out) == bool(code)
+
+
+def test_a_peak_that_is_not_known_any_more_is_no_pass(run, later, capsys):
+    unknown = {**journal.read(later.path).records, "group": "group01", "number": 1, "outcome": "CRASHED", "basis": None}
+    journal.append(later.path, "group", record={**unknown, "codes": [], "reasons": [], "warnings": []})
+    assert main(["compare", str(run.path), str(later.path), "--fail-above=1GB"]) == 1
+    assert "group01: its peak was known before and is not any more" in capsys.readouterr().out
+
+
+def test_a_comparison_is_a_section_of_the_page(run, later, tmp_path):
+    page = tmp_path / "page.html"
+    assert main(["compare", str(run.path), str(later.path), "--page", str(page)]) == 0
+    assert 'id="comparison"' in page.read_text()
+    assert ">+600<" in page.read_text()
+    assert main(["report", str(later.path), "--against", str(run.path)]) == 0
+    assert ">+600<" in (later.path / "report.html").read_text()
+
+
+# next
+
+
+def test_the_next_plan_has_the_recommended_pairs_at_full_length(run, capsys):
+    assert main(["next", str(run.path)]) == 0
+    out = capsys.readouterr().out
+    assert "left out: group02" in out
+    assert "predicted to fit" in out
+    plan = load_plan(run.path / "next.json")
+    assert plan.ids == ("group01", "group03")
+    first = plan.groups[0]
+    assert first.foreground.hyperparameters == {"epochs": 14, "seed": 7}
+    assert first.expected_minutes == 7.0
+    assert first.expected_bytes == 2230 * MIB
+    assert "stable: predicted peak" in first.note
+
+
+def test_own_commands_of_the_next_plan_start_where_they_did(run, plan):
+    assert main(["next", str(run.path)]) == 0
+    own = load_plan(run.path / "next.json").groups[1].foreground
+    assert (own.cwd, own.argv) == (plan.groups[2].foreground.cwd, plan.groups[2].foreground.argv)
+
+
+def test_one_class_and_a_number_of_epochs_can_be_asked_for(run, tmp_path):
+    out = tmp_path / "elsewhere/plan.json"
+    assert main(["next", str(run.path), "--class=stable", "--epochs=3", "--out", str(out)]) == 0
+    (only,) = load_plan(out).groups
+    assert (only.id, only.foreground.hyperparameters["epochs"]) == ("group01", 3)
+
+
+def test_epochs_without_a_default_are_left_to_the_program(run, plan):
+    document = json.loads(plan.catalog.read_text())
+    del document["models"]["examples"]["supported_hyperparams"]["epochs"]["default"]
+    plan.catalog.write_text(json.dumps(document))
+    assert main(["next", str(run.path)]) == 0
+    assert "epochs" not in load_plan(run.path / "next.json").groups[0].foreground.hyperparameters
+
+
+def test_a_run_that_recommends_nothing_writes_no_plan(tmp_path, run, capsys):
+    for number in (1, 3):
+        (run.group("mnist", number, parallel=True).path / "verdict.json").unlink()
+    assert main(["next", str(run.path)]) == 1
+    assert "no pair is recommended" in capsys.readouterr().out
+    assert not (run.path / "next.json").exists()
