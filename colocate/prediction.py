@@ -1,7 +1,7 @@
 """How far a peak seen on the virtual card may be from a real one.
 
-The simulated allocator is exact for what it models; a real card adds convolution workspaces, and its CUDA context has
-another size. The ranges below come from comparisons with published measurements (docs/virtual-gpu.md).
+Pure arithmetic on what the probe recorded; docs/prediction-accuracy.md has the comparisons from which the margins
+come, and how often the intervals held.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from colocate.evidence import Allocator, Evidence, Member
 from colocate.units import MIB
 
-# Share of the allocator's reserved memory. 119 published whole-card readings of timm models: 91 % within 10 %, nearly
-# all misses too low because cuDNN chose larger convolution workspaces; without convolutions, errors stayed below 4 %.
-WITHOUT_CONVOLUTIONS = (-0.06, 0.06)
-WITH_CONVOLUTIONS = (-0.05, 0.20)
+# Shares of the allocator's reserved memory, from the residuals of docs/prediction-accuracy.md (the half of the data
+# that is not reported on). Fragmentation differs from version to version of PyTorch, in both directions.
+LESS = 0.08
+MORE = 0.04
 
-# A CUDA context beyond the estimate written into the card: 256 MiB (RTX 3090, CUDA 12.8) to 426 MiB (RTX 6000 Ada,
-# CUDA 13.0) were reported, and it grows with the kernels that a program loads.
+# Of a record without a bound for the workspaces of convolutions, as older ones are.
+MORE_WITHOUT_BOUND = 0.20
+
+# A CUDA context beyond the estimate written into the card, where a record does not say: see settings/cards.json.
 CONTEXT_LESS_BYTES = 100 * MIB
 CONTEXT_MORE_BYTES = 150 * MIB
 
@@ -27,6 +29,14 @@ class PeakRange:
     low_bytes: int
     expected_bytes: int
     high_bytes: int
+
+    def __add__(self, other: "PeakRange") -> "PeakRange":
+        """Both at once. The ends are added too: contexts and versions err in one direction for both."""
+        return PeakRange(
+            self.low_bytes + other.low_bytes,
+            self.expected_bytes + other.expected_bytes,
+            self.high_bytes + other.high_bytes,
+        )
 
 
 def predicted_peak(evidence: Evidence) -> PeakRange | None:
@@ -40,35 +50,38 @@ def predicted_peak(evidence: Evidence) -> PeakRange | None:
     ranges = [member_range(member) for member in evidence.members if member.uses_gpu]
     if any(range_ is None for range_ in ranges):
         return None
-    known = [range_ for range_ in ranges if range_ is not None]
     base = evidence.baseline_bytes
+    total = sum((range_ for range_ in ranges if range_ is not None), start=PeakRange(base, base, base))
     sampled = max(sample.used_bytes for sample in evidence.trace.samples)
-    expected = max(sampled, base + sum(range_.expected_bytes for range_ in known))
-    return PeakRange(
-        base + sum(range_.low_bytes for range_ in known),
-        expected,
-        max(expected, base + sum(range_.high_bytes for range_ in known)),
-    )
+    expected = max(sampled, total.expected_bytes)
+    return PeakRange(total.low_bytes, expected, max(expected, total.high_bytes))
 
 
 def member_range(member: Member) -> PeakRange | None:
     """What one training holds at most, context included: the demand, also where it did not fit any more."""
-    ranges = [_allocator_range(allocator) for allocator in member.allocators]
+    ranges = [allocator_range(allocator) for allocator in member.allocators]
     known = [range_ for range_ in ranges if range_ is not None]
     if not known:
         return None
     largest = max(known, key=lambda range_: range_.expected_bytes)
     unmet = max((event.requested_bytes or 0 for event in member.out_of_memory), default=0)
-    return PeakRange(largest.low_bytes + unmet, largest.expected_bytes + unmet, largest.high_bytes + unmet)
+    return largest + PeakRange(unmet, unmet, unmet)
 
 
-def _allocator_range(allocator: Allocator) -> PeakRange | None:
+def allocator_range(allocator: Allocator) -> PeakRange | None:
+    """What one process holds at most, context included; None where nothing was simulated."""
     reserved, context = allocator.max_reserved_bytes, allocator.context_bytes
     if reserved is None or context is None:
         return None
-    less, more = WITH_CONVOLUTIONS if allocator.convolutions else WITHOUT_CONVOLUTIONS
-    return PeakRange(
-        round(reserved * (1 + less)) + max(0, context - CONTEXT_LESS_BYTES),
-        reserved + context,
-        round(reserved * (1 + more)) + context + CONTEXT_MORE_BYTES,
+    low, high = allocator.context_range_bytes or (
+        max(0, context - CONTEXT_LESS_BYTES),
+        context + CONTEXT_MORE_BYTES,
     )
+    return PeakRange(round(reserved * (1 - LESS)) + low, reserved + context, _bound(allocator, reserved) + high)
+
+
+def _bound(allocator: Allocator, reserved: int) -> int:
+    """The most that the allocator may reserve, with the workspaces that convolutions could take."""
+    if allocator.max_reserved_bound_bytes is not None:
+        return round(max(reserved, allocator.max_reserved_bound_bytes) * (1 + MORE))
+    return round(reserved * (1 + (MORE_WITHOUT_BOUND if allocator.convolutions else MORE)))

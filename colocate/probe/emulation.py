@@ -7,6 +7,7 @@ calls): a program that stays on the CPU runs as ever.
 import atexit
 import gc
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -28,6 +29,7 @@ from .libraries import prepare_libraries
 from .loaders import cut_loaders
 from .memory import DeviceMemory
 from .operators import DEVICE, matrix_workspace_bytes
+from .origin import files_of_program, installed_packages
 from .record import Record
 from .saving import install_saving
 from .trace import Trace, Twin
@@ -91,7 +93,7 @@ class EmulatedDevice:
         settings, notes = Settings.parse(text)
         self.card = card
         self.record = record
-        self.trace = Trace() if os.environ.get(TRACE) else None
+        self.trace = Trace(settings) if os.environ.get(TRACE) else None
         self.twin = Twin(workspace_bound, CachingAllocator(settings=settings))
         self.memory = DeviceMemory(card, settings, self._out_of_memory, (self.twin,), self.trace)
         workspace_bytes = matrix_workspace_bytes(capability_of(card)[0], card.workspace_bytes)
@@ -146,7 +148,7 @@ class EmulatedDevice:
             raise self.emulator.unsupported(f"self-test failed: {type(error).__name__}: {error}") from error
 
     def _keep_trace(self, trace: Trace, path: Path) -> None:
-        """Write the trace when this process ends, forked children excepted."""
+        """Write the trace, and which code ran, when this process ends; forked children excepted."""
         attribution = Attribution(self.memory)
         attribution.install()
         process = os.getpid()
@@ -155,8 +157,12 @@ class EmulatedDevice:
             if os.getpid() == process:
                 attribution.mark_gradients()
                 trace.write(path)
+                self.record.fields.update(files=files_of_program(), packages=installed_packages())
+                self.record.write()
 
         atexit.register(write)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # or nothing is written
 
     def readings(self) -> dict[str, Any]:
         """The fields of the record that change."""

@@ -14,6 +14,9 @@ PROBE = "COLOCATE_PROBE"
 VIRTUAL_CARD = "COLOCATE_VIRTUAL_CARD"
 BATCHES_PER_PASS = "COLOCATE_BATCHES_PER_PASS"
 
+# Other frameworks: they would silently train on the processor, and seem to need nothing of the card.
+OTHERS = {"jax": "JAX", "tensorflow": "TensorFlow"}
+
 EXIT_UNSUPPORTED = 69  # EX_UNAVAILABLE of sysexits.h: the emulation cannot run this program
 
 watcher = AfterImport()
@@ -23,6 +26,9 @@ def wait_for_torch() -> None:
     """Act when the program imports torch, if it ever does."""
     watcher.install()
     watcher.when("torch", begin)
+    if os.environ.get(VIRTUAL_CARD):
+        for name in OTHERS:
+            watcher.when(name, _refuse_unless_beside_torch)
 
 
 def begin(torch: ModuleType) -> None:
@@ -40,6 +46,20 @@ def _count(torch: ModuleType) -> None:
         count(Record(os.environ.get(PROBE), "cuda", torch.__version__))
     except Exception as error:  # a training must never fail because it is watched
         print(f"colocate: probe not started: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _refuse_unless_beside_torch(module: ModuleType) -> None:
+    """End a program of another framework; beside PyTorch they may only read data or write logs (TensorBoard)."""
+    if "torch" in sys.modules:
+        return
+    name = module.__name__
+    version = str(getattr(module, "__version__", "unknown"))
+    record = Record(os.environ.get(PROBE), "virtual", f"{name} {version}")
+    reason = f"expected a PyTorch program, found {OTHERS[name]} {version}; its group needs a real card"
+    record.fields["unsupported"] = reason
+    record.write()
+    print(f"colocate: not emulated: {reason}", file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_UNSUPPORTED)
 
 
 def _emulate(torch: ModuleType, card: str) -> None:

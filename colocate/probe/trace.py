@@ -7,6 +7,7 @@ import json
 import sys
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,10 +38,12 @@ class Event(NamedTuple):
 class Trace:
     """What one process asked of its allocator.
 
-    Blocks have numbers in order of their allocation. ``kinds`` says of some what they hold, often only known later.
+    Blocks have numbers in order of their allocation. ``kinds`` says of some what they hold, often only known later;
+    ``settings`` are the options of the allocator that was asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
         self._events = array("q")
         self._places: dict[Convolution, int] = {}
         self.kinds: dict[int, str] = {}
@@ -78,6 +81,7 @@ class Trace:
         """Keep it as a line of JSON and the events as 64-bit integers of this machine."""
         head = {
             "byteorder": sys.byteorder,
+            "settings": asdict(self.settings),
             "convolutions": list(self._places),
             "kinds": {kind: [number for number, one in self.kinds.items() if one == kind] for kind in KINDS},
         }
@@ -96,7 +100,7 @@ class Trace:
         fields = json.loads(head)
         if fields["byteorder"] != sys.byteorder:
             raise ValueError(f"{path}: expected a trace of a {sys.byteorder}-endian machine, found another")
-        trace = cls()
+        trace = cls(Settings(**fields["settings"]))
         trace._events.frombytes(body)
         for place, (*flags, kernel, stride, dilation) in enumerate(fields["convolutions"]):
             shapes = (tuple(shape) for shape in (kernel, stride, dilation))
@@ -169,7 +173,7 @@ def replay(trace: Trace, workspace: Workspace, allocator: CachingAllocator | Non
     Raises:
         OutOfMemory: the allocator has a limit, and the requests do not fit under it.
     """
-    twin = Twin(workspace, allocator)
+    twin = Twin(workspace, allocator or CachingAllocator(settings=trace.settings))
     for _ in steps(trace, twin):
         pass
     return twin.allocator
@@ -190,13 +194,13 @@ def steps(trace: Trace, twin: Twin) -> Iterator[Event]:
         yield event
 
 
-def composition(trace: Trace, allocator: CachingAllocator | None = None) -> Composition:
+def composition(trace: Trace) -> Composition:
     """What the peak of a trace is made of.
 
     ``fragmentation`` is what the allocator had reserved at its highest beyond what lived at the fullest instant: what
     rounding, gaps and the cache cost.
     """
-    twin = Twin(no_workspace, allocator)
+    twin = Twin(no_workspace, CachingAllocator(settings=trace.settings))
     fullest, place = 0, 0
     for index, _ in enumerate(steps(trace, twin)):
         if twin.allocator.allocated.current > fullest:
@@ -219,9 +223,7 @@ def _live(trace: Trace, place: int) -> dict[int, int]:
     return live
 
 
-def floor_bytes(
-    trace: Trace, workspace: Workspace, most_bytes: int, settings: Settings | None = None, step_bytes: int = 2 << 20
-) -> int:
+def floor_bytes(trace: Trace, workspace: Workspace, most_bytes: int, step_bytes: int = 2 << 20) -> int:
     """The smallest limit, in steps, under which the requests still fit.
 
     Between it and the peak the allocator gives its cache back in time.
@@ -230,13 +232,12 @@ def floor_bytes(
         trace: the requests.
         workspace: of the convolutions.
         most_bytes: a limit that is known to suffice.
-        settings: the allocator's options.
         step_bytes: how exactly the limit is searched.
     """
     low, high = 0, -(-most_bytes // step_bytes)
     while low + 1 < high:
         middle = (low + high) // 2
-        allocator = CachingAllocator(settings=settings)
+        allocator = CachingAllocator(settings=trace.settings)
         allocator.limit_bytes = middle * step_bytes
         try:
             replay(trace, workspace, allocator)
