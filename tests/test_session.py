@@ -26,7 +26,8 @@ GROUPS = {
         "background_out_of_memory",
     ),
     "oom-swallowed": (stand_in("--oom-swallowed"), LOAD, "INFEASIBLE", "foreground_out_of_memory"),
-    "crash-loop": (EPOCH, stand_in("--repeat", "--die-at", "2"), "INCONCLUSIVE", "background_gave_up"),
+    # Given up or too little overlap: that depends on whether it makes a step before it dies.
+    "crash-loop": (EPOCH, stand_in("--repeat", "--die-at", "2"), "INCONCLUSIVE", ""),
     "stub": (EPOCH, stand_in("--stub", "--step-s", "0.05"), "INCONCLUSIVE", "background_gave_up"),
     "never-ready": (
         EPOCH,
