@@ -1,0 +1,71 @@
+"""``colocate doctor`` on machines that have this and lack that."""
+
+import pytest
+from fake_nvml import FakeNvml
+
+from colocate import doctor
+from colocate.cli import main
+from colocate.device import nvidia
+from colocate.doctor import Finding, verdict_of
+
+BARE = [Finding("packages", "well", ""), Finding("torch", "well", ""), Finding("plan", "well", "")]
+
+
+def found(about, *arguments):
+    return next(finding for finding in doctor.examine(*arguments, quick=True) if finding.about == about)
+
+
+@pytest.fixture
+def no_driver(monkeypatch):
+    monkeypatch.setattr(nvidia, "library_present", lambda: False)
+
+
+def test_without_a_gpu_it_says_what_still_works_and_ends_well(no_driver, tmp_path, capsys):
+    assert main(["doctor", "--quick", "--results", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "less GPU: none: libnvidia-ml.so.1 is not there; predictions on the virtual card, verify, report" in out
+    assert "-> to measure, install the NVIDIA driver" in out
+    assert out.splitlines()[-1] == "ready to predict on a virtual card, which needs no GPU: pytest feasibility"
+
+
+@pytest.mark.slow
+def test_the_virtual_card_is_tried_with_the_torch_at_hand(no_driver):
+    pytest.importorskip("torch")
+    assert doctor._virtual_card() == Finding("virtual card", "well", "works with this torch")
+
+
+def test_a_trial_that_fails_says_what_the_program_said(tmp_path):
+    failed = doctor._tried(["sh", "-c", "echo boom >&2; exit 3"], {}, tmp_path)
+    assert (failed.state, "its trial ended with 3 and said 'boom'" in failed.text) == ("bad", True)
+
+
+def test_a_plan_that_cannot_be_used_is_no_run(no_driver, tmp_path, capsys):
+    (tmp_path / "plan.json").write_text('{"experiments": []}')
+    assert main(["doctor", "--quick", "--plan", str(tmp_path / "plan.json")]) == 1
+    assert "no run is possible before this is mended: plan" in capsys.readouterr().out
+
+
+def test_a_driver_that_fails_is_never_passed_over(monkeypatch):
+    findings = [*BARE, Finding("GPU", "bad", "NVML: driver not loaded"), Finding("virtual card", "well", "")]
+    possible, text = verdict_of(findings)
+    assert not possible
+    assert "--device=virtual" in text
+
+
+def test_without_card_and_emulation_nothing_is_possible():
+    findings = [*BARE, Finding("GPU", "less", "none"), Finding("virtual card", "bad", "")]
+    assert verdict_of(findings) == (False, "no run is possible: there is no GPU, and the virtual card does not work")
+
+
+def test_a_card_is_named_with_its_driver_and_a_simulated_one_stamped(fake_nvml: FakeNvml, tmp_path):
+    finding = found("GPU", None, tmp_path)
+    assert finding.state == "well"
+    assert "1 free" in finding.text
+    assert "(SIMULATED)" in finding.text
+    assert found("accounting", None, tmp_path).state in ("well", "less")
+
+
+def test_a_small_disk_names_the_cure(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "ROOM_BYTES", 2**62)
+    finding = doctor._disk(tmp_path / "not/there/yet")
+    assert (finding.state, "make room" in finding.cure) == ("less", True)

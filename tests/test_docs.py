@@ -1,0 +1,279 @@
+"""The docs say what is true: every name is one of the code, every link leads somewhere, every block works."""
+
+import argparse
+import ast
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from colocate.catalog import CatalogFile, Hyperparameter, Repository, load_catalog
+from colocate.cli import COMMANDS, main
+from colocate.cli import _parser as colocate_parser
+from colocate.heartbeat import NAME as PROGRESS
+from colocate.plan import Entry, Limits, Member, PlanFile, load_plan
+from colocate.plugin import options
+from colocate.plugin.outcome import CRASHED, ERROR, INTERRUPTED, NOT_RUN
+from colocate.report import journal
+from colocate.report.summary import COLUMNS
+from colocate.run_directory import GroupDirectory, RunDirectory
+
+ROOT = Path(__file__).parents[1]
+DOCS = [*sorted((ROOT / "docs").rglob("*.md")), *(path for path in [ROOT / "README.md"] if path.exists())]
+REFERENCE = (ROOT / "docs/reference.md").read_text()
+SETTINGS = (ROOT / "settings/README.md").read_text()
+
+
+def section(title):
+    return REFERENCE.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def first_cells(text):
+    """The code words in the first cell of every row of the tables in a text."""
+    rows = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("| ---")]
+    return {word for row in rows for word in re.findall(r"`([^`]+)`", row.replace("\\|", "/").split("|")[1])}
+
+
+# Reference.
+
+
+class Recorder:
+    def __init__(self):
+        self.names = set()
+
+    def getgroup(self, *names):
+        return self
+
+    def addoption(self, name, **settings):
+        self.names.add(name)
+
+
+def test_every_option_stands_in_the_reference_and_no_other():
+    recorder = Recorder()
+    options.add_options(recorder)
+    assert {
+        name.partition("=")[0] for name in first_cells(section("Options of `pytest feasibility`"))
+    } == recorder.names
+
+
+def test_every_subcommand_and_its_arguments_stand_in_the_reference():
+    told = section("The command `colocate`")
+    names = {module.__name__.rpartition(".")[2] for module in COMMANDS}
+    assert names <= first_cells(told)
+    (subcommands,) = [a for a in colocate_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    for name, parser in subcommands.choices.items():
+        (row,) = [line for line in told.splitlines() if line.startswith(f"| `{name}` |")]
+        if "see `--help`" in row:
+            continue
+        flags = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
+        assert set(re.findall(r"`(--[\w-]+)`", row)) == flags - {"--help"}
+
+
+def test_every_column_stands_in_the_reference_and_no_other():
+    assert first_cells(section("Columns of `summary.csv`")) == set(COLUMNS)
+
+
+def test_every_file_of_a_run_stands_in_the_reference():
+    told = first_cells(section("Files of a run"))
+    run, group = RunDirectory(Path("run")), GroupDirectory(Path("run/group"))
+    files = [run.record, run.summary, group.experiment, group.verdict, group.trace, group.foreground_log]
+    folders = [group.energy, group.background_log(1).parent, group.events("foreground").parent, run.quarantine]
+    folders.append(group.probe("foreground").parent)
+    assert {path.name for path in [*files, group.virtual_card]} | {f"{path.name}/" for path in folders} <= told
+    assert {journal.NAME, PROGRESS} <= told
+
+
+def codes_of_the_code():
+    """Every reason code: the first argument of a Reason, and the first of a pair that becomes a fault or a note."""
+    found = {"kept"}
+    sources = [*(ROOT / "colocate").rglob("*.py"), *(ROOT / "fixtures").glob("*.py")]
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            found |= set(_codes(node))
+    return found
+
+
+def _codes(node):
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        owner = ast.unparse(node.func)
+        if name == "Reason" and node.args:
+            yield from _words(node.args[0])
+        elif owner in ("self._faults.append", "self._notes.append") and isinstance(node.args[0], ast.Tuple):
+            yield from _words(node.args[0].elts[0])
+        elif name == "refuse" and len(node.args) == 4:
+            yield from _words(node.args[2])
+    if isinstance(node, ast.FunctionDef) and node.name == "_process_faults":
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Yield) and isinstance(inner.value, ast.Tuple):
+                yield from _words(inner.value.elts[0])
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "fault" and isinstance(node.value, ast.Tuple):
+        yield from _words(node.value.elts[0])
+
+
+def _words(node):
+    if isinstance(node, ast.Constant):
+        yield node.value
+    elif isinstance(node, ast.JoinedStr):
+        text = "".join("{}" if isinstance(part, ast.FormattedValue) else part.value for part in node.values)
+        yield from (text.replace("{}", role) for role in ("foreground", "background"))
+
+
+def test_every_reason_code_stands_in_the_reference_and_no_other():
+    assert first_cells(section("Reason codes")) == codes_of_the_code()
+
+
+def test_endings_without_a_verdict_stand_in_the_reference():
+    assert all(f"`{ending}`" in REFERENCE for ending in (NOT_RUN, INTERRUPTED, CRASHED, ERROR))
+
+
+@pytest.mark.parametrize("model", [PlanFile, Limits, Entry, Member, CatalogFile, Repository, Hyperparameter])
+def test_every_key_of_the_settings_is_explained(model):
+    keys = {field.alias or name for name, field in model.model_fields.items()}
+    assert not [key for key in keys if f"`{key}`" not in SETTINGS]
+
+
+# Links and blocks.
+
+
+def anchors(text):
+    """The anchors that headings of Markdown have."""
+    heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_relative_link_leads_somewhere(path):
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("https://", "http://", "mailto:")):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (path.parent / name).resolve() if name else path
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there.read_text()), target
+
+
+def blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_block_of_python_and_json_can_be_read(path):
+    for block in blocks(path, "python"):
+        ast.parse(block)
+    for block in blocks(path, "json"):
+        json.loads(block)
+
+
+def commands_of(path):
+    """The command lines of a page, without what stands behind them."""
+    lines = [line[2:] for block in blocks(path, "console") for line in block.splitlines() if line.startswith("$ ")]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def known_words():
+    recorder = Recorder()
+    options.add_options(recorder)
+    return recorder.names | {"--html", "--junitxml", "--collect-only", "--lf", "--setup-plan"}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_command_has_only_options_that_there_are(path):
+    for words in commands_of(path):
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            words = words[1:]
+        if words[:2] == ["pytest", "feasibility"] or words[0] == "scripts/feasibility":
+            flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+            assert flags <= known_words(), words
+        elif words[0] == "colocate":
+            refused = [word for word in words[1:] if word != "--help"]
+            with pytest.raises(SystemExit) as ended:
+                main([*refused, "--help"])
+            assert ended.value.code == 0, words
+            colocate_parser().parse_args(words[1:])
+        elif words[0].startswith("scripts/"):
+            assert (ROOT / words[0]).exists(), words
+        else:
+            assert words[0] in ("docker", "sudo", "git", "cd", "uv", "pip", "python", "pytest", "nvidia-smi"), words
+
+
+# The tutorial and the how-tos, done.
+
+
+def saved(path, folder):
+    """The files that a page tells its reader to save."""
+    found = re.findall(r"[Ss]ave this as `([\w./]+)`[^\n]*\n\n```\w+\n(.*?)```", path.read_text(), re.DOTALL)
+    for name, text in found:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return [name for name, _ in found]
+
+
+def project(folder):
+    """What a checkout has that a run needs, apart from this one's results and reports."""
+    for name in ("conftest.py", "pytest.ini"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("feasibility", "fixtures", "settings"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def do(words, folder):
+    program = {"pytest": ["-m", "pytest"], "colocate": ["-m", "colocate.cli"]}[words[0]]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CI", "COLOCATE"))}
+    return subprocess.run(
+        [sys.executable, *program, *words[1:]],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_tutorial_does_what_it_says(tmp_path):
+    pytest.importorskip("torch")
+    page = ROOT / "docs/tutorial.md"
+    folder = project(tmp_path)
+    assert saved(page, folder) == ["mine/small.py", "mine/large.py", "mine/plan.json"]
+    first, verify, second = commands_of(page)
+
+    run = do([*first, "--device=virtual"], folder)
+    assert run.returncode == 0, run.stdout
+    line = r"group01 FEASIBLE \(predicted\) peak (\d+)-(\d+) MiB"
+    came, told = (list(map(int, re.search(line, text).groups())) for text in (run.stdout, page.read_text()))
+    assert came == pytest.approx(told, rel=0.1), "the page shows what comes out, whatever the build of torch"
+    assert (folder / "reports/latest/report.html").exists()
+
+    (directory,) = folder.glob("results/run_*")
+    verified = do([*verify[:2], str(directory)], folder)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+    plan = folder / "mine/plan.json"
+    plan.write_text(plan.read_text().replace('"peak": "7500MB"', '"peak": "3GB"'))
+    again = do(second, folder)
+    assert again.returncode == 1
+    assert "peak_over_limit" in again.stdout, again.stdout
+
+
+def test_the_plans_and_catalogs_of_the_how_tos_load(tmp_path):
+    own = ROOT / "docs/how-to/own-models.md"
+    plan, catalog = (json.loads(block) for block in blocks(own, "json"))
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "bert").mkdir()
+    for name in ("bert/finetune.py", "settings/train.py"):
+        (tmp_path / name).touch()
+    text = json.dumps(plan).replace("/home/me/venvs/bert/bin/python", sys.executable)
+    (tmp_path / "settings/plan.json").write_text(text)
+    assert load_plan(tmp_path / "settings/plan.json").groups[0].foreground.rehearsal_args == ("--max-steps", "4")
+    (tmp_path / "settings/models.json").write_text(json.dumps(catalog))
+    assert load_catalog(tmp_path / "settings/models.json").repositories["my_models"].models == ["tiny", "base"]

@@ -1,0 +1,258 @@
+"""What a run is doing, from files; and the terminal that shows it."""
+
+import json
+import os
+import pty
+import re
+import select
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stand_in_project import Project
+from waiting import wait_until
+
+from colocate import heartbeat, live
+from colocate.cli import main
+from colocate.heartbeat import Heartbeat
+from colocate.report import journal
+from colocate.report.estimate import Estimate, estimate
+from colocate.run_directory import GroupDirectory
+from colocate.screen import Screen, Through
+from colocate.units import MIB
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = tmp_path / "run_20261124_053000"
+    path.mkdir()
+    (path / "run.json").write_text("{}")
+    return path
+
+
+def beat(run, name="group01", stage="foreground", **facts):
+    directory = GroupDirectory(run / name).create()
+    known = {"group": name, "background": True, "limit_bytes": 7500 * MIB, "epochs": 1, "started_at": time.time() - 62}
+    Heartbeat(directory.path, **known).beat(
+        stage, used_bytes=3000 * MIB, peak_bytes=3200 * MIB, foreground_at=time.time() - 50, **facts
+    )
+    return directory
+
+
+def tell(directory, **event):
+    with directory.events("foreground").open("a") as file:
+        file.write(json.dumps({"t": 1.0, "pid": 1, "event": "step", **event}) + "\n")
+
+
+def test_a_running_group_tells_progress_memory_peak_and_time_left(run):
+    directory = beat(run)
+    tell(directory, phase="train", epoch=1, step=25, steps=100)
+    for role, reserved in (("foreground", 1000), ("background", 1500)):
+        record = {"t": 1.0, "reserved_bytes": reserved * MIB, "context_bytes": 300 * MIB}
+        (directory.probe(role) / "7.json").write_text(json.dumps(record))
+    (state,) = live.running(run)
+    assert live.line_of(state, None, 100) == (
+        "group01  train 25/100  1300 + 1800  card 3000  peak 3200 of 7500 MiB  1:02  2:30 left"
+    )
+    assert live.line_of(state, 92.0, 100).endswith("0:30 left")
+
+
+@pytest.mark.parametrize("width", [60, 40, 20])
+def test_with_less_room_a_line_tells_less_and_never_breaks(run, width):
+    directory = beat(run)
+    tell(directory, phase="train", epoch=1, step=25, steps=100)
+    (state,) = live.running(run)
+    line = live.line_of(state, None, width)
+    assert len(line) <= width
+    assert line.startswith("group01")
+    if width == 60:
+        assert "peak 3200 of 7500 MiB" in line
+
+
+def test_a_finished_group_does_not_run(run):
+    beat(run).verdict.write_text("{}")
+    assert live.running(run) == []
+
+
+def test_a_group_whose_heart_stopped_is_told_as_silent(run):
+    directory = beat(run)
+    path = directory.path / heartbeat.NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), "at": time.time() - 100}))
+    (state,) = live.running(run)
+    assert "no news for 1:40" in live.line_of(state, 9.0, 100)
+
+
+def test_half_written_files_are_nobodys_trouble(run):
+    directory = beat(run)
+    directory.events("foreground").write_text('{"t": 1.0, "event": "phase", "phase": "train"}\n{"t": 2.0, "ev')
+    (directory.probe("foreground") / "7.json").write_text('{"reserved')
+    (state,) = live.running(run)
+    assert (state.foreground.phase, state.foreground.used_bytes) == ("train", None)
+    (directory.path / heartbeat.NAME).write_text("{")
+    assert live.running(run) == []
+
+
+def test_a_heartbeat_is_due_once_a_second_and_at_once_for_something_new(tmp_path):
+    heart = Heartbeat(tmp_path)
+    assert heart.is_due("background")
+    heart.beat("background")
+    assert not heart.is_due("background")
+    assert heart.is_due("foreground")
+    Heartbeat(tmp_path / "nowhere").beat("background")  # costs nobody anything
+
+
+# Estimates.
+
+
+def test_the_plan_is_asked_first_and_earlier_runs_as_soon_as_there_are_any(tmp_path):
+    groups = {"group01": ("hash1", 2.0), "group02": ("hash2", None)}
+    first = estimate(groups, tmp_path, ["GPU-1"])
+    assert first.sentence(list(groups)) == "about 4 min 00 s for 2 groups (1 by the plan, 1 unknown)"
+    for number, seconds in enumerate((30.0, 50.0, 40.0, 1000.0)):  # the latest three count, by their median
+        run = tmp_path / f"run_2026112{4 - number}_053000"
+        run.mkdir()
+        record = {"group": "group01", "content_hash": "hash1", "duration_s": seconds, "device_uuid": "GPU-1"}
+        journal.append(run, "group", record=record)
+    second = estimate(groups, tmp_path, ["GPU-1"])
+    assert second.seconds == {"group01": 40.0}
+    assert estimate(groups, tmp_path, ["GPU-2"]).seconds == {"group01": 120.0}, "another card"
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(1, 1e4), min_size=1, max_size=20), st.integers(1, 8))
+def test_cards_side_by_side_never_beat_the_longest_group(times, cards):
+    groups = [str(place) for place in range(len(times))]
+    total = Estimate(dict(zip(groups, times, strict=True))).total_s(groups, cards)
+    assert max(times) <= total <= sum(times) * 1.000001
+
+
+# The terminal.
+
+
+class Terminal:
+    """A real pseudo terminal, and what stands on it at the end."""
+
+    def __init__(self, columns=80):
+        self.master, self.slave = pty.openpty()
+        self.columns = columns
+        self.environment = {"TERM": "xterm", "COLUMNS": str(columns)}
+
+    def received(self):
+        data = b""
+        while select.select([self.master], [], [], 0.05)[0]:
+            data += os.read(self.master, 65536)
+        return data.decode()
+
+    def shown(self):
+        """What a person sees, by the few movements that are used."""
+        lines, row = [""], 0
+        for part in re.findall(r"\x1b\[1A|\x1b\[2K|\r|\n|[^\x1b\r\n]+", self.received()):
+            if part == "\x1b[1A":
+                row -= 1
+            elif part == "\x1b[2K":
+                lines[row] = ""
+            elif part == "\n":
+                row += 1
+                lines += [""] * (row + 1 - len(lines))
+            elif part != "\r":
+                assert len(lines[row] + part) <= self.columns, "a line that wraps cannot be taken away"
+                lines[row] += part
+        return [line for line in lines if line]
+
+
+@pytest.fixture
+def terminal():
+    found = Terminal()
+    yield found
+    os.close(found.master)
+    os.close(found.slave)
+
+
+def test_what_others_write_is_never_mixed_with_the_changing_lines(terminal):
+    screen = Screen(terminal.slave, terminal.environment)
+    with os.fdopen(os.dup(terminal.slave), "w") as stream:
+        reporter = Through(stream, screen)
+        screen.draw(["group01 running", "0 of 2 done"])
+        screen.draw(["group01 still running", "0 of 2 done"])
+        reporter.write("group01 FEASIBLE\n")
+        screen.draw(["group02 running", "1 of 2 done"])
+        reporter.write("test_x ")
+        screen.draw(["group02 running", "1 of 2 done"])
+        reporter.write("passed\n")
+        screen.close()
+    assert terminal.shown() == ["group01 FEASIBLE", "test_x ", "passed"]
+
+
+def test_lines_are_cut_to_the_width(terminal):
+    screen = Screen(terminal.slave, terminal.environment)
+    screen.draw(["x" * 500, "y" * 500])
+    assert terminal.shown() == ["x" * 79, "y" * 79]
+    screen.close()
+
+
+def test_a_terminal_that_cannot_move_gets_plain_lines(terminal):
+    screen = Screen(terminal.slave, {**terminal.environment, "TERM": "dumb"})
+    screen.draw(["never shown"])
+    screen.line("shown")
+    assert terminal.shown() == ["shown"]
+    screen.close()
+
+
+# watch
+
+
+def test_watch_shows_the_moment_and_ends_with_the_run(run, capfd):
+    beat(run)
+    journal.append(run, "started", groups=["group01", "group02"], estimates={"group01": 100.0, "group02": 60.0})
+    assert main(["watch", str(run), "--once"]) == 0
+    out = capfd.readouterr().out
+    assert "group01  foreground starts" in out
+    assert "run_20261124_053000: 0 of 2 groups done, 1 running, about 1:38 left" in out
+    journal.append(run, "group", record={"group": "group01", "outcome": "CRASHED"})
+    journal.append(run, "ended")
+    assert main(["watch", str(run)]) == 0
+    assert capfd.readouterr().out.splitlines() == ["group01 CRASHED", "run_20261124_053000: ended, 1 of 2 groups done"]
+
+
+def test_watch_of_what_is_no_run_is_one_line(tmp_path, capfd):
+    assert main(["watch", str(tmp_path)]) == 2
+    assert "expected a run directory, found no run.json in it" in capfd.readouterr().err
+
+
+# The run's own terminal.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_where_the_output_is_no_terminal_a_plain_line_comes_now_and_then(tmp_path, workers):
+    project = Project(tmp_path, {"group01": "wait"}, 2)
+    process = project.start("feasibility", workers, "--progress=0.3")
+    wait_until(lambda: (tmp_path / "group01.started").exists(), 40)
+    time.sleep(1.5)
+    process.terminate()
+    run = project.finish(process)
+    lines = [line for line in run.out.splitlines() if re.match(r"group01  \d:\d\d", line)]
+    assert lines, run.out
+    assert "\x1b" not in run.out
+    assert "time: not known yet for 2 groups" in run.out
+
+
+@pytest.mark.slow
+def test_progress_of_zero_seconds_is_none(tmp_path):
+    run = Project(tmp_path, {}, 1).run("feasibility", "--progress=0")
+    assert run.exit_code == 0
+    assert not re.search(r"^group01  \d", run.out, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_second_run_knows_what_the_first_took(tmp_path):
+    project = Project(tmp_path, {}, 2)
+    project.run("feasibility")
+    record = {"outcome": "FEASIBLE", "duration_s": 90.0, "device_name": "virtual 8 GB card"}
+    (path,) = Path(tmp_path).glob("results/*/journal.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    told = [{**line, "record": {**line["record"], **record}} if "record" in line else line for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in told))
+    assert "time: about 3 min 00 s for 2 groups (2 by earlier runs)" in project.run("feasibility").out
