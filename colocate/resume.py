@@ -45,23 +45,40 @@ class Decision:
         return f"{self.group} {'kept' if self.kept else 'runs'}: {self.why}"
 
 
-def find_run(results: Path, name: str) -> RunDirectory:
-    """The run of this name below the results or at this path; the latest for an empty name.
+def find_run(results: Path, name: str, plan: str) -> RunDirectory:
+    """The run of this name below the results or at this path; for an empty name the latest of this plan.
 
     Raises:
-        ColocateError: there is none.
+        ColocateError: there is none, or it is of another plan.
     """
     if name:
         for path in (results / name, Path(name)):
             if (path / "run.json").is_file():
-                return RunDirectory(path.resolve())
+                return _of_plan(RunDirectory(path.resolve()), plan)
         raise ColocateError(
             f"--resume={name}: expected a run directory, found no run.json in it or in {results / name}"
         )
-    runs = sorted(results.glob("run_*/run.json"), key=lambda record: (record.stat().st_mtime_ns, record.parent.name))
-    if not runs:
-        raise ColocateError(f"--resume: expected a run below {results}, found none; start one without --resume")
-    return RunDirectory(runs[-1].parent.resolve())
+    records = sorted(results.glob("run_*/run.json"), key=lambda it: (it.stat().st_mtime_ns, it.parent.name))
+    runs = [RunDirectory(record.parent.resolve()) for record in records]
+    found = next((run for run in reversed(runs) if _plan_of(run) == plan), None)
+    if found is None:
+        raise ColocateError(
+            f"--resume: expected a run of {plan} below {results}, found none; start one without --resume"
+        )
+    return found
+
+
+def _of_plan(run: RunDirectory, plan: str) -> RunDirectory:
+    if _plan_of(run) != plan:
+        raise ColocateError(f"{run.path}: expected a run of {plan}, found one of {_plan_of(run)}")
+    return run
+
+
+def _plan_of(run: RunDirectory) -> str | None:
+    try:
+        return str(read_json(run.record)["plan"]["name"])
+    except (ColocateError, KeyError, TypeError):
+        return None
 
 
 def take_up(run: RunDirectory) -> list[str]:

@@ -17,8 +17,10 @@ from waiting import wait_until
 
 from colocate.catalog import Training
 from colocate.device import DeviceProcess
+from colocate.device.opening import Card, opened
 from colocate.evidence import Evidence
 from colocate.holders import Holders, unlisted
+from colocate.monitor import Monitor
 from colocate.observation import Observation
 from colocate.plan import Group
 from colocate.processes import COOKIE, describe, identify, is_alive, with_cookie
@@ -27,7 +29,7 @@ from colocate.record import read_record
 from colocate.repetition import Repetition
 from colocate.run_directory import GroupDirectory, RunDirectory
 from colocate.runner import Command, start
-from colocate.series import Settled
+from colocate.series import Settled, free_directory
 from colocate.units import MIB
 from colocate.verdict import Outcome, Verdict
 
@@ -386,6 +388,25 @@ def test_a_group_that_is_to_run_several_times_does(accounting: FakeNvml, tmp_pat
     assert found.verdict.feasible, found.verdict
     assert [attempt.place for attempt in found.attempts] == [(1, 1), (2, 1), (3, 1)]
     assert "3 runs peaked at 2200 MiB, 2200 MiB, 2200 MiB" in warned(found.verdict)["spread"]
+
+
+def test_every_run_on_the_virtual_card_gets_a_new_one(tmp_path: Path) -> None:
+    members = [
+        training(name, "--probe", "--context", "300", *more) for name, *more in (("epoch",), ("load", "--repeat"))
+    ]
+    several = Group("group01", 1, members[0], members[1], group(members[0], None).limits, runs=2)
+    directory = free_directory(RunDirectory(tmp_path), several, 1).create()
+    card = opened(Card("virtual", total_bytes=8192 * MIB), directory.virtual_card, holder="a test")
+    with card as device, Monitor(device) as monitor:
+        monitor.wait_for_sample(2.0)
+        state = directory.virtual_card
+        with Observation(several, device, monitor, directory, run=RUN, plan="test", virtual_card=state) as observation:
+            run(observation)
+            found = Repetition(several, device, RunDirectory(tmp_path), "test", 0).settle(observation)
+
+    assert found.verdict.basis == "predicted"
+    assert [attempt.place for attempt in found.attempts] == [(1, 1), (2, 1)]
+    assert len({attempt.evidence["device"]["uuid"] for attempt in found.attempts}) == 2
 
 
 # --- cards that are left alone

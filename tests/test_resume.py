@@ -134,15 +134,13 @@ def _old_torch(document: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("why", "change"), CHANGES.values(), ids=CHANGES)
-def test_what_no_longer_holds_is_explained(
-    copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str], why: str, change: Any
-) -> None:
+def test_what_no_longer_holds_is_explained(copy: tuple[Path, Path], why: str, change: Any) -> None:
     """Without a session: the same decisions as --explain prints."""
     from colocate.plan import load_plan
     from colocate.resume import decide, find_run
 
     path, folder = copy
-    found = find_run(folder / "results", "")
+    found = find_run(folder / "results", "", "stand-ins")
     change(found.path)
     if why == "its settings changed":
         edited(path, lambda it: it["limits"].update(stall_s=100))
@@ -217,6 +215,21 @@ def test_a_second_run_on_the_same_card_says_who_holds_it_or_waits(fake_nvml: Fak
     assert refused.code == 4
     assert f"held by pid {os.getpid()}" in refused.output
     assert "group07 of another run" in refused.output
+
+
+def test_a_run_of_another_plan_is_not_gone_on_with(tmp_path: Path) -> None:
+    from colocate.errors import ColocateError
+    from colocate.resume import find_run
+
+    for number, name in enumerate(("mine", "mine", "other"), start=1):
+        (tmp_path / f"run_{number}").mkdir()
+        (tmp_path / f"run_{number}" / "run.json").write_text(json.dumps({"plan": {"name": name}}))
+
+    assert find_run(tmp_path, "", "mine").name == "run_2"
+    with pytest.raises(ColocateError, match="expected a run of mine, found one of other"):
+        find_run(tmp_path, "run_3", "mine")
+    with pytest.raises(ColocateError, match="expected a run of third below"):
+        find_run(tmp_path, "", "third")
 
 
 # --- killed anywhere

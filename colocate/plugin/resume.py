@@ -122,7 +122,7 @@ def take_over(config: pytest.Config, session: Session) -> RunDirectory:
         ColocateError: there is no such run, or somebody is at it.
         OSError: it cannot be written.
     """
-    run = find_run(folder(config, "results", session.home), config.option.resume)
+    run = find_run(folder(config, "results", session.home), config.option.resume, session.plan.name)
     hold(config, run)
     done = take_up(run)
     decisions = decide(run, session.plan.groups, session.cards)
@@ -152,7 +152,7 @@ def explain(config: pytest.Config) -> int:
     """
     session = configuration.start(config)
     try:
-        run = find_run(folder(config, "results", session.home), config.option.resume or "")
+        run = find_run(folder(config, "results", session.home), config.option.resume or "", session.plan.name)
         decisions = decide(run, session.plan.groups, _cards(config, session))
     except ColocateError as error:
         raise pytest.UsageError(str(error)) from error
