@@ -82,7 +82,8 @@ class Rehearsal:
     """What one program wanted of the card.
 
     ``failure`` says why there is no prediction; ``peak`` and ``parts`` are then None. ``floor_bytes`` is the least
-    that the program still runs in, context included, giving its cache back in time.
+    that the program still runs in, context included, giving its cache back in time; ``workspace_bytes`` what the
+    workspaces of its convolutions could add to the reserved memory.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Rehearsal:
     peak: PeakRange | None = None
     parts: Parts | None = None
     floor_bytes: int | None = None
+    workspace_bytes: int = 0
     optimizer_steps: int = 0
     rests_on: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -226,6 +228,7 @@ class _Running:
             parts=parts,
             floor_bytes=floor,
             optimizer_steps=sum(one.optimizer_steps for one in holders),
+            workspace_bytes=sum(map(_workspace_bytes, holders)),
             rests_on=tuple(_rests_on(holders, self._card)),
             notes=tuple(self._notes(holders)),
         )
@@ -268,12 +271,15 @@ class _Running:
 
 def _rests_on(holders: Sequence[Allocator], card: KnownCard) -> Iterable[str]:
     yield f"-{LESS:.0%}/+{MORE:.0%} of the reserved memory: residuals against published measurements"
-    for one in holders:
-        bound, reserved = one.max_reserved_bound_bytes, one.max_reserved_bytes
-        if one.convolutions and bound is not None and reserved is not None:
-            yield f"+{format_mib(bound - reserved)}: workspaces that its dense convolutions could take"
+    if any(one.convolutions for one in holders):
+        yield "workspaces that its dense convolutions could take, by their operands"
     low, high = card.context_range_bytes
     yield f"context {format_mib(low)} to {format_mib(high)}: {card.source('context')}"
+
+
+def _workspace_bytes(one: Allocator) -> int:
+    bound, reserved = one.max_reserved_bound_bytes, one.max_reserved_bytes
+    return 0 if bound is None or reserved is None else max(0, bound - reserved)
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------

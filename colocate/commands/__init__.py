@@ -1,8 +1,8 @@
 """The subcommands of ``colocate``, one module each.
 
 A module has ``add(commands)``, which declares its arguments and sets ``run``, a function from the parsed options to an
-exit code: 0 well, 1 a finding, 2 input that cannot be used. What it needs it imports when it runs, so that ``--help``
-is quick.
+exit code: 0 well, 1 a finding, 2 input that cannot be used, 3 undecided. What it needs it imports when it runs, so that
+``--help`` is quick.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import TypeAlias
 from colocate.errors import ColocateError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-WELL, FINDING, USAGE = 0, 1, 2
+WELL, FINDING, USAGE, UNDECIDED = 0, 1, 2, 3
 
 
 def new(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:

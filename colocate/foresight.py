@@ -1,0 +1,152 @@
+"""What rehearsals say about a card: whether a training or a group fits, and the largest batch that does.
+
+Arithmetic over `colocate.rehearsal`; runs programs only through it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from colocate.catalog import Training
+from colocate.errors import PlanError
+from colocate.plan import Group
+from colocate.prediction import PeakRange
+from colocate.rehearsal import Parts, Program, Rehearsal
+
+
+class Answer(StrEnum):
+    """Whether a predicted peak stays below a limit."""
+
+    FITS = "fits"
+    UNDECIDED = "undecided"
+    DOES_NOT_FIT = "does not fit"
+    UNKNOWN = "not predicted"
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """One or more programs on one card at once; ``base_bytes`` is what the card holds without them."""
+
+    name: str
+    members: tuple[Rehearsal, ...]
+    base_bytes: int
+    limit_bytes: int
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why there is no prediction; empty where there is one."""
+        return tuple(f"{one.name} {one.failure}" for one in self.members if one.failure is not None)
+
+    @property
+    def peak(self) -> PeakRange | None:
+        """The card's peak with all of them at theirs; None where one of them is not known."""
+        ranges = [one.peak for one in self.members if one.peak is not None]
+        if len(ranges) < len(self.members):
+            return None
+        return sum(ranges, start=PeakRange(self.base_bytes, self.base_bytes, self.base_bytes))
+
+    @property
+    def parts(self) -> Parts | None:
+        """What the peak is made of, without what the card holds anyway."""
+        known = [one.parts for one in self.members if one.parts is not None]
+        if len(known) < len(self.members):
+            return None
+        return sum(known[1:], start=known[0])
+
+    @property
+    def answer(self) -> Answer:
+        """As a verdict is reached: the whole interval on one side of the limit, or undecided."""
+        peak = self.peak
+        if peak is None:
+            return Answer.UNKNOWN
+        if peak.high_bytes < self.limit_bytes:
+            return Answer.FITS
+        return Answer.DOES_NOT_FIT if peak.low_bytes >= self.limit_bytes else Answer.UNDECIDED
+
+
+def program_of(training: Training) -> Program:
+    """A training of a plan as a program, shortened as on the virtual card."""
+    return Program(training.name, tuple(training.command(rehearsal=True)), training.cwd, training.env)
+
+
+def needed(groups: Sequence[Group]) -> list[Training]:
+    """The different trainings of the groups that use the card, in order of their first appearance.
+
+    Raises:
+        PlanError: one of them cannot be run.
+    """
+    found: dict[Program, Training] = {}
+    for group in groups:
+        for training in group.trainings:
+            if training.uses_gpu:
+                found.setdefault(keyed(program_of(training)), training)
+    missing = [training.missing for training in found.values() if training.missing]
+    if missing:
+        raise PlanError(*missing)
+    return list(found.values())
+
+
+def forecast(group: Group, known: Mapping[Program, Rehearsal], base_bytes: int, limit_bytes: int) -> Forecast:
+    """A group out of its members' rehearsals."""
+    members = tuple(known[keyed(program_of(training))] for training in group.trainings if training.uses_gpu)
+    return Forecast(group.id, members, base_bytes, limit_bytes)
+
+
+def keyed(program: Program) -> Program:
+    """The same program, with an environment that can be part of a key."""
+    return replace(program, env=_Frozen(program.env))
+
+
+class _Frozen(dict[str, str]):
+    """Variables that can be part of a key."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
+# --- other batch sizes ------------------------------------------------------------------------------------------------
+
+
+def with_flag(argv: Sequence[str], flag: str, value: int) -> tuple[str, ...]:
+    """A command line in which an option has this value: replaced where it stands, else added."""
+    words, replaced = list(argv), False
+    for place, word in enumerate(words):
+        if word == flag and place + 1 < len(words):
+            words[place + 1], replaced = str(value), True
+        elif word.startswith(f"{flag}="):
+            words[place], replaced = f"{flag}={value}", True
+    return tuple(words if replaced else [*words, flag, str(value)])
+
+
+def largest(fits: Callable[[int], Answer], first: int, most: int) -> tuple[int | None, int | None]:
+    """The largest batch that fits, and the smallest that does not or may not; None for what was not found.
+
+    Doubles from ``first``, or halves where that does not fit, then bisects. Memory is taken to grow with the batch.
+
+    Args:
+        fits: the answer for a batch size.
+        first: where the search begins.
+        most: larger ones are not asked about.
+    """
+    good: int | None = None
+    bad: int | None = None
+    size = min(first, most)
+    while bad is None and size <= most:
+        if fits(size) is Answer.FITS:
+            good, size = size, size * 2 if size < most else most + 1
+            size = most if good < most < size else size
+        else:
+            bad = size
+    while good is None and bad is not None and bad > 1:
+        size = bad // 2
+        if fits(size) is Answer.FITS:
+            good = size
+        else:
+            bad = size
+    while good is not None and bad is not None and bad - good > max(1, good // 64):
+        size = (good + bad) // 2
+        if fits(size) is Answer.FITS:
+            good = size
+        else:
+            bad = size
+    return good, bad
