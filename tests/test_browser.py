@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 from browser import MISSING, browser
-from builders import foreground, out_of_memory, predicted_evidence, simulated
+from builders import device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated
 from groups import group, training
 from stand_in_project import Project
 
 from colocate.record import write_record
 from colocate.report import details, journal, page
+from colocate.report.comparison import compare
 from colocate.report.stored import read_run
 from colocate.run_directory import RunDirectory
 from colocate.units import MIB
@@ -61,6 +62,26 @@ def url(tmp_path_factory):
     run = fill(RunDirectory(tmp_path_factory.mktemp("run") / "run_20261124_053000"), 5)
     path = run.path / "report.html"
     path.write_text(page.document(page.Report.of([read_run(run.path)], run.path)))
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def two_cards(tmp_path_factory):
+    """Two runs on one page, one of them measured, with what changed between them."""
+    folder = tmp_path_factory.mktemp("two")
+    first = fill(RunDirectory(folder / "run_20261124_053000"), 3)
+    second = RunDirectory(folder / "run_20261125_053000")
+    second.path.mkdir()
+    directory = second.group("mnist", 1, parallel=True).create()
+    seen = evidence(device=device_info(name="NVIDIA GeForce RTX 2070 SUPER", driver_version="580.95"))
+    seen = replace(seen, gpu_energy_j=12345.0, foreground=foreground(allocators=(simulated(9000),)))
+    write_record(directory, group(training("a" * 60), training("resnet20")), seen, [], second.name)
+    watts = "".join(f"{1000 + second},{100 + second % 7}\n" for second in range(60))
+    (directory.energy / "gpu_power.csv").write_text(f"timestamp,power_draw_w\n{watts}")
+    runs = [read_run(first.path), read_run(second.path)]
+    compared = compare(runs[0].rows, runs[1].rows, (first.name, second.name))
+    path = folder / "report.html"
+    path.write_text(page.document(page.Report.of(runs, folder, compared)))
     return path.as_uri()
 
 
@@ -215,10 +236,11 @@ def test_every_text_has_a_contrast_of_four_and_a_half(chromium, url, dark):
 
 
 @pytest.mark.parametrize("width", [320, 420, 760, 1920])
-def test_nothing_is_wider_than_the_screen(chromium, url, width):
-    chromium.open(url, width=width)
-    chromium.click(".unfold-all")
-    assert chromium.run("return document.documentElement.scrollWidth") <= width
+def test_nothing_is_wider_than_the_screen(chromium, url, two_cards, width):
+    for page_url in (url, two_cards):
+        chromium.open(page_url, width=width)
+        chromium.click(".unfold-all")
+        assert chromium.run("return document.documentElement.scrollWidth") <= width
 
 
 def test_on_paper_there_are_no_controls(chromium, url):

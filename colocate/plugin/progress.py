@@ -83,6 +83,9 @@ class Progress:
         self.estimate = self._estimated()
         self.session.estimates = dict(self.estimate.seconds)
         if self.terminal is not None and self.config.option.verbose >= 0:
+            if self.terminal.isatty and self._side_by_side:  # xdist's "ready: 1/2 workers" stands there
+                self.terminal.rewrite("", erase=True)
+                self.terminal.rewrite("")
             for line in self._plan_lines():
                 self.terminal.write_line(line)
 
@@ -96,15 +99,18 @@ class Progress:
 
     def _plan_lines(self) -> Iterator[str]:
         if len(self.selected) <= LISTED:
-            width = max(len(group.id) for group in self.selected)
-            for group in self.selected:
-                seconds = self.estimate.seconds.get(group.id)
-                yield _cut(_planned(group, width, seconds), self.terminal._tw.fullwidth - 1)
-        yield f"time: {self.estimate.sentence([group.id for group in self.selected], self._side_by_side)}"
+            rows = [_planned(group, self.estimate.seconds.get(group.id)) for group in self.selected]
+            widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+            for cells in rows:
+                padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True) if width]
+                yield _cut("  ".join(padded).rstrip(), self.terminal._tw.fullwidth - 1)
+        together = self._side_by_side or 1
+        yield f"time: {self.estimate.sentence([group.id for group in self.selected], together)}"
 
     @property
     def _side_by_side(self) -> int:
-        return len(getattr(self.config.option, "tx", None) or ()) or 1
+        """Groups that run at the same time, one per worker; 0 without workers."""
+        return len(getattr(self.config.option, "tx", None) or ())
 
     # What runs.
 
@@ -151,11 +157,14 @@ class Progress:
 
     def _left_s(self, running: dict[str, float]) -> float | None:
         """Seconds until the end of the run: what the groups that are not done take, less what has passed of them."""
-        open_ = [group.id for group in self.selected if group.id not in self.finished]
-        total = self._learnt().total_s(open_, self._side_by_side)
+        open_, together = (
+            [group.id for group in self.selected if group.id not in self.finished],
+            self._side_by_side or 1,
+        )
+        total = self._learnt().total_s(open_, together)
         if total is None:
             return None
-        passed = sum(time.monotonic() - since for since in running.values()) / self._side_by_side
+        passed = sum(time.monotonic() - since for since in running.values()) / together
         return max(0.0, total - passed)
 
     def _learnt(self) -> Estimate:
@@ -237,12 +246,11 @@ class Progress:
                 terminalreporter.write_line(line, **markup)
 
 
-def _planned(group: Group, width: int, seconds: float | None) -> str:
-    """A group before it starts: what it is, what it may need and how long it takes."""
-    pair = " + ".join(training.name for training in group.trainings)
-    needs = "" if group.expected_bytes is None else f"expects {format_mib(group.expected_bytes)}"
+def _planned(group: Group, seconds: float | None) -> tuple[str, ...]:
+    """A group before it starts: how long it takes, what it may need and what it is."""
     takes = "" if seconds is None else live.clock(seconds)
-    return "  ".join(part for part in (f"{group.id:{width}}", takes, group.tier or "", needs, pair) if part)
+    needs = "" if group.expected_bytes is None else f"expects {format_mib(group.expected_bytes):>8}"
+    return group.id, takes, group.tier or "", needs, " + ".join(training.name for training in group.trainings)
 
 
 def _cut(text: str, width: int) -> str:

@@ -166,7 +166,8 @@ def _smaller_model(row: Row, role: str, catalog: Catalog | None, known: Mapping[
     if fitting:
         best = min(fitting, key=lambda other: fitting[other])
         needed = format_mib(fitting[best])
-        yield f"{row.record[role]}: {repository} {best} in its place, which needed {needed} in this run"
+        held = "is predicted" if row.record["basis"] == "predicted" else "held"
+        yield f"{row.record[role]}: {repository} {best} in its place, which {held} {needed} in this run"
 
 
 def _supported(row: Row, role: str, catalog: Catalog | None) -> Mapping[str, Any]:

@@ -165,13 +165,19 @@ def _row(change: Change) -> Html:
             el("td", "" if r is None else peak_text(r).removesuffix(" MiB"), class_="num")
             for r in (change.before, change.after)
         ),
-        el("td", "" if grew is None else f"{to_mib(grew):+.0f}", class_=f"num {kind}"),
+        el("td", _growth(grew), class_=f"num {kind}"),
         *(
             el("td", "" if r is None else duration_text(r["duration_s"]), class_="num")
             for r in (change.before, change.after)
         ),
     ]
     return el("tr", cells, class_="changed" if change.verdict_changed else None)
+
+
+def _growth(num_bytes: int | None) -> str:
+    if num_bytes is None:
+        return ""
+    return "same" if abs(num_bytes) <= SAME_BYTES else f"{to_mib(num_bytes):+.0f}"
 
 
 def _badge(record: Record | None) -> Html:

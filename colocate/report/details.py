@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from colocate.evidence import Interval
+from colocate.evidence import STEP_KINDS, Interval
 from colocate.recordings import read_trace
 from colocate.report.markup import Html, el
 from colocate.report.shares import own_bytes
@@ -204,8 +204,9 @@ def _evidence_table(row: Row) -> Html | None:
         el("th", "evidence", scope="col"),
         [el("th", name, scope="col", class_="num") for name in ("card", *roles)],
     )
+    blank = [""] * len(roles)
     body = [
-        el("tr", el("th", name, scope="row"), [el("td", cell, class_="num") for cell in (card, *cells)])
+        el("tr", el("th", name, scope="row"), [el("td", cell, class_="num") for cell in (card, *(cells or blank))])
         for name, card, cells in _facts_of(row, roles)
         if card or any(cells)
     ]
@@ -277,19 +278,31 @@ def _starts(member: Mapping[str, Any]) -> str:
 
 
 def _beside(row: Row) -> str:
-    """Steps of the background from the foreground's first sign of training to its last."""
-    ours = [
-        mark["elapsed_s"] for mark in map(mapping, row.member("foreground").get("marks") or ()) if "elapsed_s" in mark
-    ]
+    """Steps of the background that lay, at least in part, between the foreground's first sign of training and its last.
+
+    Of many steps in a row the record keeps two a second, so there may have been more.
+    """
+    ours = [at for mark in _marks(row, "foreground") if (at := _elapsed(mark)) is not None]
     if not ours:
         return ""
-    marks = map(mapping, row.member("background").get("marks") or ())
-    steps = [
-        m
-        for m in marks
-        if m.get("kind") in ("step", "optimizer", "pattern") and ours[0] <= m.get("elapsed_s", -1) <= ours[-1]
-    ]
-    return f"at least {len(steps)}"
+    count, earlier = 0, dict[Any, float]()
+    for mark in _marks(row, "background"):
+        at, pid = _elapsed(mark), mark.get("pid")
+        if at is None:
+            continue
+        begun = earlier.get(pid)
+        count += mark.get("kind") in STEP_KINDS and begun is not None and begun <= ours[-1] and at >= ours[0]
+        earlier[pid] = at
+    return f"at least {count}"
+
+
+def _marks(row: Row, role: str) -> Iterator[Mapping[str, Any]]:
+    return map(mapping, row.member(role).get("marks") or ())
+
+
+def _elapsed(mark: Mapping[str, Any]) -> float | None:
+    at = mark.get("elapsed_s")
+    return float(at) if isinstance(at, int | float) else None
 
 
 def _epoch_steps(member: Mapping[str, Any]) -> str:

@@ -315,7 +315,7 @@ def _for_the_infeasible(part: Part) -> Html | None:
     ]
     return el(
         "section",
-        el("h2", "For the infeasible"),
+        el("h2", "For the infeasible and the undecided"),
         el("p", "What they would have needed, and what could be tried, the cheapest first.", class_="muted"),
         el("ul", entries, class_="needs"),
         class_="needs-section",

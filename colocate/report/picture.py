@@ -179,7 +179,9 @@ def spoken(row: Row, split: Shares, limit_bytes: int | None) -> str:
     sizes = {"foreground": split.foreground_bytes, "background": split.background_bytes}
     parts += [f"{name} {format_mib(size)}" for name, size in sizes.items() if size is not None]
     if split.known:
-        parts.append(f"baseline and other {format_mib(split.other_bytes)}")
+        unknown = [name for name, size in sizes.items() if size is None and row.member(name).get("uses_gpu")]
+        included = f", {' and '.join(unknown)} included" if unknown else ""
+        parts.append(f"baseline and other{included} {format_mib(split.other_bytes)}")
     if split.clipped:
         parts.append("the members' own maxima were not at the same moment")
     if record["expected_bytes"]:

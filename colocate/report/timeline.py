@@ -144,14 +144,14 @@ class _Drawing:
             yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
             yield f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{format_mib(round(used_bytes))}</text>'
         for elapsed_s in _ticks(self.end_s, step=_time_step_s(self.end_s)):
-            text = f"{elapsed_s:.0f} s" if self.end_s < 180 else f"{elapsed_s / 60:.0f} min"
+            text = f"{elapsed_s:g} s" if self.end_s < 180 else f"{elapsed_s / 60:g} min"
             yield f'<text x="{self.x(elapsed_s)}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{text}</text>'
 
     def _limit(self) -> Iterator[str]:
         y = self.y(self.limit_bytes)
         yield f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
         text = f"limit {format_mib(self.limit_bytes)}"
-        yield f'<text class="limit" x="{_WIDTH - _RIGHT}" y="{y - 4}" text-anchor="end">{text}</text>'
+        yield f'<text class="limit" x="{_LEFT + 4}" y="{y - 4}">{text}</text>'
 
     def _peak(self) -> Iterator[str]:
         x, y = self.x(self.peak.elapsed_s), self.y(self.peak.used_bytes)
