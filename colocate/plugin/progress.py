@@ -105,7 +105,10 @@ class Progress:
                 padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True) if width]
                 yield _cut("  ".join(padded).rstrip(), self.terminal._tw.fullwidth - 1)
         together = self._side_by_side or 1
-        yield f"time: {self.estimate.sentence([group.id for group in self.selected], together)}"
+        decisions = self.session.decisions
+        to_run = [g.id for g in self.selected if g.id not in decisions or decisions[g.id].kept is None]
+        if to_run:
+            yield f"time: {self.estimate.sentence(to_run, together)}"
 
     @property
     def _side_by_side(self) -> int:
