@@ -35,7 +35,8 @@ class Screen:
         try:
             columns = int(self._environment.get("COLUMNS") or os.get_terminal_size(self._descriptor).columns)
         except (OSError, ValueError):
-            columns = shutil.get_terminal_size().columns
+            columns = 0
+        columns = columns or shutil.get_terminal_size().columns  # a terminal may not know, and say 0
         return max(20, columns - 1)
 
     def draw(self, lines: Sequence[str]) -> None:
