@@ -165,7 +165,7 @@ class Observation:
         except TrainingError as error:
             watch.gave_up = str(error)
             return
-        self._wait_until(lambda: self._is_ready(watch) or watch.gave_up is not None or self._must_end(), deadline)
+        self._wait_until(lambda: self._is_ready(watch) or self._is_hopeless(watch) or self._must_end(), deadline)
         if self._is_ready(watch):
             watch.ready_t = time.monotonic()
 
@@ -457,6 +457,10 @@ class Observation:
     def _device_hides_processes(self) -> bool:
         """It lists nobody, or numbers that mean nothing here."""
         return not self._holders.attributed
+
+    def _is_hopeless(self, watch: Watch) -> bool:
+        """It will not be ready: given up, or out of memory, which another start would only repeat."""
+        return watch.gave_up is not None or watch.ran_out_of_memory
 
     def _is_stalled(self, watch: Watch) -> bool:
         latest = watch.latest_t

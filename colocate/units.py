@@ -10,6 +10,8 @@ from decimal import Decimal
 MIB = 1024**2
 GIB = 1024**3
 
+_DIGITS = 30  # beyond any memory there is, and well within what a float can hold
+
 _FACTORS = {"": MIB, "b": 1, "mb": MIB, "mib": MIB, "gb": GIB, "gib": GIB}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 
@@ -22,7 +24,7 @@ def parse_size(text: str | int | float) -> int:
     """
     match = _SIZE.fullmatch(str(text)) if not isinstance(text, bool) else None
     factor = _FACTORS.get(match[2].lower()) if match else None
-    if match is None or factor is None:
+    if match is None or factor is None or len(match[1]) > _DIGITS:
         raise ValueError(f"expected a size such as '7500MB' or '8GB', got {text!r}")
     return round(Decimal(match[1]) * factor)
 

@@ -104,6 +104,11 @@ class Watch:
         return any(sign is not None and sign > time_t for sign in signs)
 
     @property
+    def ran_out_of_memory(self) -> bool:
+        """Anybody has told of an out-of-memory of this training."""
+        return bool(self._out_of_memory(0.0))
+
+    @property
     def longest_pause_s(self) -> float:
         """The longest time between two signs of progress so far."""
         return max(self._events.progress.longest_pause_s, self._probe.progress.longest_pause_s)

@@ -511,7 +511,9 @@ def test_as_many_groups_are_needed_as_the_rate_says_in_decimals(num_groups: int,
     plan = load_plan(Path(__file__).parents[1] / "settings" / "parallel_feasibility_test.json")
     limits = plan.limits.model_copy(update={"success_rate": float(rate)})
 
-    assert Plan("p", Path(), (), limits, {}).needed(num_groups) == max(int(rate * num_groups), 1 if rate and num_groups else 0)
+    assert Plan("p", Path(), (), limits, {}).needed(num_groups) == max(
+        int(rate * num_groups), 1 if rate and num_groups else 0
+    )
 
 
 ANYTHING = st.recursive(
