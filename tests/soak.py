@@ -79,7 +79,7 @@ def _range(values: list[Any]) -> str:
 
 
 def entries(number: int, seed: int) -> list[dict[str, Any]]:
-    """Groups with a fault drawn for each member; half of the draws are none."""
+    """Groups with a fault drawn for each member, or none."""
     chance = random.Random(seed)
     return [
         {
