@@ -106,7 +106,7 @@ INCONCLUSIVE: dict[str, tuple[str, Training, Training, dict[str, Any]]] = {
         {},
     ),
     "a background that dies at its first failure": ("background_never_ready", EPOCH, load("--fail-at", "1"), {}),
-    "a crash loop": ("background_gave_up", EPOCH, load("--exit-code", "3", "--die-at", "2"), {}),
+    "a crash loop": ("background_gave_up", EPOCH, load("--die-at", "1"), {}),
     "a background that is never ready": (
         "background_never_ready",
         EPOCH,

@@ -27,7 +27,7 @@ GROUPS = {
     ),
     "oom-swallowed": (stand_in("--oom-swallowed"), LOAD, "INFEASIBLE", "foreground_out_of_memory"),
     # Given up or too little overlap: that depends on whether it makes a step before it dies.
-    "crash-loop": (EPOCH, stand_in("--repeat", "--die-at", "2"), "INCONCLUSIVE", ""),
+    "crash-loop": (EPOCH, stand_in("--repeat", "--die-at", "1"), "INCONCLUSIVE", ""),
     "stub": (EPOCH, stand_in("--stub", "--step-s", "0.05"), "INCONCLUSIVE", "background_gave_up"),
     "never-ready": (
         EPOCH,
