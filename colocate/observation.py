@@ -4,7 +4,6 @@ The order of a group: preflight, background until it is ready, foreground for on
 way through it ends in a record; what that means is `colocate.verdict`'s business.
 """
 
-import logging
 import os
 import platform
 import shutil
@@ -18,27 +17,22 @@ from colocate import environment
 from colocate.catalog import Training
 from colocate.device import Device
 from colocate.energy import CpuEnergyMeter
-from colocate.errors import DeviceError, TrainingError
+from colocate.errors import TrainingError
 from colocate.evidence import Evidence, Limits, Role
 from colocate.heartbeat import Heartbeat
-from colocate.holders import Holders, is_being_ended, is_left_behind, unlisted
 from colocate.monitor import Monitor
+from colocate.occupancy import Occupancy
 from colocate.plan import Group
-from colocate.processes import ProcessId, describe, end
+from colocate.processes import describe
 from colocate.quarantine import Quarantine
 from colocate.record import write_record
 from colocate.run_directory import GroupDirectory
 from colocate.runner import Command, Looping, Process, Restarts, start, stop_all
-from colocate.units import format_mib
 from colocate.verdict import Verdict
 from colocate.versions import packages
 from colocate.watch import Watch
 
 TICK_S = 0.05
-
-# How far above its baseline a card may stay: what NVML reads on an idle card with a desktop wanders by some tens of
-# MiB, and the smallest CUDA context is above 200 MiB.
-BASELINE_TOLERANCE_BYTES = 64 * 1024**2
 
 # How long to wait, after the foreground's end, for the end of the background step that was under way then: without it
 # nothing proves that the background was training. At least this long, and twice the longest step so far.
@@ -46,17 +40,8 @@ CLOSING_S = 1.0
 
 TERMINATION_GRACE_S = 10.0
 
-# A supervisor whose harness was killed ends its trainings within 5 s; a worker's successor may be here before that.
-LEFTOVERS_S = 6.0
-ORPHAN_GRACE_S = 2.0
-
-# Memory on a card at the start that no listed process accounts for: what a driver keeps for itself is below 300 MiB.
-UNEXPLAINED_BYTES = 512 * 1024**2
-
 # With less room than this a training may fail for want of a place to write, which says nothing about the card.
 LEAST_ROOM_BYTES = 1024**2
-
-_log = logging.getLogger("colocate")
 
 
 class Observation:
@@ -96,12 +81,8 @@ class Observation:
         self._foreground = Watch("foreground", group.foreground, directory)
         self._background = Watch("background", group.background, directory) if group.background else None
         self._looping: Looping | None = None
-        self._holders = Holders(run, group.id)
-        self._baseline_bytes: int | None = None
-        self._final_bytes: int | None = None
-        self._returned: bool | None = None
+        self._card = Occupancy(device, monitor, run=run, group=group.id, virtual=virtual_card is not None)
         self._faults: list[tuple[str, str]] = []
-        self._notes: list[tuple[str, str]] = []
         self._quarantine = quarantine
         self.verdict: Verdict | None = None
         self._cpu_energy = cpu_energy
@@ -132,21 +113,7 @@ class Observation:
         nothing is started.
         """
         with self._fixed_time():
-            try:
-                self._end_orphans()
-                wait_s = max(wait_s, LEFTOVERS_S if any(map(is_being_ended, self._strangers())) else 0.0)
-                self._wait_until(lambda: not self._strangers(), time.monotonic() + wait_s)
-                strangers = self._strangers()
-                self._holders.begin(time.monotonic() - self._monitor.started_s)
-                self._baseline_bytes = self._device.memory().used_bytes
-                self._look_for_hidden_holders(self._baseline_bytes)
-            except DeviceError as error:
-                self._faults.append(("sensor_lost", str(error)))
-                return
-        if strangers:
-            names = "; ".join(describe(process.pid) for process in strangers)
-            text = f"expected a card that nobody uses, found {names}; end them, or wait with --wait=SECONDS"
-            self._faults.append(("foreign_process", text))
+            self._card.look(wait_s, self._wait_until)
 
     def start_background(self) -> None:
         """Start the background and wait until it demonstrably trains, or never will.
@@ -155,7 +122,7 @@ class Observation:
         been through a whole cut epoch, so that its peak is known before the foreground starts.
         """
         watch = self._background
-        if watch is None or self._faults:
+        if watch is None or self._card.faults:
             return
         deadline = time.monotonic() + watch.training.ready_timeout_s
         try:
@@ -171,7 +138,7 @@ class Observation:
 
     def run_foreground(self) -> None:
         """Run the foreground to its end: its own, a stall, or the plan's time limit. Not without a background."""
-        if self._faults or self._must_end() or (self._background is not None and self._background.ready_t is None):
+        if self._card.faults or self._must_end() or (self._background is not None and self._background.ready_t is None):
             return
         watch = self._foreground
         try:
@@ -195,13 +162,8 @@ class Observation:
 
     def settle(self) -> None:
         """Wait until the card is back at its baseline, at most the plan's settle time."""
-        if self._baseline_bytes is None:
-            return
         with self._fixed_time():
-            deadline = time.monotonic() + self.group.limits.settle_s
-            self._returned = self._wait_until(self._is_back, deadline)
-        if not self._returned:
-            self._name_holders()
+            self._card.wait_for_baseline(self.group.limits.settle_s, self._wait_until)
 
     def conclude(self) -> Verdict:
         """Stop, settle, and write the record with the verdict that follows from it.
@@ -235,7 +197,7 @@ class Observation:
             return self._monitor.lost
         if any(process.unkillable for watch in self._members for process in watch.processes):
             return "a process on it could not be ended"
-        if self._returned is False and self._virtual_card is None:  # a virtual card ends with its group
+        if self._card.returned is False and self._virtual_card is None:  # a virtual card ends with its group
             return f"it did not come back to its baseline after {self.group.id}"
         return None
 
@@ -254,7 +216,7 @@ class Observation:
         origin_t = self._monitor.started_s
         self._attribute()
         for watch in self._members:
-            watch.ask_for_peaks(self._holders.pids(watch.role), self._process_peak_bytes)
+            watch.ask_for_peaks(self._card.holders.pids(watch.role), self._card.process_peak_bytes)
         foreground = self._foreground.member(origin_t)
         background = None if self._background is None else self._background.member(origin_t)
         limits = self.group.limits
@@ -263,14 +225,14 @@ class Observation:
             plan=self._plan,
             device=self._device.info,
             limits=Limits(limits.peak_bytes, limits.card_bytes, limits.overlap, limits.longest_gap_s, limits.stall_s),
-            baseline_bytes=self._baseline_bytes,
+            baseline_bytes=self._card.baseline_bytes,
             trace=self._monitor.trace(),
             foreground=foreground,
             background=background,
-            holders=self._holders.seen,
-            returned_to_baseline=self._returned,
-            final_bytes=self._final_bytes,
-            faults=(*self._faults, *self._process_faults()),
+            holders=self._card.holders.seen,
+            returned_to_baseline=self._card.returned,
+            final_bytes=self._card.final_bytes,
+            faults=(*self._card.faults, *self._faults, *self._process_faults()),
             started_at=self._started_at.isoformat(timespec="seconds"),
             duration_s=time.monotonic() - self._started_t,
             fixed_s=self._fixed_s,
@@ -279,7 +241,7 @@ class Observation:
             versions={**packages(), "kernel": platform.release()},
             attempt=self.directory.attempt,
             run=self.directory.repeat,
-            notes=tuple(self._notes),
+            notes=tuple(self._card.notes),
         )
 
     @property
@@ -296,69 +258,13 @@ class Observation:
     def _members(self) -> tuple[Watch, ...]:
         return (self._foreground,) if self._background is None else (self._foreground, self._background)
 
-    # Who is on the card.
-
-    def _strangers(self) -> list[ProcessId]:
-        return self._holders.strangers(self._device.processes() or ())
-
-    def _look_elsewhere(self) -> None:
-        """A member on another card does not put its whole load on ours."""
-        try:
-            found = [(uuid, pid) for uuid, pid in self._device.processes_elsewhere() if self._holders.ours(pid)]
-        except DeviceError:
-            return
-        for uuid, pid in found:
-            if not any(code == "other_card" for code, _ in self._faults):
-                self._faults.append(("other_card", f"the {self._holders.ours(pid)} used another card too, {uuid}"))
-
-    def _end_orphans(self) -> None:
-        """End what an earlier run of ours has left on this card, after saying so; nobody else's process is touched."""
-        orphans = [process for process in self._strangers() if is_left_behind(process, self._run)]
-        if not orphans:
-            return
-        text = "ended what an earlier run had left on the card: " + "; ".join(describe(one.pid) for one in orphans)
-        _log.warning(text)
-        self._notes.append(("orphan_ended", text))
-        end(orphans, ORPHAN_GRACE_S)
-
-    def _look_for_hidden_holders(self, baseline_bytes: int) -> None:
-        """Memory that no listed process accounts for is never taken for a clean card in silence."""
-        listed = self._device.processes() or ()
-        unexplained = baseline_bytes - sum(process.used_bytes or 0 for process in listed)
-        if self._virtual_card is not None or unexplained <= UNEXPLAINED_BYTES:
-            return
-        text = f"{format_mib(unexplained)} were in use before the group, by no process that the driver lists"
-        self._notes.append(("unexplained_baseline", text + self._hidden_holders()))
-
-    def _name_holders(self) -> None:
-        try:
-            listed = [describe(process.pid) for process in self._device.processes() or ()]
-        except DeviceError:
-            listed = []
-        names = ("; on the driver's list: " + "; ".join(listed) if listed else "") + self._hidden_holders()
-        if names:
-            self._notes.append(("holders_left", f"after the group{names}"))
-
-    def _hidden_holders(self) -> str:
-        try:
-            found = unlisted(self._device.processes() or ())
-        except DeviceError:
-            found = unlisted(())
-        return "; not on it but with the card open: " + "; ".join(describe(one.pid) for one in found) if found else ""
-
-    def _process_peak_bytes(self, pid: int) -> int | None:
-        try:
-            return self._device.process_peak_bytes(pid)
-        except DeviceError:
-            return None
-
     # Starting.
 
     def _start(self, watch: Watch, log: Path) -> Process:
         process = start(
             self._command(watch.role, watch.training),
             log=log,
-            cookie=self._holders.cookie(watch.role),
+            cookie=self._card.holders.cookie(watch.role),
             patterns=watch.patterns,
         )
         watch.processes.append(process)
@@ -368,7 +274,7 @@ class Observation:
         virtual = self._virtual_card is not None
         env = environment.for_training(
             {**os.environ, **training.env},
-            cookie=self._holders.cookie(role),
+            cookie=self._card.holders.cookie(role),
             events=self.directory.events(role),
             probe=self.directory.probe(role),
             uuid=None if virtual else self._device.info.uuid,
@@ -419,11 +325,10 @@ class Observation:
         members = self._members
         if self._foreground.num_steps and not self._foreground.held_card:
             self._monitor.ask_for_processes()
-        if self._holders.take(self._monitor.process_lists(), {watch.role: watch.processes for watch in members}):
-            self._look_elsewhere()
+        self._card.update({watch.role: watch.processes for watch in members})
         for watch in members:
-            watch.held_bytes = self._holders.held_bytes(watch.role)
-            watch.held_card = watch.held_card or bool(self._holders.pids(watch.role))
+            watch.held_bytes = self._card.holders.held_bytes(watch.role)
+            watch.held_card = watch.held_card or bool(self._card.holders.pids(watch.role))
 
     def _process_faults(self) -> Iterator[tuple[str, str]]:
         """What went wrong around the trainings, not in them."""
@@ -447,16 +352,9 @@ class Observation:
 
     def _holds_card(self, watch: Watch) -> bool:
         """By the driver's list or the probe; where neither tells, by the card's level while it is alone."""
-        if not watch.held_card and watch.role == "background" and self._baseline_bytes is not None:
-            latest = self._monitor.latest()
-            unlisted = self._device_hides_processes()
-            grown = latest is not None and latest.used_bytes > self._baseline_bytes + BASELINE_TOLERANCE_BYTES
-            watch.held_card = unlisted and grown
+        if not watch.held_card and watch.role == "background":
+            watch.held_card = not self._card.holders.attributed and self._card.has_grown()
         return watch.held_card
-
-    def _device_hides_processes(self) -> bool:
-        """It lists nobody, or numbers that mean nothing here."""
-        return not self._holders.attributed
 
     def _is_hopeless(self, watch: Watch) -> bool:
         """It will not be ready: given up, or out of memory, which another start would only repeat."""
@@ -473,14 +371,6 @@ class Observation:
     def _must_end(self) -> bool:
         """The card is lost, or a log cannot be written any more: without one nobody can tell what a training did."""
         return self._is_lost() or any(process.log_failed for watch in self._members for process in watch.processes)
-
-    def _is_back(self) -> bool:
-        try:
-            self._final_bytes = self._device.memory().used_bytes
-        except DeviceError:
-            return False
-        assert self._baseline_bytes is not None
-        return self._final_bytes <= self._baseline_bytes + BASELINE_TOLERANCE_BYTES
 
     def _end_foreground(self, process: Process, ended_t: float) -> None:
         if self._is_lost():

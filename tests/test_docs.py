@@ -105,7 +105,7 @@ def _codes(node):
         owner = ast.unparse(node.func)
         if name == "Reason" and node.args:
             yield from _words(node.args[0])
-        elif owner in ("self._faults.append", "self._notes.append") and isinstance(node.args[0], ast.Tuple):
+        elif re.fullmatch(r"self\._?(faults|notes)\.append", owner) and isinstance(node.args[0], ast.Tuple):
             yield from _words(node.args[0].elts[0])
         elif name == "refuse" and len(node.args) == 4:
             yield from _words(node.args[2])

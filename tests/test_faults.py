@@ -272,7 +272,7 @@ def test_a_stranger_who_was_waited_for_spoils_nothing(fake_nvml: FakeNvml, tmp_p
 def test_a_training_of_another_run_that_goes_on_is_not_touched(
     fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colocate.observation.LEFTOVERS_S", 0.2)
+    monkeypatch.setattr("colocate.occupancy.LEFTOVERS_S", 0.2)
     (tmp_path / "logs").mkdir()
     argv = (sys.executable, str(STAND_IN), "--hold", "900", "--hang-at", "1")
     command = Command(argv, tmp_path, {**os.environ, **fake_nvml.environment})
