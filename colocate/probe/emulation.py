@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 # Set where a prediction wants to know who asked for what, and when.
 TRACE = "COLOCATE_TRACE"
+
+# Far more than torch's backward thread needs to drop a failed pass once it may; nothing tells when it has.
+BACKWARD_THREAD_S = 0.2
 
 # What errors say that come from a fake tensor in the hands of code which wants real memory.
 SIGNS_OF_NATIVE_CODE = (
@@ -116,6 +120,7 @@ class EmulatedDevice:
             self._keep_trace(self.trace, self.record.path.with_suffix(".trace"))
         self._run_threads_under_emulation()
         self._tell_why_programs_end()
+        atexit.register(self._let_the_backward_thread_end)
 
     def wake(self) -> None:
         """The program wants its device: claim the context, and from now on see this thread's operators.
@@ -185,6 +190,14 @@ class EmulatedDevice:
             allocated_bytes=allocator.allocated.current,
             reserved_bytes=allocator.reserved.current,
         )
+
+    def _let_the_backward_thread_end(self) -> None:
+        """After a failed backward pass torch's own thread still releases Python objects of that pass.
+
+        If the interpreter ends meanwhile, the process dies of std::terminate and its exit code is lost.
+        """
+        if self.memory.allocator.num_ooms:
+            time.sleep(BACKWARD_THREAD_S)
 
     def _run_threads_under_emulation(self) -> None:
         """Dispatch modes belong to a thread, so each new one gets its own."""
