@@ -239,3 +239,17 @@ def test_options_refuse_what_they_cannot_mean():
     ]:
         with pytest.raises(argparse.ArgumentTypeError, match="expected"):
             parse(text)
+
+
+def test_a_page_that_cannot_be_made_costs_no_verdict(tmp_path):
+    """An error while the page was made used to end the whole session with an internal error."""
+    project = Project(tmp_path, {}, 1)
+    (tmp_path / "broken_page.py").write_text(
+        "from colocate.report import page\n\ndef body(report):\n    raise KeyError('peak')\n\npage.body = body\n"
+    )
+
+    run = project.run("feasibility", "-p", "broken_page")
+
+    assert run.exit_code == 0
+    assert "page: expected to be made, got KeyError: 'peak'" in run.out
+    assert "1 of 1 groups feasible" in run.out

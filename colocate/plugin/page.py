@@ -6,6 +6,7 @@ Only the controller writes. The parts of the page are `colocate.report.page`'s.
 import contextlib
 import os
 import platform
+import traceback
 from collections.abc import Generator
 from html import escape
 from pathlib import Path
@@ -117,8 +118,12 @@ class Page:
         try:
             report = page.Report.of([read_run(self.session.run_directory.path)], self.session.report.parent)
             prefix.append(page.body(report))
-        except ColocateError as error:
-            prefix.append(f"<p>{escape(str(error))}</p>")
+        except Exception as error:  # whatever it is: verdicts are on disk, and pytest would end in an internal error
+            told = "".join(traceback.format_exception(error)) if not isinstance(error, ColocateError) else str(error)
+            self._warn(
+                f"page: expected to be made, got {type(error).__name__}: {error}; colocate report makes it again"
+            )
+            prefix.append(f"<pre>{escape(told)}</pre>")
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
@@ -135,7 +140,7 @@ class Page:
         assert self.session.run_directory is not None
         try:
             write_summary(self.session.run_directory)
-        except OSError as error:  # the records are what counts, and they are written
+        except Exception as error:  # whatever it is: the records are what counts, and they are written
             self._warn(f"summary.csv: expected to be written, got {error}")
 
     def _warn(self, text: str) -> None:
