@@ -268,9 +268,10 @@ def header(config: pytest.Config, session: Session) -> list[str]:
     """Card and basis, plan, run directory, and what was read into the options."""
     plan, option = session.plan, config.option
     limits = plan.limits
-    num_groups, needed = len(plan.groups), plan.needed(len(plan.groups))
+    needed = plan.needed(len(plan.groups))
+    groups = "1 group" if len(plan.groups) == 1 else f"{len(plan.groups)} groups"
     lines = [f"card: {session.choice}"] if session.choice is not None else []
-    lines.append(f"plan: {shown_path(config, plan.path)}: {num_groups} group{'s'[: num_groups != 1]}, {needed} must fit")
+    lines.append(f"plan: {shown_path(config, plan.path)}: {groups}, {needed} must fit")
     lines.append(f"limit: {format_mib(limits.peak_bytes)} of {format_mib(limits.card_bytes)} (1 MB of a plan is 1 MiB)")
     if session.run_directory is not None:
         lines.append(f"run: {shown_path(config, session.run_directory.path)}")
