@@ -6,8 +6,9 @@ Model   RobertaForSequenceClassification, 12 layers of 768, vocabulary 50,000, 1
         all trained.
 Train   cross-entropy with balanced class weights; AdamW, learning rate falling linearly to 0, gradients clipped to a
         norm of 1. FP16 autocast with gradient scaling (on the GPU; a CPU trains in FP32); deterministic cuDNN.
-Memory  --attention sdpa, the default, takes PyTorch's fused kernels, as current libraries do. The original (transformers
-        4.4) writes its attention probabilities out, 168 MiB per layer at batch 2: --attention eager, about 2 GiB more.
+Memory  --attention sdpa, the default, takes PyTorch's fused kernels, as current libraries do. The original
+        (transformers 4.4) writes its attention probabilities out, 168 MiB per layer at batch 2: --attention eager,
+        about 2 GiB more.
 
 The original starts from the authors' pre-trained encoder (--weights) and evaluates once more after the last epoch; the
 latter is left out. Its launcher reported success whatever happened, since the program swallowed every exception.
