@@ -150,10 +150,9 @@ class Emulator:
             self.memory.free(block)
 
     def _note_convolution(self) -> None:
-        if not self.record.fields["convolutions"]:
-            self.record.fields["convolutions"] = True
-            if torch.backends.cudnn.benchmark:
-                self.record.note("cudnn.benchmark is on: the workspaces of convolutions may be larger than usual")
+        self.record.fields["convolutions"] = True
+        if torch.backends.cudnn.benchmark:
+            self.record.note("cudnn.benchmark is on: every plan is tried, with the largest workspace among them")
 
 
 class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
