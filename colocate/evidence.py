@@ -213,7 +213,11 @@ class ProcessPeak:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One of the two trainings of a group and everything it showed."""
+    """One of the two trainings of a group and everything it showed.
+
+    ``wanted`` is what it held when, after an out-of-memory on a virtual card, it was run alone on one that refuses
+    nothing.
+    """
 
     role: Role
     name: str
@@ -231,6 +235,7 @@ class Member:
     epochs: tuple[Epoch, ...] = ()
     out_of_memory: tuple[OutOfMemory, ...] = ()
     allocators: tuple[Allocator, ...] = ()
+    wanted: tuple[Allocator, ...] = ()
     data: str | None = None
     tracebacks: int = 0
     expects_metrics: bool = False

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from colocate import environment
 from colocate.catalog import Training
+from colocate.demand import wanted_alone
 from colocate.device import Device
 from colocate.energy import CpuEnergyMeter
 from colocate.errors import TrainingError
@@ -173,7 +174,22 @@ class Observation:
         """
         self.stop()
         self.settle()
+        self._learn_what_was_wanted()
         return self._write()
+
+    def _learn_what_was_wanted(self) -> None:
+        """How far a training got on a full virtual card says little about what it wanted."""
+        if self._virtual_card is None:
+            return
+        for watch in self._members:
+            if watch.ran_out_of_memory:
+                watch.wanted = wanted_alone(
+                    watch.training,
+                    self._virtual_card,
+                    self.directory.path / f"alone_{watch.role}",
+                    cookie=self._card.holders.cookie(watch.role),
+                    timeout_s=watch.training.ready_timeout_s,
+                )
 
     def interrupt(self, text: str) -> Verdict:
         """End at once and write what there is; no verdict but INCONCLUSIVE can come of it.

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from colocate.catalog import Training
 from colocate.events import EventReader, ProbeReader, Progress
-from colocate.evidence import Life, Mark, Member, OutOfMemory, ProcessPeak, Role
+from colocate.evidence import Allocator, Life, Mark, Member, OutOfMemory, ProcessPeak, Role
 from colocate.logs import OUT_OF_MEMORY, Match
 from colocate.run_directory import GroupDirectory
 from colocate.runner import Process
@@ -29,6 +29,7 @@ class Watch:
         self.processes: list[Process] = []
         self.ready_t: float | None = None
         self.gave_up: str | None = None
+        self.wanted: tuple[Allocator, ...] = ()
         self.stalled_after_s: float | None = None
         self.timed_out_after_s: float | None = None
         self.held_bytes: int | None = None
@@ -133,6 +134,7 @@ class Watch:
             epochs=tuple(replace(epoch, elapsed_s=epoch.elapsed_s - origin_t) for epoch in self._events.epochs),
             out_of_memory=tuple(self._out_of_memory(origin_t)),
             allocators=self._probe.allocators,
+            wanted=self.wanted,
             data=self._events.data,
             tracebacks=sum(process.match_counts.get(_TRACEBACK, 0) for process in self.processes),
             expects_metrics=bool(self.training.metric_patterns),

@@ -29,7 +29,7 @@ LAYERS = (
     ("peaks",),
     ("verdict", "catalog", "runner", "monitor", "cards"),
     ("plan", "holders", "device.virtual", "device.nvidia", "device.lock"),
-    ("watch", "record", "occupancy", "device.choice", "series"),
+    ("watch", "record", "occupancy", "demand", "device.choice", "series"),
     ("observation", "verification", "device.opening", "doctor"),
     ("rehearsal",),
     ("foresight",),

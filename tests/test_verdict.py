@@ -199,6 +199,21 @@ def test_an_out_of_memory_on_the_virtual_card_counts_only_when_its_lower_end_doe
     assert judge(predicted_evidence(0, 2900, foreground=failed)).codes[0] == "undecided"
 
 
+def test_what_a_training_wanted_alone_decides_after_an_out_of_memory() -> None:
+    """How far it got on the full card is about the size of the card, so that alone was always undecided."""
+    failed = foreground(
+        allocators=(simulated(2900),),
+        wanted=(simulated(5200),),
+        out_of_memory=(out_of_memory(),),
+        lives=FAILED,
+        epochs=(),
+    )
+    verdict = judge(predicted_evidence(0, 4500, foreground=failed))
+
+    assert verdict.codes == ("foreground_out_of_memory", "peak_over_limit")
+    assert verdict.peak_bytes == (230 + 5200 + 350 + 4500 + 350) * MIB
+
+
 def test_a_program_that_was_not_simulated_has_no_predicted_peak() -> None:
     verdict = judge(predicted_evidence(500, 500, background=background()))
 

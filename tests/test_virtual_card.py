@@ -174,3 +174,14 @@ def test_a_missing_state_file_is_a_device_error(tmp_path, card):
     card.path.unlink()
     with pytest.raises(DeviceError, match="expected its state file"):
         device.memory()
+
+
+def test_a_copy_has_the_figures_but_nobody_on_it(tmp_path):
+    card = VirtualCard.create(tmp_path / "card", name="small", total_bytes=1000 * MIB, baseline_bytes=100 * MIB)
+    card.claim(500 * MIB)
+
+    copy = card.copy(tmp_path / "copy", refuses=False)
+
+    assert (copy.name, copy.total_bytes, copy.used_bytes()) == ("small", 1000 * MIB, 100 * MIB)
+    copy.claim(5000 * MIB)
+    assert copy.used_bytes() == 5100 * MIB

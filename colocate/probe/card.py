@@ -121,6 +121,20 @@ class VirtualCard:
         """
         return cls(Path(path))
 
+    def copy(self, path: str | os.PathLike[str], *, refuses: bool) -> "VirtualCard":
+        """A new, empty card of the same figures."""
+        return self.create(
+            path,
+            name=self.name,
+            total_bytes=self.total_bytes,
+            baseline_bytes=self.baseline_bytes,
+            context_bytes=self.context_bytes,
+            context_range_bytes=self.context_range_bytes,
+            capability=self.capability,
+            workspace_bytes=self.workspace_bytes,
+            refuses=refuses,
+        )
+
     @property
     def free_bytes(self) -> int:
         """What no process holds now."""
