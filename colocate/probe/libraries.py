@@ -16,10 +16,13 @@ _kept: list[Any] = []  # a library that is collected takes its operators along
 
 
 def prepare_libraries(watcher: AfterImport, unsupported: Callable[[str], Exception]) -> None:
-    """Wait for the libraries that need help, and for Triton, which cannot be helped."""
+    """Wait for the libraries that need help, and for those that cannot be helped."""
     watcher.when("torchvision", _finish_torchvision, before=_tolerate_missing_torchvision_operators)
     watcher.when("transformers.utils.import_utils", _hide_fake_tensors)
     watcher.when("triton.runtime.jit", lambda jit: _refuse_kernels(jit, unsupported))
+    watcher.when("torch.utils.cpp_extension", lambda module: _refuse_extensions(module, unsupported))
+    watcher.when("cupy", lambda module: _refuse_import(module, unsupported))
+    watcher.when("numba.cuda", lambda module: _refuse_kernel_decorator(module, unsupported))
 
 
 def _tolerate_missing_torchvision_operators() -> None:
@@ -66,3 +69,35 @@ def _refuse_kernels(jit: Any, unsupported: Callable[[str], Exception]) -> None:
         raise unsupported(f"expected kernels of torch, found the Triton kernel {getattr(kernel, '__name__', kernel)}")
 
     jit.JITFunction.run = run
+
+
+def _refuse_extensions(module: Any, unsupported: Callable[[str], Exception]) -> None:
+    """CUDA code that is compiled on the spot computes on a card's memory; C++ for the host does not."""
+    load, load_inline = module.load, module.load_inline
+
+    def load_host_only(name: str, sources: Any, *args: Any, **kwargs: Any) -> Any:
+        listed = [sources] if isinstance(sources, str) else list(sources)
+        if kwargs.get("with_cuda") or any(str(source).endswith((".cu", ".cuh")) for source in listed):
+            raise unsupported(f"expected kernels of torch, found the custom CUDA extension {name!r}")
+        return load(name, sources, *args, **kwargs)
+
+    def load_inline_host_only(name: str, cpp_sources: Any, cuda_sources: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if cuda_sources or kwargs.get("with_cuda"):
+            raise unsupported(f"expected kernels of torch, found the custom CUDA extension {name!r}")
+        return load_inline(name, cpp_sources, cuda_sources, *args, **kwargs)
+
+    module.load, module.load_inline = load_host_only, load_inline_host_only
+
+
+def _refuse_import(module: Any, unsupported: Callable[[str], Exception]) -> None:
+    """A library that is good for nothing but computing on a card with kernels of its own."""
+    raise unsupported(f"expected kernels of torch, found {module.__name__}")
+
+
+def _refuse_kernel_decorator(module: Any, unsupported: Callable[[str], Exception]) -> None:
+    """Kernels written for Numba are compiled for a card; importing its package does no harm."""
+
+    def jit(*args: Any, **kwargs: Any) -> Any:
+        raise unsupported("expected kernels of torch, found a kernel of numba.cuda")
+
+    module.jit = jit

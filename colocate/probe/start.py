@@ -55,10 +55,10 @@ def _refuse_unless_beside_torch(module: ModuleType) -> None:
     name = module.__name__
     version = str(getattr(module, "__version__", "unknown"))
     record = Record(os.environ.get(PROBE), "virtual", f"{name} {version}")
-    reason = f"expected a PyTorch program, found {OTHERS[name]} {version}; its group needs a real card"
+    reason = f"expected a PyTorch program, found {OTHERS[name]} {version}"
     record.fields["unsupported"] = reason
     record.write()
-    print(f"colocate: not emulated: {reason}", file=sys.stderr, flush=True)
+    print(f"colocate: not emulated: {reason}; it needs a real card", file=sys.stderr, flush=True)
     raise SystemExit(EXIT_UNSUPPORTED)
 
 
