@@ -1,0 +1,133 @@
+"""The interval of a predicted peak, the answers that follow from it, and the search for the largest batch."""
+
+from dataclasses import replace
+
+import pytest
+from builders import foreground, simulated
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colocate.foresight import Answer, Forecast, largest, with_flag
+from colocate.prediction import LESS, MORE, MORE_WITHOUT_BOUND, PeakRange, allocator_range, member_range
+from colocate.rehearsal import NOTHING, Parts, Rehearsal
+from colocate.units import MIB
+
+
+def allocator(**changes):
+    known = {"context_range_bytes": (244 * MIB, 494 * MIB), "max_reserved_bound_bytes": 1300 * MIB}
+    return replace(simulated(1000), context_bytes=344 * MIB, **{**known, **changes})
+
+
+def test_the_interval_ends_with_the_workspaces_and_the_context_that_there_could_be() -> None:
+    assert allocator_range(allocator()) == PeakRange(
+        round(1000 * MIB * (1 - LESS)) + 244 * MIB,
+        1344 * MIB,
+        round(1300 * MIB * (1 + MORE)) + 494 * MIB,
+    )
+
+
+def test_convolutions_without_large_operands_widen_nothing() -> None:
+    """A 1x1 convolution used to cost a transformer 20 %."""
+    bare = allocator_range(allocator(max_reserved_bound_bytes=1000 * MIB))
+    convolved = allocator_range(allocator(max_reserved_bound_bytes=1000 * MIB, convolutions=True))
+
+    assert bare == convolved
+
+
+def test_a_bound_below_the_peak_itself_is_none() -> None:
+    """Other requests can lead to less fragmentation."""
+    range_ = allocator_range(allocator(max_reserved_bound_bytes=900 * MIB))
+
+    assert range_ is not None
+    assert range_.high_bytes == round(1000 * MIB * (1 + MORE)) + 494 * MIB
+
+
+def test_records_without_a_bound_are_read_as_before() -> None:
+    old = allocator(max_reserved_bound_bytes=None, context_range_bytes=None, convolutions=True)
+    range_ = allocator_range(old)
+
+    assert range_ is not None
+    assert range_.high_bytes == round(1000 * MIB * (1 + MORE_WITHOUT_BOUND)) + 494 * MIB
+
+
+def test_a_training_counts_with_its_largest_life() -> None:
+    member = foreground(allocators=(allocator(), replace(allocator(), max_reserved_bytes=400 * MIB)))
+
+    assert member_range(member) == allocator_range(allocator())
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def rehearsal(low: int, expected: int, high: int, **changes) -> Rehearsal:
+    """In MiB."""
+    peak = PeakRange(low * MIB, expected * MIB, high * MIB)
+    return Rehearsal("one", ("one",), 1.0, peak=peak, parts=replace(NOTHING, activations=expected * MIB), **changes)
+
+
+@pytest.mark.parametrize(
+    ("members", "answer"),
+    [
+        ([(100, 200, 300), (100, 200, 499)], Answer.FITS),
+        ([(100, 200, 300), (100, 200, 500)], Answer.UNDECIDED),
+        ([(400, 500, 600), (399, 500, 600)], Answer.UNDECIDED),
+        ([(400, 500, 600), (400, 500, 600)], Answer.DOES_NOT_FIT),
+    ],
+)
+def test_only_a_whole_interval_on_one_side_decides(members, answer: Answer) -> None:
+    forecast = Forecast("group", tuple(rehearsal(*one) for one in members), 200 * MIB, 1000 * MIB)
+
+    assert forecast.answer is answer
+    assert forecast.parts is not None
+    assert forecast.parts.total == sum(one[1] for one in members) * MIB
+
+
+def test_a_member_without_a_prediction_leaves_the_group_without_one() -> None:
+    failed = Rehearsal("two", ("two",), 1.0, failure="expected the program to end well, found exit code 1")
+    forecast = Forecast("group", (rehearsal(1, 2, 3), failed), 0, 100 * MIB)
+
+    assert forecast.answer is Answer.UNKNOWN
+    assert forecast.peak is None
+    assert forecast.failures == ("two expected the program to end well, found exit code 1",)
+
+
+def test_parts_add_up() -> None:
+    assert Parts(1, 2, 3, 4, 5, 6, 7) + Parts(1, 1, 1, 1, 1, 1, 1) == Parts(2, 3, 4, 5, 6, 7, 8)
+    assert Parts(1, 2, 3, 4, 5, 6, 7).total == 28
+
+
+# --- other batch sizes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["train", "--bs", "4", "--lr", "1"], ["train", "--bs", "8", "--lr", "1"]),
+        (["train", "--bs=4"], ["train", "--bs=8"]),
+        (["train"], ["train", "--bs", "8"]),
+        (["train", "--bs", "4", "--bs", "2"], ["train", "--bs", "8", "--bs", "8"]),
+    ],
+)
+def test_the_batch_size_of_a_command_line_is_replaced_or_added(argv, expected) -> None:
+    assert with_flag(argv, "--bs", 8) == tuple(expected)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 3000), st.integers(1, 600))
+def test_the_largest_batch_is_found_to_a_sixty_fourth(limit: int, first: int) -> None:
+    asked: list[int] = []
+
+    def fits(size: int) -> Answer:
+        asked.append(size)
+        return Answer.FITS if size <= limit else Answer.UNDECIDED
+
+    good, bad = largest(fits, first, 2048)
+
+    if limit == 0:
+        assert good is None
+    else:
+        assert good is not None
+        assert good <= limit
+        assert min(limit, 2048) - good <= max(1, good // 64)
+    assert len(asked) == len(set(asked)) <= 24, "no batch is tried twice"
+    assert bad is None or bad > limit
