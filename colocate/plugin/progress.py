@@ -7,7 +7,7 @@ import os
 import textwrap
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -299,11 +299,21 @@ def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str
     missing = tally.missing()
     if missing:
         lines += [(line, {"yellow": True}) for line in textwrap.wrap(missing, 79)]
+    lines += [(f"time: {text}", {}) for text in _longest(session.records.values())]
     if session.report is not None and session.report.exists():
         lines.append((f"report:  {shown_path(config, session.report)}", {}))
     if session.run_directory is not None and session.run_directory.summary.exists():
         lines.append((f"summary: {shown_path(config, session.run_directory.summary)}", {}))
     return lines
+
+
+def _longest(records: Iterable[Record]) -> Iterator[str]:
+    """Where the time went: the groups that took longest."""
+    timed = [record for record in records if record.get("duration_s") and not record.get("kept")]
+    timed.sort(key=lambda record: -record["duration_s"])
+    if len(timed) > 1:
+        named = ", ".join(f"{record['group']} {live.clock(record['duration_s'])}" for record in timed[:4])
+        yield f"{live.clock(sum(record['duration_s'] for record in timed))} in {len(timed)} groups; longest {named}"
 
 
 def shown_path(config: pytest.Config, path: Path) -> str:
