@@ -4,7 +4,9 @@ A case hands over a plain *record* of its verdict. Records hold builtin types on
 and an unknown type would end the whole session.
 """
 
+import shlex
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import pytest
@@ -212,7 +214,7 @@ class Outcomes:
             record = _settle(report, call, group, item.stash.get(_RECORD, None))
             if record is not None:
                 item.stash[_RECORD] = record
-                _describe(report, record)
+                _describe(report, record, item.config.option.plan)
         return report
 
 
@@ -265,12 +267,12 @@ def _make_error(report: pytest.TestReport) -> None:
         report.when = "setup"
 
 
-def _describe(report: pytest.TestReport, record: Record) -> None:
+def _describe(report: pytest.TestReport, record: Record, plan: Path | None) -> None:
     """Put the record on the report, and its numbers among the properties that JUnit writes."""
     report.colocate = record  # type: ignore[attr-defined]
     report.user_properties += properties(record)
     if report.failed and record["directory"]:
-        report.sections.append((record["group"], "\n".join(_where_to_look(record))))
+        report.sections.append((record["group"], "\n".join(_where_to_look(record, plan))))
 
 
 def skip_reason(report: pytest.TestReport) -> str:
@@ -292,8 +294,9 @@ def properties(record: Record) -> list[tuple[str, object]]:
     return found
 
 
-def _where_to_look(record: Record) -> list[str]:
-    again = f"again:  pytest feasibility -k {record['group']}"
+def _where_to_look(record: Record, plan: Path | None) -> list[str]:
+    chosen = "" if plan is None else f" --plan={shlex.quote(str(plan))}"
+    again = f"again:  pytest feasibility{chosen} -k {record['group']}"
     return [*(f"note:   {text}" for text in record["warnings"]), f"record: {record['directory']}", again]
 
 
