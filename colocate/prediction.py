@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from colocate.evidence import Allocator, Evidence, Member
 from colocate.units import MIB
 
-# Shares of the allocator's reserved memory, chosen on one half of the models of docs/prediction-accuracy.md and checked
-# on the other. Upwards it is what workspaces do not explain; downwards, simulated fragmentation that a card did not have.
+# Shares of the allocator's reserved memory; docs/prediction-accuracy.md says on which data they were chosen. Upwards it
+# is what workspaces do not explain; downwards, simulated fragmentation that a card did not have.
 LESS = 0.12
 MORE = 0.04
 

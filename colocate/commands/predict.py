@@ -404,11 +404,11 @@ def _explained(rehearsals: "Sequence[Rehearsal]", forecasts: "Iterable[Forecast]
         lines += _wrapped("not predicted: ", text)
     for one in rehearsals:
         lines += [f"    | {line[: WIDTH - 6]}" for line in one.last_lines if one.failure]
-    for text in dict.fromkeys(text for one in rehearsals for text in one.rests_on):
-        lines += _wrapped("range: ", text)
     workspaces = {one.name: one.workspace_bytes for one in rehearsals if one.workspace_bytes}
-    if workspaces:
-        lines += _wrapped("    ", ", ".join(f"{name} +{format_mib(size)}" for name, size in workspaces.items()))
+    listed = ", ".join(f"{name} +{format_mib(size)}" for name, size in workspaces.items())
+    for text in dict.fromkeys(text for one in rehearsals for text in one.rests_on):
+        whose = f": {listed}" if listed and text.startswith("workspaces") else ""
+        lines += _wrapped("range: ", text + whose)
     notes: dict[str, list[str]] = {}
     for one in rehearsals:
         for text in one.notes:
