@@ -1,6 +1,7 @@
 """The table of known cards and what --card means."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,19 @@ def test_mistakes_of_a_table_are_told_with_their_places(tmp_path: Path, change: 
         table(path)
 
     assert told in str(error.value)
+
+
+def test_without_the_settings_folder_a_size_still_means_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel brings the package alone."""
+    with_table = known_card("8GB")
+    monkeypatch.setattr("colocate.cards.TABLE", Path("/nowhere/cards.json"))
+    monkeypatch.setattr("colocate.cards.table", lambda: table.__wrapped__(Path("/nowhere/cards.json")))
+
+    bare = known_card("8GB")
+
+    assert replace(bare, sources=()) == replace(with_table, sources=())
+    with pytest.raises(PlanError):
+        known_card("RTX 3080")
 
 
 def test_a_table_needs_its_parts() -> None:
