@@ -41,7 +41,7 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 # Set where a prediction wants to know who asked for what, and when.
 TRACE = "COLOCATE_TRACE"
 
-# Far more than torch's backward thread needs to drop a failed pass once it may; nothing tells when it has.
+# Far more than torch's backward thread needs to drop a pass once it may; nothing tells when it has.
 BACKWARD_THREAD_S = 0.2
 
 # What errors say that come from a fake tensor in the hands of code which wants real memory.
@@ -192,11 +192,11 @@ class EmulatedDevice:
         )
 
     def _let_the_backward_thread_end(self) -> None:
-        """After a failed backward pass torch's own thread still releases Python objects of that pass.
+        """After a backward pass torch's own thread may still be releasing Python objects of that pass.
 
         If the interpreter ends meanwhile, the process dies of std::terminate and its exit code is lost.
         """
-        if self.memory.allocator.num_ooms:
+        if self.awake:
             time.sleep(BACKWARD_THREAD_S)
 
     def _run_threads_under_emulation(self) -> None:
