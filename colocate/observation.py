@@ -4,6 +4,7 @@ The order of a group: preflight, background until it is ready, foreground for on
 way through it ends in a record; what that means is `colocate.verdict`'s business.
 """
 
+import logging
 import os
 import platform
 import shutil
@@ -43,6 +44,8 @@ TERMINATION_GRACE_S = 10.0
 
 # With less room than this a training may fail for want of a place to write, which says nothing about the card.
 LEAST_ROOM_BYTES = 1024**2
+
+_log = logging.getLogger("colocate")
 
 
 class Observation:
@@ -182,7 +185,9 @@ class Observation:
         if self._virtual_card is None:
             return
         for watch in self._members:
-            if watch.ran_out_of_memory:
+            if not watch.ran_out_of_memory:
+                continue
+            try:
                 watch.wanted = wanted_alone(
                     watch.training,
                     self._virtual_card,
@@ -190,6 +195,8 @@ class Observation:
                     cookie=self._card.holders.cookie(watch.role),
                     timeout_s=watch.training.ready_timeout_s,
                 )
+            except TrainingError as error:  # the group stays undecided, and its record must still be written
+                _log.warning("%s: what it wanted alone is not known: %s", watch.training.name, error)
 
     def interrupt(self, text: str) -> Verdict:
         """End at once and write what there is; no verdict but INCONCLUSIVE can come of it.

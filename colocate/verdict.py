@@ -300,7 +300,7 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
         if background is None or background.ready_s is not None:
             yield Reason("foreground_not_started", f"{foreground.name} was never started")
     elif foreground.stalled_after_s is not None:
-        after = f"no output, no step and an idle card for {foreground.stalled_after_s:.0f} s"
+        after = f"no output and no step for {foreground.stalled_after_s:.0f} s"
         yield Reason("foreground_hang", f"{foreground.name} hung and was stopped: {after}")
     elif foreground.timed_out_after_s is not None:
         text = f"{foreground.name} did not end within {foreground.timed_out_after_s:.0f} s and was stopped"
