@@ -107,17 +107,6 @@ class _Frozen(dict[str, str]):
 # --- other batch sizes ------------------------------------------------------------------------------------------------
 
 
-def with_flag(argv: Sequence[str], flag: str, value: int) -> tuple[str, ...]:
-    """A command line in which an option has this value: replaced where it stands, else added."""
-    words, replaced = list(argv), False
-    for place, word in enumerate(words):
-        if word == flag and place + 1 < len(words):
-            words[place + 1], replaced = str(value), True
-        elif word.startswith(f"{flag}="):
-            words[place], replaced = f"{flag}={value}", True
-    return tuple(words if replaced else [*words, flag, str(value)])
-
-
 def largest(fits: Callable[[int], Answer], first: int, most: int) -> tuple[int | None, int | None]:
     """The largest batch that fits, and the smallest that does not or may not; None for what was not found.
 

@@ -1,18 +1,15 @@
 """Runs a group again after its first attempt: as often as the plan asks for, and after what is worth another try."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from colocate.device import Device
 from colocate.device.opening import fresh
-from colocate.energy import CpuEnergyMeter
-from colocate.monitor import Monitor
 from colocate.observation import Observation
 from colocate.plan import Group
 from colocate.quarantine import Quarantine
 from colocate.run_directory import GroupDirectory, RunDirectory
 from colocate.series import Attempt, Settled, free_directory, read_attempt, retry_cause, settled
+from colocate.trial import observing, run_to_the_end
 
 
 @dataclass(frozen=True)
@@ -68,38 +65,9 @@ class Repetition:
         return usable and cause not in spoiled and len(spoiled) < self.max_retries
 
     def _attempt(self, number: int, directories: list[GroupDirectory]) -> Observation:
-        with self._observing(number, directories) as observation:
-            observation.preflight(self.wait_s)
-            observation.start_background()
-            observation.run_foreground()
-            observation.conclude()
-            return observation
-
-    @contextmanager
-    def _observing(self, number: int, directories: list[GroupDirectory]) -> Iterator[Observation]:
-        group, meter = self.group, CpuEnergyMeter()
-        directory = free_directory(self.run, group, number).create()
+        directory = free_directory(self.run, self.group, number).create()
         directories.append(directory)
         device = fresh(self.device, directory.virtual_card)
-        card = directory.virtual_card if device.info.kind == "virtual" else None
-        with (
-            Monitor(device, cpu_energy=meter) as monitor,
-            Observation(
-                group,
-                device,
-                monitor,
-                directory,
-                run=self.run.name,
-                plan=self.plan,
-                virtual_card=card,
-                cpu_energy=meter,
-                quarantine=Quarantine(self.run.quarantine),
-            ) as observation,
-        ):
-            monitor.wait_for_sample(timeout_s=2.0)
-            try:
-                yield observation
-            except BaseException as error:
-                if observation.verdict is None:
-                    observation.interrupt(f"the run was ended before the group was ({type(error).__name__})")
-                raise
+        with observing(self.group, device, directory, plan=self.plan) as observation:
+            run_to_the_end(observation, self.wait_s)
+            return observation

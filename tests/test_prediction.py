@@ -7,7 +7,7 @@ from builders import foreground, simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.foresight import Answer, Forecast, largest, with_flag
+from colocate.foresight import Answer, Forecast, largest
 from colocate.prediction import LESS, MORE, MORE_WITHOUT_BOUND, PeakRange, allocator_range, member_range
 from colocate.rehearsal import NOTHING, Parts, Rehearsal
 from colocate.units import MIB
@@ -97,19 +97,6 @@ def test_parts_add_up() -> None:
 
 
 # --- other batch sizes -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (["train", "--bs", "4", "--lr", "1"], ["train", "--bs", "8", "--lr", "1"]),
-        (["train", "--bs=4"], ["train", "--bs=8"]),
-        (["train"], ["train", "--bs", "8"]),
-        (["train", "--bs", "4", "--bs", "2"], ["train", "--bs", "8", "--bs", "8"]),
-    ],
-)
-def test_the_batch_size_of_a_command_line_is_replaced_or_added(argv, expected) -> None:
-    assert with_flag(argv, "--bs", 8) == tuple(expected)
 
 
 @settings(deadline=None)

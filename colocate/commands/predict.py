@@ -227,7 +227,8 @@ def _programs(question: Question, options: argparse.Namespace) -> int:
 
 
 def _curve(question: Question, options: argparse.Namespace) -> int:
-    from colocate.foresight import Answer, Forecast, largest, program_of, with_flag
+    from colocate.foresight import Answer, Forecast, largest, program_of
+    from colocate.variant import with_flag
 
     training = None if question.command else question.training(_named(options))
     program = question.command or program_of(training)  # type: ignore[arg-type]

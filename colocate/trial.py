@@ -1,0 +1,102 @@
+"""Runs one attempt at a group, from an open card to its record: what a pytest case repeats and what commands try out.
+
+Knows no pytest, and not why a group is tried; what its record means is `colocate.verdict`'s business.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from colocate.device import Device
+from colocate.device.opening import Card, opened
+from colocate.energy import CpuEnergyMeter
+from colocate.errors import DeviceError
+from colocate.monitor import Monitor
+from colocate.observation import Observation
+from colocate.plan import Group
+from colocate.quarantine import Quarantine
+from colocate.run_directory import GroupDirectory, RunDirectory, make_folder
+from colocate.series import Attempt, free_directory, read_attempt
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Runs groups one after the other on one card, outside a pytest session; every run leaves a record.
+
+    Args:
+        run: Where the records go.
+        plan: The name that they bear.
+        card: The card, not open yet; a virtual one is made anew for every group.
+        wait_s: How long to wait for a card that others use.
+    """
+
+    run: RunDirectory
+    plan: str
+    card: Card
+    wait_s: float = 0.0
+
+    def attempt(self, group: Group) -> Attempt:
+        """Run a group once, whatever comes of it.
+
+        Raises:
+            DeviceError: the card cannot be had, or is in quarantine since an earlier group.
+            OSError: the record cannot be written.
+            ColocateError: there is no room for it.
+        """
+        make_folder(self.run.path)
+        self.run.reserve()
+        directory = free_directory(self.run, group, 1).create()
+        with (
+            self._quarantine_respected(),
+            opened(self.card, directory.virtual_card, holder=group.id, wait_s=self.wait_s) as device,
+            observing(group, device, directory, plan=self.plan) as observation,
+        ):
+            run_to_the_end(observation, self.wait_s)
+        return read_attempt(directory)
+
+    @contextmanager
+    def _quarantine_respected(self) -> Iterator[None]:
+        with Quarantine(self.run.quarantine).watching(self.card.uuid) as why:
+            if why is not None:
+                raise DeviceError(f"{self.card.uuid}: expected a card in order, found it in quarantine: {why}")
+            yield
+
+
+@contextmanager
+def observing(group: Group, device: Device, directory: GroupDirectory, *, plan: str) -> Iterator[Observation]:
+    """A group under watch, before anything has started; leaving early writes a record that says so."""
+    meter = CpuEnergyMeter()
+    run = directory.run
+    with (
+        Monitor(device, cpu_energy=meter) as monitor,
+        Observation(
+            group,
+            device,
+            monitor,
+            directory,
+            run=run.name,
+            plan=plan,
+            virtual_card=directory.virtual_card if device.info.kind == "virtual" else None,
+            cpu_energy=meter,
+            quarantine=Quarantine(run.quarantine),
+        ) as observation,
+    ):
+        monitor.wait_for_sample(timeout_s=2.0)
+        try:
+            yield observation
+        except BaseException as error:
+            if observation.verdict is None:
+                observation.interrupt(f"the run was ended before the group was ({type(error).__name__})")
+            raise
+
+
+def run_to_the_end(observation: Observation, wait_s: float = 0.0) -> None:
+    """Everything that happens to a group, in order, up to its record.
+
+    Raises:
+        OSError: the record cannot be written.
+    """
+    observation.preflight(wait_s)
+    observation.start_background()
+    observation.run_foreground()
+    observation.conclude()

@@ -1,0 +1,80 @@
+"""A group with something changed in one of its trainings: a hyperparameter, an option, a variable, or the model.
+
+Pure: it makes the changed group and the settings that say so; what comes of it is for others to run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from colocate.catalog import Catalog, Training, Value
+from colocate.errors import PlanError
+from colocate.evidence import Role
+from colocate.plan import Group
+from colocate.settings import Mistakes
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be different in one member of a group.
+
+    Args:
+        role: Which member.
+        hyperparameters: Values to set, by the catalog's names.
+        options: Values to set of a command of one's own, by the option, such as ``--batch-size``.
+        model: Another model of the same repository, or None.
+        env: Variables to add.
+    """
+
+    role: Role
+    hyperparameters: Mapping[str, Value] = field(default_factory=dict)
+    options: Mapping[str, Value] = field(default_factory=dict)
+    model: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def varied(group: Group, change: Change, catalog: Catalog | None) -> Group:
+    """The group with the change made; the catalog makes the new command lines of its trainings.
+
+    Raises:
+        PlanError: the training does not know what is to be changed, or the group has no such member.
+    """
+    training = group.foreground if change.role == "foreground" else group.background
+    if training is None:
+        raise PlanError(f"{group.id}: expected a {change.role}, found none")
+    changed = replace(_of_catalog(training, change, catalog), env={**training.env, **change.env})
+    for option, value in change.options.items():
+        changed = replace(changed, argv=with_flag(changed.argv, option, value))
+    if change.role == "foreground":
+        return replace(group, foreground=changed)
+    return replace(group, background=changed)
+
+
+def alone(training: Training, like: Group) -> Group:
+    """A training by itself, under the limits of a group."""
+    return replace(like, foreground=training, background=None, expected_bytes=None, runs=1)
+
+
+def _of_catalog(training: Training, change: Change, catalog: Catalog | None) -> Training:
+    if not change.hyperparameters and change.model is None:
+        return training
+    if training.repository is None or training.model is None or catalog is None:
+        wanted = ", ".join(change.hyperparameters) or "model"
+        raise PlanError(f"{wanted}: expected a training of the catalog, {training.name} is a command; name its option")
+    mistakes = Mistakes(training.name)
+    given: dict[str, Any] = {**training.hyperparameters, **change.hyperparameters}
+    found = catalog.training(training.repository, change.model or training.model, given, (), mistakes)
+    mistakes.raise_if_any()
+    assert found is not None
+    return found
+
+
+def with_flag(argv: Sequence[str], flag: str, value: Value) -> tuple[str, ...]:
+    """A command line in which an option has this value: replaced where it stands, else added."""
+    words, replaced = list(argv), False
+    for place, word in enumerate(words):
+        if word == flag and place + 1 < len(words):
+            words[place + 1], replaced = str(value), True
+        elif word.startswith(f"{flag}="):
+            words[place], replaced = f"{flag}={value}", True
+    return tuple(words if replaced else [*words, flag, str(value)])
