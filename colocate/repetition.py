@@ -8,8 +8,8 @@ from colocate.observation import Observation
 from colocate.plan import Group
 from colocate.quarantine import Quarantine
 from colocate.run_directory import GroupDirectory, RunDirectory
-from colocate.series import Attempt, Settled, free_directory, read_attempt, retry_cause, settled
-from colocate.trial import observing, run_to_the_end
+from colocate.series import Attempt, Settled, read_attempt, retry_cause, settled
+from colocate.trial import new_directory, observing, run_to_the_end
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Repetition:
         return usable and cause not in spoiled and len(spoiled) < self.max_retries
 
     def _attempt(self, number: int, directories: list[GroupDirectory]) -> Observation:
-        directory = free_directory(self.run, self.group, number).create()
+        directory = new_directory(self.run, self.group, number)
         directories.append(directory)
         device = fresh(self.device, directory.virtual_card)
         with observing(self.group, device, directory, plan=self.plan) as observation:

@@ -17,6 +17,7 @@
         background_logs/                training_1.log, training_2.log ... one per start
       examples_mnist_parallel_002_attempt2/   the same group again, after an interruption or a stranger on the card
       examples_mnist_parallel_002_run2/       its second run, where the plan asks for several
+      run_20261124_053000_remedies/           a side run: tried beside the groups, never counted among them
 """
 
 import fcntl
@@ -136,6 +137,10 @@ class RunDirectory:
     def name(self) -> str:
         """Such as ``run_20261124_053000``."""
         return self.path.name
+
+    def side_run(self, kind: str) -> "RunDirectory":
+        """A run inside this one, such as the remedies that were tried: never counted among its groups."""
+        return RunDirectory(self.path / f"{self.name}_{kind}")
 
     @property
     def record(self) -> Path:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from colocate.device import Device
-from colocate.device.opening import Card, opened
+from colocate.device.opening import Card, fresh, opened
 from colocate.energy import CpuEnergyMeter
 from colocate.errors import DeviceError
 from colocate.monitor import Monitor
@@ -43,9 +43,7 @@ class Trials:
             OSError: the record cannot be written.
             ColocateError: there is no room for it.
         """
-        make_folder(self.run.path)
-        self.run.reserve()
-        directory = free_directory(self.run, group, 1).create()
+        directory = new_directory(self.run, group)
         with (
             self._quarantine_respected(),
             opened(self.card, directory.virtual_card, holder=group.id, wait_s=self.wait_s) as device,
@@ -60,6 +58,32 @@ class Trials:
             if why is not None:
                 raise DeviceError(f"{self.card.uuid}: expected a card in order, found it in quarantine: {why}")
             yield
+
+
+def attempt_on(device: Device, group: Group, run: RunDirectory, *, plan: str, wait_s: float = 0.0) -> Attempt:
+    """Run a group once on a card that is open already, and locked; a virtual one is made anew.
+
+    Raises:
+        DeviceError: the card does not answer.
+        OSError: the record cannot be written.
+        ColocateError: there is no room for it.
+    """
+    directory = new_directory(run, group)
+    card = fresh(device, directory.virtual_card)
+    with observing(group, card, directory, plan=plan) as observation:
+        run_to_the_end(observation, wait_s)
+    return read_attempt(directory)
+
+
+def new_directory(run: RunDirectory, group: Group, repeat: int = 1) -> GroupDirectory:
+    """The folder of the next attempt at a group, made.
+
+    Raises:
+        ColocateError: the folder cannot be written, or there is no room for its record.
+    """
+    make_folder(run.path)
+    run.reserve()
+    return free_directory(run, group, repeat).create()
 
 
 @contextmanager
