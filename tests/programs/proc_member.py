@@ -25,7 +25,8 @@ def idle_after_ready() -> None:
 
 
 def ignore_term() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: say("asked to end"))
+    # Not print(): the signal may come while "ready" is still being printed, and a buffer cannot be entered twice.
+    signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"asked to end\n"))
     say("ready")
     idle()
 
