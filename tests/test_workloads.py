@@ -385,3 +385,41 @@ def test_patience_ends_a_fold_before_max_iter(tmp_path: Path) -> None:
     module.train_fold(args, rows, 0, tmp_path / "progress", os.getpid())
 
     assert progress[0, module.ITERATIONS] == 32
+
+
+# ---- checkpointing --------------------------------------------------------------------------------------------------
+
+CHECKPOINTING = ["vulberta_mlp", "mrt_oast", "pcb", "densenet121"]
+
+
+def gradients(name: str, checkpointing: str) -> tuple[dict[str, torch.Tensor], int]:
+    """Gradients of one step, and the bytes that were kept from the forward to the backward pass."""
+    module = workload(name)
+    torch.manual_seed(0)
+    model = module.build_model(module.arguments(["--checkpointing", checkpointing])).train()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    batch = tiny_batch(name)
+    torch.manual_seed(1)  # dropout draws the same
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = module.batch_loss(model, batch, "cpu", *EXTRA.get(name, []))
+    loss.backward()
+    weights = sum(parameter.untyped_storage().nbytes() for parameter in model.parameters())
+    found = {n: parameter.grad for n, parameter in model.named_parameters() if parameter.grad is not None}
+    return found, sum(kept.values()) - weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKPOINTING)
+def test_checkpointing_gives_the_same_gradients_and_keeps_less(name: str) -> None:
+    plain, all_bytes = gradients(name, "off")
+    again, kept_bytes = gradients(name, "on")
+
+    assert plain.keys() == again.keys()
+    for parameter, gradient in plain.items():
+        torch.testing.assert_close(again[parameter], gradient, rtol=1e-4, atol=1e-6)
+    assert kept_bytes < all_bytes

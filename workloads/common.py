@@ -87,6 +87,11 @@ def torch_parser(doc: str | None, *, epochs: int, batch_size: int, lr: float, se
     return arguments
 
 
+def checkpointing_argument(arguments: argparse.ArgumentParser) -> None:
+    """Adds ``--checkpointing``: activations are computed again for the backward pass, in place of being kept."""
+    arguments.add_argument("--checkpointing", choices=["on", "off"], default="off", help="default off")
+
+
 def weights_argument(arguments: argparse.ArgumentParser, what: str) -> None:
     """Adds ``--weights``: nothing is ever downloaded, a file is used when it is named."""
     arguments.add_argument("--weights", type=Path, help=f"state dict of {what} to start from (default: random)")

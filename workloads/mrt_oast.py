@@ -10,6 +10,7 @@ Train   binary cross-entropy on the cosine, cut to 0..1. Adam; the learning rate
         of the steps and falls linearly to a tenth of its height. FP32; deterministic cuDNN.
 Memory  12 attention calls per step, each with written-out probabilities (64, 8, 256, 256), 128 MiB, and their dropout
         mask and output; each of the six attention modules keeps its last probabilities, also between steps.
+        --checkpointing on keeps only what enters a layer and computes the rest again.
 
 The original validates every 1750 steps, hence never in an epoch of 625, and the study's one-epoch results came from an
 older checkpoint. Here every epoch ends with a validation. The detailed test after the last epoch, which does the same
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 if not __package__:  # started as a file: the package lies in the folder above
@@ -48,6 +50,7 @@ def arguments(argv: list[str] | None = None) -> Namespace:
     parser = common.torch_parser(__doc__, epochs=10, batch_size=64, lr=1e-4, seed=1334)
     parser.add_argument("--dropout", type=common.fraction, default=0.2, help="outside the attention (default 0.2)")
     parser.add_argument("--weight-decay", type=float, default=0.0, help="default 0")
+    common.checkpointing_argument(parser)
     return parser.parse_args(argv)
 
 
@@ -179,14 +182,15 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, dropout: float) -> None:
+    def __init__(self, dropout: float, checkpointing: bool) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.layers = nn.ModuleList(Layer(dropout) for _ in range(LAYERS))
         self.norm = LayerNorm()
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         for layer in self.layers:
-            x = layer(x, mask)
+            x = checkpoint(layer, x, mask, use_reentrant=False) if self.checkpointing else layer(x, mask)
         return self.norm(x)
 
 
@@ -205,12 +209,12 @@ class Embedding(nn.Module):
 
 
 class Network(nn.Module):
-    def __init__(self, dropout: float) -> None:
+    def __init__(self, dropout: float, checkpointing: bool) -> None:
         super().__init__()
         self.embeddings = nn.ModuleList(Embedding(dropout) for _ in range(2))  # pre-order, post-order
-        self.encoders = nn.ModuleList(Encoder(dropout) for _ in range(2))
+        self.encoders = nn.ModuleList(Encoder(dropout, checkpointing) for _ in range(2))
         self.merge = nn.Conv2d(2, 1, kernel_size=1)
-        self.fusion = Encoder(dropout)
+        self.fusion = Encoder(dropout, checkpointing)
         self.summary = nn.Conv2d(1, CHANNELS, kernel_size=(LENGTH, 1))
         for parameter in self.parameters():
             if parameter.dim() > 1:
@@ -233,7 +237,7 @@ def similarity(first: Tensor, second: Tensor) -> Tensor:
 
 
 def build_model(args: Namespace) -> nn.Module:
-    return Network(args.dropout)
+    return Network(args.dropout, args.checkpointing == "on")
 
 
 def batch_loss(model: nn.Module, batch: list[Tensor], device: str) -> Tensor:

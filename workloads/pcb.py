@@ -7,7 +7,8 @@ Model   ResNet-50 whose last stage keeps its resolution; the map is pooled to 6x
 Train   the sum of six cross-entropies; SGD with Nesterov momentum 0.9 and weight decay 5e-4, heads at the learning
         rate and the backbone at a tenth of it; x 0.1 after two thirds of the epochs. FP32; deterministic cuDNN.
 Memory  about 136 MiB of saved activations per image. ResNet's own layer for 1000 classes stays in the module and,
-        unused, in the optimizer's head group: 2,049,000 parameters that never get a gradient.
+        unused, in the optimizer's head group: 2,049,000 parameters that never get a gradient. --checkpointing on keeps
+        only what enters each of the 16 blocks; the running averages of batch-norm then move twice a step.
 
 The study's launcher overrode the plan's learning rate and batch size with 0.02 and 32; here what is asked for is used.
 Left out: the later processes that extract and match features of the test set.
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import StepLR
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.models import resnet50
@@ -40,6 +42,7 @@ def arguments(argv: list[str] | None = None) -> Namespace:
     parser = common.torch_parser(__doc__, epochs=60, batch_size=32, lr=0.02, seed=1334)
     parser.add_argument("--weight-decay", type=float, default=5e-4, help="default 5e-4")
     parser.add_argument("--dropout", type=common.fraction, default=DROPOUT, help="default 0.5")
+    common.checkpointing_argument(parser)
     common.weights_argument(parser, "torchvision's resnet50")
     return parser.parse_args(argv)
 
@@ -71,8 +74,9 @@ class Head(nn.Sequential):
 
 
 class Network(nn.Module):
-    def __init__(self, dropout: float, weights: Path | None) -> None:
+    def __init__(self, dropout: float, weights: Path | None, checkpointing: bool) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.backbone = resnet50(weights=None)
         if weights:
             common.load_weights(self.backbone, weights)
@@ -85,13 +89,14 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:  # (N, 3, 384, 192) -> six of (N, 751)
         net = self.backbone
         x = net.maxpool(net.relu(net.bn1(net.conv1(x))))  # (N, 64, 96, 48)
-        x = net.layer4(net.layer3(net.layer2(net.layer1(x))))  # (N, 2048, 24, 12)
+        for block in (*net.layer1, *net.layer2, *net.layer3, *net.layer4):
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)  # (N, 2048, 24, 12)
         x = self.dropout(net.avgpool(x)).squeeze(3)  # (N, 2048, 6)
         return [head(x[:, :, part]) for part, head in enumerate(self.heads)]
 
 
 def build_model(args: Namespace) -> nn.Module:
-    return Network(args.dropout, args.weights)
+    return Network(args.dropout, args.weights, args.checkpointing == "on")
 
 
 def parts_loss(outputs: list[Tensor], labels: Tensor) -> Tensor:
