@@ -7,7 +7,7 @@ Train   cross-entropy; SGD with Nesterov momentum 0.9 and weight decay 5e-4, the
         backbone at a tenth of it; x 0.1 after two thirds of the epochs. FP32; deterministic cuDNN.
 Memory  about 84 MiB of saved activations per image. DenseNet's own layer for 1000 classes stays in the module, unused:
         1,025,000 parameters that never get a gradient. --checkpointing on is torchvision's memory_efficient: the inputs
-        of every layer are joined again for the backward pass; the running averages of batch-norm then move twice a step.
+        of a layer are joined again for the backward pass; the running averages of batch-norm then move twice a step.
 
 The study's launcher forced batch size 24.
 Left out: the later processes that extract and match features of the test set.
