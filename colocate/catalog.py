@@ -136,6 +136,14 @@ class Hyperparameter(Settings):
     range: list[float] | None = Field(default=None, description="the study's range of mutation; not enforced")
     distribution: Literal["uniform", "log_uniform"] | None = None
     zero_probability: float | None = None
+    program_default: Annotated[dict[str, Scalar], *_per_model({"type": ["number", "string"]})] = Field(
+        default={}, description="what the program takes where a plan says nothing; proposals start from it"
+    )
+
+    def of_program(self, model: str) -> Value | None:
+        """What a model's program takes by itself; None where nobody wrote it down."""
+        value: Value | None = _of(self.program_default, model, None)
+        return value
 
 
 class Metrics(Settings):

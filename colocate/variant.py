@@ -22,7 +22,7 @@ class Change:
         role: Which member.
         hyperparameters: Values to set, by the catalog's names.
         options: Values to set of a command of one's own, by the option, such as ``--batch-size``.
-        model: Another model of the same repository, or None.
+        model: Another model of the same repository, or None. It gets the hyperparameters that it knows.
         env: Variables to add.
     """
 
@@ -62,8 +62,11 @@ def _of_catalog(training: Training, change: Change, catalog: Catalog | None) -> 
         wanted = ", ".join(change.hyperparameters) or "model"
         raise PlanError(f"{wanted}: expected a training of the catalog, {training.name} is a command; name its option")
     mistakes = Mistakes(training.name)
-    given: dict[str, Any] = {**training.hyperparameters, **change.hyperparameters}
-    found = catalog.training(training.repository, change.model or training.model, given, (), mistakes)
+    model = change.model or training.model
+    own: dict[str, Any] = dict(training.hyperparameters)
+    if change.model is not None:  # what the other model has no hyperparameter for would be nobody's
+        own = {name: value for name, value in own.items() if name in catalog.supported(training.repository, model)}
+    found = catalog.training(training.repository, model, {**own, **change.hyperparameters}, (), mistakes)
     mistakes.raise_if_any()
     assert found is not None
     return found

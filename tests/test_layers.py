@@ -33,6 +33,7 @@ LAYERS = (
     ("observation", "verification", "device.opening", "doctor"),
     ("rehearsal", "trial"),
     ("foresight", "variant"),
+    ("proposals",),
     ("repetition", "resume"),
     ("report",),
     ("plugin", "commands"),
