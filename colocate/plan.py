@@ -277,6 +277,11 @@ class Plan:
         return tuple(group.id for group in self.groups)
 
     @cached_property
+    def by_id(self) -> Mapping[str, Group]:
+        """The groups by their ids."""
+        return {group.id: group for group in self.groups}
+
+    @cached_property
     def content_hash(self) -> str:
         """SHA-256 over the hashes of the groups and the plan's own demands."""
         groups = {group.id: [group.content_hash, group.runs] for group in self.groups}
@@ -323,6 +328,7 @@ def load_plan(path: Path | str, catalog: Path | str | Catalog | None = None, *, 
     document = read_json(path, mistakes)
     file = validated(PlanFile, document, (), mistakes)
     draft = _Draft(document if isinstance(document, dict) else {}, path, mistakes, catalog, epochs)
+    draft.entries = file.experiments if file else None
     groups = tuple(draft.groups())
     mistakes.raise_if_any()
     assert file is not None
@@ -378,6 +384,8 @@ class _Draft:
         self.catalog = catalog if isinstance(catalog, Catalog) else None
         self._given = None if isinstance(catalog, Catalog) else catalog
         self._tried = False
+        self.entries: list[Entry] | None = None  # already sound, where the whole document is
+        self._known: dict[str, Training] = {}
 
     def groups(self) -> Iterator[Group]:
         """Every group that is sound; the mistakes of the others are noted."""
@@ -418,7 +426,7 @@ class _Draft:
         mode = self._mode(raw, place)
         foreground, background = self._members(mode, raw, place) if mode else (None, None)
         self._check_entry(raw, place)
-        entry = validated(Entry, raw, place, None)
+        entry = validated(Entry, raw, place, None) if self.entries is None else self.entries[index]
         if entry is None or foreground is None or self.limits is None:
             return None
         return Group(
@@ -518,7 +526,14 @@ class _Draft:
             return None
         if self.epochs is not None and "epochs" in catalog.supported(repository, model):
             given = {**given, "epochs": self.epochs}
-        return catalog.training(repository, model, given, place, self.mistakes)
+        # A plan of all pairs names each of its trainings a hundred times.
+        key = json.dumps([repository, model, given], sort_keys=True)
+        if key not in self._known:
+            training = catalog.training(repository, model, given, place, self.mistakes)
+            if training is None:
+                return None
+            self._known[key] = training
+        return self._known[key]
 
     def _loaded_catalog(self) -> Catalog | None:
         """The catalog, read when the first entry needs it and once; its mistakes count as the plan's."""

@@ -4,7 +4,7 @@ A run is what the plan asks for, one or several. An attempt is a run that was be
 an interruption spoiled it, the next attempt stands beside it, and the last one counts. Reads records, starts nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -19,6 +19,8 @@ from colocate.verdict import Outcome, Reason, Verdict
 # What spoils one attempt and may be gone in the next. An out-of-memory, a failed foreground or a background that is no
 # load would only come again.
 RETRY_CAUSES = ("foreign_process", "sensor_gap", "supervisor_lost")
+
+Slimming = Callable[[dict[str, Any]], dict[str, Any]]
 
 _WORST_LAST = (Outcome.FEASIBLE, Outcome.INCONCLUSIVE, Outcome.INFEASIBLE)
 
@@ -137,12 +139,38 @@ def _last_of_each_run(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
     return tuple(last[number] for number in sorted(last))
 
 
-def settled_groups(run: RunDirectory) -> dict[str, Settled]:
-    """What every group of a run came to, by its id; a record that cannot be read is left out."""
+def whole(experiment: dict[str, Any]) -> dict[str, Any]:
+    """A record with everything in it."""
+    return experiment
+
+
+def settled_groups(run: RunDirectory, slim: Slimming = whole) -> dict[str, Settled]:
+    """What every group of a run came to, by its id; a record that cannot be read is left out.
+
+    ``slim`` says what of each record is kept: ten thousand whole ones do not fit into a report's memory.
+    """
     found: dict[str, list[Attempt]] = {}
-    for attempt in _attempts(run):
-        found.setdefault(str(attempt.group["id"]), []).append(attempt)
+    for attempt in _attempts(run.groups()):
+        kept = replace(attempt, experiment=slim(attempt.experiment))
+        found.setdefault(str(attempt.group["id"]), []).append(kept)
     return {group: settled(attempts) for group, attempts in found.items()}
+
+
+def settled_group(run: RunDirectory, group: Group) -> Settled | None:
+    """What one group of a run came to, without a look at the others; None where nothing of it can be read."""
+    attempts = list(_attempts(_directories(run, group)))
+    return settled(attempts) if attempts else None
+
+
+def _directories(run: RunDirectory, group: Group) -> Iterator[GroupDirectory]:
+    name, parallel = group.foreground.name, group.background is not None
+    for repeat in range(1, group.runs + 1):
+        for attempt in count(1):
+            directory = run.group(name, group.number, parallel=parallel, repeat=repeat, attempt=attempt)
+            if not directory.path.exists():
+                break
+            if directory.verdict.exists():
+                yield directory
 
 
 def kept_groups(run: RunDirectory) -> frozenset[str]:
@@ -170,8 +198,8 @@ def read_attempt(directory: GroupDirectory) -> Attempt:
     return attempt
 
 
-def _attempts(run: RunDirectory) -> Iterator[Attempt]:
-    for directory in run.groups():
+def _attempts(directories: Iterable[GroupDirectory]) -> Iterator[Attempt]:
+    for directory in directories:
         try:
             yield read_attempt(directory)
         except ColocateError:

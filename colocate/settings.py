@@ -7,7 +7,6 @@ import difflib
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -29,7 +28,7 @@ from pydantic_core import CoreSchema
 from colocate.errors import PlanError
 from colocate.units import parse_size, to_mib
 
-MAX_BYTES = 8 * 1024**2  # a plan of ten thousand groups is about 5 MiB; more is a wrong file
+MAX_BYTES = 32 * 1024**2  # a plan of ten thousand groups is 5 to 15 MiB; more is a wrong file
 MAX_DEPTH = 32  # a plan needs six levels; far below the interpreter's own recursion limit
 MAX_MISTAKES = 50  # more would push the first ones off the screen
 NEAR = 0.75  # difflib's ratio above which one word counts as a misspelling of another; 'batchsize' and 'bs' differ
@@ -219,13 +218,12 @@ def _own_defects(value: Any, depth: int) -> Iterator[str]:
         yield f"expected a finite number, got {value}"
     texts = value if isinstance(value, dict) else [value] if isinstance(value, str) else []
     for text in texts:
-        if any(_unprintable(character) for character in text):
+        if _UNPRINTABLE.search(text):
             yield f"expected text without control characters, got {shown(text)}"
 
 
-def _unprintable(character: str) -> bool:
-    """Control characters but tab and line ends, and halves of surrogate pairs, which cannot be written anywhere."""
-    return unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r"
+# Control characters but tab and line ends, and halves of surrogate pairs, which cannot be written anywhere.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------

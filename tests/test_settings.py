@@ -237,7 +237,7 @@ def test_a_file_of_50_mb_is_one_clear_line(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(50 * 1024**2)
 
-    with pytest.raises(PlanError, match=r"plan.json: expected at most 8 MiB of settings, got 50 MiB$"):
+    with pytest.raises(PlanError, match=r"plan.json: expected at most 32 MiB of settings, got 50 MiB$"):
         load_plan(path)
 
 

@@ -11,7 +11,7 @@ from groups import group, training
 from waiting import wait_until
 
 from colocate.record import write_record
-from colocate.report.summary import COLUMNS, _alone, write_summary
+from colocate.report.summary import COLUMNS, Summary, _alone, write_summary
 from colocate.run_directory import RunDirectory
 from colocate.units import MIB
 
@@ -32,8 +32,8 @@ def finish(run, number, seen=None):
 
 
 def written(run):
-    with write_summary(run).open(newline="") as file:
-        return list(csv.DictReader(file))
+    write_summary(run)
+    return rows_of(run)
 
 
 def test_a_row_has_the_numbers_of_the_record_and_its_basis(run):
@@ -128,3 +128,47 @@ def test_an_old_summary_is_replaced_and_no_file_is_left_beside_it(run):
     assert len(written(run)) == 2
     assert sorted(path.name for path in run.path.iterdir() if path.is_file()) == ["summary.csv"]
     assert json.loads(run.group("mnist", 1, parallel=True).verdict.read_text())["outcome"] == "FEASIBLE"
+
+
+def rows_of(run):
+    with run.summary.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def planned(number):
+    one = replace(group(training("mnist", repository="examples", model="mnist"), training("resnet20")), number=number)
+    return replace(one, id=f"group{number:02}")
+
+
+def test_rows_added_one_by_one_are_those_of_the_whole_file(run):
+    """A run of ten thousand groups used to read all their records again after each of them."""
+    summary = Summary(run)
+    for number in (3, 1, 2):
+        finish(run, number, evidence(group=f"group{number:02}", duration_s=0.1 * number, gpu_energy_j=None))
+        summary.take(planned(number))
+    assert [row["group"] for row in rows_of(run)] == ["group03", "group01", "group02"]
+    summary.finish()
+    added = run.summary.read_text()
+    assert added == write_summary(run).read_text()
+
+
+def test_only_the_record_of_the_group_that_ended_is_read(run):
+    summary = Summary(run)
+    finish(run, 1)
+    summary.take(planned(1))
+    finish(run, 2)
+    run.group("mnist", 1, parallel=True).experiment.write_text("{")
+    summary.take(planned(2))
+    assert [row["group"] for row in rows_of(run)] == ["group01", "group02"]
+
+
+def test_a_group_that_ends_again_has_one_row(run):
+    finish(run, 1)
+    summary = Summary(run)
+    summary.take(planned(1))
+    again = run.group("mnist", 1, parallel=True, attempt=2).create()
+    write_record(again, planned(1), evidence(group="group01", attempt=2), [], run.name)
+    summary.take(planned(1))
+    (row,) = rows_of(run)
+    assert row["directory"] == "mnist_parallel_001_attempt2"
+    assert row["attempts"] == "2"

@@ -30,6 +30,7 @@ class Session:
 
     plan: "Plan"
     home: Path
+    case_folder: str | None = None
     run_directory: RunDirectory | None = None
     report: Path | None = None
     cards: "tuple[Card, ...]" = ()
@@ -103,8 +104,7 @@ def group_of(config: pytest.Config, nodeid: str) -> "Group | None":
     session = config.stash.get(SESSION, None)
     if session is None or not nodeid.startswith(f"{_case_folder(config, session)}/") or not nodeid.endswith("]"):
         return None
-    name = nodeid[nodeid.rindex("[") + 1 : -1]
-    return next((group for group in session.plan.groups if group.id == name), None)
+    return session.plan.by_id.get(nodeid[nodeid.rindex("[") + 1 : -1])
 
 
 def cases(config: pytest.Config) -> list[Any]:
@@ -159,8 +159,11 @@ def _absolute(config: pytest.Config, name: str) -> Path:
 
 
 def _case_folder(config: pytest.Config, session: Session) -> str:
-    folder = session.home / CASES
-    return folder.relative_to(config.rootpath).as_posix() if folder.is_relative_to(config.rootpath) else str(CASES)
+    if session.case_folder is None:
+        folder = session.home / CASES
+        inside = folder.is_relative_to(config.rootpath)
+        session.case_folder = folder.relative_to(config.rootpath).as_posix() if inside else str(CASES)
+    return session.case_folder
 
 
 def start(config: pytest.Config) -> Session:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import platform
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from colocate.plugin.configuration import Session, folder, group_of, is_worker, 
 from colocate.plugin.run_record import discard
 from colocate.report import journal, page
 from colocate.report.stored import read_run
-from colocate.report.summary import write_summary
+from colocate.report.summary import Summary
 from colocate.run_directory import write_text
 
 # What pytest-metadata may show of the machine: an allow-list, for its own redaction fails under xdist.
@@ -52,6 +52,7 @@ class Page:
         self.begun = False
         self.selected: list[str] = []
         self.texts: dict[str, str] = {}
+        self.summary = None if session.run_directory is None else Summary(session.run_directory)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_report_title(self, report: Any) -> None:
@@ -101,7 +102,7 @@ class Page:
             told = {**self.session.records.get(group.id, record), "content_hash": group.content_hash}
             self._note("group", record=told, text=self.texts.get(group.id))
             if record["directory"]:
-                self._summarise()
+                self._summarise(lambda summary: summary.take(group))
 
     def _note(self, event: str, **fields: Any) -> None:
         assert self.session.run_directory is not None, "a page is made of what is run"
@@ -130,16 +131,17 @@ class Page:
         """End the journal before pytest-html writes; then make its page fit for phones, and found under ``latest``."""
         if self.begun:
             self._note("ended")
+            self._summarise(Summary.finish)
         yield
         if self.session.records and self.session.report is not None and self.session.report.exists():
             text = self.session.report.read_text(encoding="utf-8")
             write_text(self.session.report, page.polished(text))
             self._point_latest_here(self.session.report.parent)
 
-    def _summarise(self) -> None:
-        assert self.session.run_directory is not None
+    def _summarise(self, change: Callable[[Summary], None]) -> None:
+        assert self.summary is not None, "a summary is made of what is run"
         try:
-            write_summary(self.session.run_directory)
+            change(self.summary)
         except Exception as error:  # whatever it is: the records are what counts, and they are written
             self._warn(f"summary.csv: expected to be written, got {error}")
 

@@ -6,7 +6,7 @@ is judged again is `colocate.verification`'s business.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any
 
 from colocate.errors import ColocateError
 from colocate.report import journal
+from colocate.report.slim import LARGE, slim
 from colocate.report.tally import Tally
 from colocate.report.words import Record
 from colocate.run_directory import GroupDirectory, RunDirectory, read_json
-from colocate.series import settled_groups
+from colocate.series import settled_groups, whole
 
 NO_FACTS: Mapping[str, Any] = {}
 
@@ -38,6 +39,13 @@ class Row:
     document: Mapping[str, Any] = field(default_factory=dict)
     verdict: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
+    slim: bool = False
+
+    def whole(self) -> "Row":
+        """The row with its whole record, read again where only the light part of it was kept."""
+        if not self.slim or self.directory is None:
+            return self
+        return replace(self, document=mapping(_json(self.directory.experiment)), slim=False)
 
     @property
     def group(self) -> str:
@@ -214,6 +222,8 @@ def _told(run: RunDirectory, told: journal.Journal, name: str, row: Row | None) 
     if record.get("directory"):
         directory = GroupDirectory(run.path / Path(str(record["directory"])).name)  # the run may have been moved
         record["directory"] = str(directory.path)
+        if row is not None and row.directory is not None and row.directory.path == directory.path:
+            return replace(row, record=record, text=told.texts[name])
         document, verdict = mapping(_json(directory.experiment)), mapping(_json(directory.verdict))
         return Row(run.name, record, directory, document, verdict, told.texts[name])
     return Row(run.name, record, text=told.texts[name])
@@ -221,20 +231,30 @@ def _told(run: RunDirectory, told: journal.Journal, name: str, row: Row | None) 
 
 def _rows_on_disk(run: RunDirectory) -> Iterator[Row]:
     """The groups that have a verdict, each with the attempt that decides; those of other versions as they are."""
-    settled = settled_groups(run)
+    directories = list(run.groups())
+    many = len(directories) > LARGE
+    settled = settled_groups(run, slim if many else whole)
     for group in settled.values():
         deciding = group.deciding
-        yield _row(run, deciding.directory, deciding.experiment, group.verdict.to_json())
-    for path in sorted(run.path.glob("*/verdict.json"), key=lambda path: path.stat().st_mtime):
-        directory = GroupDirectory(path.parent)
+        yield _row(run, deciding.directory, deciding.experiment, group.verdict.to_json(), slim=many)
+    known = {attempt.directory.path for group in settled.values() for attempt in group.attempts}
+    others = [directory for directory in directories if directory.path not in known]
+    for directory in sorted(others, key=lambda directory: directory.verdict.stat().st_mtime):
         document, verdict = mapping(_json(directory.experiment)), mapping(_json(directory.verdict))
         name = mapping(document.get("group")).get("id")
         if name and name not in settled and verdict.get("outcome"):
             yield _row(run, directory, document, verdict)
 
 
-def _row(run: RunDirectory, directory: GroupDirectory, document: Mapping[str, Any], verdict: Mapping[str, Any]) -> Row:
-    return Row(run.name, _record(directory, document, verdict), directory, document, verdict)
+def _row(
+    run: RunDirectory,
+    directory: GroupDirectory,
+    document: Mapping[str, Any],
+    verdict: Mapping[str, Any],
+    *,
+    slim: bool = False,
+) -> Row:
+    return Row(run.name, _record(directory, document, verdict), directory, document, verdict, slim=slim)
 
 
 def _record(directory: GroupDirectory, document: Mapping[str, Any], verdict: Mapping[str, Any]) -> dict[str, Any]:

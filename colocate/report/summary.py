@@ -1,14 +1,21 @@
-"""``summary.csv``: one row per finished group of a run, rebuilt from the records; what is unknown stays empty."""
+"""``summary.csv``: one row per finished group of a run, made of the records; what is unknown stays empty.
 
+While a run goes on a row is added for each group that ends; the whole file is rebuilt when a run ends and on request.
+"""
+
+import csv
 import fcntl
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from colocate.plan import Group
+from colocate.report.slim import slim
 from colocate.run_directory import GroupDirectory, RunDirectory, write_text
-from colocate.series import kept_groups, settled_groups
+from colocate.series import Settled, kept_groups, settled_group, settled_groups
 from colocate.units import to_mib
 
 COLUMNS = (
@@ -62,16 +69,79 @@ def write_summary(run: RunDirectory) -> Path:
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
     """One row per group that has a verdict, in the plan's order; a damaged record is left out."""
-    groups, kept = settled_groups(run), kept_groups(run)
+    groups, kept = settled_groups(run, slim=slim), kept_groups(run)
     found = sorted(groups.items(), key=lambda group: (group[1].deciding.group["number"], group[0]))
-    return [
-        {
-            **row(settled.deciding.directory, settled.deciding.experiment, settled.verdict.to_json()),
-            "attempts": len(settled.attempts),
-            "kept": f"kept from {run.name}" if name in kept else None,
-        }
-        for name, settled in found
-    ]
+    return [_row_of(settled, run, kept=name in kept) for name, settled in found]
+
+
+def _row_of(settled: Settled, run: RunDirectory, *, kept: bool) -> dict[str, Any]:
+    return {
+        **row(settled.deciding.directory, settled.deciding.experiment, settled.verdict.to_json()),
+        "attempts": len(settled.attempts),
+        "kept": f"kept from {run.name}" if kept else None,
+    }
+
+
+class Summary:
+    """The file of a run that goes on: every group costs its own row, however many there are.
+
+    The rows are in the order in which the groups ended; `finish` puts them into the plan's.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._lines: dict[str, tuple[int, str]] | None = None
+        self._kept: frozenset[str] = frozenset()
+
+    def take(self, group: Group) -> None:
+        """Add the row of a group that has ended, or put it in the place of its former one.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._lines is None:
+            self._lines = {one["group"]: (group.number, _line(one)) for one in rows(self._run)}
+            self._kept = kept_groups(self._run)
+            self._lines.pop(group.id, None)
+            self._write(self._lines.values())
+        settled = settled_group(self._run, group)
+        if settled is None:
+            return
+        line = (group.number, _line(_row_of(settled, self._run, kept=group.id in self._kept)))
+        known = group.id in self._lines
+        self._lines[group.id] = line
+        if known:
+            self._write(self._lines.values())
+        else:
+            self._append(line[1])
+
+    def finish(self) -> None:
+        """Put the rows into the plan's order.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._lines:
+            self._write(sorted(self._lines.values(), key=lambda line: line[0]))
+
+    def _write(self, lines: Iterable[tuple[int, str]]) -> None:
+        with _alone(self._run.path):
+            write_text(self._run.summary, ",".join(COLUMNS) + "\n" + "".join(line for _, line in lines))
+
+    def _append(self, line: str) -> None:
+        with _alone(self._run.path):
+            handle = os.open(self._run.summary, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(handle, line.encode())
+            finally:
+                os.close(handle)
+
+
+def _line(cells: Mapping[str, Any]) -> str:
+    """One row as pandas writes it."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([cells[name] for name in COLUMNS])
+    return text.getvalue()
 
 
 def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from typing import Literal
 
 from colocate.verdict import Outcome
 
+# More names than these are nothing that anybody reads in a line.
+MOST_NAMED = 30
+
 Holding = Literal["holds", "fails", "is undecided"]
 
 
@@ -75,9 +78,10 @@ class Tally:
 
     def _ranges(self, names: list[str]) -> list[str]:
         """``group02 to group12`` instead of all of them, where three or more follow each other in the plan."""
-        order = list(self.outcomes)
+        order = {name: place for place, name in enumerate(self.outcomes)}
         runs: list[list[str]] = []
         for name in names:
-            follows = bool(runs) and order.index(name) == order.index(runs[-1][-1]) + 1
+            follows = bool(runs) and order[name] == order[runs[-1][-1]] + 1
             runs[-1].append(name) if follows else runs.append([name])
-        return [name for run in runs for name in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
+        told = [name for run in runs for name in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
+        return told if len(told) <= MOST_NAMED else [*told[:MOST_NAMED], f"{len(told) - MOST_NAMED} more"]

@@ -1,0 +1,46 @@
+"""What a page of very many groups keeps of a record, and what it reads again."""
+
+import json
+
+import pytest
+from builders import evidence
+from groups import group, training
+
+from colocate.record import write_record
+from colocate.report import stored
+from colocate.report.slim import slim
+from colocate.run_directory import RunDirectory
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDirectory(tmp_path / "run_20261124_053000")
+    directory = run.group("mnist", 1, parallel=True).create()
+    write_record(directory, group(training("mnist"), training("resnet20")), evidence(group="group01"), [], run.name)
+    return run
+
+
+def test_a_slim_record_lacks_the_bulk_and_nothing_else(run):
+    document = json.loads(next(run.groups()).experiment.read_text())
+    lighter = slim(document)
+    assert document["evidence"]["foreground"]["marks"]
+    assert "marks" not in lighter["evidence"]["foreground"]
+    assert lighter["evidence"]["foreground"]["name"] == document["evidence"]["foreground"]["name"]
+    assert lighter["evidence"]["baseline_bytes"] == document["evidence"]["baseline_bytes"]
+    assert lighter["group"] == document["group"]
+
+
+def test_equal_parts_of_records_are_kept_once(run):
+    text = next(run.groups()).experiment.read_text()
+    first, second = slim(json.loads(text)), slim(json.loads(text))
+    assert first["evidence"]["device"] is second["evidence"]["device"]
+
+
+def test_a_row_of_a_large_run_reads_its_whole_record_again(run, monkeypatch):
+    (before,) = stored.read_run(run.path).rows
+    monkeypatch.setattr(stored, "LARGE", 0)
+    (row,) = stored.read_run(run.path).rows
+    assert row.slim
+    assert "marks" not in row.member("foreground")
+    assert row.record == before.record
+    assert row.whole().document == before.document
