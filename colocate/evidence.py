@@ -25,7 +25,7 @@ EVENT_KINDS = frozenset({"ready", "phase", "step", "epoch_end", "end"})
 STEP_KINDS = frozenset({"step", "optimizer", "pattern"})
 
 Role = Literal["foreground", "background"]
-Owner = Literal["foreground", "background", "foreign", "unknown"]
+Owner = Literal["foreground", "background", "foreign", "unknown", "ballast"]
 Interval = tuple[float, float]
 
 
@@ -281,6 +281,7 @@ class Holder:
 
     ``start_time`` (clock ticks since boot) tells it from a later process of the same number. An ``unknown`` one is on
     the driver's list but not among the processes that can be seen here, as in a container that gets the host's numbers.
+    The ``ballast`` is what makes a large card a small one; no reading of memory counts it.
     """
 
     pid: int

@@ -40,7 +40,7 @@ class Holders:
 
     def strangers(self, listed: Iterable[DeviceProcess]) -> list[ProcessId]:
         """The processes on the card that are not ours. One that only draws is no stranger but part of the baseline."""
-        found = (processes.identify(process.pid) for process in listed if not process.draws)
+        found = (processes.identify(one.pid) for one in listed if not (one.draws or one.ballast))
         return [one for one in found if one is not None and self._owner(one.pid, {}) == "foreign"]
 
     def begin(self, elapsed_s: float) -> None:
@@ -74,7 +74,7 @@ class Holders:
     @property
     def attributed(self) -> bool:
         """The driver named a process that we know."""
-        return any(holder.owner != "unknown" for holder in self._seen.values())
+        return any(holder.owner not in ("unknown", "ballast") for holder in self._seen.values())
 
     def pids(self, role: Role) -> frozenset[int]:
         """The processes of this member that were seen on the card."""
@@ -89,7 +89,7 @@ class Holders:
         key = self._key(process.pid)
         earlier = self._seen.get(key)
         if earlier is None:
-            owner = self._owner(process.pid, pids)
+            owner = "ballast" if process.ballast else self._owner(process.pid, pids)
             name = processes.describe(process.pid)
             earlier = Holder(process.pid, owner, name, elapsed_s, elapsed_s, start_time=key[1])
         known = [used for used in (earlier.max_used_bytes, process.used_bytes) if used is not None]

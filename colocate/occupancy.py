@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from colocate.device import Device
+from colocate.device.failures import NoBallast
 from colocate.errors import DeviceError
 from colocate.evidence import Role
 from colocate.holders import Holders, is_being_ended, is_left_behind, unlisted
@@ -62,16 +63,23 @@ class Occupancy:
     def look(self, wait_s: float, wait_until: WaitUntil) -> None:
         """See whether the card is free, still not after ``wait_s`` seconds, and what it holds.
 
-        What an earlier run of ours has left there is ended first, after saying so.
+        What an earlier run of ours has left there is ended first, after saying so. A free card is then made ready.
         """
         try:
             self._end_orphans()
             wait_s = max(wait_s, LEFTOVERS_S if any(map(is_being_ended, self._strangers())) else 0.0)
             wait_until(lambda: not self._strangers(), time.monotonic() + wait_s)
             strangers = self._strangers()
+            if not strangers:
+                self._device.prepare()
             self.holders.begin(time.monotonic() - self._monitor.started_s)
+            if self._device.info.ballast is not None:
+                self._monitor.ask_for_processes()  # or the ballast of a short group would be on no list
             self.baseline_bytes = self._device.memory().used_bytes
             self._note_unexplained(self.baseline_bytes)
+        except NoBallast as error:
+            self.faults.append(("no_ballast", str(error)))
+            return
         except DeviceError as error:
             self.faults.append(("sensor_lost", str(error)))
             return
@@ -95,7 +103,7 @@ class Occupancy:
 
     def _note_unexplained(self, baseline_bytes: int) -> None:
         """Memory that no listed process accounts for is never taken for a clean card in silence."""
-        listed = self._device.processes() or ()
+        listed = [process for process in self._device.processes() or () if not process.ballast]
         unexplained = baseline_bytes - sum(process.used_bytes or 0 for process in listed)
         if self._virtual or unexplained <= UNEXPLAINED_BYTES:
             return
@@ -153,7 +161,7 @@ class Occupancy:
 
     def _name_holders(self) -> None:
         try:
-            listed = [describe(process.pid) for process in self._device.processes() or ()]
+            listed = [describe(one.pid) for one in self._device.processes() or () if not one.ballast]
         except DeviceError:
             listed = []
         names = ("; on the driver's list: " + "; ".join(listed) if listed else "") + self._hidden_holders()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colocate.device.ballast import is_of_size
 from colocate.device.opening import Card
 from colocate.errors import ColocateError
 from colocate.holders import is_unwatched
@@ -189,8 +190,15 @@ def _is_same(card: Card, device: Mapping[str, Any]) -> bool:
     if card.kind != device["kind"]:
         return False
     if card.uuid is not None:
-        return bool(card.uuid == device["uuid"])
+        return bool(card.uuid == device["uuid"]) and _is_of_the_size(card, device)
     return bool(card.total_bytes == device["total_bytes"])
+
+
+def _is_of_the_size(card: Card, device: Mapping[str, Any]) -> bool:
+    """A GPU may be used as a smaller card, or as what it is."""
+    if device.get("ballast"):
+        return bool(card.total_bytes == device["total_bytes"])
+    return card.total_bytes is None or is_of_size(device["total_bytes"], card.total_bytes)
 
 
 def _rebooted(run: RunDirectory) -> bool:

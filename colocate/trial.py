@@ -46,7 +46,7 @@ class Trials:
         directory = new_directory(self.run, group)
         with (
             self._quarantine_respected(),
-            opened(self.card, directory.virtual_card, holder=group.id, wait_s=self.wait_s) as device,
+            opened(self.card, directory.virtual_card, holder=group.id, wait_s=self.wait_s, run=self.run.name) as device,
             observing(group, device, directory, plan=self.plan) as observation,
         ):
             run_to_the_end(observation, self.wait_s)

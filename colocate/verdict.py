@@ -28,6 +28,9 @@ USABLE_UP_TO_BYTES = 4000 * MIB
 # What samples may miss without a word: an allocator's smallest segments come and go.
 SPIKE_BYTES = 64 * MIB
 
+# What a ballast leaves as it is.
+NOT_IMITATED = "speed, size of the contexts, workspaces and choice of kernels"
+
 Stability = Literal["stable", "usable", "high-risk"]
 
 
@@ -363,6 +366,9 @@ def _warnings(evidence: Evidence, apart: tuple[tuple[str, str], ...]) -> Iterato
         text = f"{evidence.foreground.name} writes no events: that it finished rests on its exit code"
         yield Reason("completion_by_exit_code", text)
     yield from _spike(evidence)
+    if evidence.device.ballast is not None:
+        text = f"{evidence.device.name}: only the memory is that of a smaller card; {NOT_IMITATED} are the large one's"
+        yield Reason("small_card", text)
     for note in _notes(evidence):
         yield Reason("assumption", note)
     for code, text in evidence.notes:

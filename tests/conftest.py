@@ -3,8 +3,8 @@ import subprocess
 
 import pytest
 import reliability
-from fake_nvml import FakeNvml, preload
-from fake_nvml.build import build_library, compiler
+from fake_nvml import MIB, FakeNvml, preload
+from fake_nvml.build import build_cuda, build_library, compiler
 from seen import SEEN
 
 PASSED: dict[str, list[str]] = {}
@@ -63,6 +63,29 @@ def fake_nvml(fake_machine):
     """A simulated machine with one card of 8192 MiB, of which the driver keeps 200."""
     fake_machine.add_card()
     return fake_machine
+
+
+@pytest.fixture(scope="session")
+def fake_cuda_library(tmp_path_factory):
+    """The fake libcuda.so.1, compiled; programs find it only where a test asks for `fake_cuda`."""
+    if compiler() is None:
+        pytest.skip("no C compiler to build the fake CUDA driver with")
+    return build_cuda(tmp_path_factory.mktemp("fake_cuda"))
+
+
+@pytest.fixture
+def fake_cuda(fake_machine, fake_cuda_library, monkeypatch):
+    """A simulated machine without cards whose programs find a CUDA driver too."""
+    folders = f"{fake_cuda_library.parent}:{os.environ['LD_LIBRARY_PATH']}"
+    monkeypatch.setitem(os.environ, "LD_LIBRARY_PATH", folders)
+    return fake_machine
+
+
+@pytest.fixture
+def large_card(fake_cuda):
+    """That machine with a card of 81559 MiB, as an H100 has, of which the driver keeps 559."""
+    fake_cuda.add_card(name="NVIDIA H100 80GB HBM3 (simulated)", total_bytes=81559 * MIB, reserved_bytes=559 * MIB)
+    return fake_cuda
 
 
 @pytest.fixture

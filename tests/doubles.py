@@ -51,6 +51,9 @@ class FakeDevice:
         used_bytes = _said(step() if callable(step) else step)
         return Memory(used_bytes, self.info.total_bytes, None)
 
+    def prepare(self) -> None:
+        self._expect_open()
+
     def vitals(self) -> Vitals:
         self._expect_open()
         return _said(self._vitals)

@@ -230,10 +230,10 @@ def test_the_gate_of_the_plan_makes_the_exit_code(tmp_path, num_groups, exit_cod
 
 
 def test_options_refuse_what_they_cannot_mean():
-    assert options.virtual_card("8GB") == "8GB"
+    assert options.card("8GB") == "8GB"
     for parse, text in [
-        (options.virtual_card, "0"),
-        (options.virtual_card, "much"),
+        (options.card, "0"),
+        (options.card, "much"),
         (options.positive, "0"),
         (options.seconds, "-1"),
     ]:

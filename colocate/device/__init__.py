@@ -15,12 +15,13 @@ class Memory:
     """One reading of a card's memory, in bytes.
 
     ``used_bytes`` is what all processes hold and excludes what driver and firmware keep (``reserved_bytes``, None
-    where the driver does not tell it apart).
+    where the driver does not tell it apart). ``free_bytes`` is what a program could still take, where it is told.
     """
 
     used_bytes: int
     total_bytes: int
     reserved_bytes: int | None = None
+    free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,23 @@ class DeviceProcess:
     """A process that holds memory on a card; ``used_bytes`` is None where the driver does not tell.
 
     ``draws`` is set for one that only draws, such as the desktop: part of baseline and peak, but no stranger.
+    ``ballast`` is set for the process of ours that makes a large card a small one: part of neither, and no stranger.
     """
 
     pid: int
     used_bytes: int | None
     draws: bool = False
+    ballast: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BallastInfo:
+    """What makes a small card of a larger one: who holds how much of which card, its own context included."""
+
+    pid: int | None
+    held_bytes: int
+    card_name: str
+    card_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,7 @@ class DeviceInfo:
     cuda_version: str | None = None
     index: int | None = None
     accounting: bool | None = None
+    ballast: BallastInfo | None = None
 
 
 class Device(Protocol):
@@ -75,6 +89,9 @@ class Device(Protocol):
     @property
     def info(self) -> DeviceInfo:
         """What this card is."""
+
+    def prepare(self) -> None:
+        """Called before a group, on a card that nobody computes on: make it what :attr:`info` says."""
 
     def memory(self) -> Memory:
         """Memory in use now. Microseconds on an NVIDIA card, so it may be called often."""

@@ -121,6 +121,9 @@ class NvidiaDevice:
         """What this card is; ``memory_source`` says which of NVML's two memory structs is read."""
         return self._info
 
+    def prepare(self) -> None:
+        """Nothing: a whole card is what it is."""
+
     def memory(self) -> Memory:
         """Memory in use on the card by all processes together, in bytes.
 
@@ -263,11 +266,11 @@ class NvidiaDevice:
 
     def _memory_v2(self) -> Memory:
         found = pynvml.nvmlDeviceGetMemoryInfo(self._handle, pynvml.nvmlMemory_v2)
-        return Memory(found.used, found.total, found.reserved)
+        return Memory(found.used, found.total, found.reserved, found.free)
 
     def _memory_v1(self) -> Memory:
         found = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
-        return Memory(found.used - (self._reserved_bytes or 0), found.total, self._reserved_bytes)
+        return Memory(found.used - (self._reserved_bytes or 0), found.total, self._reserved_bytes, found.free)
 
     # --- the rest
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from colocate.cards import KnownCard, card_called
 from colocate.device import Device
+from colocate.device.ballast import ROLE, SmallCard, is_of_size
 from colocate.device.choice import Kind, choose_device
 from colocate.device.lock import locked
 from colocate.device.nvidia import NvidiaDevice
@@ -20,7 +21,8 @@ from colocate.probe.card import VirtualCard
 class Card:
     """A card that may be used but is not open: a GPU by its UUID, or a virtual card by its size in bytes.
 
-    ``name`` is the virtual card's if it is one of the table (`colocate.cards`).
+    A GPU with a size is used as a card of that size. ``name`` is the virtual card's if it is one of the table
+    (`colocate.cards`).
     """
 
     kind: Literal["nvidia", "virtual"]
@@ -38,8 +40,14 @@ class Cards:
     sentence: str
 
 
-def find_cards(kind: Kind, *, card_bytes: int, name: str | None = None) -> Cards:
+def find_cards(kind: Kind, *, card_bytes: int, name: str | None = None, small: bool = False) -> Cards:
     """The cards that this run may use; ``card_bytes`` and ``name`` are those of the virtual one.
+
+    Args:
+        kind: What the user asked for.
+        card_bytes: The size of a virtual card.
+        name: The name of a virtual card.
+        small: GPUs are to be used as cards of ``card_bytes`` too.
 
     Raises:
         DeviceError: no card can be used. Names the cure.
@@ -48,7 +56,8 @@ def find_cards(kind: Kind, *, card_bytes: int, name: str | None = None) -> Cards
     if choice.kind == "virtual":
         return Cards((Card("virtual", total_bytes=card_bytes, name=name),), (), choice.sentence)
     refusals = {uuid: _refusal(uuid) for uuid in choice.uuids}
-    free = tuple(Card("nvidia", uuid) for uuid, refusal in refusals.items() if refusal is None)
+    size = card_bytes if small else None
+    free = tuple(Card("nvidia", uuid, size) for uuid, refusal in refusals.items() if refusal is None)
     return Cards(free, tuple(filter(None, refusals.values())), choice.sentence)
 
 
@@ -62,18 +71,65 @@ def _refusal(uuid: str) -> str | None:
 
 
 @contextmanager
-def opened(card: Card, state: Path, *, holder: str, wait_s: float = 0.0) -> Iterator[Device]:
+def opened(card: Card, state: Path, *, holder: str, wait_s: float = 0.0, run: str = "") -> Iterator[Device]:
     """A card for the time of one group: a GPU locked against other runs, or a new virtual card in the file ``state``.
+
+    A GPU that is to be a smaller card gets its ballast when the group looks whether it is free, and loses it here. The
+    ballast's log goes beside ``state``; it is known as the run's by the name of ``run``.
 
     Raises:
         DeviceError: the card does not answer, or another run holds it, still after ``wait_s`` seconds.
     """
     if card.uuid is not None:
-        with locked(card.uuid, holder, wait_s), closing(NvidiaDevice(card.uuid)) as device:
+        with (
+            locked(card.uuid, holder, wait_s),
+            closing(NvidiaDevice(card.uuid)) as whole,
+            _sized(whole, card.total_bytes, state, f"{run}/{holder}/{ROLE}") as device,
+        ):
             yield device
         return
     assert card.total_bytes is not None, "a card has a UUID or a size"
     yield new_virtual(card_called(card.name or "", card.total_bytes), state)
+
+
+@contextmanager
+def _sized(whole: NvidiaDevice, total_bytes: int | None, state: Path, cookie: str) -> Iterator[Device]:
+    """The card as one of this size; the card itself where it has that size anyway."""
+    if total_bytes is None or is_of_size(whole.info.total_bytes, total_bytes):
+        yield whole
+        return
+    with _sized_to(whole, total_bytes, state, cookie) as small:
+        yield small
+
+
+@contextmanager
+def _sized_to(whole: NvidiaDevice, total_bytes: int, state: Path, cookie: str) -> Iterator[SmallCard]:
+    small = SmallCard(whole, total_bytes, log=state.with_name("ballast.log"), cookie=cookie)
+    try:
+        yield small
+    finally:
+        small.release()
+
+
+@contextmanager
+def smaller(device: Device, total_bytes: int, state: Path, *, cookie: str) -> Iterator[Device]:
+    """An open card as one of a smaller size, for trials on it; afterwards it is what it was before.
+
+    Raises:
+        DeviceError: the card does not answer.
+    """
+    if isinstance(device, SmallCard):
+        before = device.info.total_bytes
+        device.resize(total_bytes)
+        try:
+            yield device
+        finally:
+            device.resize(before)
+    elif isinstance(device, NvidiaDevice):
+        with _sized_to(device, total_bytes, state, cookie) as small:
+            yield small
+    else:
+        yield new_virtual(card_called(device.info.name, total_bytes), state)
 
 
 def fresh(device: Device, state: Path) -> Device:

@@ -38,6 +38,9 @@ class VirtualDevice:
             accounting=True,
         )
 
+    def prepare(self) -> None:
+        """Nothing: the card was made for its group."""
+
     def memory(self) -> Memory:
         """What the baseline and all living processes hold, their contexts included.
 

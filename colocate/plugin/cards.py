@@ -7,6 +7,7 @@ import pytest
 
 from colocate.errors import ColocateError
 from colocate.plugin.configuration import is_worker, only_looks, session_of
+from colocate.units import format_size
 
 if TYPE_CHECKING:
     from colocate.device.opening import Card, Cards
@@ -23,18 +24,37 @@ def find(config: pytest.Config, card_bytes: int) -> "Cards":
     from colocate.device.opening import Card, find_cards
 
     try:
-        virtual = known_card(config.option.card) if config.option.card else card_of_size(card_bytes)
-        cards = find_cards(config.option.device, card_bytes=virtual.total_bytes, name=virtual.name)
+        asked = config.option.card is not None
+        wanted = known_card(config.option.card) if asked else card_of_size(card_bytes)
+        size, kind = wanted.total_bytes, config.option.device
+        cards = find_cards(kind, card_bytes=size, name=wanted.name, small=asked)
         if cards.busy and config.option.wait:
             known = {card.uuid for card in cards.free}
-            later = [Card("nvidia", uuid) for uuid in choose_device(config.option.device).uuids if uuid not in known]
+            uuids = [uuid for uuid in choose_device(kind).uuids if uuid not in known]
+            later = [Card("nvidia", uuid, size if asked else None) for uuid in uuids]
             cards = dataclasses.replace(cards, free=(*cards.free, *later))
     except ColocateError as error:
         raise pytest.UsageError(str(error)) from error
+    _refuse_too_small(cards)
     if not cards.free:
         held = "; ".join(cards.busy)
         raise pytest.UsageError(f"card: expected a free one, found none ({held}); wait for one with --wait=SECONDS")
     return cards
+
+
+def _refuse_too_small(cards: "Cards") -> None:
+    """A card that can never be the wanted one is known before anything starts."""
+    from colocate.device.ballast import is_of_size
+    from colocate.device.nvidia import list_devices
+
+    sized = {card.uuid: card.total_bytes for card in cards.free if card.kind == "nvidia" and card.total_bytes}
+    for device in list_devices() if sized else ():
+        wanted = sized.get(device.uuid)
+        if wanted and device.total_bytes < wanted and not is_of_size(device.total_bytes, wanted):
+            raise pytest.UsageError(
+                f"--card: expected a card of at least {format_size(wanted)}, found {device.name} of "
+                f"{format_size(device.total_bytes)}; leave --card away, or predict with --device=virtual"
+            )
 
 
 def register(config: pytest.Config) -> None:
@@ -50,8 +70,8 @@ def register(config: pytest.Config) -> None:
         return
     found = find(config, session.plan.limits.card_bytes)
     session.cards, session.choice = found.free, found.sentence
-    if config.option.card is not None and found.free[0].kind != "virtual":
-        raise pytest.UsageError("--card: expected with a virtual card only, found a GPU; add --device=virtual")
+    if config.option.card is not None and found.free[0].kind == "nvidia":
+        session.choice = f"{found.sentence}, as a card of {format_size(found.free[0].total_bytes or 0)}"
 
 
 def sendable(card: "Card") -> dict[str, Any]:

@@ -22,9 +22,10 @@ def add_options(parser: pytest.Parser) -> None:
     )
     add(
         "--card",
-        type=virtual_card,
+        type=card,
         metavar="CARD",
-        help="Virtual card: a size such as 8GB, or a name of settings/cards.json such as 'RTX 3080' (the plan's size).",
+        help="Size of the card, as 8GB or a name of settings/cards.json as 'RTX 3080': that of the virtual card (the "
+        "plan's size); a larger GPU is made as small by a ballast (its own size).",
     )
     add("--epochs", type=positive, metavar="N", help="Epochs of every foreground (the plan's number).")
     add("--results", type=Path, metavar="DIR", help="Where run directories are made (results).")
@@ -53,7 +54,7 @@ def add_options(parser: pytest.Parser) -> None:
     add("--wait", type=seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
 
 
-def virtual_card(text: str) -> str:
+def card(text: str) -> str:
     """A size such as ``8GB`` or a name of the table of cards, as it was written.
 
     Raises:

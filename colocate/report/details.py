@@ -10,6 +10,7 @@ from typing import Any
 
 from colocate.evidence import STEP_KINDS, Interval
 from colocate.recordings import read_trace
+from colocate.report import small_card
 from colocate.report.markup import Html, el
 from colocate.report.shares import own_bytes
 from colocate.report.stored import Row, StoredRun, mapping, number
@@ -124,7 +125,7 @@ def _caption(row: Row) -> Html:
     keys = [(el("i", class_=f"key phase-{_known(phase)}"), phase, " ") for phase in phases]
     restarts = sum(max(0, len(member.lives) - 1) for member in members(row).values())
     more = f"▲ started again ({restarts} times)" if restarts else ""
-    return el("span", "Memory of the card. ", keys, more)
+    return el("span", "Memory of the card. ", small_card.caption(row), keys, more)
 
 
 def _known(phase: str) -> str:
@@ -223,6 +224,7 @@ def _facts_of(row: Row, roles: list[str]) -> Iterator[tuple[str, str, list[str]]
     yield "held, contexts included", "", [_mib(own_bytes(row, role)) for role in roles]
     yield "held, by list of processes", "", [_mib(number(member.get("held_bytes"))) for member in members_]
     yield "baseline", _mib(row.baseline_bytes), []
+    yield "ballast", small_card.fact(row), []
     yield "after the group", _mib(number(row.evidence.get("final_bytes"))), []
     yield "out of memory", "", [_ooms(member) for member in members_]
     yield "allocator retries", "", [_sum(member, "num_alloc_retries") for member in members_]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("fake_nvml.c")
 NAME = "libnvidia-ml.so.1"
+CUDA_SOURCE = Path(__file__).with_name("fake_cuda.c")
+CUDA_NAME = "libcuda.so.1"
 _NOT_SUPPORTED = 3
 
 
@@ -29,12 +31,27 @@ def build_library(folder: Path) -> Path:
         raise RuntimeError("fake NVML: expected a C compiler (cc, gcc or clang) on PATH, found none")
     stubs = folder / "stubs.c"
     stubs.write_text("".join(f"int {name}(void) {{ return {_NOT_SUPPORTED}; }}\n" for name in missing_symbols()))
-    library = folder / NAME
+    return _compiled(command, folder / NAME, SOURCE, stubs)
+
+
+def build_cuda(folder: Path) -> Path:
+    """Compiles the fake CUDA driver into a folder of its own, for real programs must not find it by chance.
+
+    Raises:
+        RuntimeError: there is no C compiler, or it refused the source.
+    """
+    command = compiler()
+    if command is None:
+        raise RuntimeError("fake CUDA driver: expected a C compiler (cc, gcc or clang) on PATH, found none")
+    return _compiled(command, folder / CUDA_NAME, CUDA_SOURCE)
+
+
+def _compiled(command: str, library: Path, *sources: Path) -> Path:
     # The soname makes glibc take this library when somebody later asks for the real one in the same process.
-    flags = ["-O1", "-Wall", "-Wextra", "-shared", "-fPIC", f"-Wl,-soname,{NAME}"]
-    done = subprocess.run([command, *flags, "-o", library, SOURCE, stubs], capture_output=True, text=True, check=False)
+    flags = ["-O1", "-Wall", "-Wextra", "-shared", "-fPIC", f"-I{SOURCE.parent}", f"-Wl,-soname,{library.name}"]
+    done = subprocess.run([command, *flags, "-o", library, *sources], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"fake NVML: {command} failed:\n{done.stderr}")
+        raise RuntimeError(f"fake {library.name}: {command} failed:\n{done.stderr}")
     return library
 
 

@@ -41,11 +41,11 @@ class Card(ctypes.Structure):
     _fields_ = [
         ("uuid", ctypes.c_char * 80),
         ("name", ctypes.c_char * 96),
-        *((name, _U64) for name in ("total_bytes", "reserved_bytes", "baseline_bytes")),
+        *((name, _U64) for name in ("total_bytes", "reserved_bytes", "baseline_bytes", "context_bytes")),
         *((name, _U64) for name in ("energy_mj", "energy_since_ns", "throttle_reasons")),
         *((name, _U32) for name in ("temperature_c", "memory_temperature_c", "power_mw")),
         *((name, _U32) for name in ("utilization_percent", "memory_utilization_percent")),
-        *((name, _U32) for name in ("energy_supported", "accounting", "mig")),
+        *((name, _U32) for name in ("energy_supported", "accounting", "mig", "compute_mode", "persistence")),
     ]
 
 
@@ -165,15 +165,20 @@ class FakeNvml:
         reserved_bytes: int = 200 * MIB,
         baseline_bytes: int = 0,
         accounting: bool = False,
+        context_bytes: int = 300 * MIB,
     ) -> Card:
-        """Adds a card with healthy vitals and returns it; its index is the order of adding."""
+        """Adds a card with healthy vitals and returns it; its index is the order of adding.
+
+        ``context_bytes`` is what a program of the fake CUDA driver holds before it has taken anything.
+        """
         card: Card = self.state.cards[self.state.num_cards]
         card.name, card.uuid = name.encode(), (uuid or f"GPU-{uuids.uuid4()}").encode()
         card.total_bytes, card.reserved_bytes, card.baseline_bytes = total_bytes, reserved_bytes, baseline_bytes
         card.temperature_c, card.memory_temperature_c, card.power_mw = 45, UNSUPPORTED, 60_000
         card.utilization_percent, card.memory_utilization_percent = 30, 10
         card.energy_supported, card.energy_mj, card.energy_since_ns = 1, 1_000_000, time.monotonic_ns()
-        card.accounting, card.mig = int(accounting), UNSUPPORTED
+        card.accounting, card.mig, card.context_bytes = int(accounting), UNSUPPORTED, context_bytes
+        card.compute_mode, card.persistence = 0, 1
         self.state.num_cards += 1
         return card
 

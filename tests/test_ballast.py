@@ -1,0 +1,276 @@
+"""A smaller card on a larger one, by the real ballast program on the fake CUDA driver and the fake NVML library."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from fake_nvml import MIB, FakeNvml
+from sessions import ROOT, arguments, plan, run, stand_in
+from waiting import wait_until
+
+from colocate.device.ballast import SmallCard
+from colocate.device.ballast_program import GRANULE_BYTES
+from colocate.device.failures import CardLost, NoBallast
+from colocate.device.nvidia import NvidiaDevice
+from colocate.processes import with_cookie
+from colocate.units import GIB
+
+COOKIE = f"run-{os.getpid()}/group01/ballast"
+EIGHT = 8 * GIB
+
+
+@pytest.fixture
+def small(large_card: FakeNvml, tmp_path: Path) -> Iterator[SmallCard]:
+    """8 GB of the large card, nothing taken yet."""
+    with closing(SmallCard(NvidiaDevice(large_card.uuid()), EIGHT, log=tmp_path / "log", cookie=COOKIE)) as small:
+        yield small
+
+
+def test_the_ballast_leaves_exactly_the_small_card_free(large_card: FakeNvml, small: SmallCard) -> None:
+    large_card.state.cards[0].baseline_bytes = 123 * MIB + 4096
+
+    small.prepare()
+
+    memory = small.memory()
+    assert memory.used_bytes == 123 * MIB + 4096
+    assert memory.total_bytes == EIGHT
+    assert 0 <= EIGHT - memory.used_bytes - memory.free_bytes < GRANULE_BYTES
+    assert small.info.ballast.held_bytes == large_card.used_bytes() - memory.used_bytes
+    assert small.info.name == "8 GB of an NVIDIA H100 80GB HBM3 (simulated) (ballast 71.1 GiB)"
+
+
+def test_the_context_of_the_ballast_is_part_of_it(large_card: FakeNvml, small: SmallCard) -> None:
+    large_card.state.cards[0].context_bytes = 517 * MIB
+
+    small.prepare()
+
+    assert small.memory().used_bytes == 0
+    assert 0 <= small.info.ballast.held_bytes - (81559 - 559 - 8192) * MIB < GRANULE_BYTES
+
+
+def test_what_others_take_is_seen_and_no_more_than_there_is(large_card: FakeNvml, small: SmallCard) -> None:
+    small.prepare()
+    free_bytes = small.memory().free_bytes
+
+    large_card.foreign(free_bytes)
+
+    assert small.memory().used_bytes == free_bytes <= EIGHT
+    with pytest.raises(Exception, match="expected room"):
+        large_card.allocate(GRANULE_BYTES)
+
+
+def test_the_ballast_is_on_the_list_and_marked(large_card: FakeNvml, small: SmallCard) -> None:
+    small.prepare()
+    large_card.foreign(100 * MIB)
+
+    listed = {process.pid: process for process in small.processes()}
+
+    assert listed[small.info.ballast.pid].ballast
+    assert not listed[4_000_000].ballast
+    assert [process.pid for process in with_cookie(COOKIE)] == [small.info.ballast.pid]
+
+
+def test_it_is_prepared_again_after_a_change(large_card: FakeNvml, small: SmallCard) -> None:
+    small.prepare()
+    pid = small.info.ballast.pid
+    large_card.state.cards[0].baseline_bytes = 50 * MIB
+    small.resize(EIGHT - 1000 * MIB)
+
+    small.prepare()
+
+    assert small.memory().used_bytes == 50 * MIB
+    assert small.memory().free_bytes == EIGHT - 1050 * MIB
+    assert small.info.ballast.pid == pid
+
+
+def test_released_it_leaves_nothing_behind(large_card: FakeNvml, small: SmallCard) -> None:
+    small.prepare()
+
+    small.release()
+
+    assert large_card.used_bytes() == 0
+    assert with_cookie(COOKIE) == []
+    assert small.info.ballast.held_bytes == 0
+
+
+def test_a_ballast_that_is_killed_is_no_reading(small: SmallCard) -> None:
+    """Without it a large card would pass for the small one."""
+    small.prepare()
+
+    os.kill(small.info.ballast.pid, signal.SIGKILL)
+
+    wait_for_end(small.info.ballast.pid)
+    with pytest.raises(CardLost, match="expected the ballast to hold its memory, found it ended"):
+        small.memory()
+
+
+def test_after_that_it_can_be_made_again(small: SmallCard) -> None:
+    small.prepare()
+    os.kill(small.info.ballast.pid, signal.SIGKILL)
+    wait_for_end(small.info.ballast.pid)
+
+    small.prepare()
+
+    assert small.memory().free_bytes == EIGHT
+
+
+def test_a_card_that_is_too_small_is_refused(large_card: FakeNvml, small: SmallCard) -> None:
+    small.resize(80 * GIB)
+
+    with pytest.raises(NoBallast, match="expected at least 81920 MiB for a card of that size, found a card of 81000"):
+        small.prepare()
+
+
+def test_a_card_that_holds_too_much_is_refused(large_card: FakeNvml, small: SmallCard) -> None:
+    large_card.state.cards[0].baseline_bytes = EIGHT
+
+    with pytest.raises(NoBallast, match="expected less than 8192 MiB in use"):
+        small.prepare()
+
+
+def test_a_card_without_room_for_the_context_is_refused(small: SmallCard) -> None:
+    small.resize((81000 - 100) * MIB)
+
+    with pytest.raises(NoBallast, match=r"room for the ballast's own context .* 200 MiB are missing"):
+        small.prepare()
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "said"),
+    [
+        ("cuInit", 100, "cuInit: expected success, got CUDA_ERROR_NO_DEVICE"),
+        ("cuInit", 999, "cuInit: expected success, got CUDA_ERROR_UNKNOWN"),
+        ("cuMemAlloc_v2", 2, "bytes free beside the ballast, NVML says .*cuMemAlloc_v2.*CUDA_ERROR_OUT_OF_MEMORY"),
+    ],
+)
+def test_what_cuda_says_is_passed_on(
+    large_card: FakeNvml, small: SmallCard, function: str, code: int, said: str
+) -> None:
+    large_card.fail(function, code)
+
+    with pytest.raises(NoBallast, match=said):
+        small.prepare()
+
+
+def test_without_a_cuda_driver_the_library_is_named(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    fake_nvml.state.cards[0].total_bytes = 16 * GIB
+    small = SmallCard(NvidiaDevice(fake_nvml.uuid()), EIGHT, log=tmp_path / "log", cookie=COOKIE)
+    with closing(small), pytest.raises(NoBallast, match=r"libcuda\.so\.1"):
+        small.prepare()
+
+
+def test_the_right_card_of_several_is_taken(fake_cuda: FakeNvml, tmp_path: Path) -> None:
+    for _ in range(2):
+        fake_cuda.add_card(total_bytes=24 * GIB)
+    with closing(SmallCard(NvidiaDevice(fake_cuda.uuid(1)), EIGHT, log=tmp_path / "log", cookie=COOKIE)) as small:
+        small.prepare()
+
+        assert small.memory().free_bytes == EIGHT
+        assert fake_cuda.used_bytes(0) == 0
+
+
+def wait_for_end(pid: int) -> None:
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+# --- groups on it
+
+
+def options(*more: str) -> tuple[str, ...]:
+    return ("--device=nvidia", "--card=8GB", *more)
+
+
+def pair(folder: Path, foreground: int, background: int) -> Path:
+    steps = ("--steps=60", "--context=100", "--probe")
+    return plan(
+        folder / "plan.json",
+        [
+            {
+                "foreground": stand_in(f"--hold={foreground}", *steps),
+                "background": stand_in(f"--hold={background}", "--repeat", *steps),
+            }
+        ],
+    )
+
+
+@pytest.mark.slow
+def test_a_group_is_judged_as_on_the_small_card(large_card: FakeNvml, tmp_path: Path) -> None:
+    large_card.state.cards[0].baseline_bytes = 40 * MIB
+
+    session = run(pair(tmp_path, 1500, 2500), tmp_path, *options())
+
+    (verdict,) = session.verdicts.values()
+    (experiment,) = (json.loads(path.read_text()) for path in session.run.glob("*/experiment.json"))
+    evidence = experiment["evidence"]
+    assert session.code == 0, session.output
+    assert verdict["peak_bytes"] == 4040 * MIB
+    assert verdict["limit_bytes"] == 7500 * MIB
+    assert evidence["baseline_bytes"] == 40 * MIB
+    assert evidence["device"]["name"] == "8 GB of an NVIDIA H100 80GB HBM3 (simulated) (ballast 71.1 GiB)"
+    assert evidence["device"]["total_bytes"] == EIGHT
+    assert "ballast" in [holder["owner"] for holder in evidence["holders"]]
+    assert "foreign" not in [holder["owner"] for holder in evidence["holders"]]
+    assert "small_card" in {warning["code"] for warning in verdict["warnings"]}
+    assert large_card.used_bytes() == 40 * MIB
+    assert verify(session.run) == "the same"
+
+
+@pytest.mark.slow
+def test_memory_runs_out_as_on_the_small_card(large_card: FakeNvml, tmp_path: Path) -> None:
+    """The same pair fits on the whole card and not on 8 GB of it."""
+    session = run(pair(tmp_path, 5000, 4000), tmp_path, *options())
+
+    (verdict,) = session.verdicts.values()
+    assert session.code == 1, session.output
+    assert "foreground_out_of_memory" in [reason["code"] for reason in verdict["reasons"]]
+    assert large_card.used_bytes() == 0
+
+
+@pytest.mark.slow
+def test_it_is_refused_while_others_use_the_card(large_card: FakeNvml, tmp_path: Path, foreign_process: int) -> None:
+    large_card.allocate(500 * MIB, pid=foreign_process)
+
+    session = run(pair(tmp_path, 1500, 2500), tmp_path, *options())
+
+    (verdict,) = session.verdicts.values()
+    assert [reason["code"] for reason in verdict["reasons"]] == ["foreign_process"]
+    assert large_card.used_bytes() == 500 * MIB
+
+
+def test_a_card_that_can_never_be_it_is_refused_before_anything_starts(large_card: FakeNvml, tmp_path: Path) -> None:
+    session = run(pair(tmp_path, 1500, 2500), tmp_path, "--device=nvidia", "--card=100GB")
+
+    assert session.code == 4
+    assert "--card: expected a card of at least 100 GB, found NVIDIA H100" in session.output
+
+
+@pytest.mark.slow
+def test_a_card_of_that_size_needs_no_ballast(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    session = run(pair(tmp_path, 1500, 2500), tmp_path, *options())
+
+    assert session.code == 0, session.output
+    assert not list(session.run.glob("*/ballast.log"))
+
+
+@pytest.mark.slow
+def test_the_ballast_dies_with_the_run(large_card: FakeNvml, tmp_path: Path) -> None:
+    words = arguments(pair(tmp_path, 1500, 2500), tmp_path, *options())
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True) as session:
+        wait_until(lambda: large_card.used_bytes() > 70 * GIB + 2500 * MIB)
+        session.kill()
+
+    wait_until(lambda: large_card.used_bytes() == 0, 6)
+
+
+def verify(run: Path) -> str:
+    """What `colocate verify` says of a run in short."""
+    done = subprocess.run(
+        [sys.executable, "-m", "colocate.cli", "verify", str(run)], capture_output=True, text=True, check=False
+    )
+    return "the same" if done.returncode == 0 else done.stdout + done.stderr
