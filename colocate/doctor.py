@@ -19,6 +19,7 @@ from typing import Literal
 
 from colocate import __version__, environment
 from colocate.device import nvidia
+from colocate.device.choice import refuse_hidden_library
 from colocate.device.lock import locked
 from colocate.energy import POWERCAP, CpuEnergyMeter
 from colocate.errors import ColocateError, DeviceError
@@ -122,6 +123,11 @@ def _torch() -> Finding:
 
 def _cards() -> Iterator[Finding]:
     if not nvidia.library_present():
+        try:
+            refuse_hidden_library()
+        except DeviceError as error:
+            yield Finding("GPU", "bad", str(error))
+            return
         text = (
             f"none: {nvidia.LIBRARY} is not there; predictions on the virtual card, verify, report and next still work"
         )

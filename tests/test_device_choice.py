@@ -99,3 +99,31 @@ def test_the_virtual_card_asks_no_driver(fake_nvml):
     fake_nvml.fail("*", DRIVER_NOT_LOADED)
 
     assert choose_device("virtual").kind == "virtual"
+
+
+HALF_SET_UP = """
+import sys
+from pathlib import Path
+from colocate.device import choice
+from colocate.device.choice import choose_device
+folder = Path(sys.argv[1])
+(folder / "nvidia0").touch()
+(folder / choice.nvidia.LIBRARY).touch()
+choice.DEVICE_FOLDER, choice.LIBRARY_FOLDERS = str(folder), ("/nowhere", str(folder))
+print(choose_device("auto"))
+"""
+
+
+def test_a_card_without_its_library_is_an_error_and_not_a_virtual_card(tmp_path):
+    """The driver's libraries were mounted where the loader does not look; the run would have predicted in silence."""
+    if "this machine has a driver" in choice_without_library("auto").stdout:
+        pytest.skip("this machine has an NVML library")
+    done = subprocess.run(
+        [sys.executable, "-c", HALF_SET_UP, str(tmp_path)],
+        env={"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert f"expected beside {tmp_path}/nvidia0, found no library that loads; add {tmp_path} to LD" in done.stderr

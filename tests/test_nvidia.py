@@ -417,3 +417,73 @@ def test_a_library_that_does_not_load_is_told_from_none(tmp_path):
     )
 
     assert "DeviceError: libnvidia-ml.so.1: expected a library that loads" in done.stderr
+
+
+# --- what real drivers do, and the fake did not at first
+
+
+def test_a_reading_that_fails_does_not_cost_the_others(fake_nvml, device):
+    """In some sandboxes and virtual machines single questions end in an unknown error."""
+    fake_nvml.fail("nvmlDeviceGetTotalEnergyConsumption", fakes.UNKNOWN)
+    fake_nvml.fail("nvmlDeviceGetCurrentClocks*", fakes.UNKNOWN)
+    vitals = device.vitals()
+
+    assert (vitals.energy_mj, vitals.throttle_reasons) == (None, None)
+    assert (vitals.power_mw, vitals.temperature_c) == (60_000, 45)
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["nvmlDeviceGetAccountingMode", "nvmlDeviceGetIndex", "nvmlDeviceGetMigMode", "nvmlDeviceGetComputeMode"],
+)
+@pytest.mark.parametrize("code", [fakes.UNKNOWN, fakes.NO_PERMISSION, NOT_SUPPORTED])
+def test_a_card_can_be_opened_whatever_it_does_not_tell_of_itself(fake_nvml, function, code):
+    fake_nvml.fail(function, code)
+
+    with NvidiaDevice(fake_nvml.uuid()) as device:
+        assert device.memory().total_bytes == 8192 * MIB
+
+
+def test_processes_are_told_where_those_that_draw_are_not(fake_nvml, device):
+    fake_nvml.foreign(100 * MIB)
+    fake_nvml.fail("nvmlDeviceGetGraphicsRunningProcesses*", fakes.UNKNOWN)
+
+    assert device.processes() == (DeviceProcess(4_000_000, 100 * MIB),)
+
+
+def test_a_list_of_processes_that_fails_is_not_an_empty_one(fake_nvml, device):
+    fake_nvml.fail("nvmlDeviceGetComputeRunningProcesses*", fakes.UNKNOWN)
+
+    with pytest.raises(DeviceError, match="expected processes"):
+        device.processes()
+
+
+@pytest.mark.parametrize(("mode", "name"), [(1, "exclusive thread"), (2, "prohibited"), (3, "exclusive process")])
+def test_a_card_for_one_process_only_is_refused(fake_nvml, mode, name):
+    """The second training would fail to start, and the pair would pass for one that does not fit."""
+    fake_nvml.state.cards[0].compute_mode = mode
+
+    with pytest.raises(DeviceError, match=f"found {name}: two trainings cannot share the card; .* -c DEFAULT"):
+        NvidiaDevice(fake_nvml.uuid())
+
+
+def test_an_older_pynvml_lacks_the_newest_names(fake_nvml, device, monkeypatch):
+    monkeypatch.delattr(pynvml, "nvmlDeviceGetTemperatureV")
+
+    assert device.vitals().temperature_c == 45
+
+
+def test_accounting_without_permission_tells_none(fake_nvml, device):
+    """Reading another user's statistics, or in a container without the right."""
+    fake_nvml.fail("nvmlDeviceGetAccountingStats", fakes.NO_PERMISSION)
+
+    assert device.process_peak_bytes(4_000_000) is None
+
+
+def test_what_is_free_is_told_with_either_struct(fake_nvml, device):
+    fake_nvml.allocate(500 * MIB)
+
+    assert device.memory().free_bytes == (8192 - 200 - 500) * MIB
+    fake_nvml.fail(MEMORY, NOT_SUPPORTED)
+    with NvidiaDevice(fake_nvml.uuid()) as older:
+        assert older.memory().free_bytes == (8192 - 200 - 500) * MIB

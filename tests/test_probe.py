@@ -70,6 +70,27 @@ def test_counters_are_empty_until_the_program_uses_cuda():
     assert Counters(cuda).read() == {}
 
 
+class NoStatistics(FakeCuda):
+    """An allocator of the program's own, set by ``torch.cuda.memory.change_current_allocator``."""
+
+    def memory_stats(self, index: int) -> dict[str, int]:
+        raise RuntimeError("CUDAPluggableAllocator does not yet support getDeviceStats. If you need it, ask")
+
+
+def test_an_allocator_without_counters_costs_neither_the_record_nor_the_program():
+    """The record used to be given up with its steps, and a program that reset its peaks failed because of us."""
+    notes, calls = [], []
+    counters = Counters(NoStatistics(), notes.append)
+
+    counters.safe_from(lambda: calls.append("reset"))()
+
+    assert counters.read() == {}
+    assert calls == ["reset"]
+    assert set(notes) == {
+        "the allocator tells nothing: CUDAPluggableAllocator does not yet support getDeviceStats. If you need it, ask"
+    }
+
+
 def test_a_peak_between_two_readings_survives_a_reset():
     cuda = FakeCuda()
     counters = Counters(cuda)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from colocate.device import nvidia
@@ -11,6 +12,10 @@ from colocate.errors import DeviceError
 Kind = Literal["auto", "nvidia", "virtual"]
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+DEVICE_FOLDER = "/dev"
+# Where the library lies on machines whose loader does not look there by itself: Kubernetes' device plugin, WSL.
+LIBRARY_FOLDERS = ("/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/usr/lib/wsl/lib", "/usr/lib64/nvidia")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ def choose_device(kind: Kind, environment: Mapping[str, str] = os.environ) -> Ch
     if kind == "virtual":
         return Choice("virtual", (), "predicting on a virtual card, as asked; no number is measured on a GPU")
     if kind == "auto" and not nvidia.library_present():
+        refuse_hidden_library()
         return Choice(
             "virtual",
             (),
@@ -45,6 +51,22 @@ def choose_device(kind: Kind, environment: Mapping[str, str] = os.environ) -> Ch
             "no number is measured on a GPU",
         )
     return _nvidia_cards(environment)
+
+
+def refuse_hidden_library() -> None:
+    """A card without its library is a container or a path that is set up by half, and no machine without a card.
+
+    Raises:
+        DeviceError: this machine has a card's device file, and no library. Names the cure.
+    """
+    cards = sorted(Path(DEVICE_FOLDER).glob("nvidia[0-9]*"))
+    if not cards:
+        return
+    found = next((folder for folder in LIBRARY_FOLDERS if (Path(folder) / nvidia.LIBRARY).exists()), None)
+    cure = f"add {found} to LD_LIBRARY_PATH" if found else "pass the driver's libraries in (--gpus all)"
+    raise DeviceError(
+        f"{nvidia.LIBRARY}: expected beside {cards[0]}, found no library that loads; {cure}, or use --device virtual"
+    )
 
 
 def _nvidia_cards(environment: Mapping[str, str]) -> Choice:

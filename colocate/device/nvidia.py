@@ -34,6 +34,13 @@ _NOT_TOLD = frozenset(
 _NO_SECOND_STRUCT = _NOT_TOLD | {pynvml.NVML_ERROR_UNKNOWN}
 _LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED})
 
+# A reading that no verdict rests on must not cost the others: whatever NVML says but that the card, or NVML, is gone.
+_ANY_ERROR = frozenset(value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_"))
+_NOT_ESSENTIAL = _ANY_ERROR - _LOST - {pynvml.NVML_ERROR_UNINITIALIZED}
+
+# nvml.h: nvmlComputeMode_t. In the others one process, or none, may use the card.
+_COMPUTE_MODES = {1: "exclusive thread", 2: "prohibited", 3: "exclusive process"}
+
 _CURES = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "install the NVIDIA driver, or use --device virtual",
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
@@ -101,6 +108,7 @@ class NvidiaDevice:
         try:
             self._handle = self._find()
             self._refuse_instances()
+            self._refuse_exclusive()
             self._read_memory, source = self._choose_memory()
             self._total_bytes = 0
             self._total_bytes = self.memory().total_bytes
@@ -149,22 +157,22 @@ class NvidiaDevice:
     def vitals(self) -> Vitals:
         """Power, temperatures, utilisation, throttling and the energy counter; None for what the card does not tell.
 
-        A value that cannot be true counts as not told. Check by hand:
+        A value that cannot be true counts as not told, and so does one that NVML fails to read. Check by hand:
         ``nvidia-smi --query-gpu=power.draw,temperature.gpu,utilization.gpu --format=csv``.
 
         Raises:
             CardLost: the card is gone.
-            DeviceError: NVML did not answer. Names the card's UUID and NVML's own message.
+            DeviceError: NVML was let go of.
         """
-        utilization = self._told("utilisation", pynvml.nvmlDeviceGetUtilizationRates)
+        utilization = self._if_told("utilisation", pynvml.nvmlDeviceGetUtilizationRates)
         # The widest bounds that a card can need: today's largest take 1.4 kW and throttle below 110 degrees Celsius.
         return Vitals(
-            power_mw=_within(0, 10_000_000, self._told("power", pynvml.nvmlDeviceGetPowerUsage)),
+            power_mw=_within(0, 10_000_000, self._if_told("power", pynvml.nvmlDeviceGetPowerUsage)),
             temperature_c=_within(0, 150, self._temperature_c()),
             memory_temperature_c=_within(1, 150, self._memory_temperature_c()),
             utilization_percent=_within(0, 100, utilization.gpu if utilization else None),
             memory_utilization_percent=_within(0, 100, utilization.memory if utilization else None),
-            energy_mj=self._told("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption),
+            energy_mj=self._if_told("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption),
             throttle_reasons=self._throttle_reasons(),
         )
 
@@ -183,7 +191,7 @@ class NvidiaDevice:
             computing = self._told("processes", pynvml.nvmlDeviceGetComputeRunningProcesses_v2)
         if computing is None:
             return None
-        drawing = self._told("processes that draw", pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3) or []
+        drawing = self._if_told("processes that draw", pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3) or []
         # A program that computes and draws is in both lists with the same number.
         by_pid = {row.pid: self._holder(row, draws=True) for row in drawing}
         by_pid |= {row.pid: self._holder(row) for row in computing}
@@ -252,6 +260,10 @@ class NvidiaDevice:
                 return None
             raise _failure(f"{self._uuid}: expected {what}", error) from error
 
+    def _if_told(self, what: str, function: Callable[..., Any] | None, *arguments: Any) -> Any:
+        """The answer of a reading that no verdict rests on, or None; also for a function that pynvml has not."""
+        return None if function is None else self._told(what, function, *arguments, not_told=_NOT_ESSENTIAL)
+
     # --- memory
 
     def _choose_memory(self) -> tuple[Callable[[], Memory], str]:
@@ -275,15 +287,24 @@ class NvidiaDevice:
     # --- the rest
 
     def _refuse_instances(self) -> None:
-        mode = self._told("MIG mode", pynvml.nvmlDeviceGetMigMode)
+        mode = self._if_told("MIG mode", pynvml.nvmlDeviceGetMigMode)
         if mode and mode[0]:
             raise DeviceError(
                 f"{self._uuid}: expected a whole card, found MIG mode on; turn it off (sudo nvidia-smi -i UUID -mig 0)"
             )
 
+    def _refuse_exclusive(self) -> None:
+        """A group is two processes: in a mode for one the second would fail, and look as if it had not fitted."""
+        mode = _COMPUTE_MODES.get(self._if_told("compute mode", pynvml.nvmlDeviceGetComputeMode) or 0)
+        if mode is not None:
+            raise DeviceError(
+                f"{self._uuid}: expected compute mode default, found {mode}: two trainings cannot share the card; "
+                "change it (sudo nvidia-smi -i UUID -c DEFAULT), or wait for who set it"
+            )
+
     def _describe(self, memory_source: str) -> DeviceInfo:
         cuda = self._system("CUDA version", pynvml.nvmlSystemGetCudaDriverVersion)
-        accounting = self._told("accounting mode", pynvml.nvmlDeviceGetAccountingMode)
+        accounting = self._if_told("accounting mode", pynvml.nvmlDeviceGetAccountingMode)
         return DeviceInfo(
             kind="nvidia",
             uuid=self._uuid,
@@ -294,29 +315,30 @@ class NvidiaDevice:
             driver_version=self._system("driver version", pynvml.nvmlSystemGetDriverVersion),
             nvml_version=self._system("NVML version", pynvml.nvmlSystemGetNVMLVersion),
             cuda_version=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
-            index=self._told("index", pynvml.nvmlDeviceGetIndex),
+            index=self._if_told("index", pynvml.nvmlDeviceGetIndex),
             accounting=None if accounting is None else bool(accounting),
         )
 
     def _system(self, what: str, function: Callable[[], Any]) -> Any:
-        return self._told(what, lambda handle: function())
+        return self._if_told(what, lambda handle: function())
 
     def _temperature_c(self) -> int | None:
         # nvmlDeviceGetTemperature goes away with CUDA 14; drivers before R570 have nothing else.
-        told: int | None = self._told("temperature", pynvml.nvmlDeviceGetTemperatureV, pynvml.NVML_TEMPERATURE_GPU)
+        newer = getattr(pynvml, "nvmlDeviceGetTemperatureV", None)  # pynvml knows it since R570
+        told: int | None = self._if_told("temperature", newer, pynvml.NVML_TEMPERATURE_GPU)
         if told is None:
-            told = self._told("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
+            told = self._if_told("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
         return told
 
     def _memory_temperature_c(self) -> int | None:
-        told = self._told("memory temperature", pynvml.nvmlDeviceGetFieldValues, [pynvml.NVML_FI_DEV_MEMORY_TEMP])
+        told = self._if_told("memory temperature", pynvml.nvmlDeviceGetFieldValues, [pynvml.NVML_FI_DEV_MEMORY_TEMP])
         return None if told is None or told[0].nvmlReturn else int(told[0].value.uiVal)
 
     def _throttle_reasons(self) -> int | None:
         # Renamed in CUDA 12.2; the old name stays for drivers that lack the new one.
-        told: int | None = self._told("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+        told: int | None = self._if_told("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
         if told is None:
-            told = self._told("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+            told = self._if_told("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
         return told
 
     def _holder(self, row: Any, draws: bool = False) -> DeviceProcess:

@@ -30,7 +30,7 @@ RESETS = (
 def count(record: Record) -> None:
     """Let the record follow the allocator and the optimizers of this process."""
     count_steps(record)
-    counters = Counters(torch.cuda)
+    counters = Counters(torch.cuda, record.note)
     for name in RESETS:
         if hasattr(torch._C, name):
             setattr(torch._C, name, counters.safe_from(getattr(torch._C, name)))
@@ -49,10 +49,12 @@ class Counters:
 
     Args:
         cuda: ``torch.cuda``, or something with its ``is_initialized``, ``device_count`` and ``memory_stats``.
+        note: called with why there are no counters, such as an allocator of the program's own that keeps none.
     """
 
-    def __init__(self, cuda: Any) -> None:
+    def __init__(self, cuda: Any, note: Callable[[str], None] = lambda text: None) -> None:
         self._cuda = cuda
+        self._note = note
         self._highest: dict[str, int] = {}
         self._before_resets = dict.fromkeys(COUNTERS, 0)
 
@@ -61,6 +63,8 @@ class Counters:
         if not self._cuda.is_initialized():
             return {}
         statistics = self._statistics()
+        if not statistics:
+            return {}
         readings = {field: statistics.get(key) for field, key in CURRENT.items()}
         for field, key in LIFETIME_PEAKS.items():
             self._highest[field] = max(self._highest.get(field, 0), statistics.get(key, 0))
@@ -86,11 +90,15 @@ class Counters:
         return {field: statistics.get(field, 0) for field in COUNTERS}
 
     def _statistics(self) -> dict[str, int]:
-        """The sum over the visible devices: a training of ours sees one."""
+        """The sum over the visible devices: a training of ours sees one. Empty where the allocator does not tell."""
         total: dict[str, int] = {}
-        for index in range(self._cuda.device_count()):
-            for key, value in self._cuda.memory_stats(index).items():
-                total[key] = total.get(key, 0) + value
+        try:
+            for index in range(self._cuda.device_count()):
+                for key, value in self._cuda.memory_stats(index).items():
+                    total[key] = total.get(key, 0) + value
+        except Exception as error:  # torch.cuda.memory.change_current_allocator: "does not yet support getDeviceStats"
+            self._note(f"the allocator tells nothing: {str(error).splitlines()[0]}")
+            return {}
         return total
 
 
