@@ -7,6 +7,7 @@
       .lock .reserve                    held by the session that runs; room for its records on a full disk
       quarantine/                       cards that nothing more is measured on
       summary.csv                       one row per group, rebuilt after each
+      proposals.json                    what could be tried for groups that do not fit, with predicted peaks
       examples_mnist_parallel_002/      GroupDirectory
         experiment.json                 the record: settings, evidence, results
         verdict.json
@@ -151,6 +152,11 @@ class RunDirectory:
     def summary(self) -> Path:
         """One row per finished group."""
         return self.path / "summary.csv"
+
+    @property
+    def proposals(self) -> Path:
+        """What could be tried for the groups that do not fit, with predicted peaks."""
+        return self.path / "proposals.json"
 
     def group(
         self, foreground: str, number: int, *, parallel: bool, repeat: int = 1, attempt: int = 1

@@ -35,6 +35,7 @@ LAYERS = (
     ("rehearsal", "trial"),
     ("foresight", "variant"),
     ("proposals",),
+    ("outlook",),
     ("repetition", "resume"),
     ("report",),
     ("plugin", "commands"),

@@ -218,7 +218,33 @@ def test_an_infeasible_group_says_what_it_needed_who_needed_it_and_what_to_try(r
     finish(run, 1, predicted_evidence(6000, 2000))
     found = body(run)
     assert "is expected to need 8930 MiB, 1430 MiB above the limit: examples_mnist 6350 MiB, resnet20 2350 MiB" in found
-    assert "a smaller batch with gradient accumulation" in found
+    assert "colocate report run_20261124_053000 --predict says what could be tried" in found
+
+
+def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_run(run):
+    begin(run, ["group01"])
+    directory = finish(run, 1, predicted_evidence(6000, 2000))
+    peak = {"low_bytes": 5000 * MIB, "expected_bytes": 5500 * MIB, "high_bytes": 6000 * MIB}
+    known = {"training": "mnist", "text": "mnist: x", "settings": f'"b": {MARKUP}', "why": "keeps the effective batch"}
+    entries = [
+        {**known, "peak": peak, "answer": "fits"},
+        {**known, "peak": {**peak, "high_bytes": 9000 * MIB}, "answer": "undecided"},
+        {**known, "peak": None, "answer": None, "why_not": "there was no time left to predict it"},
+        {"text": "measure it", "settings": None},
+    ]
+    content_hash = json.loads(directory.experiment.read_text())["group"]["content_hash"]
+    groups = {"group01": {"content_hash": content_hash, "proposals": entries}}
+    run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
+    found = body(run)
+    assert '<b class="outlook v-ok">5000-6000 MiB: fits</b>' in found
+    assert '<b class="outlook v-warn">5000-9000 MiB: undecided</b>' in found
+    assert "not predicted: there was no time left to predict it" in found
+    assert "<li>measure it </li>" in found
+    assert "The peaks of proposals are predicted on a virtual card, not measured." in found
+    assert MARKUP not in found
+    groups["group01"]["content_hash"] = "other"
+    run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
+    assert "5000-6000 MiB: fits" not in body(run)
 
 
 def test_pairs_are_recommended_by_their_class(run):

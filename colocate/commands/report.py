@@ -1,9 +1,15 @@
 """``colocate report``: the page and ``summary.csv`` again, from what is on disk."""
 
 import argparse
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from colocate import commands as command
+
+if TYPE_CHECKING:
+    from colocate.plan import Plan
+    from colocate.report.stored import StoredRun
 
 
 def add(commands: command.Commands) -> None:
@@ -17,6 +23,14 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the page goes (report.html in the first run)")
     parser.add_argument("--against", type=Path, metavar="RUN", help="an earlier run to compare with, on the page too")
+    parser.add_argument(
+        "--predict",
+        nargs="?",
+        type=command.whole,
+        const=600,
+        metavar="SECONDS",
+        help="first predict what could be tried for groups that do not fit, for at most so long (600)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -28,6 +42,9 @@ def run(options: argparse.Namespace) -> int:
     from colocate.report.summary import write_summary
     from colocate.run_directory import RunDirectory, make_folder, write_text
 
+    if options.predict is not None:
+        for path in options.runs:
+            _predict(read_run(path), options.predict)
     runs = [read_run(path) for path in dict.fromkeys(path.resolve() for path in options.runs)]
     comparison = None
     if options.against is not None:
@@ -48,3 +65,42 @@ def run(options: argparse.Namespace) -> int:
     for found in runs:
         print(f"summary: {command.near(found.path / 'summary.csv')}")
     return command.WELL
+
+
+def _predict(run: "StoredRun", budget_s: float) -> None:
+    """Put proposals with predicted peaks into the run, for the groups that its plan still has as they were."""
+    from colocate.catalog import default_catalog, load_catalog
+    from colocate.foresight import Answer
+    from colocate.outlook import advise
+    from colocate.rehearsal import Cache
+    from colocate.report.advice import is_unfit
+    from colocate.report.words import plural
+    from colocate.run_directory import RunDirectory
+
+    unfit = [row for row in run.rows if is_unfit(row.record)]
+    plan = _plan_of(run)
+    wanted = []
+    for row in unfit:
+        group = next((group for group in plan.groups if group.id == row.group), None)
+        if row.directory is None or group is None or group.content_hash != row.content_hash:
+            print(f"{row.group}: its settings have changed since the run; nothing is predicted for it")
+        else:
+            wanted.append((group, row.directory))
+    catalog = load_catalog(plan.catalog or default_catalog(plan.path))
+    said = advise(RunDirectory(run.path), wanted, catalog, budget_s=budget_s, cache=Cache.of_user())
+    for group, found in said:
+        fitting = [one for one in found if one.answer is Answer.FITS]
+        print(f"{group.id}: {len(fitting)} of {plural(len(found), 'proposal')} predicted to fit")
+
+
+def _plan_of(run: "StoredRun") -> "Plan":
+    """The plan as it was run: from where it was, with the same catalog and number of epochs.
+
+    Raises:
+        ColocateError: it cannot be read any more.
+    """
+    from colocate.plan import load_plan
+
+    given = re.search(r"--epochs[= ](\d+)", " ".join(map(str, run.info.get("arguments") or ())))
+    epochs = int(given[1]) if given else None
+    return load_plan(str(run.plan.get("path")), run.plan.get("catalog"), epochs=epochs)

@@ -41,7 +41,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if not configuration.collects_cases(config):
         return
     configuration.start(config)
-    from colocate.plugin import cards, collection, ledger, outcome, page, progress, resume, run_record, workers
+    from colocate.plugin import (
+        cards,
+        collection,
+        ledger,
+        outcome,
+        page,
+        progress,
+        proposals,
+        resume,
+        run_record,
+        workers,
+    )
 
-    for module in (cards, run_record, resume, outcome, collection, workers, ledger, page, progress):
+    for module in (cards, run_record, resume, outcome, collection, workers, ledger, page, progress, proposals):
         module.register(config)

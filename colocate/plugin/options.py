@@ -51,6 +51,13 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="How often a line tells what runs where the output is no terminal; 0 is never (30).",
     )
+    add(
+        "--predict",
+        type=seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="How long to predict, at the end, what could be tried for groups that do not fit; 0 is never (60).",
+    )
     add("--wait", type=seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
 
 

@@ -5,7 +5,7 @@ pytest-html's page, `document` into one of its own.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -14,13 +14,13 @@ from math import floor
 from pathlib import Path
 
 from colocate import __version__
-from colocate.report import details, small_card, table
-from colocate.report.advice import needs, not_recommended_because, what_next
+from colocate.report import details, small_card, table, unfit
+from colocate.report.advice import not_recommended_because, what_next
 from colocate.report.comparison import Comparison, section
-from colocate.report.markup import Html, breakable, el
-from colocate.report.picture import picture
+from colocate.report.markup import Html, el
+from colocate.report.picture import pair, picture
 from colocate.report.stored import Part, Row, StoredRun, instant, mapping, parts
-from colocate.report.words import basis_of, colour, duration_text, energy_text, peak_text, plural
+from colocate.report.words import basis_of, duration_text, energy_text, peak_text, plural
 from colocate.units import format_mib, format_size
 from colocate.verdict import Outcome
 
@@ -63,8 +63,7 @@ def body(report: Report) -> Html:
         [_part(part, report) for part in report.parts],
         _table(report, runs),
         section(report.comparison) if report.comparison else None,
-        [_for_the_infeasible(part) for part in report.parts],
-        [_what_next(part) for part in report.parts],
+        [[section_of(part) for part in report.parts] for section_of in SECTIONS],
         [_made_with(run) for run in runs.values()],
     ]
     script = Html(SCRIPT.read_text(encoding="utf-8"))
@@ -292,37 +291,6 @@ def _table(report: Report, runs: dict[str, StoredRun]) -> Html:
 # --- what to do
 
 
-def _for_the_infeasible(part: Part) -> Html | None:
-    found = needs(part)
-    if not found:
-        return None
-    entries = [
-        el(
-            "li",
-            el(
-                "p",
-                el("a", need.row.group, href=f"#{need.row.key}"),
-                " ",
-                el("span", need.row.record["outcome"], class_=f"badge {colour(need.row.record)}"),
-                " ",
-                _pair(need.row),
-                " ",
-                need.needed,
-                ".",
-            ),
-            el("ol", [el("li", proposal) for proposal in need.proposals]) if need.proposals else None,
-        )
-        for need in found
-    ]
-    return el(
-        "section",
-        el("h2", "For the infeasible and the undecided"),
-        el("p", "What they would have needed, and what could be tried, the cheapest first.", class_="muted"),
-        el("ul", entries, class_="needs"),
-        class_="needs-section",
-    )
-
-
 def _what_next(part: Part) -> Html | None:
     if not part.rows:
         return None
@@ -351,11 +319,7 @@ def _what_next(part: Part) -> Html | None:
 
 def _next_entry(row: Row, kind: str) -> Html:
     why = f" · {peak_text(row.record)}" if kind != "v-bad" else f" · {not_recommended_because(row)}"
-    return el("span", el("a", row.group, href=f"#{row.key}"), " ", _pair(row), el("span", why, class_="muted"))
-
-
-def _pair(row: Row) -> Html:
-    return el("span", breakable(row.record["foreground"]), " + ", breakable(row.record["background"] or "nothing"))
+    return el("span", el("a", row.group, href=f"#{row.key}"), " ", pair(row), el("span", why, class_="muted"))
 
 
 def _made_with(run: StoredRun) -> Html | None:
@@ -370,6 +334,10 @@ def _made_with(run: StoredRun) -> Html | None:
         versions.setdefault("torch", next(filter(None, torch), None))
     shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return el("p", f"{run.name}: {shown}." if shown else run.name, class_="muted made-with")
+
+
+# What stands below the groups, in this order: each takes a part of the report and may have nothing to say.
+SECTIONS: tuple[Callable[[Part], Html | None], ...] = (unfit.section, _what_next)
 
 
 def polished(html: str) -> str:

@@ -111,16 +111,20 @@ def _is_interval(row: Row) -> bool:
 def _bar(row: Row, top: int, limit_bytes: int | None) -> Html:
     record, split = row.record, shares(row)
     assert split is not None, "only rows with a peak have a bar"
-    pair = breakable(record["foreground"]), " + ", breakable(record["background"] or "nothing beside it")
     order = {
         "data_plan": record["number"] or 0,
         "data_peak": -record["peak_bytes"],
         "data_headroom": record["headroom_bytes"] if record["headroom_bytes"] is not None else 2**60,
         "data_miss": (record["expected_bytes"] or record["peak_bytes"]) - record["peak_bytes"],
     }
-    label = el("span", el("a", row.group, href=f"#{row.key}"), el("span", *pair, class_="pair"), class_="label")
+    label = el("span", el("a", row.group, href=f"#{row.key}"), el("span", pair(row), class_="pair"), class_="label")
     figure = el("span", peak_text(record).removesuffix(" MiB"), class_=f"figure {colour(record)}")
     return el("div", label, _svg(row, split, top, limit_bytes), figure, class_="bar-row", data_key=row.key, **order)
+
+
+def pair(row: Row) -> Html:
+    """Both members by name."""
+    return el("span", breakable(row.record["foreground"]), " + ", breakable(row.record["background"] or "nothing"))
 
 
 def _svg(row: Row, split: Shares, top: int, limit_bytes: int | None) -> Html:

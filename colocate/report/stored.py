@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from colocate import outlook
 from colocate.errors import ColocateError
 from colocate.report import journal
 from colocate.report.slim import LARGE, slim
@@ -75,6 +76,12 @@ class Row:
         """Repository, model and hyperparameters of one training, as the study's records have them."""
         return mapping(self.document.get(role))
 
+    @property
+    def content_hash(self) -> str | None:
+        """What the group's settings came to when it was run."""
+        found = mapping(self.document.get("group")).get("content_hash")
+        return None if found is None else str(found)
+
     @cached_property
     def baseline_bytes(self) -> int | None:
         """What the card held before the group."""
@@ -113,6 +120,11 @@ class StoredRun:
         """The name of the plan; that in the records where ``run.json`` is lost."""
         known = (row.evidence.get("plan") for row in self.rows)
         return str(self.plan.get("name") or next(filter(None, known), None) or self.name)
+
+    @cached_property
+    def proposals(self) -> Mapping[str, Any]:
+        """What could be tried for the groups that do not fit, by group."""
+        return outlook.read(RunDirectory(self.path))
 
     @property
     def duration_s(self) -> float | None:

@@ -1,0 +1,73 @@
+"""At the end of a session: what could be tried for the groups that do not fit, predicted as long as there is time."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colocate.catalog import default_catalog, load_catalog
+from colocate.foresight import Answer
+from colocate.outlook import Outlook, advise
+from colocate.plan import Group
+from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
+from colocate.rehearsal import Cache
+from colocate.report.advice import is_unfit
+from colocate.run_directory import GroupDirectory
+from colocate.units import to_mib
+
+
+class Proposals:
+    """The hook that predicts before the page is written; in the controller, or in the only process."""
+
+    def __init__(self, config: pytest.Config, session: Session) -> None:
+        self.config = config
+        self.session = session
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Called before pytest-html writes; a session that was interrupted is to end, so nothing is predicted in it."""
+        budget_s = 0.0 if exitstatus == pytest.ExitCode.INTERRUPTED else float(self.config.option.predict)
+        try:
+            self._advise(budget_s)
+        except Exception as error:  # whatever it is: the verdicts are on disk and do not need this
+            self._say(f"proposals: expected to be made, got {type(error).__name__}: {error}", yellow=True)
+
+    def _advise(self, budget_s: float) -> None:
+        wanted = [(group, GroupDirectory(Path(directory))) for group, directory in self._unfit()]
+        run = self.session.run_directory
+        if not wanted or run is None:
+            return
+        plan = self.session.plan
+        if budget_s:
+            self._say(f"predicting what could be tried, for at most {budget_s:g} s (--predict=0: never)")
+        catalog = load_catalog(plan.catalog or default_catalog(plan.path))
+        for group, found in advise(run, wanted, catalog, budget_s=budget_s, cache=Cache.of_user()):
+            for line in lines(group, found):
+                self._say(line)
+
+    def _unfit(self) -> list[tuple[Group, str]]:
+        records = self.session.records
+        found = [(group, records[group.id]) for group in self.session.plan.groups if group.id in records]
+        return [(group, record["directory"]) for group, record in found if record["directory"] and is_unfit(record)]
+
+    def _say(self, text: str, **markup: bool) -> None:
+        terminal: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is not None and self.config.option.verbose >= 0:
+            terminal.write_line(text, **markup)
+
+
+def lines(group: Group, found: list[Outlook]) -> list[str]:
+    """The cheapest proposal that is predicted to fit, of at most 80 columns a line."""
+    fitting = next((one for one in found if one.answer is Answer.FITS), None)
+    if fitting is None or fitting.forecast is None or fitting.forecast.peak is None:
+        return []
+    peak = fitting.forecast.peak
+    range_ = f"{to_mib(peak.low_bytes):.0f}-{to_mib(peak.high_bytes):.0f} MiB"
+    text = f"{group.id} is predicted to fit ({range_}) with {fitting.proposal.text(fitting.step)}"
+    return textwrap.wrap(text, 79, subsequent_indent="    ", break_long_words=False)
+
+
+def register(config: pytest.Config) -> None:
+    """Take part in this session."""
+    if not is_worker(config) and not only_looks(config):
+        config.pluginmanager.register(Proposals(config, session_of(config)), "colocate-proposals")

@@ -1,0 +1,62 @@
+"""The section for groups that do not fit or may not: what they needed, who needed it, and what could be tried.
+
+Everything stands in the run directory; nothing is predicted while a page is made.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from colocate.foresight import Answer
+from colocate.report.advice import Needs, needs
+from colocate.report.markup import Html, el
+from colocate.report.picture import pair
+from colocate.report.stored import Part, mapping, number
+from colocate.report.words import colour
+from colocate.units import to_mib
+
+_COLOURS = {Answer.FITS.value: "v-ok", Answer.DOES_NOT_FIT.value: "v-bad"}
+
+
+def section(part: Part) -> Html | None:
+    """Every such group with its proposals, the cheapest first; None where all fit."""
+    found = needs(part)
+    if not found:
+        return None
+    figures = any(one.get("peak") for need in found for one in need.proposals)
+    intro = "What they would have needed, and what could be tried, the cheapest first."
+    if figures:
+        intro += " The peaks of proposals are predicted on a virtual card, not measured."
+    elif not any(need.proposals for need in found):
+        run = part.runs[-1].path.name
+        intro = f"What they would have needed; colocate report {run} --predict says what could be tried."
+    return el(
+        "section",
+        el("h2", "For the infeasible and the undecided"),
+        el("p", intro, class_="muted"),
+        el("ul", [_entry(need) for need in found], class_="needs"),
+        class_="needs-section",
+    )
+
+
+def _entry(need: Needs) -> Html:
+    row = need.row
+    badge = el("span", row.record["outcome"], class_=f"badge {colour(row.record)}")
+    head = el("p", el("a", row.group, href=f"#{row.key}"), " ", badge, " ", pair(row), " ", need.needed, ".")
+    return el("li", head, el("ol", [_proposal(one) for one in need.proposals]) if need.proposals else None)
+
+
+def _proposal(one: Mapping[str, Any]) -> Html:
+    """The setting to copy, what it means, and what is predicted of it."""
+    name, settings, why = one.get("training"), one.get("settings"), one.get("why")
+    text = el("span", f"{name}: " if name else "", el("code", settings), f" {why}") if settings else str(one["text"])
+    return el("li", text, " ", _figure(one))
+
+
+def _figure(one: Mapping[str, Any]) -> Html | None:
+    peak, answer = mapping(one.get("peak")), one.get("answer")
+    low, high = number(peak.get("low_bytes")), number(peak.get("high_bytes"))
+    if low is None or high is None:
+        why_not = one.get("why_not")
+        return el("span", f"not predicted: {why_not}", class_="muted") if why_not else None
+    text = f"{to_mib(low):.0f}-{to_mib(high):.0f} MiB: {answer}"
+    return el("b", text, class_=f"outlook {_COLOURS.get(str(answer), 'v-warn')}")

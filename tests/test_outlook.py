@@ -1,0 +1,194 @@
+"""`colocate.outlook`: what proposals are predicted to bring, and the file in which it is kept."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import builders
+import pytest
+from groups import group, training
+
+from colocate.cards import known_card
+from colocate.cli import main
+from colocate.evidence import Evidence
+from colocate.foresight import Answer, keyed
+from colocate.outlook import Predictor, advise, card_of, outlooks, read
+from colocate.plan import Group, load_plan
+from colocate.prediction import PeakRange
+from colocate.proposals import Kind, proposals
+from colocate.record import write_record
+from colocate.rehearsal import Program, Rehearsal
+from colocate.run_directory import GroupDirectory, RunDirectory
+from colocate.units import MIB
+
+
+@dataclass
+class Scripted(Predictor):
+    """A program wants 350 MiB and 300 for each sample of its ``--bs``; what was asked is kept."""
+
+    asked: list[int] = field(default_factory=list)
+    failing: tuple[int, ...] = ()
+
+    def rehearsed(self, programs: Sequence[Program]) -> None:
+        for program in map(keyed, programs):
+            if program in self.known or self.is_over:
+                continue
+            size = int(program.argv[program.argv.index("--bs") + 1]) if "--bs" in program.argv else 1
+            self.asked.append(size)
+            self.known[program] = rehearsal(program, 350 + 300 * size)
+            if size in self.failing:
+                self.known[program] = replace(rehearsal(program, 1), peak=None, failure="failed")
+
+
+def rehearsal(program: Program, mib: int) -> Rehearsal:
+    return Rehearsal(program.name, program.argv, 1.0, peak=PeakRange((mib - 50) * MIB, mib * MIB, (mib + 50) * MIB))
+
+
+def predictor(**changes) -> Scripted:
+    return Scripted(**{"card": known_card("8GB"), **changes})
+
+
+def too_large(batch: int = 64) -> tuple[Group, Evidence]:
+    """A foreground that wants 350 MiB and 300 more for every sample, beside a background of 850 MiB."""
+    given = group(training("fore", "--bs", str(batch), "--accumulate", "1"), training("back"))
+    return given, builders.predicted_evidence(300 * batch, 500)
+
+
+def test_the_largest_batch_that_is_predicted_to_fit_is_the_one_to_take() -> None:
+    given, evidence = too_large()
+    asking = predictor()
+    batch, *_ = outlooks(given, evidence, proposals(given, evidence, None), None, asking)
+    assert batch.answer is Answer.FITS
+    assert batch.step is not None
+    assert batch.step.change.options == {"--bs": 16, "--accumulate": 4}
+    assert batch.forecast is not None
+    assert batch.forecast.peak is not None
+    assert batch.forecast.peak.expected_bytes == (230 + 350 + 300 * 16 + 850) * MIB
+    assert asking.asked == [32, 4, 8, 16], "half first, then bisection; the background counts as it was seen"
+
+
+def test_what_does_not_fit_even_at_its_smallest_says_how_far_it_comes() -> None:
+    given, _ = too_large(4)
+    evidence = builders.predicted_evidence(1200, 6300)
+    found = outlooks(given, evidence, proposals(given, evidence, None), None, predictor())
+    (batch,) = (one for one in found if one.proposal.role == "foreground" and one.proposal.kind is Kind.BATCH)
+    assert batch.answer is Answer.UNDECIDED
+    assert batch.step is not None
+    assert batch.step.change.options["--bs"] == 1
+
+
+def test_a_program_that_fails_with_a_setting_is_not_predicted_with_it() -> None:
+    given, evidence = too_large(32)
+    batch, *_ = outlooks(given, evidence, proposals(given, evidence, None), None, predictor(failing=(16, 4)))
+    assert batch.step is not None
+    assert (batch.answer, batch.step.change.options["--bs"]) == (Answer.FITS, 2)
+
+
+def test_of_what_was_measured_both_members_are_predicted_anew() -> None:
+    given, predicted = too_large(16)
+    told = replace(predicted, device=builders.device_info(), foreground=predicted.foreground)
+    asking = predictor()
+    outlooks(given, told, proposals(given, told, None), None, asking)
+    assert asking.asked[:2] == [8, 1], "the changed foreground and the background"
+
+
+def test_nothing_is_predicted_of_a_program_that_tells_nothing_of_an_allocator() -> None:
+    given, _ = too_large()
+    evidence = builders.evidence(foreground=builders.foreground(held_bytes=9000 * MIB))
+    batch, *_ = outlooks(given, evidence, proposals(given, evidence, None), None, predictor())
+    assert batch.answer is Answer.UNKNOWN
+    assert batch.why_not == "examples_mnist, resnet20 told nothing of a PyTorch allocator"
+
+
+def test_without_time_the_proposals_stand_without_figures() -> None:
+    given, evidence = too_large()
+    batch, *_ = outlooks(given, evidence, proposals(given, evidence, None), None, predictor(until_t=time.monotonic()))
+    assert batch.forecast is None
+    assert batch.why_not == "there was no time left to predict it"
+
+
+def test_the_card_is_that_of_the_evidence() -> None:
+    measured = builders.evidence(device=builders.device_info(name="NVIDIA GeForce RTX 3080", total_bytes=10240 * MIB))
+    assert "RTX 3080" in card_of(measured).name
+    assert card_of(builders.evidence()).total_bytes == builders.CARD_BYTES
+
+
+def finished(run: RunDirectory, given: Group, evidence: Evidence) -> GroupDirectory:
+    directory = run.group("fore", given.number, parallel=True).create()
+    write_record(directory, given, replace(evidence, group=given.id), [], run.name)
+    return directory
+
+
+def test_proposals_of_a_run_are_kept_and_completed_when_there_is_time(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run_20261124_053000")
+    given, evidence = too_large()
+    wanted = [(given, finished(run, given, evidence))]
+    list(advise(run, wanted, None, budget_s=0.0))
+    (batch,) = read(run)["group01"]["proposals"]
+    assert batch["settings"] == "--bs 32 --accumulate 2"
+    assert (batch["answer"], batch["why_not"]) == (None, "there was no time left to predict it")
+    run.proposals.write_text(json.dumps({"schema": 1, "groups": {"group01": complete(given)}}))
+    assert list(advise(run, wanted, None, budget_s=0.0)) == []
+    other = replace(given, limits=given.limits.model_copy(update={"peak_bytes": 7000 * MIB}))
+    assert [one.id for one, _ in advise(run, [(other, wanted[0][1])], None, budget_s=0.0)] == ["group01"]
+
+
+def complete(given: Group) -> dict[str, object]:
+    return {"content_hash": given.content_hash, "proposals": []}
+
+
+def test_a_file_that_cannot_be_read_is_no_proposal(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert read(run) == {}
+    for text in ("{", "[]", '{"schema": 2, "groups": {"a": {}}}', '{"schema": 1, "groups": {"a": 1}}'):
+        run.proposals.write_text(text)
+        assert read(run) == {}
+
+
+# 4 MiB of parameters, as much of gradients, twice that for Adam, and 4 MiB of activations per sample.
+TRAINING = """
+import argparse, torch
+parser = argparse.ArgumentParser()
+parser.add_argument("--batch-size", type=int)
+options = parser.parse_args()
+model = torch.nn.Linear(1024, 1024, bias=False).cuda()
+optimizer = torch.optim.Adam(model.parameters())
+for _ in range(3):
+    data = torch.zeros(options.batch_size, 1024, 1024, device="cuda")
+    optimizer.zero_grad()
+    model(data).sum().backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.slow
+def test_the_report_predicts_with_real_programs_and_shows_it_when_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "train.py").write_text(TRAINING)
+    members = {
+        role: {"command": [sys.executable, "train.py", "--batch-size", size], "name": role}
+        for role, size in (("foreground", "40"), ("background", "2"))
+    }
+    plan = {"limits": {"card": "2GB", "peak": "1650MB"}, "experiments": [{"id": "group01", **members}]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (given,) = load_plan(tmp_path / "plan.json").groups
+    run = RunDirectory(tmp_path / "run_20261124_053000")
+    device = builders.device_info(kind="virtual", basis="predicted", name="virtual 2 GB card", total_bytes=2048 * MIB)
+    limits = replace(builders.evidence().limits, peak_bytes=1650 * MIB)
+    finished(run, given, builders.predicted_evidence(1200, 40, device=device, limits=limits))
+    run.record.write_text(json.dumps({"plan": {"name": "p", "path": str(tmp_path / "plan.json"), "catalog": None}}))
+    assert main(["report", str(run.path), "--predict", "60"]) == 0
+    assert "group01: 1 of 1 proposal predicted to fit" in capsys.readouterr().out
+    first = (run.path / "report.html").read_text()
+    assert "<code>--batch-size 20</code>" in first
+    assert ": fits</b>" in first
+    assert main(["report", str(run.path)]) == 0
+    assert ": fits</b>" in (run.path / "report.html").read_text()
+    (tmp_path / "plan.json").write_text(json.dumps(plan).replace('"2"', '"3"'))
+    assert main(["report", str(run.path), "--predict"]) == 0
+    assert "group01: its settings have changed since the run" in capsys.readouterr().out
