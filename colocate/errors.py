@@ -12,6 +12,8 @@ Messages read ``<place>: <what was expected>, <what was found>[; <what to do>]``
 with ``!r``, numbers with their units.
 """
 
+from colocate.documents import printable
+
 
 class ColocateError(Exception):
     """Any error of colocate; the classes below say which part of the run it concerns."""
@@ -21,8 +23,8 @@ class PlanError(ColocateError):
     """Settings cannot be used. Carries every mistake found, one line each."""
 
     def __init__(self, *mistakes: str) -> None:
-        super().__init__("\n".join(mistakes))
-        self.mistakes = mistakes
+        self.mistakes = tuple(printable(mistake) for mistake in mistakes)  # they quote what somebody wrote
+        super().__init__("\n".join(self.mistakes))
 
 
 class DeviceError(ColocateError):

@@ -4,8 +4,6 @@ Reads the heartbeat of every running group, the events of its trainings and the 
 and needs no card, so it works over a shared file system.
 """
 
-import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from colocate import heartbeat
+from colocate.documents import content, line, number, parse, tail, whole
 from colocate.run_directory import GroupDirectory
 from colocate.units import to_mib
 
 _TAIL_BYTES = 4096
+_MOST_BYTES = 1024**2
 _ROLES = ("foreground", "background")
 
 # A group whose heart has not beaten for so long is told as silent.
@@ -82,19 +82,19 @@ def _state(path: Path) -> GroupState | None:
     document = _json(path)
     if not document.get("group"):
         return None
-    begun = document.get("started_at")
     now = time.time()
-    foreground_at = document.get("foreground_at")
+    told = number(document.get("at"))
+    begun, foreground_at = number(document.get("started_at")), number(document.get("foreground_at"))
     return GroupState(
-        group=str(document["group"]),
-        stage=str(document.get("stage") or ""),
-        silent_s=max(0.0, now - float(document.get("at") or now)),
-        elapsed_s=max(0.0, now - float(begun or now)),
-        used_bytes=_whole(document.get("used_bytes")),
-        peak_bytes=_whole(document.get("peak_bytes")),
-        limit_bytes=_whole(document.get("limit_bytes")),
-        epochs=_whole(document.get("epochs")) or 1,
-        foreground_s=None if foreground_at is None else max(0.0, now - float(foreground_at)),
+        group=line(document["group"]) or "",
+        stage=line(document.get("stage")) or "",
+        silent_s=0.0 if told is None else max(0.0, now - told),
+        elapsed_s=0.0 if begun is None else max(0.0, now - begun),
+        used_bytes=whole(document.get("used_bytes")),
+        peak_bytes=whole(document.get("peak_bytes")),
+        limit_bytes=whole(document.get("limit_bytes")),
+        epochs=whole(document.get("epochs")) or 1,
+        foreground_s=None if foreground_at is None else max(0.0, now - foreground_at),
         foreground=_member(directory, "foreground", document),
         background=_member(directory, "background", document) if document.get("background") else None,
     )
@@ -104,38 +104,34 @@ def _member(directory: GroupDirectory, role: str, document: Mapping[str, Any]) -
     held = document.get("held_bytes")
     used = _allocated(directory.probe(role))
     if used is None and isinstance(held, dict):
-        used = _whole(held.get(role))
+        used = whole(held.get(role))
     last = _last_step(directory.events(role))
-    phase = last.get("phase")
     return MemberState(
         used,
-        None if phase is None else str(phase),
-        _whole(last.get("epoch")),
-        _whole(last.get("step")),
-        _whole(last.get("steps")),
+        line(last.get("phase")),
+        whole(last.get("epoch")),
+        whole(last.get("step")),
+        whole(last.get("steps")),
     )
 
 
 def _allocated(folder: Path) -> int | None:
     """What the newest process of a training keeps on the card, its context included."""
     records = [record for path in folder.glob("*.json") if (record := _json(path))]
-    latest = max(records, key=lambda record: float(record.get("t") or 0.0), default={})
-    reserved = _whole(latest.get("reserved_bytes"))
-    return None if not reserved else reserved + (_whole(latest.get("context_bytes")) or 0)
+    latest = max(records, key=lambda record: number(record.get("t")) or 0.0, default={})
+    reserved = whole(latest.get("reserved_bytes"))
+    return None if not reserved else reserved + (whole(latest.get("context_bytes")) or 0)
 
 
 def _last_step(path: Path) -> Mapping[str, Any]:
     """The last event that tells a phase or a step; an empty one where there is none."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
+        lines = tail(path, _TAIL_BYTES).splitlines()
+    except (OSError, ValueError):
         return {}
-    for line in reversed(lines):
+    for text in reversed(lines):
         try:
-            event = json.loads(line)
+            event = parse(text)
         except ValueError:
             continue
         if isinstance(event, dict) and event.get("event") in ("step", "phase"):
@@ -145,14 +141,10 @@ def _last_step(path: Path) -> Mapping[str, Any]:
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        document = json.loads(path.read_bytes())
+        document = parse(content(path, _MOST_BYTES))
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 # --- in words

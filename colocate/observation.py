@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import permutations
 from pathlib import Path
 
 from colocate import environment
@@ -264,7 +265,7 @@ class Observation:
             versions={**packages(), "kernel": platform.release()},
             attempt=self.directory.attempt,
             run=self.directory.repeat,
-            notes=tuple(self._card.notes),
+            notes=(*self._card.notes, *(note for watch in self._members for note in watch.notes())),
         )
 
     @property
@@ -356,6 +357,8 @@ class Observation:
     def _process_faults(self) -> Iterator[tuple[str, str]]:
         """What went wrong around the trainings, not in them."""
         for watch in self._members:
+            for text in watch.troubles():
+                yield "events_unreadable", text
             for process in watch.processes:
                 if process.unkillable:
                     names = "; ".join(describe(one.pid) for one in process.unkillable)
@@ -364,6 +367,15 @@ class Observation:
                     yield "log_failed", process.log_failed
                 if process.supervisor_lost:
                     yield "supervisor_lost", process.supervisor_lost
+        yield from self._mixed_faults()
+
+    def _mixed_faults(self) -> Iterator[tuple[str, str]]:
+        """Events of one training that a process of the other wrote prove nothing of either."""
+        for watch, other in permutations(self._members, 2):
+            strange = watch.told_by & (other.pids - watch.pids)
+            if strange:
+                text = f"processes of {other.training.name}, {sorted(strange)}, wrote events of {watch.training.name}"
+                yield "events_mixed_up", text
 
     def _is_ready(self, watch: Watch) -> bool:
         if watch.num_steps == 0:

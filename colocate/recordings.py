@@ -5,6 +5,7 @@ Knows the formats, neither cards nor run directories. What is unknown is an empt
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from colocate.run_directory import write_text
 
 VitalsReading = tuple[float, float, Vitals]
 """Seconds since the monitor's start, Unix time, values."""
+
+_MOST_BYTES = 2**63
 
 Field = Callable[[Vitals], float | None]
 
@@ -69,7 +72,10 @@ def write_vitals(folder: Path, vitals: Sequence[VitalsReading]) -> None:
 def _sample(path: Path, number: int, line: str) -> Sample:
     elapsed_s, _, used_bytes = line.partition(",")
     try:
-        return Sample(float(elapsed_s), int(used_bytes))
+        sample = Sample(float(elapsed_s), int(used_bytes))
+        if not math.isfinite(sample.elapsed_s) or not 0 <= sample.used_bytes < _MOST_BYTES:
+            raise ValueError("no reading of a card")
+        return sample
     except ValueError as error:
         raise ValueError(f"{path}: line {number}: expected elapsed_s,used_bytes, got {line!r}") from error
 

@@ -32,6 +32,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from colocate.documents import content, parse
 from colocate.errors import ColocateError
 
 # The record of an hour-long group with 20 samples a second is 2 MiB, that of a group of the plan below 1 MiB.
@@ -299,9 +300,9 @@ def read_json(path: Path) -> Any:
     """Read JSON back.
 
     Raises:
-        ColocateError: the file is missing, cut short or no JSON.
+        ColocateError: the file is missing, cut short, no JSON, or has numbers that no reading can have.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse(content(path))
     except (OSError, ValueError) as error:
         raise ColocateError(f"{path}: expected a JSON record, got {error}") from error

@@ -191,11 +191,24 @@ def read_attempt(directory: GroupDirectory) -> Attempt:
     experiment, verdict = read_json(directory.experiment), read_json(directory.verdict)
     try:
         attempt = Attempt(directory, experiment, Verdict.from_json(verdict))
-        if attempt.evidence["schema"] != SCHEMA or not attempt.group["id"]:
-            raise ValueError(f"schema {attempt.evidence['schema']}")
+        if attempt.evidence["schema"] != SCHEMA:
+            raise ValueError(f"schema {attempt.evidence['schema']!r}")
+        _expect_whole(attempt)
     except (KeyError, TypeError, ValueError) as error:
         raise ColocateError(f"{directory.path}: expected a record of this version, got {error}") from error
     return attempt
+
+
+def _expect_whole(attempt: Attempt) -> None:
+    """What others take for granted of every attempt; the rest of its evidence is checked by whoever judges it."""
+    evidence, group, device = attempt.evidence, attempt.group, attempt.evidence["device"]
+    texts = [group["id"], attempt.experiment["timestamp"] or "", device["kind"], device["name"], device["uuid"]]
+    numbers = [group["number"], *attempt.place, device["total_bytes"]]
+    named = evidence.get("versions", {})
+    if not all(isinstance(text, str) for text in texts) or not group["id"]:
+        raise ValueError(f"expected names in quotes, got {texts!r:.200}")
+    if not all(type(number) is int for number in numbers) or not isinstance(named, dict):
+        raise ValueError(f"expected whole numbers and a table of versions, got {numbers!r:.200}")
 
 
 def _attempts(directories: Iterable[GroupDirectory]) -> Iterator[Attempt]:

@@ -203,6 +203,21 @@ def _worthless(evidence: Evidence) -> Iterator[Reason]:
         unsupported = next((a.unsupported for a in member.allocators if a.unsupported), None)
         if unsupported:
             yield Reason("not_emulated", f"{member.name} cannot be emulated without a GPU: {unsupported}")
+    yield from _implausible(evidence)
+
+
+def _implausible(evidence: Evidence) -> Iterator[Reason]:
+    """A probe that tells more than the card has is no witness, neither of what it says nor of what it does not."""
+    if evidence.device.basis != "measured":
+        return
+    total = evidence.device.total_bytes
+    for member in evidence.members:
+        told = max((allocator.max_reserved_bytes or 0 for allocator in member.allocators), default=0)
+        if told > total:
+            text = (
+                f"the record of a process of {member.name} tells {format_mib(told)}, the card has {format_mib(total)}"
+            )
+            yield Reason("implausible_record", text)
 
 
 # Stage 2: it does not fit, and that is proven.

@@ -4,7 +4,8 @@ Knows no card: which member holds memory there is told by `colocate.observation`
 """
 
 import re
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from colocate.catalog import Training
@@ -36,8 +37,8 @@ class Watch:
         self.held_card = False
         self.process_peaks: tuple[ProcessPeak, ...] = ()
         self._directory = directory
-        self._events = EventReader(directory.events(role))
-        self._probe = ProbeReader(directory.probe(role))
+        self._events = EventReader(directory.events(role), time.monotonic())
+        self._probe = ProbeReader(directory.probe(role), time.monotonic())
         self._lines = Progress()
 
     @property
@@ -74,6 +75,26 @@ class Watch:
             ProcessPeak(pid, lives.get(pid, last), used) for pid, used in asked.items() if used is not None
         )
         self.held_card = self.held_card or bool(self.process_peaks)
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The numbers of all its processes that were seen."""
+        return frozenset(pid for process in self.processes for pid in process.pids)
+
+    @property
+    def told_by(self) -> frozenset[int]:
+        """The processes that, as its events have it, wrote them."""
+        return frozenset(mark.pid for mark in self._events.progress.marks)
+
+    def troubles(self) -> Iterator[str]:
+        """What of its own words cannot be read, so that nobody knows what it did."""
+        yield from filter(None, (self._events.trouble, self._probe.trouble))
+
+    def notes(self) -> Iterator[tuple[str, str]]:
+        """What is odd about them but harms nobody."""
+        if self._events.bad_lines:
+            text = f"{self._events.bad_lines} lines of its events are none, or of another time than that of the run"
+            yield "bad_events", f"{self.training.name}: {text}"
 
     @property
     def told_epoch(self) -> bool:
@@ -117,6 +138,7 @@ class Watch:
     def member(self, origin_t: float) -> Member:
         """Everything so far as a record, with times relative to ``origin_t``."""
         self.poll()
+        self._events.finish()
         return Member(
             role=self.role,
             name=self.training.name,

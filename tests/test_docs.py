@@ -109,7 +109,7 @@ def _codes(node):
             yield from _words(node.args[0].elts[0])
         elif name == "refuse" and len(node.args) == 4:
             yield from _words(node.args[2])
-    if isinstance(node, ast.FunctionDef) and node.name == "_process_faults":
+    if isinstance(node, ast.FunctionDef) and node.name.endswith(("_faults", "notes")):
         for inner in ast.walk(node):
             if isinstance(inner, ast.Yield) and isinstance(inner.value, ast.Tuple):
                 yield from _words(inner.value.elts[0])

@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     (
         "units",
+        "documents",
         "errors",
+        "fitting",
         "device",
         "device.failures",
         "device.ballast_program",

@@ -10,9 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from colocate.documents import parse
+from colocate.fitting import fitting
+from colocate.report.shapes import Told
 
 NAME = "journal.jsonl"
+
+_LONGEST_S = 3e9  # a century: an estimate that nobody meant
 
 
 def append(run: Path, event: str, **fields: Any) -> None:
@@ -45,30 +51,37 @@ def read(run: Path) -> Journal:
     """The journal of a run; an empty one where there is none, and without the lines that cannot be read."""
     journal = Journal()
     for line in _lines(run / NAME):
-        kind = line.get("event")
+        kind = line["event"]
         if kind == "started":
-            journal.started_at, journal.ended_at = journal.started_at or line.get("at"), None
-            journal.selected = tuple(map(str, line.get("groups") or ()))
-            estimates = line.get("estimates")
-            journal.estimates = dict(estimates) if isinstance(estimates, dict) else {}
+            journal.started_at, journal.ended_at = journal.started_at or line["at"], None
+            journal.selected = tuple(line["groups"])
+            journal.estimates = {name: value for name, value in line["estimates"].items() if 0 <= value <= _LONGEST_S}
         elif kind == "ended":
-            journal.ended_at = line.get("at")
-        elif kind == "group" and isinstance(line.get("record"), dict) and line["record"].get("group"):
-            name = str(line["record"]["group"])
-            journal.records[name] = line["record"]
-            journal.texts[name] = str(line.get("text") or "")
+            journal.ended_at = line["at"]
+        elif kind == "group" and line["record"]["group"]:
+            name = line["record"]["group"]
+            took = line["record"]["duration_s"]
+            journal.records[name] = {**line["record"], "duration_s": took if 0 <= (took or 0) <= _LONGEST_S else None}
+            journal.texts[name] = line["text"] or ""
     return journal
+
+
+class _Line(TypedDict):
+    at: str | None
+    event: str | None
+    groups: tuple[str, ...]
+    estimates: dict[str, float]
+    record: Told
+    text: str | None
 
 
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        content = path.read_bytes()
     except OSError:
         return
-    for line in text.splitlines():
+    for line in content.splitlines():
         try:
-            document = json.loads(line)
+            yield fitting(parse(line), _Line)
         except ValueError:
             continue  # the torn last line of a run that was cut off
-        if isinstance(document, dict):
-            yield document

@@ -100,7 +100,8 @@ def _percent(size: float, top: int) -> str:
 
 
 def _ticks(top: int) -> Iterator[int]:
-    step = next((step for step in (500, 1000, 2000, 4000, 8000, 16000, 32000) if top / (step * MIB) <= 6), 64000)
+    steps = (500, 1000, 2000, 4000, 8000, 16000, 32000)
+    step = next((step for step in steps if top / (step * MIB) <= 6), max(64000, top // (6 * MIB)))
     yield from range(0, top, step * MIB)
 
 

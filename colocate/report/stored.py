@@ -14,12 +14,15 @@ from typing import Any
 
 from colocate import outlook
 from colocate.errors import ColocateError
+from colocate.fitting import fitting
 from colocate.report import journal
+from colocate.report.shapes import Run, fitted
 from colocate.report.slim import LARGE, slim
 from colocate.report.tally import Tally
 from colocate.report.words import Record
-from colocate.run_directory import GroupDirectory, RunDirectory, read_json
-from colocate.series import settled_groups, whole
+from colocate.run_directory import GroupDirectory, RunDirectory, read_json, safe_name
+from colocate.series import settled_groups
+from colocate.verdict import Verdict
 
 NO_FACTS: Mapping[str, Any] = {}
 
@@ -179,7 +182,7 @@ def read_run(path: Path) -> StoredRun:
     rows = [_told(run, told, name, on_disk.get(name)) for name in names]
     if not rows and not run.record.exists():
         raise ColocateError(f"{path}: expected a run directory, found neither run.json nor the record of a group in it")
-    info = mapping(_json(run.record))
+    info = fitting(_json(run.record), Run)
     ended_at = told.ended_at or max((_end_of(row) or "" for row in rows), default="") or None
     return StoredRun(
         path=path,
@@ -229,14 +232,14 @@ def _told(run: RunDirectory, told: journal.Journal, name: str, row: Row | None) 
     if record is None:
         assert row is not None
         return row
-    record = {**dict.fromkeys(RECORD_FIELDS), "codes": [], "reasons": [], "warnings": [], **record}
-    directory = None
-    if record.get("directory"):
-        directory = GroupDirectory(run.path / Path(str(record["directory"])).name)  # the run may have been moved
+    record = dict(record)
+    name_of_folder = Path(record["directory"] or "").name  # the run may have been moved
+    if name_of_folder and name_of_folder == safe_name(name_of_folder):
+        directory = GroupDirectory(run.path / name_of_folder)
         record["directory"] = str(directory.path)
         if row is not None and row.directory is not None and row.directory.path == directory.path:
             return replace(row, record=record, text=told.texts[name])
-        document, verdict = mapping(_json(directory.experiment)), mapping(_json(directory.verdict))
+        document, verdict = _documents(directory)
         return Row(run.name, record, directory, document, verdict, told.texts[name])
     return Row(run.name, record, text=told.texts[name])
 
@@ -245,14 +248,14 @@ def _rows_on_disk(run: RunDirectory) -> Iterator[Row]:
     """The groups that have a verdict, each with the attempt that decides; those of other versions as they are."""
     directories = list(run.groups())
     many = len(directories) > LARGE
-    settled = settled_groups(run, slim if many else whole)
+    settled = settled_groups(run, _light if many else fitted)
     for group in settled.values():
         deciding = group.deciding
         yield _row(run, deciding.directory, deciding.experiment, group.verdict.to_json(), slim=many)
     known = {attempt.directory.path for group in settled.values() for attempt in group.attempts}
     others = [directory for directory in directories if directory.path not in known]
     for directory in sorted(others, key=lambda directory: directory.verdict.stat().st_mtime):
-        document, verdict = mapping(_json(directory.experiment)), mapping(_json(directory.verdict))
+        document, verdict = _documents(directory)
         name = mapping(document.get("group")).get("id")
         if name and name not in settled and verdict.get("outcome"):
             yield _row(run, directory, document, verdict)
@@ -296,6 +299,15 @@ def _end_of(row: Row) -> str | None:
     if start is None or not isinstance(duration_s, int | float):
         return None
     return datetime.fromtimestamp(start.timestamp() + duration_s, tz=start.tzinfo).isoformat(timespec="seconds")
+
+
+def _documents(directory: GroupDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record and the verdict in a folder, as far as they are there and fit."""
+    return fitted(_json(directory.experiment)), fitting(_json(directory.verdict), Verdict)
+
+
+def _light(experiment: dict[str, Any]) -> dict[str, Any]:
+    return slim(fitted(experiment))
 
 
 def _json(path: Path) -> Any:

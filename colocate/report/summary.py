@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate.plan import Group
+from colocate.report.shapes import fitted
 from colocate.report.slim import slim
 from colocate.run_directory import GroupDirectory, RunDirectory, write_text
 from colocate.series import Settled, kept_groups, settled_group, settled_groups
@@ -76,7 +77,7 @@ def rows(run: RunDirectory) -> list[dict[str, Any]]:
 
 def _row_of(settled: Settled, run: RunDirectory, *, kept: bool) -> dict[str, Any]:
     return {
-        **row(settled.deciding.directory, settled.deciding.experiment, settled.verdict.to_json()),
+        **row(settled.deciding.directory, fitted(settled.deciding.experiment), settled.verdict.to_json()),
         "attempts": len(settled.attempts),
         "kept": f"kept from {run.name}" if kept else None,
     }

@@ -139,7 +139,7 @@ class _Drawing:
         return max(1.0, round(self.x(end) - self.x(start), 1))
 
     def _axes(self) -> Iterator[str]:
-        for used_bytes in _ticks(self.top_bytes, step=2000 * MIB):
+        for used_bytes in _ticks(self.top_bytes, step=_size_step(self.top_bytes)):
             y = self.y(used_bytes)
             yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
             yield f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{format_mib(round(used_bytes))}</text>'
@@ -198,6 +198,11 @@ def _ticks(end: float, step: float) -> Iterator[float]:
     while value <= end:
         yield value
         value += step
+
+
+def _size_step(top_bytes: float) -> float:
+    """2000 MiB, or a multiple of it on cards so large that the lines would lie too close."""
+    return 2000 * MIB * max(1, ceil(top_bytes / (12 * 2000 * MIB)))
 
 
 def _time_step_s(end_s: float) -> float:

@@ -1,0 +1,87 @@
+"""What the fuzzer begins with: the settings of the project, and the records of the runs it is given."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import builders
+
+ROOT = Path(__file__).parents[2]
+LARGEST_BYTES = 40_000
+
+_SETTINGS = {
+    "plan": ("settings/parallel_feasibility_test.json", "settings/minimal_validation.json"),
+    "catalog": ("settings/models.json", "settings/models_green_deep_learning.json"),
+}
+_RECORDS = {
+    "events": "*/events/*.jsonl",
+    "probe": "*/probe/*/*.json",
+    "trace": "*/trace.csv",
+    "experiment": "*/experiment.json",
+    "verdict": "*/verdict.json",
+    "run": "run.json",
+    "journal": "journal.jsonl",
+    "heartbeat": "*/progress.json",
+}
+
+_OWN_COMMAND = {
+    "experiment_name": "own",
+    "limits": {"card": "8GB", "peak": 7500, "success_rate": 0.5, "overlap": 0.8, "settle_s": 3},
+    "tiers": {"low": 1, "high": {"expected_success": 0.8}},
+    "experiments": [
+        {
+            "id": "pair",
+            "tier": "low",
+            "foreground": {"command": ["{python}", "-c", "pass"], "metric_patterns": {"loss": "loss (\\d+)"}},
+            "background": {"command": ["{python}", "-m", "this"], "env": {"A": "b"}, "repeat_args": ["x"]},
+            "expected_memory": "3GB",
+            "limit": "4GB",
+        },
+        {"mode": "default", "command": ["sh", "-c", "true"], "name": "alone", "uses_gpu": False},
+    ],
+}
+_EVENTS = [
+    {"t": 10.5, "pid": 7, "event": "ready", "data": "real", "parameters": 10, "steps_per_epoch": 5, "device": "cuda"},
+    {"t": 11, "pid": 7, "event": "phase", "phase": "train", "epoch": 1},
+    {"t": 12, "pid": 7, "event": "step", "phase": "train", "epoch": 1, "step": 1, "steps": 5, "loss": 0.4},
+    {
+        "t": 19,
+        "pid": 7,
+        "event": "epoch_end",
+        "epoch": 1,
+        "steps": 5,
+        "steps_full": 5,
+        "cut": False,
+        "metrics": {"a": 1},
+    },
+    {"t": 20, "pid": 7, "event": "end", "exit": "out_of_memory", "requested_bytes": 9, "message": "CUDA"},
+]
+
+
+def seeds(target: str, runs: Sequence[Path]) -> Iterator[bytes]:
+    """The files to begin with, none of them so long that it slows every step down."""
+    for name in _SETTINGS.get(target, ()):
+        yield (ROOT / name).read_bytes()
+    if target == "plan":
+        yield json.dumps(_OWN_COMMAND).encode()
+    if target in ("events", "heartbeat"):
+        yield b"".join(json.dumps(event).encode() + b"\n" for event in _EVENTS)
+    if target == "experiment":
+        yield json.dumps(
+            {"group": {"id": "group01"}, "samples": 24, "evidence": builders.evidence().to_json()}
+        ).encode()
+    for run in runs:
+        for path in sorted(run.glob(_RECORDS.get(target, "no such file"))):
+            data = path.read_bytes()
+            if target in ("events", "trace", "journal"):
+                data = data[:2500].rpartition(b"\n")[0] + b"\n"  # its lines are alike
+            if len(data) <= LARGEST_BYTES:
+                yield data
+
+
+def write(folder: Path, target: str, runs: Sequence[Path]) -> None:
+    """Put them into a folder, by content, as libFuzzer keeps them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for data in seeds(target, runs):
+        (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
