@@ -14,6 +14,7 @@ from colocate.record import write_record
 from colocate.report import details, journal, page, table
 from colocate.report.stored import RECORD_FIELDS, Row, parts, read_run
 from colocate.run_directory import RunDirectory
+from colocate.series import free_directory
 from colocate.units import MIB
 
 MARKUP = '<script>alert("x")</script>'
@@ -245,6 +246,56 @@ def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_
     groups["group01"]["content_hash"] = "other"
     run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
     assert "5000-6000 MiB: fits" not in body(run)
+
+
+def attempt(run, seen, repeat=1, number=1):
+    """One attempt more at a group, as a run records it."""
+    one = replace(group(training("mnist"), training("resnet20")), number=number, id=f"group{number:02}")
+    directory = free_directory(run, one, repeat).create()
+    counted = replace(seen, run=directory.repeat, attempt=directory.attempt, group=one.id)
+    write_record(directory, one, counted, [], run.name)
+    return directory
+
+
+def folds(text):
+    return [re.sub(r"<[^>]+>", "", found) for found in re.findall(r'class="attempt"><summary>(.*?)</summary>', text)]
+
+
+def test_every_attempt_at_a_group_is_shown_with_its_course_and_why_it_was_repeated(run):
+    begin(run, ["group01"])
+    stranger = evidence(faults=(("foreign_process", f"pid 7 {MARKUP}"),), duration_s=61.0)
+    attempt(run, stranger)
+    attempt(run, evidence(duration_s=90.0))
+    found = body(run)
+    assert folds(found) == [
+        "attempt 1: INCONCLUSIVE, peak 3200 MiB, 1 min 01 s",
+        "attempt 2: FEASIBLE, peak 3200 MiB, 1 min 30 s: this one decides",
+    ]
+    assert "Begun 2 times. The last attempt counts." in found
+    assert "Begun again because of this: foreign_process." in found
+    assert found.count('class="timeline"') == 2, "the deciding attempt's stands above"
+    assert MARKUP not in found
+
+
+def test_every_run_of_a_repeated_group_is_shown_and_the_worst_decides(run):
+    begin(run, ["group01"])
+    attempt(run, evidence(), repeat=1)
+    attempt(run, evidence(faults=(("foreign_process", "somebody"),)), repeat=2)
+    attempt(run, evidence(foreground=foreground(out_of_memory=(out_of_memory(),))), repeat=2)
+    found = folds(body(run))
+    assert [text.partition(", peak")[0] for text in found] == [
+        "run 1: FEASIBLE",
+        "run 2, attempt 1: INCONCLUSIVE",
+        "run 2, attempt 2: INFEASIBLE",
+    ]
+    assert found[2].endswith("this one decides")
+    assert "2 runs, begun 3 times. The worst of the runs decides." in body(run)
+
+
+def test_a_group_that_was_begun_once_has_no_list_of_attempts(run):
+    begin(run, ["group01"])
+    finish(run, 1)
+    assert folds(body(run)) == []
 
 
 def test_pairs_are_recommended_by_their_class(run):

@@ -1,20 +1,18 @@
 """What opens below a group: why, the memory over time, the evidence as a table, the logs, and how to run it again."""
 
-import csv
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from colocate.evidence import STEP_KINDS, Interval
-from colocate.recordings import read_trace
-from colocate.report import small_card
+from colocate.evidence import STEP_KINDS
+from colocate.report import attempts, course, small_card
 from colocate.report.markup import Html, el
 from colocate.report.shares import own_bytes
 from colocate.report.stored import Row, StoredRun, mapping, number
-from colocate.report.timeline import NUM_POINTS, Curve, Member, curves, timeline
+from colocate.report.timeline import NUM_POINTS
 from colocate.report.words import colour, duration_text, energy_text, headroom_text, peak_text, plural
 from colocate.run_directory import GroupDirectory
 from colocate.units import format_mib
@@ -28,10 +26,14 @@ LOG_LINE_CHARACTERS = 300
 MANY = 100
 LOG_LINES_OF_MANY = 12
 POINTS_OF_MANY = 120
-MOST_PHASES = 80
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f]")
 _KEPT_OPTIONS = ("--plan", "--catalog", "--device", "--card", "--epochs")
+
+
+# What other modules add below a row that has a folder: each takes the row, the folder of the page for its links and the
+# number of points that a curve may have, and may have nothing to say.
+SECTIONS: tuple[Callable[[Row, Path, int], Html | None], ...] = (attempts.section,)
 
 
 def details(row: Row, run: StoredRun | None, folder: Path, *, many: bool = False) -> Html:
@@ -75,9 +77,11 @@ def _from_directory(row: Row, folder: Path, many: bool) -> Iterator[Html | None]
     directory = row.directory
     if directory is None:
         return
-    yield _picture(row, directory, POINTS_OF_MANY if many else NUM_POINTS)
-    yield _vitals(row, directory)
+    points = POINTS_OF_MANY if many else NUM_POINTS
+    yield course.memory(row, directory, points)
+    yield course.vitals(row, directory)
     yield _evidence_table(row)
+    yield from (section(row, folder, points) for section in SECTIONS)
     links = [_link(path, folder) for path in _files(directory) if path.exists()]
     if links:
         yield el("p", "Files: ", [(", " if place else "", link) for place, link in enumerate(links)])
@@ -103,93 +107,6 @@ def _last_background_log(directory: GroupDirectory) -> Path | None:
 def _link(path: Path, folder: Path) -> Html:
     target = Path(os.path.relpath(path, folder)).as_posix()
     return el("a", path.name, href=target.replace("%", "%25").replace("#", "%23").replace("?", "%3F"))
-
-
-# --- the memory over time
-
-
-def _picture(row: Row, directory: GroupDirectory, num_points: int) -> Html | None:
-    limit = number(row.record["limit_bytes"])
-    if limit is None or not directory.trace.exists():
-        return None
-    try:
-        samples = read_trace(directory.trace).samples
-    except (OSError, ValueError) as error:
-        return el("p", str(error), class_="v-warn")
-    drawn = timeline(samples, limit, members(row), f"{row.group}", num_points)
-    return el("figure", el("figcaption", _caption(row)), el("div", Html(drawn), class_="scroll")) if drawn else None
-
-
-def _caption(row: Row) -> Html:
-    phases = dict.fromkeys(phase for member in members(row).values() for phase, _ in member.phases)
-    keys = [(el("i", class_=f"key phase-{_known(phase)}"), phase, " ") for phase in phases]
-    restarts = sum(max(0, len(member.lives) - 1) for member in members(row).values())
-    more = f"▲ started again ({restarts} times)" if restarts else ""
-    return el("span", "Memory of the card. ", small_card.caption(row), keys, more)
-
-
-def _known(phase: str) -> str:
-    return phase if phase in ("train", "evaluate", "save") else "other"
-
-
-def members(row: Row) -> dict[str, Member]:
-    """When each member ran and in which phases, as far as the record tells."""
-    found = {}
-    for role in ("foreground", "background"):
-        member = row.member(role)
-        if member:
-            lives = tuple(filter(None, (_life(mapping(life)) for life in member.get("lives") or ())))
-            found[role] = Member(lives, tuple(_phases(member.get("marks") or ()))[:MOST_PHASES])
-    return found
-
-
-def _life(life: Mapping[str, Any]) -> Interval | None:
-    start, end = life.get("started_s"), mapping(life.get("exit")).get("ended_s")
-    return (float(start), float(end)) if isinstance(start, int | float) and isinstance(end, int | float) else None
-
-
-def _phases(marks: Sequence[Any]) -> Iterator[tuple[str, Interval]]:
-    """Stretches of one phase of one process; neighbouring ones become one."""
-    current: tuple[str, Any, float, float] | None = None
-    for mark in map(mapping, marks):
-        at, phase, pid = mark.get("elapsed_s"), mark.get("phase"), mark.get("pid")
-        if not isinstance(at, int | float):
-            continue
-        if current is not None and pid == current[1]:
-            current = (*current[:3], float(at))
-        if current is None or phase != current[0] or pid != current[1]:
-            if current is not None and current[3] > current[2]:
-                yield current[0], (current[2], current[3])
-            current = (str(phase), pid, float(at), float(at)) if phase else None
-    if current is not None and current[3] > current[2]:
-        yield current[0], (current[2], current[3])
-
-
-_VITALS = (
-    ("gpu_power.csv", "power_draw_w", "power", "W"),
-    ("gpu_utilization.csv", "gpu_util_percent", "busy", "%"),
-)
-
-
-def _vitals(row: Row, directory: GroupDirectory) -> Html | None:
-    found = [Curve(name, unit, tuple(_column(directory.energy / file, column))) for file, column, name, unit in _VITALS]
-    drawn = curves(found, row.group)
-    return (
-        el("figure", el("figcaption", "Power and utilisation of the card."), el("div", Html(drawn), class_="scroll"))
-        if drawn
-        else None
-    )
-
-
-def _column(path: Path, column: str) -> Iterator[tuple[float, float]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for cells in csv.DictReader(file):
-                at, value = cells.get("timestamp"), cells.get(column)
-                if at and value:
-                    yield float(at), float(value)
-    except (OSError, ValueError):
-        return
 
 
 # --- the evidence

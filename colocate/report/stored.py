@@ -35,7 +35,10 @@ RECORD_FIELDS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One group as one run ended it: the record that the run told, and what lies in its folder."""
+    """One group as one run ended it: the record that the run told, and what lies in its folder.
+
+    ``attempts`` are the folders of all attempts at it in order, the deciding one among them.
+    """
 
     run: str
     record: Record
@@ -44,6 +47,7 @@ class Row:
     verdict: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
     slim: bool = False
+    attempts: tuple[GroupDirectory, ...] = ()
 
     def whole(self) -> "Row":
         """The row with its whole record, read again where only the light part of it was kept."""
@@ -240,7 +244,8 @@ def _told(run: RunDirectory, told: journal.Journal, name: str, row: Row | None) 
         if row is not None and row.directory is not None and row.directory.path == directory.path:
             return replace(row, record=record, text=told.texts[name])
         document, verdict = _documents(directory)
-        return Row(run.name, record, directory, document, verdict, told.texts[name])
+        earlier = () if row is None else row.attempts
+        return Row(run.name, record, directory, document, verdict, told.texts[name], attempts=earlier)
     return Row(run.name, record, text=told.texts[name])
 
 
@@ -251,7 +256,8 @@ def _rows_on_disk(run: RunDirectory) -> Iterator[Row]:
     settled = settled_groups(run, _light if many else fitted)
     for group in settled.values():
         deciding = group.deciding
-        yield _row(run, deciding.directory, deciding.experiment, group.verdict.to_json(), slim=many)
+        row = _row(run, deciding.directory, deciding.experiment, group.verdict.to_json(), slim=many)
+        yield replace(row, attempts=tuple(attempt.directory for attempt in group.attempts))
     known = {attempt.directory.path for group in settled.values() for attempt in group.attempts}
     others = [directory for directory in directories if directory.path not in known]
     for directory in sorted(others, key=lambda directory: directory.verdict.stat().st_mtime):
@@ -259,6 +265,16 @@ def _rows_on_disk(run: RunDirectory) -> Iterator[Row]:
         name = mapping(document.get("group")).get("id")
         if name and name not in settled and verdict.get("outcome"):
             yield _row(run, directory, document, verdict)
+
+
+def attempt_rows(row: Row) -> list[Row]:
+    """Every attempt at a group as a row of its own, in the order in which they ended; a lost record is left out."""
+    found = []
+    for directory in row.attempts:
+        document, verdict = mapping(_json(directory.experiment)), mapping(_json(directory.verdict))
+        if document.get("group") and verdict.get("outcome"):
+            found.append(_row(directory.run, directory, document, verdict))
+    return found
 
 
 def _row(
