@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
@@ -506,16 +506,16 @@ class _Draft:
                 Member, {key: raw[key] for key in raw if key in Member.model_fields and key != "mode"}, (), None
             )
             return self._own(member, place) if member is not None and member.command else None
-        self._refuse(
-            raw, _OF_COMMANDS, place, "this key with command only; for repo and model it stands in the catalog"
-        )
+        only = tuple(key for key in _OF_COMMANDS if key != "env")
+        self._refuse(raw, only, place, "this key with command only; for repo and model it stands in the catalog")
         if "repo" not in raw and "model" not in raw:
             self.mistakes.add(place, "expected repo and model, or command, got neither")
             return None
         for key in ("repo", "model"):
             if key not in raw:
                 self.mistakes.add((*place, key), "expected this key, it is missing")
-        return self._of_catalog(raw, place)
+        found, added = self._of_catalog(raw, place), raw.get("env")  # one that is no object is noted by the types
+        return replace(found, env={**found.env, **added}) if found and isinstance(added, dict) else found
 
     def _of_catalog(self, raw: dict[str, Any], place: Place) -> Training | None:
         repository, model, given = raw.get("repo"), raw.get("model"), raw.get("hyperparameters", {})

@@ -116,14 +116,16 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def new(cls, results: Path, now: datetime) -> "RunDirectory":
+    def new(cls, results: Path, now: datetime, kind: str = "run") -> "RunDirectory":
         """A fresh ``run_YYYYMMDD_HHMMSS`` below ``results``; a second one in the same second gets a suffix.
+
+        Another ``kind`` begins its name, where what is run is no plan: nobody takes it for the latest run then.
 
         Raises:
             ColocateError: the folder cannot be written.
         """
         make_folder(results)
-        name = f"run_{now:%Y%m%d_%H%M%S}"
+        name = f"{kind}_{now:%Y%m%d_%H%M%S}"
         for suffix in ("", *(f"_{number}" for number in range(2, 100))):
             path = results / (name + suffix)
             try:

@@ -35,15 +35,15 @@ class Trials:
     card: Card
     wait_s: float = 0.0
 
-    def attempt(self, group: Group) -> Attempt:
-        """Run a group once, whatever comes of it.
+    def attempt(self, group: Group, repeat: int = 1) -> Attempt:
+        """Run a group once, whatever comes of it; ``repeat`` says which of several runs of it this is.
 
         Raises:
             DeviceError: the card cannot be had, or is in quarantine since an earlier group.
             OSError: the record cannot be written.
             ColocateError: there is no room for it.
         """
-        directory = new_directory(self.run, group)
+        directory = new_directory(self.run, group, repeat)
         with (
             self._quarantine_respected(),
             opened(self.card, directory.virtual_card, holder=group.id, wait_s=self.wait_s, run=self.run.name) as device,

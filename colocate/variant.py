@@ -50,6 +50,33 @@ def varied(group: Group, change: Change, catalog: Catalog | None) -> Group:
     return replace(group, background=changed)
 
 
+def rewritten(entry: Mapping[str, Any], change: Change, group: Group) -> dict[str, Any]:
+    """The member that a plan's entry has after the change, to be copied there: every other key stays as it was.
+
+    Args:
+        entry: The group as it stands in the plan.
+        change: What was changed.
+        group: The changed group, which knows what its model takes.
+    """
+    member: dict[str, Any] = dict(entry.get(change.role) or _own_member(entry))
+    training = group.background if change.role == "background" and group.background else group.foreground
+    if change.hyperparameters or change.model is not None:
+        given = {**member.get("hyperparameters", {}), **change.hyperparameters}
+        member["hyperparameters"] = {name: value for name, value in given.items() if name in training.hyperparameters}
+    if change.model is not None:
+        member["model"] = change.model
+    if change.env:
+        member["env"] = {**member.get("env", {}), **change.env}
+    for option, value in change.options.items():
+        member["command"] = list(with_flag(member["command"], option, value))
+    return member
+
+
+def _own_member(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The one training of an entry of mode default, which stands in the entry itself."""
+    return {key: entry[key] for key in ("repo", "model", "hyperparameters", "command", "name", "env") if key in entry}
+
+
 def alone(training: Training, like: Group) -> Group:
     """A training by itself, under the limits of a group."""
     return replace(like, foreground=training, background=None, expected_bytes=None, runs=1)

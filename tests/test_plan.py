@@ -589,3 +589,12 @@ def test_a_broken_byte_of_a_plan_is_a_plan_or_a_plan_error(
     path.write_bytes(content)
     with contextlib.suppress(PlanError):
         assert load_plan(path).groups
+
+
+def test_a_training_of_the_catalog_may_have_variables_of_its_own(tmp_path: Path) -> None:
+    """A remedy such as another setting of the allocator could not be written into a plan before."""
+    env = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+    plan = plan_of(tmp_path, pair(background=BALL | {"env": env}))
+
+    assert env.items() <= plan.groups[0].background.env.items()

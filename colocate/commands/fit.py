@@ -1,0 +1,292 @@
+"""``colocate fit``: the largest batch, or any other number, with which a group still fits beside its background."""
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colocate import commands as command
+from colocate.errors import PlanError
+from colocate.units import format_mib, to_mib
+
+if TYPE_CHECKING:
+    from colocate.catalog import Catalog
+    from colocate.device.opening import Card
+    from colocate.largest import Fit, Grid, Tried, Variable
+    from colocate.foresight import Forecast
+    from colocate.plan import Group, Plan
+    from colocate.run_directory import RunDirectory
+    from colocate.series import Attempt
+
+DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
+WIDTH = 80
+MOST = 1 << 16  # a larger batch is not looked for
+CONFIRMATIONS = {"measured": 2, "predicted": 1}  # a prediction comes out the same every time
+SCHEMA = 1
+
+EPILOG = """\
+examples:
+  colocate fit group09                                foreground.batch_size
+  colocate fit group09 --vary background.batch_size
+  colocate fit group01 --plan mine.json --vary foreground.--max-len --step 64
+
+exit codes: 0 the largest value is found and confirmed, 1 not even the least
+fits, 3 undecided, 2 wrong input
+"""
+
+
+def add(commands: command.Commands) -> None:
+    """Declare the arguments."""
+    parser = command.new(
+        commands, "fit", "Find the largest batch, or other number, with which a group of the plan still fits.", ""
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("group", metavar="GROUP", help="id of a group of the plan")
+    parser.add_argument("--vary", metavar="MEMBER.NAME", help="what varies (foreground.batch_size)")
+    parser.add_argument("--plan", type=Path, default=DEFAULT_PLAN, metavar="FILE", help=f"the plan ({DEFAULT_PLAN})")
+    parser.add_argument("--device", choices=("auto", "nvidia", "virtual"), default="auto", help="the card (auto)")
+    parser.add_argument("--card", metavar="CARD", help="size or name of the virtual card (the plan's size)")
+    parser.add_argument("--least", type=number, metavar="N", help="the least value that is looked at (the step)")
+    parser.add_argument("--most", type=number, metavar="N", help=f"the greatest value that is looked at ({MOST})")
+    parser.add_argument("--step", type=number, metavar="N", help="values are this far apart (1)")
+    parser.add_argument(
+        "--confirm", type=int, choices=range(10), metavar="N", help="runs that confirm it (2 measured, 1 predicted)"
+    )
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="for records (results)")
+    parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="seconds to wait for a busy card (0)")
+    parser.add_argument("--timeout", type=command.whole, default=600, metavar="S", help="seconds per rehearsal (600)")
+    parser.add_argument("--no-cache", action="store_true", help="rehearse everything again, and keep nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def number(text: str) -> int | float:
+    """A number above 0, whole where it is written so.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    try:
+        value = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def run(options: argparse.Namespace) -> int:
+    """Search, tell every trial as it comes, then the answer; the exit code says what was found."""
+    from colocate.largest import Fitting, variable
+    from colocate.plan import load_plan
+    from colocate.run_directory import RunDirectory, write_json
+
+    plan = load_plan(options.plan)
+    group, catalog = _group(plan, options.group), _catalog(plan)
+    if group.missing:
+        raise PlanError(f"{group.id}: {group.missing}")
+    varies = variable(group, options.vary or _usual(group, catalog), catalog)
+    grid = _grid(varies, options)
+    card, sentence = _card(plan, options)
+    basis = "measured" if card.kind == "nvidia" else "predicted"
+    confirmations = CONFIRMATIONS[basis] if options.confirm is None else options.confirm
+    run = RunDirectory.new(options.results, datetime.now(), "fit")
+    print(f"{sentence}\nrecords: {command.near(run.path)}", file=sys.stderr)
+    fitting = Fitting(
+        group,
+        varies,
+        grid,
+        catalog,
+        "measured" if card.kind == "nvidia" else "predicted",
+        _foresight(plan, options, card),
+        _attempts(run, plan, card, options.wait),
+        confirmations,
+        lambda tried: print(_line(tried), file=sys.stderr, flush=True),
+    )
+    with run.locked():
+        try:
+            fit = fitting.find()
+        finally:
+            run.release()
+    document = _document(plan, group, fit, confirmations)
+    with command.writing(run.path):
+        write_json(run.path / "fit.json", document)
+    _print_json(document) if options.json else _print(group, fit, confirmations, document)
+    return _exit_code(fit, confirmations)
+
+
+def _group(plan: "Plan", name: str) -> "Group":
+    found = next((group for group in plan.groups if group.id == name), None)
+    if found is None:
+        raise PlanError(f"group: expected one of {', '.join(plan.ids)}, got {name!r}")
+    return found
+
+
+def _catalog(plan: "Plan") -> "Catalog | None":
+    from colocate.catalog import load_catalog
+
+    return None if plan.catalog is None else load_catalog(plan.catalog)
+
+
+def _usual(group: "Group", catalog: "Catalog | None") -> str:
+    """The foreground's batch, by the catalog's name or the usual option."""
+    return "foreground.batch_size" if group.foreground.repository and catalog else "foreground.--batch-size"
+
+
+def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":
+    from colocate.largest import Grid
+
+    if varies.kind == "float" and options.step is None:
+        raise PlanError(f"--step: expected how far apart the values of {varies} are, for it is no whole number")
+    step = options.step or 1
+    least = options.least or step
+    most = options.most or MOST
+    whole = all(isinstance(one, int) for one in (step, least, most))
+    if varies.kind == "int" and not whole:
+        raise PlanError(f"{varies}: expected whole numbers for --least, --most and --step")
+    if most < least:
+        raise PlanError(f"--most: expected at least {least}, got {most}")
+    return Grid(least, most, step)
+
+
+def _card(plan: "Plan", options: argparse.Namespace) -> "tuple[Card, str]":
+    """The card, and a sentence about the choice."""
+    from colocate.cards import card_of_size, known_card
+    from colocate.device.opening import find_cards
+
+    virtual = known_card(options.card) if options.card else card_of_size(plan.limits.card_bytes)
+    cards = find_cards(options.device, card_bytes=virtual.total_bytes, name=virtual.name)
+    if not cards.free:
+        raise PlanError(f"card: expected a free one, found none ({'; '.join(cards.busy)})")
+    if options.card and cards.free[0].kind != "virtual":
+        raise PlanError("--card: expected with a virtual card only, found a GPU; add --device virtual")
+    return cards.free[0], cards.sentence
+
+
+def _foresight(plan: "Plan", options: argparse.Namespace, card: "Card") -> "Callable[[Group], Forecast]":
+    from colocate.cards import card_called, card_of_size
+    from colocate.foresight import forecast, keyed, program_of
+    from colocate.rehearsal import Cache, Program, Rehearsal, rehearse
+
+    known: dict[Program, Rehearsal] = {}
+    cache = None if options.no_cache else Cache.of_user()
+    total = card.total_bytes or plan.limits.card_bytes
+    virtual = card_called(card.name, total) if card.name else card_of_size(total)
+
+    def foresee(group: "Group") -> "Forecast":
+        programs = [keyed(program_of(training)) for training in group.trainings if training.uses_gpu]
+        new = [one for one in dict.fromkeys(programs) if one not in known or known[one].failure is not None]
+        known.update(zip(new, rehearse(new, virtual, cache=cache, timeout_s=options.timeout), strict=True))
+        return forecast(group, known, virtual.baseline_bytes, group.limits.peak_bytes)
+
+    return foresee
+
+
+def _attempts(run: "RunDirectory", plan: "Plan", card: "Card", wait_s: float) -> "Callable[[Group, int], Attempt]":
+    from colocate.trial import Trials
+
+    return Trials(run, plan.name, card, wait_s).attempt
+
+
+def _exit_code(fit: "Fit", confirmations: int) -> int:
+    if fit.largest is not None:
+        return command.WELL if fit.confirmations >= confirmations else command.UNDECIDED
+    return command.FINDING if fit.refused is not None and fit.undecided is None else command.UNDECIDED
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _line(tried: "Tried") -> str:
+    peak = tried.peak
+    figures = ""
+    if peak is not None:
+        bounds = "" if peak.low_bytes == peak.high_bytes else f"{_mib(peak.low_bytes)}-{_mib(peak.high_bytes)}"
+        figures = f"{_mib(peak.expected_bytes):>6} {bounds:>11} {_mib(tried.headroom_bytes):>8}"
+    what = f"{tried.how} ({tried.basis})"
+    return f"{tried.value:>8}  {what:20} {tried.answer:14} {figures:27} {tried.why}".rstrip()
+
+
+def _mib(num_bytes: int | None) -> str:
+    return "" if num_bytes is None else f"{to_mib(num_bytes):.0f}"
+
+
+def _print(group: "Group", fit: "Fit", confirmations: int, document: dict[str, Any]) -> None:
+    names = " + ".join(training.name for training in group.trainings)
+    print(f"{group.id}: {names}, limit {format_mib(group.limits.peak_bytes)}: largest {fit.variable}, {fit.basis}\n")
+    head = f"{'value':>8}  {'trial':20} {'answer':14} {'peak':>6} {'range':>11} {'headroom':>8} why"
+    print("\n".join([head, *map(_line, sorted(fit.trials, key=lambda one: one.value))]), end="\n\n")
+    for text in _sentences(fit, confirmations):
+        print(textwrap.fill(text, WIDTH, subsequent_indent="  "))
+    if document["settings"] is not None:
+        print("\nto copy into the plan:\n" + json.dumps(document["settings"], indent=2, ensure_ascii=False))
+
+
+def _sentences(fit: "Fit", confirmations: int) -> Iterator[str]:
+    name = fit.variable.name
+    if fit.largest is None:
+        known = "no value is known to fit" if fit.refused is None or fit.undecided else "no value fits"
+        yield f"{name}: {known}" + (f"; {fit.refused} does not" if fit.refused is not None else "")
+    else:
+        yield f"{name} {fit.largest} fits, with a headroom of {format_mib(fit.headroom_bytes)}"
+        yield f"{_runs(fit, confirmations)}"
+    if fit.undecided is not None:
+        low, high = fit.undecided
+        span = f"{low}" if low == high else f"{low} to {high}"
+        yield f"unknown for {span}: " + ("measure" if fit.basis == "predicted" else "its runs carried no verdict")
+    if fit.refused is not None and fit.largest is not None:
+        yield f"{fit.refused} does not fit"
+    if fit.at_most:
+        yield "larger values were not looked at; see --most"
+    if fit.unpredicted:
+        yield f"not predicted: {fit.unpredicted}"
+    for value, below in fit.surprises:
+        yield f"memory does not grow steadily with {name}: {value} fits although {below} does not"
+    if not fit.surprises:
+        yield f"memory was taken to grow with {name}; the values next to the turn agree"
+
+
+def _runs(fit: "Fit", confirmations: int) -> str:
+    if not confirmations:
+        return "no run was asked to confirm it"
+    if fit.confirmations < confirmations:
+        return "its runs did not confirm it"
+    runs = f"{fit.confirmations} run{'s' if fit.confirmations > 1 else ''} of the group"
+    cut = "of shortened epochs, " if fit.basis == "predicted" else ""
+    return f"confirmed by {runs}, {cut}evaluation and last batch included"
+
+
+def _document(plan: "Plan", group: "Group", fit: "Fit", confirmations: int) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "plan": plan.name,
+        "group": group.id,
+        **asdict(fit),
+        "variable": str(fit.variable),
+        "given": fit.variable.given,
+        "headroom_bytes": fit.headroom_bytes,
+        "limit_bytes": group.limits.peak_bytes,
+        "confirmed": fit.largest is not None and fit.confirmations >= confirmations,
+        "settings": _settings(plan, group, fit),
+    }
+
+
+def _settings(plan: "Plan", group: "Group", fit: "Fit") -> dict[str, Any] | None:
+    """The member as it is to stand in the plan."""
+    from colocate.variant import rewritten, varied
+
+    if fit.largest is None:
+        return None
+    entry = plan.to_json()["experiments"][group.number - 1]
+    change = fit.variable.change(fit.largest)
+    return {fit.variable.role: rewritten(entry, change, varied(group, change, _catalog(plan)))}
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, default=str))
