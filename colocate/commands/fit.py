@@ -51,7 +51,7 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("--vary", metavar="MEMBER.NAME", help="what varies (foreground.batch_size)")
     parser.add_argument("--plan", type=Path, default=DEFAULT_PLAN, metavar="FILE", help=f"the plan ({DEFAULT_PLAN})")
     parser.add_argument("--device", choices=("auto", "nvidia", "virtual"), default="auto", help="the card (auto)")
-    parser.add_argument("--card", metavar="CARD", help="size or name of the virtual card (the plan's size)")
+    parser.add_argument("--card", metavar="CARD", help="its size or name (a GPU's own, else the plan's)")
     parser.add_argument("--least", type=number, metavar="N", help="the least value that is looked at (the step)")
     parser.add_argument("--most", type=number, metavar="N", help=f"the greatest value that is looked at ({MOST})")
     parser.add_argument("--step", type=number, metavar="N", help="values are this far apart (1)")
@@ -156,16 +156,14 @@ def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":
 
 
 def _card(plan: "Plan", options: argparse.Namespace) -> "tuple[Card, str]":
-    """The card, and a sentence about the choice."""
+    """The card, and a sentence about the choice; a GPU with a size is used as a card of that size."""
     from colocate.cards import card_of_size, known_card
     from colocate.device.opening import find_cards
 
     virtual = known_card(options.card) if options.card else card_of_size(plan.limits.card_bytes)
-    cards = find_cards(options.device, card_bytes=virtual.total_bytes, name=virtual.name)
+    cards = find_cards(options.device, card_bytes=virtual.total_bytes, name=virtual.name, small=bool(options.card))
     if not cards.free:
         raise PlanError(f"card: expected a free one, found none ({'; '.join(cards.busy)})")
-    if options.card and cards.free[0].kind != "virtual":
-        raise PlanError("--card: expected with a virtual card only, found a GPU; add --device virtual")
     return cards.free[0], cards.sentence
 
 
