@@ -17,8 +17,8 @@ from colocate.units import format_mib, to_mib
 if TYPE_CHECKING:
     from colocate.catalog import Catalog
     from colocate.device.opening import Card
-    from colocate.largest import Fit, Grid, Tried, Variable
     from colocate.foresight import Forecast
+    from colocate.largest import Fit, Grid, Tried, Variable
     from colocate.plan import Group, Plan
     from colocate.run_directory import RunDirectory
     from colocate.series import Attempt
