@@ -61,6 +61,7 @@ class Observation:
         virtual_card: State file of the virtual card, or None on a GPU.
         quarantine: Where a card goes that nothing may be measured on after this; None where nobody asks.
         cpu_energy: Runs since the monitor was started; None where nobody wants to know.
+        asks: After an out-of-memory on the virtual card, find out what the training wanted.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Observation:
         virtual_card: Path | None = None,
         cpu_energy: CpuEnergyMeter | None = None,
         quarantine: Quarantine | None = None,
+        asks: bool = True,
     ) -> None:
         self.group = group
         self.directory = directory
@@ -89,6 +91,7 @@ class Observation:
         self._card = Occupancy(device, monitor, run=run, group=group.id, virtual=virtual_card is not None)
         self._faults: list[tuple[str, str]] = []
         self._quarantine = quarantine
+        self._asks = asks
         self.verdict: Verdict | None = None
         self._cpu_energy = cpu_energy
         self._started_at = datetime.now(UTC)
@@ -183,7 +186,7 @@ class Observation:
 
     def _learn_what_was_wanted(self) -> None:
         """How far a training got on a full virtual card says little about what it wanted."""
-        if self._virtual_card is None:
+        if self._virtual_card is None or not self._asks:
             return
         for watch in self._members:
             if not watch.ran_out_of_memory:

@@ -90,6 +90,11 @@ class GroupDirectory:
         return self.path / "probe" / role
 
     @property
+    def stress(self) -> Path:
+        """How much more memory could be taken before the group breaks, where that was asked for."""
+        return self.path / "stress.json"
+
+    @property
     def virtual_card(self) -> Path:
         """State of the virtual card that the trainings share."""
         return self.path / "virtual_card"

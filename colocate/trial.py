@@ -60,8 +60,12 @@ class Trials:
             yield
 
 
-def attempt_on(device: Device, group: Group, run: RunDirectory, *, plan: str, wait_s: float = 0.0) -> Attempt:
+def attempt_on(
+    device: Device, group: Group, run: RunDirectory, *, plan: str, wait_s: float = 0.0, asks: bool = True
+) -> Attempt:
     """Run a group once on a card that is open already, and locked; a virtual one is made anew.
+
+    ``asks``: after an out-of-memory on a virtual card, find out what the training wanted, which takes as long as it.
 
     Raises:
         DeviceError: the card does not answer.
@@ -70,7 +74,7 @@ def attempt_on(device: Device, group: Group, run: RunDirectory, *, plan: str, wa
     """
     directory = new_directory(run, group)
     card = fresh(device, directory.virtual_card)
-    with observing(group, card, directory, plan=plan) as observation:
+    with observing(group, card, directory, plan=plan, asks=asks) as observation:
         run_to_the_end(observation, wait_s)
     return read_attempt(directory)
 
@@ -87,7 +91,9 @@ def new_directory(run: RunDirectory, group: Group, repeat: int = 1) -> GroupDire
 
 
 @contextmanager
-def observing(group: Group, device: Device, directory: GroupDirectory, *, plan: str) -> Iterator[Observation]:
+def observing(
+    group: Group, device: Device, directory: GroupDirectory, *, plan: str, asks: bool = True
+) -> Iterator[Observation]:
     """A group under watch, before anything has started; leaving early writes a record that says so."""
     meter = CpuEnergyMeter()
     run = directory.run
@@ -103,6 +109,7 @@ def observing(group: Group, device: Device, directory: GroupDirectory, *, plan: 
             virtual_card=directory.virtual_card if device.info.kind == "virtual" else None,
             cpu_energy=meter,
             quarantine=Quarantine(run.quarantine),
+            asks=asks,
         ) as observation,
     ):
         monitor.wait_for_sample(timeout_s=2.0)

@@ -35,7 +35,7 @@ LAYERS = (
     ("watch", "record", "occupancy", "demand", "device.choice", "device.ballast", "series"),
     ("observation", "verification", "device.opening", "doctor"),
     ("rehearsal", "trial"),
-    ("foresight", "variant"),
+    ("foresight", "variant", "stress"),
     ("proposals",),
     ("outlook",),
     ("repetition", "resume", "search"),

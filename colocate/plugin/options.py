@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from colocate.errors import ColocateError
+from colocate.plugin import stress
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -58,6 +59,7 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="How long to predict, at the end, what could be tried for groups that do not fit; 0 is never (60).",
     )
+    stress.add_option(group)
     add("--wait", type=seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
 
 

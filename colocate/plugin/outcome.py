@@ -137,6 +137,7 @@ def refuse(node: pytest.Item, group: _Group, code: str, why: str) -> NoReturn:
 FIELDS = (
     "group",
     "kept",
+    "cliff_bytes",
     "number",
     "tier",
     "foreground",
@@ -185,6 +186,11 @@ def plain(value: Any) -> Any:
 def attach(node: pytest.Item, record: Record) -> None:
     """Hand a case's record to the reports; call it before the case ends, from its body or a fixture of it."""
     node.stash[_RECORD] = builtin_record(record)
+
+
+def record_on(node: pytest.Item) -> Record:
+    """The record that was attached to a case."""
+    return node.stash[_RECORD]
 
 
 def conclude(verdict: Verdict) -> None:

@@ -285,6 +285,8 @@ def line_of(record: Record) -> str:
     if record["outcome"] not in set(Outcome):
         return f"{record['group']} {record['outcome']}"
     numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
+    if record.get("cliff_bytes") is not None:
+        numbers += f", cliff {format_mib(record['cliff_bytes'])}"
     if record.get("kept"):
         numbers += ", kept"
     return f"{record['group']} {record['outcome']} ({record['basis']}) {numbers}"

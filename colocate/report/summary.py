@@ -17,6 +17,7 @@ from colocate.report.shapes import fitted
 from colocate.report.slim import slim
 from colocate.run_directory import GroupDirectory, RunDirectory, write_text
 from colocate.series import Settled, kept_groups, settled_group, settled_groups
+from colocate.stress import Stress
 from colocate.units import to_mib
 
 COLUMNS = (
@@ -51,6 +52,9 @@ COLUMNS = (
     "directory",
     "attempts",
     "kept",
+    "cliff_mib",
+    "cliff_breaks_mib",
+    "cliff_stability",
 )
 
 
@@ -80,6 +84,18 @@ def _row_of(settled: Settled, run: RunDirectory, *, kept: bool) -> dict[str, Any
         **row(settled.deciding.directory, fitted(settled.deciding.experiment), settled.verdict.to_json()),
         "attempts": len(settled.attempts),
         "kept": f"kept from {run.name}" if kept else None,
+        **_cliff(settled.deciding.directory),
+    }
+
+
+def _cliff(directory: GroupDirectory) -> dict[str, Any]:
+    found = Stress.read(directory)
+    if found is None:
+        return dict.fromkeys(("cliff_mib", "cliff_breaks_mib", "cliff_stability"))
+    return {
+        "cliff_mib": _mib(found.holds_bytes),
+        "cliff_breaks_mib": _mib(found.breaks_bytes),
+        "cliff_stability": found.stability,
     }
 
 

@@ -1,0 +1,270 @@
+"""How much more memory could be taken before a group breaks: its distance to the cliff, felt and not subtracted.
+
+The group is run again on smaller and smaller cards, each time from the start, until the largest that it breaks on and
+the smallest that it holds on are no more than a resolution apart. Knows no pytest.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from colocate.device import Basis, Device
+from colocate.device.opening import smaller
+from colocate.errors import ColocateError
+from colocate.plan import Group
+from colocate.run_directory import GroupDirectory, RunDirectory, make_folder, read_json, write_json
+from colocate.series import Attempt
+from colocate.trial import attempt_on
+from colocate.units import MIB, format_mib
+from colocate.verdict import Stability, stability
+
+KIND = "stress"
+ROLE = "stress"
+
+RESOLUTION_BYTES = 64 * MIB
+LEAST_RESOLUTION_BYTES = 2 * MIB  # what a driver gives out at a time
+
+# On 8 GB a guess that is far off takes some ten at the default resolution.
+MOST_TRIALS = 24
+
+# A limit is the plan's and no cliff, and a cut epoch is one that the caller asked for.
+_NO_BREAK = frozenset({"peak_over_limit", "peak_between_samples", "undecided", "epoch_cut", "spread"})
+_BREAKS = frozenset({"foreground_failed", "epoch_unfinished", "foreground_not_started"})
+_BREAKS_OF_BACKGROUND = frozenset({"background_gave_up", "background_never_ready"})
+
+
+class Answer(StrEnum):
+    """What one trial says."""
+
+    HOLDS = "holds"
+    BREAKS = "breaks"
+    UNTRIED = "cannot be tried"
+    SPOILED = "spoiled"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One trial: how much more was taken, what was left of the card, and what came of it."""
+
+    more_bytes: int
+    card_bytes: int
+    answer: Answer
+    why: str
+    directory: str
+
+
+@dataclass(frozen=True)
+class Stress:
+    """What the trials of one group come to; sizes in bytes.
+
+    The group held out with ``holds_bytes`` more taken, and broke with ``breaks_bytes`` more: None where no trial broke
+    it. They are at most ``resolution_bytes`` apart unless ``unfinished`` says why not. ``needed_bytes`` is the
+    smallest card that it held on.
+    """
+
+    group: str
+    basis: Basis
+    device_name: str
+    card_bytes: int
+    holds_bytes: int
+    breaks_bytes: int | None
+    resolution_bytes: int
+    trials: tuple[Trial, ...]
+    broke_by: str | None = None
+    unfinished: str | None = None
+
+    @property
+    def needed_bytes(self) -> int:
+        """The smallest card that the group is known to run on."""
+        return self.card_bytes - self.holds_bytes
+
+    @property
+    def stability(self) -> Stability:
+        """The class of what the group is known to need; that of the plan is drawn by its peak."""
+        return stability(self.needed_bytes)
+
+    def __str__(self) -> str:
+        held = f"held with {format_mib(self.holds_bytes)} less"
+        if self.breaks_bytes is None:
+            return f"{held}; not seen to break" + (f" ({self.unfinished})" if self.unfinished else "")
+        text = f"{held}, broke with {format_mib(self.breaks_bytes)} less ({self.broke_by})"
+        return text + (f"; {self.unfinished}" if self.unfinished else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        document: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        return {**document, "needed_bytes": self.needed_bytes, "stability": self.stability}
+
+    @classmethod
+    def read(cls, directory: GroupDirectory) -> "Stress | None":
+        """What lies beside a group's record; None where nothing does, or nothing that can be read."""
+        if not directory.stress.exists():
+            return None
+        try:
+            return _ADAPTER.validate_python(read_json(directory.stress))
+        except (ColocateError, ValueError):
+            return None
+
+
+def stress(
+    device: Device, group: Group, record: Attempt, *, plan: str, resolution_bytes: int = RESOLUTION_BYTES
+) -> Stress:
+    """Find the cliff of a group that fits, on the card that the session has open; written beside the group's record.
+
+    Args:
+        device: The card; a GPU is given back as it was.
+        group: What shares it.
+        record: The attempt that the verdict rests on.
+        plan: Its name, for the records of the trials.
+        resolution_bytes: How near the two ends are to come.
+
+    Raises:
+        DeviceError: the card does not answer.
+        OSError: a record cannot be written.
+        ColocateError: there is no room for it.
+    """
+    run = record.directory.run.side_run(KIND)
+    make_folder(run.path)
+    bench = _Bench(device, replace(group, runs=1), run, plan)
+    peak_bytes = record.verdict.peak_bytes or 0
+    most_bytes = bench.card_bytes - (record.evidence.get("baseline_bytes") or 0)
+    search = Search(bench.answer, resolution_bytes, most_bytes)
+    search.run(first_bytes=bench.card_bytes - peak_bytes)
+    broken = [trial for trial in bench.trials if trial.answer is Answer.BREAKS]
+    found = Stress(
+        group=group.id,
+        basis=device.info.basis,
+        device_name=device.info.name,
+        card_bytes=bench.card_bytes,
+        holds_bytes=search.holds_bytes,
+        breaks_bytes=search.breaks_bytes,
+        resolution_bytes=resolution_bytes,
+        trials=tuple(bench.trials),
+        broke_by=min(broken, key=lambda trial: trial.more_bytes).why if broken else None,
+        unfinished=search.unfinished,
+    )
+    write_json(record.directory.stress, found.to_json())
+    return found
+
+
+class Search:
+    """Bisection between what holds and what breaks, beginning where the arithmetic says.
+
+    Args:
+        ask: The answer for so many bytes more.
+        resolution_bytes: All that is asked about are multiples of it.
+        most_bytes: With this much more nothing is left; not asked about.
+    """
+
+    def __init__(self, ask: Callable[[int], Answer], resolution_bytes: int, most_bytes: int) -> None:
+        self.unfinished: str | None = None
+        self.asked = 0
+        self._ask_for = ask
+        self._step = resolution_bytes
+        self._good = 0
+        self._bad: int | None = None
+        self._end = max(1, most_bytes // resolution_bytes)
+
+    @property
+    def holds_bytes(self) -> int:
+        """The most that held."""
+        return self._good * self._step
+
+    @property
+    def breaks_bytes(self) -> int | None:
+        """The least that broke."""
+        return None if self._bad is None else self._bad * self._step
+
+    def run(self, first_bytes: int) -> None:
+        """Ask until the two ends meet, or until nothing more can be learnt."""
+        place = min(max(1, first_bytes // self._step), self._end - 1)
+        stride = 1
+        while self.unfinished is None and place > self._good and (self._bad or self._end) - self._good > 1:
+            if not self._ask(place):
+                return
+            if self._bad is None:
+                place, stride = min(self._good + stride, self._end - 1), stride * 4
+            elif self._good == 0:
+                place, stride = max(self._bad - stride, (self._bad + 1) // 2), stride * 4
+            else:
+                place = (self._good + self._bad) // 2
+
+    def _ask(self, place: int) -> bool:
+        """Take in one answer; whether the search can go on."""
+        answer = self._ask_for(place * self._step)
+        if answer is Answer.SPOILED and self.asked < MOST_TRIALS:
+            self.asked += 1
+            answer = self._ask_for(place * self._step)
+        self.asked += 1
+        if answer is Answer.HOLDS:
+            self._good = place
+        elif answer is Answer.BREAKS:
+            self._bad = place
+        elif answer is Answer.UNTRIED:
+            self.unfinished = (
+                f"{format_mib(place * self._step)} or less cannot be taken: the ballast's context is larger"
+            )
+            return False
+        else:
+            self.unfinished = "two trials in a row were spoiled"
+            return False
+        if self.asked >= MOST_TRIALS:
+            self.unfinished = f"ended after {self.asked} trials"
+        return True
+
+
+class _Bench:
+    """Trials of one group on a card that is made smaller."""
+
+    def __init__(self, device: Device, group: Group, run: RunDirectory, plan: str) -> None:
+        self.trials: list[Trial] = []
+        self.card_bytes = _size_bytes(device)
+        self._device = device
+        self._group = group
+        self._run = run
+        self._plan = plan
+
+    def answer(self, more_bytes: int) -> Answer:
+        card_bytes = self.card_bytes - more_bytes
+        cookie = f"{self._run.name}/{self._group.id}/{ROLE}"
+        with smaller(self._device, card_bytes, self._run.path / "virtual_card", cookie=cookie) as card:
+            attempt = attempt_on(card, self._group, self._run, plan=self._plan, asks=False)
+        answer, why = read_answer(attempt)
+        self.trials.append(Trial(more_bytes, card_bytes, answer, why, attempt.directory.path.name))
+        return answer
+
+
+def _size_bytes(device: Device) -> int:
+    """What programs can have of the card: a whole GPU's driver keeps some for itself."""
+    memory = device.memory()
+    if device.info.kind == "nvidia" and device.info.ballast is None:
+        if memory.free_bytes is not None:
+            return memory.used_bytes + memory.free_bytes
+        return memory.total_bytes - (memory.reserved_bytes or 0)
+    return device.info.total_bytes
+
+
+def read_answer(attempt: Attempt) -> tuple[Answer, str]:
+    """What an attempt on a smaller card says about the group, and why."""
+    codes = set(attempt.verdict.codes)
+    text = "; ".join(reason.text for reason in attempt.verdict.reasons)
+    if "no_ballast" in codes:
+        return Answer.UNTRIED, text
+    members = [attempt.evidence[role] for role in ("foreground", "background") if attempt.evidence.get(role)]
+    faults = {code for code, _ in attempt.evidence.get("faults") or ()}
+    short = [member["name"] for member in members if member.get("out_of_memory")]
+    if faults or "foreign_process" in codes or "sensor_lost" in codes:
+        return Answer.SPOILED, text
+    if short:
+        return Answer.BREAKS, f"{' and '.join(short)} ran out of memory"
+    if codes & _BREAKS or codes & _BREAKS_OF_BACKGROUND:
+        return Answer.BREAKS, text
+    if codes - _NO_BREAK:
+        return Answer.SPOILED, text
+    return Answer.HOLDS, "it trained as before"
+
+
+_ADAPTER = TypeAdapter(Stress)

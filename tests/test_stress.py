@@ -1,0 +1,187 @@
+"""How much more memory a group would bear: the search, and what it finds for stand-ins whose memory is known."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_nvml import MIB, FakeNvml
+from groups import group, training
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sessions import Session, plan, run, stand_in
+
+from colocate.device.opening import Card, opened
+from colocate.plan import Group
+from colocate.run_directory import RunDirectory
+from colocate.series import Attempt
+from colocate.stress import MOST_TRIALS, Answer, Search, Stress, read_answer, stress
+from colocate.trial import attempt_on
+from colocate.units import GIB
+
+STEP = 64 * MIB
+
+
+# --- the search
+
+
+def searched(cliff: int, most: int, first: int) -> Search:
+    """A search among steps of which those below the cliff hold."""
+    search = Search(lambda more: Answer.HOLDS if more < cliff * STEP else Answer.BREAKS, STEP, most * STEP)
+    search.run(first * STEP)
+    return search
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=300)
+def test_the_two_ends_meet_at_the_cliff_wherever_it_is(data: Any) -> None:
+    most = data.draw(st.integers(1, 400))
+    cliff = data.draw(st.integers(1, most))
+    search = searched(cliff, most, data.draw(st.integers(0, 500)))
+
+    assert search.unfinished is None
+    assert search.holds_bytes == (cliff - 1) * STEP
+    assert search.breaks_bytes == (cliff * STEP if cliff < most else None)
+
+
+@given(st.integers(1, 1000), st.integers(-1, 1))
+@settings(deadline=None)
+def test_a_guess_that_is_nearly_right_takes_few_trials(cliff: int, off: int) -> None:
+    search = searched(cliff, 2000, cliff + off)
+
+    assert search.asked <= 5
+
+
+def test_a_spoiled_trial_is_repeated_once() -> None:
+    answers = iter([Answer.SPOILED, Answer.HOLDS, Answer.BREAKS])
+    search = Search(lambda more: next(answers), STEP, 100 * STEP)
+    search.run(10 * STEP)
+
+    assert (search.holds_bytes, search.breaks_bytes) == (10 * STEP, 11 * STEP)
+
+
+def test_two_spoiled_trials_end_the_search_with_what_is_known() -> None:
+    answers = iter([Answer.HOLDS, Answer.SPOILED, Answer.SPOILED])
+    search = Search(lambda more: next(answers), STEP, 100 * STEP)
+    search.run(10 * STEP)
+
+    assert (search.holds_bytes, search.breaks_bytes) == (10 * STEP, None)
+    assert search.unfinished == "two trials in a row were spoiled"
+
+
+def test_a_group_that_never_agrees_with_itself_ends() -> None:
+    search = Search(lambda more: Answer.HOLDS, STEP, 10**6 * STEP)
+    search.run(STEP)
+
+    assert search.asked <= MOST_TRIALS + 1
+
+
+# --- real trials of stand-ins
+
+
+def pair(foreground: int, background: int, *more: str) -> Group:
+    steps = ("--steps", "12", "--context", "100", "--probe", *more)
+    return group(
+        training("epoch", "--hold", f"{foreground}", *steps),
+        training("load", "--hold", f"{background}", *steps, repeat_args=("--repeat",)),
+        settle_s=3.0,
+    )
+
+
+def found(card: Card, group: Group, folder: Path, resolution_bytes: int) -> tuple[Stress, Attempt]:
+    directory = RunDirectory(folder / f"run-{os.getpid()}")
+    with opened(card, folder / "card", holder="test", run=directory.name) as device:
+        first = attempt_on(device, group, directory, plan="test")
+        assert first.verdict.feasible, first.verdict
+        answer = stress(device, group, first, plan="test", resolution_bytes=resolution_bytes)
+    assert Stress.read(first.directory) == answer
+    return answer, first
+
+
+@pytest.mark.slow
+def test_on_the_virtual_card_the_distance_is_the_arithmetic(tmp_path: Path) -> None:
+    answer, first = found(Card("virtual", total_bytes=4 * GIB), pair(1000, 1500), tmp_path, 8 * MIB)
+
+    room = 4 * GIB - first.evidence["baseline_bytes"] - 2500 * MIB
+    assert answer.basis == "predicted"
+    assert 0 <= room - answer.holds_bytes < 8 * MIB
+    assert answer.breaks_bytes == answer.holds_bytes + 8 * MIB
+    assert len(answer.trials) <= 3
+    assert "ran out of memory" in answer.broke_by
+
+
+@pytest.mark.slow
+def test_it_agrees_with_brute_force(tmp_path: Path) -> None:
+    """Every card around the cliff, one after the other."""
+    room, several = 4 * GIB, pair(700, 400, "--peak", "900")
+    answer, _ = found(Card("virtual", total_bytes=room), several, tmp_path, 64 * MIB)
+    directory = RunDirectory(tmp_path / f"brute-{os.getpid()}")
+    held = []
+    for less in range(answer.holds_bytes - 64 * MIB, answer.holds_bytes + 3 * 64 * MIB, 64 * MIB):
+        card = Card("virtual", total_bytes=room - less)
+        with opened(card, tmp_path / "brute", holder="brute", run=directory.name) as device:
+            said, _ = read_answer(attempt_on(device, several, directory, plan="test"))
+        if said is Answer.HOLDS:
+            held.append(less)
+
+    assert max(held) == answer.holds_bytes
+
+
+@pytest.mark.slow
+def test_on_a_gpu_a_ballast_takes_the_rest(large_card: FakeNvml, tmp_path: Path) -> None:
+    card = Card("nvidia", large_card.uuid(), 8 * GIB)
+    answer, _ = found(card, pair(2000, 3000), tmp_path, 64 * MIB)
+
+    assert answer.basis == "measured"
+    assert answer.card_bytes == 8 * GIB
+    assert 0 <= 8 * GIB - 5000 * MIB - answer.holds_bytes < 64 * MIB
+    assert (answer.needed_bytes, answer.stability) == (8 * GIB - answer.holds_bytes, "high-risk")
+    assert large_card.used_bytes() == 0
+
+
+@pytest.mark.slow
+def test_on_a_whole_gpu_too_and_it_says_what_it_cannot_try(fake_cuda: FakeNvml, tmp_path: Path) -> None:
+    fake_cuda.add_card(total_bytes=6 * GIB, reserved_bytes=0)
+    card = Card("nvidia", fake_cuda.uuid())
+    far, _ = found(card, pair(2000, 3000), tmp_path, 64 * MIB)
+    near, _ = found(card, pair(2500, 3400), tmp_path / "near", 64 * MIB)
+
+    assert far.holds_bytes == (6 * GIB - 5000 * MIB) // STEP * STEP
+    assert near.holds_bytes == 0
+    assert near.unfinished == "192 MiB or less cannot be taken: the ballast's context is larger"
+
+
+# --- as a user asks for it
+
+
+def session(folder: Path, *options: str) -> Session:
+    steps = ("--steps=12", "--context=100", "--probe")
+    members = {
+        "foreground": stand_in("--hold=1000", *steps),
+        "background": stand_in("--hold=1500", "--repeat", *steps),
+    }
+    return run(plan(folder / "plan.json", [members]), folder, "--device=virtual", "--card=4GB", *options)
+
+
+@pytest.mark.slow
+def test_the_answer_is_shown_wherever_the_verdict_is(tmp_path: Path) -> None:
+    done = session(tmp_path, "--stress=32MB")
+    (stored,) = (json.loads(path.read_text()) for path in done.run.glob("*/stress.json"))
+    cliff = stored["holds_bytes"] // MIB
+
+    assert done.code == 0, done.output
+    assert re.search(rf"group01 FEASIBLE \(predicted\) .*cliff {cliff} MiB", done.output)
+    assert "Distance to the cliff" in done.page
+    assert f"{cliff} MiB" in done.page
+    assert f",{cliff}.0," in (done.run / "summary.csv").read_text()
+    assert len(done.verdicts) == 1, "trials are no groups of the run"
+    assert list(done.run.glob("run_*_stress/*/verdict.json"))
+
+
+def test_a_resolution_that_no_driver_has_is_refused(tmp_path: Path) -> None:
+    done = session(tmp_path, "--stress=1MB")
+
+    assert done.code == 4
+    assert "expected at least 2 MiB, got '1MB'" in done.output
