@@ -17,6 +17,8 @@ from colocate.evidence import STEP_KINDS, Allocator, Epoch, Mark, OutOfMemory
 # Two signs of progress a second are enough to prove overlap, and keep the record of a long run small.
 _MARK_EVERY_S = 0.5
 
+_MOST_STEPS = 1024  # of a process's history; the probe keeps 256
+
 # Ten steps a second for a day are 130 MB, of which 170,000 signs of progress are kept.
 MOST_BYTES = 256 * 1024**2
 MOST_MARKS = 200_000
@@ -153,7 +155,10 @@ class EventReader:
 
 
 class ProbeReader:
-    """Follows the folder in which the probe keeps one record per process; ``since_t`` as for the events."""
+    """Follows the folder in which the probe keeps one record per process; ``since_t`` as for the events.
+
+    ``histories`` has what every process held over time, as its record tells.
+    """
 
     def __init__(self, folder: Path, since_t: float = 0.0) -> None:
         self._folder = folder
@@ -162,6 +167,7 @@ class ProbeReader:
         self._steps: dict[int, int] = {}
         self._ooms: dict[int, OutOfMemory] = {}
         self._allocators: dict[int, Allocator] = {}
+        self.histories: dict[int, tuple[tuple[float, int], ...]] = {}
         self.progress = Progress()
         self.trouble: str | None = None
 
@@ -205,6 +211,7 @@ class ProbeReader:
             self.progress.add(Mark(last_step_s, pid, "optimizer", step=steps))
             self._steps[pid] = steps
         self._allocators[pid] = allocator
+        self.histories[pid] = _history(record.get("history"), self._since_t)
 
     @property
     def allocators(self) -> tuple[Allocator, ...]:
@@ -260,6 +267,15 @@ def _probe_out_of_memory(count: int, last: Mapping[str, Any]) -> OutOfMemory:
         requested_bytes=whole(last.get("requested_bytes")),
         reserved_bytes=whole(last.get("reserved_bytes")),
     )
+
+
+def _history(value: Any, since_t: float) -> tuple[tuple[float, int], ...]:
+    """What a process held over time; empty where the list is not what the probe would write."""
+    if not isinstance(value, list) or len(value) > _MOST_STEPS:
+        return ()
+    steps = [(_instant(time_t, since_t), whole(size)) for time_t, size in value]
+    known = tuple((time_t, size) for time_t, size in steps if size is not None)
+    return known if len(known) == len(steps) and list(known) == sorted(known, key=lambda step: step[0]) else ()
 
 
 def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:

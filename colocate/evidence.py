@@ -216,7 +216,9 @@ class Member:
     """One of the two trainings of a group and everything it showed.
 
     ``wanted`` is what it held when, after an out-of-memory on a virtual card, it was run alone on one that refuses
-    nothing.
+    nothing. ``held`` is what it held over time, each pair a second and the bytes from then on: told by its allocators
+    (``held_by``), never below what they did hold, or by the driver's lists of processes, which miss what happens
+    between them.
     """
 
     role: Role
@@ -231,6 +233,8 @@ class Member:
     held_card: bool = False
     held_bytes: int | None = None
     process_peaks: tuple[ProcessPeak, ...] = ()
+    held: tuple[tuple[float, int], ...] = ()
+    held_by: Literal["allocator", "processes"] | None = None
     marks: tuple[Mark, ...] = ()
     epochs: tuple[Epoch, ...] = ()
     out_of_memory: tuple[OutOfMemory, ...] = ()

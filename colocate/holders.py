@@ -33,6 +33,7 @@ class Holders:
         self._taken = 0
         self._since_s = 0.0
         self._numbers_of_the_host = False
+        self._listed: dict[Role, list[tuple[float, int]]] = {role: [] for role in _ROLES}
 
     def cookie(self, role: Role) -> str:
         """What marks the processes of one member."""
@@ -59,7 +60,19 @@ class Holders:
             for process in listed:
                 if not process.draws:
                     self._enter(elapsed_s, process, pids)
+            self._add_up(elapsed_s, listed)
         return True
+
+    def _add_up(self, elapsed_s: float, listed: Iterable[DeviceProcess]) -> None:
+        """What each member holds by this list; it is not told where the driver does not tell of one process."""
+        for role in _ROLES:
+            own = [process.used_bytes for process in listed if process.pid in self.pids(role)]
+            if None not in own:
+                self._listed[role].append((elapsed_s, sum(used for used in own if used is not None)))
+
+    def listed(self, role: Role) -> tuple[tuple[float, int], ...]:
+        """What this member held by the driver's lists, each as its second and the bytes."""
+        return tuple(self._listed[role])
 
     def ours(self, pid: int) -> Role | None:
         """The member that a process belongs to by its cookie; None for any other."""

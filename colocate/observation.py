@@ -244,6 +244,7 @@ class Observation:
         self._attribute()
         for watch in self._members:
             watch.ask_for_peaks(self._card.holders.pids(watch.role), self._card.process_peak_bytes)
+            watch.listed = self._card.holders.listed(watch.role)
         foreground = self._foreground.member(origin_t)
         background = None if self._background is None else self._background.member(origin_t)
         limits = self.group.limits

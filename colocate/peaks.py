@@ -2,7 +2,9 @@
 
 A sample is exact but may miss what happens between two of them. The driver's accounting and PyTorch's allocator keep
 maxima of a single process and miss nothing, but do not tell what the others held at that moment. Put together they
-give the peak's bounds. Pure; `colocate.prediction` does the same for a card that does not exist.
+give the peak's bounds. Where the allocators also told what they held when, maxima that never met in this run are not
+added: that they might meet in another one is `colocate.possible`'s business. Pure; `colocate.prediction` does the same
+for a card that does not exist.
 """
 
 from collections import defaultdict
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from colocate.alignment import Steps, summed
 from colocate.evidence import Evidence, Member, Role
 from colocate.prediction import PeakRange
 
@@ -47,7 +50,9 @@ def measured_peak(evidence: Evidence) -> PeakRange | None:
 
     At least: the highest sample, and the largest process of ours on top of the least that the card ever held.
     Expected: a member's own maximum on top of the least that the card held while the member ran, which is what the
-    others kept. At most: the maxima of all members at once on top of the baseline. Sources that agree leave one number.
+    others kept. At most: the maxima of all members at once on top of the baseline, or, where every member's allocators
+    told what they held over time, the most that all can have held at one time of this run. Sources that agree leave one
+    number.
     """
     sampled = evidence.trace.peak
     if sampled is None:
@@ -57,8 +62,33 @@ def measured_peak(evidence: Evidence) -> PeakRange | None:
     beside = [_beside_bytes(evidence, member) for member in evidence.members]
     expected = max([low, *filter(None, beside)])
     own = [own_peak_bytes(member) or 0 for member in evidence.members]
-    high = (evidence.baseline_bytes or 0) + sum(own) if any(own) else 0
+    at_once = _at_one_time_bytes(evidence)
+    high = (evidence.baseline_bytes or 0) + (sum(own) if at_once is None else at_once) if any(own) else 0
     return PeakRange(low, expected, max(expected, high))
+
+
+def _at_one_time_bytes(evidence: Evidence) -> int | None:
+    """The most that the members can have held at one time; None unless the allocators of all told it over time."""
+    holding = [member for member in evidence.members if own_peak_bytes(member)]
+    if any(member.held_by != "allocator" for member in holding):
+        return None
+    return summed(own_steps(member, end_s(evidence)) for member in holding).highest
+
+
+def own_steps(member: Member, until_s: float) -> Steps:
+    """What a member held from its start to its end; what the driver's accounting knows beyond it is added all the time.
+
+    ``until_s`` is the end of one that is not known to have ended.
+    """
+    outside = max(0, (own_peak_bytes(member) or 0) - max((size for _, size in member.held), default=0))
+    started_s = min([life.started_s for life in member.lives[:1]] + [at for at, _ in member.held[:1]], default=0.0)
+    ended_s = until_s if member.last_exit is None else min(member.last_exit.ended_s, until_s)
+    return Steps.of([(started_s, outside), *((at, size + outside) for at, size in member.held)], ended_s)
+
+
+def end_s(evidence: Evidence) -> float:
+    """When the watching ended."""
+    return max(evidence.trace.duration_s or 0.0, evidence.duration_s or 0.0, evidence.trace.samples[-1].elapsed_s)
 
 
 def own_peak_bytes(member: Member) -> int | None:

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from colocate.device import Basis
 from colocate.evidence import STEP_KINDS, Evidence, Interval, Member, OutOfMemory, common_s, merged
 from colocate.peaks import PeakReading, measured_peak, readings
+from colocate.possible import Possible, possible_peak
 from colocate.prediction import PeakRange, predicted_peak
 from colocate.units import MIB, format_mib
 
@@ -59,7 +60,8 @@ class Verdict:
 
     ``peak_bytes`` is the highest that the sources carry together or, predicted, the expected value of
     ``peak_low_bytes`` to ``peak_high_bytes``; None when nothing was read. ``peaks`` has what each source told.
-    ``overlap`` is the share of the foreground's training time during which the background trained too.
+    ``overlap`` is the share of the foreground's training time during which the background trained too. ``possible`` is
+    the peak of another meeting of the same two, which this run did not show.
     """
 
     outcome: Outcome
@@ -77,6 +79,7 @@ class Verdict:
     phases_apart: tuple[tuple[str, str], ...]
     epoch_cut: bool
     peaks: tuple[PeakReading, ...] = ()
+    possible: Possible | None = None
 
     @property
     def feasible(self) -> bool:
@@ -144,6 +147,7 @@ def judge(evidence: Evidence) -> Verdict:
         phases_apart=apart,
         epoch_cut=epoch_cut(evidence.foreground),
         peaks=readings(evidence),
+        possible=possible_peak(evidence),
     )
 
 
@@ -381,6 +385,7 @@ def _warnings(evidence: Evidence, apart: tuple[tuple[str, str], ...]) -> Iterato
         text = f"{evidence.foreground.name} writes no events: that it finished rests on its exit code"
         yield Reason("completion_by_exit_code", text)
     yield from _spike(evidence)
+    yield from _possible(evidence)
     if evidence.device.ballast is not None:
         text = f"{evidence.device.name}: only the memory is that of a smaller card; {NOT_IMITATED} are the large one's"
         yield Reason("small_card", text)
@@ -399,6 +404,16 @@ def _spike(evidence: Evidence) -> Iterator[Reason]:
     if gap_bytes > SPIKE_BYTES:
         own = ", ".join(_reading_text(reading) for reading in readings(evidence))
         yield Reason("spike", f"the samples missed {format_mib(gap_bytes)} of the peak ({own})")
+
+
+def _possible(evidence: Evidence) -> Iterator[Reason]:
+    """What did not happen but may: on the virtual card the verdict itself rests on it."""
+    seen, possible, limit = peak_range(evidence), possible_peak(evidence), evidence.limits.peak_bytes
+    if evidence.device.basis == "predicted" or seen is None or possible is None:
+        return
+    if seen.high_bytes < limit <= possible.peak_bytes:
+        text = f"{format_mib(possible.peak_bytes)} are possible, limit {format_mib(limit)}, {possible}"
+        yield Reason("possible_peak_over_limit", f"{text}; at once at most {format_mib(seen.high_bytes)} were seen")
 
 
 def _notes(evidence: Evidence) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Literal
 
 from colocate.catalog import Training
 from colocate.events import EventReader, ProbeReader, Progress
@@ -14,6 +15,7 @@ from colocate.evidence import Allocator, Life, Mark, Member, OutOfMemory, Proces
 from colocate.logs import OUT_OF_MEMORY, Match
 from colocate.run_directory import GroupDirectory
 from colocate.runner import Process
+from colocate.usage import by_allocators, by_lists
 
 LAST_LINES = 20
 _PROGRESS = "progress"
@@ -36,6 +38,7 @@ class Watch:
         self.held_bytes: int | None = None
         self.held_card = False
         self.process_peaks: tuple[ProcessPeak, ...] = ()
+        self.listed: tuple[tuple[float, int], ...] = ()
         self._directory = directory
         self._events = EventReader(directory.events(role), time.monotonic())
         self._probe = ProbeReader(directory.probe(role), time.monotonic())
@@ -139,12 +142,14 @@ class Watch:
         """Everything so far as a record, with times relative to ``origin_t``."""
         self.poll()
         self._events.finish()
+        lives = tuple(self._life(process, origin_t) for process in self.processes)
+        held, held_by = self._held(origin_t, lives)
         return Member(
             role=self.role,
             name=self.training.name,
             argv=self.training.argv,
             uses_gpu=self.training.uses_gpu,
-            lives=tuple(self._life(process, origin_t) for process in self.processes),
+            lives=lives,
             ready_s=None if self.ready_t is None else self.ready_t - origin_t,
             gave_up=self.gave_up,
             stalled_after_s=self.stalled_after_s,
@@ -152,6 +157,8 @@ class Watch:
             held_card=self.held_card,
             held_bytes=self.held_bytes,
             process_peaks=self.process_peaks,
+            held=held,
+            held_by=held_by,
             marks=tuple(replace(mark, elapsed_s=mark.elapsed_s - origin_t) for mark in self._marks()),
             epochs=tuple(replace(epoch, elapsed_s=epoch.elapsed_s - origin_t) for epoch in self._events.epochs),
             out_of_memory=tuple(self._out_of_memory(origin_t)),
@@ -162,6 +169,20 @@ class Watch:
             expects_metrics=bool(self.training.metric_patterns),
             metrics=self._metrics(),
         )
+
+    def _held(
+        self, origin_t: float, lives: tuple[Life, ...]
+    ) -> tuple[tuple[tuple[float, int], ...], Literal["allocator", "processes"] | None]:
+        """What it held over time, and who told: its allocators, else the driver's lists."""
+        end_s = time.monotonic() - origin_t
+        histories = {
+            pid: tuple((at - origin_t, size) for at, size in steps) for pid, steps in self._probe.histories.items()
+        }
+        told = by_allocators(histories, self._probe.allocators, lives, end_s)
+        if told:
+            return told, "allocator"
+        listed = by_lists(self.listed, end_s)
+        return listed, "processes" if listed else None
 
     def _life(self, process: Process, origin_t: float) -> Life:
         end = process.exit

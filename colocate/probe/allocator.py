@@ -113,17 +113,19 @@ class Level:
     """A quantity that goes up and down, with its peaks.
 
     ``peak`` is what a program sees and resets; ``highest`` is the truth since the start, which nobody resets: a
-    program that calls ``reset_peak_memory_stats()`` must not hide its own maximum.
+    program that calls ``reset_peak_memory_stats()`` must not hide its own maximum. ``grown`` is the sum of all that it
+    ever went up.
     """
 
-    __slots__ = ("current", "highest", "peak")
+    __slots__ = ("current", "grown", "highest", "peak")
 
     def __init__(self) -> None:
-        self.current = self.peak = self.highest = 0
+        self.current = self.peak = self.highest = self.grown = 0
 
     def change(self, difference: int) -> None:
         """Move the level up or down."""
         self.current += difference
+        self.grown += max(0, difference)
         if self.current > self.peak:
             self.peak = self.current
             self.highest = max(self.highest, self.peak)

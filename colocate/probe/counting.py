@@ -18,6 +18,9 @@ LIFETIME_PEAKS = {
 CURRENT = {"allocated_bytes": "allocated_bytes.all.current", "reserved_bytes": "reserved_bytes.all.current"}
 COUNTERS = ("num_ooms", "num_alloc_retries")
 
+# All that was ever reserved: with it nothing can come and go between two readings unseen.
+GROWN = "reserved_bytes.all.allocated"
+
 # Every way to reset the counters ends in one of these functions of torch's C module.
 RESETS = (
     "_cuda_resetPeakMemoryStats",
@@ -69,7 +72,7 @@ class Counters:
         for field, key in LIFETIME_PEAKS.items():
             self._highest[field] = max(self._highest.get(field, 0), statistics.get(key, 0))
         counts = {field: self._before_resets[field] + statistics.get(field, 0) for field in COUNTERS}
-        return {**readings, **self._highest, **counts}
+        return {**readings, **self._highest, **counts, "reserved_grown_bytes": statistics.get(GROWN)}
 
     def safe_from(self, reset: Callable[..., Any]) -> Callable[..., Any]:
         """The same reset function, after the counters have been read and what it forgets has been kept."""

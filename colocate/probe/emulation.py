@@ -175,6 +175,7 @@ class EmulatedDevice:
         return {
             "allocated_bytes": allocator.allocated.current,
             "reserved_bytes": allocator.reserved.current,
+            "reserved_grown_bytes": allocator.reserved.grown,
             "max_allocated_bytes": allocator.allocated.highest,
             "max_reserved_bytes": allocator.reserved.highest,
             "max_reserved_bound_bytes": max(allocator.reserved.highest, self.twin.allocator.reserved.highest),

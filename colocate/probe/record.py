@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from .history import History
+
 INTERVAL_S = 0.25
 
 Readings = Callable[[], dict[str, Any]]
@@ -48,8 +50,10 @@ class Record:
             "num_ooms": 0,
             "num_alloc_retries": 0,
             "last_oom": None,
+            "history": [],
             "notes": [],
         }
+        self._history = History()
         self.read: Readings = dict
         self._folder = folder
         self._pid = os.getpid()
@@ -106,7 +110,10 @@ class Record:
             print(f"colocate: probe record given up: {type(error).__name__}: {error}", file=sys.stderr)
 
     def _write(self, path: Path) -> None:
+        read_t = time.monotonic()
         self.fields.update(self.read())
+        self._history.add(read_t, self.fields)
+        self.fields["history"] = self._history.steps
         if self.fields == self._written:
             return
         self._written = {**self.fields, "notes": list(self.fields["notes"])}
@@ -132,4 +139,5 @@ class Record:
         self.fields.update(
             pid=self._pid, started_t=time.monotonic(), optimizer_steps=0, first_step_t=None, last_step_t=None
         )
+        self._history = History()
         self.keep_writing()

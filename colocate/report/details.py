@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate.evidence import STEP_KINDS
-from colocate.report import attempts, course, small_card
+from colocate.report import attempts, course, possible, small_card
 from colocate.report.markup import Html, el
 from colocate.report.shares import own_bytes
 from colocate.report.stored import Row, StoredRun, mapping, number
@@ -38,7 +38,14 @@ SECTIONS: tuple[Callable[[Row, Path, int], Html | None], ...] = (attempts.sectio
 
 def details(row: Row, run: StoredRun | None, folder: Path, *, many: bool = False) -> Html:
     """Everything below one row; ``folder`` is where the page lies, for its links."""
-    parts = [_why(row), _facts(row), *_from_directory(row, folder, many), _traceback(row), again(row, run)]
+    parts = [
+        _why(row),
+        _facts(row),
+        possible.section(row),
+        *_from_directory(row, folder, many),
+        _traceback(row),
+        again(row, run),
+    ]
     return el("div", parts, class_="details")
 
 

@@ -190,6 +190,7 @@ class Probe:
             "num_ooms": 0,
             "num_alloc_retries": 0,
             "last_oom": None,
+            "history": [],
         }
         if virtual:
             self.record |= {"context_bytes": context_bytes, "batches_per_pass": None, "passes_cut": 0}
@@ -199,6 +200,7 @@ class Probe:
         for kind in ("allocated", "reserved"):
             self.record[f"{kind}_bytes"] = tensor_bytes
             self.record[f"max_{kind}_bytes"] = max(tensor_bytes, self.record[f"max_{kind}_bytes"])
+        self.record["history"].append((time.monotonic(), tensor_bytes))
         self.write(now=True)
 
     def stepped(self) -> None:

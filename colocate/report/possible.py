@@ -1,0 +1,31 @@
+"""Below a group: the peak that was seen beside the one that another meeting of the two would have."""
+
+from colocate.possible import Possible
+from colocate.report.markup import Html, el
+from colocate.report.stored import Row, mapping, number
+from colocate.units import format_mib
+
+_TOLD_BY = {
+    "allocator": "what their allocators held over time",
+    "processes": "the driver's lists of processes, which miss what happens between them",
+}
+
+
+def section(row: Row) -> Html | None:
+    """Both peaks, and which phases would have to meet; nothing where no two traces were told."""
+    found = mapping(row.verdict.get("possible"))
+    size, seen = number(found.get("peak_bytes")), number(row.verdict.get("peak_high_bytes"))
+    if size is None or seen is None:
+        return None
+    possible = Possible(size, str(found.get("foreground_phase")), str(found.get("background_phase")), "allocator")
+    limit = number(row.verdict.get("limit_bytes"))
+    over = limit is not None and size >= limit
+    texts = [
+        el("b", "Seen"),
+        f" at most {format_mib(seen)}; ",
+        el("b", "possible", class_="v-warn" if over else None),
+        f" {format_mib(size)}, {possible}, by {_TOLD_BY.get(str(found.get('told_by')), 'what they told')}.",
+    ]
+    if row.record["basis"] == "predicted":
+        texts.append(" The predicted peak is that of all maxima at once: time on the virtual card says nothing.")
+    return el("p", texts, class_="possible")
