@@ -176,6 +176,9 @@ class Entry(Member):
     id: Identifier | None = Field(default=None, description="default: group01, group02 ... by position")
     tier: Identifier | None = None
     expected_bytes: Size | None = Field(default=None, alias="expected_memory", description="for the report, no limit")
+    tolerance_bytes: Size | None = Field(
+        default=None, alias="tolerance", ge=0, description="the plan's; makes a budget of expected_memory"
+    )
     risk: str | None = Field(default=None, max_length=200)
     limit_bytes: Size | None = Field(default=None, alias="limit", gt=0, description="instead of the plan's peak")
     expected_minutes: float | None = Field(
@@ -205,6 +208,12 @@ class PlanFile(Settings):
     mode: Annotated[str | None, *_mode_among(*MODES, "mixed")] = None
     catalog: str | None = Field(default=None, description="the models catalog, relative to this file's folder")
     limits: Limits = Field(default=Limits())
+    tolerance_bytes: Size | None = Field(
+        default=None,
+        alias="tolerance",
+        ge=0,
+        description="a group whose peak is above expected_memory by more than this is over budget; no verdict changes",
+    )
     tiers: dict[Identifier, Annotated[Tier, BeforeValidator(_tier_of_number), WithJsonSchema(_TIER_SCHEMA)]] = Field(
         default={name: Tier(expected_success=rate) for name, rate in _TIERS.items()}
     )
@@ -229,6 +238,7 @@ class Group:
     limits: Limits
     tier: str | None = None
     expected_bytes: int | None = None
+    tolerance_bytes: int | None = None
     risk: str | None = None
     note: str = ""
     runs: int = 1
@@ -238,6 +248,13 @@ class Group:
     def trainings(self) -> tuple[Training, ...]:
         """Foreground first, then the background if there is one."""
         return (self.foreground,) if self.background is None else (self.foreground, self.background)
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """What its peak should stay within, by the plan's expectation and tolerance; None without one of the two."""
+        if self.expected_bytes is None or self.tolerance_bytes is None:
+            return None
+        return self.expected_bytes + self.tolerance_bytes
 
     @property
     def missing(self) -> str | None:
@@ -437,11 +454,16 @@ class _Draft:
             limits=self.limits.model_copy(update={"peak_bytes": entry.limit_bytes} if entry.limit_bytes else {}),
             tier=entry.tier,
             expected_bytes=entry.expected_bytes,
+            tolerance_bytes=self._tolerance(entry),
             risk=entry.risk,
             note=entry.note or "",
             runs=self._runs(entry),
             expected_minutes=entry.expected_minutes,
         )
+
+    def _tolerance(self, entry: Entry) -> int | None:
+        """The entry's own, else the plan's."""
+        return _size_of(self.document, "tolerance") if entry.tolerance_bytes is None else entry.tolerance_bytes
 
     def _mode(self, raw: dict[str, Any], place: Place) -> str | None:
         """The mode of an entry, or None where it has none that we know; wrong words are noted by the types."""

@@ -98,6 +98,7 @@ def _document(
             "number": group.number,
             "tier": group.tier,
             "expected_bytes": group.expected_bytes,
+            "budget_bytes": group.budget_bytes,
             "risk": group.risk,
             "note": group.note,
             "content_hash": group.content_hash,

@@ -79,7 +79,7 @@ def _own_member(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def alone(training: Training, like: Group) -> Group:
     """A training by itself, under the limits of a group."""
-    return replace(like, foreground=training, background=None, expected_bytes=None, runs=1)
+    return replace(like, foreground=training, background=None, expected_bytes=None, tolerance_bytes=None, runs=1)
 
 
 def _of_catalog(training: Training, change: Change, catalog: Catalog | None) -> Training:

@@ -7,6 +7,9 @@ from fake_nvml import MIB, FakeNvml, preload
 from fake_nvml.build import build_cuda, build_library, compiler
 from seen import SEEN
 
+for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):  # sessions of the tests are no part of the job that runs them
+    os.environ.pop(name, None)
+
 PASSED: dict[str, list[str]] = {}
 """What every test that passed has seen; in the controller or the only process."""
 

@@ -135,7 +135,7 @@ def test_a_comparison_names_verdicts_peaks_and_what_it_comes_to(run, later, caps
     assert lines[0] == "run_20261124_053000 -> run_20261125_053000"
     assert lines[1].startswith("group01 FEASIBLE: peak +600 to 2830 MiB")
     assert lines[2].startswith("group02 INFEASIBLE -> FEASIBLE")
-    assert lines[-1] == "1 verdicts changed; 1 peaks grew, most group01 by 600 MiB; 1 fell"
+    assert lines[-1] == "1 verdict changed; 1 peak grew, most group01 by 600 MiB; 1 fell"
     assert max(map(len, lines)) <= 80
 
 
@@ -149,7 +149,35 @@ def test_a_peak_that_is_not_known_any_more_is_no_pass(run, later, capsys):
     unknown = {**journal.read(later.path).records, "group": "group01", "number": 1, "outcome": "CRASHED", "basis": None}
     journal.append(later.path, "group", record={**unknown, "codes": [], "reasons": [], "warnings": []})
     assert main(["compare", str(run.path), str(later.path), "--fail-above=1GB"]) == 1
-    assert "group01: its peak was known before and is not any more" in capsys.readouterr().out
+    assert "group01: was feasible, is crashed; its peak was known before and is not any more" in capsys.readouterr().out
+
+
+def test_a_group_that_fits_no_more_is_a_finding_though_its_peak_is_not(run, later, capsys):
+    assert main(["compare", str(later.path), str(run.path), "--fail-above=9GB"]) == 1
+    assert "group02: was feasible, is infeasible (foreground_out_of_memory" in capsys.readouterr().out
+
+
+def test_a_job_of_github_gets_a_summary_and_annotations(run, later, capsys, tmp_path, monkeypatch):
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert main(["compare", str(run.path), str(later.path), "--fail-above=200MB"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("::")]
+    assert lines == ["::error title=group01::grew by 600 MiB, at most 200 MiB allowed"]
+    assert main(["compare", str(run.path), str(later.path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("::")]
+    assert lines == ["::warning title=group01::grew by 600 MiB to 2402-3206 MiB"]
+    first = summary.read_text().splitlines()
+    assert first[0] == "## What changed: run\\_20261124\\_053000 → run\\_20261125\\_053000"
+    assert first[6].startswith("| :x: | group01 | FEASIBLE | FEASIBLE |")
+    assert first[6].endswith("| +600 MiB | grew by 600 MiB, at most 200 MiB allowed |")
+    assert sum(line.startswith("## ") for line in first) == 2, "the second comparison is added"
+
+
+def test_nothing_is_published_outside_of_a_job(run, later, capsys, monkeypatch):
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    assert main(["compare", str(run.path), str(later.path), "--fail-above=200MB"]) == 1
+    assert "::" not in capsys.readouterr().out
 
 
 def test_a_comparison_is_a_section_of_the_page(run, later, tmp_path):

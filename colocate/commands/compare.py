@@ -1,6 +1,7 @@
-"""``colocate compare``: what changed between two runs."""
+"""``colocate compare``: what changed between two runs, in the terminal, on a page and in a CI job."""
 
 import argparse
+import os
 from pathlib import Path
 
 from colocate import commands as command
@@ -20,7 +21,7 @@ def add(commands: command.Commands) -> None:
         "--fail-above",
         type=command.size,
         metavar="SIZE",
-        help="exit with 1 when a peak grew by more than this, or is not known any more",
+        help="exit with 1 when a peak grew by more than this or is unknown now, or a feasible group is not any more",
     )
     parser.add_argument(
         "--page", type=Path, metavar="FILE", help="write the later run's page with the comparison in it"
@@ -29,12 +30,12 @@ def add(commands: command.Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the comparison; a finding where a peak grew by more than was allowed."""
+    """Print the comparison; a finding where a peak grew by more than was allowed, or a group fits no more."""
+    from colocate.report import github
     from colocate.report.comparison import compare, lines
     from colocate.report.page import Report, document
     from colocate.report.stored import read_run
     from colocate.run_directory import make_folder, write_text
-    from colocate.units import format_mib
 
     before, after = read_run(options.before), read_run(options.after)
     found = compare(before.rows, after.rows, (before.name, after.name))
@@ -45,13 +46,13 @@ def run(options: argparse.Namespace) -> int:
         with command.writing(options.page):
             write_text(options.page, document(Report.of([after], options.page.resolve().parent, found)))
         print(f"report:  {command.near(options.page)}")
+    markdown = github.of_comparison(found, options.fail_above)
+    with command.writing(Path(os.environ.get(github.SUMMARY, ""))):
+        for line in github.publish(markdown, github.annotations_of_comparison(found, options.fail_above)):
+            print(line)
     if options.fail_above is None:
         return command.WELL
-    grown, unknown = found.grown(options.fail_above), found.unknown
-    for change in grown:
-        print(
-            f"{change.group}: grew by {format_mib(change.peak_bytes)}, at most {format_mib(options.fail_above)} allowed"
-        )
-    for change in unknown:
-        print(f"{change.group}: its peak was known before and is not any more")
-    return command.FINDING if grown or unknown else command.WELL
+    wrong = {change.group: why for change in found.changes if (why := github.broken(change, options.fail_above))}
+    for group, why in wrong.items():
+        print(f"{group}: {why}")
+    return command.FINDING if wrong else command.WELL

@@ -44,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from colocate.plugin import (
         cards,
         collection,
+        github,
         ledger,
         outcome,
         page,
@@ -54,5 +55,6 @@ def pytest_configure(config: pytest.Config) -> None:
         workers,
     )
 
-    for module in (cards, run_record, resume, outcome, collection, workers, ledger, page, progress, proposals):
+    modules = (cards, run_record, resume, outcome, collection, workers, ledger, page, progress, proposals, github)
+    for module in modules:
         module.register(config)

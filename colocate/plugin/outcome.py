@@ -54,6 +54,8 @@ class _Group(Protocol):
     @property
     def expected_bytes(self) -> int | None: ...
     @property
+    def budget_bytes(self) -> int | None: ...
+    @property
     def limits(self) -> _Limits: ...
 
 
@@ -114,6 +116,7 @@ def unjudged(group: _Group, outcome: str, *reasons: str) -> Record:
         foreground=group.foreground.name,
         background=None if group.background is None else group.background.name,
         expected_bytes=group.expected_bytes,
+        budget_bytes=group.budget_bytes,
         limit_bytes=group.limits.peak_bytes,
         outcome=outcome,
         codes=[],
@@ -143,6 +146,7 @@ FIELDS = (
     "foreground",
     "background",
     "expected_bytes",
+    "budget_bytes",
     "peak_bytes",
     "peak_low_bytes",
     "peak_high_bytes",

@@ -18,7 +18,7 @@ from colocate.plan import Group
 from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
 from colocate.plugin.outcome import Record
 from colocate.report.estimate import Estimate, estimate
-from colocate.report.words import basis_of, headroom_text, peak_text
+from colocate.report.words import basis_of, headroom_text, over_budget_bytes, over_budget_text, peak_text
 from colocate.screen import Screen, Through
 from colocate.units import format_mib, format_size
 from colocate.verdict import Outcome
@@ -287,6 +287,9 @@ def line_of(record: Record) -> str:
     numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
     if record.get("cliff_bytes") is not None:
         numbers += f", cliff {format_mib(record['cliff_bytes'])}"
+    over = over_budget_bytes(record)
+    if over is not None:
+        numbers += f", {format_mib(over)} over budget"
     if record.get("kept"):
         numbers += ", kept"
     return f"{record['group']} {record['outcome']} ({record['basis']}) {numbers}"
@@ -298,6 +301,9 @@ def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str
     colour = {"holds": "green", "fails": "red"}.get(tally.holding, "yellow")
     lines = [(line, {colour: True, "bold": True}) for line in textwrap.wrap(str(tally), 79)]
     lines.append((f"basis: {basis_of(session.records.values())}", {}))
+    over = over_budget_text(session.records.values())
+    if over is not None:
+        lines += [(line, {"yellow": True}) for line in textwrap.wrap(over, 79)]
     missing = tally.missing()
     if missing:
         lines += [(line, {"yellow": True}) for line in textwrap.wrap(missing, 79)]

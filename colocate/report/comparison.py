@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from colocate.report.markup import Html, el
 from colocate.report.stored import Row
-from colocate.report.words import Record, colour, duration_text, peak_text
+from colocate.report.words import Record, colour, duration_text, peak_text, plural
 from colocate.units import format_mib, to_mib
 from colocate.verdict import Outcome
 
@@ -102,7 +102,7 @@ def summary(comparison: Comparison) -> str:
     changed = sum(change.verdict_changed for change in comparison.changes)
     grown, shrunk = comparison.grown(SAME_BYTES), sum((c.peak_bytes or 0) < -SAME_BYTES for c in comparison.changes)
     largest = f", most {grown[0].group} by {format_mib(grown[0].peak_bytes)}" if grown else ""
-    return f"{changed} verdicts changed; {len(grown)} peaks grew{largest}; {shrunk} fell"
+    return f"{plural(changed, 'verdict')} changed; {plural(len(grown), 'peak')} grew{largest}; {shrunk} fell"
 
 
 def _verdict_text(change: Change) -> str:

@@ -13,7 +13,16 @@ from colocate.report.markup import Html, el
 from colocate.report.shares import own_bytes
 from colocate.report.stored import Row, StoredRun, mapping, number
 from colocate.report.timeline import NUM_POINTS
-from colocate.report.words import colour, duration_text, energy_text, headroom_text, peak_text, plural
+from colocate.report.words import (
+    Record,
+    colour,
+    duration_text,
+    energy_text,
+    headroom_text,
+    over_budget_bytes,
+    peak_text,
+    plural,
+)
 from colocate.run_directory import GroupDirectory
 from colocate.units import format_mib
 
@@ -68,6 +77,7 @@ def _facts(row: Row) -> Html | None:
         "verdict": f"{record['outcome']} ({record['basis']})",
         "peak": peak_text(record),
         "headroom": headroom_text(record),
+        "budget": _budget(record),
         "class": record["stability"],
         "overlap": None if overlap is None else f"{overlap:.0%}",
         "time": duration_text(record["duration_s"]),
@@ -78,6 +88,14 @@ def _facts(row: Row) -> Html | None:
     }
     shown = [el("div", el("dt", name), el("dd", fact)) for name, fact in facts.items() if fact]
     return el("dl", shown, class_="facts")
+
+
+def _budget(record: Record) -> str | None:
+    """What the plan allows the peak to be without a word, and by how much it is above that."""
+    budget, over = number(record.get("budget_bytes")), over_budget_bytes(record)
+    if budget is None:
+        return None
+    return format_mib(budget) + ("" if over is None else f", over by {format_mib(over)}")
 
 
 def _from_directory(row: Row, folder: Path, many: bool) -> Iterator[Html | None]:

@@ -20,7 +20,7 @@ from colocate.report.comparison import Comparison, section
 from colocate.report.markup import Html, el
 from colocate.report.picture import pair, picture
 from colocate.report.stored import Part, Row, StoredRun, instant, mapping, parts
-from colocate.report.words import basis_of, duration_text, energy_text, peak_text, plural
+from colocate.report.words import basis_of, duration_text, energy_text, over_budget_text, peak_text, plural
 from colocate.units import format_mib, format_size
 from colocate.verdict import Outcome
 
@@ -101,6 +101,9 @@ def _warnings(report: Report) -> Iterator[tuple[str, str, str]]:
         if missing:
             head, _, rest = missing.partition(":")
             yield "", f"{head}:", f"{rest}{_of(part, report)}"
+        over = over_budget_text(row.record for row in part.counting)
+        if over is not None:
+            yield "", "OVER BUDGET:", f" {over}{_of(part, report)}. A budget changes no verdict."
     if any(row.record["basis"] == "predicted" for row in report.rows):
         text = " these verdicts rest on a simulated allocator and its error bars, not on a GPU. "
         yield "", "PREDICTED:", text + "Measure before you rely on them."

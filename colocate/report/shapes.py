@@ -22,8 +22,10 @@ class Asked(TypedDict):
     number: int
     tier: str | None
     expected_bytes: int | None
+    budget_bytes: int | None
     risk: str | None
     note: str | None
+    content_hash: str
     runs: int
 
 
@@ -50,6 +52,7 @@ class Told(TypedDict):
     foreground: str | None
     background: str | None
     expected_bytes: int | None
+    budget_bytes: int | None
     peak_bytes: int | None
     peak_low_bytes: int | None
     peak_high_bytes: int | None

@@ -27,9 +27,9 @@ from colocate.verdict import Verdict
 NO_FACTS: Mapping[str, Any] = {}
 
 RECORD_FIELDS = (
-    *("group", "number", "tier", "foreground", "background", "expected_bytes", "peak_bytes", "peak_low_bytes"),
-    *("peak_high_bytes", "limit_bytes", "headroom_bytes", "basis", "outcome", "stability", "overlap", "codes"),
-    *("reasons", "warnings", "directory", "duration_s", "device_name", "device_uuid"),
+    *("group", "number", "tier", "foreground", "background", "expected_bytes", "budget_bytes", "peak_bytes"),
+    *("peak_low_bytes", "peak_high_bytes", "limit_bytes", "headroom_bytes", "basis", "outcome", "stability"),
+    *("overlap", "codes", "reasons", "warnings", "directory", "duration_s", "device_name", "device_uuid"),
 )
 
 
@@ -300,6 +300,7 @@ def _record(directory: GroupDirectory, document: Mapping[str, Any], verdict: Map
         "foreground": mapping(evidence.get("foreground")).get("name"),
         "background": mapping(evidence.get("background")).get("name"),
         "expected_bytes": group.get("expected_bytes"),
+        "budget_bytes": group.get("budget_bytes"),
         "codes": [reason["code"] for reason in verdict.get("reasons") or ()],
         "reasons": [f"{reason['text']} [{reason['code']}]" for reason in verdict.get("reasons") or ()],
         "warnings": [f"{reason['text']} [{reason['code']}]" for reason in verdict.get("warnings") or ()],

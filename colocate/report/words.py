@@ -30,6 +30,20 @@ def headroom_text(record: Record) -> str:
     return format_mib(record["headroom_bytes"])
 
 
+def over_budget_bytes(record: Record) -> int | None:
+    """By how much the peak is above the plan's budget; None where it is not, or where one of the two is not known."""
+    budget, peak = record.get("budget_bytes"), record.get("peak_bytes")
+    return peak - budget if isinstance(budget, int) and isinstance(peak, int) and peak > budget else None
+
+
+def over_budget_text(records: Iterable[Record]) -> str | None:
+    """The groups over their budget, the furthest first, and by how much; None where none is."""
+    found = [(over, record) for record in records if (over := over_budget_bytes(record)) is not None]
+    found.sort(key=lambda one: -one[0])
+    named = ", ".join(f"{record['group']} by {format_mib(over)}" for over, record in found)
+    return f"{plural(len(found), 'group')} over budget: {named}" if found else None
+
+
 def duration_text(seconds: float | None) -> str:
     """A duration such as ``4 min 12 s``."""
     if seconds is None:

@@ -1,0 +1,38 @@
+"""In a job of GitHub Actions: the run as the job's summary, and annotations that name its groups."""
+
+from typing import Any
+
+import pytest
+
+from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
+from colocate.report import github, page
+from colocate.report.stored import read_run
+
+
+class GitHub:
+    """The hook at the end of a session, in the controller or the only process."""
+
+    def __init__(self, config: pytest.Config, session: Session) -> None:
+        self.config = config
+        self.session = session
+
+    def pytest_unconfigure(self) -> None:
+        """Called when everything is written; annotations are lines of their own at the end of the output."""
+        run = self.session.run_directory
+        terminal: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        if run is None or terminal is None or not self.session.records:
+            return
+        try:
+            report = page.Report.of([read_run(run.path)], run.path)
+            markdown = github.of_run((page.headline(part), part) for part in report.parts)
+            annotations = github.annotations_of_run(row.record for part in report.parts for row in part.counting)
+            for line in github.publish(markdown, annotations):
+                terminal.write_line(line)
+        except Exception as error:  # whatever it is: verdicts and page are on disk
+            terminal.write_line(f"summary of the job: expected to be written, got {type(error).__name__}: {error}")
+
+
+def register(config: pytest.Config) -> None:
+    """Take part in this session, where it is part of such a job."""
+    if not is_worker(config) and not only_looks(config) and github.is_job():
+        config.pluginmanager.register(GitHub(config, session_of(config)), "colocate-github")

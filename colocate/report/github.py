@@ -1,0 +1,158 @@
+"""What GitHub Actions shows of a run or a comparison: a job summary in Markdown, and annotations that name groups.
+
+Text only; who prints it and where the summary goes is decided by `publish` from the environment of the job.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from colocate.report.comparison import SAME_BYTES, Change, Comparison, summary
+from colocate.report.stored import Part
+from colocate.report.words import Record, duration_text, headroom_text, over_budget_bytes, peak_text
+from colocate.units import format_mib
+from colocate.verdict import Outcome
+
+SUMMARY = "GITHUB_STEP_SUMMARY"
+ACTIONS = "GITHUB_ACTIONS"
+
+# A summary may have a mebibyte; of a plan of thousands the rows that matter come first.
+MOST_ROWS = 500
+
+
+def publish(markdown: str, annotations: Iterable[str], environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Append the summary where a job has one, and give the annotations to be printed; nothing outside of GitHub.
+
+    Raises:
+        OSError: the summary cannot be written.
+    """
+    known = os.environ if environment is None else environment
+    if known.get(SUMMARY):
+        with Path(known[SUMMARY]).open("a", encoding="utf-8") as file:
+            file.write(markdown + "\n")
+    if known.get(ACTIONS) == "true":
+        yield from annotations
+
+
+def is_job() -> bool:
+    """This process is part of a job of GitHub Actions."""
+    return bool(os.environ.get(SUMMARY)) or os.environ.get(ACTIONS) == "true"
+
+
+# --- a comparison -----------------------------------------------------------------------------------------------------
+
+
+def broken(change: Change, allowed_bytes: int | None) -> str | None:
+    """Why a group is to be looked at before anything else; None where it is not."""
+    return "; ".join(_broken(change, allowed_bytes)) or None
+
+
+def _broken(change: Change, allowed_bytes: int | None) -> Iterator[str]:
+    if change.worse:
+        assert change.after is not None, "it is worse than before"
+        codes = ", ".join(change.after["codes"])
+        yield f"was feasible, is {str(change.after['outcome']).lower()}" + (f" ({codes})" if codes else "")
+    if allowed_bytes is None:
+        return
+    if change.peak_bytes is None and change.before is not None and change.before["peak_bytes"] is not None:
+        yield "its peak was known before and is not any more"
+    if change.peak_bytes is not None and change.peak_bytes > allowed_bytes:
+        yield f"grew by {format_mib(change.peak_bytes)}, at most {format_mib(allowed_bytes)} allowed"
+
+
+def of_comparison(comparison: Comparison, allowed_bytes: int | None) -> str:
+    """The job summary of a comparison: what changed, what is to be looked at first."""
+    rows = sorted(comparison.changes, key=lambda change: broken(change, allowed_bytes) is None)  # stable otherwise
+    head = ("", "group", "before", "after", "peak before", "peak after", "grew by", "why")
+    table = [_comparison_row(change, allowed_bytes) for change in rows]
+    title = f"## What changed: {_text(comparison.before)} → {_text(comparison.after)}"
+    return "\n".join([title, "", f"{summary(comparison)}.", "", *_table(head, table)])
+
+
+def _comparison_row(change: Change, allowed_bytes: int | None) -> list[str]:
+    why = broken(change, allowed_bytes)
+    grown = change.peak_bytes
+    sign = ":x:" if why else ":warning:" if grown is not None and grown > SAME_BYTES else ""
+    texts = [("" if one is None else str(one["outcome"])) for one in (change.before, change.after)]
+    peaks = [("" if one is None else peak_text(one)) for one in (change.before, change.after)]
+    growth = "" if grown is None else f"{grown / 1024**2:+.0f} MiB"
+    return [sign, change.group, *texts, *peaks, growth, why or ""]
+
+
+def annotations_of_comparison(comparison: Comparison, allowed_bytes: int | None) -> Iterator[str]:
+    """An error for every group that broke or grew too much, a warning for every other that grew."""
+    for change in comparison.changes:
+        why = broken(change, allowed_bytes)
+        if why is not None:
+            yield annotation("error", change.group, why)
+        elif change.peak_bytes is not None and change.peak_bytes > SAME_BYTES:
+            assert change.after is not None, "its peak is known"
+            text = f"grew by {format_mib(change.peak_bytes)} to {peak_text(change.after)}"
+            yield annotation("warning", change.group, text)
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def of_run(parts: Iterable[tuple[str, Part]]) -> str:
+    """The job summary of a run: of every part its headline and its groups, those that do not fit first."""
+    lines: list[str] = []
+    head = ("", "group", "verdict", "peak", "headroom", "time", "why")
+    for headline, part in parts:
+        order = [Outcome.INFEASIBLE, Outcome.INCONCLUSIVE]
+        records = [row.record for row in part.counting]
+        records.sort(key=lambda record: order.index(record["outcome"]) if record["outcome"] in order else len(order))
+        lines += [f"## {_text(headline)}", "", *_table(head, [_run_row(record) for record in records]), ""]
+    return "\n".join(lines)
+
+
+def _run_row(record: Record) -> list[str]:
+    over = over_budget_bytes(record)
+    sign = {Outcome.FEASIBLE: ":white_check_mark:", Outcome.INFEASIBLE: ":x:"}.get(record["outcome"], ":warning:")
+    why = ", ".join(record["codes"]) + (f" over budget by {format_mib(over)}" if over is not None else "")
+    basis = f" ({record['basis']})" if record["basis"] else ""
+    cells = [peak_text(record), headroom_text(record), duration_text(record["duration_s"])]
+    return [sign, str(record["group"]), f"{record['outcome']}{basis}", *cells, why.strip()]
+
+
+def annotations_of_run(records: Iterable[Record]) -> Iterator[str]:
+    """An error for every group that does not fit, a warning for one without a clear answer or over its budget."""
+    for record in records:
+        over = over_budget_bytes(record)
+        why = "; ".join(record["reasons"])
+        if record["outcome"] == Outcome.INFEASIBLE:
+            yield annotation("error", record["group"], f"does not fit: {why}")
+        elif record["outcome"] != Outcome.FEASIBLE:
+            yield annotation("warning", record["group"], f"{record['outcome']}: {why}")
+        if over is not None:
+            text = f"peak {peak_text(record)} is over its budget of {format_mib(record['budget_bytes'])}"
+            yield annotation("warning", record["group"], text)
+
+
+# --- the two formats --------------------------------------------------------------------------------------------------
+
+
+def annotation(level: str, title: str, text: str) -> str:
+    """A workflow command; what ends one is written as GitHub's toolkit does (actions/toolkit, command.ts)."""
+    return f"::{level} title={_escaped(title, property_=True)}::{_escaped(text)}"
+
+
+def _escaped(text: str, *, property_: bool = False) -> str:
+    pairs = {"%": "%25", "\r": "%0D", "\n": "%0A"} | ({":": "%3A", ",": "%2C"} if property_ else {})
+    return "".join(pairs.get(character, character) for character in text)
+
+
+def _table(head: Iterable[str], rows: list[list[str]]) -> Iterator[str]:
+    names = list(head)
+    yield f"| {' | '.join(names)} |"
+    yield f"| {' | '.join('---' for _ in names)} |"
+    for row in rows[:MOST_ROWS]:
+        yield f"| {' | '.join(map(_text, row))} |"
+    if len(rows) > MOST_ROWS:
+        yield f"\nand {len(rows) - MOST_ROWS} more; the page has all."
+
+
+def _text(text: str) -> str:
+    """Text that stays text in a cell of a Markdown table."""
+    plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "|*_`[]\\" else c for c in plain).replace("\n", " ")

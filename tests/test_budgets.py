@@ -1,0 +1,113 @@
+"""Budgets of groups, and what a job of GitHub Actions is told of a run."""
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sessions
+from builders import evidence, foreground, out_of_memory
+from groups import group, training
+
+from colocate.plan import load_plan
+from colocate.record import write_record
+from colocate.report import github, page
+from colocate.report.stored import read_run
+from colocate.run_directory import RunDirectory
+from colocate.units import MIB
+
+
+def entry(**changes) -> dict[str, object]:
+    member = {"command": ["true"]}
+    return {"foreground": member, "background": member, "expected_memory": "3000MB", **changes}
+
+
+def loaded(folder: Path, **document):
+    path = folder / "plan.json"
+    path.write_text(json.dumps(document))
+    return load_plan(path)
+
+
+def test_a_budget_is_what_is_expected_and_the_tolerance_of_the_entry_or_the_plan(tmp_path: Path) -> None:
+    entries = [entry(), entry(tolerance="100MB"), entry(tolerance=0), entry(expected_memory=None)]
+    plan = loaded(tmp_path, tolerance="500MB", experiments=entries)
+    assert [one.budget_bytes for one in plan.groups] == [3500 * MIB, 3100 * MIB, 3000 * MIB, None]
+    without = loaded(tmp_path, experiments=[entry()])
+    assert without.groups[0].budget_bytes is None
+    assert without.groups[0].content_hash == plan.groups[0].content_hash, "it decides nothing"
+
+
+def finish(run: RunDirectory, number: int, tolerance_mib: int | None, **seen) -> None:
+    directory = run.group("mnist", number, parallel=True).create()
+    one = replace(group(training("mnist"), training("resnet20")), id=f"group{number:02}", number=number)
+    tolerance = None if tolerance_mib is None else tolerance_mib * MIB
+    one = replace(one, expected_bytes=3000 * MIB, tolerance_bytes=tolerance)
+    write_record(directory, one, evidence(group=one.id, **seen), [], run.name)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """Three groups that peaked at 3200 MiB: over budget, within it, and without one; a fourth that does not fit."""
+    found = RunDirectory(tmp_path / "run_20261124_053000")
+    found.path.mkdir()
+    names = [f"group{number:02}" for number in range(1, 5)]
+    found.record.write_text(json.dumps({"plan": {"name": "p", "groups": names, "needed": 3, "success_rate": 0.75}}))
+    for number, tolerance_mib in ((1, 100), (2, 200), (3, None)):
+        finish(found, number, tolerance_mib)
+    finish(found, 4, None, foreground=foreground(out_of_memory=(out_of_memory(),)))
+    return found
+
+
+def test_a_group_over_its_budget_is_flagged_on_the_page_and_stays_feasible(run: RunDirectory) -> None:
+    found = str(page.body(page.Report.of([read_run(run.path)], run.path)))
+    assert "<b>OVER BUDGET:</b> 1 group over budget: group01 by 100 MiB. A budget changes no verdict." in found
+    assert "<dd>3100 MiB, over by 100 MiB</dd>" in found
+    assert "<dd>3200 MiB</dd>" in found, "the second is within its budget"
+    assert found.count('data-outcome="FEASIBLE"') == 3
+
+
+def test_the_summary_of_a_job_has_the_groups_that_do_not_fit_first(run: RunDirectory) -> None:
+    report = page.Report.of([read_run(run.path)], run.path)
+    lines = github.of_run((page.headline(part), part) for part in report.parts).splitlines()
+    assert lines[0] == "## 3 of 4 groups share an 8 GB card; 3 needed: the plan holds"
+    assert [line.split(" | ")[1] for line in lines[4:8]] == ["group04", "group01", "group02", "group03"]
+    assert lines[5].endswith("| over budget by 100 MiB |")
+
+
+def test_annotations_name_what_does_not_fit_and_what_is_over_its_budget(run: RunDirectory) -> None:
+    found = list(github.annotations_of_run(row.record for row in read_run(run.path).rows))
+    assert found[0] == "::warning title=group01::peak 3200 MiB is over its budget of 3100 MiB"
+    assert found[1].startswith("::error title=group04::does not fit: examples_mnist ran out of memory")
+    assert len(found) == 2
+
+
+def test_nothing_in_a_name_ends_an_annotation_or_a_cell() -> None:
+    assert github.annotation("error", "a,b:c", "50 %\nnext") == "::error title=a%2Cb%3Ac::50 %25%0Anext"
+    change = "\n".join(github._table(["a"], [["x|y <b> `z`\n_q_"]]))
+    assert change.splitlines()[-1] == "| x\\|y &lt;b&gt; \\`z\\` \\_q\\_ |"
+
+
+@pytest.mark.slow
+def test_a_run_tells_the_terminal_and_the_job_of_a_group_over_its_budget(fake_nvml, tmp_path: Path) -> None:
+    both = {
+        "foreground": sessions.stand_in("--hold=1000", "--steps=40"),
+        "background": sessions.stand_in("--hold=500", "--repeat"),
+    }
+    path = sessions.plan(tmp_path / "plan.json", [{**both, "expected_memory": "1MB", "tolerance": "1MB"}])
+    job = {"GITHUB_STEP_SUMMARY": str(tmp_path / "job.md"), "GITHUB_ACTIONS": "true"}
+    done = subprocess.run(
+        sessions.arguments(path, tmp_path, "--device=nvidia"),
+        cwd=sessions.ROOT,
+        env={**os.environ, **job, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "MiB over budget" in done.stdout
+    assert "1 group over budget: group01 by " in done.stdout
+    assert "::warning title=group01::peak " in done.stdout
+    assert (tmp_path / "job.md").read_text().startswith("## 1 of 1 groups share an 8 GB card")
