@@ -21,7 +21,7 @@ from colocate.demand import wanted_alone
 from colocate.device import Device
 from colocate.energy import CpuEnergyMeter
 from colocate.errors import TrainingError
-from colocate.evidence import Evidence, Limits, Role
+from colocate.evidence import Evidence, Limits, Member, Role
 from colocate.heartbeat import Heartbeat
 from colocate.monitor import Monitor
 from colocate.occupancy import Occupancy
@@ -31,6 +31,7 @@ from colocate.quarantine import Quarantine
 from colocate.record import write_record
 from colocate.run_directory import GroupDirectory
 from colocate.runner import Command, Looping, Process, Restarts, start, stop_all
+from colocate.throttling import throttling
 from colocate.verdict import Verdict
 from colocate.versions import packages
 from colocate.watch import Watch
@@ -269,7 +270,7 @@ class Observation:
             versions={**packages(), "kernel": platform.release()},
             attempt=self.directory.attempt,
             run=self.directory.repeat,
-            notes=(*self._card.notes, *(note for watch in self._members for note in watch.notes())),
+            notes=(*self._card.notes, *self._notes(foreground)),
         )
 
     @property
@@ -372,6 +373,19 @@ class Observation:
                 if process.supervisor_lost:
                     yield "supervisor_lost", process.supervisor_lost
         yield from self._mixed_faults()
+
+    def _notes(self, foreground: Member) -> Iterator[tuple[str, str]]:
+        """What is worth saying of the trainings and of the card while the foreground ran."""
+        for watch in self._members:
+            yield from watch.notes()
+        if not foreground.lives:
+            return
+        end = foreground.last_exit
+        ended_s = float("inf") if end is None else end.ended_s
+        found = throttling(self._monitor.vitals(), foreground.lives[0].started_s, ended_s)
+        if found is not None:
+            text = f"the card was slowed down while the foreground ran, {found}: its times are of such a card"
+            yield "throttled", text
 
     def _mixed_faults(self) -> Iterator[tuple[str, str]]:
         """Events of one training that a process of the other wrote prove nothing of either."""

@@ -13,7 +13,7 @@ from colocate.errors import DeviceError
 from colocate.evidence import Role
 from colocate.holders import Holders, is_being_ended, is_left_behind, unlisted
 from colocate.monitor import Monitor
-from colocate.processes import ProcessId, describe, end
+from colocate.processes import ProcessId, describe, end, identify
 from colocate.runner import Process
 from colocate.units import format_mib
 
@@ -102,12 +102,15 @@ class Occupancy:
         end(orphans, ORPHAN_GRACE_S)
 
     def _note_unexplained(self, baseline_bytes: int) -> None:
-        """Memory that no listed process accounts for is never taken for a clean card in silence."""
+        """Memory that no living process of the list accounts for is never taken for a clean card in silence."""
         listed = [process for process in self._device.processes() or () if not process.ballast]
-        unexplained = baseline_bytes - sum(process.used_bytes or 0 for process in listed)
+        seen = [process for process in listed if identify(process.pid) is not None]
+        unexplained = baseline_bytes - sum(process.used_bytes or 0 for process in seen)
         if self._virtual or unexplained <= UNEXPLAINED_BYTES:
             return
-        text = f"{format_mib(unexplained)} were in use before the group, by no process that the driver lists"
+        unseen = [str(process.pid) for process in listed if process not in seen]
+        by = f"processes that cannot be seen from here, pid {', '.join(unseen)}" if unseen else ""
+        text = f"{format_mib(unexplained)} were in use before the group, by {by or 'no process that the driver lists'}"
         self.notes.append(("unexplained_baseline", text + self._hidden_holders()))
 
     # During.

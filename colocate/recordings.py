@@ -1,4 +1,4 @@
-"""The files that a monitor's readings are kept in: ``trace.csv`` and the three of the energy folder.
+"""The files that a monitor's readings are kept in: ``trace.csv`` and the four of the energy folder.
 
 Knows the formats, neither cards nor run directories. What is unknown is an empty field, never 0.
 """
@@ -31,6 +31,7 @@ _VITALS_FILES: dict[str, dict[str, Field]] = {
         "gpu_util_percent": lambda vitals: vitals.utilization_percent,
         "memory_util_percent": lambda vitals: vitals.memory_utilization_percent,
     },
+    "gpu_throttling.csv": {"throttle_reasons": lambda vitals: vitals.throttle_reasons},
 }
 
 
@@ -63,7 +64,10 @@ def read_trace(path: Path) -> StoredTrace:
 
 
 def write_vitals(folder: Path, vitals: Sequence[VitalsReading]) -> None:
-    """Writes ``gpu_power.csv``, ``gpu_temperature.csv`` and ``gpu_utilization.csv``; ``timestamp`` is Unix seconds."""
+    """Writes a file for each of power, temperature, utilisation and throttling; ``timestamp`` is Unix seconds.
+
+    The reasons for throttling are the bits of NVML's ``nvmlClocksEventReason``.
+    """
     for name, fields in _VITALS_FILES.items():
         rows = ([f"{unix:.3f}", *(_text(field(values)) for field in fields.values())] for _, unix, values in vitals)
         _write(folder / name, ["timestamp", *fields], rows)

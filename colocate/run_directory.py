@@ -14,7 +14,7 @@
         training.log                    the foreground's output
         trace.csv                       the card's memory
         events/ probe/                  what the trainings told
-        energy/                         gpu_power.csv, gpu_temperature.csv, gpu_utilization.csv
+        energy/                         gpu_power.csv, gpu_temperature.csv, gpu_utilization.csv, gpu_throttling.csv
         background_logs/                training_1.log, training_2.log ... one per start
       examples_mnist_parallel_002_attempt2/   the same group again, after an interruption or a stranger on the card
       examples_mnist_parallel_002_run2/       its second run, where the plan asks for several
@@ -112,6 +112,14 @@ class GroupDirectory:
         for folder in folders:
             make_folder(folder)
         return self
+
+    def discard(self) -> None:
+        """Leave nothing of an attempt that recorded nothing: its empty folders would look as if something had begun."""
+        with suppress(OSError):
+            for folder, _, files in os.walk(self.path, topdown=False):
+                if files:
+                    return
+                Path(folder).rmdir()
 
 
 @dataclass(frozen=True)

@@ -467,8 +467,11 @@ FAULTS = (
         "42",
         "throttling",
         "throttle reasons of the simulated card",
-        "recorded with the vitals; no part of the verdict on memory",
-        ("test_nvidia.py::test_vitals_are_what_the_card_tells",),
+        "recorded with the vitals, a warning beside the verdict on memory",
+        (
+            "test_nvidia.py::test_vitals_are_what_the_card_tells",
+            "test_faults.py::test_a_card_that_is_slowed_down_for_heat_is_told_beside_the_verdict",
+        ),
         feasible="heat changes time, not memory",
     ),
     Fault(

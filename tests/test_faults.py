@@ -1,6 +1,7 @@
 """Faults around a group, with real processes on a simulated card: attribution, orphans, retries, quarantine, peaks."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from seen import note_verdict
 from waiting import wait_until
 
 from colocate.catalog import Training
-from colocate.device import DeviceProcess
+from colocate.device import DeviceProcess, Vitals
 from colocate.device.opening import Card, opened
 from colocate.evidence import Evidence
 from colocate.holders import Holders, unlisted
@@ -30,6 +31,7 @@ from colocate.repetition import Repetition
 from colocate.run_directory import GroupDirectory, RunDirectory
 from colocate.runner import Command, start
 from colocate.series import Settled, free_directory
+from colocate.throttling import throttling
 from colocate.units import MIB
 from colocate.verdict import Outcome, Verdict
 
@@ -468,3 +470,21 @@ def test_a_log_that_cannot_be_written_ends_the_group(
 
     assert verdict.codes == ("log_failed",)
     assert with_cookie(f"{RUN}/group01") == []
+
+
+def test_a_card_that_is_slowed_down_for_heat_is_told_beside_the_verdict(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    fake_nvml.state.cards[0].throttle_reasons = 0x20 | 0x01  # heat, beside a reason that says nothing of the kind
+    verdict, _ = outcome(fake_nvml, tmp_path, epoch("--steps", "60"), load())
+
+    assert verdict.feasible
+    (warning,) = [warning for warning in verdict.warnings if warning.code == "throttled"]
+    assert re.search(r"in (\d+) of \1 readings \(heat \1 times\)", warning.text)
+    assert (tmp_path / "run/group01/energy/gpu_throttling.csv").read_text().splitlines()[1].endswith(",33")
+
+
+def test_a_card_that_idles_or_obeys_its_owner_is_not_told_as_slowed_down() -> None:
+    readings = [(float(at_s), 1e9, Vitals(throttle_reasons=reasons)) for at_s, reasons in enumerate((1, 2, 0x100, 4))]
+
+    assert throttling(readings, 0.0, 2.0) is None
+    assert throttling([(1.0, 1e9, Vitals())], 0.0, 2.0) is None
+    assert throttling(readings, 0.0, 3.0) == "in 1 of 4 readings (power limit 1 times)"

@@ -1,6 +1,7 @@
 """Faults around a whole session: the disk, host memory, cards that fail beside others, hostile input."""
 
 import contextlib
+import csv
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from seen import note
 from sessions import ROOT, Session, arguments, plan, run, stand_in
 from test_supervisor import control_group
 
+from colocate import cli
 from colocate.processes import with_cookie
 from colocate.run_directory import RESERVE_BYTES
 from colocate.units import MIB
@@ -124,12 +126,30 @@ def test_a_quarantined_card_gets_no_group_and_the_others_go_on(fake_nvml: FakeNv
 
 
 def test_on_the_only_card_the_rest_is_refused(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    path = plan(tmp_path / "plan.json", [pair(stand_in("--leak", "--probe")), pair(EPOCH)], settle_s=0.5)
+    """A refused group leaves its outcome in journal, summary.csv and page, also rebuilt, and is run on resume."""
+    leak = pair(stand_in("--leak", "--hold", "700", "--probe"))
+    path = plan(tmp_path / "plan.json", [leak, pair(EPOCH)], settle_s=0.5)
     session = run(path, tmp_path)
 
     assert session.junit == {"group01": "error", "group02": "error"}
     assert "[card_quarantined]" in session.output
-    assert not list(session.run.glob("stand_in_parallel_002/events/*"))
+    assert not list(session.run.glob("stand_in_parallel_002"))
+    assert [row["codes"] for row in summary(session)] == ["card_not_returned", "card_quarantined"]
+
+    assert cli.main(["report", str(session.run)]) == 0
+    assert [row["outcome"] for row in summary(session)] == ["INCONCLUSIVE", "INCONCLUSIVE"]
+    assert "card_quarantined" in (session.run / "report.html").read_text()
+
+    again = run(path, tmp_path, "--resume", "-k", "group02")
+    assert "group02 runs: it was never started" in again.output
+    assert [row["codes"] for row in summary(again)] == ["card_not_returned", ""]
+    warned = [warning["code"] for warning in again.verdicts["group02"]["warnings"]]
+    assert "unexplained_baseline" in warned  # what the first group left is no silent part of the second's baseline
+
+
+def summary(session: Session) -> list[dict[str, str]]:
+    with (session.run / "summary.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_a_driver_that_is_not_loaded_is_one_line_with_the_cure(fake_nvml: FakeNvml, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ LAYERS = (
     ),
     ("quarantine", "versions"),
     ("evidence", "supervisor", "live"),
-    ("prediction", "events", "recordings", "settings", "usage"),
+    ("prediction", "events", "recordings", "throttling", "settings", "usage"),
     ("peaks",),
     ("possible",),
     ("verdict", "catalog", "runner", "monitor", "cards"),

@@ -13,6 +13,7 @@ import pytest
 
 from colocate.errors import ColocateError, InconclusiveError
 from colocate.plugin.configuration import group_of
+from colocate.report import journal
 from colocate.run_directory import GroupDirectory, read_json
 from colocate.units import to_mib
 from colocate.verdict import Outcome, Verdict
@@ -20,7 +21,7 @@ from colocate.verdict import Outcome, Verdict
 Record = dict[str, Any]
 
 # Endings without a verdict. The first two are nobody's finding about the group, the others are errors.
-NOT_RUN = "NOT RUN"
+NOT_RUN = journal.NOT_RUN
 ERROR = "ERROR"
 INTERRUPTED = "INTERRUPTED"
 CRASHED = "CRASHED"

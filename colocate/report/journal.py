@@ -17,6 +17,8 @@ from colocate.fitting import fitting
 from colocate.report.shapes import Told
 
 NAME = "journal.jsonl"
+NOT_RUN = "NOT RUN"
+"""The outcome of a group that was never begun."""
 
 _LONGEST_S = 3e9  # a century: an estimate that nobody meant
 

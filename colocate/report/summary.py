@@ -1,4 +1,7 @@
-"""``summary.csv``: one row per finished group of a run, made of the records; what is unknown stays empty.
+"""``summary.csv``: one row per group of a run that ended, made of the records; what is unknown stays empty.
+
+A group that was refused, interrupted or lost with its process leaves no verdict on disk: its row is what the journal
+tells of it.
 
 While a run goes on a row is added for each group that ends; the whole file is rebuilt when a run ends and on request.
 """
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate.plan import Group
+from colocate.report import journal
 from colocate.report.shapes import fitted
 from colocate.report.slim import slim
 from colocate.run_directory import GroupDirectory, RunDirectory, write_text
@@ -75,10 +79,30 @@ def write_summary(run: RunDirectory) -> Path:
 
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
-    """One row per group that has a verdict, in the plan's order; a damaged record is left out."""
+    """One row per group that has ended, in the plan's order; a damaged record that no journal tells of is left out."""
     groups, kept = settled_groups(run, slim=slim), kept_groups(run)
-    found = sorted(groups.items(), key=lambda group: (group[1].deciding.group["number"], group[0]))
-    return [_row_of(settled, run, kept=name in kept) for name, settled in found]
+    judged = [
+        (settled.deciding.group["number"], _row_of(settled, run, kept=name in kept)) for name, settled in groups.items()
+    ]
+    told = [
+        (record["number"] or 0, _row_told(record))
+        for name, record in journal.read(run.path).records.items()
+        if name not in groups and record["outcome"] != journal.NOT_RUN
+    ]
+    return [cells for _, cells in sorted([*judged, *told], key=lambda row: (row[0], row[1]["group"]))]
+
+
+def _row_told(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells of a group that left no verdict on disk, from the record that the run told."""
+    sizes = ("expected", "limit")
+    names = ("group", "tier", "foreground", "background", "outcome", "device_name", "device_uuid")
+    return {
+        **dict.fromkeys(COLUMNS),
+        **{name: record[name] for name in names},
+        **{f"{name}_mib": _mib(record[f"{name}_bytes"]) for name in sizes},
+        "codes": " ".join(record["codes"]) or None,
+        "reason": "; ".join(record["reasons"]) or None,
+    }
 
 
 def _row_of(settled: Settled, run: RunDirectory, *, kept: bool) -> dict[str, Any]:
@@ -112,8 +136,10 @@ class Summary:
         self._lines: dict[str, tuple[int, str]] | None = None
         self._kept: frozenset[str] = frozenset()
 
-    def take(self, group: Group) -> None:
+    def take(self, group: Group, told: Mapping[str, Any] | None = None) -> None:
         """Add the row of a group that has ended, or put it in the place of its former one.
+
+        ``told`` is the record that the run told of it, for a group without a verdict on disk.
 
         Raises:
             OSError: it cannot be written.
@@ -124,9 +150,12 @@ class Summary:
             self._lines.pop(group.id, None)
             self._write(self._lines.values())
         settled = settled_group(self._run, group)
-        if settled is None:
+        if settled is not None:
+            line = (group.number, _line(_row_of(settled, self._run, kept=group.id in self._kept)))
+        elif told is not None:
+            line = (group.number, _line(_row_told(told)))
+        else:
             return
-        line = (group.number, _line(_row_of(settled, self._run, kept=group.id in self._kept)))
         known = group.id in self._lines
         self._lines[group.id] = line
         if known:
