@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from colocate import __version__, environment
+from colocate import __version__, environment, slurm
 from colocate.device import nvidia
 from colocate.device.choice import refuse_hidden_library
 from colocate.device.lock import locked
@@ -71,6 +71,7 @@ def examine(plan: Path | None, results: Path, *, quick: bool = False) -> Iterato
     yield _processes()
     yield _cpu_energy()
     yield _compiler()
+    yield _slurm()
 
 
 def verdict_of(findings: list[Finding]) -> tuple[bool, str]:
@@ -307,3 +308,18 @@ def _compiler() -> Finding:
         text = "none; trainings that use torch.compile and the tests of this project want one"
         return Finding("C compiler", "less", text, "apt-get install gcc libc6-dev")
     return Finding("C compiler", "well", found)
+
+
+def _slurm() -> Finding:
+    found = slurm.version()
+    if found is None:
+        return Finding("Slurm", "well", "not here; only --on=slurm needs it")
+    try:
+        nodes = slurm.nodes(None, slurm.allocation())
+    except ColocateError as error:
+        return Finding(
+            "Slurm", "less", f"{found}, which does not answer: {error}", "check sinfo; only --on=slurm needs it"
+        )
+    gpus = sum(node.gpus for node in nodes)
+    text = f"{found}; {len(nodes)} nodes with {gpus} GPUs take jobs in the default partition"
+    return Finding("Slurm", "well", text)

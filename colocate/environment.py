@@ -4,6 +4,8 @@ The names are a contract with `workloads/` and `colocate.probe`, which import no
 keeps the three in step.
 """
 
+import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +20,11 @@ INJECTED = Path(__file__).parent / "probe" / "inject"
 # On the virtual card every pass over data is cut to its first three batches and its last, smaller one: memory repeats
 # itself from the second optimizer step on, and the short last batch may need other blocks.
 REHEARSED_BATCHES = 4
+
+
+def host() -> str:
+    """The name of this machine; in a job of Slurm that of the node."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def for_training(

@@ -314,7 +314,7 @@ class Evidence:
 
     ``faults`` are failures of the harness or the card, each with its reason code; any of them forbids a verdict.
     ``notes`` are what else is worth knowing, coded alike. ``attempt`` counts the times that this run of the group was
-    begun, ``run`` the runs that the plan asks for.
+    begun, ``run`` the runs that the plan asks for. ``host`` is the machine.
     """
 
     group: str
@@ -338,6 +338,7 @@ class Evidence:
     attempt: int = 1
     run: int = 1
     notes: tuple[tuple[str, str], ...] = ()
+    host: str | None = None
     schema: int = SCHEMA
 
     @property

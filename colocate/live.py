@@ -72,7 +72,9 @@ class GroupState:
 def running(run: Path) -> list[GroupState]:
     """The groups of a run that have begun and have no verdict yet, by name."""
     found = [state for path in run.glob(f"*/{heartbeat.NAME}") if (state := _state(path)) is not None]
-    return sorted(found, key=lambda state: state.group)
+    # Of a group that was lost with its machine and is run again the later attempt tells.
+    latest = {state.group: state for state in sorted(found, key=lambda state: -state.elapsed_s)}
+    return [latest[group] for group in sorted(latest)]
 
 
 def _state(path: Path) -> GroupState | None:

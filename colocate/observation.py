@@ -271,6 +271,7 @@ class Observation:
             attempt=self.directory.attempt,
             run=self.directory.repeat,
             notes=(*self._card.notes, *self._notes(foreground)),
+            host=environment.host(),
         )
 
     @property

@@ -201,7 +201,18 @@ def test_every_command_has_only_options_that_there_are(path):
         elif words[0].startswith("scripts/"):
             assert (ROOT / words[0]).exists(), words
         else:
-            assert words[0] in ("docker", "sudo", "git", "cd", "uv", "pip", "python", "pytest", "nvidia-smi"), words
+            assert words[0] in (
+                "docker",
+                "sudo",
+                "git",
+                "cd",
+                "uv",
+                "pip",
+                "python",
+                "pytest",
+                "nvidia-smi",
+                "salloc",
+            ), words
 
 
 # The tutorial and the how-tos, done.

@@ -24,6 +24,8 @@ LAYERS = (
         "environment",
         "run_directory",
         "heartbeat",
+        "slurm",
+        "attached",
         "screen",
         "alignment",
     ),

@@ -28,7 +28,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Called by pytest to run its command; ``--explain`` is one of its own."""
-    if not config.option.explain or not configuration.collects_cases(config):
+    if not configuration.collects_cases(config):
+        return None
+    from colocate.plugin import elsewhere
+
+    if elsewhere.wanted(config):
+        from colocate.plugin.queued import Replacing
+
+        config.pluginmanager.register(Replacing(), "colocate-replacing")
+    if not config.option.explain:
         return None
     from colocate.plugin import resume
 
@@ -40,10 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Called by pytest in every process once the arguments are read."""
     if not configuration.collects_cases(config):
         return
-    configuration.start(config)
+    session = configuration.start(config)
     from colocate.plugin import (
         cards,
         collection,
+        elsewhere,
         github,
         ledger,
         outcome,
@@ -55,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         workers,
     )
 
+    elsewhere.prepare(config, session)
     modules = (cards, run_record, resume, outcome, collection, workers, ledger, page, progress, proposals, github)
     for module in modules:
         module.register(config)

@@ -68,10 +68,15 @@ def register(config: pytest.Config) -> None:
         sent: dict[str, Any] = config.workerinput["colocate_card"]  # type: ignore[attr-defined]
         session.cards = (Card(**sent),)
         return
+    if session.elsewhere is not None and session.elsewhere.gpu:  # each worker finds its own where it runs
+        session.choice = session.elsewhere.sentence
+        return
     found = find(config, session.plan.limits.card_bytes)
     session.cards, session.choice = found.free, found.sentence
     if config.option.card is not None and found.free[0].kind == "nvidia":
         session.choice = f"{found.sentence}, as a card of {format_size(found.free[0].total_bytes or 0)}"
+    if session.elsewhere is not None:
+        session.choice = session.elsewhere.sentence
 
 
 def sendable(card: "Card") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from colocate.run_directory import RunDirectory
 if TYPE_CHECKING:
     from colocate.device.opening import Card
     from colocate.plan import Group, Plan
+    from colocate.plugin.elsewhere import Elsewhere
     from colocate.report.tally import Tally
     from colocate.resume import Decision
     from colocate.series import Attempt
@@ -39,6 +40,7 @@ class Session:
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     estimates: dict[str, float] = field(default_factory=dict)
     decisions: "dict[str, Decision]" = field(default_factory=dict)
+    elsewhere: "Elsewhere | None" = None
 
     def tally(self) -> "Tally":
         """How the plan stands by the records of its groups so far."""

@@ -41,6 +41,7 @@ class Ledger:
         self.judged: dict[str, pytest.TestReport] = {}
         self.done: set[str] = set()
         self.cleaning_up = ""
+        self.setbacks: dict[str, str] = {}
 
     # What pytest and xdist tell.
 
@@ -61,11 +62,20 @@ class Ledger:
         """Note that a group runs."""
         self.started.add(nodeid)
 
+    def lost(self, nodeid: str, why: str) -> None:
+        """Note that a group was lost with its worker and is run again; nothing of its first time counts."""
+        self.setbacks[nodeid] = why
+        self.started.discard(nodeid)
+        self.latest.pop(nodeid, None)
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
         """Keep the record of a group before others look for it; a group that was cut off is done with that."""
         record: Record | None = getattr(report, "colocate", None)
         if record is not None:
+            if report.nodeid in self.setbacks:
+                again = f"run again after {self.setbacks[report.nodeid]} [worker_lost]"
+                record["warnings"] = [*(text for text in record["warnings"] if text != again), again]
             self.session.records[record["group"]] = record
         self.latest[report.nodeid] = report
         if report.when == "call" or not report.passed:
@@ -85,6 +95,8 @@ class Ledger:
             report.when, report.outcome, report.longrepr = "teardown", "passed", None
         else:
             died = f"the process that ran this group died ({report.longreprtext.splitlines()[-1]})"
+            if crashitem in self.setbacks:
+                died += f"; so did it before: {self.setbacks[crashitem]}"
             self._end_as(report, CRASHED, died)
 
     # How a run ends.
@@ -198,7 +210,14 @@ def worker_processes(config: pytest.Config) -> Iterator[Any]:
 
 
 def signal_workers(config: pytest.Config, number: signal.Signals) -> None:
-    """Send a signal to every worker on this machine; those elsewhere notice that their connection ends."""
+    """Send a signal to every worker, on this machine or in a job."""
+    elsewhere = session_of(config).elsewhere
+    if elsewhere is not None:
+        if number == signal.SIGKILL:
+            elsewhere.kill()
+        else:
+            config.pluginmanager.get_plugin("dsession").tell_to_end()  # type: ignore[union-attr]
+        return
     for process in worker_processes(config):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)

@@ -60,6 +60,18 @@ def add_options(parser: pytest.Parser) -> None:
         help="How long to predict, at the end, what could be tried for groups that do not fit; 0 is never (60).",
     )
     stress.add_option(group)
+    add(
+        "--on",
+        type=where,
+        metavar="WHERE",
+        help="Run the groups elsewhere: slurm or slurm:PARTITION, one job with one GPU per worker (this machine).",
+    )
+    add(
+        "--slurm",
+        default="",
+        metavar="OPTIONS",
+        help="With --on=slurm, options of srun for every job, as in --slurm='--account=lab --time=2:00:00'.",
+    )
     add("--wait", type=seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
 
 
@@ -75,6 +87,18 @@ def card(text: str) -> str:
         known_card(text)
     except ColocateError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("--card: ")) from error
+    return text
+
+
+def where(text: str) -> str:
+    """``slurm`` or ``slurm:PARTITION``.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is neither.
+    """
+    engine, colon, partition = text.partition(":")
+    if engine != "slurm" or (colon and not partition):
+        raise argparse.ArgumentTypeError(f"expected slurm or slurm:PARTITION, got {text!r}")
     return text
 
 

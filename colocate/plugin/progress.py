@@ -59,9 +59,11 @@ class Progress:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self) -> None:
-        """The name of the only file of cases, once per run, says nothing."""
+        """The name of the only file of cases, once per run, says nothing; what waits in a queue is told from now on."""
         if self.terminal is not None and not only_looks(self.config):
             self.terminal.showfspath = False
+        if self.session.elsewhere is not None:
+            self._start_ticking()
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -92,7 +94,8 @@ class Progress:
     def _estimated(self) -> Estimate:
         """How long the groups take; the plan's minutes are those of a real card and say nothing about another."""
         cards = self.session.cards
-        real = any(card.kind == "nvidia" for card in cards)
+        elsewhere = self.session.elsewhere
+        real = any(card.kind == "nvidia" for card in cards) or (elsewhere is not None and elsewhere.gpu)
         names = [card.uuid or f"virtual {format_size(card.total_bytes or 0)} card" for card in cards]
         groups = {group.id: (group.content_hash, group.expected_minutes if real else None) for group in self.selected}
         return estimate(groups, folder(self.config, "results", self.session.home), names)
@@ -125,6 +128,11 @@ class Progress:
             self.running[group.id] = time.monotonic()
             self._start_ticking()
 
+    def rest(self, nodeid: str) -> None:
+        """A group does not run any more and is not done either: it waits to be run again."""
+        group = group_of(self.config, nodeid)
+        self.running.pop(group.id if group is not None else "", None)
+
     def _start_ticking(self) -> None:
         if self.ticker is not None or self.terminal is None or self.config.option.verbose < -1:
             return
@@ -145,17 +153,21 @@ class Progress:
             if self.screen.moves:
                 self.screen.draw(lines)
             else:
-                for line in lines[:-1] or lines:
+                for line in (lines[:-1] if self.selected else lines) or lines:
                     self.screen.line(line)
 
     def _running_lines(self, width: int) -> list[str]:
         assert self.session.run_directory is not None, "a session that runs groups has a run directory"
+        waiting = [] if self.session.elsewhere is None else list(self.session.elsewhere.lines())
         running = dict(self.running)
         states = [state for state in live.running(self.session.run_directory.path) if state.group in running]
         lines = [live.line_of(state, self.estimate.seconds.get(state.group), width) for state in states]
         told = {state.group for state in states}
         now = time.monotonic()
         lines += [f"{name}  {live.clock(now - since)}" for name, since in running.items() if name not in told]
+        if not self.selected:
+            return [line[:width] for line in waiting]
+        lines += [line[:width] for line in waiting]
         return [*lines, live.status(len(self.finished), len(self.selected), len(running), self._left_s(running))]
 
     def _left_s(self, running: dict[str, float]) -> float | None:

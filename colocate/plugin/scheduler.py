@@ -15,11 +15,18 @@ class OneGroupAtATime:
     """A scheduler of xdist. Tests are indices into the workers' common collection; the sentinel is one past its end."""
 
     def __init__(
-        self, num_workers: int, minutes: Callable[[str], float], usable: Callable[[Any], bool] = lambda node: True
+        self,
+        num_workers: int,
+        minutes: Callable[[str], float],
+        usable: Callable[[Any], bool] = lambda node: True,
+        may_run: Callable[[str, Any], bool] = lambda nodeid, node: True,
+        run_again: Callable[[str, Any], bool] = lambda nodeid, node: False,
     ) -> None:
         self.num_workers = num_workers
         self.minutes = minutes
         self.usable = usable
+        self.may_run = may_run
+        self.run_again = run_again
         self.collection: list[str] | None = None
         self._collections: dict[Any, list[str]] = {}
         self._running: dict[Any, list[int]] = {}
@@ -47,6 +54,11 @@ class OneGroupAtATime:
         return self.collection_is_completed and not self._waiting and idle
 
     @property
+    def all_given(self) -> bool:
+        """No group waits for a worker any more."""
+        return self.collection is not None and not self._waiting
+
+    @property
     def _sentinel(self) -> int:
         return len(self.collection or ())
 
@@ -72,13 +84,14 @@ class OneGroupAtATime:
                 raise pytest.UsageError("workers: expected the same groups in all of them, found different ones")
             self.collection = collections[0]
             self._waiting = sorted(range(len(self.collection)), key=self._longest_first)
-        self._feed_all()
+        self.feed()
 
     def _longest_first(self, index: int) -> float:
         assert self.collection is not None
         return -self.minutes(self.collection[index])
 
-    def _feed_all(self) -> None:
+    def feed(self) -> None:
+        """Give every idle worker its next group."""
         for node in self.nodes:
             self._feed(node)
 
@@ -90,9 +103,17 @@ class OneGroupAtATime:
         if not self._waiting or (not self.usable(node) and any(map(self.usable, others))):
             node.shutdown()
             return
-        pair = [self._waiting.pop(0), self._sentinel]
+        following = next((index for index in self._waiting if self._may_run(index, node)), None)
+        if following is None:  # what is left must not be run here; another worker is there or will come
+            return
+        self._waiting.remove(following)
+        pair = [following, self._sentinel]
         self._running[node] += pair
         node.send_runtest_some(pair)
+
+    def _may_run(self, index: int, node: Any) -> bool:
+        assert self.collection is not None
+        return self.may_run(self.collection[index], node)
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
         """Called when a worker is done with one index; its next group follows at once."""
@@ -104,15 +125,20 @@ class OneGroupAtATime:
         """Called to run a group once more."""
         assert self.collection is not None
         self._waiting.insert(0, self.collection.index(item))
-        self._feed_all()
+        self.feed()
 
     def remove_pending_tests_from_node(self, node: Any, indices: Sequence[int]) -> None:
         """Called after a worker gave tests back, which this scheduler never asks for."""
         raise NotImplementedError
 
     def remove_node(self, node: Any) -> str | None:
-        """Called when a worker is gone; the answer is the group that it was running."""
+        """Called when a worker is gone; the answer is the group that it was running, unless that is run again."""
         left = [index for index in self._running.pop(node) if index != self._sentinel]
         if not left or self.collection is None:
+            self.feed()
+            return None
+        if self.run_again(self.collection[left[0]], node):
+            self._waiting.insert(0, left[0])
+            self.feed()
             return None
         return self.collection[left[0]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from colocate.plugin import cards
+from colocate.plugin import cards, elsewhere
 from colocate.plugin.configuration import Session, group_of, is_worker, only_looks, session_of
 from colocate.plugin.scheduler import OneGroupAtATime
 from colocate.quarantine import Quarantine
@@ -27,6 +27,8 @@ def num_workers(config: pytest.Config) -> int:
     Raises:
         pytest.UsageError: there is no free card, or no card.
     """
+    if elsewhere.wanted(config):
+        return elsewhere.make(config).most_workers
     found = cards.find(config, card_bytes=8 * GIB).free  # the plan is not read yet, and only the number matters
     if found[0].kind == "virtual":
         return max(1, len(os.sched_getaffinity(0)) // 2)  # a group is two trainings
@@ -63,6 +65,16 @@ class Workers:
         """Called once the workers are being started."""
         from xdist.workermanage import parse_tx_spec_config
 
+        if self.session.elsewhere is not None:
+            queued = config.pluginmanager.get_plugin("dsession")
+            assert queued is not None, "registered before a scheduler is made"
+            return OneGroupAtATime(
+                1,
+                lambda nodeid: minutes(config, nodeid),
+                self._usable,
+                self.session.elsewhere.may_run,
+                queued.run_again,
+            )
         return OneGroupAtATime(len(parse_tx_spec_config(config)), lambda nodeid: minutes(config, nodeid), self._usable)
 
     def _usable(self, node: Any) -> bool:

@@ -84,6 +84,7 @@ def _facts(row: Row) -> Html | None:
         "energy of the card": energy_text(evidence.get("gpu_energy_j")),
         "card": record["device_name"],
         "driver": row.device.get("driver_version"),
+        "machine": evidence.get("host"),
         "run": row.run,
     }
     shown = [el("div", el("dt", name), el("dd", fact)) for name, fact in facts.items() if fact]

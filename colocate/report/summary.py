@@ -61,6 +61,7 @@ COLUMNS = (
     "cliff_mib",
     "cliff_breaks_mib",
     "cliff_stability",
+    "host",
 )
 
 
@@ -222,6 +223,7 @@ def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str
         "device_total_mib": _mib(device["total_bytes"]),
         "driver_version": device["driver_version"],
         "directory": directory.path.name,
+        "host": evidence.get("host"),
     }
 
 

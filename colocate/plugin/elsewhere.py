@@ -1,0 +1,313 @@
+"""``--on slurm``: the workers of a session as jobs in a queue: asked for, watched while they wait, told to end.
+
+One worker is one job (inside an allocation one step of it) with one GPU, which it finds on its machine by what Slurm
+set there. The controller needs no card. `colocate.plugin.queued` lets them join the session when they come.
+"""
+
+import contextlib
+import shlex
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colocate import attached, processes, slurm
+from colocate.errors import ColocateError
+from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
+
+# How often the queue is asked while something waits in it: often enough for a person, seldom enough for a cluster.
+POLL_S = 5.0
+# A job that was cancelled is gone at once, but for the grace that the cluster gives its tasks (KillWait, usually 30 s).
+GONE_S = 40.0
+_GRACE_S = 2.0
+
+
+@dataclass
+class Berth:
+    """The place of one worker: asked for, then waiting, running, or ended."""
+
+    worker: str
+    name: str
+    log: Path
+    asked_t: float
+    avoid: frozenset[str] = frozenset()
+    host: str | None = None
+    job: str | None = None
+    step: str | None = None
+    card: dict[str, Any] | None = None
+    ended: bool = False
+    thread: threading.Thread | None = field(default=None, repr=False)
+
+    @property
+    def waits(self) -> bool:
+        """No worker has come of it yet."""
+        return self.host is None and not self.ended
+
+    @property
+    def runs(self) -> bool:
+        """A worker has come of it."""
+        return self.host is not None and not self.ended
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was asked for."""
+        return time.monotonic() - self.asked_t
+
+    def last_words(self) -> str:
+        """What srun said last."""
+        with contextlib.suppress(OSError):
+            lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+            return lines[-1] if lines else ""
+        return ""
+
+
+class Elsewhere:
+    """The jobs of one session.
+
+    Args:
+        where: ``slurm`` or ``slurm:PARTITION``, as it was written.
+        more: Further options of srun, as they were written.
+        gpu: Every worker gets a GPU; else it predicts on a virtual card.
+
+    Raises:
+        ColocateError: there is no Slurm, no such partition, or no machine of it takes jobs.
+    """
+
+    def __init__(self, where: str, more: str, *, gpu: bool) -> None:
+        self.partition = where.partition(":")[2] or None
+        self.gpu = gpu
+        self.more = slurm.options(more)
+        self.within = slurm.allocation()
+        self.nodes = slurm.nodes(self.partition, self.within)
+        if not self.nodes:
+            raise ColocateError(f"--on={where}: expected a machine that takes jobs, found none (see sinfo)")
+        if gpu and not self.num_gpus:
+            raise ColocateError(f"--on={where}: expected machines with GPUs, found none (sinfo -o '%N %G')")
+        self.base = f"colocate-{uuid.uuid4().hex[:8]}"
+        self.berths: dict[str, Berth] = {}
+        self.again: dict[str, str] = {}
+        self.ending = False
+        self._jobs: dict[str, slurm.Job] = {}
+        self._wake = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all the machines."""
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def most_workers(self) -> int:
+        """How many workers make sense: one per GPU, or per machine without GPUs."""
+        return self.num_gpus if self.gpu else len(self.nodes)
+
+    @property
+    def cpus(self) -> int:
+        """Processors of one worker: a GPU's fair share of its machine, where two trainings and their loaders run."""
+        shares = [node.cpus // max(1, node.gpus) for node in self.nodes if node.gpus or not self.gpu]
+        return max(1, min(shares))
+
+    @property
+    def place(self) -> str:
+        """Such as ``partition gpu``."""
+        if self.within is not None:
+            return f"job {self.within}"
+        return f"partition {self.partition}" if self.partition else "the default partition"
+
+    @property
+    def sentence(self) -> str:
+        """What the first line says of the cards."""
+        what = (
+            "one GPU for each worker" if self.gpu else "a virtual card for each worker; no number is measured on a GPU"
+        )
+        return f"Slurm, {self.place}: {what}"
+
+    # Asking.
+
+    def ask(self, worker: str, folder: Path, avoid: frozenset[str] = frozenset()) -> tuple[Berth, str]:
+        """A berth for a worker, and the command that starts its Python there and blocks until there is room."""
+        others = {node.name for node in self.nodes} - avoid
+        avoid = avoid if others else frozenset()  # a cluster of one machine has no other place
+        name = f"{self.base}-{worker}"
+        berth = Berth(worker, name, folder / f"{worker}.log", time.monotonic(), avoid)
+        self.berths[worker] = berth
+        words = slurm.step(name, partition=self.partition, gpu=self.gpu, cpus=self.cpus, avoid=avoid, more=self.more)
+        self._watch()
+        launcher = [sys.executable, "-S", attached.__file__, str(berth.log), name]
+        return berth, shlex.join([*launcher, *words, sys.executable])
+
+    def _watch(self) -> None:
+        if self._watcher is None and self.within is None:
+            self._watcher = threading.Thread(target=self._follow, name="colocate-queue", daemon=True)
+            self._watcher.start()
+
+    def _follow(self) -> None:
+        while not self.ending:
+            waiting = [berth.name for berth in list(self.berths.values()) if berth.waits]
+            if waiting:
+                with contextlib.suppress(ColocateError):  # the queue may be too busy to answer; the jobs are there
+                    self._jobs = slurm.queued(waiting)
+            self._wake.wait(POLL_S if self._jobs or not waiting else 1.0)
+
+    def lines(self) -> Iterator[str]:
+        """What waits, and why."""
+        by_reason: dict[str, list[str]] = {}
+        for berth in list(self.berths.values()):
+            job = self._jobs.get(berth.name)
+            if berth.waits and not self.ending:
+                reason = "no answer of the queue yet" if job is None else job.reason if job.waits else "starts"
+                reason = "a GPU of the allocation" if self.within is not None else reason
+                by_reason.setdefault(reason, []).append(berth.worker if job is None else f"job {job.id}")
+        for reason, names in by_reason.items():
+            workers = "1 worker waits" if len(names) == 1 else f"{len(names)} workers wait"
+            yield f"{workers} in {self.place}: {reason} ({', '.join(names)})"
+
+    # Machines.
+
+    def berth_of(self, node: Any) -> Berth | None:
+        """The berth of one of xdist's workers."""
+        return self.berths.get(node.gateway.id)
+
+    def may_run(self, nodeid: str, node: Any) -> bool:
+        """A group that was lost with its machine goes to another one, as long as one is there or may come."""
+        lost, berth = self.again.get(nodeid), self.berth_of(node)
+        if lost is None or berth is None or berth.host != lost:
+            return True
+        return not any(
+            (other.runs and other.host != lost) or (other.waits and lost in other.avoid)
+            for other in list(self.berths.values())
+        )
+
+    # Ending.
+
+    def interrupt(self) -> None:
+        """Let every worker end its group and itself, and let nothing wait any more."""
+        self.ending = True
+        self._wake.set()
+        slurm.tell((f"{berth.job}.{berth.step}" for berth in self.berths.values() if berth.runs), "TERM")
+        for berth in self.berths.values():
+            if berth.waits:
+                self.give_up(berth)
+
+    def give_up(self, berth: Berth) -> None:
+        """Take back a request that nothing has come of."""
+        berth.ended = True
+        self._signal_local(berth, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End everything at once."""
+        self.ending = True
+        slurm.tell((f"{berth.job}.{berth.step}" for berth in self.berths.values() if berth.runs), "KILL")
+        for berth in self.berths.values():
+            self._signal_local(berth, signal.SIGTERM)
+        if self.within is None:
+            slurm.cancel_all([berth.name for berth in self.berths.values()], 0.0)
+
+    def close(self) -> list[str]:
+        """See that nothing of ours is left in the queue or here; what could not be ended."""
+        self.ending = True
+        self._wake.set()
+        names = [berth.name for berth in self.berths.values()]
+        left: list[slurm.Job] = []
+        if self.within is not None:
+            slurm.tell((f"{berth.job}.{berth.step}" for berth in self.berths.values() if berth.job), "KILL")
+        elif names:
+            left = slurm.cancel_all(names, GONE_S)
+        local = [process for name in names for process in processes.with_variable(attached.COOKIE, name)]
+        stuck = processes.end(local, _GRACE_S)
+        return [f"job {job.id} ({job.state})" for job in left] + [processes.describe(one.pid) for one in stuck]
+
+    def _signal_local(self, berth: Berth, number: signal.Signals) -> None:
+        for process in processes.with_variable(attached.COOKIE, berth.name):
+            with contextlib.suppress(PermissionError):
+                processes.send(process, number)
+
+
+def look(channel: "Any", paths: list[str], gpu: bool, card_bytes: int, small: bool) -> None:
+    """Run in a worker's machine before the worker: where it is, and which card it has. Sent there as source."""
+    import dataclasses
+    import os
+    import platform
+    import sys
+
+    sys.path[:0] = paths
+    seen = dict[str, object]()
+    seen |= {
+        "host": os.environ.get("SLURMD_NODENAME") or platform.node(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "step": os.environ.get("SLURM_STEP_ID"),
+        "card": None,
+        "refusal": None,
+    }
+    if gpu:
+        from colocate.device.opening import find_cards
+        from colocate.errors import ColocateError
+
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # Slurm counts so
+        try:
+            if not os.environ.get("CUDA_VISIBLE_DEVICES"):
+                raise ColocateError("CUDA_VISIBLE_DEVICES: expected the GPU that Slurm gave, found none")
+            found = find_cards("nvidia", card_bytes=card_bytes, small=small)
+            if not found.free:
+                raise ColocateError("; ".join(found.busy))
+            seen["card"] = dataclasses.asdict(found.free[0])
+            os.environ["CUDA_VISIBLE_DEVICES"] = found.free[0].uuid or ""
+        except ColocateError as error:
+            seen["refusal"] = str(error)
+    channel.send(seen)
+
+
+def wanted(config: pytest.Config) -> bool:
+    """The groups of this session are run in jobs."""
+    return bool(config.option.on) and not is_worker(config) and not only_looks(config)
+
+
+def make(config: pytest.Config) -> Elsewhere:
+    """What the options ask for; made once per session.
+
+    Raises:
+        pytest.UsageError: Slurm cannot give it.
+    """
+    found = config.stash.get(_ELSEWHERE, None)
+    if found is None:
+        try:
+            found = Elsewhere(config.option.on, config.option.slurm, gpu=config.option.device != "virtual")
+        except ColocateError as error:
+            raise pytest.UsageError(str(error)) from error
+        config.stash[_ELSEWHERE] = found
+    return found
+
+
+def prepare(config: pytest.Config, session: Session) -> None:
+    """Tell xdist, before it is configured, that there are workers; which they are is `colocate.plugin.queued`'s."""
+    if not wanted(config):
+        return
+    session.elsewhere = elsewhere = make(config)
+    option = config.option
+    asked = len(option.tx) if option.tx else elsewhere.most_workers
+    option.tx = ["popen"] * max(1, min(asked, len(session.plan.groups)))
+    option.dist = "load"
+    if option.maxworkerrestart is None:
+        option.maxworkerrestart = str(2 * len(option.tx))
+
+
+def selects(config: pytest.Config, args: Sequence[str]) -> bool:
+    """Fewer groups than those of the plan may be run: then one worker is asked for first, who knows how many."""
+    option = config.option
+    names = ("keyword", "markexpr", "lf", "deselect")
+    return any(getattr(option, name, None) for name in names) or any("::" in argument for argument in args)
+
+
+_ELSEWHERE = pytest.StashKey[Elsewhere]()
+
+
+def elsewhere_of(config: pytest.Config) -> Elsewhere | None:
+    """The jobs of this session; None where its groups run on this machine."""
+    return session_of(config).elsewhere

@@ -1,0 +1,256 @@
+"""xdist's session when its workers wait in a queue: each joins when its job runs, and leaves when its job ends.
+
+xdist itself starts its workers one after the other and waits for each, so that one that waits for a GPU would hold up
+all others. Here each is started in a thread of its own; what comes of it arrives in the session's queue of events like
+everything else. A group that was lost with its worker is run once more, on another machine.
+"""
+
+import contextlib
+import sys
+import threading
+from typing import Any
+
+import execnet
+import pytest
+from xdist.dsession import DSession
+from xdist.workermanage import NodeManager, WorkerController
+
+from colocate.cards import known_card
+from colocate.errors import ColocateError
+from colocate.plugin import cards
+from colocate.plugin.configuration import Session, run_directory_of, session_of
+from colocate.plugin.elsewhere import Berth, Elsewhere, look, selects
+from colocate.plugin.workers import VISIBLE
+from colocate.run_directory import make_folder, read_json, write_json
+
+# A request that the queue refuses so soon is refused for what it asks: asking again would not help.
+AT_ONCE_S = 3.0
+
+
+class Waiting:
+    """Stands among xdist's active workers for one that has not come yet."""
+
+    def __init__(self, berth: Berth, spec: Any) -> None:
+        self.berth = berth
+        self.spec = spec
+
+
+class QueuedSession(DSession):  # type: ignore[misc]
+    """xdist's session with late workers."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        super().__init__(config)
+        session = session_of(config)
+        assert session.elsewhere is not None, "made for workers elsewhere"
+        self._elsewhere: Elsewhere = session.elsewhere
+        self._settings: Session = session
+        self._folder = run_directory_of(config).path / "workers"
+        self._held_back: list[Any] = []
+        self._first_seen: dict[str, WorkerController] = {}
+        self._refusals = 0
+        small = config.option.card
+        size = known_card(small).total_bytes if small else session.plan.limits.card_bytes
+        self._card_wanted = {"card_bytes": size, "small": small is not None}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Ask for the workers; nobody is waited for here."""
+        make_folder(self._folder)
+        self._session = session
+        self.nodemanager = NodeManager(self.config)
+        specs = list(self.nodemanager.specs)
+        self.config.hook.pytest_xdist_setupnodes(config=self.config, specs=specs)
+        first = 1 if selects(self.config, self.config.args) or self._settings.decisions else len(specs)
+        self._held_back = specs[first:]
+        for spec in specs[:first]:
+            self._ask(spec)
+
+    def _ask(self, spec: Any, avoid: frozenset[str] = frozenset()) -> None:
+        berth, spec.python = self._elsewhere.ask(spec.id, self._folder, avoid)
+        waiting = Waiting(berth, spec)
+        self._active_nodes.add(waiting)
+        berth.thread = threading.Thread(target=self._bring, args=(waiting,), name=f"colocate-{spec.id}", daemon=True)
+        berth.thread.start()
+
+    def _bring(self, waiting: Waiting) -> None:
+        """In a thread that lasts as long as the job: its end would end srun (see `colocate.attached`)."""
+        gateway = None
+        try:
+            gateway = self.nodemanager.group.makegateway(waiting.spec)  # blocks while the job waits
+            seen = gateway.remote_exec(look, paths=sys.path, gpu=self._elsewhere.gpu, **self._card_wanted).receive()
+        except Exception as error:  # srun was refused, cancelled or lost: whatever it is, no worker has come
+            self.queue.put(("refused", {"waiting": waiting, "gateway": gateway, "error": error}))
+        else:
+            self.queue.put(("joined", {"waiting": waiting, "gateway": gateway, "seen": seen}))
+        if gateway is not None:
+            with contextlib.suppress(Exception):
+                gateway._io.wait()
+
+    # What happens to the workers.
+
+    def worker_joined(self, waiting: Waiting, gateway: execnet.Gateway, seen: dict[str, Any]) -> None:
+        """A job runs, and has looked at its card."""
+        berth = waiting.berth
+        if berth.ended:  # given up meanwhile
+            gateway.exit()
+            return
+        if seen["refusal"] is not None:
+            berth.host = seen["host"]
+            error = ColocateError(f"{seen['host']}: {seen['refusal']}")
+            self.worker_refused(waiting, gateway, error, frozenset({seen["host"]}))
+            return
+        berth.host, berth.job, berth.step, berth.card = seen["host"], seen["job"], seen["step"], seen["card"]
+        if berth.card is not None:
+            gateway.spec.env[VISIBLE] = berth.card["uuid"]  # by which `colocate.plugin.workers` knows its card
+        self._note(berth)
+        self.config.hook.pytest_xdist_newgateway(gateway=gateway)
+        node = WorkerController(self.nodemanager, gateway, self.config, self.queue.put)
+        gateway.node = node  # type: ignore[attr-defined]  # xdist does the same: it keeps the node alive
+        self._active_nodes.discard(waiting)
+        self._active_nodes.add(node)
+        node.setup()
+
+    def _note(self, berth: Berth) -> None:
+        """Let the session, its record and whoever looks on know which card the worker has."""
+        from colocate.device.opening import Card
+
+        if berth.card is not None:
+            card = Card(**berth.card)
+            if card not in self._settings.cards:
+                self._settings.cards = (*self._settings.cards, card)
+        named = "" if berth.card is None else f" with {berth.card['uuid']}"
+        self.report_line(f"{berth.worker}: job {berth.job} runs on {berth.host}{named}")
+        run = run_directory_of(self.config)
+        with contextlib.suppress(ColocateError, OSError):
+            document = read_json(run.record)
+            told = {"worker": berth.worker, "host": berth.host, "job": berth.job, "card": berth.card}
+            document["card"]["cards"] = [cards.sendable(card) for card in self._settings.cards]
+            write_json(run.record, {**document, "workers": [*document.get("workers", []), told]})
+
+    def worker_refused(
+        self, waiting: Waiting, gateway: Any, error: Exception, avoid: frozenset[str] = frozenset()
+    ) -> None:
+        """No worker came of a job: ask once more, unless that is pointless."""
+        berth = waiting.berth
+        given_up, berth.ended = berth.ended, True
+        if gateway is not None:
+            gateway.exit()
+        if waiting not in self._active_nodes or given_up or self._elsewhere.ending:
+            self._active_nodes.discard(waiting)
+            return
+        self._refusals += 1
+        why = berth.last_words() or f"{type(error).__name__}: {error}"
+        why = str(error) if avoid else why
+        self.report_line(f"{berth.worker}: no worker came of its job ({why})")
+        at_once = not avoid and berth.age_s < AT_ONCE_S
+        pointless = at_once and not berth.avoid
+        if not pointless and self._refusals <= int(self._max_worker_restart or 0):
+            waiting.spec.id = None
+            self.nodemanager.group.allocate_id(waiting.spec)
+            # What is refused at once may be so for want of the machine that is to be avoided.
+            self._ask(waiting.spec, frozenset() if at_once else berth.avoid | avoid)
+        self._active_nodes.discard(waiting)
+        if not self._active_nodes:
+            self.shouldstop = f"no worker is left and none will come: {why}"
+        elif self.sched is not None:
+            self.sched.feed()
+
+    def worker_workerfinished(self, node: WorkerController) -> None:
+        """A worker has ended; one whose job was ended by somebody else is replaced like one that died."""
+        if node.workeroutput["exitstatus"] == pytest.ExitCode.INTERRUPTED and not self._elsewhere.ending:
+            self.worker_errordown(node, "its job was ended")
+            return
+        super().worker_workerfinished(node)
+        self._ended(node)
+
+    def worker_errordown(self, node: WorkerController, error: object | None) -> None:
+        """A worker is gone without having ended its group."""
+        self._ended(node)
+        super().worker_errordown(node, error)
+
+    def _ended(self, node: WorkerController) -> None:
+        berth = self._elsewhere.berth_of(node)
+        if berth is not None:
+            berth.ended = True
+
+    def _clone_node(self, node: WorkerController) -> WorkerController:
+        """Ask for another worker in place of one that is lost, on another machine."""
+        berth, spec = self._elsewhere.berth_of(node), node.gateway.spec
+        spec.id = None
+        self.nodemanager.group.allocate_id(spec)
+        spec.env.pop(VISIBLE, None)
+        lost = frozenset() if berth is None or berth.host is None else frozenset({berth.host})
+        self._ask(spec, lost)
+        return node
+
+    def run_again(self, nodeid: str, node: WorkerController) -> bool:
+        """Whether a group is run once more that was lost with its worker; asked by the scheduler."""
+        berth = self._elsewhere.berth_of(node)
+        ledger = self.config.pluginmanager.get_plugin("colocate-ledger")
+        if berth is None or self._elsewhere.ending or nodeid in self._elsewhere.again or nodeid in ledger.judged:
+            return False
+        self._elsewhere.again[nodeid] = berth.host or ""
+        ledger.lost(nodeid, f"{berth.worker} on {berth.host} was lost ({berth.last_words() or 'no word of why'})")
+        self.config.pluginmanager.get_plugin("colocate-progress").rest(nodeid)
+        self.report_line(f"{nodeid}: {berth.worker} on {berth.host} was lost; the group is run again elsewhere")
+        return True
+
+    def worker_testreport(self, node: WorkerController, rep: pytest.TestReport) -> None:
+        """A report of a group; if the group is run again, all its reports count as those of one worker.
+
+        JUnit's file would otherwise have the case twice, once without an end.
+        """
+        rep.node = self._first_seen.setdefault(rep.nodeid, node)  # type: ignore[attr-defined]
+        self.config.hook.pytest_runtest_logreport(report=rep)
+        self._handlefailures(rep)
+
+    def worker_collectionfinish(self, node: WorkerController, ids: list[str]) -> None:
+        """A worker knows the groups: ask for as many further workers as they need, and no more."""
+        super().worker_collectionfinish(node, ids)
+        kept = sum(decision.kept is not None for decision in self._settings.decisions.values())
+        needed = min(len(self._held_back), max(0, len(ids) - kept - 1))
+        specs, self._held_back = self._held_back[:needed], []
+        for spec in specs:
+            self._ask(spec)
+
+    def loop_once(self) -> None:
+        """One event; then nothing needs to wait in the queue for which there is no group any more."""
+        super().loop_once()
+        if self.sched is not None and self.sched.all_given:
+            self._give_up_waiting()
+
+    def triggershutdown(self) -> None:
+        """Nothing more is to be run."""
+        self._held_back = []
+        self._give_up_waiting()
+        super().triggershutdown()
+
+    def _give_up_waiting(self) -> None:
+        for waiting in [node for node in self._active_nodes if isinstance(node, Waiting)]:
+            self._elsewhere.give_up(waiting.berth)
+            self._active_nodes.discard(waiting)
+
+    def tell_to_end(self) -> None:
+        """The run is interrupted: workers end their groups, and nothing waits any more."""
+        self._elsewhere.interrupt()
+        self._give_up_waiting()
+
+    @pytest.hookimpl
+    def pytest_sessionfinish(self) -> None:
+        """End the workers, and see that nothing of them is left."""
+        super().pytest_sessionfinish()
+        for left in self._elsewhere.close():
+            self.report_line(f"slurm: expected its end, found it still there: {left}")
+
+
+class Replacing:
+    """Puts the session of this module in the place of xdist's own, which xdist makes when it is configured."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Called after xdist's own, because this was registered later."""
+        manager = config.pluginmanager
+        for name in ("dsession", "terminaldistreporter"):
+            if manager.has_plugin(name):
+                manager.unregister(name=name)
+        manager.register(QueuedSession(config), "dsession")

@@ -1,0 +1,257 @@
+"""A Slurm cluster on this machine: one slurmctld and some slurmd, each with GPUs that are links to /dev/null.
+
+The fake NVML library gives every node cards of its own. Everything lies in one folder, all traffic stays on the
+loopback interface, and everything is ended with it.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fake_nvml import FakeNvml
+from waiting import wait_until
+
+PROGRAMS = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "salloc", "squeue", "scancel", "sinfo")
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+CPUS = 4
+
+
+def missing() -> list[str]:
+    """The programs of Slurm that are not on this machine."""
+    return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Cluster:
+    """The cluster while it runs; ``environment`` is what a program needs to use it."""
+
+    def __init__(self, folder: Path, library: Path, nodes: tuple[str, ...] = ("n1", "n2"), gpus: int = 2) -> None:
+        self.folder = folder
+        self.nodes = nodes
+        self.gpus = gpus
+        self.cards: dict[str, FakeNvml] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        for node in nodes:
+            (folder / node).mkdir(parents=True)
+            for number in range(gpus):
+                (folder / node / f"gpu{number}").symlink_to("/dev/null")
+            self.cards[node] = FakeNvml.create(folder / f"{node}.state", library)
+            for number in range(gpus):
+                self.cards[node].add_card(uuid=f"GPU-{node}-{number:04}-0000-0000-000000000000")
+        self._library = library
+        self._configure()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Slurm's configuration and the fake library; the controller itself has no card."""
+        return {
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "PATH": PATH,
+            "LD_LIBRARY_PATH": str(self._library.parent),
+        }
+
+    def _configure(self) -> None:
+        folder, host = self.folder, socket.gethostname().partition(".")[0]
+        control, *ports = _free_ports(1 + len(self.nodes))
+        (folder / "state").mkdir()
+        lines = [
+            "ClusterName=colocate",
+            f"SlurmctldHost={host}(127.0.0.1)",
+            f"SlurmctldPort={control}",
+            "AuthType=auth/munge",
+            "CredType=cred/munge",
+            f"AuthInfo=socket={folder}/munge.socket",
+            f"SlurmUser={_user()}",
+            f"SlurmdUser={_user()}",
+            f"StateSaveLocation={folder}/state",
+            f"SlurmdSpoolDir={folder}/spool-%n",
+            f"SlurmctldPidFile={folder}/slurmctld.pid",
+            f"SlurmdPidFile={folder}/slurmd-%n.pid",
+            f"SlurmctldLogFile={folder}/slurmctld.log",
+            f"SlurmdLogFile={folder}/slurmd-%n.log",
+            f"TaskProlog={folder}/prolog.sh",
+            "MailProg=/bin/true",
+            "ProctrackType=proctrack/linuxproc",
+            "TaskPlugin=task/none",
+            "SwitchType=switch/none",
+            "MpiDefault=none",
+            "JobAcctGatherType=jobacct_gather/none",
+            "AccountingStorageType=accounting_storage/none",
+            "SelectType=select/cons_tres",
+            "SelectTypeParameters=CR_CPU",
+            "SlurmdParameters=config_overrides",  # more processors than the machine has
+            "SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0",
+            "ReturnToService=2",
+            "SlurmdTimeout=2",
+            "MessageTimeout=5",
+            "InactiveLimit=30",
+            "KillWait=5",
+            "GresTypes=gpu",
+            *(
+                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} Gres=gpu:{self.gpus}"
+                for node, port in zip(self.nodes, ports, strict=True)
+            ),
+            "PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
+        ]
+        (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
+        gres = [f"NodeName={node} Name=gpu File={folder}/{node}/gpu[0-{self.gpus - 1}]" for node in self.nodes]
+        (folder / "gres.conf").write_text("\n".join(gres) + "\n")
+        prolog = folder / "prolog.sh"
+        prolog.write_text(f'#!/bin/sh\necho "export FAKE_NVML_STATE={folder}/$SLURMD_NODENAME.state"\n')
+        prolog.chmod(0o755)
+        key = folder / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+
+    def start(self) -> None:
+        """Start everything, and wait until the nodes take jobs."""
+        folder = self.folder
+        files = [f"--{name}={folder}/munge.{end}" for name, end in _MUNGE.items()]
+        self._start("munged", ["munged", "--foreground", "--force", "--num-threads=2", *files])
+        wait_until(lambda: (folder / "munge.socket").exists())
+        self._start("slurmctld", ["slurmctld", "-D", "-f", str(folder / "slurm.conf")])
+        for node in self.nodes:
+            self.start_node(node)
+        wait_until(lambda: all(state == "idle" for state in self.states().values()), 30)
+
+    def start_node(self, node: str) -> None:
+        """Start the slurmd of a node."""
+        self._start(node, ["slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", node])
+
+    def _start(self, name: str, words: list[str]) -> None:
+        said = (self.folder / f"{name}.out").open("ab")
+        with said:
+            self._processes[name] = subprocess.Popen(
+                words,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
+
+    def ask(self, *words: str) -> str:
+        """What a command of Slurm prints."""
+        done = subprocess.run(
+            words, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False, timeout=30
+        )
+        return done.stdout.strip()
+
+    def states(self) -> dict[str, str]:
+        """The nodes and how they are."""
+        rows = self.ask("sinfo", "-h", "-N", "-o", "%N %T").splitlines()
+        return {row.split()[0]: row.split()[1] for row in rows} if len(rows) == len(self.nodes) else {"": "?"}
+
+    def jobs(self) -> list[str]:
+        """Everything in the queue."""
+        return self.ask("squeue", "-h", "-o", "%A %j %T %r %N").splitlines()
+
+    @contextlib.contextmanager
+    def occupied(self, gpus: int | None = None) -> Iterator[None]:
+        """Somebody else's jobs on all GPUs, or on so many of them."""
+        count = len(self.nodes) * self.gpus if gpus is None else gpus
+        words = ["sbatch", "--parsable", "--gres=gpu:1", "--output=/dev/null", "--wrap=exec sleep 600"]
+        jobs = [self.ask(*words) for _ in range(count)]
+        try:
+            wait_until(lambda: sum("RUNNING" in job for job in self.jobs()) == count)
+            yield
+        finally:
+            self.ask("scancel", *jobs)
+            wait_until(lambda: not self.jobs(), 30)
+
+    def lose(self, node: str) -> None:
+        """A node goes as when its power fails: slurmd, its steps and all that runs in them."""
+        lost = self._on(node)
+        self._processes[node].kill()
+        self._processes[node].wait()
+        for pid in lost:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _on(self, node: str) -> list[int]:
+        """Processes of a node: slurmd's descendants, and what has left them, by the environment of the node's tasks."""
+        state = f"FAKE_NVML_STATE={self.folder}/{node}.state".encode()
+        spool = f"spool-{node}"
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    named = (entry / "cmdline").read_bytes()
+                    held = state in (entry / "environ").read_bytes().split(b"\0")
+                    stepd = named.startswith(b"slurmstepd") and self._is_step_of(int(entry.name), spool)
+                    if held or stepd:
+                        found.append(int(entry.name))
+        return found
+
+    def _is_step_of(self, pid: int, spool: str) -> bool:
+        """A stepd keeps its node's spool folder as its current one."""
+        with contextlib.suppress(OSError):
+            links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+            return any(
+                f"{self.folder}/{spool}" in link or f"slurmd-{self._node_of(spool)}.log" in link for link in links
+            )
+        return False
+
+    @staticmethod
+    def _node_of(spool: str) -> str:
+        return spool.removeprefix("spool-")
+
+    def left(self) -> list[str]:
+        """What still runs with this cluster in its environment, but for the cluster itself."""
+        ours = {process.pid for process in self._processes.values()}
+        mark = f"FAKE_NVML_STATE={self.folder}/".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) not in ours:
+                with contextlib.suppress(OSError):
+                    if any(value.startswith(mark) for value in (entry / "environ").read_bytes().split(b"\0")):
+                        found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        return found
+
+    def stop(self) -> None:
+        """End everything."""
+        self.ask("scancel", "--state=PENDING", f"--user={_user()}")
+        self.ask("scancel", f"--user={_user()}")
+        deadline = time.monotonic() + 10
+        while self.jobs() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for name in (*self.nodes, "slurmctld", "munged"):
+            process = self._processes.get(name)
+            if process is not None and process.poll() is None:
+                process.terminate()
+        for process in self._processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for fake in self.cards.values():
+            fake.close()
+
+
+_MUNGE = {
+    "key-file": "key",
+    "socket": "socket",
+    "pid-file": "pid",
+    "log-file": "log",
+    "seed-file": "seed",
+}
+
+
+def _user() -> str:
+    import pwd
+
+    return pwd.getpwuid(os.getuid()).pw_name

@@ -1,0 +1,229 @@
+"""Groups as Slurm jobs, on a real cluster of two nodes with two simulated GPUs each, all of it on this machine."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import sessions
+from sessions import Session, plan, stand_in
+from slurm_cluster import Cluster, missing
+from waiting import wait_until
+
+from colocate import slurm
+from colocate.errors import ColocateError
+
+pytestmark = pytest.mark.slow
+
+BACKGROUND = stand_in("--hold=900", "--repeat", "--steps=4")
+
+
+def entry(*options):
+    return {"mode": "parallel", "foreground": stand_in(*options), "background": BACKGROUND}
+
+
+FITS = entry("--hold=2000", "--steps=20", "--probe")
+TOO_LARGE = entry("--hold=7000", "--steps=20")
+FAILS = entry("--hold=100", "--fail-at=2")
+LONG = entry("--hold=300", "--steps=50", "--step-s=0.1")
+
+
+@pytest.fixture(scope="module")
+def cluster(fake_nvml_library, tmp_path_factory):
+    """Two nodes, n1 and n2."""
+    lacking = missing()
+    if lacking:
+        pytest.skip(f"no Slurm here to run jobs with ({', '.join(lacking)} missing; apt-get install slurm-wlm munge)")
+    found = Cluster(tmp_path_factory.mktemp("slurm"), fake_nvml_library)
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
+    assert not found.left()
+
+
+@pytest.fixture
+def idle(cluster):
+    """The cluster with nothing on it before a test, and nothing of the test on it afterwards."""
+    wait_until(lambda: set(cluster.states().values()) == {"idle"}, 30)
+    yield cluster
+    assert cluster.jobs() == []
+    wait_until(lambda: not cluster.left())
+
+
+class Running:
+    """A session that goes on."""
+
+    def __init__(self, cluster, folder, entries, *more, within=False):
+        self.cluster, self.folder = cluster, folder
+        folder.mkdir(exist_ok=True)
+        words = sessions.arguments(plan(folder / "plan.json", entries), folder, "--on=slurm", "--progress=0.3", *more)
+        if within:
+            words = ["salloc", "--quiet", "--nodes=2", "--ntasks=2", "--cpus-per-task=4", "--gres=gpu:1", *words]
+        inherited = {name: value for name, value in os.environ.items() if name != "FAKE_NVML_STATE"}
+        self.out = folder / "terminal"
+        with self.out.open("wb") as out:
+            self.process = subprocess.Popen(
+                words,
+                cwd=sessions.ROOT,
+                env={**inherited, **cluster.environment, "COLUMNS": "120"},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self):
+        return self.out.read_text(errors="replace")
+
+    def wait_for(self, pattern, limit_s=40):
+        wait_until(lambda: re.search(pattern, self.said) or self.process.poll() is not None, limit_s)
+        found = re.search(pattern, self.said)
+        assert found, self.said
+        return found
+
+    def finish(self, limit_s=90):
+        code = self.process.wait(limit_s)
+        return Session(code, self.said, self.folder)
+
+
+def outcomes(session):
+    return {
+        name: (verdict["outcome"], [r["code"] for r in verdict["reasons"]])
+        for name, verdict in session.verdicts.items()
+    }
+
+
+def workers(session):
+    return json.loads((session.run / "run.json").read_text())["workers"]
+
+
+def evidence(session, group):
+    """The evidence of the last attempt at a group."""
+    found = [json.loads(path.read_text()) for path in session.run.glob("*/experiment.json")]
+    return max((one["evidence"] for one in found if one["group"]["id"] == group), key=lambda one: one["attempt"])
+
+
+def test_a_plan_on_two_nodes_comes_to_the_verdicts_of_a_local_run(idle, fake_machine, tmp_path):
+    entries = [FITS, TOO_LARGE, FAILS, FITS, FITS]
+    run = Running(idle, tmp_path / "slurm", entries).finish()
+    assert run.code == 1, run.output
+    told = workers(run)
+    assert {one["host"] for one in told} == {"n1", "n2"}
+    assert len({one["card"]["uuid"] for one in told}) == 4, "every worker has a card of its own"
+    for group in ("group01", "group04", "group05"):
+        seen = evidence(run, group)
+        assert seen["host"] in seen["device"]["uuid"], "the group ran on its node's card"
+    for _ in range(4):
+        fake_machine.add_card()
+    local = sessions.run(tmp_path / "slurm/plan.json", tmp_path / "local", "--device=nvidia", "-n4")
+    assert outcomes(run) == outcomes(local)
+    assert run.junit == local.junit
+    assert "n1" in run.page
+    verified = subprocess.run([sys.executable, "-m", "colocate.cli", "verify", run.run], cwd=sessions.ROOT, check=False)
+    assert verified.returncode == 0
+
+
+def test_a_group_whose_node_is_lost_is_run_again_on_another_one_once(idle, tmp_path):
+    """slurmd, its steps and all that runs in them go under load, as when the power fails."""
+    running = Running(idle, tmp_path, [LONG, FITS, FITS], "-n1", "-k", "group01 or group02")
+    running.wait_for(r"group01 +train [1-9]")
+    lost = running.wait_for(r"gw0: job \d+ runs on (\w+)")[1]
+    idle.lose(lost)
+    try:
+        running.wait_for(rf"gw0 on {lost} was lost; the group is run again elsewhere", 60)
+        run = running.finish()
+    finally:
+        idle.start_node(lost)
+    assert run.code == 0, run.output
+    assert set(run.junit.values()) == {"passed"}
+    assert len(run.junit) == 2
+    seen = evidence(run, "group01")
+    assert (seen["attempt"], seen["host"] != lost) == (2, True)
+    assert f"run again after gw0 on {lost} was lost" in run.page
+
+
+def test_a_job_that_is_cancelled_by_hand_costs_its_group_an_attempt(idle, tmp_path):
+    running = Running(idle, tmp_path, [LONG, LONG], "-n2")
+    running.wait_for(r"group01 +train [1-9]")
+    job = running.wait_for(r"gw0: job (\d+) runs on (\w+)")
+    idle.ask("scancel", job[1])
+    run = running.finish()
+    assert run.code == 0, run.output
+    assert "the group is run again elsewhere" in run.output
+    assert run.junit == {"test_group[group01]": "passed"} or set(run.junit.values()) == {"passed"}
+    assert len(run.junit) == 2
+    again = [name for name in ("group01", "group02") if evidence(run, name)["attempt"] == 2]
+    assert len(again) == 1
+    assert "[worker_lost]" in run.page
+
+
+def test_what_waits_in_a_full_queue_is_told_with_its_reason_and_ctrl_c_takes_it_back(idle, tmp_path):
+    with idle.occupied():
+        running = Running(idle, tmp_path, [FITS, FITS], "-n2")
+        running.wait_for(r"2 workers wait in the default partition: (Resources|Priority)|1 worker waits .*Resources")
+        running.process.send_signal(signal.SIGINT)
+        run = running.finish()
+        assert run.code == 130, run.output
+        assert not [job for job in idle.jobs() if "colocate" in job]
+
+
+def test_a_worker_joins_when_a_gpu_becomes_free(idle, tmp_path):
+    """One that waits does not hold up the others."""
+    with idle.occupied(gpus=3):
+        run = Running(idle, tmp_path, [FITS, FITS], "-n2").finish()
+        assert run.code == 0, run.output
+        assert len(workers(run)) == 1
+
+
+def test_ctrl_c_leaves_nothing_on_any_node(idle, tmp_path):
+    running = Running(idle, tmp_path, [LONG, LONG, LONG])
+    running.wait_for(r"group03 +train [1-9]")
+    running.process.send_signal(signal.SIGINT)
+    run = running.finish()
+    assert run.code == 130, run.output
+    assert set(run.junit.values()) <= {"error", "passed"}
+    assert "INTERRUPTED" in run.output
+    assert {verdict["reasons"][0]["code"] for verdict in run.verdicts.values()} == {"interrupted"}
+
+
+def test_killing_the_controller_leaves_nothing_on_any_node(idle, tmp_path):
+    running = Running(idle, tmp_path, [LONG, LONG])
+    running.wait_for(r"group02 +train [1-9]")
+    running.process.kill()
+    running.process.wait()
+    wait_until(lambda: not idle.jobs(), 30)
+
+
+def test_inside_an_allocation_the_workers_are_steps_of_it(idle, tmp_path):
+    running = Running(idle, tmp_path, [FITS, FITS], within=True)
+    run = running.finish()
+    assert run.code == 0, run.output
+    assert len({one["job"] for one in workers(run)}) == 1
+    assert len({one["card"]["uuid"] for one in workers(run)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--on=slurm:fast", "--on=slurm:fast: expected a partition of this cluster, found none of that name"),
+        ("--on=kubernetes", "expected slurm or slurm:PARTITION, got 'kubernetes'"),
+        ("--slurm=gpu", "--slurm: expected options of srun such as '--account=lab', got 'gpu'"),
+    ],
+)
+def test_what_slurm_cannot_give_is_a_usage_error(idle, tmp_path, option, said):
+    run = Running(idle, tmp_path, [FITS], option).finish()
+    assert run.code == 4
+    assert said in run.output
+    assert "Traceback" not in run.output
+
+
+def test_options_of_srun_are_words():
+    assert slurm.options("--account=lab --comment='two words'") == ("--account=lab", "--comment=two words")
+    with pytest.raises(ColocateError, match="expected options of srun"):
+        slurm.options("gpu")
