@@ -296,6 +296,7 @@ class Observation:
             log=log,
             cookie=self._card.holders.cookie(watch.role),
             patterns=watch.patterns,
+            max_processes=self.group.limits.max_processes,
         )
         watch.processes.append(process)
         return process
@@ -369,6 +370,8 @@ class Observation:
                 if process.unkillable:
                     names = "; ".join(describe(one.pid) for one in process.unkillable)
                     yield "unkillable", f"{watch.training.name} left processes that could not be ended: {names}"
+                if process.too_many:
+                    yield "too_many_processes", process.too_many
                 if process.log_failed:
                     yield "log_failed", process.log_failed
                 if process.supervisor_lost:

@@ -53,6 +53,7 @@ from colocate.settings import (
     suggestion,
     validated,
 )
+from colocate.supervisor import MAX_PROCESSES
 from colocate.units import MIB
 
 __all__ = ["Group", "Limits", "Plan", "Training", "load_plan", "write_schemas"]
@@ -115,6 +116,9 @@ class Limits(Settings):
     settle_s: float = Field(default=60.0, gt=0, description="time for the card to return to its baseline")
     stall_s: float = Field(default=300.0, gt=0, description="time without any sign of progress that ends a training")
     epoch_timeout_s: float = Field(default=7200.0, gt=0, description="time after which a foreground is ended anyway")
+    max_processes: int = Field(
+        default=MAX_PROCESSES, ge=1, description="processes of one training at once; more are ended as a fork bomb"
+    )
     longest_gap_s: float = Field(default=2.0, gt=0, description="longest time without a reading of the card's memory")
 
 

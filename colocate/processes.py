@@ -82,6 +82,12 @@ def descendants(*pids: int) -> frozenset[ProcessId]:
     return frozenset(found)
 
 
+def num_tasks() -> int | None:
+    """How many tasks, threads included, this machine has now: the cheapest sign that processes multiply."""
+    words = (_read("/proc/loadavg") or b"").split()
+    return int(words[3].partition(b"/")[2]) if len(words) > 3 and b"/" in words[3] else None
+
+
 def with_cookie(prefix: str) -> list[ProcessId]:
     """Live processes whose cookie is ``prefix`` or lies below it, in order of start; the caller itself excluded.
 

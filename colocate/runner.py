@@ -25,7 +25,7 @@ from colocate.errors import TrainingError
 from colocate.evidence import Exit
 from colocate.logs import OUT_OF_MEMORY, Match, assemble, last_lines
 from colocate.processes import ProcessId
-from colocate.supervisor import LIFE
+from colocate.supervisor import LIFE, MAX_PROCESSES
 
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL: enough to write a checkpoint that is already half way."""
@@ -54,7 +54,14 @@ class Command:
         return " ".join(self.argv)
 
 
-def start(command: Command, *, log: Path, cookie: str, patterns: Mapping[str, str] | None = None) -> "Process":
+def start(
+    command: Command,
+    *,
+    log: Path,
+    cookie: str,
+    patterns: Mapping[str, str] | None = None,
+    max_processes: int = MAX_PROCESSES,
+) -> "Process":
     """Start a training whose output, standard error included, goes to ``log``.
 
     Args:
@@ -62,6 +69,7 @@ def start(command: Command, *, log: Path, cookie: str, patterns: Mapping[str, st
         log: replaced if it exists; its folder must exist.
         cookie: ``<run id>/<group id>/<role>``, by which a later run recognises what this one left behind.
         patterns: regular expressions for one line of output, by name, besides `colocate.logs.OUT_OF_MEMORY`.
+        max_processes: a tree with more of them at once is killed.
 
     Raises:
         TrainingError: no such program, folder or interpreter, a pattern that is none, or no supervisor to be had.
@@ -71,7 +79,7 @@ def start(command: Command, *, log: Path, cookie: str, patterns: Mapping[str, st
     life = uuid.uuid4().hex
     process = Process(command, log, life, _start_supervisor(log, cookie))
     try:
-        process._begin(cookie, searched)
+        process._begin(cookie, searched, max_processes)
     except BaseException:
         process._discard()
         raise
@@ -92,6 +100,7 @@ class Process:
         last_output_t: when it last printed anything, up to half a second behind; None before the first output.
         leftovers: descriptions of descendants that outlived the first process and had to be ended.
         unkillable: processes that survived SIGKILL; the card must not be used before they are gone.
+        too_many: why the tree was killed, if it had more processes at once than it may.
         log_failed: why the log could not be written, e.g. a full disk.
         supervisor_lost: how the supervisor ended before its time; ``exit`` is then what must have happened.
     """
@@ -108,9 +117,11 @@ class Process:
         self.output_bytes: int | None = None
         self.leftovers: tuple[str, ...] = ()
         self.unkillable: tuple[ProcessId, ...] = ()
+        self.too_many: str | None = None
         self.log_failed: str | None = None
         self.supervisor_lost: str | None = None
         self._life = life
+        self._max_processes = MAX_PROCESSES
         self._supervisor = supervisor
         self._arrived = b""
         self._failure: str | None = None
@@ -191,12 +202,14 @@ class Process:
         assert self._supervisor.stdout is not None
         return self._supervisor.stdout.fileno()
 
-    def _begin(self, cookie: str, patterns: Mapping[str, str]) -> None:
+    def _begin(self, cookie: str, patterns: Mapping[str, str], max_processes: int) -> None:
         os.set_blocking(self._events, False)
         self.match_counts = dict.fromkeys(patterns, 0)
         env = {**self.command.env, processes.COOKIE: cookie, LIFE: self._life}
         orders = {"argv": self.command.argv, "cwd": str(self.command.cwd.absolute()), "env": env}
-        self._order({**orders, "log": str(self.log.absolute()), "life": self._life, "patterns": dict(patterns)})
+        orders |= {"log": str(self.log.absolute()), "life": self._life, "patterns": dict(patterns)}
+        self._max_processes = max_processes
+        self._order({**orders, "max_processes": max_processes})
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.pid and time.monotonic() < deadline:
             self.poll()
@@ -252,6 +265,9 @@ class Process:
         self.last_output_t, self.output_bytes = event["last_output_t"], event["output_bytes"]
         self.leftovers = tuple(event["leftovers"])
         self.unkillable = tuple(ProcessId(*process) for process in event["unkillable"])
+        if event["too_many"] is not None:
+            expected = f"expected at most {self._max_processes} processes at once, found {event['too_many']}"
+            self.too_many = f"{self.command}: {expected}; all were ended, see max_processes of the plan's limits"
         self.exit = Exit(
             code=event["code"],
             signal=event["signal"],
@@ -412,7 +428,7 @@ class Looping:
         self._quick_exits = self._quick_exits + 1 if quick else 0
         self._bad_exits = self._bad_exits + 1 if quick or not found.ok else 0
         self._failures += not found.ok
-        self.gave_up = self._reason_to_give_up(found)
+        self.gave_up = life.too_many or self._reason_to_give_up(found)
         self._due_t = self._clock() + self._policy.delay_s(self._bad_exits)
 
     def _reason_to_give_up(self, found: Exit) -> str | None:

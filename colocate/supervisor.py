@@ -52,7 +52,14 @@ LEFTOVER_GRACE_S = 2.0
 ORPHAN_GRACE_S = 2.0
 """From SIGTERM to SIGKILL when the harness has died: everything has to be gone within 5 s."""
 
+MAX_PROCESSES = 4096
+"""What a tree may have at once before it counts as a fork bomb. A training of 192 data loaders has some 200.
+
+The kernel's own limit cannot stand for it: RLIMIT_NPROC counts whatever else the user runs, and holds for no root.
+"""
+
 _TICK_S = 0.5
+_COUNT_S = 10.0
 _SCAN_S = 0.05
 _CHUNK_BYTES = 256 * 1024
 _PIPE_BYTES = 1024 * 1024  # the most that Linux grants to everybody: output does not wait for us to be scheduled
@@ -79,6 +86,7 @@ class Orders(TypedDict):
     log: str
     life: str
     patterns: dict[str, str]
+    max_processes: int
 
 
 class LaunchError(Exception):
@@ -185,6 +193,12 @@ class Supervisor:
         self._leftovers: list[str] = []
         self._unkillable: list[ProcessId] = []
 
+        self._max_processes = orders["max_processes"]
+        self._too_many: int | None = None
+        self._fewest_tasks: int | None = None
+        self._next_count = 0.0
+        self._next_precise_count = 0.0
+
     def start(self, orders: Orders) -> None:
         """Start the training and tell the harness.
 
@@ -208,6 +222,7 @@ class Supervisor:
             self._copy()
             self._obey()
             self._reap()
+            self._count()
             self._act()
             self._report()
         self._finish()
@@ -297,6 +312,27 @@ class Supervisor:
                     self._status, self._ended_t = status, time.monotonic()
         except ChildProcessError:
             self._childless = True
+
+    def _count(self) -> None:
+        """Kill a tree that grows without end, before it takes the machine with it.
+
+        A look at all processes costs milliseconds: it is taken every ten seconds, and at once when the machine has so
+        many more tasks than before that they may be ours.
+        """
+        now = time.monotonic()
+        if self._phase == _KILLING or now < self._next_precise_count:
+            return
+        tasks = processes.num_tasks() or 0
+        self._fewest_tasks = min(tasks, self._fewest_tasks or tasks)
+        if now < self._next_count and tasks - self._fewest_tasks < self._max_processes // 2:
+            return
+        number = len(processes.descendants(os.getpid()))
+        took_s = time.monotonic() - now
+        self._next_count, self._next_precise_count = now + _COUNT_S, now + 20 * took_s  # at most a twentieth of a core
+        if number > self._max_processes:
+            self._too_many = number
+            self._stopped = self._stopped or self._status is None
+            self._phase, self._deadline, self._next_scan = _KILLING, time.monotonic() + processes.KILL_WAIT_S, 0.0
 
     def _act(self) -> None:
         now = time.monotonic()
@@ -390,6 +426,7 @@ class Supervisor:
             "output_bytes": self._output_bytes,
             "leftovers": self._leftovers,
             "unkillable": self._unkillable,
+            "too_many": self._too_many,
         }
 
 

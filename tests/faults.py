@@ -425,9 +425,14 @@ FAULTS = (
     Fault(
         "38",
         "a fork bomb, no descriptors left",
-        "a program that forks and exits without end",
-        "caught with its process group. No limit is set: it would count what else the user runs",
-        ("test_runner.py::test_a_process_that_forks_and_exits_without_end_is_caught",),
+        "a program that forks and exits without end; one of 300 processes in 300 sessions",
+        "ended with all its processes once it has more than max_processes, INCONCLUSIVE",
+        (
+            "test_runner.py::test_a_process_that_forks_and_exits_without_end_is_caught",
+            "test_runner.py::test_a_fork_bomb_is_ended_before_it_takes_the_machine",
+            "test_faults.py::test_a_fork_bomb_in_the_foreground_is_ended_and_proves_nothing",
+            "test_faults.py::test_a_fork_bomb_in_the_background_is_not_started_again",
+        ),
     ),
     Fault(
         "39",

@@ -488,3 +488,21 @@ def test_a_card_that_idles_or_obeys_its_owner_is_not_told_as_slowed_down() -> No
     assert throttling(readings, 0.0, 2.0) is None
     assert throttling([(1.0, 1e9, Vitals())], 0.0, 2.0) is None
     assert throttling(readings, 0.0, 3.0) == "in 1 of 4 readings (power limit 1 times)"
+
+
+BOMB = (sys.executable, "-I", "-S", str(STAND_IN.with_name("proc_member.py")), "bomb", "300")
+
+
+def test_a_fork_bomb_in_the_foreground_is_ended_and_proves_nothing(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    verdict, evidence = outcome(fake_nvml, tmp_path, training("bomb", argv=BOMB), load(), max_processes=50)
+
+    assert (verdict.outcome, verdict.codes) == (Outcome.INCONCLUSIVE, ("too_many_processes",))
+    assert evidence.returned_to_baseline
+
+
+def test_a_fork_bomb_in_the_background_is_not_started_again(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    verdict, evidence = outcome(fake_nvml, tmp_path, epoch(), training("bomb", argv=BOMB), max_processes=50)
+
+    assert (verdict.outcome, verdict.codes) == (Outcome.INCONCLUSIVE, ("too_many_processes",))
+    assert evidence.background is not None
+    assert len(evidence.background.lives) == 1

@@ -260,6 +260,24 @@ def test_a_process_that_forks_and_exits_without_end_is_caught(begin: Begin) -> N
 
 
 @pytest.mark.slow
+def test_a_fork_bomb_is_ended_before_it_takes_the_machine(begin: Begin) -> None:
+    """300 processes in 300 sessions, none of which hears SIGTERM, where 100 are allowed."""
+    process = begin("bomb", 300, max_processes=100)
+    found = ended(process)
+
+    assert (found.stopped, found.unkillable) == (True, False)
+    assert process.too_many is not None
+    assert "expected at most 100 processes at once, found" in process.too_many
+
+
+def test_a_training_of_many_processes_within_its_limit_is_left_alone(begin: Begin) -> None:
+    process = wait_ready(begin("bomb", 20, max_processes=20))
+
+    assert process.stop(0.0).stopped
+    assert process.too_many is None
+
+
+@pytest.mark.slow
 def test_several_are_stopped_in_the_time_of_one(begin: Begin) -> None:
     members = [wait_ready(begin("ignore_term")) for _ in range(3)]
     grace_s = 1.0
@@ -506,6 +524,7 @@ class FakeProcess:
     def __init__(self, clock: "FakeClock", lived_s: float, code: int) -> None:
         self.started_t = clock.now
         self.exit: Exit | None = None
+        self.too_many: str | None = None
         self._clock = clock
         self._end = Exit(code=code, signal=None, ended_s=clock.now + lived_s)
 

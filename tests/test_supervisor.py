@@ -50,7 +50,7 @@ def orders(tmp_path: Path, *mode: str, **changes: Any) -> dict[str, Any]:
     life = f"life of {tmp_path}"
     argv = [sys.executable, "-I", "-S", MEMBER, *mode]
     whole = {"argv": argv, "cwd": str(tmp_path), "env": {supervisor.LIFE: life}, "log": str(tmp_path / "log")}
-    return {**whole, "life": life, "patterns": {"ready": "^ready$"}, **changes}
+    return {**whole, "life": life, "patterns": {"ready": "^ready$"}, "max_processes": 100, **changes}
 
 
 def test_it_tells_start_and_end(tmp_path: Path) -> None:

@@ -97,6 +97,21 @@ def rabbit() -> None:
     idle()
 
 
+def bomb(number: str, width: str = "8") -> None:
+    """Multiply, each process in a session of its own and deaf to SIGTERM, up to so many; gone by itself in a minute."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.alarm(60)
+    left = int(number)
+    while left > 1:
+        share = max(1, left // int(width))
+        left -= share
+        if os.fork() == 0:
+            os.setsid()
+            signal.alarm(60)
+            left = share
+    idle_after_ready()
+
+
 def flood(num_bytes: str) -> None:
     line = b"epoch 1 step 000123 loss 2.3456 lr 0.001 samples/s 1234.5\n" * 1000
     left = int(num_bytes)
