@@ -37,7 +37,7 @@ examples:
   colocate predict -- python train.py --batch-size 64
   colocate predict -t pcb --batch-size 8,16,32,64    a curve
   colocate predict -t pcb --largest-batch --beside mnist_rnn
-  colocate predict --vary --bs --batch-size 8,16 -- python train.py
+  colocate predict --vary=--bs --batch-size 8,16 -- python train.py
 
 exit codes: 0 all of it fits, 1 some of it does not, 3 undecided (the interval
 lies across the limit), 2 wrong input, or a program that cannot be predicted

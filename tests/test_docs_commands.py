@@ -1,0 +1,258 @@
+"""Every command of the docs is done, and every Python block; what cannot be done here is named with its reason.
+
+In a prepared copy of the project, which stands for the real one in these respects and no others: the plan has two
+groups whose trainings are stand-ins (tests/programs/stand_in.py), the NVIDIA library is the fake one with two cards,
+rehearsals of ``colocate predict`` are replaced by arithmetic, and the runs that a page names are made up.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import builders
+import pytest
+from groups import STAND_IN, group, training
+
+import colocate.rehearsal
+from colocate.cli import main
+from colocate.plan import load_plan
+from colocate.prediction import PeakRange
+from colocate.record import write_record
+from colocate.rehearsal import NOTHING, Program, Rehearsal
+from colocate.report import journal
+from colocate.run_directory import RunDirectory
+from colocate.units import MIB
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "workloads/README.md", "settings/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+
+# What is not done here, by the beginning of the line, and why.
+NOT_HERE = {
+    "scripts/test": "these tests would run themselves",
+    "docker run": "needs docker and downloads an image",
+    "sudo nvidia-smi": "needs a GPU and changes its settings",
+    "colocate fit": "takes minutes: every trial is a run; tests/test_fit.py does it with stand-ins",
+    "pytest feasibility --device=nvidia --card": "needs CUDA for the ballast; tests/test_ballast.py has a fake one",
+    "pytest feasibility -k group12 --stress": "takes a minute: a run per trial; tests/test_stress.py does it",
+    "pytest feasibility --plan=mine/plan.json": "the tutorial's, done by tests/test_docs.py as it stands there",
+    "colocate verify results/run_20261124_053000": "the tutorial's, done by tests/test_docs.py as it stands there",
+}
+
+# Names in a page that stand for the reader's own.
+STANDS_FOR = {"PLAN": "my_plan.json"}
+
+# Our own programs train for minutes; here they make one step, on the CPU.
+SHORT = ["--max-steps", "1", "--device", "cpu"]
+
+
+def commands(path: Path) -> list[str]:
+    """The command lines of a page: what stands behind a prompt, and the lines of its bash blocks."""
+    blocks = re.findall(r"^```(console|bash)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line.removeprefix("$ ") for kind, text in blocks for line in text.splitlines() if is_command(kind, line)]
+    return [shlex.join(shlex.split(line, comments=True)) for line in lines]
+
+
+def is_command(kind: str, line: str) -> bool:
+    return bool(line.strip()) and (kind == "bash" or line.startswith("$ "))
+
+
+def why_not(line: str) -> str | None:
+    return next((why for beginning, why in NOT_HERE.items() if line.startswith(beginning)), None)
+
+
+def member(name: str, *options: str) -> dict[str, object]:
+    words = ["{python}", str(STAND_IN), "--probe", *options]
+    return {"command": words, "name": name, "ready_timeout_s": 20, "repeat_args": ["--repeat"]}
+
+
+def entry(name: str, tier: str, foreground: str) -> dict[str, object]:
+    load = member("resnet20", "--hold=600")
+    return {"id": name, "tier": tier, "foreground": member(foreground, "--hold=900", "--steps=15"), "background": load}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The copy of the project, with an environment that is set up."""
+    made = tmp_path_factory.mktemp("project")
+    for name in ("conftest.py", "pytest.ini", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, made)
+    for name in ("feasibility", "fixtures", "scripts"):
+        shutil.copytree(ROOT / name, made / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (made / "settings").mkdir()
+    groups = [entry("group07", "medium", "vulberta"), entry("group12", "high", "densenet121")]
+    plan = {"experiment_name": "tiny", "limits": {"settle_s": 3}, "experiments": groups}
+    (made / "settings/parallel_feasibility_test.json").write_text(json.dumps(plan))
+    (own,) = [text for text in re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)]
+    (made / "my_plan.json").write_text(own)
+    for name, options in (
+        ("train", ["--probe", "--steps=15", "--hold=900"]),
+        ("other", ["--probe", "--repeat", "--hold=600"]),
+    ):
+        source = f"import runpy, sys\nsys.argv += {options!r}\nrunpy.run_path({str(STAND_IN)!r}, run_name='__main__')\n"
+        (made / f"{name}.py").write_text(source)
+    interpreter = made / ".venv/bin/python"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    interpreter.chmod(0o755)
+    stamp = 'cat pyproject.toml constraints.txt - <<<"workloads,test" | cksum'
+    done = subprocess.run(["bash", "-c", stamp], cwd=made, capture_output=True, text=True, check=True)
+    (made / ".venv/colocate-stamp").write_text(done.stdout)
+    finished_runs(made)
+    return made
+
+
+def finished_runs(made: Path) -> None:
+    """The runs that the pages name."""
+    names = ("results/main", *(f"results/run_20261124_0{hour}3000" for hour in (5, 6)))
+    for name in (*names, "shared/results/run_20261124_053000", "shared/results/run_20261124_054500"):
+        run = RunDirectory(made / name)
+        directory = run.group("mnist", 1, parallel=True).create()
+        write_record(directory, group(training("mnist"), training("resnet20")), builders.evidence(), [], run.name)
+        plan = {"name": "tiny", "groups": ["group01"], "needed": 1, "success_rate": 0.95}
+        run.record.write_text(json.dumps({"plan": plan, "started_at": "2026-11-24T05:30:00+00:00"}))
+        journal.append(run.path, "started", groups=["group01"])
+        journal.append(run.path, "ended")
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CI", "COLOCATE_"))}
+    locks = {name: value for name, value in os.environ.items() if name == "COLOCATE_LOCK_FOLDER"}
+    return {**kept, **locks, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+
+
+def do(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Do a command line as it stands, but for what `STANDS_FOR` replaces."""
+    words = [re.sub("|".join(STANDS_FOR), lambda found: STANDS_FOR[found[0]], word) for word in words]
+    own: dict[str, str] = {}
+    while "=" in words[0]:
+        name, _, value = words[0].partition("=")
+        own[name], words = value, words[1:]
+    python = {"pytest": ["-m", "pytest"], "colocate": ["-m", "colocate.cli"], "python": []}
+    if words[0] in python:
+        words = [sys.executable, *python[words[0]], *words[1:]]
+    if "workloads" in " ".join(words) and "--help" not in words:
+        words, folder = [*words, *SHORT], ROOT
+    return subprocess.run(
+        words, cwd=folder, env={**environment(), **own}, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def rehearsed(programs: Sequence[Program], card: object, **settings: object) -> list[Rehearsal]:
+    """A program wants 100 MiB for each sample of its batch, of which it has 32 if it does not say."""
+    found = []
+    for program in programs:
+        sizes = [int(after) for word, after in zip(program.argv, program.argv[1:], strict=False) if is_batch(word)]
+        size = 100 * (sizes or [32])[-1] * MIB
+        found.append(Rehearsal(program.name, program.argv, 1.0, peak=PeakRange(size, size, size), parts=NOTHING))
+    return found
+
+
+def is_batch(word: str) -> bool:
+    return word in ("--batch-size", "--bs")
+
+
+def lines() -> list[tuple[str, str]]:
+    found = [(path.relative_to(ROOT).as_posix(), line) for path in PAGES for line in commands(path)]
+    return list(dict.fromkeys(found))
+
+
+def of_kind(*beginnings: str) -> list[object]:
+    return [
+        pytest.param(line, id=f"{page}: {line}")
+        for page, line in lines()
+        if line.startswith(beginnings) and why_not(line) is None
+    ]
+
+
+SESSIONS = ("scripts/feasibility", "pytest feasibility", "CUDA_VISIBLE_DEVICES")
+
+
+def test_every_command_is_done_or_named_with_a_reason() -> None:
+    kinds = (*SESSIONS, "colocate ", "python ")
+    assert [line for _, line in lines() if not line.startswith(kinds) and why_not(line) is None] == []
+    unused = [beginning for beginning in NOT_HERE if not any(line.startswith(beginning) for _, line in lines())]
+    assert unused == [], "a reason without a command"
+    assert len(lines()) >= 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", of_kind(*SESSIONS))
+def test_a_run_of_the_docs_runs(line: str, folder: Path, fake_nvml) -> None:
+    fake_nvml.add_card(uuid="GPU-4f5e0000-0000-4000-8000-000000000000")
+    done = do(shlex.split(line), folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "--collect-only" not in line:
+        assert "the plan holds" in done.stdout or "-k" in line or "-m" in line, done.stdout
+        assert " passed" in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [one for one in of_kind("colocate ") if " predict" not in str(one.id)])
+def test_a_command_around_a_run_does_its_work(line: str, folder: Path, fake_nvml) -> None:
+    done = do(shlex.split(line), folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
+    for written in re.findall(r"--(?:out|page)=(\S+)", line):
+        assert (folder / written).exists()
+
+
+@pytest.mark.parametrize("line", of_kind("colocate predict"))
+def test_a_prediction_of_the_docs_answers(line: str, folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(colocate.rehearsal, "rehearse", rehearsed)
+    monkeypatch.chdir(ROOT)
+    assert main(shlex.split(line)[1:]) in (0, 1), "what fits and what does not are both answers"
+    assert "predicted for a" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", of_kind("python "))
+def test_a_program_of_ours_starts_as_it_is_told(line: str, folder: Path) -> None:
+    pytest.importorskip("torch")
+    done = do(shlex.split(line), folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_plan_of_the_ci_page_loads(tmp_path: Path) -> None:
+    (plan,) = re.findall(r"^```json\n(.*?)^```", (ROOT / "docs/how-to/ci.md").read_text(), re.M | re.S)
+    (tmp_path / "plan.json").write_text(plan)
+    for name in ("train.py", "other.py"):
+        (tmp_path / name).touch()
+    assert load_plan(tmp_path / "plan.json").groups[0].budget_bytes == 3200 * MIB
+
+
+@pytest.mark.slow
+def test_the_loop_of_the_workloads_page_trains(tmp_path: Path, monkeypatch) -> None:
+    """The block as it stands there, with the names that its reader has: a model, loaders, arguments."""
+    torch = pytest.importorskip("torch")
+    from workloads import common
+
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "workloads/README.md").read_text(), re.M | re.S)
+    monkeypatch.setenv("COLOCATE_EVENTS", str(tmp_path / "events"))
+    args = common.torch_parser("", epochs=1, batch_size=2, lr=0.1, seed=1).parse_args(["--device", "cpu"])
+    model = torch.nn.Linear(3, 1)
+    loader = torch.utils.data.DataLoader(torch.ones(6, 3), batch_size=2)
+    known = {
+        "common": common,
+        "args": args,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "train_loader": loader,
+        "test_loader": loader,
+        "batch_loss": lambda model, batch, device: model(batch).sum(),
+        "test_loss": 0.5,
+    }
+    before = model.weight.detach().clone()
+    exec(block, known)
+    assert not torch.equal(before, model.weight)
+    events = [json.loads(line)["event"] for line in (tmp_path / "events").read_text().splitlines()]
+    assert events[0] == "ready"
+    assert events[-2:] == ["epoch_end", "end"]
