@@ -237,7 +237,7 @@ def project(folder):
 
 
 def do(words, folder):
-    program = {"pytest": ["-m", "pytest"], "colocate": ["-m", "colocate.cli"]}[words[0]]
+    program = {"feasibility": ["-m", "pytest", "feasibility"], "colocate": ["-m", "colocate.cli"]}[Path(words[0]).name]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CI", "COLOCATE"))}
     return subprocess.run(
         [sys.executable, *program, *words[1:]],

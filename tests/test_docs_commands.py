@@ -49,7 +49,7 @@ NOT_HERE = {
     "--stress": "takes a minute: a run per trial; tests/test_stress.py does it with stand-ins",
     "--device=nvidia --card": "needs CUDA for the ballast; tests/test_ballast.py has a fake one",
     "--plan=mine/plan.json": "the tutorial's, done by tests/test_docs.py as it stands there",
-    "colocate verify results/": "the tutorial's, done by tests/test_docs.py as it stands there",
+    "scripts/colocate verify results/": "the tutorial's, done by tests/test_docs.py as it stands there",
 }
 
 # Names in a page that stand for the reader's own.

@@ -219,7 +219,7 @@ def test_an_infeasible_group_says_what_it_needed_who_needed_it_and_what_to_try(r
     finish(run, 1, predicted_evidence(6000, 2000))
     found = body(run)
     assert "is expected to need 8930 MiB, 1430 MiB above the limit: examples_mnist 6350 MiB, resnet20 2350 MiB" in found
-    assert "colocate report run_20261124_053000 --predict says what could be tried" in found
+    assert "colocate report results/run_20261124_053000 --predict says what could be tried" in found
 
 
 def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_run(run):
@@ -230,7 +230,7 @@ def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_
     entries = [
         {**known, "peak": peak, "answer": "fits"},
         {**known, "peak": {**peak, "high_bytes": 9000 * MIB}, "answer": "undecided"},
-        {**known, "peak": None, "answer": None, "why_not": "there was no time left to predict it"},
+        {**known, "peak": None, "answer": None, "why_not": "resnet20 told nothing of a PyTorch allocator"},
         {"text": "measure it", "settings": None},
     ]
     content_hash = json.loads(directory.experiment.read_text())["group"]["content_hash"]
@@ -239,7 +239,7 @@ def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_
     found = body(run)
     assert '<b class="outlook v-ok">5000-6000 MiB: fits</b>' in found
     assert '<b class="outlook v-warn">5000-9000 MiB: undecided</b>' in found
-    assert "not predicted: there was no time left to predict it" in found
+    assert "not predicted: resnet20 told nothing of a PyTorch allocator" in found
     assert "<li>measure it </li>" in found
     assert "The peaks of proposals are predicted on a virtual card, not measured." in found
     assert MARKUP not in found
@@ -296,6 +296,31 @@ def test_a_group_that_was_begun_once_has_no_list_of_attempts(run):
     begin(run, ["group01"])
     finish(run, 1)
     assert folds(body(run)) == []
+
+
+def test_what_a_training_wanted_beyond_a_full_card_is_its_own_part_of_the_peak(run):
+    """It used to stand under baseline and other, for what was held before the card was full counted as all."""
+    begin(run, ["group01"])
+    seen = predicted_evidence(6000, 2000)
+    wanted = replace(seen.foreground, wanted=(simulated(7000),), out_of_memory=(out_of_memory(),))
+    finish(run, 1, replace(seen, foreground=wanted))
+    found = body(run)
+    assert "foreground 7350 MiB; background 2350 MiB; baseline and other 230 MiB" in found
+    assert "examples_mnist 7350 MiB, resnet20 2350 MiB, baseline 230 MiB" in found
+
+
+def test_what_there_was_no_time_for_is_said_once_with_the_command_that_goes_on(run):
+    begin(run, ["group01"])
+    directory = finish(run, 1, predicted_evidence(6000, 2000))
+    known = {"text": "x", "settings": "x", "why": "y", "peak": None, "why_not": "there was no time left to predict it"}
+    content_hash = json.loads(directory.experiment.read_text())["group"]["content_hash"]
+    groups = {"group01": {"content_hash": content_hash, "proposals": [known, known]}}
+    run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
+    found = body(run)
+    assert "not predicted" not in found
+    assert (
+        "For 2 proposals there was no time; <code>colocate report results/run_20261124_053000 --predict</code>" in found
+    )
 
 
 def test_pairs_are_recommended_by_their_class(run):

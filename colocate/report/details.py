@@ -164,8 +164,12 @@ def _facts_of(row: Row, roles: list[str]) -> Iterator[tuple[str, str, list[str]]
         label = {"samples": "peak, sampled", "accounting": "peak, by process", "allocator": "peak, PyTorch's allocator"}
         cells = [_mib(peaks.get((source, role))) for role in roles]
         yield label.get(source, f"peak, {source}"), _mib(peaks.get((source, "card"))), cells
-    yield "held, contexts included", "", [_mib(own_bytes(row, role)) for role in roles]
-    yield "held, by list of processes", "", [_mib(number(member.get("held_bytes"))) for member in members_]
+    accounted = [_mib(peaks.get(("accounting", role))) for role in roles]
+    held = {
+        "held or wanted, contexts included": [_mib(own_bytes(row, role)) for role in roles],
+        "held, by list of processes": [_mib(number(member.get("held_bytes"))) for member in members_],
+    }
+    yield from ((name, "", cells) for name, cells in held.items() if cells != accounted)
     yield "baseline", _mib(row.baseline_bytes), []
     yield "ballast", small_card.fact(row), []
     yield "after the group", _mib(number(row.evidence.get("final_bytes"))), []

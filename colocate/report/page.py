@@ -231,7 +231,7 @@ def _tiers(part: Part) -> Html | None:
     names.sort(key=lambda name: order.index(name) if name in order else len(order))
     heads = [
         el("th", name, scope="col", class_=None if name == "tier" else "num")
-        for name in ("tier", "groups", "expected", "feasible", "infeasible", "without a clear answer")
+        for name in ("tier", "groups", "expected", "feasible", "infeasible", "undecided")
     ]
     rows = [_tier(name, expected[name], [row for row in part.counting if row.record["tier"] == name]) for name in names]
     return el(
@@ -313,7 +313,7 @@ def _what_next(part: Part) -> Html | None:
         for title, why, kind, rows in lists
     ]
     command = (
-        el("p", "A plan of the first two, at full length: ", el("code", f"colocate next {part.runs[-1].path.name}"))
+        el("p", "A plan of the first two, at full length: ", el("code", f"colocate next {part.runs[-1].place}"))
         if found.recommended and part.runs
         else None
     )

@@ -51,8 +51,10 @@ def own_bytes(row: Row, role: str) -> int | None:
     member = row.member(role)
     allocators = [mapping(allocator) for allocator in member.get("allocators") or ()]
     if row.record.get("basis") == "predicted":
-        demands = list(_demands(allocators))
-        return max(demands) + _unmet(member) if demands else None
+        wanted = max(_demands([mapping(one) for one in member.get("wanted") or ()]), default=None)
+        demand = max(_demands(allocators), default=None)
+        asked = None if demand is None else demand + (_unmet(member) if wanted is None else 0)
+        return max(filter(None, (asked, wanted)), default=None)
     accounted: dict[Any, int] = {}
     for peak in map(mapping, member.get("process_peaks") or ()):
         accounted[peak.get("life")] = accounted.get(peak.get("life"), 0) + (number(peak.get("used_bytes")) or 0)

@@ -118,6 +118,11 @@ class StoredRun:
         return self.path.name
 
     @property
+    def place(self) -> str:
+        """Its folder as one would type it from the project's, such as ``results/run_20261124_053000``."""
+        return f"{self.path.parent.name}/{self.name}"
+
+    @property
     def plan(self) -> Mapping[str, Any]:
         """What ``run.json`` has of the plan."""
         return mapping(self.info.get("plan"))

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from colocate.foresight import Answer
+from colocate.outlook import OUT_OF_TIME
 from colocate.report.advice import Needs, needs
 from colocate.report.markup import Html, el
 from colocate.report.picture import pair
 from colocate.report.stored import Part, mapping, number
-from colocate.report.words import colour
+from colocate.report.words import colour, plural
 from colocate.units import to_mib
 
 _COLOURS = {Answer.FITS.value: "v-ok", Answer.DOES_NOT_FIT.value: "v-bad"}
@@ -27,15 +28,23 @@ def section(part: Part) -> Html | None:
     if figures:
         intro += " The peaks of proposals are predicted on a virtual card, not measured."
     elif not any(need.proposals for need in found):
-        run = part.runs[-1].path.name
-        intro = f"What they would have needed; colocate report {run} --predict says what could be tried."
+        intro = f"What they would have needed; {_more(part)} says what could be tried."
+    left = sum(one.get("why_not") == OUT_OF_TIME for need in found for one in need.proposals)
     return el(
         "section",
         el("h2", "For the infeasible and the undecided"),
         el("p", intro, class_="muted"),
         el("ul", [_entry(need) for need in found], class_="needs"),
+        el("p", f"For {plural(left, 'proposal')} there was no time; ", el("code", _more(part)), " predicts them too.")
+        if left
+        else None,
         class_="needs-section",
     )
+
+
+def _more(part: Part) -> str:
+    """The command that predicts what is not predicted yet."""
+    return f"colocate report {part.runs[-1].place} --predict"
 
 
 def _entry(need: Needs) -> Html:
@@ -57,6 +66,7 @@ def _figure(one: Mapping[str, Any]) -> Html | None:
     low, high = number(peak.get("low_bytes")), number(peak.get("high_bytes"))
     if low is None or high is None:
         why_not = one.get("why_not")
-        return el("span", f"not predicted: {why_not}", class_="muted") if why_not else None
+        known = why_not and why_not != OUT_OF_TIME
+        return el("span", f"not predicted: {why_not}", class_="muted") if known else None
     text = f"{to_mib(low):.0f}-{to_mib(high):.0f} MiB: {answer}"
     return el("b", text, class_=f"outlook {_COLOURS.get(str(answer), 'v-warn')}")
