@@ -245,7 +245,9 @@ def _epoch(time_s: float, event: Mapping[str, Any]) -> Epoch:
     if place is None or steps is None or full is None:
         raise ValueError("an epoch is counted in whole numbers")
     cut = bool(event["cut"]) or steps < full
-    return Epoch(time_s, place, steps, full, cut, finite, number(event.get("samples_per_s")))
+    return Epoch(
+        time_s, place, steps, full, cut, finite, number(event.get("samples_per_s")), whole(event.get("samples"))
+    )
 
 
 def _out_of_memory(source: Any, time_s: float, event: Mapping[str, Any]) -> OutOfMemory:

@@ -134,6 +134,7 @@ class Epoch:
     cut: bool
     metrics: dict[str, float] = field(default_factory=dict)
     samples_per_s: float | None = None
+    samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ class Monitor:
         self._suspended_s = 0.0
         self._lock = threading.Lock()
         self._changed, self._waiting = threading.Condition(self._lock), 0
+        self._vitals_asked = False
         self._stop, self._wake = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -193,6 +194,11 @@ class Monitor:
             return None
         return (readings[-1] - readings[0]) / 1000
 
+    def ask_for_vitals(self) -> None:
+        """Has power and energy read at once, such as at the end of what their energy is wanted of."""
+        self._vitals_asked = True
+        self._wake.set()
+
     def ask_for_processes(self) -> None:
         """Has the list of processes read soon, but not more often than once a second."""
         with self._lock:
@@ -270,10 +276,12 @@ class Monitor:
     def _watch_slowly(self) -> None:
         vitals_due = _Schedule(self.started_s, self._vitals_interval_s)
         while not self._stop.is_set() and self._lost is None:
-            if not vitals_due.wait_s():
+            if self._vitals_asked or not vitals_due.wait_s():
+                self._vitals_asked = False
                 self._note_suspension()
                 self._read_vitals()
-                vitals_due.advance(time.monotonic())
+                if not vitals_due.wait_s():
+                    vitals_due.advance(time.monotonic())
             if not self._processes_due.wait_s():
                 self._read_processes()
                 with self._lock:

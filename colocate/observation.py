@@ -21,7 +21,7 @@ from colocate.demand import wanted_alone
 from colocate.device import Device
 from colocate.energy import CpuEnergyMeter
 from colocate.errors import TrainingError
-from colocate.evidence import Evidence, Limits, Member, Role
+from colocate.evidence import Evidence, Limits, Mark, Member, Role
 from colocate.heartbeat import Heartbeat
 from colocate.monitor import Monitor
 from colocate.occupancy import Occupancy
@@ -145,8 +145,11 @@ class Observation:
         if self._is_ready(watch):
             watch.ready_t = time.monotonic()
 
-    def run_foreground(self) -> None:
-        """Run the foreground to its end: its own, a stall, or the plan's time limit. Not without a background."""
+    def run_foreground(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Run the foreground to its end: its own, a stall, or the plan's time limit. Not without a background.
+
+        ``enough`` ends it early, for runs that are no verdict's; it is asked at every tick.
+        """
         if self._card.faults or self._must_end() or (self._background is not None and self._background.ready_t is None):
             return
         watch = self._foreground
@@ -156,9 +159,14 @@ class Observation:
             self._faults.append(("not_started", str(error)))
             return
         deadline = process.started_t + self._timeout_s
-        self._wait_until(lambda: process.poll() is not None or self._is_stalled(watch) or self._must_end(), deadline)
+        self._wait_until(
+            lambda: process.poll() is not None or self._is_stalled(watch) or self._must_end() or enough(), deadline
+        )
         ended_t = time.monotonic()
-        if process.poll() is None:
+        self._monitor.ask_for_vitals()
+        if process.poll() is None and enough():
+            process.stop(TERMINATION_GRACE_S)
+        elif process.poll() is None:
             self._end_foreground(process, ended_t)
         elif self._background is not None:
             self._wait_for_closing_step(self._background, ended_t)
@@ -217,6 +225,11 @@ class Observation:
     def started(self) -> bool:
         """A training of the group was started."""
         return any(watch.processes for watch in self._members)
+
+    @property
+    def foreground_marks(self) -> tuple[Mark, ...]:
+        """The foreground's signs of progress so far, in monotonic seconds."""
+        return self._foreground.marks
 
     @property
     def card_fault(self) -> str | None:

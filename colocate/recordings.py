@@ -1,4 +1,4 @@
-"""The files that a monitor's readings are kept in: ``trace.csv`` and the four of the energy folder.
+"""The files that a monitor's readings are kept in: ``trace.csv`` and those of the energy folder.
 
 Knows the formats, neither cards nor run directories. What is unknown is an empty field, never 0.
 """
@@ -34,6 +34,16 @@ _VITALS_FILES: dict[str, dict[str, Field]] = {
     "gpu_throttling.csv": {"throttle_reasons": lambda vitals: vitals.throttle_reasons},
 }
 
+_ENERGY_FILE = "gpu_energy.csv"
+
+
+class EnergyReading(NamedTuple):
+    """The card's own counter at one time, and what it drew; None is what it does not tell."""
+
+    elapsed_s: float
+    energy_j: float | None
+    power_w: float | None
+
 
 class StoredTrace(NamedTuple):
     """The samples of a trace file, and the line that could not be read at its end (None when there was none)."""
@@ -66,11 +76,37 @@ def read_trace(path: Path) -> StoredTrace:
 def write_vitals(folder: Path, vitals: Sequence[VitalsReading]) -> None:
     """Writes a file for each of power, temperature, utilisation and throttling; ``timestamp`` is Unix seconds.
 
-    The reasons for throttling are the bits of NVML's ``nvmlClocksEventReason``.
+    The reasons for throttling are the bits of NVML's ``nvmlClocksEventReason``. ``gpu_energy.csv`` has the
+    card's counter beside the seconds since the monitor's start.
     """
     for name, fields in _VITALS_FILES.items():
         rows = ([f"{unix:.3f}", *(_text(field(values)) for field in fields.values())] for _, unix, values in vitals)
         _write(folder / name, ["timestamp", *fields], rows)
+    readings = (
+        [f"{elapsed_s:.6f}", f"{unix:.3f}", _text(_thousandth(values.energy_mj)), _text(_thousandth(values.power_mw))]
+        for elapsed_s, unix, values in vitals
+    )
+    _write(folder / _ENERGY_FILE, ["elapsed_s", "timestamp", "energy_j", "power_draw_w"], readings)
+
+
+def read_energy(folder: Path) -> tuple[EnergyReading, ...]:
+    """Reads ``gpu_energy.csv``; empty where there is none, as in older records, or it is damaged."""
+    try:
+        with (folder / _ENERGY_FILE).open(newline="", encoding="utf-8") as file:
+            return tuple(
+                EnergyReading(float(row["elapsed_s"]), _number(row["energy_j"]), _number(row["power_draw_w"]))
+                for row in csv.DictReader(file)
+            )
+    except (OSError, KeyError, TypeError, ValueError):
+        return ()
+
+
+def _thousandth(value: int | None) -> float | None:
+    return None if value is None else value / 1000
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
 
 
 def _sample(path: Path, number: int, line: str) -> Sample:

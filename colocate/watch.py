@@ -159,7 +159,7 @@ class Watch:
             process_peaks=self.process_peaks,
             held=held,
             held_by=held_by,
-            marks=tuple(replace(mark, elapsed_s=mark.elapsed_s - origin_t) for mark in self._marks()),
+            marks=tuple(replace(mark, elapsed_s=mark.elapsed_s - origin_t) for mark in self.marks),
             epochs=tuple(replace(epoch, elapsed_s=epoch.elapsed_s - origin_t) for epoch in self._events.epochs),
             out_of_memory=tuple(self._out_of_memory(origin_t)),
             allocators=self._probe.allocators,
@@ -190,7 +190,8 @@ class Watch:
         log = process.log.relative_to(self._directory.path)
         return Life(str(log), process.started_t - origin_t, ended, process.last_lines(LAST_LINES), process.leftovers)
 
-    def _marks(self) -> tuple[Mark, ...]:
+    @property
+    def marks(self) -> tuple[Mark, ...]:
         """Its own events where it writes any, else lines of its log, else the steps that the probe counted."""
         if self.tells_events:
             return self._events.progress.marks

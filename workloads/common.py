@@ -234,6 +234,7 @@ class Run:
             steps_full=epoch.steps_full,
             cut=is_cut,
             metrics={name: float(value) for name, value in metrics.items() if math.isfinite(value)},
+            samples=epoch.samples,
             samples_per_s=samples_per_s,
             duration_s=duration_s,
         )

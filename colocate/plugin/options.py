@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from colocate.errors import ColocateError
-from colocate.plugin import stress
+from colocate.plugin import stress, worth
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -60,6 +60,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="How long to predict, at the end, what could be tried for groups that do not fit; 0 is never (60).",
     )
     stress.add_option(group)
+    worth.add_option(group)
     add(
         "--on",
         type=where,

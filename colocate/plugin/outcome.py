@@ -142,6 +142,7 @@ FIELDS = (
     "group",
     "kept",
     "cliff_bytes",
+    "worth",
     "number",
     "tier",
     "foreground",

@@ -243,7 +243,8 @@ class Progress:
         lines = [(f"{count} {line_of(record)}", colour)]
         indent = " " * (len(count) + 1)
         reasons = textwrap.wrap("; ".join(record["reasons"]), max(40, self.terminal._tw.fullwidth - len(indent) - 1))
-        return lines + [(indent + line, {}) for line in reasons]
+        told = [f"worth it? {record['worth']}"] if record.get("worth") else []
+        return lines + [(indent + line, {}) for line in [*reasons, *told]]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, None, None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate.evidence import STEP_KINDS
-from colocate.report import attempts, course, possible, small_card
+from colocate.report import attempts, course, possible, small_card, worth
 from colocate.report.markup import Html, el
 from colocate.report.shares import own_bytes
 from colocate.report.stored import Row, StoredRun, mapping, number
@@ -42,7 +42,7 @@ _KEPT_OPTIONS = ("--plan", "--catalog", "--device", "--card", "--epochs")
 
 # What other modules add below a row that has a folder: each takes the row, the folder of the page for its links and the
 # number of points that a curve may have, and may have nothing to say.
-SECTIONS: tuple[Callable[[Row, Path, int], Html | None], ...] = (attempts.section,)
+SECTIONS: tuple[Callable[[Row, Path, int], Html | None], ...] = (attempts.section, worth.section)
 
 
 def details(row: Row, run: StoredRun | None, folder: Path, *, many: bool = False) -> Html:

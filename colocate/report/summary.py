@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate.plan import Group
+from colocate.references import read_answer
 from colocate.report import journal
 from colocate.report.shapes import fitted
 from colocate.report.slim import slim
@@ -51,6 +52,10 @@ COLUMNS = (
     "epoch_cut",
     "gpu_energy_joules",
     "cpu_energy_joules",
+    "time_saved_low",
+    "time_saved_high",
+    "energy_saved_low",
+    "energy_saved_high",
     "device_name",
     "device_uuid",
     "device_total_mib",
@@ -218,12 +223,27 @@ def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str
         "duration_seconds": _rounded(evidence["duration_s"], 3),
         "gpu_energy_joules": _rounded(evidence["gpu_energy_j"], 3),
         "cpu_energy_joules": _rounded(evidence["cpu_energy_j"], 3),
+        **_worth(directory),
         "device_name": device["name"],
         "device_uuid": device["uuid"],
         "device_total_mib": _mib(device["total_bytes"]),
         "driver_version": device["driver_version"],
         "directory": directory.path.name,
         "host": evidence.get("host"),
+    }
+
+
+def _worth(directory: GroupDirectory) -> dict[str, float | None]:
+    """What sharing saved, the least and the most of all runs; empty where nobody asked or nothing is known."""
+    found = read_answer(directory)
+    runs = found.runs if found else ()
+    time = [run.time_saved for run in runs]
+    energy = [run.energy_saved for run in runs if run.energy_saved is not None]
+    return {
+        "time_saved_low": _rounded(min(time, default=None), 4),
+        "time_saved_high": _rounded(max(time, default=None), 4),
+        "energy_saved_low": _rounded(min(energy, default=None), 4),
+        "energy_saved_high": _rounded(max(energy, default=None), 4),
     }
 
 

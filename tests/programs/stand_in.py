@@ -36,6 +36,7 @@ shape.add_argument("--epochs", type=int, default=1)
 shape.add_argument("--steps", type=int, default=5, help="training steps of an epoch")
 shape.add_argument("--evaluate-steps", type=int, default=2)
 shape.add_argument("--step-s", type=float, default=0.02, metavar="S", help="how long a step takes")
+shape.add_argument("--shared-step-s", type=float, metavar="S", help="instead, while others hold memory on the card")
 shape.add_argument("--load-s", type=float, default=0, metavar="S", help="how long it takes to get ready")
 shape.add_argument("--full-steps", type=int, help="what a full epoch has, when --steps is a cut one")
 shape.add_argument("--repeat", action="store_true", help="epochs without end, as a background")
@@ -103,6 +104,9 @@ class NoCard:
     def hold(self, used_bytes: int) -> None:
         pass
 
+    def is_shared(self) -> bool:
+        return False
+
 
 class SimulatedNvidiaCard:
     """The card that the fake NVML library shows."""
@@ -114,6 +118,7 @@ class SimulatedNvidiaCard:
         self.machine = FakeNvml.open()
         self.index = self.machine.index(os.environ.get("CUDA_VISIBLE_DEVICES"))
         self.also_on = options.also_on
+        self.held_bytes = 0
         self.flags = LEAKS * options.leak | HIDDEN * options.hidden
         self.total_bytes = self.machine.state.cards[self.index].total_bytes
 
@@ -126,6 +131,11 @@ class SimulatedNvidiaCard:
                 self.machine.allocate(used_bytes, card=self.also_on, flags=self.flags)
         except CardFull as error:
             raise OutOfMemoryError(error.requested_bytes, error.free_bytes, self.total_bytes, 0) from None
+        self.held_bytes = used_bytes
+
+    def is_shared(self) -> bool:
+        others = self.machine.used_bytes(self.index) - self.held_bytes
+        return others > self.machine.state.cards[self.index].baseline_bytes
 
 
 class SharedVirtualCard:
@@ -146,6 +156,9 @@ class SharedVirtualCard:
         except self.module.CardFull as error:
             free = self.total_bytes - self.card.used_bytes()
             raise OutOfMemoryError(used_bytes, free, self.total_bytes, 0) from error
+
+    def is_shared(self) -> bool:
+        return any(pid != os.getpid() for pid, _ in self.card.processes())
 
 
 class Events:
@@ -311,6 +324,7 @@ class StandIn:
             steps_full=full,
             cut=steps < full,
             metrics={"loss": loss, "accuracy": 1 - loss / 2},
+            samples=32 * steps,
             samples_per_s=32 * steps / duration_s if duration_s else 0.0,
             duration_s=duration_s,
         )
@@ -322,7 +336,9 @@ class StandIn:
             if phase == "train":
                 self.steps_done += 1
                 self.misbehave()
-            work(self.options.step_s, burn=self.options.cpu)
+            shared_s = self.options.shared_step_s
+            shared = shared_s is not None and self.card.is_shared()
+            work(shared_s if shared else self.options.step_s, burn=self.options.cpu)
             if phase == "train":
                 self.probe.stepped()
             self.events.step(step, steps, phase=phase, epoch=epoch, loss=1 / (epoch + step / (steps + 1)))

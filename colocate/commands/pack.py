@@ -1,0 +1,357 @@
+"""``colocate pack``: which of many trainings should share a card, and a schedule that says so."""
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colocate import commands as command
+from colocate.errors import PlanError
+from colocate.units import format_mib, format_size, to_mib
+
+if TYPE_CHECKING:
+    from colocate.cards import KnownCard
+    from colocate.catalog import Catalog, Training
+    from colocate.packing import Pair, Question
+    from colocate.plan import Limits, Plan
+    from colocate.sharing import Measured, Solo
+
+DEFAULT_CATALOG = Path("settings/models.json")
+DEFAULT_OUT = Path("pack.json")
+WIDTH = 80
+
+EPILOG = """\
+examples:
+  colocate pack settings/models.json --cards 4          every model of the catalog
+  colocate pack --from settings/parallel_feasibility_test.json
+  colocate pack --per-card 3 --card 24GB
+  colocate pack --device nvidia --measure 5             at most five pairs are run
+
+exit codes: 0 a schedule, 1 nothing shares, 3 open pairs may still change it,
+2 wrong input, or a training whose need is not known
+"""
+
+
+def add(commands: command.Commands) -> None:
+    """Declare the arguments."""
+    parser = command.new(commands, "pack", "Decide which of many trainings should share a card, with few runs.", "")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("catalog", nargs="?", type=Path, metavar="CATALOG", help=f"its models ({DEFAULT_CATALOG})")
+    parser.add_argument("--from", dest="plan", type=Path, metavar="PLAN", help="the trainings of a plan instead")
+    parser.add_argument("--cards", type=command.whole, default=1, metavar="N", help="cards of the schedule (1)")
+    parser.add_argument("--per-card", type=command.whole, default=2, metavar="K", help="trainings that share one (2)")
+    parser.add_argument("--card", metavar="CARD", help="a size, or a name of settings/cards.json (8GB)")
+    parser.add_argument("--limit", type=command.size, metavar="SIZE", help="a card's use stays below this (the plan's)")
+    parser.add_argument("--device", choices=("auto", "nvidia", "virtual"), default="auto", help="the card (auto)")
+    parser.add_argument(
+        "--measure", type=count, metavar="N", help="open pairs that are run on a GPU at the most (all that matter)"
+    )
+    parser.add_argument("--epochs", type=command.whole, default=1, metavar="N", help="epochs of a catalog's models (1)")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="PLAN", help=f"the plan ({DEFAULT_OUT})")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="for records (results)")
+    parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="seconds to wait for a busy card (0)")
+    parser.add_argument("--timeout", type=command.whole, default=600, metavar="S", help="seconds per rehearsal (600)")
+    parser.add_argument("--no-cache", action="store_true", help="rehearse everything again, and keep nothing")
+    parser.set_defaults(run=run)
+
+
+def count(text: str) -> int:
+    """A whole number from 0.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+@dataclass
+class Task:
+    """What is to be packed, and on what."""
+
+    name: str
+    trainings: "list[Training]"
+    catalog: "Catalog | None"
+    card: "KnownCard"
+    limits: "Limits"
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Task":
+        """The task behind the options.
+
+        Raises:
+            PlanError: catalog, plan or card cannot be used.
+        """
+        from colocate.cards import card_of_size, known_card
+        from colocate.catalog import load_catalog
+        from colocate.plan import Limits, load_plan
+        from colocate.sharing import of_catalog, of_plan
+
+        if options.plan and options.catalog:
+            raise PlanError("--from: expected a catalog or a plan, got both")
+        plan = load_plan(options.plan) if options.plan else None
+        limits = plan.limits if plan else Limits()
+        card = known_card(options.card) if options.card else card_of_size(limits.card_bytes)
+        if card.total_bytes != limits.card_bytes:  # as for `colocate predict`: another card may be used as a whole
+            limits = limits.model_copy(update={"card_bytes": card.total_bytes, "peak_bytes": card.total_bytes})
+        if options.limit:
+            limits = limits.model_copy(update={"peak_bytes": options.limit})
+        if plan:
+            return cls(plan.name, of_plan(plan), _catalog_of(plan), card, limits)
+        catalog = load_catalog(options.catalog or DEFAULT_CATALOG)
+        return cls(catalog.path.stem, of_catalog(catalog, options.epochs), catalog, card, limits)
+
+
+def _catalog_of(plan: "Plan") -> "Catalog | None":
+    from colocate.catalog import load_catalog
+
+    return load_catalog(plan.catalog) if plan.catalog else None
+
+
+def run(options: argparse.Namespace) -> int:
+    """Solo runs, bounds, the runs that matter, then the schedule and its plan."""
+    from colocate.device.opening import find_cards
+
+    task = Task.of(options)
+    cards = find_cards(options.device, card_bytes=task.card.total_bytes, name=task.card.name, small=bool(options.card))
+    if not cards.free:
+        raise PlanError(f"card: expected a free one, found none ({'; '.join(cards.busy)})")
+    print(cards.sentence, file=sys.stderr)
+    if cards.free[0].kind == "virtual":
+        if options.measure:
+            raise PlanError("--measure: expected a GPU; a virtual card cannot decide what its own interval leaves open")
+        solos, base = _predicted(task, options)
+        return _answer(task, options, solos, _question(solos, base, task), [])
+    return _on_a_gpu(task, options, cards.free[0])
+
+
+def _predicted(task: Task, options: argparse.Namespace) -> "tuple[list[Solo], int]":
+    from colocate.commands.predict import Progress
+    from colocate.rehearsal import Cache
+    from colocate.sharing import predicted
+
+    cache = None if options.no_cache else Cache.of_user()
+    with Progress(len(task.trainings), sys.stderr) as progress:
+        solos = predicted(task.trainings, task.card, cache=cache, timeout_s=options.timeout, tell=progress.tell)
+    return solos, task.card.baseline_bytes
+
+
+def _on_a_gpu(task: Task, options: argparse.Namespace, card: Any) -> int:
+    from colocate.run_directory import RunDirectory
+    from colocate.series import settled_groups
+    from colocate.sharing import decide, measured
+    from colocate.trial import Trials
+
+    run = RunDirectory.new(options.results, datetime.now(), "pack")
+    trials = Trials(run, f"pack_{task.name}", card, options.wait)
+    print(f"records: {command.near(run.path)}", file=sys.stderr)
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    with run.locked():
+        try:
+            solos = measured(task.trainings, trials, task.limits, tell)
+            bases = [one.deciding.evidence["baseline_bytes"] or 0 for one in settled_groups(run).values()]
+            question = _question(solos, max(bases, default=0), task)
+            question, found = decide(question, _known(solos), trials, task.limits, options.measure, tell)
+        finally:
+            run.release()
+    return _answer(task, options, solos, question, found)
+
+
+def _known(solos: "Sequence[Solo]") -> "list[Solo]":
+    return [solo for solo in solos if solo.load is not None]
+
+
+def _question(solos: "Sequence[Solo]", base_bytes: int, task: Task) -> "Question":
+    from colocate.packing import Question
+
+    loads = tuple(solo.load for solo in solos if solo.load is not None)
+    return Question(loads, base_bytes, task.limits.peak_bytes)
+
+
+# --- the answer -------------------------------------------------------------------------------------------------------
+
+
+def _answer(
+    task: Task, options: argparse.Namespace, solos: "Sequence[Solo]", question: "Question", found: "list[Measured]"
+) -> int:
+    from colocate.packing import Fit, best_pairs, next_question, packed
+
+    known = _known(solos)
+    open_left = False
+    if options.per_card == 2:
+        pairs = best_pairs(question)
+        open_left = next_question(question) is not None
+        shared = {place for pair in pairs for place in pair}
+        slots: list[tuple[int, ...]] = [*pairs, *((place,) for place in range(len(known)) if place not in shared)]
+        note = _why_pairs(question, open_left)
+    else:
+        packing = packed(question, options.per_card)
+        placed = {place for one in packing.bins for place in one}
+        slots = [*packing.bins, *((place,) for place in range(len(known)) if place not in placed)]
+        fewest = "no packing takes fewer" if packing.optimal else f"at least {packing.at_least} are needed"
+        note = f"{len(packing.bins)} cards hold {len(placed)} trainings, at most {options.per_card} each; {fewest}"
+    slots = [one for one in slots if len(one) > 1 or question.by_bounds(one) is not Fit.NO]
+    slots.sort(key=lambda one: (-len(one), -question.bounds(one)[1]))
+    for line in _lines(task, options, solos, question, found, slots, note):
+        print(line)
+    written = _write(task, options, known, slots)
+    print(f"\nplan: {command.near(options.out)}: {written} groups")
+    print(f"run:  pytest feasibility --plan={command.near(options.out)}")
+    if len(known) < len(solos):
+        return command.USAGE
+    if open_left:
+        return command.UNDECIDED
+    return command.WELL if any(len(one) > 1 for one in slots) else command.FINDING
+
+
+def _why_pairs(question: "Question", open_left: bool) -> str:
+    if question.by_time:
+        return "optimal: no other choice of pairs that fit saves more time"
+    if open_left:
+        return "optimal among the pairs that surely fit; open ones may give more"
+    return "optimal: no other choice gives more pairs, whatever the open ones do"
+
+
+def _lines(
+    task: Task,
+    options: argparse.Namespace,
+    solos: "Sequence[Solo]",
+    question: "Question",
+    found: "list[Measured]",
+    slots: Sequence[tuple[int, ...]],
+    note: str,
+) -> Iterator[str]:
+    known = _known(solos)
+    basis = solos[0].basis if solos else "predicted"
+    yield f"{task.name}: {len(solos)} trainings on {format_size(task.card.total_bytes)} cards, {basis}"
+    yield f"limit {format_mib(task.limits.peak_bytes)}, {format_mib(question.base_bytes)} in use before anything starts"
+    yield ""
+    yield f"{'alone':44} {'peak':>6} {'range':>11}  MiB"
+    for solo in solos:
+        yield _solo_line(solo)
+    yield ""
+    yield from _wrapped(_count(solos, question, found))
+    yield from _wrapped(note)
+    yield ""
+    rounds = ceil(len(slots) / options.cards)
+    alone = ceil(len(known) / options.cards)
+    yield f"{options.cards} card{'s' if options.cards > 1 else ''}, {rounds} rounds instead of {alone}"
+    for number, slot in enumerate(slots):
+        low, high = question.bounds(slot)
+        place = f"round {number // options.cards + 1}, card {number % options.cards + 1}"
+        names = " + ".join(known[one].training.name for one in slot)
+        how = "measured, " if len(slot) == 2 and _pair(slot) in question.known else ""
+        room = to_mib(question.limit_bytes - high)
+        yield f"{place}: {names}"
+        yield f"    {how}{to_mib(low):.0f}-{to_mib(high):.0f} MiB" + (f", {room:.0f} MiB of room" if room > 0 else "")
+    if any(len(slot) > 2 for slot in slots):
+        yield ""
+        yield from _wrapped("a group of a plan has two members: of more on a card the plan tries every pair")
+
+
+def _pair(slot: Sequence[int]) -> "Pair":
+    return (min(slot), max(slot))
+
+
+def _solo_line(solo: "Solo") -> str:
+    name = solo.training.name if len(solo.training.name) <= 44 else solo.training.name[:43] + "…"
+    if solo.load is None:
+        return f"{name:44} not known: {solo.why}"
+    if not solo.training.uses_gpu:
+        return f"{name:44} uses no card"
+    load = solo.load
+    span = f"{to_mib(load.low_bytes):.0f}-{to_mib(load.high_bytes):.0f}"
+    return f"{name:44} {to_mib(load.expected_bytes):>6.0f} {span:>11}"
+
+
+def _count(solos: "Sequence[Solo]", question: "Question", found: "list[Measured]") -> str:
+    from colocate.packing import Fit
+
+    cards = [solo for solo in solos if solo.training.uses_gpu]
+    cached = sum(solo.cached for solo in cards)
+    of_card = {place for place, solo in enumerate(_known(solos)) if solo.training.uses_gpu}
+    fits = {pair: question.by_bounds(pair) for pair in question.fits if of_card.issuperset(pair)}
+    num = {fit: sum(one is fit for one in fits.values()) for fit in Fit}
+    total = len(of_card) * (len(of_card) - 1) // 2
+    runs = f"{len(cards)} solo runs" + (f", {cached} of them remembered" if cached else "")
+    text = f"{total} pairs from {runs}: {num[Fit.YES]} surely fit, {num[Fit.NO] + total - len(fits)} surely do not, "
+    text += f"{num[Fit.OPEN]} open; {len(found)} of these were run"
+    if len(cards) < len(solos):
+        text += f"; {len(solos) - len(cards)} training without a card shares with any"
+    return text
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def _write(task: Task, options: argparse.Namespace, known: "Sequence[Solo]", slots: Sequence[tuple[int, ...]]) -> int:
+    """Write the plan, load it as a check; how many groups it has."""
+    from colocate.plan import load_plan
+    from colocate.run_directory import make_folder, write_json
+
+    folder = options.out.resolve().parent
+    entries = list(_entries(known, slots, folder))
+    limits = {"card": f"{to_mib(task.limits.card_bytes):.0f}MB", "peak": f"{to_mib(task.limits.peak_bytes):.0f}MB"}
+    document: dict[str, Any] = {
+        "experiment_name": f"pack_{task.name}"[:100],
+        "description": "Which trainings should share a card, by colocate pack.",
+        "limits": limits,
+        "experiments": entries,
+    }
+    if task.catalog is not None:
+        document["catalog"] = os.path.relpath(task.catalog.path.resolve(), folder)
+    make_folder(folder)
+    with command.writing(options.out):
+        write_json(options.out, document)
+    return len(load_plan(options.out).groups)
+
+
+def _entries(known: "Sequence[Solo]", slots: Sequence[tuple[int, ...]], folder: Path) -> Iterator[dict[str, Any]]:
+    from itertools import combinations
+
+    from colocate.sharing import rank
+
+    for slot in slots:
+        for places in combinations(slot, 2) if len(slot) > 1 else [slot]:
+            chosen = sorted((known[place] for place in places), key=rank)
+            front, *beside = [_member(one.training, folder) for one in chosen]
+            if beside:
+                yield {"mode": "parallel", "foreground": {"mode": "default", **front}, "background": beside[0]}
+            else:
+                yield {"mode": "default", **front}
+
+
+def _member(training: "Training", folder: Path) -> dict[str, Any]:
+    """The training as it stands in a plan in this folder."""
+    if training.repository is not None:
+        given = dict(training.hyperparameters)
+        return {"repo": training.repository, "model": training.model, "hyperparameters": given}
+    told = {
+        "command": list(training.argv),
+        "name": training.name,
+        "cwd": os.path.relpath(training.cwd, folder),
+        "env": dict(training.env),
+        "uses_gpu": training.uses_gpu,
+        "repeat_args": list(training.repeat_args),
+        "rehearsal_args": list(training.rehearsal_args),
+        "ready_timeout_s": training.ready_timeout_s,
+        "ready_pattern": training.ready_pattern,
+        "progress_pattern": training.progress_pattern,
+        "metric_patterns": dict(training.metric_patterns),
+    }
+    return {name: value for name, value in told.items() if value not in (None, {}, [])}

@@ -1,0 +1,322 @@
+"""Which trainings should share a card: pairs by an optimal matching, or several a card by bin packing.
+
+Pure: sizes as intervals in, pairs and bins out. Knows neither programs nor cards; `colocate.commands.pack` asks.
+
+What two need together has bounds: at most both upper ends at once, at least the lower end of one on top of what the
+other never goes below. Below the limit with the upper bound a pair surely fits, at or over it with the lower one it
+surely does not, and everything between is open: only a measurement decides it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from itertools import combinations
+from math import ceil
+from typing import TypeVar
+
+import networkx
+
+from colocate.units import MIB
+
+# Exact bin packing tries every set of items that may share a card: three a card and twelve items take 0.1 s.
+MOST_FOR_EXACT = 12
+
+# More trainings than this are matched on the edges that matter first; see `_matched`.
+MOST_FOR_ALL_EDGES = 60
+NEAR = 8
+
+# Of how many open pairs it is found out what their answer would change.
+MOST_CANDIDATES = 6
+
+Pair = tuple[int, int]
+"""Places of two trainings, the smaller first."""
+
+T = TypeVar("T")
+
+
+class Fit(StrEnum):
+    """Whether trainings fit together."""
+
+    YES = "fits"
+    OPEN = "open"
+    NO = "does not fit"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one training alone takes at its peak, from what to what that may be, and the least while it trains.
+
+    ``floor_bytes`` is ``low_bytes`` where nothing is known of the time: then peaks are taken to meet, sooner or later.
+    """
+
+    name: str
+    low_bytes: int
+    expected_bytes: int
+    high_bytes: int
+    floor_bytes: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is known of some trainings and one kind of card.
+
+    Args:
+        loads: the trainings.
+        base_bytes: what the card holds without them.
+        limit_bytes: what its use must stay below.
+        known: pairs that were measured, and whether they fitted.
+        saved_s: pairs whose speeds are known, and the seconds that sharing saves; pairs that save none do not share.
+    """
+
+    loads: tuple[Load, ...]
+    base_bytes: int
+    limit_bytes: int
+    known: Mapping[Pair, bool] = field(default_factory=dict)
+    saved_s: Mapping[Pair, float] = field(default_factory=dict)
+
+    def bounds(self, places: Iterable[int]) -> tuple[int, int]:
+        """From what to what the peak of these together lies, in bytes."""
+        loads = [self.loads[place] for place in places]
+        floors = sum(load.floor_bytes for load in loads)
+        low = max((load.low_bytes - load.floor_bytes + floors for load in loads), default=0)
+        return self.base_bytes + low, self.base_bytes + sum(load.high_bytes for load in loads)
+
+    def by_bounds(self, places: Iterable[int]) -> Fit:
+        """Whether these fit together, by their bounds alone."""
+        low, high = self.bounds(places)
+        if high < self.limit_bytes:
+            return Fit.YES
+        return Fit.NO if low >= self.limit_bytes else Fit.OPEN
+
+    def fit(self, pair: Pair) -> Fit:
+        """Whether a pair fits: as measured, else by its bounds."""
+        if pair in self.known:
+            return Fit.YES if self.known[pair] else Fit.NO
+        return self.by_bounds(pair)
+
+    @cached_property
+    def fits(self) -> dict[Pair, Fit]:
+        """Every pair of trainings of which each fits alone."""
+        alone = [place for place in range(len(self.loads)) if self.by_bounds([place]) is not Fit.NO]
+        return {pair: self.fit(pair) for pair in combinations(alone, 2)}
+
+    def pairs(self, *fits: Fit) -> list[Pair]:
+        """The pairs of which this is known."""
+        return [pair for pair, fit in self.fits.items() if fit in fits]
+
+    @property
+    def by_time(self) -> bool:
+        """The speeds of all pairs that fit are known, so that time saved can be counted."""
+        found = self.pairs(Fit.YES)
+        return bool(found) and all(pair in self.saved_s for pair in found)
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def best_pairs(question: Question) -> list[Pair]:
+    """The pairs that should share, of those that surely fit: no other choice is better.
+
+    Better is what saves more time where the speeds of all such pairs are known; else more pairs, and of as many pairs
+    those that leave the most room where it is scarce (the sum of the squares of what they take is the smallest).
+    """
+    sharing = [pair for pair in question.pairs(Fit.YES) if question.saved_s.get(pair, 1.0) > 0]
+    if question.by_time:
+        return _heaviest({pair: max(1, round(question.saved_s[pair] * 1000)) for pair in sharing}, most_pairs=False)
+    if not question.known and not question.saved_s:
+        return _nested([load.high_bytes for load in question.loads], question.limit_bytes - question.base_bytes)
+    return _matched(question, {pair: _room(question, pair) for pair in sharing})
+
+
+def next_question(question: Question) -> Pair | None:
+    """The open pair whose answer can change the choice the most; None when none can give more pairs any more.
+
+    If even with all open pairs there are no more pairs than without, measuring is over. Else the hopeful choice, which
+    takes as few open pairs as it can, says which of them matter. Of these the one counts without which the hopeful
+    choice would lose the most, and of equals the one closest to the limit.
+    """
+    sure = best_pairs(question) if not question.by_time else question.pairs(Fit.YES)
+    hoped = _hoped(question)
+    if not question.by_time and len(hoped) <= len(sure):
+        return None
+    closest = sorted(
+        (pair for pair in hoped if question.fits[pair] is Fit.OPEN), key=lambda pair: _distance(question, pair)
+    )
+    if not closest or len(question.loads) > MOST_FOR_ALL_EDGES:
+        return closest[0] if closest else None
+    return max(
+        closest[:MOST_CANDIDATES],
+        key=lambda pair: (len(hoped) - len(_hoped(question, without=pair)), -_distance(question, pair)),
+    )
+
+
+def _hoped(question: Question, without: Pair | None = None) -> list[Pair]:
+    """The choice if every open pair fitted, with as few of them as can be."""
+    most = len(question.loads) * 4 * max(1, question.limit_bytes // MIB) ** 2
+    weights = {
+        pair: _room(question, pair) + (most if question.fits[pair] is Fit.YES else 0)
+        for pair in question.pairs(Fit.YES, Fit.OPEN)
+        if pair != without and question.saved_s.get(pair, 1.0) > 0
+    }
+    return _matched(question, weights)
+
+
+def _distance(question: Question, pair: Pair) -> int:
+    expected = question.base_bytes + sum(question.loads[place].expected_bytes for place in pair)
+    return abs(expected - question.limit_bytes)
+
+
+def _room(question: Question, pair: Pair) -> int:
+    """Large where a pair takes little: its square counts against it, so two halves are better than much and little."""
+    taken = sum(question.loads[place].high_bytes for place in pair) // MIB
+    return (2 * max(load.high_bytes for load in question.loads) // MIB) ** 2 - int(taken**2) + 1
+
+
+def _nested(sizes: Sequence[int], room: int) -> list[Pair]:
+    """The most pairs of sizes below a room: the smallest with the largest of as many as can be paired.
+
+    Whether a pair fits depends on nothing but its sum, so if any 2k sizes can be paired, the 2k smallest can, and so
+    can the smallest of them with the largest, the second with the second largest, and so on.
+    """
+    order = sorted((place for place, size in enumerate(sizes) if size < room), key=lambda place: sizes[place])
+    for count in range(len(order) // 2, 0, -1):
+        chosen = order[: 2 * count]
+        if all(sizes[chosen[k]] + sizes[chosen[-1 - k]] < room for k in range(count)):
+            return [_pair(chosen[k], chosen[-1 - k]) for k in range(count)]
+    return []
+
+
+def _matched(question: Question, weights: Mapping[Pair, int]) -> list[Pair]:
+    """As many pairs as can be, the heaviest of these.
+
+    Of many trainings first on a few edges each, those to partners about as much larger as it is smaller; if that gives
+    as many pairs as sums alone would allow, it is enough, else all edges are taken.
+    """
+    if len(question.loads) > MOST_FOR_ALL_EDGES:
+        few = _heaviest({pair: weights[pair] for pair in _likely(question, weights)}, most_pairs=True)
+        if len(few) >= _most_pairs(question, weights):
+            return few
+    return _heaviest(weights, most_pairs=True)
+
+
+def _most_pairs(question: Question, weights: Mapping[Pair, int]) -> int:
+    """No choice has more pairs: half of the trainings that have a partner at all, or what sums alone would allow."""
+    partners = {place for pair in weights for place in pair}
+    room = max((sum(_lowest(question, place) for place in pair) for pair in weights), default=0) + 1
+    return min(len(partners) // 2, len(_nested([_lowest(question, place) for place in sorted(partners)], room)))
+
+
+def _lowest(question: Question, place: int) -> int:
+    return question.loads[place].floor_bytes
+
+
+def _likely(question: Question, weights: Mapping[Pair, int]) -> Iterator[Pair]:
+    """The edges to the partners near the mirrored place in the order of sizes, and those that were measured."""
+    yield from (pair for pair, fitted in question.known.items() if fitted and pair in weights)
+    places = sorted({place for pair in weights for place in pair}, key=lambda place: question.loads[place].high_bytes)
+    for count in {len(places), 2 * len(_nested([question.loads[p].high_bytes for p in places], _room_of(question)))}:
+        for rank, place in enumerate(places[:count]):
+            mirrored = count - 1 - rank
+            for other in places[max(0, mirrored - NEAR) : mirrored + NEAR + 1]:
+                if other != place and _pair(place, other) in weights:
+                    yield _pair(place, other)
+
+
+def _room_of(question: Question) -> int:
+    return question.limit_bytes - question.base_bytes
+
+
+def _heaviest(weights: Mapping[Pair, int], *, most_pairs: bool) -> list[Pair]:
+    graph = networkx.Graph()
+    graph.add_weighted_edges_from((*pair, weight) for pair, weight in sorted(weights.items()))
+    found = networkx.max_weight_matching(graph, maxcardinality=most_pairs)
+    return sorted(_pair(a, b) for a, b in found)
+
+
+def _pair(a: int, b: int) -> Pair:
+    return (a, b) if a < b else (b, a)
+
+
+# --- several a card ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Trainings by card, and how few cards would do at the least: where both agree, no packing is better."""
+
+    bins: tuple[tuple[int, ...], ...]
+    at_least: int
+
+    @property
+    def optimal(self) -> bool:
+        """No other packing takes fewer cards."""
+        return len(self.bins) == self.at_least
+
+
+def packed(question: Question, per_card: int) -> Packing:
+    """Cards that surely hold their trainings, at most so many each; one that does not surely fit alone is left out.
+
+    Exact for few trainings. Of many, the largest first, each where it leaves the least room; the bound is proven:
+    neither sizes nor numbers allow fewer cards.
+    """
+    sizes = {place: load.high_bytes for place, load in enumerate(question.loads)}
+    room = _room_of(question)
+    places = [place for place in sizes if sizes[place] < room]
+    if len(places) <= MOST_FOR_EXACT:
+        bins = _fewest_bins(places, sizes, room, per_card)
+        return Packing(bins, len(bins))
+    bins = _best_fit(places, sizes, room, per_card)
+    return Packing(bins, at_least([sizes[place] for place in places], room, per_card))
+
+
+def _best_fit(places: Sequence[int], sizes: Mapping[int, int], room: int, per_card: int) -> tuple[tuple[int, ...], ...]:
+    bins: list[list[int]] = []
+    used: list[int] = []
+    for place in sorted(places, key=lambda place: -sizes[place]):
+        free = [number for number, own in enumerate(bins) if len(own) < per_card and used[number] + sizes[place] < room]
+        number = max(free, key=lambda number: used[number], default=len(bins))
+        if number == len(bins):
+            bins.append([])
+            used.append(0)
+        bins[number].append(place)
+        used[number] += sizes[place]
+    return tuple(map(tuple, bins))
+
+
+def _fewest_bins(
+    places: Sequence[int], sizes: Mapping[int, int], room: int, per_card: int
+) -> tuple[tuple[int, ...], ...]:
+    """Every way to take the first training that is left together with others, the best remembered for what is left."""
+    remembered: dict[frozenset[int], tuple[tuple[int, ...], ...]] = {frozenset(): ()}
+
+    def fewest(left: frozenset[int]) -> tuple[tuple[int, ...], ...]:
+        if left not in remembered:
+            first, *others = sorted(left, key=lambda place: -sizes[place])
+            together = [
+                (first, *more)
+                for count in range(per_card)
+                for more in combinations(others, count)
+                if sizes[first] + sum(sizes[place] for place in more) < room
+            ]
+            remembered[left] = min(((one, *fewest(left - set(one))) for one in together), key=len)
+        return remembered[left]
+
+    return fewest(frozenset(places))
+
+
+def at_least(sizes: Sequence[int], room: int, per_card: int) -> int:
+    """No packing takes fewer cards: not by number, not by the sum, and not by how many are too large to share.
+
+    The last is Martello and Toth's bound: for every size k, what is larger than room - k shares with nothing from k on,
+    what is larger than half the room is alone among its like, and the rest from k on must find room beside those.
+    """
+    best = ceil(len(sizes) / per_card)
+    room -= 1  # a card's use stays below its limit
+    for k in {0, *(size for size in sizes if 2 * size <= room)}:
+        alone = [size for size in sizes if size > room - k]
+        halves = [size for size in sizes if room / 2 < size <= room - k]
+        small = sum(size for size in sizes if k <= size <= room / 2)
+        spare = len(halves) * room - sum(halves)
+        best = max(best, len(alone) + len(halves) + max(0, ceil((small - spare) / room)))
+    return best

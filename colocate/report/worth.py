@@ -1,0 +1,38 @@
+"""Below a group: whether sharing was worth it, from ``worth.json`` beside its record."""
+
+from pathlib import Path
+
+from colocate.references import read_answer
+from colocate.report.markup import Html, el
+from colocate.report.stored import Row
+
+
+def section(row: Row, folder: Path, num_points: int) -> Html | None:
+    """Time and energy together against one after the other; nothing where nobody asked."""
+    found = None if row.directory is None else read_answer(row.directory)
+    if found is None:
+        return None
+    if not found.runs:
+        return el("p", el("b", "Worth it? "), f"Not known: {found.unknown}.", class_="worth")
+    heads = ("together", "one after the other", "time saved", "foreground slower", "background slower", "energy saved")
+    rows = [
+        el(
+            "tr",
+            [
+                el("td", cell, class_="num")
+                for cell in (
+                    f"{one.together_s:.1f} s",
+                    f"{one.sequential_s:.1f} s",
+                    f"{one.time_saved:.0%}",
+                    f"{one.foreground_slowdown:.2f} times",
+                    f"{one.background_slowdown:.2f} times" if one.background_alone_s else "",
+                    "not told" if one.energy_saved is None else f"{one.energy_saved:.0%} (card)",
+                )
+            ],
+        )
+        for one in found.runs
+    ]
+    head = el("tr", [el("th", name, scope="col", class_="num") for name in heads])
+    table = el("table", el("thead", head), el("tbody", rows), class_="evidence")
+    text = el("p", el("b", "Worth it? "), f"{found}, for the same work.", class_="worth")
+    return el("div", text, el("div", table, class_="scroll"))

@@ -1,0 +1,180 @@
+"""What trainings take alone, predicted or measured, and the few pairs that are measured because only that decides.
+
+Runs programs through `colocate.rehearsal` and `colocate.trial`; what follows from the figures is `colocate.packing`'s.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from colocate.cards import KnownCard
+from colocate.catalog import Catalog, Training
+from colocate.device import Basis
+from colocate.evidence import Evidence
+from colocate.foresight import keyed, program_of
+from colocate.packing import Load, Pair, Question, next_question
+from colocate.peaks import measured_peak
+from colocate.plan import Group, Limits, Plan
+from colocate.record import read_record
+from colocate.rehearsal import Cache, Rehearsal, Watcher, rehearse
+from colocate.series import Attempt
+from colocate.settings import Mistakes
+from colocate.trial import Trials
+from colocate.variant import alone
+from colocate.verdict import Outcome, foreground_window
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Solo:
+    """A training alone: what it takes, or why that is not known; whether that was remembered from an earlier call."""
+
+    training: Training
+    load: Load | None
+    basis: Basis
+    why: str | None = None
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A pair that was run, and whether it fits; None when its evidence carried no verdict."""
+
+    pair: Pair
+    fits: bool | None
+    attempt: Attempt
+
+
+def of_catalog(catalog: Catalog, epochs: int) -> list[Training]:
+    """Every model of a catalog as it is without any hyperparameter but the number of epochs.
+
+    Raises:
+        PlanError: a training cannot be made.
+    """
+    mistakes = Mistakes(str(catalog.path))
+    found: list[Training] = []
+    for name, repository in catalog.repositories.items():
+        for model in repository.models:
+            given = {"epochs": epochs} if "epochs" in catalog.supported(name, model) else {}
+            training = catalog.training(name, model, given, (), mistakes)
+            found += [training] if training else []
+    mistakes.raise_if_any()
+    return found
+
+
+def of_plan(plan: Plan) -> list[Training]:
+    """The different trainings of a plan, in order of their first appearance."""
+    return list({keyed(program_of(one)): one for group in plan.groups for one in group.trainings}.values())
+
+
+def predicted(
+    trainings: Sequence[Training], card: KnownCard, *, cache: Cache | None, timeout_s: float, tell: Watcher
+) -> list[Solo]:
+    """What rehearsals say of each; one that does not use a card takes nothing of it.
+
+    Raises:
+        TrainingError: a program could not be started.
+    """
+    programs = {place: program_of(one) for place, one in enumerate(trainings) if one.uses_gpu and not one.missing}
+    found = rehearse(list(programs.values()), card, cache=cache, timeout_s=timeout_s, tell=tell)
+    rehearsed = dict(zip(programs, found, strict=True))
+    return [
+        _unused(training, "predicted")
+        if not training.uses_gpu or training.missing
+        else Solo(
+            training, _predicted_load(rehearsed[place]), "predicted", rehearsed[place].failure, rehearsed[place].cached
+        )
+        for place, training in enumerate(trainings)
+    ]
+
+
+def _predicted_load(rehearsal: Rehearsal) -> Load | None:
+    peak = rehearsal.peak
+    if peak is None:
+        return None
+    return Load(rehearsal.name, peak.low_bytes, peak.expected_bytes, peak.high_bytes, peak.low_bytes)
+
+
+def measured(trainings: Sequence[Training], trials: Trials, limits: Limits, tell: Tell) -> list[Solo]:
+    """One epoch of each alone on the card.
+
+    Raises:
+        DeviceError: the card cannot be had.
+        OSError: a record cannot be written.
+        ColocateError: there is no room for it.
+    """
+    return list(_measured(trainings, trials, limits, tell))
+
+
+def _measured(trainings: Sequence[Training], trials: Trials, limits: Limits, tell: Tell) -> Iterator[Solo]:
+    for number, training in enumerate(trainings, start=1):
+        if not training.uses_gpu or training.missing:
+            yield _unused(training, "measured")
+            continue
+        group = alone(training, Group(f"solo{number:02}", number, training, None, limits))
+        attempt = trials.attempt(group)
+        evidence = read_record(attempt.directory).evidence
+        load = load_of(evidence)
+        ended = evidence.foreground.epochs or (
+            evidence.foreground.last_exit is not None and evidence.foreground.last_exit.ok
+        )
+        why = None if load is not None and ended else f"alone: {attempt.verdict}"
+        tell(f"{training.name} alone: {why or 'done'}")
+        yield Solo(training, load if why is None else None, evidence.device.basis, why)
+
+
+def _unused(training: Training, basis: Basis) -> Solo:
+    """One that takes nothing of the card, or that cannot be run."""
+    nothing = None if training.missing else Load(training.name, 0, 0, 0, 0)
+    return Solo(training, nothing, basis, training.missing)
+
+
+def load_of(evidence: Evidence) -> Load | None:
+    """What a training took that ran alone: its peak without the baseline, and the least while it trained."""
+    peak, window, base = measured_peak(evidence), foreground_window(evidence), evidence.baseline_bytes
+    if peak is None or window is None or base is None:
+        return None
+    inside = [one.used_bytes for one in evidence.trace.samples if window[0] <= one.elapsed_s <= window[1]]
+    low, high = max(0, peak.low_bytes - base), max(0, peak.high_bytes - base)
+    floor = max(0, min(inside, default=base) - base)
+    return Load(evidence.foreground.name, low, max(0, peak.expected_bytes - base), high, min(floor, low))
+
+
+def as_group(solos: Sequence[Solo], places: Sequence[int], number: int, limits: Limits) -> Group:
+    """One or two trainings as a group; of two, the one that takes more is the foreground, one without a card never."""
+    chosen = sorted((solos[place] for place in places), key=rank)
+    front, *beside = [one.training for one in chosen]
+    return Group(f"pair{number:02}", number, front, beside[0] if beside else None, limits)
+
+
+def rank(solo: Solo) -> tuple[bool, int]:
+    """What begins a group: it uses the card, and takes the most of it."""
+    return (not solo.training.uses_gpu, -(solo.load.expected_bytes if solo.load else 0))
+
+
+def decide(
+    question: Question, solos: Sequence[Solo], trials: Trials, limits: Limits, most: int | None, tell: Tell
+) -> tuple[Question, list[Measured]]:
+    """Measure open pairs as long as one may change the choice, at most so many; what is known afterwards.
+
+    A pair without a verdict counts as one that does not fit: nothing is shared on a doubt.
+
+    Raises:
+        DeviceError: the card cannot be had.
+        OSError: a record cannot be written.
+        ColocateError: there is no room for it.
+    """
+    found: list[Measured] = []
+    while most is None or len(found) < most:
+        pair = next_question(question)
+        if pair is None:
+            break
+        number = len(solos) + len(found) + 1
+        attempt = trials.attempt(as_group(solos, pair, number, limits))
+        fits = {Outcome.FEASIBLE: True, Outcome.INFEASIBLE: False}.get(attempt.verdict.outcome)
+        found.append(Measured(pair, fits, attempt))
+        names = " + ".join(solos[place].training.name for place in pair)
+        tell(f"measured {names}: {attempt.verdict.outcome}")
+        known: Mapping[Pair, bool] = {**question.known, pair: fits is True}
+        question = replace(question, known=known)
+    return question, found

@@ -1,0 +1,189 @@
+"""Is sharing worth it? Trainings whose speed together and alone is known, by evidence and as real processes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import evidence, foreground, predicted_evidence, steps
+from fake_nvml import FakeNvml
+from groups import group, training
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colocate.device.opening import Card, opened
+from colocate.evidence import Evidence, Exit, Life, Mark
+from colocate.recordings import EnergyReading, read_energy
+from colocate.references import FILE, Memory, read_answer, settle
+from colocate.report.summary import rows
+from colocate.run_directory import RunDirectory
+from colocate.series import settled
+from colocate.trial import Trials
+from colocate.worth import NOT_PREDICTED, Alone, Answer, Pace, Worth, alone_of, answer, compare, energy_between, paces
+
+
+def pair() -> Evidence:
+    """Foreground: 10 steps in 10 s. Background: a step a second beside it, from 3 to 22 s."""
+    return evidence()
+
+
+def alone(name: str, step_s: float, num: int = 10, **changes: object) -> Alone:
+    known = {"duration_s": num * step_s, "finished": True, "paces": {"train": Pace(num, num * step_s)}}
+    return Alone(name, **{**known, "epoch_steps": (num,), **changes})  # type: ignore[arg-type]
+
+
+def test_the_same_work_one_after_the_other() -> None:
+    """Alone the foreground takes 8 s, and a step of the background 0.4 s: together 10 s, else 8 + 10 times 0.4."""
+    found = compare(pair(), (), alone("examples_mnist", 0.8), alone("resnet20", 0.4))
+
+    assert isinstance(found, Worth)
+    assert found.together_s == 10
+    assert found.background_steps == pytest.approx(10)
+    assert found.sequential_s == pytest.approx(12)
+    assert found.time_saved == pytest.approx(1 - 10 / 12)
+    assert found.foreground_slowdown == pytest.approx(1.25)
+    assert found.background_slowdown == pytest.approx(2.5)
+    assert found.energy_saved is None
+
+
+def test_sharing_that_costs_time_is_advised_against() -> None:
+    found = answer([(pair(), ())], [alone("examples_mnist", 0.5)], [alone("resnet20", 0.3)])
+
+    assert str(found) == "don't: sharing takes 25% more time"
+
+
+def test_several_runs_show_their_spread() -> None:
+    several = [alone("examples_mnist", step_s) for step_s in (0.6, 1.0)]
+
+    assert str(answer([(pair(), ())], several, [alone("resnet20", 0.5)])) == "sharing saves 9% to 33% of the time"
+    unclear = answer([(pair(), ())], several, [alone("resnet20", 0.3)])
+    assert str(unclear) == "no clear gain: from 11% more to 23% less time"
+    assert Answer.from_json(json.loads(json.dumps(unclear.to_json()))) == unclear
+
+
+def test_time_is_not_predicted() -> None:
+    found = answer([(predicted_evidence(1000, 1000), ())], [alone("a", 1.0)], [alone("b", 1.0)])
+
+    assert found.unknown == NOT_PREDICTED
+    assert not found.runs
+    assert str(found).startswith("not known whether it is worth it")
+    assert alone_of(predicted_evidence(1000, 1000), (), "") == NOT_PREDICTED
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "why"),
+    [
+        (alone("a", 1.0, 9), alone("b", 1.0), "did 1 epoch(s) of 9 steps alone and 1 epoch(s) of 10 steps together"),
+        (alone("a", 1.0, finished=False), alone("b", 1.0), "steps alone and 1 epoch(s)"),
+        (alone("a", 1.0), alone("b", 1.0, paces={"evaluate": Pace(3, 3)}), "the phase train of b are not counted"),
+    ],
+)
+def test_what_is_not_the_same_work_is_not_compared(ours: Alone, theirs: Alone, why: str) -> None:
+    found = answer([(pair(), ())], [ours], [theirs])
+
+    assert not found.runs
+    assert why in str(found.unknown)
+
+
+def test_a_group_that_does_not_fit_is_not_compared() -> None:
+    crashed = replace(foreground(), lives=(Life("training.log", 8.0, Exit(1, None, 21.0)),))
+
+    assert "shown to fit" in str(answer([(evidence(foreground=crashed), ())], [], []))
+
+
+# Counting steps.
+
+
+@given(st.lists(st.tuples(st.sampled_from(["train", "evaluate"]), st.integers(1, 6)), min_size=1, max_size=8))
+def test_every_step_is_counted_once_in_its_phase(phases: list[tuple[str, int]]) -> None:
+    marks, now, made = [Mark(0.0, 1, "ready")], 0.0, {"train": 0, "evaluate": 0}
+    for phase, num in phases:
+        marks.append(Mark(now, 1, "phase", phase))
+        for step in range(1, num + 1):
+            now += 0.5
+            marks.append(Mark(now, 1, "step", phase, step))
+        made[phase] += num
+
+    found = paces(marks, (0.0, now))
+    halves = [paces(marks, (0.0, now / 3)), paces(marks, (now / 3, now))]
+
+    for phase, num in made.items():
+        if num:
+            assert found[phase] == pytest.approx(Pace(num, num / 2))
+            assert sum(half[phase].steps for half in halves if phase in half) == pytest.approx(num)
+
+
+def test_steps_that_nobody_counts_are_no_steps() -> None:
+    """Lines of a log say that it goes on, not how far it is."""
+    lines = [Mark(float(at), 1, "pattern") for at in range(5)]
+
+    assert paces(lines, (0.0, 5.0)) == {}
+
+
+def test_two_processes_are_counted_apart() -> None:
+    assert paces((*steps(1, 0, 4), *steps(2, 4, 8)), (0.0, 8.0))["train"] == pytest.approx(Pace(8, 8))
+
+
+# Energy.
+
+
+def test_the_counter_is_read_between_two_readings_in_a_straight_line() -> None:
+    readings = [EnergyReading(0.0, 100.0, 20.0), EnergyReading(10.0, 1100.0, 120.0), EnergyReading(20.0, 1300.0, 20.0)]
+
+    assert energy_between(readings, (5.0, 15.0)) == pytest.approx(600)
+    assert energy_between(readings, (5.0, 25.0)) is None, "nobody read it at the end"
+    assert energy_between([*readings, EnergyReading(30.0, 5.0, 0.0)], (5.0, 15.0)) is None, "it began anew"
+    assert energy_between([EnergyReading(at, None, None) for at in (0.0, 9.0)], (1.0, 2.0)) is None
+
+
+def test_energy_is_the_card_s_and_says_what_idling_takes() -> None:
+    """100 W together over 10 s, of which 25 are idle; alone 60 W and 80 W."""
+    readings = [EnergyReading(float(at), 100.0 * at, 25.0 if at < 1 else 100.0) for at in range(30)]
+    ours = alone("examples_mnist", 0.8, energy_j=8 * 60.0)
+    theirs = alone("resnet20", 0.4, energy_j=4 * 80.0)
+
+    found = compare(pair(), readings, ours, theirs)
+
+    assert isinstance(found, Worth)
+    assert found.together_j == pytest.approx(1000)
+    assert found.sequential_j == pytest.approx(480 + 320)
+    assert found.energy_saved == pytest.approx(-0.25)
+    assert found.idle_share == pytest.approx(0.25)
+
+
+# Real processes.
+
+SLOWER = ("--probe", "--evaluate-steps", "4")
+
+
+@pytest.mark.slow
+def test_a_slowdown_that_is_known_is_found(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """The foreground's steps take 25 ms alone and 40 together, the background's 25 and 50: one in 1.6, one in 2.
+
+    So of the time one after the other 1 / 1.6 + 1 / 2 is used, and 1 - 1 / 1.125 = 11 % is saved.
+    """
+    ours = training("ours", *SLOWER, "--steps", "56", "--step-s", "0.025", "--shared-step-s", "0.04")
+    load = training("load", *SLOWER, "--steps", "30", "--repeat", "--step-s", "0.025", "--shared-step-s", "0.05")
+    load = replace(load, argv=tuple(word for word in load.argv if word != "--repeat"), repeat_args=("--repeat",))
+    both, run, card = group(ours, load), RunDirectory(tmp_path / "run-worth"), Card("nvidia", fake_nvml.uuid())
+    attempt = Trials(run, "test", card).attempt(both)
+    memory, told = Memory(tmp_path / "cache"), list[str]()
+
+    with opened(card, tmp_path / "card", holder="test") as device:
+        found = settle(both, settled([attempt]), device, memory=memory, tell=told.append)
+        again = settle(both, settled([attempt]), device, memory=memory, tell=told.append)
+
+    assert found.unknown is None, found.unknown
+    (worth,) = found.runs
+    assert worth.foreground_slowdown == pytest.approx(1.6, rel=0.15)
+    assert worth.background_slowdown == pytest.approx(2.0, rel=0.15)
+    assert worth.time_saved == pytest.approx(0.11, abs=0.1)
+    assert worth.foreground_samples == 56 * 32
+    assert worth.together_j is not None
+    assert read_energy(attempt.directory.energy)[0].power_w == 60.0
+    assert len(told) == 2, "the second time both are remembered"
+    assert again.runs == found.runs == read_answer(attempt.directory).runs
+    (row,) = rows(run)
+    assert row["time_saved_low"] == row["time_saved_high"] == round(worth.time_saved, 4)
+    assert (attempt.directory.path / FILE).exists()
+    assert [path.parent.name for path in run.path.glob("*/verdict.json")] == [attempt.directory.path.name]
