@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import sessions
+import test_clusters
 from sessions import Session, plan, stand_in
 from slurm_cluster import Cluster, missing
 from waiting import wait_until
@@ -227,3 +228,22 @@ def test_options_of_srun_are_words():
     assert slurm.options("--account=lab --comment='two words'") == ("--account=lab", "--comment=two words")
     with pytest.raises(ColocateError, match="expected options of srun"):
         slurm.options("gpu")
+
+
+def test_an_array_of_tasks_and_a_merge_as_on_the_page(idle, tmp_path):
+    """docs/how-to/clusters.md, submitted to the real queue: nothing is shared but the folder of the journals."""
+    folder = test_clusters.project(tmp_path)
+    (folder / "groups.sh").write_text(test_clusters.array_script())
+    words = ["sbatch", "--wait", "--array=1-2", "--cpus-per-task=2", "groups.sh"]
+    done = subprocess.run(
+        words, cwd=folder, env=test_clusters.environment(folder, **on_path(idle, folder)), check=False, timeout=90
+    )
+    assert done.returncode == 0
+    merged = test_clusters.do("colocate merge journals/*.jsonl", folder)
+    assert merged.returncode == 0, merged.stdout + merged.stderr
+    assert "1 of 2 groups share an 8 GB card" in merged.stdout
+
+
+def on_path(cluster, folder):
+    found = cluster.environment
+    return {**found, "PATH": f"{folder}/bin:{found['PATH']}"}

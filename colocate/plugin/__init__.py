@@ -51,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     session = configuration.start(config)
     from colocate.plugin import (
         cards,
+        carrying,
         collection,
         elsewhere,
         github,
@@ -65,6 +66,19 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
     elsewhere.prepare(config, session)
-    modules = (cards, run_record, resume, outcome, collection, workers, ledger, page, progress, proposals, github)
+    modules = (
+        cards,
+        run_record,
+        resume,
+        outcome,
+        collection,
+        workers,
+        ledger,
+        page,
+        progress,
+        proposals,
+        github,
+        carrying,
+    )
     for module in modules:
         module.register(config)

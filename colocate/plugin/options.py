@@ -73,6 +73,11 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="OPTIONS",
         help="With --on=slurm, options of srun for every job, as in --slurm='--account=lab --time=2:00:00'.",
     )
+    add(
+        "--journal",
+        metavar="FILE",
+        help="Append everything that a page needs of the groups to this file, for colocate merge (none).",
+    )
     add("--wait", type=seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
 
 

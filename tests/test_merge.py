@@ -1,0 +1,221 @@
+"""Journal files and what is made of them: the same figures as in the run that they come from."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import sessions
+from fake_nvml import FakeNvml
+from sessions import plan, stand_in
+
+from colocate.cli import main
+from colocate.report import portable
+from colocate.run_directory import RunDirectory
+
+pytestmark = pytest.mark.slow
+
+LOAD = stand_in("--hold=900", "--repeat", "--steps=4")
+
+
+def entry(*options):
+    return {"mode": "parallel", "foreground": stand_in(*options), "background": LOAD}
+
+
+PLAN = [
+    entry("--hold=2000", "--steps=20", "--probe"),
+    entry("--hold=7000", "--steps=20", "--probe"),
+    entry("--hold=100", "--steps=20", "--flood=300000", "--oom-at=9"),
+    entry("--stub"),
+]
+
+
+@pytest.fixture(scope="module")
+def carried(fake_nvml_library, tmp_path_factory):
+    """A run, and the journal file that it wrote."""
+    folder = tmp_path_factory.mktemp("carried")
+    with FakeNvml.create(folder / "nvml.state", fake_nvml_library) as fake, pytest.MonkeyPatch.context() as patch:
+        fake.add_card()
+        for name, value in fake.environment.items():
+            patch.setenv(name, value)
+        patch.setenv("COLOCATE_LOCK_FOLDER", str(folder / "locks"))
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        journal = folder / "all.jsonl"
+        run = sessions.run(
+            plan(folder / "plan.json", PLAN), folder, "--device=nvidia", f"--journal={journal}", "--predict=0"
+        )
+    assert len(run.verdicts) == 4, run.output
+    return run, journal
+
+
+def colocate(folder, *words):
+    """The command in a folder, in this process: its exit code and what it says."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words])
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def lines_of(journal):
+    return [json.loads(line) for line in journal.read_text().splitlines()]
+
+
+def split(journal, folder):
+    """One file per group, as array tasks write them."""
+    folder.mkdir(exist_ok=True)
+    lines = lines_of(journal)
+    head = next(line for line in lines if line["event"] == "run")
+    end = next(line for line in lines if line["event"] == "ended")
+    owned = {name for line in lines if line["event"] == "group" for name in line["files"]}
+    rest = [line for line in lines if line["event"] == "file" and line["path"] not in owned]
+    paths = []
+    for line in lines:
+        if line["event"] == "group":
+            name = line["record"]["group"]
+            files = [one for one in lines if one["event"] == "file" and one["path"] in line["files"]]
+            begun = {"event": "started", "at": head["record"]["started_at"], "groups": [name], "estimates": {}}
+            path = folder / f"{name}.jsonl"
+            path.write_text("".join(json.dumps(one) + "\n" for one in [head, begun, *files, line, *rest, end]))
+            paths.append(path)
+    return paths
+
+
+def merged(folder, *words):
+    folder.mkdir(exist_ok=True)
+    done = colocate(folder, "merge", *words)
+    return done, sorted((folder / "results").glob("run_*"))
+
+
+def summary(run):
+    with (run / "summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def page(run, folder):
+    """The page of a run without its name and place."""
+    folder.mkdir(exist_ok=True)
+    done = colocate(folder, "report", run, "--out=page.html")
+    assert done.returncode == 0, done.stderr
+    text = re.sub(r'href="[^"#][^"]*"', "", (folder / "page.html").read_text())
+    return text.replace(run.name, "RUN")
+
+
+def test_the_journals_of_all_groups_give_every_figure_of_the_run(carried, tmp_path):
+    run, journal = carried
+    done, (directory,) = merged(tmp_path / "merged", *split(journal, tmp_path / "journals"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(directory) == summary(run.run)
+    assert page(directory, tmp_path / "one") == page(run.run, tmp_path / "two")
+    verified = colocate(tmp_path, "verify", directory)
+    assert verified.returncode == 0, verified.stdout
+    assert len(verified.stdout.splitlines()) == 4
+
+
+def test_one_file_of_the_whole_run_gives_the_same(carried, tmp_path):
+    run, journal = carried
+    done, (directory,) = merged(tmp_path, journal)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(directory) == summary(run.run)
+    for path in run.run.glob("*/trace.csv"):
+        assert (directory / path.parent.name / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_torn_last_line_costs_its_group_only(carried, tmp_path):
+    _, journal = carried
+    first, second, *_ = split(journal, tmp_path / "journals")
+    lines = second.read_bytes().splitlines(keepends=True)
+    place = next(place for place, line in enumerate(lines) if b'"event": "group"' in line)
+    second.write_bytes(b"".join(lines[:place]) + lines[place][: len(lines[place]) // 2])
+    done, (directory,) = merged(tmp_path / "merged", first, second)
+    assert done.returncode == 1
+    assert re.search(r"group02.jsonl: line \d+ is torn and left out", done.stdout)
+    assert "group02: begun and without an outcome (group02.jsonl)" in done.stdout
+    assert "in no journal: group03, group04" in done.stdout
+    assert [row["group"] for row in summary(directory)] == ["group01"]
+
+
+def test_a_damaged_file_of_a_group_costs_its_group_only(carried, tmp_path):
+    _, journal = carried
+    first, second, *_ = split(journal, tmp_path / "journals")
+    text = second.read_text().replace('"path": "stand_in_parallel_002/trace.csv", "gzip": "', '"gzip": "!!')
+    second.write_text(text)
+    done, (directory,) = merged(tmp_path / "merged", first, second)
+    assert "group02 is left out, stand_in_parallel_002/trace.csv cannot be read" in done.stdout
+    assert [row["group"] for row in summary(directory)] == ["group01"]
+
+
+def test_of_a_group_that_was_run_twice_the_later_counts_and_the_page_says_so(carried, tmp_path):
+    _, journal = carried
+    first, *_ = split(journal, tmp_path / "journals")
+    later = tmp_path / "again.jsonl"
+    changed = [
+        {**line, "at": "2999-01-01T00:00:00+00:00", "record": {**line["record"], "duration_s": 7.5}}
+        if line["event"] == "group"
+        else line
+        for line in lines_of(first)
+    ]
+    later.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    done, (directory,) = merged(tmp_path / "merged", later, first)
+    assert "group01: the later of 2 journals counts; before: FEASIBLE at" in done.stdout
+    told = [line for line in lines_of(directory / "journal.jsonl") if line["event"] == "group"]
+    assert [line["record"]["duration_s"] for line in told] == [7.5]
+    assert "in group01.jsonl [merged]" in page(directory, tmp_path / "page")
+
+
+def test_journals_of_different_plans_are_refused(carried, tmp_path):
+    _, journal = carried
+    first, second, *_ = split(journal, tmp_path / "journals")
+    other = second.read_text().replace('"content_hash": "', '"content_hash": "0')
+    second.write_text(other)
+    done, runs = merged(tmp_path / "merged", first, second)
+    assert done.returncode == 2
+    assert "expected journals of one plan with the same settings, found 2" in done.stderr
+    assert runs == []
+
+
+def test_groups_on_different_kinds_of_cards_become_runs_of_their_own(carried, tmp_path):
+    _, journal = carried
+    first, second, *_ = split(journal, tmp_path / "journals")
+    lines = lines_of(second)
+    for line in lines:
+        if line["event"] == "group":
+            line["record"]["device_name"] = "NVIDIA A100"
+    second.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, runs = merged(tmp_path / "merged", first, second)
+    assert [[row["group"] for row in summary(run)] for run in runs] == [["group01"], ["group02"]]
+
+
+def test_a_session_that_is_repeated_into_its_file_goes_on_after_the_torn_line(carried, tmp_path):
+    """As when a job is put back into its queue."""
+    run, journal = carried
+    file = tmp_path / "again.jsonl"
+    file.write_text(json.dumps(lines_of(journal)[0]) + '\n{"event": "fi')
+    writer = portable.Writer(file, RunDirectory(run.run))
+    writer.group("stand_in_parallel_001")
+    writer.end()
+    found, faults = portable.read(file)
+    assert len(found) == 2
+    assert len(faults) == 1
+    assert "line 2 is damaged" in faults[0]
+    assert set(found[1].groups) == {"group01", "group02", "group03", "group04"}
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "a/../../b", ".hidden/x"])
+def test_no_file_is_written_outside_of_the_run(carried, tmp_path, path):
+    _, journal = carried
+    file = tmp_path / "evil.jsonl"
+    file.write_text(journal.read_text() + json.dumps({"event": "file", "path": path, "gzip": ""}) + "\n")
+    done, (directory,) = merged(tmp_path / "merged", file)
+    assert "expected a path inside a run directory" in done.stdout
+    assert not (directory.parent / "outside").exists()
+
+
+def test_what_is_no_journal_is_told_in_a_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text("{}\n")
+    done, _ = merged(tmp_path, tmp_path / "x.jsonl")
+    assert done.returncode == 2
+    assert "expected a journal file, found no session in it" in done.stderr
+    assert "Traceback" not in done.stderr
