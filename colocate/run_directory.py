@@ -8,6 +8,7 @@
       quarantine/                       cards that nothing more is measured on
       summary.csv                       one row per group, rebuilt after each
       proposals.json                    what could be tried for groups that do not fit, with predicted peaks
+      remedies.json                     what was tried of it, before and after
       examples_mnist_parallel_002/      GroupDirectory
         experiment.json                 the record: settings, evidence, results
         verdict.json
@@ -173,6 +174,11 @@ class RunDirectory:
     def proposals(self) -> Path:
         """What could be tried for the groups that do not fit, with predicted peaks."""
         return self.path / "proposals.json"
+
+    @property
+    def remedies(self) -> Path:
+        """What was tried of the proposals, before and after."""
+        return self.path / "remedies.json"
 
     def group(
         self, foreground: str, number: int, *, parallel: bool, repeat: int = 1, attempt: int = 1

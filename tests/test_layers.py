@@ -46,7 +46,7 @@ LAYERS = (
     ("worth",),
     ("sharing", "references"),
     ("repetition", "resume", "search"),
-    ("largest",),
+    ("largest", "remedies"),
     ("report",),
     ("plugin", "commands"),
     ("cli",),

@@ -78,6 +78,13 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="Append everything that a page needs of the groups to this file, for colocate merge (none).",
     )
+    add(
+        "--remedy",
+        nargs="?",
+        const="infeasible",
+        choices=("infeasible", "undecided"),
+        help="Try what is proposed for groups that do not fit, at the end; =undecided: also for those undecided.",
+    )
     add("--wait", type=seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
 
 

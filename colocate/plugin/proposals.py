@@ -16,6 +16,8 @@ from colocate.report.advice import is_unfit
 from colocate.run_directory import GroupDirectory
 from colocate.units import to_mib
 
+REMEDY_BUDGET_S = 600.0
+
 
 class Proposals:
     """The hook that predicts before the page is written; in the controller, or in the only process."""
@@ -27,6 +29,8 @@ class Proposals:
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Called before pytest-html writes; a session that was interrupted is to end, so nothing is predicted in it."""
         budget_s = 0.0 if exitstatus == pytest.ExitCode.INTERRUPTED else float(self.config.option.predict)
+        if budget_s and self.config.option.remedy:  # a remedy runs for as long as its group: a guess would cost more
+            budget_s = max(budget_s, REMEDY_BUDGET_S)
         try:
             self._advise(budget_s)
         except Exception as error:  # whatever it is: the verdicts are on disk and do not need this

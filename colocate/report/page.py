@@ -14,7 +14,7 @@ from math import floor
 from pathlib import Path
 
 from colocate import __version__
-from colocate.report import cliff, details, small_card, table, unfit
+from colocate.report import cliff, details, remedies, small_card, table, unfit
 from colocate.report.advice import not_recommended_because, what_next
 from colocate.report.comparison import Comparison, section
 from colocate.report.markup import Html, el
@@ -340,7 +340,7 @@ def _made_with(run: StoredRun) -> Html | None:
 
 
 # What stands below the groups, in this order: each takes a part of the report and may have nothing to say.
-SECTIONS: tuple[Callable[[Part], Html | None], ...] = (cliff.section, unfit.section, _what_next)
+SECTIONS: tuple[Callable[[Part], Html | None], ...] = (cliff.section, unfit.section, remedies.section, _what_next)
 
 
 def polished(html: str) -> str:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from colocate import outlook
+from colocate import outlook, remedies
 from colocate.errors import ColocateError
 from colocate.fitting import fitting
 from colocate.report import journal
@@ -137,6 +137,11 @@ class StoredRun:
     def proposals(self) -> Mapping[str, Any]:
         """What could be tried for the groups that do not fit, by group."""
         return outlook.read(RunDirectory(self.path))
+
+    @cached_property
+    def remedies(self) -> Mapping[str, Any]:
+        """What was tried for the groups that do not fit, by group."""
+        return remedies.read(RunDirectory(self.path))
 
     @property
     def duration_s(self) -> float | None:

@@ -1,0 +1,112 @@
+"""``--remedy``: at the end of a session what is proposed for groups that do not fit is tried, until something holds."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colocate.catalog import default_catalog, load_catalog
+from colocate.device.opening import Card
+from colocate.plan import Group
+from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
+from colocate.quarantine import Quarantine
+from colocate.remedies import MEMORY, Remedied, Remedies
+from colocate.report.words import peak_text
+from colocate.run_directory import GroupDirectory, RunDirectory
+from colocate.trial import Trials
+from colocate.verdict import Outcome
+
+
+class Remedying:
+    """The hook that tries before the page is written and after proposals were made; in the controller only."""
+
+    def __init__(self, config: pytest.Config, session: Session) -> None:
+        self.config = config
+        self.session = session
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Called before pytest-html writes; nothing is tried in a session that was interrupted."""
+        if exitstatus == pytest.ExitCode.INTERRUPTED:
+            return
+        try:
+            self._interruptible(self._remedy)
+        except KeyboardInterrupt:
+            self._say("remedies: ended early, as asked; --resume goes on with them", yellow=True)
+        except Exception as error:  # whatever it is: the verdicts are on disk and do not need this
+            self._say(f"remedies: expected to be tried, got {type(error).__name__}: {error}", yellow=True)
+
+    def _interruptible(self, work: Any) -> None:
+        """A signal ends what this starts, although the session is ending already."""
+        interruption = self.config.pluginmanager.get_plugin("colocate-ledger").interruption  # type: ignore[union-attr]
+        interruption.ending = False
+        try:
+            work()
+        finally:
+            interruption.ending = True
+
+    def _remedy(self) -> None:
+        wanted = self._wanted()
+        run, plan = self.session.run_directory, self.session.plan
+        card = None if run is None else self._card(run)
+        if not wanted or run is None or card is None:
+            return
+        self._say(f"trying remedies for {', '.join(group.id for group, _ in wanted)}")
+        side = run.side_run("remedies")
+        trials = Trials(side, plan.name, card, self.config.option.wait)
+        entries = {group.id: entry for group, entry in zip(plan.groups, plan.to_json()["experiments"], strict=True)}
+        numbers = {group.number: entries[group.id] for group in plan.groups}
+        catalog = load_catalog(plan.catalog or default_catalog(plan.path))
+        remedies = Remedies(run, catalog, self.session.cards, trials.attempt, lambda group: numbers[group.number])
+        try:
+            for found in remedies.find(wanted):
+                for line in lines(found):
+                    self._say(line)
+        finally:
+            side.release()
+
+    def _wanted(self) -> list[tuple[Group, GroupDirectory]]:
+        records = self.session.records
+        found = [(group, records[group.id]) for group in self.session.plan.groups if group.id in records]
+        return [
+            (group, GroupDirectory(Path(record["directory"]))) for group, record in found if self._is_wanted(record)
+        ]
+
+    def _is_wanted(self, record: dict[str, Any]) -> bool:
+        """It does not fit for want of memory; or, where asked for, a prediction could not say whether it does."""
+        if not record["directory"]:
+            return False
+        undecided = self.config.option.remedy == "undecided" and "undecided" in record["codes"]
+        return undecided or (
+            record["outcome"] == Outcome.INFEASIBLE and any(code in MEMORY for code in record["codes"])
+        )
+
+    def _card(self, run: RunDirectory) -> Card | None:
+        """The first card of the session that is in order."""
+        quarantine = Quarantine(run.quarantine)
+        return next((card for card in self.session.cards if quarantine.why(card.uuid) is None), None)
+
+    def _say(self, text: str, **markup: bool) -> None:
+        terminal: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is not None and self.config.option.verbose >= 0:
+            terminal.write_line(text, **markup)
+
+
+def lines(found: Remedied) -> list[str]:
+    """What came of it, of at most 80 columns a line."""
+    remedy = found.remedy
+    if remedy is None:
+        tried = len(found.trials)
+        text = f"{found.group.id}: no remedy holds ({tried} tried)" if tried else f"{found.group.id}: nothing to try"
+        return [text]
+    verdict, step = remedy.verdict, remedy.candidate.step
+    before, after = (peak_text(one.to_json()) for one in (found.before, verdict))
+    told = f"{found.group.id} {verdict.outcome} ({verdict.basis}) with {remedy.candidate.proposal.training}: "
+    told += f"{step.settings}; peak {after}, before {before}" + (" [kept]" if remedy.kept else "")
+    return textwrap.wrap(told, 79, subsequent_indent="    ", break_long_words=False)
+
+
+def register(config: pytest.Config) -> None:
+    """Take part in this session; hooks that are registered later are called earlier, so proposals come first."""
+    if config.option.remedy and not is_worker(config) and not only_looks(config):
+        config.pluginmanager.register(Remedying(config, session_of(config)), "colocate-remedies")

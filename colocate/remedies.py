@@ -1,0 +1,235 @@
+"""Remedies for groups that do not fit: what is proposed is tried, the cheapest first, until one of them holds.
+
+A remedy is a run of the changed group in a side run, with a record of its own; the group's verdict stays what it was.
+Owns ``remedies.json`` of a run, from which the page shows before and after without running anything.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from colocate import outlook
+from colocate.catalog import Catalog
+from colocate.device.opening import Card
+from colocate.errors import ColocateError
+from colocate.evidence import Evidence
+from colocate.foresight import Answer
+from colocate.plan import Group
+from colocate.proposals import Proposal, Step, proposals
+from colocate.resume import decide, take_up
+from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_json
+from colocate.series import Attempt, read_attempt
+from colocate.variant import rewritten, varied
+from colocate.verdict import Outcome, Verdict
+
+SCHEMA = 1
+KIND = "remedies"
+
+# What more or less memory can mend. A foreground that failed for another reason has no remedy here.
+MEMORY = ("foreground_out_of_memory", "background_out_of_memory", "peak_over_limit")
+
+# Trials of one group, each as long as the group: what fits by prediction mostly holds at once.
+MOST_TRIALS = 4
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing to try, and what was predicted of it: ``peak`` as in ``proposals.json``, None without a prediction."""
+
+    proposal: Proposal
+    step: Step
+    answer: Answer
+    peak: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate that was run; ``kept`` says that an earlier session of the run did it."""
+
+    candidate: Candidate
+    group: Group
+    attempt: Attempt
+    verdict: Verdict
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Remedied:
+    """A group with what was tried for it; the last trial is the remedy if it is feasible."""
+
+    group: Group
+    before: Verdict
+    trials: tuple[Trial, ...]
+
+    @property
+    def remedy(self) -> Trial | None:
+        """The trial that holds, or None."""
+        return next((one for one in self.trials if one.verdict.feasible), None)
+
+
+def is_of_memory(verdict: Verdict) -> bool:
+    """The group does not fit, and for want of memory on the card."""
+    return verdict.outcome is Outcome.INFEASIBLE and any(code in MEMORY for code in verdict.codes)
+
+
+def candidates(
+    group: Group, evidence: Evidence, catalog: Catalog | None, predicted: Sequence[Entry]
+) -> list[Candidate]:
+    """What to try, in this order: what is predicted to fit by its cost, then what nobody could predict.
+
+    On a GPU what a prediction leaves undecided comes last; on a virtual card a run would leave it undecided too.
+
+    Args:
+        group: The group as it was run.
+        evidence: What was seen, without the samples.
+        catalog: That of the plan.
+        predicted: Its proposals in ``proposals.json``.
+    """
+    known = {(str(one.get("kind")), one.get("role")): one for one in predicted}
+    found = [
+        candidate
+        for proposal in proposals(group, evidence, catalog)
+        for candidate in _of(proposal, known.get((str(proposal.kind), proposal.role), {}))
+    ]
+    order = [Answer.FITS, Answer.UNKNOWN]
+    if evidence.device.basis == "measured":
+        order.append(Answer.UNDECIDED)
+    wanted = [one for one in found if one.answer in order]
+    return sorted(wanted, key=lambda one: order.index(one.answer))[:MOST_TRIALS]  # stable: the cost decides among them
+
+
+def _of(proposal: Proposal, entry: Entry) -> Iterator[Candidate]:
+    """The step that was predicted, else every step from the mildest on."""
+    answer = entry.get("answer")
+    steps = [step for step in proposal.steps if answer is None or step.settings == entry.get("settings")]
+    for step in steps:
+        yield Candidate(proposal, step, Answer.UNKNOWN if answer is None else Answer(answer), entry.get("peak"))
+
+
+# --- trying -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Remedies:
+    """Tries what is proposed for the groups of a run.
+
+    Args:
+        run: The run directory.
+        catalog: That of the plan.
+        cards: The cards of the session; an earlier trial counts where it ran on one of them.
+        attempt: Runs a group once in the side run.
+        entry: What stands in the plan under a group, with all its keys.
+    """
+
+    run: RunDirectory
+    catalog: Catalog | None
+    cards: Sequence[Card]
+    attempt: Callable[[Group], Attempt]
+    entry: Callable[[Group], Entry]
+
+    @property
+    def side(self) -> RunDirectory:
+        """Where the trials go."""
+        return self.run.side_run(KIND)
+
+    def find(self, wanted: Sequence[tuple[Group, GroupDirectory]]) -> Iterator[Remedied]:
+        """Each group with what came of its remedies; what earlier sessions tried and still holds is not run again.
+
+        Raises:
+            ColocateError: the card cannot be used.
+            OSError: a record or the file cannot be written.
+        """
+        if self.side.path.exists():
+            take_up(self.side)
+        predicted = outlook.read(self.run)
+        for group, directory in wanted:
+            tried = self._try(group, directory, predicted.get(group.id, {}))
+            if tried is not None:
+                yield tried
+
+    def _try(self, group: Group, directory: GroupDirectory, entry: Entry) -> Remedied | None:
+        evidence = _evidence(directory)
+        if evidence is None:
+            return None
+        proposed = entry.get("proposals", ()) if entry.get("content_hash") == group.content_hash else ()
+        found = Remedied(group, read_attempt(directory).verdict, ())
+        self._write(found)
+        for candidate in candidates(group, evidence, self.catalog, proposed):
+            found = replace(found, trials=(*found.trials, self._trial(group, candidate)))
+            self._write(found)
+            if found.remedy is not None:
+                break
+        return found
+
+    def _trial(self, group: Group, candidate: Candidate) -> Trial:
+        changed = varied(group, candidate.step.change, self.catalog)
+        kind = str(candidate.proposal.kind).replace(" ", "-")
+        changed = replace(changed, id=f"{group.id}-{kind}-{changed.content_hash[:4]}", runs=1)
+        (decision,) = decide(self.side, [changed], self.cards)
+        if decision.kept is not None:
+            return Trial(candidate, changed, decision.kept.deciding, decision.kept.verdict, kept=True)
+        attempt = self.attempt(changed)
+        if attempt.verdict.outcome is Outcome.INCONCLUSIVE and "undecided" not in attempt.verdict.codes:
+            attempt = self.attempt(changed)  # what spoiled one attempt may be gone in the next
+        return Trial(candidate, changed, attempt, attempt.verdict, kept=False)
+
+    def _write(self, found: Remedied) -> None:
+        entries = {**read(self.run), found.group.id: self._document(found)}
+        write_json(self.run.remedies, {"schema": SCHEMA, "groups": entries})
+
+    def _document(self, found: Remedied) -> dict[str, Any]:
+        remedy = found.remedy
+        return {
+            "content_hash": found.group.content_hash,
+            "before": _figures(found.before),
+            "tried": [self._entry(one) for one in found.trials],
+            "holds": None if remedy is None else found.trials.index(remedy),
+        }
+
+    def _entry(self, trial: Trial) -> dict[str, Any]:
+        proposal, step = trial.candidate.proposal, trial.candidate.step
+        return {
+            "group": trial.group.id,
+            "kind": str(proposal.kind),
+            "role": proposal.role,
+            "training": proposal.training,
+            "settings": step.settings,
+            "why": step.why,
+            "predicted": {"answer": str(trial.candidate.answer), "peak": trial.candidate.peak},
+            "after": _figures(trial.verdict),
+            "directory": str(trial.attempt.directory.path.relative_to(self.run.path)),
+            "member": {step.change.role: rewritten(self.entry(trial.group), step.change, trial.group)},
+        }
+
+
+def _figures(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "outcome": str(verdict.outcome),
+        "basis": verdict.basis,
+        "codes": list(verdict.codes),
+        "peak_bytes": verdict.peak_bytes,
+        "peak_low_bytes": verdict.peak_low_bytes,
+        "peak_high_bytes": verdict.peak_high_bytes,
+        "limit_bytes": verdict.limit_bytes,
+        "headroom_bytes": verdict.headroom_bytes,
+    }
+
+
+def _evidence(directory: GroupDirectory) -> Evidence | None:
+    """What was seen, without the samples; None for a record that cannot be read."""
+    try:
+        return Evidence.from_json(read_json(directory.experiment)["evidence"], ())
+    except (ColocateError, KeyError, TypeError, ValueError):
+        return None
+
+
+def read(run: RunDirectory) -> dict[str, dict[str, Any]]:
+    """What a run's file has, by group; empty where there is none that can be read."""
+    try:
+        document = read_json(run.remedies)
+        groups = document["groups"] if document["schema"] == SCHEMA else {}
+        return {str(name): one for name, one in groups.items() if isinstance(one, dict)}
+    except (ColocateError, KeyError, TypeError, AttributeError):
+        return {}
