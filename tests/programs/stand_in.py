@@ -27,7 +27,9 @@ MIB = 1024**2
 parser = argparse.ArgumentParser(description="A stand-in for a training.")
 shape = parser.add_argument_group("what it does when all goes well")
 shape.add_argument("--hold", type=float, default=100, metavar="MIB", help="memory on the card from ready to end")
-shape.add_argument("--batch", type=int, default=0, metavar="N", help="samples that go through it at once")
+shape.add_argument(
+    "--batch-size", "--batch", dest="batch", type=int, default=0, metavar="N", help="samples that go through it at once"
+)
 shape.add_argument("--per-sample", type=float, default=0, metavar="MIB", help="memory on top of --hold for each")
 shape.add_argument("--peak", type=float, metavar="MIB", help="memory during the evaluation, instead of --hold")
 shape.add_argument("--spike", type=float, metavar="MIB", help="memory for a moment, in the middle of every epoch")

@@ -1,0 +1,162 @@
+"""Remedies: what is proposed for a group that does not fit is run until something holds, and told before and after."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import builders
+import pytest
+from fake_nvml import FakeNvml
+from groups import group, training
+from sessions import plan, run, stand_in
+
+from colocate.cli import main
+from colocate.evidence import Evidence
+from colocate.foresight import Answer
+from colocate.plan import Group
+from colocate.record import write_record
+from colocate.remedies import MOST_TRIALS, candidates, is_of_memory
+from colocate.report.remedies import section
+from colocate.report.stored import parts, read_run
+from colocate.run_directory import RunDirectory, write_json
+from colocate.verdict import judge
+
+# --- what is tried ----------------------------------------------------------------------------------------------------
+
+
+def too_large() -> tuple[Group, Evidence]:
+    """A foreground of batch 64 that wants more than the card has, beside a background of batch 8."""
+    given = group(training("fore", "--bs", "64"), training("back", "--bs", "8"))
+    return given, builders.predicted_evidence(6000, 2000)
+
+
+def proposed(kind: str, role: str, settings: str, answer: Answer | None) -> dict[str, Any]:
+    return {"kind": kind, "role": role, "settings": settings, "answer": None if answer is None else str(answer)}
+
+
+def test_what_is_predicted_to_fit_comes_first_and_then_what_nobody_could_predict() -> None:
+    given, evidence = too_large()
+    known = [
+        proposed("smaller batch", "foreground", "--bs 16", None),
+        proposed("smaller batch", "background", "--bs 4", Answer.FITS),
+    ]
+    found = candidates(given, evidence, None, known)
+    assert found[0].step.settings == "--bs 4"
+    assert [one.step.settings for one in found[1:]] == ["--bs 32", "--bs 16", "--bs 8"], "from the mildest on"
+    assert len(found) == MOST_TRIALS
+
+
+def test_what_is_predicted_not_to_fit_is_not_tried() -> None:
+    given, evidence = too_large()
+    known = [
+        proposed("smaller batch", role, settings, Answer.DOES_NOT_FIT)
+        for role, settings in (("foreground", "--bs 1"), ("background", "--bs 1"))
+    ]
+    assert candidates(given, evidence, None, known) == []
+
+
+def test_only_a_gpu_can_decide_what_a_prediction_leaves_open() -> None:
+    given, evidence = too_large()
+    known = [
+        proposed("smaller batch", "foreground", "--bs 16", Answer.UNDECIDED),
+        proposed("smaller batch", "background", "--bs 4", Answer.DOES_NOT_FIT),
+    ]
+    assert candidates(given, evidence, None, known) == []
+    measured = replace(evidence, device=builders.device_info())
+    assert [one.step.settings for one in candidates(given, measured, None, known)] == ["--bs 16"]
+
+
+def test_a_group_that_failed_for_another_reason_has_no_remedy() -> None:
+    assert is_of_memory(judge(builders.predicted_evidence(9000, 500)))
+    assert not is_of_memory(judge(builders.evidence()))
+    killed = builders.foreground(epochs=(), lives=(replace(builders.foreground().lives[0], exit=None),))
+    assert not is_of_memory(judge(builders.evidence(foreground=killed)))
+
+
+# --- a session --------------------------------------------------------------------------------------------------------
+
+# 5 samples of 1000 MiB beside 2000 MiB do not fit below 6000 MiB; 2 do, and 1 would.
+LARGE = stand_in("--hold", "500", "--per-sample", "1000", "--batch-size", "5", "--steps", "20", "--probe")
+LOAD = stand_in("--hold", "2000", "--repeat")
+
+
+def of_tried(entry: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(one["settings"], one["after"]["outcome"]) for one in entry["tried"]]
+
+
+@pytest.mark.slow
+def test_a_session_tries_remedies_and_leaves_the_verdict_as_it_was(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    entries = [
+        {"id": "large", "foreground": LARGE, "background": LOAD},
+        {"id": "fails", "foreground": stand_in("--fail-at", "3"), "background": LOAD},
+    ]
+    path = plan(tmp_path / "plan.json", entries, peak="6000MB")
+
+    session = run(path, tmp_path, "--device=nvidia", "--remedy", "--predict=0")
+
+    assert session.code == 1
+    assert (session.verdicts["large"]["outcome"], session.junit["large"]) == ("INFEASIBLE", "failure")
+    document = json.loads((session.run / "remedies.json").read_text())["groups"]
+    assert document.keys() == {"large"}, "a program that fails has no remedy here"
+    entry = document["large"]
+    assert of_tried(entry) == [("--batch-size 2", "FEASIBLE")]
+    assert (entry["holds"], entry["before"]["outcome"]) == (0, "INFEASIBLE")
+    (remedy,) = entry["tried"]
+    assert remedy["after"]["peak_bytes"] < entry["before"]["limit_bytes"] <= entry["before"]["peak_bytes"]
+    assert (remedy["after"]["basis"], remedy["predicted"]["answer"]) == ("measured", "not predicted")
+    assert "large FEASIBLE (measured) with stand_in: --batch-size 2" in session.output
+    side = session.run / remedy["directory"]
+    assert side.parent.name == f"{session.run.name}_remedies"
+    assert main(["verify", str(side.parent)]) == 0
+
+    # The settings to copy are those that were run.
+    copied = json.loads(path.read_text())
+    copied["experiments"][0] |= remedy["member"]
+    path.with_name("copied.json").write_text(json.dumps(copied))
+    again = run(path.with_name("copied.json"), tmp_path / "copied", "--device=nvidia", "-k", "large")
+    assert again.verdicts["large"]["outcome"] == "FEASIBLE"
+
+    # The page has both, and so has the one that is made from the records.
+    for page in (session.page, rebuilt(session.run, tmp_path)):
+        assert "<h2>Remedies</h2>" in page
+        assert "&quot;--batch-size&quot;" in page or '"--batch-size"' in page
+
+    # Going on neither loses nor repeats it.
+    before = sorted(side.parent.iterdir())
+    resumed = run(
+        path, tmp_path, "--device=nvidia", "--remedy", "--predict=0", f"--resume={session.run}", "-k", "large"
+    )
+    assert resumed.code == 1
+    assert sorted(side.parent.iterdir()) == before
+    assert json.loads((session.run / "remedies.json").read_text())["groups"] == document
+    assert "[kept]" in " ".join(resumed.output.split())
+
+
+def rebuilt(run: Path, folder: Path) -> str:
+    assert main(["report", str(run), "--out", str(folder / "again.html")]) == 0
+    return (folder / "again.html").read_text()
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_remedy_for_other_settings_and_a_damaged_file_are_not_shown(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run_1")
+    given, evidence = too_large()
+    write_record(run.group("fore", 1, parallel=True).create(), given, evidence, [], run.name)
+    figures = {"outcome": "INFEASIBLE", "basis": "predicted", "codes": []}
+    tried = {"training": "fore", "settings": "--bs <16>", "after": {**figures, "outcome": "FEASIBLE"}, "member": {}}
+    entry = {"content_hash": given.content_hash, "before": figures, "tried": [tried], "holds": 0}
+
+    def shown(document: Any) -> str | None:
+        write_json(run.remedies, document)
+        (part,) = parts([read_run(run.path)])
+        return section(part)
+
+    assert "fits with --bs &lt;16&gt;" in (shown({"schema": 1, "groups": {given.id: entry}}) or "")
+    lost = shown({"schema": 1, "groups": {given.id: {**entry, "holds": None}}}) or ""
+    assert "none of 1 holds" in lost
+    assert shown({"schema": 1, "groups": {given.id: {**entry, "content_hash": "another"}}}) is None
+    for damaged in ([], {"schema": 2}, {"schema": 1, "groups": []}, {"schema": 1, "groups": {given.id: 3}}):
+        assert shown(damaged) is None
