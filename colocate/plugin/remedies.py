@@ -51,6 +51,9 @@ class Remedying:
         card = None if run is None else self._card(run)
         if not wanted or run is None or card is None:
             return
+        if self.config.option.on:
+            self._say("remedies: expected a run on this machine, found one elsewhere; nothing is tried", yellow=True)
+            return
         self._say(f"trying remedies for {', '.join(group.id for group, _ in wanted)}")
         side = run.side_run("remedies")
         trials = Trials(side, plan.name, card, self.config.option.wait)
