@@ -1,5 +1,6 @@
 """The page in a real browser. Skipped, with the reason, where there is none."""
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -23,7 +24,7 @@ pytestmark = [
 ]
 
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
-ENTER = "\ue007"
+ENTER, TAB, SPACE = "\ue007", "\ue004", "\ue00d"
 
 
 def fill(run, num_groups):
@@ -45,10 +46,34 @@ def fill(run, num_groups):
             seen = replace(seen, faults=(("sensor_lost", f"the card is gone {MARKUP}"),))
         write_record(directory, one, replace(seen, plan=plan["name"], duration_s=9.0 + number), [], run.name)
         directory.foreground_log.write_text(f"epoch 1 {MARKUP}\n")
+        if number == 2:
+            propose(run, one)
+        if number == 4:
+            repeat(run, one, seen)
     record = {**read_run(run.path).rows[0].record, "group": "group99", "number": 99, "outcome": "NOT RUN"}
     record |= {"peak_bytes": None, "headroom_bytes": None, "basis": None, "foreground": MARKUP, "reasons": [MARKUP]}
     journal.append(run.path, "group", record={**record, "directory": None, "device_name": None})
     return run
+
+
+def propose(run, one):
+    """What could be tried for a group that does not fit, with every kind of answer."""
+    peak = {"low_bytes": 5000 * MIB, "expected_bytes": 5500 * MIB, "high_bytes": 6000 * MIB}
+    known = {"training": f"mnist {MARKUP}", "text": "t", "settings": f'"batch_size": 16 {MARKUP}', "why": "why " * 30}
+    found = [{**known, "peak": peak, "answer": answer} for answer in ("fits", "undecided", "does not fit")]
+    found.append({**known, "peak": None, "answer": None, "why_not": f"not emulated {MARKUP}"})
+    groups = {one.id: {"content_hash": one.content_hash, "proposals": found}}
+    run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
+
+
+def repeat(run, one, seen):
+    """A second attempt at a group; the first was made by somebody else's doing."""
+    first = next(directory for directory in run.groups() if directory.path.name.endswith("_004"))
+    spoiled = replace(seen, faults=(("foreign_process", f"pid 7 {MARKUP}"),), started_at="2026-11-24T05:30:00+00:00")
+    write_record(first, one, spoiled, [], run.name)
+    second = run.group("mnist", one.number, parallel=True, attempt=2).create()
+    counted = replace(seen, attempt=2, started_at="2026-11-24T05:40:00+00:00")
+    write_record(second, one, counted, [], run.name)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +139,8 @@ def test_markup_in_names_reasons_and_logs_stays_text(chromium, url):
     chromium.open(url)
     chromium.click(".unfold-all")
     assert chromium.run("return document.title").startswith("plan <img")
-    assert chromium.run("return document.querySelectorAll('img, .details b, .opened b').length") == 0
+    tags = "return [...document.querySelectorAll('img, b')].filter(e => e.tagName == 'IMG' || e.innerText == 'bold')"
+    assert chromium.run(tags) == []
     shown = chromium.run("return document.body.innerText")
     assert "the card is gone <img src=x" in shown
 
@@ -241,6 +267,64 @@ def test_nothing_is_wider_than_the_screen(chromium, url, two_cards, width):
         chromium.open(page_url, width=width)
         chromium.click(".unfold-all")
         assert chromium.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_every_attempt_at_a_group_unfolds_with_its_own_picture(chromium, url):
+    chromium.open(url)
+    chromium.click("tbody.group:nth-of-type(4) .fold")
+    attempts = "return [...document.querySelectorAll('.attempt > summary')].map(e => e.innerText)"
+    first, second = chromium.run(attempts)
+    assert first.startswith("attempt 1: INCONCLUSIVE")
+    assert second.endswith("this one decides")
+    assert not is_seen(chromium, ".attempt .timeline")
+    chromium.click(".attempt > summary")
+    assert is_seen(chromium, ".attempt .timeline")
+
+
+def test_proposals_carry_their_predicted_peak_and_its_colour(chromium, url):
+    chromium.open(url)
+    colours = "return [...document.querySelectorAll('.outlook')].map(e => [e.innerText, getComputedStyle(e).color])"
+    found = chromium.run(colours)
+    assert [text for text, _ in found] == [
+        f"5000-6000 MiB: {answer}" for answer in ("fits", "undecided", "does not fit")
+    ]
+    assert len({colour for _, colour in found}) == 3
+
+
+def test_the_energy_of_the_card_is_a_tile_that_says_of_how_many_groups(chromium, two_cards):
+    chromium.open(two_cards)
+    tiles = chromium.run("return [...document.querySelectorAll('.tile')].map(e => e.innerText.replace(/\\n/g, ' '))")
+    assert [text for text in tiles if "energy" in text] == ["3.4 Wh energy of the card"]
+
+
+def test_the_keyboard_alone_sorts_searches_and_unfolds(chromium, url):
+    chromium.open(url)
+    chromium.run("document.querySelector('[data-sort=peak]').focus()")
+    chromium.keys(ENTER)
+    chromium.keys(ENTER)
+    first = groups(chromium)[0]
+    reached = []
+    for _ in range(6):
+        chromium.keys(TAB)
+        reached.append(chromium.run("return document.activeElement.innerText.trim()"))
+    assert first in reached, "behind the heads of the columns comes the first group"
+    chromium.run("document.querySelector('.fold').focus()")
+    chromium.keys(SPACE)
+    assert is_seen(chromium, ".opened")
+    outline = "return getComputedStyle(document.activeElement).outlineStyle"
+    assert chromium.run(outline) == "solid", "one sees where one is"
+
+
+def test_it_prints_with_its_colours_and_without_a_window_of_bars(chromium, url):
+    chromium.open(url)
+    pdf = base64.b64decode(chromium.tool("Page.printToPDF", printBackground=False)["data"])
+    pages = re.findall(rb"/Type\s*/Page\b", pdf)
+    assert pdf.startswith(b"%PDF")
+    assert 1 <= len(pages) <= 6
+    chromium.tool("Emulation.setEmulatedMedia", media="print")
+    assert chromium.run("return getComputedStyle(document.querySelector('.bars')).maxHeight") == "none"
+    adjust = "return getComputedStyle(document.querySelector('.bar-svg rect')).printColorAdjust"
+    assert chromium.run(adjust) == "exact"
 
 
 def test_on_paper_there_are_no_controls(chromium, url):

@@ -1,14 +1,15 @@
 import html
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from builders import background, device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated
+from builders import background, device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated, trace
 from groups import group, training
 
-from colocate.evidence import Exit, Life
+from colocate.evidence import Exit, Life, Mark
 from colocate.plugin.outcome import FIELDS
 from colocate.record import write_record
 from colocate.report import details, journal, page, table
@@ -468,3 +469,22 @@ def test_two_runs_that_disagree_are_told(run, tmp_path):
     finish(run, 1)
     finish(other, 1, evidence(foreground=foreground(out_of_memory=(out_of_memory(),))))
     assert "SEVERAL RUNS DISAGREE:</b> group01" in body(run, other)
+
+
+@pytest.mark.slow
+def test_twelve_groups_of_an_hour_each_stay_below_a_megabyte(run, tmp_path):
+    """Traces of 12,000 samples, a thousand marks and long logs: what a plan of long groups leaves."""
+    names = [f"group{number:02}" for number in range(1, 13)]
+    begin(run, names, needed=11)
+    long = evidence(trace=trace(*(3000 + number % 97 for number in range(12_000)), interval_s=0.3), baseline_bytes=0)
+    marks = tuple(Mark(3.0 * number, 100, "step", "train", number) for number in range(1200))
+    long = replace(long, background=replace(long.background, marks=marks))
+    first = finish(run, 1, replace(long, group="group01"))
+    first.foreground_log.write_text("epoch 1 loss 0.123456 accuracy 0.9\n" * 20_000)
+    for number, name in enumerate(names[1:], start=2):
+        shutil.copytree(first.path, run.group("mnist", number, parallel=True).path)
+        copied = run.group("mnist", number, parallel=True)
+        copied.experiment.write_text(copied.experiment.read_text().replace('"group01"', f'"{name}"'))
+    page_text = page.document(page.Report.of([read_run(run.path)], run.path))
+    assert page_text.count('class="timeline"') == 12
+    assert len(page_text.encode()) < 1_000_000
