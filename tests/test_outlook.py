@@ -9,6 +9,7 @@ from pathlib import Path
 
 import builders
 import pytest
+import sessions
 from groups import group, training
 
 from colocate.cards import known_card
@@ -192,3 +193,19 @@ def test_the_report_predicts_with_real_programs_and_shows_it_when_it_is_made_aga
     (tmp_path / "plan.json").write_text(json.dumps(plan).replace('"2"', '"3"'))
     assert main(["report", str(run.path), "--predict"]) == 0
     assert "group01: its settings have changed since the run" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_session_leaves_proposals_for_what_needs_too_much_and_for_nothing_else(fake_nvml, tmp_path: Path) -> None:
+    load = sessions.stand_in("--hold=1500", "--repeat")
+    entries = [
+        {"foreground": sessions.stand_in("--hold=6500", "--steps=20", "--probe"), "background": load},
+        {"foreground": sessions.stand_in("--fail-at=5", "--steps=20", "--probe"), "background": load},
+    ]
+    done = sessions.run(sessions.plan(tmp_path / "plan.json", entries), tmp_path, "--device=nvidia")
+    assert [one["outcome"] for one in done.verdicts.values()] == ["INFEASIBLE", "INFEASIBLE"], done.output
+    found = read(RunDirectory(done.run))
+    assert list(found) == ["group01"]
+    assert "a smaller batch with gradient accumulation" in found["group01"]["proposals"][0]["text"]
+    assert done.page.count("a smaller batch with gradient accumulation") == 2, "one per member of the first group"
+    assert "predicting what could be tried, for at most 60 s" in done.output

@@ -16,6 +16,17 @@ from colocate.report.words import Record
 from colocate.units import format_mib
 from colocate.verdict import Outcome
 
+# Reasons that a smaller appetite can take away. A failed program or a full host is another matter.
+TOO_MUCH = frozenset(
+    {
+        "foreground_out_of_memory",
+        "background_out_of_memory",
+        "peak_over_limit",
+        "peak_between_samples",
+        "undecided",
+    }
+)
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -82,8 +93,8 @@ def needs(part: Part) -> list[Needs]:
 
 
 def is_unfit(record: Record) -> bool:
-    """A group that does not fit, or of which a prediction cannot say whether it does."""
-    return record["outcome"] == Outcome.INFEASIBLE or "undecided" in record["codes"]
+    """A group that needed too much of the card's memory, or may have; less memory helps nothing else."""
+    return not TOO_MUCH.isdisjoint(record["codes"])
 
 
 def _proposals(proposed: Mapping[str, Any], row: Row) -> tuple[Mapping[str, Any], ...]:
