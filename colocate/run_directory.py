@@ -139,6 +139,7 @@ class RunDirectory:
             ColocateError: the folder cannot be written.
         """
         make_folder(results)
+        _release_abandoned(results)
         name = f"{kind}_{now:%Y%m%d_%H%M%S}"
         for suffix in ("", *(f"_{number}" for number in range(2, 100))):
             path = results / (name + suffix)
@@ -219,12 +220,24 @@ class RunDirectory:
             raise ColocateError(f"{self.path}: {room}; make room, or choose another folder with --results") from error
 
     def release(self) -> bool:
-        """Give the kept room back; whether there was any."""
+        """Give the kept room back, that of side runs too; whether there was any."""
+        found = [self._reserve, *self.path.glob(f"*/{self._reserve.name}")]
+        return any([_removed(reserve) for reserve in found])
+
+    @property
+    def is_held(self) -> bool:
+        """A session is at this run at this moment."""
         try:
-            self._reserve.unlink()
-        except OSError:
+            handle = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # whoever is at a run makes the file first
             return False
-        return True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
 
     @property
     def _lock(self) -> Path:
@@ -271,6 +284,21 @@ class RunDirectory:
                 for file in own:
                     file.unlink(missing_ok=True)
                 self.path.rmdir()
+
+
+def _release_abandoned(results: Path) -> None:
+    """Give back the room of runs whose session was killed: the next one is what may need it."""
+    for run in {RunDirectory(reserve.parent) for reserve in results.glob("*/.reserve")}:
+        if not run.is_held:
+            run.release()
+
+
+def _removed(path: Path) -> bool:
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def safe_name(text: str) -> str:

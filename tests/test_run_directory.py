@@ -101,3 +101,19 @@ def test_a_record_cut_short_is_told_by_its_place(tmp_path: Path) -> None:
 
     with pytest.raises(ColocateError, match=r"record\.json: expected a JSON record"):
         read_json(path)
+
+
+def test_a_new_run_gives_back_the_room_of_those_that_were_killed(tmp_path: Path) -> None:
+    """A killed session that nobody resumed used to keep its 8 MiB for ever; one that goes on keeps them still."""
+    now = datetime(2026, 11, 24)
+    killed, going_on = RunDirectory.new(tmp_path, now), RunDirectory.new(tmp_path, now)
+    side = killed.side_run("remedies")
+    side.path.mkdir()
+    (killed.path / ".lock").write_text("4000000")  # SIGKILL leaves the file, the kernel lets go of the lock
+    with going_on.locked():
+        for run in (killed, side, going_on):
+            run.reserve()
+        RunDirectory.new(tmp_path, now)
+
+        assert sorted(path.parent for path in tmp_path.rglob(".reserve")) == [going_on.path]
+    assert killed.path.is_dir()
