@@ -18,6 +18,7 @@ from pathlib import Path
 import builders
 import pytest
 from groups import STAND_IN, group, training
+from test_docs import known_words
 
 import colocate.rehearsal
 from colocate.cli import main
@@ -41,6 +42,7 @@ NOT_HERE = {
     "docker run": "needs docker and downloads an image",
     "sudo nvidia-smi": "needs a GPU and changes its settings",
     "--on=slurm": "needs a Slurm cluster; tests/test_slurm.py has stand-ins for its commands",
+    "$SLURM_": "needs a Slurm cluster; tests/test_slurm.py has stand-ins for its commands",
     "sbatch": "needs a Slurm cluster; tests/test_slurm.py has stand-ins for its commands",
     "kubectl": "needs a Kubernetes cluster",
     "colocate fit": "takes minutes: every trial is a run; tests/test_fit.py does it with stand-ins",
@@ -55,6 +57,13 @@ NOT_HERE = {
 # Names in a page that stand for the reader's own.
 STANDS_FOR = {"PLAN": "my_plan.json"}
 
+# What has to be done before a line can be, in a folder of results of its own where the latest run is meant.
+BEFORE = {
+    "--resume": "scripts/feasibility -k group12 --results=resumed",
+    "colocate merge": "pytest feasibility -k group7 --journal=journals/group7.jsonl",
+}
+IN_ADDITION = {"--resume": ["--results=resumed"]}
+
 # Our own programs train for minutes; here they make one step, on the CPU.
 SHORT = ["--max-steps", "1", "--device", "cpu"]
 
@@ -67,7 +76,7 @@ def commands(path: Path) -> list[str]:
 
 
 def is_command(kind: str, line: str) -> bool:
-    return bool(line.strip()) and (kind == "bash" or line.startswith("$ "))
+    return line.startswith("$ ") or (kind == "bash" and bool(line.strip()) and not line.startswith("#"))
 
 
 def why_not(line: str) -> str | None:
@@ -134,9 +143,16 @@ def environment() -> dict[str, str]:
     return {**kept, **locks, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
 
 
+def expanded(word: str, folder: Path) -> list[str]:
+    """What a shell makes of a word with a star."""
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(word)) if "*" in word else []
+    return found or [word]
+
+
 def do(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Do a command line as it stands, but for what `STANDS_FOR` replaces."""
     words = [re.sub("|".join(STANDS_FOR), lambda found: STANDS_FOR[found[0]], word) for word in words]
+    words = [found for word in words for found in expanded(word, folder)]
     own: dict[str, str] = {}
     while "=" in words[0]:
         name, _, value = words[0].partition("=")
@@ -149,6 +165,16 @@ def do(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         words, cwd=folder, env={**environment(), **own}, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+def do_with_what_it_needs(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(line)
+    for part, before in BEFORE.items():
+        if part in line:
+            first = do(shlex.split(before), folder)
+            assert first.returncode == 0, first.stdout + first.stderr
+            words += IN_ADDITION.get(part, [])
+    return do(words, folder)
 
 
 def rehearsed(programs: Sequence[Program], card: object, **settings: object) -> list[Rehearsal]:
@@ -192,7 +218,7 @@ def test_every_command_is_done_or_named_with_a_reason() -> None:
 @pytest.mark.parametrize("line", of_kind(*SESSIONS))
 def test_a_run_of_the_docs_runs(line: str, folder: Path, fake_nvml) -> None:
     fake_nvml.add_card(uuid="GPU-4f5e0000-0000-4000-8000-000000000000")
-    done = do(shlex.split(line), folder)
+    done = do_with_what_it_needs(line, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     if "--collect-only" not in line:
         assert "the plan holds" in done.stdout or "-k" in line or "-m" in line, done.stdout
@@ -202,7 +228,7 @@ def test_a_run_of_the_docs_runs(line: str, folder: Path, fake_nvml) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [one for one in of_kind("colocate ") if " predict" not in str(one.id)])
 def test_a_command_around_a_run_does_its_work(line: str, folder: Path, fake_nvml) -> None:
-    done = do(shlex.split(line), folder)
+    done = do_with_what_it_needs(line, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip()
     for written in re.findall(r"--(?:out|page)=(\S+)", line):
@@ -260,3 +286,16 @@ def test_the_loop_of_the_workloads_page_trains(tmp_path: Path, monkeypatch) -> N
     events = [json.loads(line)["event"] for line in (tmp_path / "events").read_text().splitlines()]
     assert events[0] == "ready"
     assert events[-2:] == ["epoch_end", "end"]
+
+
+def test_the_lines_of_ci_have_only_options_that_there_are() -> None:
+    """Those of the workflow, and those that README and how-to show of it."""
+    pages = [ROOT / "README.md", ROOT / "docs/how-to/ci.md", ROOT / ".github/workflows/feasibility.yml"]
+    found = [
+        line for page in pages for line in re.findall(r"run: (?:exec )?(scripts/feasibility .*)", page.read_text())
+    ]
+    assert len(found) == 3
+    for line in found:
+        flags = {word.partition("=")[0] for word in shlex.split(line) if word.startswith("--")}
+        assert flags <= known_words(), line
+        assert {"--device", "--gate", "--junitxml"} <= flags, "the same line everywhere, but for the selection"
