@@ -5,9 +5,11 @@ number means the same process only together with its start time. One that /proc 
 container may be given the host's numbers, or it has ended meanwhile.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from colocate import processes
 from colocate.device import DeviceProcess
@@ -25,10 +27,14 @@ _Key = tuple[int, int | None]
 
 
 class Holders:
-    """Keeps book of the processes that were seen on the card during one group."""
+    """Keeps book of the processes that were seen on the card during one group.
 
-    def __init__(self, run: str, group: str) -> None:
+    ``place`` is where its record goes: two runs that began in the same second have the same name and groups.
+    """
+
+    def __init__(self, run: str, group: str, place: Path | None = None) -> None:
         self._prefix = f"{run}/{group}/"
+        self._suffix = "" if place is None else f"/{hashlib.sha256(os.fsencode(place.absolute())).hexdigest()[:12]}"
         self._seen: dict[_Key, Holder] = {}
         self._taken = 0
         self._since_s = 0.0
@@ -37,7 +43,7 @@ class Holders:
 
     def cookie(self, role: Role) -> str:
         """What marks the processes of one member."""
-        return self._prefix + role
+        return self._prefix + role + self._suffix
 
     def strangers(self, listed: Iterable[DeviceProcess]) -> list[ProcessId]:
         """The processes on the card that are not ours. One that only draws is no stranger but part of the baseline."""

@@ -20,7 +20,7 @@ from colocate.catalog import Training
 from colocate.demand import wanted_alone
 from colocate.device import Device
 from colocate.energy import CpuEnergyMeter
-from colocate.errors import TrainingError
+from colocate.errors import ColocateError, TrainingError
 from colocate.evidence import Evidence, Limits, Mark, Member, Role
 from colocate.heartbeat import Heartbeat
 from colocate.monitor import Monitor
@@ -89,7 +89,8 @@ class Observation:
         self._foreground = Watch("foreground", group.foreground, directory)
         self._background = Watch("background", group.background, directory) if group.background else None
         self._looping: Looping | None = None
-        self._card = Occupancy(device, monitor, run=run, group=group.id, virtual=virtual_card is not None)
+        virtual = virtual_card is not None
+        self._card = Occupancy(device, monitor, run=run, group=group.id, place=directory.path, virtual=virtual)
         self._faults: list[tuple[str, str]] = []
         self._quarantine = quarantine
         self._asks = asks
@@ -186,7 +187,7 @@ class Observation:
         """Stop, settle, and write the record with the verdict that follows from it.
 
         Raises:
-            OSError: the record cannot be written.
+            ColocateError: the record cannot be written.
         """
         self.stop()
         self.settle()
@@ -215,7 +216,7 @@ class Observation:
         """End at once and write what there is; no verdict but INCONCLUSIVE can come of it.
 
         Raises:
-            OSError: the record cannot be written.
+            ColocateError: the record cannot be written.
         """
         self._faults.append(("interrupted", text))
         self.stop()
@@ -243,6 +244,14 @@ class Observation:
         return None
 
     def _write(self) -> Verdict:
+        """Without its record nothing of the group is known, whatever was seen."""
+        try:
+            return self._written()
+        except OSError as error:
+            text = f"{self.directory.path}: expected to write the record of {self.group.id}, got {error.strerror}"
+            raise ColocateError(f"{text}; nothing is concluded without it") from error
+
+    def _written(self) -> Verdict:
         if self.card_fault is not None and self._quarantine is not None:
             self._quarantine.add(self._device.info.uuid, self.card_fault)
         if shutil.disk_usage(self.directory.path).free < LEAST_ROOM_BYTES:

@@ -6,6 +6,7 @@ Says what it finds in words and codes; what follows from that is `colocate.verdi
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from colocate.device import Device
 from colocate.device.failures import NoBallast
@@ -46,8 +47,8 @@ class Occupancy:
         notes: what is worth saying, likewise.
     """
 
-    def __init__(self, device: Device, monitor: Monitor, *, run: str, group: str, virtual: bool) -> None:
-        self.holders = Holders(run, group)
+    def __init__(self, device: Device, monitor: Monitor, *, run: str, group: str, place: Path, virtual: bool) -> None:
+        self.holders = Holders(run, group, place)
         self.baseline_bytes: int | None = None
         self.final_bytes: int | None = None
         self.returned: bool | None = None

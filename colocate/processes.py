@@ -104,7 +104,16 @@ def with_variable(name: str, value: str) -> list[ProcessId]:
 
 def cookie_of(pid: int) -> str | None:
     """The cookie that a process was started with; None without one or when its environment cannot be read."""
-    return _variable(pid, COOKIE)
+    return variable_of(pid, COOKIE)
+
+
+def variable_of(pid: int, name: str) -> str | None:
+    """An environment variable as a process was started with it; None without it or when it cannot be read."""
+    start = name.encode() + b"="
+    for entry in (_read(f"/proc/{pid}/environ") or b"").split(b"\0"):
+        if entry.startswith(start):
+            return os.fsdecode(entry[len(start) :])
+    return None
 
 
 def owner_of(pid: int) -> int | None:
@@ -269,17 +278,9 @@ def _has_open(pid: int, prefix: str) -> bool:
     return False
 
 
-def _variable(pid: int, name: str) -> str | None:
-    start = name.encode() + b"="
-    for entry in (_read(f"/proc/{pid}/environ") or b"").split(b"\0"):
-        if entry.startswith(start):
-            return os.fsdecode(entry[len(start) :])
-    return None
-
-
 def _with_variable(name: str) -> Iterator[tuple[ProcessId, str]]:
     for pid in sorted(_pids()):
-        value = None if pid == os.getpid() else _variable(pid, name)
+        value = None if pid == os.getpid() else variable_of(pid, name)
         process = None if value is None else identify(pid)
         if value is not None and process is not None:
             yield process, value

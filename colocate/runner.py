@@ -11,6 +11,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -67,7 +68,8 @@ def start(
     Args:
         command: what to execute; `COLOCATE_COOKIE` and the mark of this life are added to its environment.
         log: replaced if it exists; its folder must exist.
-        cookie: ``<run id>/<group id>/<role>``, by which a later run recognises what this one left behind.
+        cookie: ``<run id>/<group id>/<role>`` and what makes it unlike any other; by it a later run recognises what
+            this one left behind.
         patterns: regular expressions for one line of output, by name, besides `colocate.logs.OUT_OF_MEMORY`.
         max_processes: a tree with more of them at once is killed.
 
@@ -163,6 +165,7 @@ class Process:
         """Have the whole tree ended without waiting for it: SIGTERM, ``grace_s`` seconds, SIGKILL."""
         if self.exit is None:
             self._stop_asked = True
+            self._supervisor.send_signal(signal.SIGCONT)  # somebody may have stopped it, and it would not hear of this
             self._order({"stop": grace_s})
 
     def stop(self, grace_s: float = GRACE_S) -> Exit:

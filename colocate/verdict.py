@@ -275,6 +275,7 @@ def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     yield from _undecided(evidence, peak)
     yield from _gaps(evidence)
     yield from _foreground_unproven(evidence)
+    yield from _steps_unconfirmed(evidence)
     if evidence.background is not None:
         yield from _background_unproven(evidence, evidence.background)
     if evidence.baseline_bytes is None:
@@ -341,6 +342,16 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("foreground_idle", f"{foreground.name} is declared to train on the CPU but showed no step")
     elif evidence.device.basis == "measured" and epoch_cut(foreground):
         yield Reason("epoch_cut", f"{foreground.name} was told to cut its epoch: {_epoch_text(foreground)}")
+
+
+def _steps_unconfirmed(evidence: Evidence) -> Iterator[Reason]:
+    """An epoch of which PyTorch, loaded in the same training, saw not one step of an optimizer."""
+    member = evidence.foreground
+    told = max((epoch.steps for epoch in member.epochs), default=0)
+    silent = member.allocators and not any(allocator.optimizer_steps for allocator in member.allocators)
+    if evidence.device.basis == "measured" and told and silent:
+        text = f"{member.name} tells of an epoch of {told} steps, PyTorch counted none of them"
+        yield Reason("epoch_contradicted", text)
 
 
 def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Reason]:

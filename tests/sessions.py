@@ -13,6 +13,9 @@ from typing import Any
 from groups import STAND_IN
 from seen import note
 
+from colocate.environment import EVENTS
+from colocate.processes import ProcessId, variable_of, with_cookie
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -87,6 +90,12 @@ def run(plan: Path, folder: Path, *more: str, timeout_s: float = 120) -> Session
     )
     note(f"exit code {done.returncode}")
     return Session(done.returncode, done.stdout + done.stderr, folder)
+
+
+def alive_below(folder: Path) -> list[ProcessId]:
+    """The trainings that still run of whatever keeps its records below a folder, and of nothing else."""
+    marked = f"{folder}/"
+    return [one for one in with_cookie("") if (variable_of(one.pid, EVENTS) or "").startswith(marked)]
 
 
 def _group(name: str) -> str:

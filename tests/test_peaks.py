@@ -71,7 +71,11 @@ def test_peaks_that_would_be_over_the_limit_together_are_no_proof_that_it_fits()
 
 def test_a_spike_that_stays_below_the_limit_is_told() -> None:
     verdict = judge(
-        evidence(foreground=foreground(allocators=(Allocator(200, "cuda", max_reserved_bytes=2000 * MIB),)))
+        evidence(
+            foreground=foreground(
+                allocators=(Allocator(200, "cuda", optimizer_steps=3, max_reserved_bytes=2000 * MIB),)
+            )
+        )
     )
 
     assert verdict.feasible

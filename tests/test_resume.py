@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 from fake_nvml import FakeNvml
-from sessions import ROOT, Session, arguments, plan, run, stand_in
+from sessions import ROOT, Session, alive_below, arguments, plan, run, stand_in
 from waiting import wait_until
 
 from colocate.cli import main
 from colocate.device.lock import locked
-from colocate.processes import with_cookie
 from colocate.run_directory import RunDirectory, read_json
 from colocate.series import settled_groups
 
@@ -272,9 +271,8 @@ def check_resumes(place: int, path: Path, folder: Path) -> str:
         assert len(found.attempts) == 1, (place, session.output)
     for file, content in verdicts.items():
         assert file.read_bytes() == content
-    wait_until(lambda: not with_cookie("run_"), 6)
+    wait_until(lambda: not alive_below(folder), 6)
     for directory in folder.glob("results/run_*"):
-        wait_until(lambda directory=directory: not with_cookie(directory.name), 6)
         assert not list(directory.glob(".lock")) or not runs
     return ""
 

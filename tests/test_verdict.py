@@ -127,7 +127,9 @@ def test_a_swallowed_out_of_memory_is_infeasible_although_the_program_exits_0() 
 
 
 def test_survival_by_flushing_the_cache_is_feasible_but_tight() -> None:
-    verdict = judge(evidence(foreground=foreground(allocators=(Allocator(1, "cuda", num_alloc_retries=2),))))
+    verdict = judge(
+        evidence(foreground=foreground(allocators=(Allocator(1, "cuda", optimizer_steps=3, num_alloc_retries=2),)))
+    )
 
     assert verdict.feasible
     assert [warning.code for warning in verdict.warnings] == ["tight"]
@@ -284,3 +286,17 @@ def test_the_verdict_is_the_same_after_a_round_trip_through_json(seen: Evidence)
 )
 def test_classes_are_drawn_at_3000_and_4000(mib: int, expected: str) -> None:
     assert stability(mib * MIB) == expected
+
+
+def test_an_epoch_of_which_pytorch_saw_no_step_proves_nothing() -> None:
+    silent = Allocator(200, "cuda", optimizer_steps=0, max_reserved_bytes=MIB)
+    verdict = judge(evidence(foreground=foreground(allocators=(silent,))))
+
+    assert verdict.codes == ("epoch_contradicted",)
+    assert judge(evidence(foreground=foreground(allocators=(replace(silent, optimizer_steps=1),)))).feasible
+
+
+def test_a_record_that_tells_more_than_the_card_has_is_no_witness() -> None:
+    boastful = Allocator(200, "cuda", optimizer_steps=10, max_reserved_bytes=2**62)
+
+    assert judge(evidence(foreground=foreground(allocators=(boastful,)))).codes == ("implausible_record",)
