@@ -315,7 +315,7 @@ def _slurm() -> Finding:
     if found is None:
         return Finding("Slurm", "well", "not here; only --on=slurm needs it")
     try:
-        nodes = slurm.nodes(None, slurm.allocation())
+        nodes = slurm.nodes(None)
     except ColocateError as error:
         return Finding(
             "Slurm", "less", f"{found}, which does not answer: {error}", "check sinfo; only --on=slurm needs it"

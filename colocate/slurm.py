@@ -16,7 +16,8 @@ from colocate.errors import ColocateError
 
 _ANSWER_S = 30.0
 _ENDED = frozenset({"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"})
-_DOWN = re.compile(r"down|drain|fail|inval|maint|unk|power|\*")
+# Not "idle~" and the like: what is asleep to save power wakes up for a job.
+_DOWN = re.compile(r"^(down|drain|fail|inval|maint|unk)|\*")
 
 
 @dataclass(frozen=True)
@@ -59,30 +60,41 @@ def allocation(environment: Mapping[str, str] = os.environ) -> str | None:
     return environment.get("SLURM_JOB_ID") or None
 
 
-def nodes(partition: str | None, within: str | None = None) -> tuple[Node, ...]:
-    """The machines that take jobs in a partition (the default one without a name), or those of the allocation.
+def nodes(partition: str | None) -> tuple[Node, ...]:
+    """The machines that take jobs in a partition; in the default one without a name.
 
     Raises:
         ColocateError: Slurm does not answer, or knows no such partition.
     """
-    if within is not None:
-        listed = os.environ.get("SLURM_JOB_NODELIST", "")
-        words = ["--nodes", listed]
-    else:
-        words = ["--partition", partition] if partition else []
+    words = ["--partition", partition] if partition else []
     answer = _ask(["sinfo", "--noheader", "--Node", *words, "--format=%N|%c|%G|%T|%P"])
     rows = [line.split("|") for line in answer.splitlines() if line.count("|") == 4]
-    if partition is None and within is None:
+    if not partition:
         rows = [row for row in rows if row[4].endswith("*")]  # sinfo marks the default partition so
-    if not rows and partition:
+    elif not rows:
         raise ColocateError(f"--on=slurm:{partition}: expected a partition of this cluster, found none of that name")
     found = {row[0]: Node(row[0], int(row[1]), num_gpus(row[2])) for row in rows if not _DOWN.search(row[3])}
     return tuple(found.values())
 
 
+def nodes_within(job: str) -> tuple[Node, ...]:
+    """The machines of an allocation, with what it has of each.
+
+    Raises:
+        ColocateError: Slurm does not answer.
+    """
+    answer = _ask(["squeue", "--noheader", f"--jobs={job}", "--format=%b|%C|%D|%N"]).strip()
+    per_node, cpus, count, listed = (answer.split("|") + [""] * 4)[:4]
+    if not listed:
+        raise ColocateError(f"slurm: expected job {job} in the queue, found {answer!r}")
+    gpus = num_gpus(re.sub(r"(^|,)gres[:/]", r"\1", per_node))
+    names = _ask(["scontrol", "show", "hostnames", listed]).split()
+    return tuple(Node(name, int(cpus) // max(1, int(count)), gpus) for name in names)
+
+
 def num_gpus(gres: str) -> int:
-    """GPUs in what sinfo tells of a node, such as ``gpu:a100:4(S:0-1),shard:8``."""
-    return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)*?:(\d+)", gres))
+    """GPUs in what Slurm tells of a machine, such as ``gpu:a100:4(S:0-1),shard:8``."""
+    return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)*?:(\d+)(?=[(,]|$)", gres))
 
 
 def step(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from waiting import wait_until
 
 from colocate import slurm
 from colocate.errors import ColocateError
+from colocate.plugin.elsewhere import Elsewhere
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +64,9 @@ class Running:
     def __init__(self, cluster, folder, entries, *more, within=False):
         self.cluster, self.folder = cluster, folder
         folder.mkdir(exist_ok=True)
-        words = sessions.arguments(plan(folder / "plan.json", entries), folder, "--on=slurm", "--progress=0.3", *more)
+        words = sessions.arguments(
+            plan(folder / "plan.json", entries), folder, "--on=slurm", "--progress=0.3", "--predict=0", *more
+        )
         if within:
             words = ["salloc", "--quiet", "--nodes=2", "--ntasks=2", "--cpus-per-task=4", "--gres=gpu:1", *words]
         inherited = {name: value for name, value in os.environ.items() if name != "FAKE_NVML_STATE"}
@@ -122,7 +126,7 @@ def test_a_plan_on_two_nodes_comes_to_the_verdicts_of_a_local_run(idle, fake_mac
         assert seen["host"] in seen["device"]["uuid"], "the group ran on its node's card"
     for _ in range(4):
         fake_machine.add_card()
-    local = sessions.run(tmp_path / "slurm/plan.json", tmp_path / "local", "--device=nvidia", "-n4")
+    local = sessions.run(tmp_path / "slurm/plan.json", tmp_path / "local", "--device=nvidia", "-n4", "--predict=0")
     assert outcomes(run) == outcomes(local)
     assert run.junit == local.junit
     assert "n1" in run.page
@@ -247,3 +251,43 @@ def test_an_array_of_tasks_and_a_merge_as_on_the_page(idle, tmp_path):
 def on_path(cluster, folder):
     found = cluster.environment
     return {**found, "PATH": f"{folder}/bin:{found['PATH']}"}
+
+
+@pytest.mark.parametrize(
+    ("told", "count"),
+    [
+        ("gpu:2", 2),
+        ("gpu:a100:4(S:0-1)", 4),
+        ("gpu:a100:4(S:0,1),gpu:v100:2", 6),
+        ("gpu:1g.5gb:14", 14),
+        ("shard:8,gpu:1", 1),
+        ("(null)", 0),
+        ("shard:8", 0),
+        ("N/A", 0),
+    ],
+)
+def test_gpus_are_counted_in_what_slurm_tells(told, count):
+    assert slurm.num_gpus(told) == count
+
+
+def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ColocateError, match="expected sinfo on this machine, found none; run this on a login node"):
+        slurm.nodes("gpu")
+    assert slurm.version() is None
+
+
+def test_a_cluster_of_one_machine_has_no_other_to_run_a_group_again_on(tmp_path, monkeypatch):
+    """Then it is run on the same one; with another it must not be."""
+    for names, avoided in ((("n1",), frozenset()), (("n1", "n2"), frozenset({"n1"}))):
+        monkeypatch.setattr(slurm, "nodes", lambda partition, names=names: tuple(slurm.Node(n, 8, 2) for n in names))
+        monkeypatch.setattr(slurm, "allocation", lambda: None)
+        monkeypatch.setattr(slurm, "queued", lambda names: {})
+        jobs = Elsewhere("slurm:gpu", "--account=lab", gpu=True)
+        assert (jobs.most_workers, jobs.cpus) == (2 * len(names), 4)
+        berth, command = jobs.ask("gw1", tmp_path, frozenset({"n1"}))
+        jobs.ending = True
+        assert berth.avoid == avoided
+        assert ("--exclude=n1" in command) == bool(avoided)
+        words = shlex.split(command)
+        assert words.index("--account=lab") > words.index("--gres=gpu:1"), "what the user says wins"

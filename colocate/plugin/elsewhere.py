@@ -85,11 +85,11 @@ class Elsewhere:
         self.gpu = gpu
         self.more = slurm.options(more)
         self.within = slurm.allocation()
-        self.nodes = slurm.nodes(self.partition, self.within)
+        self.nodes = slurm.nodes(self.partition) if self.within is None else slurm.nodes_within(self.within)
         if not self.nodes:
             raise ColocateError(f"--on={where}: expected a machine that takes jobs, found none (see sinfo)")
         if gpu and not self.num_gpus:
-            raise ColocateError(f"--on={where}: expected machines with GPUs, found none (sinfo -o '%N %G')")
+            raise ColocateError(f"--on={where}: expected machines with GPUs, found none in {self.place}")
         self.base = f"colocate-{uuid.uuid4().hex[:8]}"
         self.berths: dict[str, Berth] = {}
         self.again: dict[str, str] = {}

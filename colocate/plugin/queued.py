@@ -106,9 +106,13 @@ class QueuedSession(DSession):  # type: ignore[misc]
         self.config.hook.pytest_xdist_newgateway(gateway=gateway)
         node = WorkerController(self.nodemanager, gateway, self.config, self.queue.put)
         gateway.node = node  # type: ignore[attr-defined]  # xdist does the same: it keeps the node alive
+        try:
+            node.setup()
+        except (OSError, EOFError) as error:  # it was lost in the meantime
+            self.worker_refused(waiting, gateway, error, frozenset({berth.host or ""}))
+            return
         self._active_nodes.discard(waiting)
         self._active_nodes.add(node)
-        node.setup()
 
     def _note(self, berth: Berth) -> None:
         """Let the session, its record and whoever looks on know which card the worker has."""

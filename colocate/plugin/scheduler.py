@@ -134,8 +134,10 @@ class OneGroupAtATime:
     def remove_node(self, node: Any) -> str | None:
         """Called when a worker is gone; the answer is the group that it was running, unless that is run again."""
         left = [index for index in self._running.pop(node) if index != self._sentinel]
-        if not left or self.collection is None:
-            self.feed()
+        if self.collection is None:
+            return None
+        if not left:
+            self.feed()  # others may now be the only ones for a group that was to go elsewhere
             return None
         if self.run_again(self.collection[left[0]], node):
             self._waiting.insert(0, left[0])
