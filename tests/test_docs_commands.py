@@ -60,7 +60,7 @@ STANDS_FOR = {"PLAN": "my_plan.json"}
 # What has to be done before a line can be, in a folder of results of its own where the latest run is meant.
 BEFORE = {
     "--resume": "scripts/feasibility -k group12 --results=resumed",
-    "colocate merge": "pytest feasibility -k group7 --journal=journals/group7.jsonl",
+    "colocate merge": "pytest feasibility --journal=journals/both.jsonl",
 }
 IN_ADDITION = {"--resume": ["--results=resumed"]}
 
