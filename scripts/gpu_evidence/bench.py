@@ -1,0 +1,136 @@
+"""What every unit of work needs: the card, the plan, the folder of the records, and how much time is left."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from colocate.cards import card_of_size
+from colocate.catalog import Catalog, Training
+from colocate.device import Device, DeviceInfo
+from colocate.device.nvidia import NvidiaDevice, is_simulated
+from colocate.device.opening import Card, new_virtual
+from colocate.plan import Group, Plan
+from colocate.run_directory import RunDirectory, read_json, write_json
+from colocate.series import Attempt
+from colocate.trial import Trials
+from colocate.units import GIB
+
+# The virtual stand-in for a large card.
+WHOLE_VIRTUAL_BYTES = 80 * GIB
+
+# What is left after a training was ended: settling, writing the record, the next call's turn.
+RESERVE_S = 20.0
+
+
+@dataclass
+class Bench:
+    """The place where the units work.
+
+    Args:
+        work: Records of all calls.
+        plan: The groups.
+        catalog: Makes changed command lines; None for a plan of commands.
+        card: The whole card.
+        small_bytes: The size of the small one.
+        info: What the whole card is.
+        minutes: How long this call may take.
+        options: The command line's.
+    """
+
+    work: Path
+    plan: Plan
+    catalog: Catalog | None
+    card: Card
+    small_bytes: int
+    info: DeviceInfo
+    minutes: float
+    options: Any
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until this call must end."""
+        return self.minutes * 60 - (time.monotonic() - self.began_s)
+
+    @property
+    def basis(self) -> str:
+        """``measured`` on a card; ``simulated`` by the tests' library, ``predicted`` on a virtual card."""
+        return "simulated" if is_simulated(self.info) else self.info.basis
+
+    @property
+    def small(self) -> Card:
+        """The small card: a ballast makes it of a GPU."""
+        return replace(self.card, total_bytes=self.small_bytes)
+
+    def run(self, name: str) -> RunDirectory:
+        """The run directory of one kind of units."""
+        return RunDirectory(self.work / name)
+
+    def attempt(self, kind: str, group: Group, card: Card) -> Attempt:
+        """One attempt at a group, ended in time by the plan's own limit."""
+        limits = group.limits
+        most_s = min(limits.epoch_timeout_s, max(5.0, self.left_s - limits.settle_s - RESERVE_S))
+        timed = replace(group, runs=1, limits=limits.model_copy(update={"epoch_timeout_s": most_s}))
+        run = self.run(kind)
+        run.path.mkdir(parents=True, exist_ok=True)
+        self._describe(run)
+        return Trials(run, self.plan.name, card).attempt(timed)
+
+    def _describe(self, run: RunDirectory) -> None:
+        """What a page needs to know of the plan."""
+        if run.record.exists():
+            return
+        plan, limits = self.plan, self.plan.limits
+        told = {
+            "name": plan.name,
+            "groups": list(plan.ids),
+            "needed": plan.needed(len(plan.groups)),
+            "success_rate": limits.success_rate,
+            "limits": {"peak_bytes": limits.peak_bytes, "card_bytes": limits.card_bytes},
+            "tiers": dict(plan.tiers),
+        }
+        write_json(run.record, {"schema": 1, "plan": told, "arguments": []})
+
+    def opened(self, folder: Path) -> Device:
+        """The whole card for reading it, not locked."""
+        if self.card.uuid is not None:
+            return NvidiaDevice(self.card.uuid)
+        folder.mkdir(parents=True, exist_ok=True)
+        return new_virtual(card_of_size(self.card.total_bytes or WHOLE_VIRTUAL_BYTES), folder / "virtual_card")
+
+
+def is_ours(training: Training) -> bool:
+    """One of `workloads/`, which knows ``--max-steps``."""
+    return any(word.startswith("workloads.") for word in training.argv)
+
+
+def shortened(training: Training, steps: int) -> Training:
+    """With every phase, but few steps of each; one that cannot be cut stays whole."""
+    if not is_ours(training):
+        return training
+    return replace(training, argv=(*training.argv, "--max-steps", str(steps)))
+
+
+def distinct(groups: Sequence[Group]) -> dict[str, tuple[Training, Group]]:
+    """The different programs of the groups by a name of their own, each with a group that has it."""
+    found: dict[str, tuple[Training, Group]] = {}
+    for group in groups:
+        for training in group.trainings:
+            found.setdefault(key_of(training), (training, group))
+    return found
+
+
+def key_of(training: Training) -> str:
+    """Name and what tells it from others of that name; epochs and seed change no memory."""
+    told = {k: v for k, v in training.hyperparameters.items() if k not in ("epochs", "seed")}
+    return " ".join([training.name, *(f"{name}={value}" for name, value in sorted(told.items()))])
+
+
+def stored(path: Path) -> dict[str, Any] | None:
+    """What a unit left."""
+    if not path.exists():
+        return None
+    document: dict[str, Any] = read_json(path)
+    return document
