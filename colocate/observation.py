@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import permutations
 from pathlib import Path
@@ -32,7 +33,7 @@ from colocate.record import write_record
 from colocate.run_directory import GroupDirectory
 from colocate.runner import Command, Looping, Process, Restarts, start, stop_all
 from colocate.throttling import throttling
-from colocate.verdict import Verdict
+from colocate.verdict import Verdict, judge
 from colocate.versions import packages
 from colocate.watch import Watch
 
@@ -43,6 +44,9 @@ TICK_S = 0.05
 CLOSING_S = 1.0
 
 TERMINATION_GRACE_S = 10.0
+
+# How often a run that may end early looks whether it may.
+DECISION_EVERY_S = 1.0
 
 # With less room than this a training may fail for want of a place to write, which says nothing about the card.
 LEAST_ROOM_BYTES = 1024**2
@@ -62,6 +66,7 @@ class Observation:
         virtual_card: State file of the virtual card, or None on a GPU.
         quarantine: Where a card goes that nothing may be measured on after this; None where nobody asks.
         cpu_energy: Runs since the monitor was started; None where nobody wants to know.
+        until_decided: End the foreground as soon as nothing can change the verdict any more.
         asks: After an out-of-memory on the virtual card, find out what the training wanted.
     """
 
@@ -78,6 +83,7 @@ class Observation:
         cpu_energy: CpuEnergyMeter | None = None,
         quarantine: Quarantine | None = None,
         asks: bool = True,
+        until_decided: bool = False,
     ) -> None:
         self.group = group
         self.directory = directory
@@ -94,6 +100,9 @@ class Observation:
         self._faults: list[tuple[str, str]] = []
         self._quarantine = quarantine
         self._asks = asks
+        self._until_decided = until_decided
+        self._decided: str | None = None
+        self._decision_due_t = 0.0
         self.verdict: Verdict | None = None
         self._cpu_energy = cpu_energy
         self._started_at = datetime.now(UTC)
@@ -161,12 +170,21 @@ class Observation:
             return
         deadline = process.started_t + self._timeout_s
         self._wait_until(
-            lambda: process.poll() is not None or self._is_stalled(watch) or self._must_end() or enough(), deadline
+            lambda: (
+                process.poll() is not None
+                or self._is_stalled(watch)
+                or self._must_end()
+                or enough()
+                or self._is_decided()
+            ),
+            deadline,
         )
         ended_t = time.monotonic()
         self._monitor.ask_for_vitals()
-        if process.poll() is None and enough():
+        if process.poll() is None and (enough() or self._decided is not None):
             process.stop(TERMINATION_GRACE_S)
+            if self._background is not None and self._decided is not None:
+                self._wait_for_closing_step(self._background, ended_t)
         elif process.poll() is None:
             self._end_foreground(process, ended_t)
         elif self._background is not None:
@@ -294,6 +312,7 @@ class Observation:
             run=self.directory.repeat,
             notes=(*self._card.notes, *self._notes(foreground)),
             host=environment.host(),
+            decided_early=self._decided,
         )
 
     @property
@@ -446,6 +465,23 @@ class Observation:
 
     def _is_lost(self) -> bool:
         return self._monitor.lost is not None
+
+    def _is_decided(self) -> bool:
+        """By what was seen so far the verdict stands; asked once in a while, for it takes the whole evidence."""
+        if not self._until_decided or self._decided is not None or time.monotonic() < self._decision_due_t:
+            return self._decided is not None
+        self._decision_due_t = time.monotonic() + DECISION_EVERY_S
+        so_far = replace(self.evidence(), returned_to_baseline=True, decided_early="asked")
+        verdict = judge(so_far)
+        if verdict.out_of_memory or verdict.over_limit:
+            self._decided = "it is proven that they do not fit; the rest was not run"
+        elif verdict.feasible:
+            self._decided = f"every phase was seen and memory repeats; {self._not_run(so_far)}"
+        return self._decided is not None
+
+    def _not_run(self, evidence: Evidence) -> str:
+        asked, done = self.group.foreground.hyperparameters.get("epochs", 1), len(evidence.foreground.epochs)
+        return f"{done} of {asked} epochs were finished, and what comes later was not seen"
 
     def _must_end(self) -> bool:
         """The card is lost, or a log cannot be written any more: without one nobody can tell what a training did."""

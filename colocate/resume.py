@@ -113,21 +113,25 @@ def _judge(directory: GroupDirectory) -> bool:
     return True
 
 
-def decide(run: RunDirectory, groups: Iterable[Group], cards: Iterable[Card]) -> tuple[Decision, ...]:
-    """One decision per group of the plan, in its order."""
+def decide(
+    run: RunDirectory, groups: Iterable[Group], cards: Iterable[Card], *, early: bool = True
+) -> tuple[Decision, ...]:
+    """One decision per group of the plan, in its order; ``early`` keeps those too that were decided early."""
     found, allowed = settled_groups(run), tuple(cards)
     rebooted = _rebooted(run)
-    return tuple(_decide(run, group, found.get(group.id), allowed, rebooted) for group in groups)
+    return tuple(_decide(run, group, found.get(group.id), allowed, rebooted, early) for group in groups)
 
 
 def _decide(
-    run: RunDirectory, group: Group, found: Settled | None, cards: tuple[Card, ...], rebooted: bool
+    run: RunDirectory, group: Group, found: Settled | None, cards: tuple[Card, ...], rebooted: bool, early: bool
 ) -> Decision:
     if found is None:
         return Decision(group.id, _why_without_verdict(run, group, rebooted))
     sound, reasons = [], []
     for attempt in found.last:
         reason = _why_again(attempt, group, cards)
+        if reason is None and not early and attempt.verdict.feasible and attempt.evidence.get("decided_early"):
+            reason = "it was decided early, and now a whole run is asked for"
         if reason is None:
             sound.append(attempt)
         else:

@@ -92,7 +92,13 @@ def new_directory(run: RunDirectory, group: Group, repeat: int = 1) -> GroupDire
 
 @contextmanager
 def observing(
-    group: Group, device: Device, directory: GroupDirectory, *, plan: str, asks: bool = True
+    group: Group,
+    device: Device,
+    directory: GroupDirectory,
+    *,
+    plan: str,
+    asks: bool = True,
+    until_decided: bool = False,
 ) -> Iterator[Observation]:
     """A group under watch, before anything has started; leaving early writes a record that says so."""
     meter = CpuEnergyMeter()
@@ -110,6 +116,7 @@ def observing(
             cpu_energy=meter,
             quarantine=Quarantine(run.quarantine),
             asks=asks,
+            until_decided=until_decided,
         ) as observation,
     ):
         monitor.wait_for_sample(timeout_s=2.0)

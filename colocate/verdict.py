@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from colocate import early
 from colocate.device import Basis
 from colocate.evidence import STEP_KINDS, Evidence, Interval, Member, OutOfMemory, common_s, merged
 from colocate.peaks import PeakReading, measured_peak, readings
@@ -330,9 +331,9 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("foreground_timeout", text)
     elif not _started(foreground):
         yield Reason("foreground_not_started", f"{foreground.name} ended with {end} before it trained")
-    elif end is None or end.stopped:
+    elif (end is None or end.stopped) and not _may_end_early(evidence):
         yield Reason("foreground_not_ended", f"{foreground.name} was still running when the group was ended")
-    elif _went_on_without_us(foreground):
+    elif _went_on_without_us(foreground) and evidence.decided_early is None:
         names = "; ".join(foreground.lives[-1].leftovers)
         text = f"{foreground.name} ended with {end} and left processes that had to be ended: {names}"
         yield Reason("foreground_detached", text)
@@ -395,6 +396,8 @@ def _warnings(evidence: Evidence, apart: tuple[tuple[str, str], ...]) -> Iterato
     if end is not None and end.ok and not evidence.foreground.tells_events:
         text = f"{evidence.foreground.name} writes no events: that it finished rests on its exit code"
         yield Reason("completion_by_exit_code", text)
+    if evidence.decided_early is not None:
+        yield Reason("decided_early", f"ended before the foreground's own end: {evidence.decided_early}")
     yield from _spike(evidence)
     yield from _possible(evidence)
     if evidence.device.ballast is not None:
@@ -476,6 +479,11 @@ def _peak_text(peak: PeakRange | None) -> str:
     if peak.low_bytes == peak.high_bytes:
         return format_mib(peak.expected_bytes)
     return f"{format_mib(peak.expected_bytes)} ({format_mib(peak.low_bytes)} to {format_mib(peak.high_bytes)})"
+
+
+def _may_end_early(evidence: Evidence) -> bool:
+    """The harness ended the foreground because everything repeated, and the record shows that it did."""
+    return evidence.decided_early is not None and early.repeats(evidence)
 
 
 def _started(member: Member) -> bool:

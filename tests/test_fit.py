@@ -67,12 +67,12 @@ def fit(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str,
 
 @pytest.mark.slow
 def test_on_a_gpu_it_finds_what_trying_every_value_finds(fake_nvml: FakeNvml, folder: Path, capsys: Any) -> None:
-    code, found = fit(capsys, "--device", "nvidia", "--vary", "foreground.--batch", "--most", "5")
+    code, found = fit(capsys, "--device", "nvidia", "--vary", "foreground.--batch", "--most", "4")
 
     plan = load_plan(folder / "plan.json")
     trials = Trials(RunDirectory(folder / f"every-{os.getpid()}"), plan.name, Card("nvidia", fake_nvml.uuid()))
     change = variable(plan.groups[0], "foreground.--batch", None).change
-    every = {v: trials.attempt(varied(plan.groups[0], change(v), None)).verdict for v in range(1, 6)}
+    every = {v: trials.attempt(varied(plan.groups[0], change(v), None)).verdict for v in range(1, 5)}
     assert max(value for value, verdict in every.items() if verdict.feasible) == FITS_UP_TO
     assert (code, found["largest"], found["refused"], found["undecided"]) == (0, FITS_UP_TO, FITS_UP_TO + 1, None)
     assert found["basis"] == "measured"

@@ -34,7 +34,7 @@ LAYERS = (
     ("evidence", "supervisor", "live"),
     ("prediction", "events", "recordings", "throttling", "settings", "usage"),
     ("peaks",),
-    ("possible",),
+    ("possible", "early"),
     ("verdict", "catalog", "runner", "monitor", "cards"),
     ("plan", "holders", "device.virtual", "device.nvidia", "device.lock"),
     ("watch", "record", "occupancy", "demand", "device.choice", "device.ballast", "series"),

@@ -125,7 +125,7 @@ def take_over(config: pytest.Config, session: Session) -> RunDirectory:
     run = find_run(folder(config, "results", session.home), config.option.resume, session.plan.name)
     hold(config, run)
     done = take_up(run)
-    decisions = decide(run, session.plan.groups, session.cards)
+    decisions = decide(run, session.plan.groups, session.cards, early=config.option.until_decided)
     session.decisions = {decision.group: decision for decision in decisions}
     session.notes += [f"resume: {line}" for line in [*done, *map(str, decisions)]]
     _record_session(config, run, decisions)
@@ -153,7 +153,7 @@ def explain(config: pytest.Config) -> int:
     session = configuration.start(config)
     try:
         run = find_run(folder(config, "results", session.home), config.option.resume or "", session.plan.name)
-        decisions = decide(run, session.plan.groups, _cards(config, session))
+        decisions = decide(run, session.plan.groups, _cards(config, session), early=config.option.until_decided)
     except ColocateError as error:
         raise pytest.UsageError(str(error)) from error
     print(f"run: {run.path}")

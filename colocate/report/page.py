@@ -14,7 +14,7 @@ from math import floor
 from pathlib import Path
 
 from colocate import __version__
-from colocate.report import cliff, details, remedies, small_card, table, unfit
+from colocate.report import cliff, details, early, remedies, small_card, table, unfit
 from colocate.report.advice import not_recommended_because, what_next
 from colocate.report.comparison import Comparison, section
 from colocate.report.markup import Html, el
@@ -108,6 +108,7 @@ def _warnings(report: Report) -> Iterator[tuple[str, str, str]]:
         text = " these verdicts rest on a simulated allocator and its error bars, not on a GPU. "
         yield "", "PREDICTED:", text + "Measure before you rely on them."
     yield from small_card.warnings(report.rows)
+    yield from early.warnings(report.rows)
     for part in report.parts:
         for run in part.runs:
             if run.goes_on:

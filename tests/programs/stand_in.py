@@ -33,6 +33,8 @@ shape.add_argument(
 shape.add_argument("--per-sample", type=float, default=0, metavar="MIB", help="memory on top of --hold for each")
 shape.add_argument("--peak", type=float, metavar="MIB", help="memory during the evaluation, instead of --hold")
 shape.add_argument("--spike", type=float, metavar="MIB", help="memory for a moment, in the middle of every epoch")
+shape.add_argument("--peak-epoch", type=int, metavar="N", help="--peak in this epoch only")
+shape.add_argument("--grow", type=float, default=0, metavar="MIB", help="memory that every epoch adds to --hold")
 shape.add_argument("--context", type=float, default=0, metavar="MIB", help="the part of --hold that is no tensor")
 shape.add_argument("--epochs", type=int, default=1)
 shape.add_argument("--steps", type=int, default=5, help="training steps of an epoch")
@@ -311,9 +313,10 @@ class StandIn:
         if self.options.spike is not None:
             self.hold(self.options.spike)
             self.hold(self.options.hold)
-        if self.options.peak is not None:
+        if self.options.peak is not None and self.options.peak_epoch in (None, epoch):
             self.hold(self.options.peak)
         self.run_phase("evaluate", epoch, self.options.evaluate_steps)
+        self.options.hold += self.options.grow
         self.hold(self.options.hold)
         self.events.write("phase", phase="save", epoch=epoch)
         steps, full = self.options.steps, self.options.full_steps or self.options.steps
