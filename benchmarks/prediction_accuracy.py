@@ -3,6 +3,8 @@
     python benchmarks/prediction_accuracy.py            a sixth of the timm rows, and all others
     python benchmarks/prediction_accuracy.py --all      everything; about half an hour on two cores
     python benchmarks/prediction_accuracy.py --write    also writes docs/prediction-accuracy.md
+    python benchmarks/prediction_accuracy.py --evidence docs/evidence/CARD-DATE
+                                                        only compares what was measured on a card of ours
 
 Every case trains a few steps in a forked process under the emulation; results are kept (``--fresh`` forgets them).
 The margins of `colocate.prediction` and `colocate.probe.convolutions` were chosen on the models of the half `fit`; what
@@ -32,6 +34,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from colocate.calibration import comparisons, read_evidence, table_of  # noqa: E402
 from colocate.evidence import Allocator  # noqa: E402
 from colocate.prediction import LESS, MORE, allocator_range  # noqa: E402
 from colocate.probe.convolutions import OPERANDS, OPERANDS_IN_BENCHMARK  # noqa: E402
@@ -470,6 +473,28 @@ def page(rows: Sequence[Row], total: int) -> str:
     )
 
 
+def of_our_own(folder: Path) -> Iterator[str]:
+    """Trainings and groups that were predicted and measured on the same machine."""
+    document = read_evidence(folder)
+    found = list(comparisons(document))
+    yield f"{document['card']}, driver {document['driver']} ({folder.name}); beyond the card's baseline"
+    if not found:
+        yield "nothing was both predicted and measured: scripts/gpu-evidence --only predictions"
+        return
+    yield ""
+    yield from table_of(found)
+    for kind in ("training", "group"):
+        errors = [abs(one.error) for one in found if one.kind == kind]
+        held = [one.held for one in found if one.kind == kind]
+        if errors:
+            median, worst = statistics.median(errors), max(errors)
+            yield ""
+            yield (
+                f"{len(errors)} x {kind}: median error {median:.1%}, worst {worst:.1%}, {held.count('yes')} intervals held, "
+                f"{held.count('above')} needed more"
+            )
+
+
 PREFACE = """\
 # How exact predictions are
 
@@ -533,7 +558,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the page")
     parser.add_argument("--fresh", action="store_true", help="run what is known again")
     parser.add_argument("--part", default="0/1", help="only run these cases, such as 0/2, to use several processors")
+    parser.add_argument("--evidence", type=Path, nargs="+", help="folders that scripts/gpu-evidence has written")
     options = parser.parse_args()
+    if options.evidence:
+        print("\n".join(line for folder in options.evidence for line in of_our_own(folder)))
+        return
     import timm  # noqa: F401  in the parent, so that its children need not
     import torch
     import torch._dynamo

@@ -5,10 +5,24 @@ import sys
 from collections.abc import Callable, Sequence
 
 from colocate import __version__
-from colocate.commands import USAGE, compare, doctor, fit, merge, next, pack, predict, report, verify, watch, worth
+from colocate.commands import (
+    USAGE,
+    calibrate,
+    compare,
+    doctor,
+    fit,
+    merge,
+    next,
+    pack,
+    predict,
+    report,
+    verify,
+    watch,
+    worth,
+)
 from colocate.errors import ColocateError
 
-COMMANDS = (doctor, predict, pack, fit, watch, report, merge, compare, next, worth, verify)
+COMMANDS = (doctor, predict, pack, fit, watch, report, merge, compare, next, worth, verify, calibrate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

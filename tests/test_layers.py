@@ -36,7 +36,7 @@ LAYERS = (
     ("peaks",),
     ("possible", "early"),
     ("verdict", "catalog", "runner", "monitor", "cards"),
-    ("plan", "holders", "device.virtual", "device.nvidia", "device.lock"),
+    ("plan", "calibration", "holders", "device.virtual", "device.nvidia", "device.lock"),
     ("watch", "record", "occupancy", "demand", "device.choice", "device.ballast", "series"),
     ("observation", "verification", "device.opening", "doctor"),
     ("rehearsal", "trial"),

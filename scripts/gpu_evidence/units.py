@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ Result = dict[str, Any]
 
 # The groups that say most: the plan's own question, then those that it thinks the hardest.
 FIRST = (12, 9, 7, 5)
+_CAPABILITY = "import torch; print(*torch.cuda.get_device_capability(), sep='.')"
+
 DONE, CUT, AGAIN = "done", "cut", "again"
 
 
@@ -88,6 +91,8 @@ def machine(bench: Bench) -> Result:
         "processors": len(os.sched_getaffinity(0)),
         "doctor": doctor,
     }
+    capability = _said([sys.executable, "-c", _CAPABILITY], bench)
+    found["capability"] = capability if re.fullmatch(r"\d+\.\d+", capability) else None
     if shutil.which("nvidia-smi"):
         found["nvidia_smi"] = _said(["nvidia-smi"], bench)
     return found
@@ -204,7 +209,14 @@ def predictions(bench: Bench) -> Result:
     known = {keyed(program_of(one)): result for one, result in zip(trainings, found, strict=True)}
     names = {name: training for name, (training, _) in distinct(groups).items()}
     base = 0 if bench.card.kind == "nvidia" else card.baseline_bytes
-    said: Result = {"state": DONE, "row": card.name, "programs": {}, "groups": {}}
+    said: Result = {
+        "state": DONE,
+        "row": card.name,
+        "context_bytes": card.context_bytes,
+        "context_range_bytes": card.context_range_bytes,
+        "programs": {},
+        "groups": {},
+    }
     for name, training in names.items():
         result = known.get(keyed(program_of(training)))
         if result is not None:
