@@ -13,6 +13,7 @@ from groups import group, observing, training
 from colocate.early import GRANULE_BYTES, cycles, phases, repeats
 from colocate.evidence import Evidence, Exit, Life, Mark, Member, Sample
 from colocate.plan import Group
+from colocate.plugin.progress import line_of
 from colocate.record import read_record, write_record
 from colocate.report.page import Report, banners
 from colocate.report.stored import read_run
@@ -124,6 +125,8 @@ def test_the_page_names_what_was_decided_early(tmp_path: Path) -> None:
 
     assert "DECIDED EARLY:" in page
     assert "1 group (group01)" in page
+    (row,) = read_run(run.path).rows
+    assert line_of(row.record).endswith(", decided early"), "the terminal says it beside FEASIBLE"
 
 
 # --- real processes ---------------------------------------------------------------------------------------------------

@@ -305,6 +305,8 @@ def line_of(record: Record) -> str:
         numbers += f", {format_mib(over)} over budget"
     if record.get("kept"):
         numbers += ", kept"
+    if any(text.endswith("[decided_early]") for text in record["warnings"]):
+        numbers += ", decided early"
     return f"{record['group']} {record['outcome']} ({record['basis']}) {numbers}"
 
 
