@@ -5,6 +5,7 @@ Runs programs through `colocate.rehearsal` and `colocate.trial`; what follows fr
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from colocate.cards import KnownCard
 from colocate.catalog import Catalog, Training
@@ -15,25 +16,33 @@ from colocate.packing import Load, Pair, Question, next_question
 from colocate.peaks import measured_peak
 from colocate.plan import Group, Limits, Plan
 from colocate.record import read_record
+from colocate.recordings import read_energy
+from colocate.references import read_answer
 from colocate.rehearsal import Cache, Rehearsal, Watcher, rehearse
-from colocate.series import Attempt
+from colocate.run_directory import RunDirectory
+from colocate.series import Attempt, settled_groups
 from colocate.settings import Mistakes
 from colocate.trial import Trials
 from colocate.variant import alone
 from colocate.verdict import Outcome, foreground_window
+from colocate.worth import Alone, alone_of, compare, why_not
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Solo:
-    """A training alone: what it takes, or why that is not known; whether that was remembered from an earlier call."""
+    """A training alone: what it takes, or why that is not known; whether that was remembered from an earlier call.
+
+    ``alone`` is how fast it was, where it was run on a card.
+    """
 
     training: Training
     load: Load | None
     basis: Basis
     why: str | None = None
     cached: bool = False
+    alone: Alone | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,14 @@ def _measured(trainings: Sequence[Training], trials: Trials, limits: Limits, tel
         )
         why = None if load is not None and ended else f"alone: {attempt.verdict}"
         tell(f"{training.name} alone: {why or 'done'}")
-        yield Solo(training, load if why is None else None, evidence.device.basis, why)
+        pace = alone_of(evidence, read_energy(attempt.directory.energy), str(attempt.directory.path))
+        yield Solo(
+            training,
+            load if why is None else None,
+            evidence.device.basis,
+            why,
+            alone=None if isinstance(pace, str) else pace,
+        )
 
 
 def _unused(training: Training, basis: Basis) -> Solo:
@@ -175,6 +191,47 @@ def decide(
         found.append(Measured(pair, fits, attempt))
         names = " + ".join(solos[place].training.name for place in pair)
         tell(f"measured {names}: {attempt.verdict.outcome}")
-        known: Mapping[Pair, bool] = {**question.known, pair: fits is True}
-        question = replace(question, known=known)
+        saved_s = _saved_s(attempt, solos, pair)
+        question = replace(
+            question,
+            known={**question.known, pair: fits is True},
+            saved_s=question.saved_s if saved_s is None else {**question.saved_s, pair: saved_s},
+        )
     return question, found
+
+
+def _saved_s(attempt: Attempt, solos: Sequence[Solo], pair: Pair) -> float | None:
+    """Seconds that sharing saved in the work that both did; None where that cannot be told."""
+    evidence = read_record(attempt.directory).evidence
+    front, beside = (solos[place].alone for place in sorted(pair, key=lambda place: rank(solos[place])))
+    if front is None or beside is None or why_not(evidence) is not None:
+        return None
+    worth = compare(evidence, (), front, beside)
+    return None if isinstance(worth, str) else worth.sequential_s - worth.together_s
+
+
+def remembered(question: Question, solos: Sequence[Solo], run: RunDirectory, card_bytes: int) -> Question:
+    """What an earlier run measured of these pairs: whether they fit, and what sharing saved.
+
+    Counts on a card of the same size and below the same limit only; of an INCONCLUSIVE group nothing is known.
+    """
+    places = {solo.training.argv: place for place, solo in enumerate(solos)}
+    known, saved_s = dict(question.known), dict(question.saved_s)
+    for settled in settled_groups(run).values():
+        evidence = settled.deciding.evidence
+        pair = _places_of(evidence, places)
+        device, verdict = evidence["device"], settled.verdict
+        if pair is None or device["basis"] != "measured" or device["total_bytes"] != card_bytes:
+            continue
+        if verdict.limit_bytes == question.limit_bytes and verdict.outcome is not Outcome.INCONCLUSIVE:
+            known[pair] = verdict.feasible
+        found = read_answer(settled.deciding.directory)
+        if found is not None and found.runs:
+            saved_s[pair] = min(one.sequential_s - one.together_s for one in found.runs)
+    return replace(question, known=known, saved_s=saved_s)
+
+
+def _places_of(evidence: Mapping[str, Any], places: Mapping[tuple[str, ...], int]) -> Pair | None:
+    members = [evidence["foreground"], evidence.get("background") or {}]
+    found = sorted(place for one in members if (place := places.get(tuple(one.get("argv") or ()))) is not None)
+    return (found[0], found[1]) if len(found) == 2 and found[0] != found[1] else None

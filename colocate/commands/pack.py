@@ -53,6 +53,9 @@ def add(commands: command.Commands) -> None:
     parser.add_argument(
         "--measure", type=count, metavar="N", help="open pairs that are run on a GPU at the most (all that matter)"
     )
+    parser.add_argument(
+        "--known", type=Path, action="append", default=[], metavar="RUN", help="take what an earlier run measured"
+    )
     parser.add_argument("--epochs", type=command.whole, default=1, metavar="N", help="epochs of a catalog's models (1)")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="PLAN", help=f"the plan ({DEFAULT_OUT})")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="for records (results)")
@@ -129,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
         if options.measure:
             raise PlanError("--measure: expected a GPU; a virtual card cannot decide what its own interval leaves open")
         solos, base = _predicted(task, options)
-        return _answer(task, options, solos, _question(solos, base, task), [])
+        return _answer(task, options, solos, _question(solos, base, task.card.total_bytes, task, options.known), [])
     return _on_a_gpu(task, options, cards.free[0])
 
 
@@ -160,8 +163,10 @@ def _on_a_gpu(task: Task, options: argparse.Namespace, card: Any) -> int:
     with run.locked():
         try:
             solos = measured(task.trainings, trials, task.limits, tell)
-            bases = [one.deciding.evidence["baseline_bytes"] or 0 for one in settled_groups(run).values()]
-            question = _question(solos, max(bases, default=0), task)
+            seen = [one.deciding.evidence for one in settled_groups(run).values()]
+            base = max((one["baseline_bytes"] or 0 for one in seen), default=0)
+            total = max((one["device"]["total_bytes"] for one in seen), default=task.card.total_bytes)
+            question = _question(solos, base, total, task, options.known)
             question, found = decide(question, _known(solos), trials, task.limits, options.measure, tell)
         finally:
             run.release()
@@ -172,11 +177,20 @@ def _known(solos: "Sequence[Solo]") -> "list[Solo]":
     return [solo for solo in solos if solo.load is not None]
 
 
-def _question(solos: "Sequence[Solo]", base_bytes: int, task: Task) -> "Question":
+def _question(
+    solos: "Sequence[Solo]", base_bytes: int, total_bytes: int, task: Task, runs: Sequence[Path]
+) -> "Question":
     from colocate.packing import Question
+    from colocate.run_directory import RunDirectory
+    from colocate.sharing import remembered
 
-    loads = tuple(solo.load for solo in solos if solo.load is not None)
-    return Question(loads, base_bytes, task.limits.peak_bytes)
+    known = _known(solos)
+    question = Question(tuple(solo.load for solo in known if solo.load), base_bytes, task.limits.peak_bytes)
+    for run in runs:
+        if not run.is_dir():
+            raise PlanError(f"--known: expected a run directory, got {str(run)!r}")
+        question = remembered(question, known, RunDirectory(run), total_bytes)
+    return question
 
 
 # --- the answer -------------------------------------------------------------------------------------------------------
@@ -254,7 +268,9 @@ def _lines(
         how = "measured, " if len(slot) == 2 and _pair(slot) in question.known else ""
         room = to_mib(question.limit_bytes - high)
         yield f"{place}: {names}"
-        yield f"    {how}{to_mib(low):.0f}-{to_mib(high):.0f} MiB" + (f", {room:.0f} MiB of room" if room > 0 else "")
+        saves = f", saves {question.saved_s[slot]:.1f} s" if len(slot) == 2 and slot in question.saved_s else ""
+        spare = f", {room:.0f} MiB of room" if room > 0 else ""
+        yield f"    {how}{to_mib(low):.0f}-{to_mib(high):.0f} MiB{spare}{saves}"
     if any(len(slot) > 2 for slot in slots):
         yield ""
         yield from _wrapped("a group of a plan has two members: of more on a card the plan tries every pair")
@@ -287,6 +303,8 @@ def _count(solos: "Sequence[Solo]", question: "Question", found: "list[Measured]
     runs = f"{len(cards)} solo runs" + (f", {cached} of them remembered" if cached else "")
     text = f"{total} pairs from {runs}: {num[Fit.YES]} surely fit, {num[Fit.NO] + total - len(fits)} surely do not, "
     text += f"{num[Fit.OPEN]} open; {len(found)} of these were run"
+    if len(question.known) > len(found):
+        text += f", {len(question.known) - len(found)} pairs were measured in earlier runs"
     if len(cards) < len(solos):
         text += f"; {len(solos) - len(cards)} training without a card shares with any"
     return text

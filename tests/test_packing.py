@@ -1,0 +1,187 @@
+"""Which trainings should share a card, against every choice there is where that many can be tried."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colocate.packing import Fit, Load, Packing, Pair, Question, _best_fit, at_least, best_pairs, next_question, packed
+from colocate.units import MIB
+
+BASE, LIMIT = 200, 3000
+
+
+def load(name: str, low: int, high: int, floor: int | None = None) -> Load:
+    """Sizes in MiB."""
+    return Load(name, low * MIB, (low + high) // 2 * MIB, high * MIB, (low if floor is None else floor) * MIB)
+
+
+def question(*loads: Load, **changes: object) -> Question:
+    return replace(Question(loads, BASE * MIB, LIMIT * MIB), **changes)
+
+
+@st.composite
+def loads(draw: st.DrawFn, most: int = 8) -> tuple[Load, ...]:
+    found = []
+    for number in range(draw(st.integers(1, most))):
+        low = draw(st.integers(0, 2900))
+        floor = draw(st.integers(0, low))
+        found.append(load(str(number), low, low + draw(st.integers(0, 500)), draw(st.sampled_from([floor, low]))))
+    return tuple(found)
+
+
+def matchings(places: list[int], edges: set[Pair]) -> Iterator[tuple[Pair, ...]]:
+    """Every set of pairs without a common member."""
+    if not places:
+        yield ()
+        return
+    first, *others = places
+    yield from matchings(others, edges)
+    for other in others:
+        if (first, other) in edges:
+            left = [place for place in others if place != other]
+            yield from ((*more, (first, other)) for more in matchings(left, edges))
+
+
+def every(asked: Question, *fits: Fit) -> list[tuple[Pair, ...]]:
+    return list(matchings(list(range(len(asked.loads))), set(asked.pairs(*fits))))
+
+
+def taken(asked: Question, pairs: tuple[Pair, ...] | list[Pair]) -> int:
+    return sum((sum(asked.loads[place].high_bytes // MIB for place in pair)) ** 2 for pair in pairs)
+
+
+def sound(asked: Question, pairs: list[Pair]) -> None:
+    members = [place for pair in pairs for place in pair]
+    assert len(members) == len(set(members))
+    assert all(asked.fit(pair) is Fit.YES for pair in pairs)
+
+
+def test_bounds_are_those_of_both_at_their_highest_and_of_one_beside_the_least_of_the_other() -> None:
+    asked = question(load("a", 1500, 1600, floor=500), load("b", 1800, 1900, floor=1000))
+
+    assert asked.bounds((0, 1)) == ((BASE + 1500 + 1000) * MIB, (BASE + 3500) * MIB)
+    assert asked.fit((0, 1)) is Fit.OPEN
+    assert replace(asked, known={(0, 1): True}).fit((0, 1)) is Fit.YES
+    assert replace(asked, limit_bytes=2700 * MIB).fit((0, 1)) is Fit.NO
+    assert replace(asked, limit_bytes=3701 * MIB).fit((0, 1)) is Fit.YES
+
+
+@given(loads())
+@settings(deadline=None, max_examples=150)
+def test_no_choice_gives_more_pairs_or_as_many_with_more_room(found: tuple[Load, ...]) -> None:
+    asked = question(*found)
+    pairs = best_pairs(asked)
+    sound(asked, pairs)
+
+    assert (-len(pairs), taken(asked, pairs)) == min((-len(one), taken(asked, one)) for one in every(asked, Fit.YES))
+
+
+@given(loads(), st.data())
+@settings(deadline=None, max_examples=150)
+def test_the_same_with_pairs_that_were_measured(found: tuple[Load, ...], data: st.DataObject) -> None:
+    asked = question(*found)
+    known = {pair: data.draw(st.booleans()) for pair in asked.pairs(Fit.OPEN)}
+    asked = replace(asked, known=known)
+    pairs = best_pairs(asked)
+    sound(asked, pairs)
+
+    assert (-len(pairs), taken(asked, pairs)) == min((-len(one), taken(asked, one)) for one in every(asked, Fit.YES))
+
+
+@given(loads(7), st.data())
+@settings(deadline=None, max_examples=100)
+def test_where_all_speeds_are_known_the_most_time_is_saved(found: tuple[Load, ...], data: st.DataObject) -> None:
+    asked = question(*found)
+    saved = {pair: float(data.draw(st.integers(-50, 100))) for pair in asked.pairs(Fit.YES)}
+    asked = replace(asked, saved_s=saved)
+    pairs = best_pairs(asked)
+    sound(asked, pairs)
+
+    best = max(sum(saved[pair] for pair in one) for one in every(asked, Fit.YES))
+    assert sum(saved[pair] for pair in pairs) == pytest.approx(best, abs=0.01)
+    assert all(saved[pair] > 0 for pair in pairs)
+
+
+@given(loads(), st.data())
+@settings(deadline=None, max_examples=150)
+def test_few_measurements_give_what_all_of_them_would(found: tuple[Load, ...], data: st.DataObject) -> None:
+    """What every open pair would say is decided beforehand; only some are asked."""
+    asked = question(*found)
+    truth = {pair: data.draw(st.booleans()) for pair in asked.pairs(Fit.OPEN)}
+    everything, num = replace(asked, known=truth), 0
+    while (pair := next_question(asked)) is not None:
+        assert asked.fit(pair) is Fit.OPEN
+        asked = replace(asked, known={**asked.known, pair: truth[pair]})
+        num += 1
+
+    assert len(best_pairs(asked)) == max(map(len, every(everything, Fit.YES)))
+    assert num <= len(truth)
+
+
+def test_nothing_is_asked_that_cannot_change_the_choice() -> None:
+    """The two large ones may fit together, but each surely fits with a small one."""
+    large = [load("large", 1300, 1600), load("large too", 1300, 1600)]
+    small = [load("small", 100, 200), load("small too", 100, 200)]
+
+    assert next_question(question(*large, *small)) is None
+    assert next_question(question(*large, small[0])) is None, "three trainings make one pair, whatever is measured"
+    assert next_question(question(*large)) == (0, 1)
+
+
+@given(loads(7), st.integers(1, 4))
+@settings(deadline=None, max_examples=100)
+def test_no_packing_takes_fewer_cards(found: tuple[Load, ...], per_card: int) -> None:
+    asked = question(*found)
+    packing = packed(asked, per_card)
+    room = (LIMIT - BASE) * MIB
+    sizes = {place: one.high_bytes for place, one in enumerate(found) if one.high_bytes < room}
+
+    assert sorted(place for one in packing.bins for place in one) == sorted(sizes)
+    assert all(len(one) <= per_card and asked.by_bounds(one) is Fit.YES for one in packing.bins)
+    assert packing.optimal
+    fewest = min((len(one) for one in _partitions(sorted(sizes), sizes, room, per_card)), default=0)
+    assert len(packing.bins) == fewest
+    assert (
+        at_least(list(sizes.values()), room, per_card) <= fewest <= len(_best_fit(sorted(sizes), sizes, room, per_card))
+    )
+
+
+def _partitions(places: list[int], sizes: dict[int, int], room: int, per_card: int) -> Iterator[list[tuple[int, ...]]]:
+    if not places:
+        yield []
+        return
+    first, *others = places
+    for count in range(min(per_card, len(places))):
+        for more in combinations(others, count):
+            if sizes[first] + sum(sizes[place] for place in more) < room:
+                left = [place for place in others if place not in more]
+                yield from ([(first, *more), *rest] for rest in _partitions(left, sizes, room, per_card))
+
+
+def test_many_trainings_take_a_bound_that_is_proven() -> None:
+    """Twenty of more than half a card and twenty of less than half of the rest: no two of the first share."""
+    large, small = [load("large", 1500, 1500)] * 20, [load("small", 600, 600)] * 20
+
+    assert packed(question(*large, *small), 3) == Packing(packed(question(*large, *small), 3).bins, 20)
+    assert packed(question(*large, *small), 3).optimal
+    assert packed(question(*[load("third", 950, 950)] * 20), 3).at_least == 10, "two fit below the limit, three do not"
+
+
+@pytest.mark.slow
+def test_three_hundred_trainings_take_seconds() -> None:
+    """The sums decide everything but the open pairs, of which few are asked."""
+    sizes = [300 + (number * 7919) % 2300 for number in range(300)]
+    asked, num = question(*(load(str(size), size - size // 12, size + size // 16) for size in sizes)), 0
+    while (pair := next_question(asked)) is not None and num < 1:
+        fits = sum(sizes[place] for place in pair) + BASE < LIMIT
+        asked = replace(asked, known={**asked.known, pair: fits})
+        num += 1
+    sound(asked, best_pairs(asked))
+
+    assert len(asked.fits) == 44850
+    assert len(best_pairs(asked)) > 100
+    assert packed(asked, 3).at_least <= len(packed(asked, 3).bins) < 1.3 * packed(asked, 3).at_least
