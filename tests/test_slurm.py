@@ -168,6 +168,19 @@ def test_a_job_that_is_cancelled_by_hand_costs_its_group_an_attempt(idle, tmp_pa
     assert "[worker_lost]" in run.page
 
 
+def test_a_group_whose_job_is_lost_twice_has_crashed_once(idle, tmp_path):
+    running = Running(idle, tmp_path, [LONG], "-n1")
+    for worker in ("gw0", "gw1"):
+        job = running.wait_for(rf"{worker}: job (\d+) runs on \w+[^$]*group01 +train [1-9]")
+        idle.ask("scancel", job[1])
+        running.wait_for(rf"\[{worker}\] node down")
+    run = running.finish()
+    assert run.code == 1, run.output
+    assert run.junit == {"group01": "error"}
+    assert "the process that ran this group died" in run.output
+    assert "so did it before: gw0 on" in run.page
+
+
 def test_what_waits_in_a_full_queue_is_told_with_its_reason_and_ctrl_c_takes_it_back(idle, tmp_path):
     with idle.occupied():
         running = Running(idle, tmp_path, [FITS, FITS], "-n2")

@@ -208,6 +208,11 @@ class QueuedSession(DSession):  # type: ignore[misc]
         self.config.hook.pytest_runtest_logreport(report=rep)
         self._handlefailures(rep)
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """The same for a group that is lost and not run again."""
+        report.node = self._first_seen.get(crashitem, report.node)  # type: ignore[attr-defined]
+
     def worker_collectionfinish(self, node: WorkerController, ids: list[str]) -> None:
         """A worker knows the groups: ask for as many further workers as they need, and no more."""
         super().worker_collectionfinish(node, ids)
