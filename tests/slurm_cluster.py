@@ -94,6 +94,7 @@ class Cluster:
             "SelectTypeParameters=CR_CPU",
             "SlurmdParameters=config_overrides",  # more processors than the machine has
             "SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0",
+            "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny",
             "ReturnToService=2",
             "SlurmdTimeout=2",
             "MessageTimeout=5",
