@@ -112,9 +112,9 @@ def settle(
         ColocateError: a record of the group cannot be read, or there is no room for one.
     """
     pairs = [_recorded(attempt.directory) for attempt in settled.last]
-    if device.info.uuid != pairs[0][0].device.uuid:
-        return Answer(unknown=f"the group ran on {pairs[0][0].device.uuid}, this card is {device.info.uuid}")
     why = refused(settled)
+    if why is None and device.info.uuid != pairs[0][0].device.uuid:
+        why = f"the group ran on {pairs[0][0].device.uuid}, this card is {device.info.uuid}"
     found = Answer(unknown=why) if why else _compared(group, settled, pairs, device, memory, times, tell)
     write_json(settled.deciding.directory.path / FILE, found.to_json())
     return found

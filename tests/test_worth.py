@@ -153,6 +153,20 @@ def test_energy_is_the_card_s_and_says_what_idling_takes() -> None:
 
 # Real processes.
 
+
+@pytest.mark.slow
+def test_on_the_virtual_card_nothing_is_run_alone(tmp_path: Path) -> None:
+    ours, load = training("ours", "--probe"), training("load", "--probe", repeat_args=("--repeat",))
+    both, run, card = group(ours, load), RunDirectory(tmp_path / "run-virtual"), Card("virtual", total_bytes=2**33)
+    attempt, told = Trials(run, "test", card).attempt(both), list[str]()
+
+    with opened(card, tmp_path / "card", holder="test") as device:
+        found = settle(both, settled([attempt]), device, memory=None, tell=told.append)
+
+    assert found == read_answer(attempt.directory) == Answer(unknown=NOT_PREDICTED)
+    assert not told
+
+
 SLOWER = ("--probe", "--evaluate-steps", "4")
 
 

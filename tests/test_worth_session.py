@@ -1,0 +1,39 @@
+"""``pytest feasibility --worth`` as a user starts it, and what is told of it afterwards."""
+
+from pathlib import Path
+
+import pytest
+from fake_nvml import FakeNvml
+from sessions import plan, run, stand_in
+
+from colocate.cli import main
+
+
+def paired(name: str, *options: str) -> dict[str, object]:
+    told = stand_in("--probe", "--step-s", "0.02", "--shared-step-s", "0.03", *options)
+    return {**told, "name": name, "repeat_args": ["--repeat"]}
+
+
+@pytest.mark.slow
+def test_a_feasible_group_says_whether_it_was_worth_it(
+    fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    entry = {"mode": "parallel", "foreground": paired("ours", "--steps", "60"), "background": paired("load")}
+    path = plan(tmp_path / "plan.json", [entry])
+
+    session = run(path, tmp_path, "--device=nvidia", "--worth")
+
+    assert session.code == 0, session.output
+    assert "worth it? sharing saves" in session.output
+    (folder,) = session.run.glob("ours_parallel_001")
+    assert (folder / "worth.json").exists()
+    assert "Worth it?" in session.page
+    assert "time_saved_low" in (session.run / "summary.csv").read_text()
+    assert len(session.verdicts) == 1, "runs alone are no groups of the run"
+
+    assert main(["worth", str(session.run), "--stored"]) == 0
+    assert "one after the other" in capsys.readouterr().out
+    assert main(["worth", str(session.run)]) == 0, "both are remembered"
+    assert "group01: sharing saves" in capsys.readouterr().out
+    assert main(["verify", str(session.run)]) == 0
