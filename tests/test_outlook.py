@@ -1,6 +1,8 @@
 """`colocate.outlook`: what proposals are predicted to bring, and the file in which it is kept."""
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -12,12 +14,14 @@ import pytest
 import sessions
 from groups import group, training
 
+from colocate import outlook
 from colocate.cards import known_card
 from colocate.cli import main
 from colocate.evidence import Evidence
 from colocate.foresight import Answer, keyed
 from colocate.outlook import Predictor, advise, card_of, outlooks, read
 from colocate.plan import Group, load_plan
+from colocate.plugin.proposals import skippable
 from colocate.prediction import PeakRange
 from colocate.proposals import Kind, proposals
 from colocate.record import write_record
@@ -193,6 +197,20 @@ def test_the_report_predicts_with_real_programs_and_shows_it_when_it_is_made_aga
     (tmp_path / "plan.json").write_text(json.dumps(plan).replace('"2"', '"3"'))
     assert main(["report", str(run.path), "--predict"]) == 0
     assert "group01: its settings have changed since the run" in capsys.readouterr().out
+
+
+def test_a_signal_ends_the_predictions_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to be ignored once, and to end the session without its page the second time."""
+    run = RunDirectory(tmp_path / "run_20261124_053000")
+    given, evidence = too_large()
+    wanted = [(given, finished(run, given, evidence))]
+    monkeypatch.setattr(outlook, "rehearse", lambda *programs, **settings: os.kill(os.getpid(), signal.SIGINT))
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with skippable():
+        found = list(advise(run, wanted, None, budget_s=60.0))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [one.why_not for one in found[0][1]] == [outlook.OUT_OF_TIME]
+    assert read(run)["group01"]["proposals"][0]["settings"] == "--bs 32 --accumulate 2"
 
 
 @pytest.mark.slow

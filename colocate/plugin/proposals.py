@@ -1,8 +1,13 @@
 """At the end of a session: what could be tried for the groups that do not fit, predicted as long as there is time."""
 
+import signal
 import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import pytest
 
@@ -43,11 +48,12 @@ class Proposals:
             return
         plan = self.session.plan
         if budget_s:
-            self._say(f"predicting what could be tried, for at most {budget_s:g} s (--predict=0: never)")
+            self._say(f"predicting what could be tried, for at most {budget_s:g} s; Ctrl-C goes on without it")
         catalog = load_catalog(plan.catalog or default_catalog(plan.path))
-        for group, found in advise(run, wanted, catalog, budget_s=budget_s, cache=Cache.of_user()):
-            for line in lines(group, found):
-                self._say(line)
+        with skippable():
+            for group, found in advise(run, wanted, catalog, budget_s=budget_s, cache=Cache.of_user()):
+                for line in lines(group, found):
+                    self._say(line)
 
     def _unfit(self) -> list[tuple[Group, str]]:
         records = self.session.records
@@ -58,6 +64,32 @@ class Proposals:
         terminal: Any = self.config.pluginmanager.get_plugin("terminalreporter")
         if terminal is not None and self.config.option.verbose >= 0:
             terminal.write_line(text, **markup)
+
+
+@contextmanager
+def skippable() -> Iterator[None]:
+    """SIGINT and SIGTERM end what is predicted and not the session, which has its page still to write.
+
+    At this time the session's own handler waits for a second signal, which would end it at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def skip(number: int, frame: FrameType | None) -> NoReturn:
+        own = before[signal.Signals(number)]
+        if number == signal.SIGTERM and callable(own):
+            own(number, frame)  # the exit code tells of it
+        raise KeyboardInterrupt
+
+    for number in before:
+        signal.signal(number, skip)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def lines(group: Group, found: list[Outlook]) -> list[str]:
