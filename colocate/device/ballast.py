@@ -35,6 +35,7 @@ SAME_SIZE = 0.02
 ANSWER_S = 60.0
 """Taking 100 GiB takes a second or two; a driver that loads for the first time after a start takes longer."""
 RELEASE_S = 10.0
+STEADY_S = 2.0
 _POLL_S = 0.01
 _ROUNDS = 8
 _GRACE_S = 1.0
@@ -288,7 +289,7 @@ class SmallCard:
         """Until NVML says that as much is free as wanted, or up to one granule less: never more."""
         failed = None
         for _ in range(_ROUNDS):
-            surplus_bytes = _free_bytes(self._card.memory()) - wanted_bytes
+            surplus_bytes = _steady_free_bytes(self._card) - wanted_bytes
             if -GRANULE_BYTES < surplus_bytes <= 0:
                 return
             granules = -(-surplus_bytes // GRANULE_BYTES)  # rounded up: towards less free
@@ -304,6 +305,18 @@ class SmallCard:
             f"{self._card.info.uuid}: expected {wanted_bytes} bytes free beside the ballast, NVML says {free_bytes}"
             + (f" ({failed})" if failed else "")
         )
+
+
+def _steady_free_bytes(card: Device) -> int:
+    """What is free once two readings agree: a driver scrubs what was given back before it counts as free again."""
+    free_bytes, deadline = _free_bytes(card.memory()), time.monotonic() + STEADY_S
+    while time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        again_bytes = _free_bytes(card.memory())
+        if again_bytes == free_bytes:
+            break
+        free_bytes = again_bytes
+    return free_bytes
 
 
 def _free_bytes(memory: Memory) -> int:

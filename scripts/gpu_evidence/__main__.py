@@ -68,7 +68,7 @@ def _missing(wheels: Path | None, work: Path) -> list[str]:
     """The packages that are not here, after those in the folder of wheels were made importable."""
     if not _absent() or wheels is None:
         return _absent()
-    packages = work / "packages"
+    packages = work.resolve() / "packages"
     if not packages.exists():
         found = sorted(str(wheel) for wheel in wheels.glob("*.whl"))
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]

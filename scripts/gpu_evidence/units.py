@@ -91,8 +91,8 @@ def machine(bench: Bench) -> Result:
         "processors": len(os.sched_getaffinity(0)),
         "doctor": doctor,
     }
-    capability = _said([sys.executable, "-c", _CAPABILITY], bench)
-    found["capability"] = capability if re.fullmatch(r"\d+\.\d+", capability) else None
+    capability = re.search(r"^\d+\.\d+$", _said([sys.executable, "-c", _CAPABILITY], bench), re.MULTILINE)
+    found["capability"] = capability[0] if capability else None
     if shutil.which("nvidia-smi"):
         found["nvidia_smi"] = _said(["nvidia-smi"], bench)
     return found
