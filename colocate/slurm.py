@@ -105,7 +105,8 @@ def step(
     Outside of an allocation this is a job, inside one a step of it. ``more`` are options of srun; they win.
     """
     words = ["srun", "--quiet", f"--job-name={name}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}"]
-    words += ["--exact"] if allocation() else [f"--partition={partition}"] if partition else []
+    # A step would take all processors and all memory of its machine, and the next one would wait for its end.
+    words += ["--exact", "--mem=0"] if allocation() else [f"--partition={partition}"] if partition else []
     words += ["--gres=gpu:1"] if gpu else []
     words += [f"--exclude={','.join(sorted(avoid))}"] if avoid else []
     # Else slurmstepd keeps back what does not end with a line, and binary data does not.

@@ -19,7 +19,7 @@ from waiting import wait_until
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "salloc", "squeue", "scancel", "sinfo")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-CPUS = 4
+SIZE = "CPUs=4 RealMemory=4000"
 
 
 def missing() -> list[str]:
@@ -91,7 +91,8 @@ class Cluster:
             "JobAcctGatherType=jobacct_gather/none",
             "AccountingStorageType=accounting_storage/none",
             "SelectType=select/cons_tres",
-            "SelectTypeParameters=CR_CPU",
+            "SelectTypeParameters=CR_CPU_Memory",
+            "DefMemPerCPU=100",
             "SlurmdParameters=config_overrides",  # more processors than the machine has
             "SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0",
             "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny",
@@ -102,7 +103,7 @@ class Cluster:
             "KillWait=5",
             "GresTypes=gpu",
             *(
-                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} Gres=gpu:{self.gpus}"
+                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {SIZE} Gres=gpu:{self.gpus}"
                 for node, port in zip(self.nodes, ports, strict=True)
             ),
             "PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP",

@@ -68,7 +68,7 @@ class Running:
             plan(folder / "plan.json", entries), folder, "--on=slurm", "--progress=0.3", "--predict=0", *more
         )
         if within:
-            words = ["salloc", "--quiet", "--nodes=2", "--ntasks=2", "--cpus-per-task=4", "--gres=gpu:1", *words]
+            words = ["salloc", "--quiet", "--nodes=1", "--cpus-per-task=4", "--gres=gpu:2", "--mem=1000", *words]
         inherited = {name: value for name, value in os.environ.items() if name != "FAKE_NVML_STATE"}
         self.out = folder / "terminal"
         with self.out.open("wb") as out:
@@ -219,7 +219,8 @@ def test_killing_the_controller_leaves_nothing_on_any_node(idle, tmp_path):
 
 
 def test_inside_an_allocation_the_workers_are_steps_of_it(idle, tmp_path):
-    running = Running(idle, tmp_path, [FITS, FITS], within=True)
+    """Side by side on one machine: a step takes all memory of its job there unless it is told not to."""
+    running = Running(idle, tmp_path, [LONG, LONG], within=True)
     run = running.finish()
     assert run.code == 0, run.output
     assert len({one["job"] for one in workers(run)}) == 1
