@@ -69,12 +69,30 @@ class GroupState:
         return self.foreground_s * (1 - self.done) / self.done
 
 
-def running(run: Path) -> list[GroupState]:
-    """The groups of a run that have begun and have no verdict yet, by name."""
-    found = [state for path in run.glob(f"*/{heartbeat.NAME}") if (state := _state(path)) is not None]
+def running(run: Path, finished: set[str] | None = None) -> list[GroupState]:
+    """The groups of a run that have begun and have no verdict yet, by name.
+
+    Whoever asks again and again hands in the same set: folders that are found to be finished are noted in it and not
+    looked into any more, so that a look costs what runs and not what has run.
+    """
+    finished = set() if finished is None else finished
+    found = []
+    for name in set(_names(run)) - finished:
+        directory = GroupDirectory(run / name)
+        if directory.verdict.exists():
+            finished.add(name)
+        elif (state := _state(directory.path / heartbeat.NAME)) is not None:
+            found.append(state)
     # Of a group that was lost with its machine and is run again the later attempt tells.
     latest = {state.group: state for state in sorted(found, key=lambda state: -state.elapsed_s)}
     return [latest[group] for group in sorted(latest)]
+
+
+def _names(run: Path) -> list[str]:
+    try:
+        return [path.name for path in run.iterdir()]
+    except OSError:
+        return []
 
 
 def _state(path: Path) -> GroupState | None:

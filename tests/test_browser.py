@@ -10,9 +10,10 @@ from browser import MISSING, browser
 from builders import device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated
 from groups import group, training
 from stand_in_project import Project
+from waiting import wait_until
 
 from colocate.record import write_record
-from colocate.report import details, journal, page
+from colocate.report import details, journal, large, page
 from colocate.report.comparison import compare
 from colocate.report.stored import read_run
 from colocate.run_directory import RunDirectory
@@ -370,3 +371,59 @@ def test_the_page_of_a_run_is_the_same_with_pytests_own_table_folded_away(chromi
     (folder,) = tmp_path.glob("results/run_*")
     rebuilt = page.body(page.Report.of([read_run(folder)], (tmp_path / "reports/latest").resolve()))
     assert rebuilt in (tmp_path / "reports/latest/report.html").read_text(), "one renderer, the same figures"
+
+
+@pytest.fixture
+def large_page(tmp_path, monkeypatch):
+    """The page of more groups than fit into one file, where that is more than three."""
+    monkeypatch.setattr(large, "LARGE", 3)
+    monkeypatch.setattr(large, "GROUPS_PER_FILE", 2)
+    run = fill(RunDirectory(tmp_path / "run_20261124_053000"), 5)
+    report = page.Report.of([read_run(run.path)], tmp_path)
+    (tmp_path / "report.html").write_text(page.document(report))
+    page.write_beside(report)
+    return tmp_path / "report.html"
+
+
+def test_a_page_of_very_many_groups_takes_what_opens_from_beside_it(chromium, large_page):
+    chromium.open(large_page.as_uri())
+    assert chromium.run("return document.querySelectorAll('.details').length") == 0
+    chromium.click("tbody.group:nth-of-type(4) .fold")
+    wait_until(lambda: chromium.run("return document.querySelectorAll('.details').length") == 1)
+    assert is_seen(chromium, ".details svg")
+    assert "group04" in chromium.run("return document.querySelector('.details').textContent")
+    assert chromium.run("return document.title") != "owned"
+    assert chromium.complaints() == []
+
+
+def test_a_page_of_very_many_groups_is_sorted_searched_and_filtered(chromium, large_page):
+    chromium.open(large_page.as_uri())
+    chromium.click("[data-sort=peak]")
+    chromium.click("[data-sort=peak]")
+    assert groups(chromium)[-1] == "group99", "the unknown stays last"
+    peaks = [float(value.split("-")[0]) for value in column(chromium, "peak") if value]
+    assert peaks == sorted(peaks, reverse=True)
+    chromium.type(".find", "group03")
+    wait_until(lambda: groups(chromium) == ["group03"])
+    assert chromium.run("return document.querySelector('.count').textContent") == "1 of 6 groups"
+    chromium.type(".find", "x")
+    wait_until(lambda: groups(chromium) == [])
+    assert is_seen(chromium, ".none-match")
+
+
+def test_a_link_opens_its_group_in_a_page_of_very_many(chromium, large_page):
+    chromium.open(large_page.as_uri())
+    chromium.run("document.querySelector('.bar-row a').click()")
+    wait_until(lambda: chromium.run("return document.querySelectorAll('.details').length") == 1)
+
+
+def test_a_page_that_was_copied_without_its_folder_says_so(chromium, large_page):
+    chromium.open(large_page.as_uri())
+    assert not is_seen(chromium, ".lost")
+    large_page.with_name("report_groups").joinpath("details_0000.js").unlink()
+    chromium.click("tbody.group .fold")
+    wait_until(lambda: "copy the folder" in chromium.run("return document.querySelector('.opened').textContent"))
+    assert "report_groups/details_0000.js" in chromium.run("return document.querySelector('.opened').textContent")
+    large_page.with_name("report_groups").rename(large_page.with_name("elsewhere"))
+    chromium.open(large_page.as_uri())
+    assert is_seen(chromium, ".lost")

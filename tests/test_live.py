@@ -256,3 +256,29 @@ def test_the_second_run_knows_what_the_first_took(tmp_path):
     told = [{**line, "record": {**line["record"], **record}} if "record" in line else line for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in told))
     assert "time: about 3 min 00 s for 2 groups (2 by earlier runs)" in project.run("feasibility").out
+
+
+def test_a_journal_that_grows_is_read_line_by_line_and_each_line_once(run):
+    reader = journal.Reader(run)
+    journal.append(run, "started", groups=["group01"])
+    first = reader.read()
+    assert first.selected == ("group01",)
+    with (run / journal.NAME).open("a") as file:
+        file.write('{"event": "group", "record": {"group": "gro')
+    assert not reader.read().records
+    with (run / journal.NAME).open("a") as file:
+        file.write('up01"}}\n')
+    assert list(reader.read().records) == ["group01"]
+    journal.append(run, "ended")
+    assert reader.read().ended_at is not None
+    assert journal.read(run) == reader.read()
+
+
+def test_folders_of_finished_groups_are_not_looked_into_again(run):
+    beat(run, "group01").verdict.write_text("{}")
+    beat(run, "group02")
+    finished = set()
+    assert [state.group for state in live.running(run, finished)] == ["group02"]
+    assert finished == {"group01"}
+    GroupDirectory(run / "group01").verdict.unlink()
+    assert [state.group for state in live.running(run, finished)] == ["group02"]

@@ -33,18 +33,19 @@ def run(options: argparse.Namespace) -> int:
     """Print the comparison; a finding where a peak grew by more than was allowed, or a group fits no more."""
     from colocate.report import github
     from colocate.report.comparison import compare, lines
-    from colocate.report.page import Report, document
+    from colocate.report.page import Report, write
     from colocate.report.stored import read_run
-    from colocate.run_directory import make_folder, write_text
+    from colocate.run_directory import make_folder
 
     before, after = read_run(options.before), read_run(options.after)
     found = compare(before.rows, after.rows, (before.name, after.name))
     for line in lines(found):
         print(line)
     if options.page is not None:
-        make_folder(options.page.resolve().parent)
+        page = options.page.resolve()
+        make_folder(page.parent)
         with command.writing(options.page):
-            write_text(options.page, document(Report.of([after], options.page.resolve().parent, found)))
+            write(Report.of([after], page.parent, found, page.name))
         print(f"report:  {command.near(options.page)}")
     markdown = github.of_comparison(found, options.fail_above)
     with command.writing(Path(os.environ.get(github.SUMMARY, ""))):

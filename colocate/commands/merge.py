@@ -34,10 +34,10 @@ def add(commands: command.Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the run, and tell where it is and what is wrong with it."""
     from colocate.report.merging import merge
-    from colocate.report.page import Report, document, headline
+    from colocate.report.page import Report, headline, write
     from colocate.report.stored import read_run
     from colocate.report.summary import write_summary
-    from colocate.run_directory import make_folder, write_text
+    from colocate.run_directory import make_folder
 
     with command.writing(options.results):
         merged = merge(options.journals, options.results, datetime.now())
@@ -48,9 +48,9 @@ def run(options: argparse.Namespace) -> int:
             write_summary(run)
     out: Path = options.out or merged.runs[0].path / "report.html"
     make_folder(out.parent)
-    report = Report.of([read_run(run.path) for run in merged.runs], out.resolve().parent)
+    report = Report.of([read_run(run.path) for run in merged.runs], out.resolve().parent, name=out.name)
     with command.writing(out):
-        write_text(out, document(report))
+        write(report)
     for part in report.parts:
         print(headline(part))
     for run in merged.runs:

@@ -37,10 +37,10 @@ def add(commands: command.Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the page, and tell where it is."""
     from colocate.report.comparison import compare
-    from colocate.report.page import Report, document, headline
+    from colocate.report.page import Report, headline, write
     from colocate.report.stored import parts, read_run
     from colocate.report.summary import write_summary
-    from colocate.run_directory import RunDirectory, make_folder, write_text
+    from colocate.run_directory import RunDirectory, make_folder
 
     if options.predict is not None:
         for path in options.runs:
@@ -53,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
         comparison = compare(before.rows, rows, (before.name, ", ".join(found.name for found in runs)))
     out: Path = options.out or runs[0].path / "report.html"
     make_folder(out.parent)
-    report = Report.of(runs, out.resolve().parent, comparison)
+    report = Report.of(runs, out.resolve().parent, comparison, out.name)
     with command.writing(out):
-        write_text(out, document(report))
+        write(report)
     for found in runs:
         with command.writing(found.path):
             write_summary(RunDirectory(found.path))
@@ -81,7 +81,7 @@ def _predict(run: "StoredRun", budget_s: float) -> None:
     plan = _plan_of(run)
     wanted = []
     for row in unfit:
-        group = next((group for group in plan.groups if group.id == row.group), None)
+        group = plan.by_id.get(row.group)
         if row.directory is None or group is None or group.content_hash != row.content_hash:
             print(f"{row.group}: its settings have changed since the run; nothing is predicted for it")
         else:

@@ -19,6 +19,7 @@ from colocate.errors import ColocateError
 from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
 from colocate.plugin.run_record import discard
 from colocate.report import journal, page
+from colocate.report.slim import LARGE
 from colocate.report.stored import read_run
 from colocate.report.summary import Summary
 from colocate.run_directory import write_text
@@ -63,6 +64,9 @@ class Page:
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_row(self, report: Any, cells: list[str]) -> None:
         """Called for every report; pytest-html would put the name of a case into its page as it is."""
+        if len(self.selected) > LARGE and getattr(report, "colocate", None) is not None:
+            cells.clear()  # pytest-html's script builds every row at once; ours above are drawn as they are looked at
+            return
         cells[1] = f'<td class="col-testId">{escape(report.nodeid)}</td>'
 
     @pytest.hookimpl(optionalhook=True)
@@ -117,8 +121,10 @@ class Page:
         assert self.session.run_directory is not None, "a page is made of what is run"
         assert self.session.report is not None, "pytest-html writes"
         try:
-            report = page.Report.of([read_run(self.session.run_directory.path)], self.session.report.parent)
+            path = self.session.report
+            report = page.Report.of([read_run(self.session.run_directory.path)], path.parent, name=path.name)
             prefix.append(page.body(report))
+            page.write_beside(report)
         except Exception as error:  # whatever it is: verdicts are on disk, and pytest would end in an internal error
             told = "".join(traceback.format_exception(error)) if not isinstance(error, ColocateError) else str(error)
             self._warn(

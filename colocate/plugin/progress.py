@@ -39,6 +39,7 @@ class Progress:
         self.config = config
         self.session = session
         self.finished: set[str] = set()
+        self.folders: set[str] = set()  # of finished groups, which the live view need not look into any more
         self.running: dict[str, float] = {}
         self.selected: list[Group] = []
         self.estimate = Estimate({})
@@ -160,7 +161,8 @@ class Progress:
         assert self.session.run_directory is not None, "a session that runs groups has a run directory"
         waiting = [] if self.session.elsewhere is None else list(self.session.elsewhere.lines())
         running = dict(self.running)
-        states = [state for state in live.running(self.session.run_directory.path) if state.group in running]
+        seen = live.running(self.session.run_directory.path, self.folders)
+        states = [state for state in seen if state.group in running]
         lines = [live.line_of(state, self.estimate.seconds.get(state.group), width) for state in states]
         told = {state.group for state in states}
         now = time.monotonic()

@@ -23,7 +23,9 @@ class Following:
         if not (run / "run.json").exists():
             raise ColocateError(f"{run}: expected a run directory, found no run.json in it")
         self._told: set[str] = set()
-        self._journal = journal.read(run)
+        self._finished: set[str] = set()
+        self._reader = journal.Reader(run)
+        self._journal = self._reader.read()
 
     @property
     def ended(self) -> bool:
@@ -32,7 +34,7 @@ class Following:
 
     def finished(self) -> Iterator[str]:
         """A line for every group that has ended since the last call."""
-        self._journal = journal.read(self._run)
+        self._journal = self._reader.read()
         for name, record in self._journal.records.items():
             if name not in self._told:
                 self._told.add(name)
@@ -42,7 +44,9 @@ class Following:
         """A line for every running group, and one for the whole."""
         found = self._journal
         states = (
-            [state for state in live.running(self._run) if state.group not in found.records] if not self.ended else []
+            [state for state in live.running(self._run, self._finished) if state.group not in found.records]
+            if not self.ended
+            else []
         )
         expected = found.estimates
         lines = [live.line_of(state, expected.get(state.group), width) for state in states]

@@ -51,21 +51,48 @@ class Journal:
 
 def read(run: Path) -> Journal:
     """The journal of a run; an empty one where there is none, and without the lines that cannot be read."""
-    journal = Journal()
-    for line in _lines(run / NAME):
-        kind = line["event"]
-        if kind == "started":
-            journal.started_at, journal.ended_at = journal.started_at or line["at"], None
-            journal.selected = tuple(line["groups"])
-            journal.estimates = {name: value for name, value in line["estimates"].items() if 0 <= value <= _LONGEST_S}
-        elif kind == "ended":
-            journal.ended_at = line["at"]
-        elif kind == "group" and line["record"]["group"]:
-            name = line["record"]["group"]
-            took = line["record"]["duration_s"]
-            journal.records[name] = {**line["record"], "duration_s": took if 0 <= (took or 0) <= _LONGEST_S else None}
-            journal.texts[name] = line["text"] or ""
-    return journal
+    return Reader(run).read(to_the_end=True)
+
+
+class Reader:
+    """A journal that is being written: what it has told by now, each of its lines read once."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / NAME
+        self._offset = 0
+        self._journal = Journal()
+
+    def read(self, *, to_the_end: bool = False) -> Journal:
+        """Everything so far; the same object each time. A last line without its end waits for the next call."""
+        for line in _lines(self._new(to_the_end)):
+            _take(self._journal, line)
+        return self._journal
+
+    def _new(self, to_the_end: bool) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                content = file.read()
+        except OSError:
+            return b""
+        whole = content if to_the_end else content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return whole
+
+
+def _take(journal: Journal, line: Mapping[str, Any]) -> None:
+    kind = line["event"]
+    if kind == "started":
+        journal.started_at, journal.ended_at = journal.started_at or line["at"], None
+        journal.selected = tuple(line["groups"])
+        journal.estimates = {name: value for name, value in line["estimates"].items() if 0 <= value <= _LONGEST_S}
+    elif kind == "ended":
+        journal.ended_at = line["at"]
+    elif kind == "group" and line["record"]["group"]:
+        name = line["record"]["group"]
+        took = line["record"]["duration_s"]
+        journal.records[name] = {**line["record"], "duration_s": took if 0 <= (took or 0) <= _LONGEST_S else None}
+        journal.texts[name] = line["text"] or ""
 
 
 class _Line(TypedDict):
@@ -77,11 +104,7 @@ class _Line(TypedDict):
     text: str | None
 
 
-def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return
+def _lines(content: bytes) -> Iterator[Mapping[str, Any]]:
     for line in content.splitlines():
         try:
             yield fitting(parse(line), _Line)

@@ -1,4 +1,5 @@
 // Sorting, filtering, folding of the groups and of the picture. No library, no network.
+// A page of very many groups has a table of its own, see large.js.
 (function () {
   "use strict";
   const root = document.querySelector(".colocate");
@@ -42,7 +43,7 @@
     const order = !Number.isNaN(x) && !Number.isNaN(y) ? x - y : a.localeCompare(b, undefined, { numeric: true });
     return falling ? -order : order;
   }
-  all("table.groups").forEach((table) => {
+  all("table.groups:not(.large)").forEach((table) => {
     const heads = Array.from(table.tHead.rows[0].cells);  // there are tables inside, too
     heads.forEach((head, column) => {
       head.querySelector("button").addEventListener("click", () => {
@@ -58,7 +59,7 @@
   });
 
   // Filtering by words, verdict and tier; the picture follows.
-  all(".groups-section").forEach((section) => {
+  all(".groups-section:not(.large)").forEach((section) => {
     const find = section.querySelector(".find"), count = section.querySelector(".count");
     const boxes = all("[data-filter]", section), groups = all("tbody.group", section);
     const bars = new Map(all(".bar-row").map((bar) => [bar.dataset.key, bar]));

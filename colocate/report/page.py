@@ -4,6 +4,7 @@ Everything is taken from run directories. Knows neither pytest nor pytest-html; 
 pytest-html's page, `document` into one of its own.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from math import floor
 from pathlib import Path
 
 from colocate import __version__
-from colocate.report import cliff, details, early, remedies, small_card, table, unfit
+from colocate.report import cliff, details, early, large, remedies, small_card, table, unfit
 from colocate.report.advice import not_recommended_because, what_next
 from colocate.report.comparison import Comparison, section
 from colocate.report.markup import Html, el
 from colocate.report.picture import pair, picture
 from colocate.report.stored import Part, Row, StoredRun, instant, mapping, parts
 from colocate.report.words import basis_of, duration_text, energy_text, over_budget_text, peak_text, plural
+from colocate.run_directory import write_text
 from colocate.units import format_mib, format_size
 from colocate.verdict import Outcome
 
@@ -37,11 +39,19 @@ class Report:
     parts: tuple[Part, ...]
     folder: Path
     comparison: Comparison | None = None
+    name: str = "report.html"
 
     @classmethod
-    def of(cls, runs: list[StoredRun], folder: Path, comparison: Comparison | None = None) -> "Report":
-        """The report of some runs; ``folder`` is where the page will lie."""
-        return cls(tuple(parts(runs)), folder, comparison)
+    def of(
+        cls, runs: list[StoredRun], folder: Path, comparison: Comparison | None = None, name: str = "report.html"
+    ) -> "Report":
+        """The report of some runs; ``folder`` and ``name`` are where the page will lie."""
+        return cls(tuple(parts(runs)), folder, comparison, name)
+
+    @property
+    def runs(self) -> dict[str, StoredRun]:
+        """The runs of all parts by their names."""
+        return {run.name: run for part in self.parts for run in part.runs}
 
     @property
     def rows(self) -> list[Row]:
@@ -56,8 +66,11 @@ class Report:
 
 
 def body(report: Report) -> Html:
-    """Everything between the title and the end, with the script that makes it move."""
-    runs = {run.name: run for part in report.parts for run in part.runs}
+    """Everything between the title and the end, with the script that makes it move.
+
+    That of very many groups needs the files that `write_beside` writes.
+    """
+    runs = report.runs
     content = [
         banners(report),
         [_part(part, report) for part in report.parts],
@@ -70,8 +83,35 @@ def body(report: Report) -> Html:
     return Html(el("div", content, class_="colocate") + el("script", script))
 
 
+def write_beside(report: Report, processes: int = 1) -> None:
+    """Write what a page of very many groups has beside it; takes away what a former page had there.
+
+    With several ``processes`` this one is forked, so it must not have other threads.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    runs, folder = report.runs, report.folder
+    large.write_details(
+        folder / report.name,
+        report.rows,
+        lambda row: details.details(row, runs.get(row.run), folder, many=True),
+        processes,
+    )
+
+
+def write(report: Report) -> None:
+    """Write the page and what it has beside it; forks where that is much, so this process must not have other threads.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_text(report.folder / report.name, document(report))
+    write_beside(report, len(os.sched_getaffinity(0)))
+
+
 def document(report: Report) -> str:
-    """A whole page of one file."""
+    """A whole page."""
     now = f"{datetime.now():%d %B %Y, %H:%M}"
     style = STYLESHEET.read_text(encoding="utf-8")
     return (
@@ -118,8 +158,13 @@ def _warnings(report: Report) -> Iterator[tuple[str, str, str]]:
             yield (
                 "",
                 "SEVERAL RUNS DISAGREE:",
-                f" {', '.join(again)}{_of(part, report)}. The last one counts; all are in the table.",
+                f" {', '.join(_few(again))}{_of(part, report)}. The last one counts; all are in the table.",
             )
+
+
+def _few(names: Sequence[str]) -> list[str]:
+    more = len(names) - large.MOST_ENTRIES
+    return list(names) if more <= 0 else [*names[: large.MOST_ENTRIES], f"{more} more"]
 
 
 def _outcomes(part: Part) -> dict[str, set[str]]:
@@ -139,7 +184,7 @@ def _part(part: Part, report: Report) -> Html:
         el("h2", headline(part), class_=f"headline {kind}"),
         el("p", _standing(part), class_="standing"),
         tiles(part),
-        picture(part.counting, part.limit_bytes),
+        (large.pictures if large.is_large(part.rows) else picture)(part.counting, part.limit_bytes),
         _tiers(part),
     ]
     return el("section", content, class_="part", aria_label=f"{part.plan_name} on {_card_name(part)}")
@@ -274,6 +319,8 @@ def _tier(name: str, rate: float | None, rows: Sequence[Row]) -> Html:
 
 def _table(report: Report, runs: dict[str, StoredRun]) -> Html:
     rows = report.rows
+    if large.is_large(rows):
+        return large.section(report.folder / report.name, rows)
     names = table.columns(rows)
     many = len(rows) > details.MANY
     bodies = [
@@ -308,7 +355,10 @@ def _what_next(part: Part) -> Html | None:
         el(
             "div",
             el("h3", title, " ", el("span", f"({why})", class_="muted")),
-            el("ul", [el("li", _next_entry(row, kind)) for row in rows]) if rows else el("p", "none", class_="muted"),
+            el("ul", [el("li", _next_entry(row, kind)) for row in large.first(rows)])
+            if rows
+            else el("p", "none", class_="muted"),
+            large.rest(rows),
             class_=f"next {kind}",
         )
         for title, why, kind, rows in lists

@@ -53,7 +53,7 @@ class Row:
         """The row with its whole record, read again where only the light part of it was kept."""
         if not self.slim or self.directory is None:
             return self
-        return replace(self, document=mapping(_json(self.directory.experiment)), slim=False)
+        return replace(self, document=_documents(self.directory)[0], slim=False)
 
     @property
     def group(self) -> str:

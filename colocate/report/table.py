@@ -1,6 +1,7 @@
 """The table of groups: one body per group, so that a group and what opens below it stay together when it is sorted."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from colocate.report.markup import Attribute, Html, Part, breakable, el
 from colocate.report.stored import Row
@@ -50,8 +51,24 @@ def head(names: Sequence[str]) -> Html:
 
 def body(row: Row, names: Sequence[str], opened: Html, *, lazy: bool) -> Html:
     """One group: its row and, folded away, what opens below it; ``lazy`` leaves that unbuilt until it is asked for."""
-    below = el("template", opened) if lazy else opened
+    return _body(row, names, [_cell(row, name) for name in names], el("template", opened) if lazy else opened)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row as markup with nothing below it yet, and what its columns sort by."""
+
+    html: Html
+    values: list[Attribute]
+
+
+def shown(row: Row, names: Sequence[str]) -> Shown:
+    """One group without what opens below it."""
     cells = [_cell(row, name) for name in names]
+    return Shown(_body(row, names, cells, Html()), [_content(row, name)[1] for name in names])
+
+
+def _body(row: Row, names: Sequence[str], cells: Sequence[Html], below: Html) -> Html:
     return el(
         "tbody",
         el("tr", cells, class_="group-row"),
@@ -60,11 +77,11 @@ def body(row: Row, names: Sequence[str], opened: Html, *, lazy: bool) -> Html:
         class_="group",
         data_outcome=row.record["outcome"],
         data_tier=row.record["tier"] or "",
-        data_find=_find(row),
+        data_find=found_by(row),
     )
 
 
-def _find(row: Row) -> str:
+def found_by(row: Row) -> str:
     """What the search looks in."""
     record = row.record
     words = [row.group, record["outcome"], record["tier"], record["foreground"], record["background"]]

@@ -8,6 +8,7 @@ from typing import Any
 
 from colocate.foresight import Answer
 from colocate.outlook import OUT_OF_TIME
+from colocate.report import large
 from colocate.report.advice import Needs, needs
 from colocate.report.markup import Html, el
 from colocate.report.picture import pair
@@ -34,10 +35,11 @@ def section(part: Part) -> Html | None:
         "section",
         el("h2", "For the infeasible and the undecided"),
         el("p", intro, class_="muted"),
-        el("ul", [_entry(need) for need in found], class_="needs"),
+        el("ul", [_entry(need) for need in large.first(found)], class_="needs"),
         el("p", f"For {plural(left, 'proposal')} there was no time; ", el("code", _more(part)), " predicts them too.")
         if left
         else None,
+        large.rest(found),
         class_="needs-section",
     )
 
