@@ -34,7 +34,9 @@ def test_pytest_is_configured_in_one_place() -> None:
     assert "pytest" not in PROJECT["tool"]
 
 
-@pytest.mark.parametrize("path", [*sorted((ROOT / "scripts").iterdir()), ROOT / ".ci/run"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*sorted(filter(Path.is_file, (ROOT / "scripts").iterdir())), ROOT / ".ci/run"], ids=lambda path: path.name
+)
 def test_scripts_are_sound_for_the_shell(path: Path) -> None:
     assert subprocess.run(["bash", "-n", str(path)], capture_output=True, check=False).stderr == b""
 

@@ -93,10 +93,10 @@ def test_the_session_fails_and_its_records_can_be_judged_again(twelve: Session) 
 
 
 @pytest.mark.slow
-def test_the_summary_has_one_row_for_each_group_with_a_record(twelve: Session) -> None:
+def test_the_summary_has_one_row_for_each_group(twelve: Session) -> None:
     rows = (twelve.run / "summary.csv").read_text().splitlines()
 
-    assert len(rows) == 1 + len(GROUPS) - 1  # the worker of the last one was killed before it could write
+    assert len(rows) == 1 + len(GROUPS)  # also for the last one, whose worker was killed before it could write
 
 
 @pytest.mark.slow
