@@ -44,6 +44,8 @@ NOT_HERE = {
     "--on=slurm": "needs a Slurm cluster; tests/test_slurm.py has stand-ins for its commands",
     "$SLURM_": "needs a Slurm cluster; tests/test_slurm.py has stand-ins for its commands",
     "sbatch": "needs a Slurm cluster; tests/test_slurm.py has stand-ins for its commands",
+    "scripts/gpu-evidence": "needs a GPU for minutes",
+    "pip download": "downloads packages",
     "kubectl": "needs a Kubernetes cluster",
     "colocate fit": "takes minutes: every trial is a run; tests/test_fit.py does it with stand-ins",
     "colocate pack": "takes minutes: solo runs and measurements; its tests do it with stand-ins",
