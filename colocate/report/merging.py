@@ -127,7 +127,7 @@ def _write(run: RunDirectory, sessions: Sequence[Session], chosen: Sequence[Entr
     owned = {name for session in sessions for line in session.groups.values() for name in line.get("files") or ()}
     for session in used:  # what belongs to no group, such as side runs
         for name, data in session.files.items():
-            if name not in owned and name not in (run.record.name, run.proposals.name):
+            if name not in owned and name != run.proposals.name:
                 _put(run, name.replace(f"{session.name}_", f"{run.name}_", 1), data)
     for entry in chosen:
         for name in entry.line.get("files") or ():
@@ -155,7 +155,8 @@ def _proposals(name: str, chosen: Sequence[Entry]) -> dict[str, Any] | None:
 def _put(run: RunDirectory, name: str, data: bytes) -> None:
     path = run.path / name
     make_folder(path.parent)
-    path.write_bytes(data)
+    earlier = path.read_bytes() if path.suffix == ".jsonl" and path.exists() else b""  # journals of side runs add up
+    path.write_bytes(earlier + data)
 
 
 def _record(used: Sequence[Session], chosen: Sequence[Entry]) -> dict[str, Any]:

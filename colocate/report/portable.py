@@ -30,7 +30,8 @@ from colocate.run_directory import RunDirectory, read_json, safe_name
 LOG_BYTES = 64 * 1024
 
 # What no page reads: the record has it already, or it means something only while the group runs.
-_LEFT_OUT = frozenset({"events", "probe", "virtual_card", "progress.json", journal.NAME, "summary.csv", "report.html"})
+_LEFT_OUT = frozenset({"events", "probe", "virtual_card", "progress.json"})
+_MADE_AGAIN = frozenset({"run.json", journal.NAME, "summary.csv", "report.html"})
 _AGAIN = r"(_run\d+)?(_attempt\d+)?"
 
 
@@ -88,8 +89,8 @@ class Writer:
         found = []
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(self._run.path).as_posix()
-            words = set(name.split("/"))
-            if words & _LEFT_OUT or path.name.startswith(".") or name in self._carried or not path.is_file():
+            unwanted = set(name.split("/")) & _LEFT_OUT or name in _MADE_AGAIN or path.name.startswith(".")
+            if unwanted or name in self._carried or not path.is_file():
                 continue
             with contextlib.suppress(OSError, ValueError):  # one that vanished, or is no file any more
                 data = tail(path, LOG_BYTES) if path.suffix == ".log" else content(path)
