@@ -45,7 +45,9 @@ def carried(fake_nvml_library, tmp_path_factory):
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         journal = folder / "all.jsonl"
         run = sessions.run(
-            plan(folder / "plan.json", PLAN), folder, "--device=nvidia", f"--journal={journal}", "--predict=0"
+            plan(folder / "plan.json", PLAN),
+            folder,
+            *("--device=nvidia", f"--journal={journal}", "--predict=0", "--worth", "--stress=1GB"),
         )
     assert len(run.verdicts) == 4, run.output
     return run, journal
