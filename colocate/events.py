@@ -8,6 +8,7 @@ Times are monotonic seconds here; `colocate.observation` makes them relative.
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ class ProbeReader:
                 self.progress.add(Mark(first_step_s, pid, "optimizer", step=1))
             self.progress.add(Mark(last_step_s, pid, "optimizer", step=steps))
             self._steps[pid] = steps
-        self._allocators[pid] = allocator
+        self._allocators[pid] = _with_maxima_of(self._allocators.get(pid), allocator)
         self.histories[pid] = _history(record.get("history"), self._since_t)
 
     @property
@@ -299,6 +300,16 @@ def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
         notes=tuple(line(note, 300) or "" for note in record.get("notes") or ()),
         unsupported=line(record.get("unsupported")),
     )
+
+
+def _with_maxima_of(earlier: Allocator | None, latest: Allocator) -> Allocator:
+    """What was once a maximum stays one, whatever a later record tells."""
+    if earlier is None:
+        return latest
+    names = ("max_allocated_bytes", "max_reserved_bytes", "num_ooms", "num_alloc_retries")
+    both = {name: (getattr(earlier, name), getattr(latest, name)) for name in names}
+    known = {name: [value for value in two if value is not None] for name, two in both.items()}
+    return replace(latest, **{name: max(values) for name, values in known.items() if values})
 
 
 def _pair(value: Any) -> tuple[int, int] | None:

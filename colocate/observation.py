@@ -253,8 +253,8 @@ class Observation:
     @property
     def card_fault(self) -> str | None:
         """Why nothing may be measured on this card any more; None as long as it may."""
-        if self._monitor.lost is not None:
-            return self._monitor.lost
+        if self._monitor.lost is not None or self._card.mute is not None:
+            return self._monitor.lost or self._card.mute
         if any(process.unkillable for watch in self._members for process in watch.processes):
             return "a process on it could not be ended"
         if self._card.returned is False and self._virtual_card is None:  # a virtual card ends with its group

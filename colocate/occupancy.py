@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from colocate.device import Device
+from colocate.device import Device, DeviceProcess
 from colocate.device.failures import NoBallast
+from colocate.device.patience import Patience
 from colocate.errors import DeviceError
 from colocate.evidence import Role
 from colocate.holders import Holders, is_being_ended, is_left_behind, unlisted
@@ -55,9 +56,16 @@ class Occupancy:
         self.faults: list[tuple[str, str]] = []
         self.notes: list[tuple[str, str]] = []
         self._device = device
+        self._patience = Patience(device.info.uuid)
+        self._ask = self._patience.ask
         self._monitor = monitor
         self._run = run
         self._virtual = virtual
+
+    @property
+    def mute(self) -> str | None:
+        """Why nothing more is asked of the card; None as long as it answers."""
+        return self._patience.mute
 
     # Before.
 
@@ -76,7 +84,7 @@ class Occupancy:
             self.holders.begin(time.monotonic() - self._monitor.started_s)
             if self._device.info.ballast is not None:
                 self._monitor.ask_for_processes()  # or the ballast of a short group would be on no list
-            self.baseline_bytes = self._device.memory().used_bytes
+            self.baseline_bytes = self._ask(self._device.memory).used_bytes
             self._note_unexplained(self.baseline_bytes)
         except NoBallast as error:
             self.faults.append(("no_ballast", str(error)))
@@ -89,8 +97,12 @@ class Occupancy:
             text = f"expected a card that nobody uses, found {names}; end them, or wait with --wait=SECONDS"
             self.faults.append(("foreign_process", text))
 
+    def _listed(self) -> tuple[DeviceProcess, ...]:
+        """Who holds memory by the driver's list; nobody where it tells none."""
+        return self._ask(self._device.processes) or ()
+
     def _strangers(self) -> list[ProcessId]:
-        return self.holders.strangers(self._device.processes() or ())
+        return self.holders.strangers(self._listed())
 
     def _end_orphans(self) -> None:
         """Nobody else's process is touched."""
@@ -104,7 +116,7 @@ class Occupancy:
 
     def _note_unexplained(self, baseline_bytes: int) -> None:
         """Memory that no living process of the list accounts for is never taken for a clean card in silence."""
-        listed = [process for process in self._device.processes() or () if not process.ballast]
+        listed = [process for process in self._listed() if not process.ballast]
         seen = [process for process in listed if identify(process.pid) is not None]
         unexplained = baseline_bytes - sum(process.used_bytes or 0 for process in seen)
         if self._virtual or unexplained <= UNEXPLAINED_BYTES:
@@ -131,14 +143,14 @@ class Occupancy:
     def process_peak_bytes(self, pid: int) -> int | None:
         """The driver's own maximum for a process, where it answers."""
         try:
-            return self._device.process_peak_bytes(pid)
+            return self._ask(lambda: self._device.process_peak_bytes(pid))
         except DeviceError:
             return None
 
     def _look_elsewhere(self) -> None:
         """A member on another card does not put its whole load on ours."""
         try:
-            found = [(uuid, pid) for uuid, pid in self._device.processes_elsewhere() if self.holders.ours(pid)]
+            found = [(uuid, pid) for uuid, pid in self._ask(self._device.processes_elsewhere) if self.holders.ours(pid)]
         except DeviceError:
             return
         for uuid, pid in found:
@@ -157,7 +169,7 @@ class Occupancy:
 
     def _is_back(self) -> bool:
         try:
-            self.final_bytes = self._device.memory().used_bytes
+            self.final_bytes = self._ask(self._device.memory).used_bytes
         except DeviceError:
             return False
         assert self.baseline_bytes is not None
@@ -165,7 +177,7 @@ class Occupancy:
 
     def _name_holders(self) -> None:
         try:
-            listed = [describe(one.pid) for one in self._device.processes() or () if not one.ballast]
+            listed = [describe(one.pid) for one in self._listed() if not one.ballast]
         except DeviceError:
             listed = []
         names = ("; on the driver's list: " + "; ".join(listed) if listed else "") + self._hidden_holders()
@@ -174,7 +186,7 @@ class Occupancy:
 
     def _hidden_holders(self) -> str:
         try:
-            found = unlisted(self._device.processes() or ())
+            found = unlisted(self._listed())
         except DeviceError:
             found = unlisted(())
         return "; not on it but with the card open: " + "; ".join(describe(one.pid) for one in found) if found else ""

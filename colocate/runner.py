@@ -336,6 +336,7 @@ class Restarts:
     once. After any other exit the delay begins at ``first_delay_s`` and grows by ``factor`` up to ``max_delay_s``.
     ``max_quick_exits`` exits in a row that came earlier than ``min_lifetime_s``, clean or not, are a crash loop or a
     program that does nothing; more than ``max_failures`` exits with an error in all are enough, however late they came.
+    After ``max_lives`` it is not started again whatever it did: each leaves a log.
     """
 
     first_delay_s: float = 0.5
@@ -344,6 +345,7 @@ class Restarts:
     min_lifetime_s: float = 5.0
     max_quick_exits: int = 3
     max_failures: int = 10
+    max_lives: int = 1000
 
     def delay_s(self, bad_exits: int) -> float:
         """How long to wait after so many bad exits in a row."""
@@ -441,6 +443,8 @@ class Looping:
         if self._quick_exits >= policy.max_quick_exits:
             within = f"within {policy.min_lifetime_s:g} s of the start"
             return f"{self._quick_exits} exits in a row {within}, the last of {lives} lives with {found}"
+        if lives >= policy.max_lives:
+            return f"{lives} lives are as many as a training may have, the last ended with {found}"
         if self._failures > policy.max_failures:
             return f"{self._failures} of {lives} lives failed, the last with {found}"
         return None

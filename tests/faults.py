@@ -19,6 +19,8 @@ class Fault:
     untested: str = ""
 
 
+_ATTACK = "test_hostile.py::test_a_foreground_that_attacks_its_own_record_proves_nothing"
+
 FAULTS = (
     Fault(
         "1",
@@ -549,5 +551,117 @@ FAULTS = (
         "one outcome per group, no process left, no descriptor or thread more",
         ("test_soak.py::test_a_short_soak_holds_its_invariants",),
         feasible="groups without a fault are in it",
+    ),
+    Fault(
+        "E6",
+        "what a training tells is a pipe, a device, a folder or has no end",
+        "a stand-in that replaces its events, or leaves 3000 records",
+        "read in bounded pieces, nothing is waited for, INCONCLUSIVE",
+        (
+            f"{_ATTACK}[device_events-events_unreadable]",
+            f"{_ATTACK}[pipe_events-events_unreadable]",
+            f"{_ATTACK}[folder_events-events_unreadable]",
+            f"{_ATTACK}[many_probes-events_unreadable]",
+        ),
+    ),
+    Fault(
+        "E7",
+        "one training writes the end of the other's epoch",
+        "a stand-in that does, in both roles",
+        "told by whose process wrote it, INCONCLUSIVE",
+        (
+            f"{_ATTACK}[other_events-events_mixed_up]",
+            "test_hostile.py::test_a_background_cannot_end_the_foregrounds_epoch",
+        ),
+    ),
+    Fault(
+        "E8",
+        "a training's words contradict what is known",
+        "a record of more memory than the card has; an epoch of which PyTorch saw no step",
+        "INCONCLUSIVE",
+        (
+            f"{_ATTACK}[forged_probe-implausible_record]",
+            "test_verdict.py::test_an_epoch_of_which_pytorch_saw_no_step_proves_nothing",
+        ),
+    ),
+    Fault(
+        "E9",
+        "nonsense between sound events",
+        "NaN, negative and huge numbers, other clocks, broken characters, a line of 5 MB",
+        "left out and told",
+        ("test_hostile.py::test_nonsense_beside_sound_events_is_left_out_and_told",),
+        feasible="the sound events say all that is needed",
+    ),
+    Fault(
+        "E10",
+        "a training stops itself, or its supervisor",
+        "SIGSTOP",
+        "a hang: ended after the plan's stall time, INCONCLUSIVE",
+        (
+            f"{_ATTACK}[stop_self-foreground_hang]",
+            f"{_ATTACK}[stop_supervisor-foreground_hang]",
+        ),
+    ),
+    Fault(
+        "E11",
+        "the driver never answers who is on the card",
+        "the list of processes blocks, everything else answers",
+        "asked with a deadline, then nothing is started and the card quarantined",
+        ("test_hostile.py::test_a_driver_that_never_answers_who_is_there_holds_nobody_up",),
+    ),
+    Fault(
+        "E12",
+        "the card's size changes in mid-run",
+        "another total of the simulated card",
+        "its readings are rejected, INCONCLUSIVE",
+        ("test_hostile.py::test_a_card_whose_size_changes_is_not_believed",),
+    ),
+    Fault(
+        "E13",
+        "init or the harness itself is on the card",
+        "their numbers on the driver's list",
+        "named, nothing is started",
+        ("test_hostile.py::test_the_harness_itself_or_init_on_the_card_is_named",),
+    ),
+    Fault(
+        "E14",
+        "any bytes in a plan, a catalog, a record, a journal, events",
+        "what coverage-guided fuzzing found, and a short walk of the same kind",
+        "an answer in words, never another error, never a hang",
+        ("test_fuzz.py::test_what_was_found_is_answered_in_words", "test_fuzz.py::test_a_short_walk_finds_nothing"),
+    ),
+    Fault(
+        "E15",
+        "two runs begin in the same second on two cards",
+        "the same names of run and group",
+        "each knows its own trainings",
+        (
+            "test_faults.py::"
+            "test_two_runs_that_began_in_the_same_second_do_not_take_each_others_trainings_for_their_own",
+        ),
+    ),
+    Fault(
+        "E16",
+        "the terminal is closed",
+        "SIGHUP to a session, with and without a worker",
+        "as SIGTERM: members ended, record written, exit code 129",
+        (
+            "test_session.py::test_ending_a_session_leaves_nothing_alive[-n0-SIGHUP]",
+            "test_session.py::test_ending_a_session_leaves_nothing_alive[-n1-SIGHUP]",
+        ),
+    ),
+    Fault(
+        "E17",
+        "a background that ends well again and again",
+        "a thousand short lives",
+        "given up, however clean its ends",
+        ("test_runner.py::test_a_training_that_ends_again_and_again_is_not_started_for_ever",),
+    ),
+    Fault(
+        "E18",
+        "a killed run that nobody resumes",
+        "its lock file and its kept room left behind",
+        "the next run gives the room back, not that of one that goes on",
+        ("test_run_directory.py::test_a_new_run_gives_back_the_room_of_those_that_were_killed",),
     ),
 )

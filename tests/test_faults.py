@@ -135,6 +135,14 @@ def test_a_training_that_daemonises_is_followed_and_proves_nothing(fake_nvml: Fa
     assert fake_nvml.used_bytes() == 0
 
 
+def test_two_runs_that_began_in_the_same_second_do_not_take_each_others_trainings_for_their_own() -> None:
+    """The name of a run is its second; on two cards their groups had the same cookies."""
+    first, second = (Holders("run_20261124_053000", "group01", Path(place)) for place in ("/a/group", "/b/group"))
+
+    assert first.cookie("foreground") != second.cookie("foreground")
+    assert first.cookie("foreground").startswith("run_20261124_053000/group01/foreground/")
+
+
 def test_a_number_that_is_used_again_is_another_process(foreign_process: int, monkeypatch: pytest.MonkeyPatch) -> None:
     holders = Holders("run", "group01")
     holders.take([(1.0, (DeviceProcess(foreign_process, 100),))], {})

@@ -17,6 +17,7 @@ LAYERS = (
         "fitting",
         "device",
         "device.failures",
+        "device.patience",
         "device.ballast_program",
         "logs",
         "processes",

@@ -567,6 +567,14 @@ def test_a_training_that_finishes_is_started_again_at_once() -> None:
     assert {later - earlier for earlier, later in pairwise(starts)} <= {60.0, 60.25}
 
 
+def test_a_training_that_ends_again_and_again_is_not_started_for_ever() -> None:
+    """On the virtual card a short clean life is no fault, and nothing used to bound their number."""
+    looping, starts = looped((1.0, 0), for_s=10_000, policy=Restarts(min_lifetime_s=0.0))
+
+    assert looping.gave_up == "1000 lives are as many as a training may have, the last ended with exit code 0"
+    assert len(starts) == 1000
+
+
 def test_a_crash_loop_is_given_up() -> None:
     looping, starts = looped((1.0, 1))
 

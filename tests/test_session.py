@@ -100,7 +100,9 @@ def test_the_summary_has_one_row_for_each_group(twelve: Session) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name
+)
 @pytest.mark.parametrize("workers", ["-n0", "-n1"])
 def test_ending_a_session_leaves_nothing_alive(
     fake_nvml: FakeNvml, tmp_path: Path, number: signal.Signals, workers: str

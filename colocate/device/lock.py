@@ -43,7 +43,8 @@ def locked(uuid: str, holder: str, wait_s: float | None = 0.0, folder: Path | No
     file = _open(path, uuid)
     try:
         _wait_for_lock(file, uuid, path, wait_s)
-        _write(file, {"pid": os.getpid(), "user": _user(), "since": time.time(), "holder": holder})
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same, and only its words are missing
+            _write(file, {"pid": os.getpid(), "user": _user(), "since": time.time(), "holder": holder})
         yield
         os.ftruncate(file, 0)
     finally:

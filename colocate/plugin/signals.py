@@ -1,4 +1,4 @@
-"""A run that is asked to end ends cleanly on the first SIGINT or SIGTERM, and at once on the second.
+"""A run that is asked to end ends cleanly on the first SIGINT, SIGTERM or SIGHUP, and at once on the second.
 
 Without this, SIGTERM would leave the trainings to their supervisors and the reports unwritten, and a run that a script
 started with ``&`` would ignore SIGINT.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
@@ -29,13 +29,15 @@ class Interruption:
 
     @property
     def exit_code(self) -> int | None:
-        """What a shell expects of an interrupted program: 130 for SIGINT, 143 for SIGTERM."""
+        """What a shell expects of an interrupted program: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return None if self.received is None else 128 + self.received
 
     def install(self) -> None:
         """Take the signals over; only the main thread may."""
         if threading.current_thread() is threading.main_thread():
-            self._old = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            # Under nohup the end of the terminal is nothing to us.
+            wanted = [one for one in _SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+            self._old = {number: signal.signal(number, self._handle) for number in wanted}
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""

@@ -1,0 +1,135 @@
+"""Trainings and cards that do to the harness what no list foresees, with real processes on a simulated card."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_nvml import MIB, FakeNvml
+from groups import RUN, STAND_IN, group, observing, training
+
+from colocate.catalog import Training
+from colocate.device import patience
+from colocate.errors import ColocateError
+from colocate.observation import Observation
+from colocate.processes import with_cookie
+from colocate.verdict import Outcome, Verdict
+
+HOSTILE = str(STAND_IN.with_name("hostile.py"))
+
+pytestmark = pytest.mark.slow
+
+
+def hostile(what: str, *options: str) -> Training:
+    return training("hostile", argv=(sys.executable, HOSTILE, what, "--hold", "700", "--probe", *options))
+
+
+def run(observation: Observation) -> Verdict:
+    observation.preflight()
+    observation.start_background()
+    observation.run_foreground()
+    return observation.conclude()
+
+
+def judged(fake: FakeNvml, folder: Path, foreground: Training, background: Training, **limits: Any) -> Verdict:
+    limits = {"stall_s": 2.0, "epoch_timeout_s": 20.0, **limits}
+    with observing(group(foreground, background, **limits), fake.uuid(), folder) as observation:
+        verdict = run(observation)
+    assert with_cookie(f"{RUN}/group01") == []
+    return verdict
+
+
+def load(*options: str) -> Training:
+    return training("load", "--hold", "1500", "--repeat", "--probe", *options)
+
+
+def epoch(*options: str) -> Training:
+    return training("epoch", "--hold", "700", "--steps", "40", "--probe", *options)
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("device_events", "events_unreadable"),
+        ("pipe_events", "events_unreadable"),
+        ("folder_events", "events_unreadable"),
+        ("many_probes", "events_unreadable"),
+        ("other_events", "events_mixed_up"),
+        ("forged_probe", "implausible_record"),
+        ("stop_self", "foreground_hang"),
+        ("stop_supervisor", "foreground_hang"),
+    ],
+)
+def test_a_foreground_that_attacks_its_own_record_proves_nothing(
+    what: str, code: str, fake_nvml: FakeNvml, tmp_path: Path
+) -> None:
+    began_t = time.monotonic()
+    verdict = judged(fake_nvml, tmp_path, hostile(what, "--steps", "40"), load())
+
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert code in verdict.codes
+    assert time.monotonic() - began_t < 20  # a stopped supervisor used to cost 25 s
+
+
+@pytest.mark.parametrize("what", ["garbage", "future_probe", "pipe_probe"])
+def test_nonsense_beside_sound_events_is_left_out_and_told(what: str, fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    verdict = judged(fake_nvml, tmp_path, hostile(what, "--steps", "40"), load())
+
+    assert verdict.feasible, verdict
+    assert ("bad_events" in {warning.code for warning in verdict.warnings}) is (what == "garbage")
+
+
+def test_a_background_cannot_end_the_foregrounds_epoch(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """The foreground exits with 0 before its epoch is done; the background writes the missing line for it."""
+    short = training("epoch", "--hold", "700", "--steps", "40", "--probe", "--stub-after", "10")
+    verdict = judged(fake_nvml, tmp_path, short, hostile("other_events", "--repeat"))
+
+    assert verdict.outcome is not Outcome.FEASIBLE
+    assert "events_mixed_up" in verdict.codes
+
+
+def test_a_run_whose_folder_is_gone_says_so_in_words(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    with pytest.raises(ColocateError, match="expected to write the record of group01, got No such file"):
+        judged(fake_nvml, tmp_path, hostile("remove_run", "--steps", "40"), load())
+
+    assert with_cookie(f"{RUN}/group01") == []
+
+
+def test_a_driver_that_never_answers_who_is_there_holds_nobody_up(
+    fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the list of processes hangs; the harness used to wait for it as long as the driver did."""
+    monkeypatch.setattr(patience, "ANSWER_S", 0.3)
+    with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
+        fake_nvml.block("nvmlDeviceGetComputeRunningProcesses*", 8.0)
+        began_t = time.monotonic()
+        verdict = run(observation)
+
+        assert time.monotonic() - began_t < 6
+        assert verdict.codes == ("sensor_lost",)
+        assert observation.card_fault is not None
+        assert not observation.started
+        fake_nvml.heal()
+
+
+def test_a_card_whose_size_changes_is_not_believed(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    with observing(group(epoch(), load(), longest_gap_s=0.5), fake_nvml.uuid(), tmp_path) as observation:
+        observation.preflight()
+        observation.start_background()
+        fake_nvml.state.cards[0].total_bytes = 16 * 1024 * MIB
+        observation.run_foreground()
+        verdict = observation.conclude()
+
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "sensor_gap" in verdict.codes
+
+
+@pytest.mark.parametrize("pid", [1, os.getpid()])
+def test_the_harness_itself_or_init_on_the_card_is_named(pid: int, fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    fake_nvml.foreign(100 * MIB, pid=pid)
+    verdict = judged(fake_nvml, tmp_path, epoch(), load())
+
+    assert verdict.codes == ("foreign_process",)
+    assert f"pid {pid} (" in verdict.reasons[0].text
