@@ -83,7 +83,7 @@ def test_a_group_that_never_agrees_with_itself_ends() -> None:
 
 
 def pair(foreground: int, background: int, *more: str) -> Group:
-    steps = ("--steps", "12", "--context", "100", "--probe", *more)
+    steps = ("--steps", "8", "--context", "100", "--probe", *more)
     return group(
         training("epoch", "--hold", f"{foreground}", *steps),
         training("load", "--hold", f"{background}", *steps, repeat_args=("--repeat",)),
