@@ -60,6 +60,8 @@ def test_group(group, directory, request):
         pytest.skip("workloads/x.py is not there")
     if way in ("wait", "slow end"):
         time.sleep(60)
+    if way.startswith("sleep "):
+        time.sleep(float(way.removeprefix("sleep ")))
     if way.startswith("wait for "):
         while not (HERE / f"{way.removeprefix('wait for ')}.ended").exists():
             time.sleep(0.02)
