@@ -56,14 +56,15 @@ def run(options: argparse.Namespace) -> int:
     report = Report.of(runs, out.resolve().parent, comparison, out.name)
     with command.writing(out):
         write(report)
-    for found in runs:
-        with command.writing(found.path):
-            write_summary(RunDirectory(found.path))
-    for part in report.parts:
-        print(headline(part))
+    paths, headlines = [found.path for found in runs], [headline(part) for part in report.parts]
+    del runs, report  # ten thousand rows are not to be held beside those of the summary
+    for path in paths:
+        with command.writing(path):
+            write_summary(RunDirectory(path))
+    print("\n".join(headlines))
     print(f"report:  {command.near(out)}")
-    for found in runs:
-        print(f"summary: {command.near(found.path / 'summary.csv')}")
+    for path in paths:
+        print(f"summary: {command.near(path / 'summary.csv')}")
     return command.WELL
 
 
