@@ -9,12 +9,12 @@ import pytest
 from fake_nvml import FakeNvml
 from sessions import stand_in
 
+from colocate.advice.worth import Answer, Worth
 from colocate.cli import main
 from colocate.device.opening import Card
 from colocate.plan import Group, load_plan
 from colocate.run_directory import RunDirectory
 from colocate.trial import Trials
-from colocate.worth import Answer, Worth
 
 # Names, and MiB while they train and while they evaluate. Two that evaluate for long meet for certain.
 SIZES = {"a": (4000, 4000), "b": (3000, 3000), "c": (900, 900), "one": (1000, 3000), "two": (1001, 3000)}

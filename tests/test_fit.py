@@ -10,11 +10,11 @@ import pytest
 from fake_nvml import FakeNvml
 from groups import STAND_IN, group, training
 
+from colocate.advice.largest import Fitting, Grid, Variable, option_value, variable
 from colocate.cli import main
 from colocate.device.opening import Card
 from colocate.errors import PlanError
 from colocate.foresight import Answer, Forecast
-from colocate.largest import Fitting, Grid, Variable, option_value, variable
 from colocate.plan import load_plan
 from colocate.prediction import PeakRange
 from colocate.rehearsal import Rehearsal

@@ -1,4 +1,4 @@
-"""`colocate.outlook`: what proposals are predicted to bring, and the file in which it is kept."""
+"""`colocate.advice.outlook`: what proposals are predicted to bring, and the file in which it is kept."""
 
 import json
 import os
@@ -14,16 +14,16 @@ import pytest
 import sessions
 from groups import group, training
 
-from colocate import outlook
+from colocate.advice import outlook
+from colocate.advice.outlook import Predictor, advise, card_of, outlooks, read
+from colocate.advice.proposals import Kind, proposals
 from colocate.cards import known_card
 from colocate.cli import main
 from colocate.evidence import Evidence
 from colocate.foresight import Answer, keyed
-from colocate.outlook import Predictor, advise, card_of, outlooks, read
 from colocate.plan import Group, load_plan
 from colocate.plugin.proposals import skippable
 from colocate.prediction import PeakRange
-from colocate.proposals import Kind, proposals
 from colocate.record import write_record
 from colocate.rehearsal import Program, Rehearsal
 from colocate.run_directory import GroupDirectory, RunDirectory

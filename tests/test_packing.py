@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.packing import Fit, Load, Packing, Pair, Question, _best_fit, at_least, best_pairs, next_question, packed
+from colocate.advice.packing import (
+    Fit,
+    Load,
+    Packing,
+    Pair,
+    Question,
+    _best_fit,
+    at_least,
+    best_pairs,
+    next_question,
+    packed,
+)
 from colocate.units import MIB
 
 BASE, LIMIT = 200, 3000

@@ -1,4 +1,4 @@
-"""`colocate.proposals`: what could be tried where a group does not fit, in order of cost."""
+"""`colocate.advice.proposals`: what could be tried where a group does not fit, in order of cost."""
 
 import importlib
 from dataclasses import replace
@@ -8,10 +8,10 @@ import builders
 import pytest
 from groups import group, training
 
+from colocate.advice.proposals import Kind, Proposal, halvings, proposals
 from colocate.catalog import Catalog, load_catalog
 from colocate.evidence import Evidence, Role
 from colocate.plan import Group, load_plan
-from colocate.proposals import Kind, Proposal, halvings, proposals
 from colocate.units import MIB
 from colocate.variant import Change, varied
 

@@ -11,12 +11,12 @@ from fake_nvml import FakeNvml
 from groups import group, training
 from sessions import plan, run, stand_in
 
+from colocate.advice.remedies import MOST_TRIALS, candidates, is_of_memory
 from colocate.cli import main
 from colocate.evidence import Evidence
 from colocate.foresight import Answer
 from colocate.plan import Group
 from colocate.record import write_record
-from colocate.remedies import MOST_TRIALS, candidates, is_of_memory
 from colocate.report.remedies import section
 from colocate.report.stored import parts, read_run
 from colocate.run_directory import RunDirectory, write_json

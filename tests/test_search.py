@@ -1,4 +1,4 @@
-"""`colocate.search`: bisection that believes no answer it did not get."""
+"""`colocate.advice.search`: bisection that believes no answer it did not get."""
 
 from collections.abc import Callable
 
@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import settings as of_test
 from hypothesis import strategies as st
 
+from colocate.advice.search import HOPELESS, Search
 from colocate.foresight import Answer
-from colocate.search import HOPELESS, Search
 
 LAST = 60
 

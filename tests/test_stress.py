@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessions import Session, plan, run, stand_in
 
+from colocate.advice.stress import MOST_TRIALS, Answer, Search, Stress, read_answer, stress
 from colocate.device.opening import Card, opened
 from colocate.plan import Group
 from colocate.run_directory import RunDirectory
 from colocate.series import Attempt
-from colocate.stress import MOST_TRIALS, Answer, Search, Stress, read_answer, stress
 from colocate.trial import attempt_on
 from colocate.units import GIB
 

@@ -11,15 +11,26 @@ from groups import group, training
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colocate.advice.references import FILE, Memory, read_answer, settle
+from colocate.advice.worth import (
+    NOT_PREDICTED,
+    Alone,
+    Answer,
+    Pace,
+    Worth,
+    alone_of,
+    answer,
+    compare,
+    energy_between,
+    paces,
+)
 from colocate.device.opening import Card, opened
 from colocate.evidence import Evidence, Exit, Life, Mark
 from colocate.recordings import EnergyReading, read_energy
-from colocate.references import FILE, Memory, read_answer, settle
 from colocate.report.summary import rows
 from colocate.run_directory import RunDirectory
 from colocate.series import settled
 from colocate.trial import Trials
-from colocate.worth import NOT_PREDICTED, Alone, Answer, Pace, Worth, alone_of, answer, compare, energy_between, paces
 
 
 def pair() -> Evidence:

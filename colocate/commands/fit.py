@@ -15,10 +15,10 @@ from colocate.errors import PlanError
 from colocate.units import format_mib, to_mib
 
 if TYPE_CHECKING:
+    from colocate.advice.largest import Fit, Grid, Tried, Variable
     from colocate.catalog import Catalog
     from colocate.device.opening import Card
     from colocate.foresight import Forecast
-    from colocate.largest import Fit, Grid, Tried, Variable
     from colocate.plan import Group, Plan
     from colocate.run_directory import RunDirectory
     from colocate.series import Attempt
@@ -83,7 +83,7 @@ def number(text: str) -> int | float:
 
 def run(options: argparse.Namespace) -> int:
     """Search, tell every trial as it comes, then the answer; the exit code says what was found."""
-    from colocate.largest import Fitting, variable
+    from colocate.advice.largest import Fitting, variable
     from colocate.plan import load_plan
     from colocate.run_directory import RunDirectory, write_json
 
@@ -140,7 +140,7 @@ def _usual(group: "Group", catalog: "Catalog | None") -> str:
 
 
 def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":
-    from colocate.largest import Grid
+    from colocate.advice.largest import Grid
 
     if varies.kind == "float" and options.step is None:
         raise PlanError(f"--step: expected how far apart the values of {varies} are, for it is no whole number")

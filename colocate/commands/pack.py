@@ -16,11 +16,11 @@ from colocate.errors import PlanError
 from colocate.units import format_mib, format_size, to_mib
 
 if TYPE_CHECKING:
+    from colocate.advice.packing import Pair, Question
+    from colocate.advice.sharing import Measured, Solo
     from colocate.cards import KnownCard
     from colocate.catalog import Catalog, Training
-    from colocate.packing import Pair, Question
     from colocate.plan import Limits, Plan
-    from colocate.sharing import Measured, Solo
 
 DEFAULT_CATALOG = Path("settings/models.json")
 DEFAULT_OUT = Path("pack.json")
@@ -93,10 +93,10 @@ class Task:
         Raises:
             PlanError: catalog, plan or card cannot be used.
         """
+        from colocate.advice.sharing import of_catalog, of_plan
         from colocate.cards import card_of_size, known_card
         from colocate.catalog import load_catalog
         from colocate.plan import Limits, load_plan
-        from colocate.sharing import of_catalog, of_plan
 
         if options.plan and options.catalog:
             raise PlanError("--from: expected a catalog or a plan, got both")
@@ -137,9 +137,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _predicted(task: Task, options: argparse.Namespace) -> "tuple[list[Solo], int]":
+    from colocate.advice.sharing import predicted
     from colocate.commands.predict import Progress
     from colocate.rehearsal import Cache
-    from colocate.sharing import predicted
 
     cache = None if options.no_cache else Cache.of_user()
     with Progress(len(task.trainings), sys.stderr) as progress:
@@ -148,9 +148,9 @@ def _predicted(task: Task, options: argparse.Namespace) -> "tuple[list[Solo], in
 
 
 def _on_a_gpu(task: Task, options: argparse.Namespace, card: Any) -> int:
+    from colocate.advice.sharing import decide, measured
     from colocate.run_directory import RunDirectory
     from colocate.series import settled_groups
-    from colocate.sharing import decide, measured
     from colocate.trial import Trials
 
     run = RunDirectory.new(options.results, datetime.now(), "pack")
@@ -180,9 +180,9 @@ def _known(solos: "Sequence[Solo]") -> "list[Solo]":
 def _question(
     solos: "Sequence[Solo]", base_bytes: int, total_bytes: int, task: Task, runs: Sequence[Path]
 ) -> "Question":
-    from colocate.packing import Question
+    from colocate.advice.packing import Question
+    from colocate.advice.sharing import remembered
     from colocate.run_directory import RunDirectory
-    from colocate.sharing import remembered
 
     known = _known(solos)
     question = Question(tuple(solo.load for solo in known if solo.load), base_bytes, task.limits.peak_bytes)
@@ -199,7 +199,7 @@ def _question(
 def _answer(
     task: Task, options: argparse.Namespace, solos: "Sequence[Solo]", question: "Question", found: "list[Measured]"
 ) -> int:
-    from colocate.packing import Fit, best_pairs, next_question, packed
+    from colocate.advice.packing import Fit, best_pairs, next_question, packed
 
     known = _known(solos)
     open_left = False
@@ -292,7 +292,7 @@ def _solo_line(solo: "Solo") -> str:
 
 
 def _count(solos: "Sequence[Solo]", question: "Question", found: "list[Measured]") -> str:
-    from colocate.packing import Fit
+    from colocate.advice.packing import Fit
 
     cards = [solo for solo in solos if solo.training.uses_gpu]
     cached = sum(solo.cached for solo in cards)
@@ -342,7 +342,7 @@ def _write(task: Task, options: argparse.Namespace, known: "Sequence[Solo]", slo
 def _entries(known: "Sequence[Solo]", slots: Sequence[tuple[int, ...]], folder: Path) -> Iterator[dict[str, Any]]:
     from itertools import combinations
 
-    from colocate.sharing import rank
+    from colocate.advice.sharing import rank
 
     for slot in slots:
         for places in combinations(slot, 2) if len(slot) > 1 else [slot]:

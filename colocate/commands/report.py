@@ -70,9 +70,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _predict(run: "StoredRun", budget_s: float) -> None:
     """Put proposals with predicted peaks into the run, for the groups that its plan still has as they were."""
+    from colocate.advice.outlook import advise
     from colocate.catalog import default_catalog, load_catalog
     from colocate.foresight import Answer
-    from colocate.outlook import advise
     from colocate.rehearsal import Cache
     from colocate.report.advice import is_unfit
     from colocate.report.words import plural

@@ -11,10 +11,10 @@ from colocate import commands as command
 from colocate.errors import ColocateError, PlanError
 
 if TYPE_CHECKING:
+    from colocate.advice.worth import Answer, Worth
     from colocate.device.opening import Card
     from colocate.plan import Group
     from colocate.series import Settled
-    from colocate.worth import Answer, Worth
 
 
 def add(commands: command.Commands) -> None:
@@ -68,9 +68,9 @@ def _document(found: "Answer") -> dict[str, Any]:
 
 
 def _answer(options: argparse.Namespace, settled: "Settled", name: str) -> "Answer":
+    from colocate.advice.references import Memory, read_answer, refused, settle
+    from colocate.advice.worth import Answer
     from colocate.device.opening import opened
-    from colocate.references import Memory, read_answer, refused, settle
-    from colocate.worth import Answer
 
     if options.stored:
         return read_answer(settled.deciding.directory) or Answer(unknown="nobody asked yet")

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import pytest
 
+from colocate.advice.outlook import Outlook, advise
 from colocate.catalog import default_catalog, load_catalog
 from colocate.foresight import Answer
-from colocate.outlook import Outlook, advise
 from colocate.plan import Group
 from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
 from colocate.rehearsal import Cache

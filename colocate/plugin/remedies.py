@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from colocate.advice.remedies import MEMORY, Remedied, Remedies
 from colocate.catalog import default_catalog, load_catalog
 from colocate.device.opening import Card
 from colocate.plan import Group
 from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
 from colocate.quarantine import Quarantine
-from colocate.remedies import MEMORY, Remedied, Remedies
 from colocate.report.words import peak_text
 from colocate.run_directory import GroupDirectory, RunDirectory
 from colocate.trial import Trials

@@ -38,7 +38,7 @@ def resolution(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: the text is no size, or a smaller one.
     """
-    from colocate.stress import LEAST_RESOLUTION_BYTES
+    from colocate.advice.stress import LEAST_RESOLUTION_BYTES
     from colocate.units import format_mib, parse_size
 
     try:
@@ -57,7 +57,7 @@ def stressed(
 
     What goes wrong here costs the answer, never the verdict.
     """
-    from colocate.stress import stress
+    from colocate.advice.stress import stress
 
     wanted = config.getoption("stress")
     if wanted is None or not settled.verdict.feasible:

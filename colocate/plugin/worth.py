@@ -30,7 +30,7 @@ def compared(config: pytest.Config, device: "Device", group: "Group", settled: "
 
     What goes wrong here costs the answer, never the verdict.
     """
-    from colocate.references import Memory, settle
+    from colocate.advice.references import Memory, settle
 
     if not config.getoption("worth") or not settled.verdict.feasible or group.background is None:
         return record

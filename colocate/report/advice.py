@@ -1,6 +1,6 @@
 """What a group that does not fit would have needed, and which pairs are worth a long run.
 
-What could be tried, with its predicted peaks, is read from the run: `colocate.outlook` writes it.
+What could be tried, with its predicted peaks, is read from the run: `colocate.advice.outlook` writes it.
 """
 
 from collections.abc import Mapping

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from colocate.advice.stress import Stress
 from colocate.report.markup import Html, el
 from colocate.report.stored import Part, Row
-from colocate.stress import Stress
 from colocate.units import format_mib
 
 _HEADS = ("group", "peak", "headroom, subtracted", "held with less by", "broke with less by", "class", "class, felt")

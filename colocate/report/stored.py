@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from colocate import outlook, remedies
+from colocate.advice import outlook, remedies
 from colocate.errors import ColocateError
 from colocate.fitting import fitting
 from colocate.report import journal

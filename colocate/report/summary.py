@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from colocate.advice.references import read_answer
+from colocate.advice.stress import Stress
 from colocate.plan import Group
-from colocate.references import read_answer
 from colocate.report import journal
 from colocate.report.shapes import fitted
 from colocate.report.slim import slim
 from colocate.run_directory import GroupDirectory, RunDirectory, write_text
 from colocate.series import Settled, kept_groups, settled_group, settled_groups
-from colocate.stress import Stress
 from colocate.units import to_mib
 
 COLUMNS = (

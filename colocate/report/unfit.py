@@ -6,8 +6,8 @@ Everything stands in the run directory; nothing is predicted while a page is mad
 from collections.abc import Mapping
 from typing import Any
 
+from colocate.advice.outlook import OUT_OF_TIME
 from colocate.foresight import Answer
-from colocate.outlook import OUT_OF_TIME
 from colocate.report import large
 from colocate.report.advice import Needs, needs
 from colocate.report.markup import Html, el

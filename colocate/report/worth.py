@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from colocate.references import read_answer
+from colocate.advice.references import read_answer
 from colocate.report.markup import Html, el
 from colocate.report.stored import Row
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from colocate.advice.search import Search
 from colocate.catalog import Catalog, Training, Value
 from colocate.device import Basis
 from colocate.errors import PlanError
@@ -16,7 +17,6 @@ from colocate.evidence import Role
 from colocate.foresight import Answer, Forecast
 from colocate.plan import Group
 from colocate.prediction import PeakRange
-from colocate.search import Search
 from colocate.series import Attempt
 from colocate.variant import Change, varied
 from colocate.verdict import Outcome, Verdict

@@ -1,6 +1,6 @@
 """Trainings run alone, to be compared with a group: remembered by everything that decides their speed.
 
-Owns the runs, how they are shortened, and their cache; what follows from them is `colocate.worth`'s business.
+Owns the runs, how they are shortened, and their cache; what follows from them is `colocate.advice.worth`'s business.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from colocate.advice.worth import Alone, Answer, alone_of, answer, paces, why_not
 from colocate.catalog import Training
 from colocate.device import Device, DeviceInfo
 from colocate.evidence import Evidence, Role
@@ -26,7 +27,6 @@ from colocate.trial import new_directory, observing
 from colocate.variant import alone
 from colocate.verdict import foreground_window
 from colocate.versions import packages
-from colocate.worth import Alone, Answer, alone_of, answer, paces, why_not
 
 SIDE_RUN = "alone"
 FILE = "worth.json"

@@ -1,7 +1,7 @@
 """What proposals are predicted to bring: their trainings rehearsed on a virtual card, the cheapest proposals first.
 
 Owns the search for the mildest setting that fits, and ``proposals.json`` of a run, from which page and commands show
-the same without running anything. What is proposed is `colocate.proposals`' business.
+the same without running anything. What is proposed is `colocate.advice.proposals`' business.
 """
 
 import os
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
+from colocate.advice.proposals import Proposal, Step, held_bytes, proposals
 from colocate.cards import KnownCard, card_called, card_of_size, known_card
 from colocate.catalog import Catalog, Training
 from colocate.errors import ColocateError, PlanError
@@ -18,7 +19,6 @@ from colocate.evidence import Evidence, Role
 from colocate.foresight import Answer, Forecast, keyed, program_of
 from colocate.plan import Group
 from colocate.prediction import member_range
-from colocate.proposals import Proposal, Step, held_bytes, proposals
 from colocate.rehearsal import Cache, Program, Rehearsal, Watcher, rehearse
 from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_json
 from colocate.variant import varied

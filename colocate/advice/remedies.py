@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from colocate import outlook
+from colocate.advice import outlook
+from colocate.advice.proposals import Proposal, Step, proposals
 from colocate.catalog import Catalog
 from colocate.device.opening import Card
 from colocate.errors import ColocateError
 from colocate.evidence import Evidence
 from colocate.foresight import Answer
 from colocate.plan import Group
-from colocate.proposals import Proposal, Step, proposals
 from colocate.resume import decide, take_up
 from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_json
 from colocate.series import Attempt, read_attempt

@@ -1,23 +1,25 @@
 """What trainings take alone, predicted or measured, and the few pairs that are measured because only that decides.
 
-Runs programs through `colocate.rehearsal` and `colocate.trial`; what follows from the figures is `colocate.packing`'s.
+Runs programs through `colocate.rehearsal` and `colocate.trial`; what follows from the figures is
+`colocate.advice.packing`'s business.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from colocate.advice.packing import Load, Pair, Question, next_question
+from colocate.advice.references import read_answer
+from colocate.advice.worth import Alone, alone_of, compare, why_not
 from colocate.cards import KnownCard
 from colocate.catalog import Catalog, Training
 from colocate.device import Basis
 from colocate.evidence import Evidence
 from colocate.foresight import keyed, program_of
-from colocate.packing import Load, Pair, Question, next_question
 from colocate.peaks import measured_peak
 from colocate.plan import Group, Limits, Plan
 from colocate.record import read_record
 from colocate.recordings import read_energy
-from colocate.references import read_answer
 from colocate.rehearsal import Cache, Rehearsal, Watcher, rehearse
 from colocate.run_directory import RunDirectory
 from colocate.series import Attempt, settled_groups
@@ -25,7 +27,6 @@ from colocate.settings import Mistakes
 from colocate.trial import Trials
 from colocate.variant import alone
 from colocate.verdict import Outcome, foreground_window
-from colocate.worth import Alone, alone_of, compare, why_not
 
 Tell = Callable[[str], None]
 

@@ -1,7 +1,7 @@
 """What could be tried where a group does not fit, in order of cost: each thing to try as a change that can be made.
 
-Pure: group, evidence and catalog in, proposals out. What a proposal would bring is `colocate.outlook`'s business, how
-it is shown the report's.
+Pure: group, evidence and catalog in, proposals out. What a proposal would bring is `colocate.advice.outlook`'s
+business, how it is shown the report's.
 """
 
 import json
