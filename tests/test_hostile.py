@@ -126,7 +126,7 @@ def test_a_card_whose_size_changes_is_not_believed(fake_nvml: FakeNvml, tmp_path
     assert "sensor_gap" in verdict.codes
 
 
-@pytest.mark.parametrize("pid", [1, os.getpid()])
+@pytest.mark.parametrize("pid", [1, os.getpid()], ids=["init", "harness"])
 def test_the_harness_itself_or_init_on_the_card_is_named(pid: int, fake_nvml: FakeNvml, tmp_path: Path) -> None:
     fake_nvml.foreign(100 * MIB, pid=pid)
     verdict = judged(fake_nvml, tmp_path, epoch(), load())
