@@ -228,11 +228,11 @@ FAULTS = (
         "20",
         "a reading is not supported",
         "cards without a process list, without vitals, without the second memory struct; MIG",
-        "unknown, never 0 or -1; judged by the card's level; MIG is refused",
+        "unknown, never 0 or -1; judged by the card's level; a card in MIG mode is refused",
         (
             "test_nvidia.py::test_vitals_that_a_card_cannot_tell_are_none",
             "test_nvidia.py::test_a_driver_without_a_process_list_tells_none_and_not_nobody",
-            "test_nvidia.py::test_a_card_cut_into_instances_is_refused",
+            "test_nvidia.py::test_a_card_in_mig_mode_is_no_card",
             "test_nvidia.py::test_a_card_that_tells_no_memory_at_all_cannot_be_opened",
             "test_faults.py::test_a_card_that_tells_no_processes_is_judged_by_its_level",
         ),

@@ -225,11 +225,12 @@ def test_an_unknown_uuid_says_where_to_look(fake_nvml):
         NvidiaDevice("GPU-unknown")
 
 
-def test_a_card_cut_into_instances_is_refused(fake_nvml):
+def test_a_card_in_mig_mode_is_no_card(fake_nvml):
     fake_nvml.state.cards[0].mig = 1
 
-    with pytest.raises(DeviceError, match="found MIG mode on; turn it off"):
+    with pytest.raises(DeviceError, match=r"expected a whole card, found MIG mode on; name one of its instances"):
         NvidiaDevice(fake_nvml.uuid())
+    assert [type(failure) for failure in survey_devices().failures] == [DeviceError]
 
 
 def test_a_failed_opening_lets_go_of_nvml(fake_nvml):
@@ -238,6 +239,72 @@ def test_a_failed_opening_lets_go_of_nvml(fake_nvml):
 
     with pytest.raises(pynvml.NVMLError_Uninitialized):
         pynvml.nvmlDeviceGetCount()
+
+
+# --- MIG
+
+
+@pytest.fixture
+def divided(fake_nvml):
+    """The card in MIG mode, with two instances."""
+    fake_nvml.add_instance("1g.2gb", total_bytes=2048 * MIB)
+    fake_nvml.add_instance("2g.4gb", total_bytes=4096 * MIB)
+    return fake_nvml
+
+
+def test_the_instances_of_a_card_are_listed_in_its_place(divided):
+    whole = divided.add_card()
+    devices = list_devices()
+
+    assert [(device.uuid, device.index) for device in devices] == [
+        (divided.uuid(1), None),
+        (divided.uuid(2), None),
+        (whole.uuid.decode(), 1),
+    ]
+    assert [device.total_bytes // MIB for device in devices] == [2048, 4096, 8192]
+    assert [device.instance_of for device in devices] == [divided.uuid(0), divided.uuid(0), None]
+
+
+def test_an_instance_has_memory_and_processes_of_its_own(divided):
+    divided.foreign(100 * MIB, card=1, pid=4_000_001)
+    divided.foreign(300 * MIB, card=2, pid=4_000_002)
+
+    with NvidiaDevice(divided.uuid(1)) as instance:
+        keeps_contract(instance)
+        assert instance.memory().used_bytes == 100 * MIB
+        assert instance.processes() == (DeviceProcess(4_000_001, 100 * MIB),)
+        assert instance.processes_elsewhere() == ((divided.uuid(2), 4_000_002),)
+
+
+def test_a_driver_that_lists_all_processes_of_the_card_leaves_an_instance_its_own(divided, monkeypatch):
+    divided.foreign(100 * MIB, card=1, pid=4_000_001)
+    divided.foreign(300 * MIB, card=2, pid=4_000_002)
+    whole, listed = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetComputeRunningProcesses_v3
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses_v3", lambda handle: listed(whole(0)))
+
+    with NvidiaDevice(divided.uuid(1)) as instance:
+        assert [process.pid for process in instance.processes()] == [4_000_001]
+
+
+def test_an_instance_has_the_heat_of_its_card_and_neither_its_power_nor_its_energy(divided):
+    card = divided.state.cards[0]
+    card.temperature_c, card.throttle_reasons, card.accounting = 71, 0x20, 1
+
+    with NvidiaDevice(divided.uuid(1)) as instance:
+        vitals = instance.vitals()
+        assert (vitals.temperature_c, vitals.throttle_reasons) == (71, 0x20)
+        assert (vitals.power_mw, vitals.energy_mj, vitals.utilization_percent) == (None, None, None)
+        assert instance.info.accounting is None
+        assert instance.process_peak_bytes(1) is None
+
+
+def test_compute_instances_that_share_their_memory_are_no_cards(fake_nvml):
+    for _ in range(2):
+        fake_nvml.add_instance("1c.2g.4gb", total_bytes=4096 * MIB, instance=3)
+    survey = survey_devices()
+
+    assert survey.devices == ()
+    assert "found 2 compute instances in GPU instance 3" in str(survey.failures[0])
 
 
 # --- vitals
@@ -396,9 +463,13 @@ def test_indices_of_different_cards_are_ambiguous_without_an_order(fake_machine)
     assert [device.index for device in visible_devices(fake_machine.uuid(1))] == [1]
 
 
-def test_an_instance_of_a_card_cannot_be_selected(fake_nvml):
-    with pytest.raises(DeviceError, match="found the MIG instance"):
-        visible_devices("MIG-1234")
+def test_a_selector_names_instances_by_uuid_and_by_nothing_else(divided):
+    first, second = divided.uuid(1), divided.uuid(2)
+
+    assert [device.uuid for device in visible_devices(f"{second},{first[:12]}")] == [second, first]
+    assert visible_devices(divided.uuid(0)) == ()
+    with pytest.raises(DeviceError, match="expected UUIDs on a machine with MIG instances, found '0'"):
+        visible_devices("0")
 
 
 def test_the_library_is_present_when_it_loads(fake_nvml):

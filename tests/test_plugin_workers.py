@@ -1,6 +1,7 @@
 """Workers and cards: one worker per free GPU, bound to it by UUID. On a simulated machine, with real sessions."""
 
 import pytest
+from fake_nvml import MIB
 from stand_in_project import Project
 
 from colocate.device.lock import locked
@@ -27,6 +28,15 @@ def test_every_free_card_gets_a_worker_of_its_own_that_its_replacement_keeps(fak
     assert third == first, "the replacement of the worker that died has its card"
 
 
+def test_every_mig_instance_gets_a_worker_and_their_card_none(fake_machine, tmp_path):
+    fake_machine.add_card()
+    for _ in range(2):
+        fake_machine.add_instance("3g.4gb", total_bytes=4096 * MIB)
+    run = Project(tmp_path, {"group01": "wait for group02"}, 2).run("feasibility", "--device=nvidia", "-n", "auto")
+    assert run.rows() == {"group01": "Passed", "group02": "Passed"}
+    assert set(cards_of(tmp_path, "group01", "group02")) == {fake_machine.uuid(1), fake_machine.uuid(2)}
+
+
 def test_more_workers_than_cards_are_refused(fake_machine, tmp_path):
     """Two groups on one card would judge each other."""
     fake_machine.add_card()
@@ -51,8 +61,16 @@ def test_a_failing_driver_is_a_usage_error_and_no_silent_prediction(fake_machine
     assert "expected at least one card, found none" in run.out
 
 
-def test_the_size_of_a_virtual_card_says_nothing_to_a_gpu(fake_machine, tmp_path):
+def test_a_card_larger_than_the_gpu_is_refused_before_anything_starts(fake_machine, tmp_path):
     fake_machine.add_card()
     run = Project(tmp_path, {}, 1).run("feasibility", "--device=nvidia", "--card=12GB")
     assert run.exit_code == 4
-    assert "--card: expected with a virtual card only, found a GPU" in run.out
+    assert "--card: expected a card of at least 12 GB, found NVIDIA GeForce RTX 2070 (simulated) of 8 GB" in run.out
+
+
+def test_a_smaller_card_of_a_mig_instance_is_refused_before_anything_starts(fake_machine, tmp_path):
+    fake_machine.add_card()
+    fake_machine.add_instance("3g.4gb", total_bytes=4096 * MIB)
+    run = Project(tmp_path, {}, 1).run("feasibility", "--device=nvidia", "--card=2GB")
+    assert run.exit_code == 4
+    assert "expected a whole card to make a smaller one of, found a MIG instance of it" in run.out

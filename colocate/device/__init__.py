@@ -63,7 +63,7 @@ class BallastInfo:
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """Which card a verdict holds for."""
+    """Which card a verdict holds for; ``instance_of`` is the UUID of the card that a MIG instance is a part of."""
 
     kind: Literal["nvidia", "virtual"]
     uuid: str
@@ -77,6 +77,7 @@ class DeviceInfo:
     index: int | None = None
     accounting: bool | None = None
     ballast: BallastInfo | None = None
+    instance_of: str | None = None
 
 
 class Device(Protocol):

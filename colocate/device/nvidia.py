@@ -2,6 +2,9 @@
 
 NVML orders cards by PCI bus and CUDA by speed, and ``CUDA_VISIBLE_DEVICES`` renumbers them again. A card is therefore
 known by its UUID, and an index only serves for display.
+
+A card in MIG mode is no card here, each of its instances is one: with memory and processes of its own, and with the
+temperature and the throttling of the card that it is a part of.
 """
 
 import contextlib
@@ -18,6 +21,10 @@ from colocate.device.failures import CardLost, ImplausibleReading
 from colocate.errors import DeviceError
 
 LIBRARY = "libnvidia-ml.so.1"
+
+INSTANCE = "MIG-"
+"""How the UUID of a MIG instance begins."""
+_UUIDS = ("GPU-", INSTANCE)
 
 # NVML's way to say that this card or this driver has no such reading (nvml.h). For a driver too old to know the
 # function at all pynvml says FUNCTION_NOT_FOUND.
@@ -40,6 +47,9 @@ _NOT_ESSENTIAL = _ANY_ERROR - _LOST - {pynvml.NVML_ERROR_UNINITIALIZED}
 
 # nvml.h: nvmlComputeMode_t. In the others one process, or none, may use the card.
 _COMPUTE_MODES = {1: "exclusive thread", 2: "prohibited", 3: "exclusive process"}
+
+# What the list of processes has in place of an instance's number where there are no instances (nvml.h).
+_NO_INSTANCE = 0xFFFFFFFF
 
 _CURES = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "install the NVIDIA driver, or use --device virtual",
@@ -88,7 +98,7 @@ def is_simulated(info: DeviceInfo) -> bool:
 
 
 class NvidiaDevice:
-    """One NVIDIA card, known by its UUID (see :class:`colocate.device.Device` for what each reading means).
+    """One NVIDIA card or MIG instance, known by its UUID (see :class:`colocate.device.Device` for the readings).
 
     A context manager: NVML is let go of on leaving. The readings are safe to use from several threads.
 
@@ -107,7 +117,9 @@ class NvidiaDevice:
         _init()
         try:
             self._handle = self._find()
-            self._refuse_instances()
+            self._whole = self._find_whole()
+            self._instance = self._find_instance()
+            self._refuse_divided()
             self._refuse_exclusive()
             self._read_memory, source = self._choose_memory()
             self._total_bytes = 0
@@ -157,7 +169,9 @@ class NvidiaDevice:
     def vitals(self) -> Vitals:
         """Power, temperatures, utilisation, throttling and the energy counter; None for what the card does not tell.
 
-        A value that cannot be true counts as not told, and so does one that NVML fails to read. Check by hand:
+        A value that cannot be true counts as not told, and so does one that NVML fails to read. Of a MIG instance
+        temperatures and throttling are those of its card; power and energy are None, because the card has them for all
+        its instances together. Check by hand:
         ``nvidia-smi --query-gpu=power.draw,temperature.gpu,utilization.gpu --format=csv``.
 
         Raises:
@@ -167,12 +181,12 @@ class NvidiaDevice:
         utilization = self._if_told("utilisation", pynvml.nvmlDeviceGetUtilizationRates)
         # The widest bounds that a card can need: today's largest take 1.4 kW and throttle below 110 degrees Celsius.
         return Vitals(
-            power_mw=_within(0, 10_000_000, self._if_told("power", pynvml.nvmlDeviceGetPowerUsage)),
+            power_mw=_within(0, 10_000_000, self._of_a_whole_card("power", pynvml.nvmlDeviceGetPowerUsage)),
             temperature_c=_within(0, 150, self._temperature_c()),
             memory_temperature_c=_within(1, 150, self._memory_temperature_c()),
             utilization_percent=_within(0, 100, utilization.gpu if utilization else None),
             memory_utilization_percent=_within(0, 100, utilization.memory if utilization else None),
-            energy_mj=self._if_told("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption),
+            energy_mj=self._of_a_whole_card("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption),
             throttle_reasons=self._throttle_reasons(),
         )
 
@@ -193,8 +207,8 @@ class NvidiaDevice:
             return None
         drawing = self._if_told("processes that draw", pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3) or []
         # A program that computes and draws is in both lists with the same number.
-        by_pid = {row.pid: self._holder(row, draws=True) for row in drawing}
-        by_pid |= {row.pid: self._holder(row) for row in computing}
+        by_pid = {row.pid: self._holder(row, draws=True) for row in drawing if self._is_here(row)}
+        by_pid |= {row.pid: self._holder(row) for row in computing if self._is_here(row)}
         return tuple(by_pid[pid] for pid in sorted(by_pid))
 
     def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
@@ -205,10 +219,11 @@ class NvidiaDevice:
         found = []
         for index in range(self._ask("the number of cards", pynvml.nvmlDeviceGetCount)):
             with contextlib.suppress(pynvml.NVMLError):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                uuid = pynvml.nvmlDeviceGetUUID(handle)
-                if uuid != self._uuid:
-                    found += [(uuid, row.pid) for row in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)]
+                whole = pynvml.nvmlDeviceGetHandleByIndex(index)
+                for handle in _instances(whole) if _is_divided(whole) else [whole]:
+                    uuid = pynvml.nvmlDeviceGetUUID(handle)
+                    if uuid != self._uuid:
+                        found += [(uuid, row.pid) for row in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)]
         return tuple(found)
 
     def process_peak_bytes(self, pid: int) -> int | None:
@@ -221,6 +236,8 @@ class NvidiaDevice:
             CardLost: the card is gone.
             DeviceError: NVML did not answer. Names the card's UUID and NVML's own message.
         """
+        if self._whole is not None:  # whose maximum, that of the instance or of the card, is told nowhere
+            return None
         told = _NOT_TOLD | {pynvml.NVML_ERROR_NOT_FOUND}
         stats = self._told(f"accounting of pid {pid}", pynvml.nvmlDeviceGetAccountingStats, pid, not_told=told)
         # A process on the list has a context, so none can have held nothing.
@@ -264,6 +281,11 @@ class NvidiaDevice:
         """The answer of a reading that no verdict rests on, or None; also for a function that pynvml has not."""
         return None if function is None else self._told(what, function, *arguments, not_told=_NOT_ESSENTIAL)
 
+    def _of_the_board(self, what: str, function: Callable[..., Any] | None, *arguments: Any) -> Any:
+        """The answer about the card that this is, or is an instance of, if there is one; see `_if_told`."""
+        handle = self._whole or self._handle
+        return self._if_told(what, function and (lambda _, *rest: function(handle, *rest)), *arguments)
+
     # --- memory
 
     def _choose_memory(self) -> tuple[Callable[[], Memory], str]:
@@ -286,16 +308,47 @@ class NvidiaDevice:
 
     # --- the rest
 
-    def _refuse_instances(self) -> None:
-        mode = self._if_told("MIG mode", pynvml.nvmlDeviceGetMigMode)
-        if mode and mode[0]:
+    def _find_whole(self) -> Any:
+        """The card that this is an instance of; None where this is a whole card."""
+        if not self._uuid.startswith(INSTANCE):
+            return None
+        return self._ask("its card", pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, self._handle)
+
+    def _find_instance(self) -> int | None:
+        """The number of the GPU instance, whose memory this is.
+
+        Raises:
+            DeviceError: another compute instance has the same memory: neither has a use, or a peak, of its own.
+        """
+        if self._whole is None:
+            return None
+        number: int = self._ask("its instance", pynvml.nvmlDeviceGetGpuInstanceId, self._handle)
+        numbers = [pynvml.nvmlDeviceGetGpuInstanceId(handle) for handle in _instances(self._whole)]
+        if numbers.count(number) > 1:
             raise DeviceError(
-                f"{self._uuid}: expected a whole card, found MIG mode on; turn it off (sudo nvidia-smi -i UUID -mig 0)"
+                f"{self._uuid}: expected a MIG instance with memory of its own, found {numbers.count(number)} compute "
+                f"instances in GPU instance {number}; make one that takes all of it (sudo nvidia-smi mig -cci)"
             )
+        return number
+
+    def _refuse_divided(self) -> None:
+        if self._whole is None and _is_divided(self._handle):
+            raise DeviceError(
+                f"{self._uuid}: expected a whole card, found MIG mode on; name one of its instances (nvidia-smi -L), "
+                "make some (sudo nvidia-smi mig -cgi PROFILE -C), or turn it off (sudo nvidia-smi -i UUID -mig 0)"
+            )
+
+    def _is_here(self, row: Any) -> bool:
+        """A process of the list is not one of another instance, whatever the driver lists for this one."""
+        return self._instance is None or getattr(row, "gpuInstanceId", None) in (self._instance, _NO_INSTANCE, None)
+
+    def _of_a_whole_card(self, what: str, function: Callable[..., Any]) -> Any:
+        """A reading that counts all instances of a card together, and therefore says nothing about one."""
+        return None if self._whole is not None else self._if_told(what, function)
 
     def _refuse_exclusive(self) -> None:
         """A group is two processes: in a mode for one the second would fail, and look as if it had not fitted."""
-        mode = _COMPUTE_MODES.get(self._if_told("compute mode", pynvml.nvmlDeviceGetComputeMode) or 0)
+        mode = _COMPUTE_MODES.get(self._of_the_board("compute mode", pynvml.nvmlDeviceGetComputeMode) or 0)
         if mode is not None:
             raise DeviceError(
                 f"{self._uuid}: expected compute mode default, found {mode}: two trainings cannot share the card; "
@@ -304,7 +357,7 @@ class NvidiaDevice:
 
     def _describe(self, memory_source: str) -> DeviceInfo:
         cuda = self._system("CUDA version", pynvml.nvmlSystemGetCudaDriverVersion)
-        accounting = self._if_told("accounting mode", pynvml.nvmlDeviceGetAccountingMode)
+        accounting = self._of_a_whole_card("accounting mode", pynvml.nvmlDeviceGetAccountingMode)
         return DeviceInfo(
             kind="nvidia",
             uuid=self._uuid,
@@ -315,8 +368,9 @@ class NvidiaDevice:
             driver_version=self._system("driver version", pynvml.nvmlSystemGetDriverVersion),
             nvml_version=self._system("NVML version", pynvml.nvmlSystemGetNVMLVersion),
             cuda_version=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
-            index=self._if_told("index", pynvml.nvmlDeviceGetIndex),
+            index=self._of_a_whole_card("index", pynvml.nvmlDeviceGetIndex),
             accounting=None if accounting is None else bool(accounting),
+            instance_of=None if self._whole is None else self._ask("its card", pynvml.nvmlDeviceGetUUID, self._whole),
         )
 
     def _system(self, what: str, function: Callable[[], Any]) -> Any:
@@ -325,20 +379,22 @@ class NvidiaDevice:
     def _temperature_c(self) -> int | None:
         # nvmlDeviceGetTemperature goes away with CUDA 14; drivers before R570 have nothing else.
         newer = getattr(pynvml, "nvmlDeviceGetTemperatureV", None)  # pynvml knows it since R570
-        told: int | None = self._if_told("temperature", newer, pynvml.NVML_TEMPERATURE_GPU)
+        told: int | None = self._of_the_board("temperature", newer, pynvml.NVML_TEMPERATURE_GPU)
         if told is None:
-            told = self._if_told("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
+            told = self._of_the_board("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
         return told
 
     def _memory_temperature_c(self) -> int | None:
-        told = self._if_told("memory temperature", pynvml.nvmlDeviceGetFieldValues, [pynvml.NVML_FI_DEV_MEMORY_TEMP])
+        told = self._of_the_board(
+            "memory temperature", pynvml.nvmlDeviceGetFieldValues, [pynvml.NVML_FI_DEV_MEMORY_TEMP]
+        )
         return None if told is None or told[0].nvmlReturn else int(told[0].value.uiVal)
 
     def _throttle_reasons(self) -> int | None:
         # Renamed in CUDA 12.2; the old name stays for drivers that lack the new one.
-        told: int | None = self._if_told("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+        told: int | None = self._of_the_board("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
         if told is None:
-            told = self._if_told("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+            told = self._of_the_board("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
         return told
 
     def _holder(self, row: Any, draws: bool = False) -> DeviceProcess:
@@ -356,7 +412,9 @@ class Survey:
 
 
 def survey_devices() -> Survey:
-    """Every card that NVML knows. One that does not answer is no reason to do without the others.
+    """Every card that NVML knows, in place of one in MIG mode its instances.
+
+    One that does not answer is no reason to do without the others.
 
     Raises:
         DeviceError: NVML itself does not work. Names the cure.
@@ -364,7 +422,7 @@ def survey_devices() -> Survey:
     _init()
     try:
         count = _ask_library("the number of cards", pynvml.nvmlDeviceGetCount)
-        found = [_look_at(index) for index in range(count)]
+        found = [card for index in range(count) for card in _look_at(index)]
     finally:
         _shutdown()
     failures = tuple(card for card in found if isinstance(card, DeviceError))
@@ -387,7 +445,8 @@ def visible_devices(selector: str | None, *, order: str | None = None) -> tuple[
     """The cards that a program would see under a value of ``CUDA_VISIBLE_DEVICES``, in its order.
 
     Args:
-        selector: The variable's value: indices, UUIDs or beginnings of UUIDs; None when it is not set.
+        selector: The variable's value: indices, UUIDs or beginnings of UUIDs, also of MIG instances; None when it is
+            not set. Several instances are allowed here, although CUDA itself would show a program only the first.
         order: The value of ``CUDA_DEVICE_ORDER``.
 
     Raises:
@@ -397,8 +456,11 @@ def visible_devices(selector: str | None, *, order: str | None = None) -> tuple[
     devices = list_devices()
     if selector is None:
         return devices
-    if selector.strip().startswith("MIG-"):
-        raise DeviceError(f"CUDA_VISIBLE_DEVICES: expected whole cards, found the MIG instance {selector!r}")
+    if any(device.instance_of for device in devices) and re.match(r"\s*\+?\d", selector):
+        raise DeviceError(
+            f"CUDA_VISIBLE_DEVICES: expected UUIDs on a machine with MIG instances, found {selector!r}; name instances "
+            "(nvidia-smi -L)"
+        )
     names = {device.name for device in devices}
     if len(names) > 1 and order != "PCI_BUS_ID" and re.match(r"\s*\+?\d", selector):
         raise DeviceError(
@@ -410,7 +472,7 @@ def visible_devices(selector: str | None, *, order: str | None = None) -> tuple[
 
 def _positions(selector: str, devices: tuple[DeviceInfo, ...]) -> list[int]:
     """CUDA's own reading of the variable: the list ends at the first entry that is wrong, a repetition empties it."""
-    by_uuid = selector.startswith("GPU-")
+    by_uuid = selector.startswith(_UUIDS)
     found: list[int] = []
     for entry in selector.split(","):
         position = _by_uuid(entry.strip(), devices) if by_uuid else _by_index(entry, devices)
@@ -423,7 +485,7 @@ def _positions(selector: str, devices: tuple[DeviceInfo, ...]) -> list[int]:
 
 
 def _by_uuid(entry: str, devices: tuple[DeviceInfo, ...]) -> int | None:
-    if not entry.startswith("GPU-"):
+    if not entry.startswith(_UUIDS):
         return None
     matches = [position for position, device in enumerate(devices) if device.uuid.startswith(entry)]
     return matches[0] if len(matches) == 1 else None
@@ -438,14 +500,43 @@ def _by_index(entry: str, devices: tuple[DeviceInfo, ...]) -> int | None:
     return matches[0] if matches else None
 
 
-def _look_at(index: int) -> DeviceInfo | DeviceError:
+def _look_at(index: int) -> list[DeviceInfo | DeviceError]:
+    """The card with this index, or its instances; for each that does not answer the reason."""
     try:
         handle = _ask_library(f"card {index}", pynvml.nvmlDeviceGetHandleByIndex, index)
-        uuid = _ask_library(f"the UUID of card {index}", pynvml.nvmlDeviceGetUUID, handle)
-        with NvidiaDevice(uuid) as device:
+        instances = _instances(handle) if _is_divided(handle) else []
+        if instances:
+            return [_opened(instance, None) for instance in instances]
+        return [_opened(handle, index)]
+    except DeviceError as error:
+        return [error]
+
+
+def _opened(handle: Any, index: int | None) -> DeviceInfo | DeviceError:
+    try:
+        name = "its UUID" if index is None else f"the UUID of card {index}"
+        with NvidiaDevice(_ask_library(name, pynvml.nvmlDeviceGetUUID, handle)) as device:
             return replace(device.info, index=index)
     except DeviceError as error:
         return error
+
+
+def _is_divided(handle: Any) -> bool:
+    """The card is in MIG mode: nothing computes on it but on its instances."""
+    try:
+        return bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
+    except pynvml.NVMLError:  # a card without the mode, or a driver without the question
+        return False
+
+
+def _instances(handle: Any) -> list[Any]:
+    """The MIG instances of a card; numbers that are not given out have none."""
+    found = []
+    with contextlib.suppress(pynvml.NVMLError):
+        for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            with contextlib.suppress(pynvml.NVMLError):
+                found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number))
+    return found
 
 
 # --- NVML itself

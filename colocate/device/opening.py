@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from colocate.cards import KnownCard, card_called
-from colocate.device import Device
+from colocate.device import Device, DeviceInfo
 from colocate.device.ballast import ROLE, SmallCard, is_of_size
 from colocate.device.choice import Kind, choose_device
 from colocate.device.lock import locked
@@ -102,8 +102,19 @@ def _sized(whole: NvidiaDevice, total_bytes: int | None, state: Path, cookie: st
         yield small
 
 
+def refuse_instance(info: DeviceInfo) -> None:
+    """A ballast needs a whole card: how CUDA tells an instance from others was never seen.
+
+    Raises:
+        DeviceError: the card is a MIG instance.
+    """
+    if info.instance_of is not None:
+        raise DeviceError(f"{info.uuid}: expected a whole card to make a smaller one of, found a MIG instance of it")
+
+
 @contextmanager
 def _sized_to(whole: NvidiaDevice, total_bytes: int, state: Path, cookie: str) -> Iterator[SmallCard]:
+    refuse_instance(whole.info)
     small = SmallCard(whole, total_bytes, log=state.with_name("ballast.log"), cookie=cookie)
     try:
         yield small

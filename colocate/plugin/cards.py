@@ -33,9 +33,9 @@ def find(config: pytest.Config, card_bytes: int) -> "Cards":
             uuids = [uuid for uuid in choose_device(kind).uuids if uuid not in known]
             later = [Card("nvidia", uuid, size if asked else None) for uuid in uuids]
             cards = dataclasses.replace(cards, free=(*cards.free, *later))
+        _refuse_too_small(cards)
     except ColocateError as error:
         raise pytest.UsageError(str(error)) from error
-    _refuse_too_small(cards)
     if not cards.free:
         held = "; ".join(cards.busy)
         raise pytest.UsageError(f"card: expected a free one, found none ({held}); wait for one with --wait=SECONDS")
@@ -46,11 +46,15 @@ def _refuse_too_small(cards: "Cards") -> None:
     """A card that can never be the wanted one is known before anything starts."""
     from colocate.device.ballast import is_of_size
     from colocate.device.nvidia import list_devices
+    from colocate.device.opening import refuse_instance
 
     sized = {card.uuid: card.total_bytes for card in cards.free if card.kind == "nvidia" and card.total_bytes}
     for device in list_devices() if sized else ():
         wanted = sized.get(device.uuid)
-        if wanted and device.total_bytes < wanted and not is_of_size(device.total_bytes, wanted):
+        if not wanted or is_of_size(device.total_bytes, wanted):
+            continue
+        refuse_instance(device)
+        if device.total_bytes < wanted:
             raise pytest.UsageError(
                 f"--card: expected a card of at least {format_size(wanted)}, found {device.name} of "
                 f"{format_size(device.total_bytes)}; leave --card away, or predict with --device=virtual"

@@ -101,13 +101,26 @@ int nvmlSystemGetProcessName(unsigned pid, char *out, unsigned size) {
 
 /* --- cards --- */
 
+/* The nth card whose parent is this one; UNSUPPORTED: the nth whole card. */
+static struct card *nth(uint32_t parent, unsigned number) {
+    for (unsigned i = 0; state && i < state->num_cards; i++)
+        if (state->cards[i].parent == parent && !number--) return &state->cards[i];
+    return NULL;
+}
+
+static unsigned num_cards(uint32_t parent) {
+    unsigned number = 0;
+    while (nth(parent, number)) number++;
+    return number;
+}
+
 int nvmlDeviceGetCount_v2(unsigned *out) {
     BEGIN(NULL);
-    TELL(out, state->num_cards);
+    TELL(out, num_cards(UNSUPPORTED));
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **out) {
-    struct card *card = state && index < state->num_cards ? &state->cards[index] : NULL;
+    struct card *card = nth(UNSUPPORTED, index);
     BEGIN(card);
     if (!card) return INVALID_ARGUMENT;
     *out = card;
@@ -136,7 +149,9 @@ int nvmlDeviceGetName(void *handle, char *out, unsigned size) {
 
 int nvmlDeviceGetIndex(void *handle, unsigned *out) {
     BEGIN_CARD(handle);
-    TELL(out, (unsigned)(card - state->cards));
+    unsigned index = 0;
+    while (nth(card->parent, index) != card) index++;
+    TELL(out, index);
 }
 
 struct pci { /* nvmlPciInfo_t */
@@ -159,6 +174,36 @@ int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
     if (!is_forced && card->mig == UNSUPPORTED) return NOT_SUPPORTED;
     *current = *pending = is_forced ? forced : card->mig;
     return SUCCESS;
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *out) {
+    BEGIN_CARD(handle);
+    TELL(out, card->mig == 1 ? 7u : 0u);
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **out) {
+    BEGIN_CARD(handle);
+    struct card *instance = card->mig == 1 ? nth(card - state->cards, index) : NULL;
+    if (!instance) return NOT_FOUND;
+    *out = instance;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(void *handle, void **out) {
+    BEGIN_CARD(handle);
+    if (card->parent == UNSUPPORTED) return INVALID_ARGUMENT;
+    *out = &state->cards[card->parent];
+    return SUCCESS;
+}
+
+int nvmlDeviceIsMigDeviceHandle(void *handle, unsigned *out) {
+    BEGIN_CARD(handle);
+    TELL(out, card->parent != UNSUPPORTED);
+}
+
+int nvmlDeviceGetGpuInstanceId(void *handle, unsigned *out) {
+    BEGIN_CARD(handle);
+    TELL(out, card->instance);
 }
 
 int nvmlDeviceGetComputeMode(void *handle, unsigned *out) {
@@ -212,13 +257,13 @@ struct process_info { /* nvmlProcessInfo_v2_t, which the v3 functions use too */
 static int list(const struct card *card, uint32_t graphics, unsigned *count_out, struct process_info *out,
                 const uint64_t *forced) {
     unsigned found = 0, room = *count_out;
-    uint32_t index = card - state->cards;
     for (unsigned i = 0; i < state->num_processes && i < MAX_PROCESSES; i++) {
         const struct process *row = &state->processes[i];
-        if (row->card != index || (row->flags & ROW_HIDDEN) || !runs(row)) continue;
+        if (!is_on(row, card) || (row->flags & ROW_HIDDEN) || !runs(row)) continue;
         if (!(row->flags & ROW_BOTH) && (row->flags & ROW_GRAPHICS) != graphics) continue;
         if (out && found < room)
-            out[found] = (struct process_info){row->pid, forced ? *forced : row->used_bytes, ~0u, ~0u};
+            out[found] = (struct process_info){row->pid, forced ? *forced : row->used_bytes,
+                                               state->cards[row->card].instance, ~0u};
         found++;
     }
     *count_out = found;

@@ -44,6 +44,7 @@ struct card {
     uint64_t energy_mj, energy_since_ns, throttle_reasons;
     uint32_t temperature_c, memory_temperature_c, power_mw, utilization_percent, memory_utilization_percent;
     uint32_t energy_supported, accounting, mig, compute_mode, persistence;
+    uint32_t parent, instance; /* of a MIG instance: the index of its card and its number there; else UNSUPPORTED */
 };
 
 struct process {
@@ -176,12 +177,17 @@ static inline int runs(const struct process *row) {
     return status != 'Z' && status != 'X' && (!row->start_ticks || row->start_ticks == start);
 }
 
+/* A card that is cut into instances holds what they hold. */
+static inline int is_on(const struct process *row, const struct card *card) {
+    uint32_t index = card - state->cards;
+    return row->card == index || (row->card < MAX_CARDS && state->cards[row->card].parent == index);
+}
+
 static inline uint64_t used_bytes(const struct card *card) {
     uint64_t sum = card->baseline_bytes;
-    uint32_t index = card - state->cards;
     for (unsigned i = 0; i < state->num_processes && i < MAX_PROCESSES; i++) {
         const struct process *row = &state->processes[i];
-        if (row->card == index && row->pid && ((row->flags & ROW_LEAKS) || runs(row))) sum += row->used_bytes;
+        if (is_on(row, card) && row->pid && ((row->flags & ROW_LEAKS) || runs(row))) sum += row->used_bytes;
     }
     uint64_t room = card->total_bytes - card->reserved_bytes;
     return sum < room ? sum : room;

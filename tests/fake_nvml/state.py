@@ -46,6 +46,7 @@ class Card(ctypes.Structure):
         *((name, _U32) for name in ("temperature_c", "memory_temperature_c", "power_mw")),
         *((name, _U32) for name in ("utilization_percent", "memory_utilization_percent")),
         *((name, _U32) for name in ("energy_supported", "accounting", "mig", "compute_mode", "persistence")),
+        *((name, _U32) for name in ("parent", "instance")),
     ]
 
 
@@ -179,7 +180,25 @@ class FakeNvml:
         card.energy_supported, card.energy_mj, card.energy_since_ns = 1, 1_000_000, time.monotonic_ns()
         card.accounting, card.mig, card.context_bytes = int(accounting), UNSUPPORTED, context_bytes
         card.compute_mode, card.persistence = 0, 1
+        card.parent = card.instance = UNSUPPORTED
         self.state.num_cards += 1
+        return card
+
+    def add_instance(self, profile: str, *, total_bytes: int, parent: int = 0, instance: int | None = None) -> Card:
+        """Cuts a MIG instance out of a card, which is in MIG mode from then on; the instance is a card here too.
+
+        As on a card, it tells no power, temperature, energy or utilisation. Its number, ``instance``, is that of the
+        GPU instance: two with the same one are compute instances that share its memory.
+        """
+        whole = self.state.cards[parent]
+        whole.mig = 1
+        number = self.state.num_cards
+        name = f"{whole.name.decode()} MIG {profile}"
+        card = self.add_card(name=name, uuid=f"MIG-{uuids.uuid4()}", total_bytes=total_bytes, reserved_bytes=0)
+        card.parent, card.instance = parent, number if instance is None else instance
+        card.temperature_c = card.power_mw = card.throttle_reasons = UNSUPPORTED
+        card.utilization_percent = card.memory_utilization_percent = UNSUPPORTED
+        card.energy_supported, card.accounting, card.compute_mode = 0, UNSUPPORTED, UNSUPPORTED
         return card
 
     def uuid(self, card: int = 0) -> str:
