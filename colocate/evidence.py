@@ -25,6 +25,7 @@ EVENT_KINDS = frozenset({"ready", "phase", "step", "epoch_end", "end"})
 STEP_KINDS = frozenset({"step", "optimizer", "pattern"})
 
 Role = Literal["foreground", "background"]
+ROLES: tuple[Role, ...] = ("foreground", "background")
 Owner = Literal["foreground", "background", "foreign", "unknown", "ballast"]
 Interval = tuple[float, float]
 
@@ -348,6 +349,10 @@ class Evidence:
     def members(self) -> tuple[Member, ...]:
         """Foreground first, then the background if the group has one."""
         return (self.foreground,) if self.background is None else (self.foreground, self.background)
+
+    def member(self, role: Role) -> Member | None:
+        """The member of a role; None for the background of a group that has none."""
+        return self.foreground if role == "foreground" else self.background
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the samples, which go into ``trace.csv``, as JSON types."""

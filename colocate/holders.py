@@ -13,7 +13,7 @@ from pathlib import Path
 
 from colocate import processes
 from colocate.device import DeviceProcess
-from colocate.evidence import Holder, Owner, Role
+from colocate.evidence import ROLES, Holder, Owner, Role
 from colocate.processes import ProcessId
 from colocate.runner import SUPERVISES, Process
 
@@ -22,7 +22,6 @@ ProcessList = tuple[float, tuple[DeviceProcess, ...]]
 DEVICE_FILES = "/dev/nvidia"
 """What every program that uses an NVIDIA card has open."""
 
-_ROLES: tuple[Role, ...] = ("foreground", "background")
 _Key = tuple[int, int | None]
 
 
@@ -39,7 +38,7 @@ class Holders:
         self._taken = 0
         self._since_s = 0.0
         self._numbers_of_the_host = False
-        self._listed: dict[Role, list[tuple[float, int]]] = {role: [] for role in _ROLES}
+        self._listed: dict[Role, list[tuple[float, int]]] = {role: [] for role in ROLES}
 
     def cookie(self, role: Role) -> str:
         """What marks the processes of one member."""
@@ -71,7 +70,7 @@ class Holders:
 
     def _add_up(self, elapsed_s: float, listed: Iterable[DeviceProcess]) -> None:
         """What each member holds by this list; it is not told where the driver does not tell of one process."""
-        for role in _ROLES:
+        for role in ROLES:
             own = [process.used_bytes for process in listed if process.pid in self.pids(role)]
             if None not in own:
                 self._listed[role].append((elapsed_s, sum(used for used in own if used is not None)))
@@ -83,7 +82,7 @@ class Holders:
     def ours(self, pid: int) -> Role | None:
         """The member that a process belongs to by its cookie; None for any other."""
         cookie = processes.cookie_of(pid) or ""
-        return next((role for role in _ROLES if cookie == self.cookie(role)), None)
+        return next((role for role in ROLES if cookie == self.cookie(role)), None)
 
     @property
     def seen(self) -> tuple[Holder, ...]:

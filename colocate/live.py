@@ -17,7 +17,6 @@ from colocate.units import to_mib
 
 _TAIL_BYTES = 4096
 _MOST_BYTES = 1024**2
-_ROLES = ("foreground", "background")
 
 # A group whose heart has not beaten for so long is told as silent.
 SILENT_S = 20.0

@@ -35,6 +35,7 @@ from colocate.catalog import (
     what_is_missing,
 )
 from colocate.errors import PlanError
+from colocate.evidence import ROLES, Role
 from colocate.settings import (
     FREE_TEXT,
     Environment,
@@ -253,6 +254,10 @@ class Group:
         """Foreground first, then the background if there is one."""
         return (self.foreground,) if self.background is None else (self.foreground, self.background)
 
+    def training(self, role: Role) -> Training | None:
+        """The training of a role; None for the background of a group that has none."""
+        return self.foreground if role == "foreground" else self.background
+
     @property
     def budget_bytes(self) -> int | None:
         """What its peak should stay within, by the plan's expectation and tolerance; None without one of the two."""
@@ -324,6 +329,19 @@ class Plan:
         for entry, group in zip(document["experiments"], self.groups, strict=True):
             entry["id"] = group.id
         return document
+
+    def entry(self, group: Group) -> dict[str, Any]:
+        """What stands in the settings file under a group, or under the one that it was made of by a change."""
+        entry: dict[str, Any] = self.to_json()["experiments"][group.number - 1]
+        return entry
+
+    def load_catalog(self) -> Catalog | None:
+        """The catalog that its trainings were taken from; None for a plan of commands only.
+
+        Raises:
+            PlanError: it cannot be read any more.
+        """
+        return None if self.catalog is None else load_catalog(self.catalog)
 
 
 def _sha256(content: Any) -> str:
@@ -488,7 +506,7 @@ class _Draft:
         misplaced = (*_OF_COMMANDS, "hyperparameters")
         self._refuse(raw, misplaced, place, "it inside foreground or background, got it beside them")
         self._check_foreground_mode(raw.get("foreground"), (*place, "foreground", "mode"))
-        members = [self._required(raw, role, place) for role in ("foreground", "background")]
+        members = [self._required(raw, role, place) for role in ROLES]
         return members[0], members[1]
 
     def _refuse(self, raw: dict[str, Any], keys: tuple[str, ...], place: Place, reason: str) -> None:

@@ -77,6 +77,14 @@ def read_record(directory: GroupDirectory) -> Record:
         raise ColocateError(f"{directory.path}: expected a record of this version, got {error}") from error
 
 
+def read_bare_evidence(directory: GroupDirectory) -> Evidence | None:
+    """What was seen, without the samples and so no ground for a verdict; None for a record that cannot be read."""
+    try:
+        return Evidence.from_json(read_json(directory.experiment)["evidence"], ())
+    except (ColocateError, KeyError, TypeError, ValueError):
+        return None
+
+
 def _document(
     directory: GroupDirectory,
     group: Group,

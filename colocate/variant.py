@@ -39,7 +39,7 @@ def varied(group: Group, change: Change, catalog: Catalog | None) -> Group:
     Raises:
         PlanError: the training does not know what is to be changed, or the group has no such member.
     """
-    training = group.foreground if change.role == "foreground" else group.background
+    training = group.training(change.role)
     if training is None:
         raise PlanError(f"{group.id}: expected a {change.role}, found none")
     changed = replace(_of_catalog(training, change, catalog), env={**training.env, **change.env})
@@ -59,7 +59,7 @@ def rewritten(entry: Mapping[str, Any], change: Change, group: Group) -> dict[st
         group: The changed group, which knows what its model takes.
     """
     member: dict[str, Any] = dict(entry.get(change.role) or _own_member(entry))
-    training = group.background if change.role == "background" and group.background else group.foreground
+    training = group.training(change.role) or group.foreground
     if change.hyperparameters or change.model is not None:
         given = {**member.get("hyperparameters", {}), **change.hyperparameters}
         member["hyperparameters"] = {name: value for name, value in given.items() if name in training.hyperparameters}

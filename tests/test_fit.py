@@ -10,7 +10,7 @@ import pytest
 from fake_nvml import FakeNvml
 from groups import STAND_IN, group, training
 
-from colocate.advice.largest import Fitting, Grid, Variable, option_value, variable
+from colocate.advice.largest import Grid, LargestValue, Variable, option_value, variable
 from colocate.cli import main
 from colocate.device.opening import Card
 from colocate.errors import PlanError
@@ -209,7 +209,7 @@ def scripted(script: Script, basis: Any = "measured", confirmations: int = 1, gi
     pair = group(training("own", "--batch", str(given)), None)
     varies = Variable("foreground", "--batch", "int", given)
     grid = Grid(1, 40, 1)
-    return Fitting(pair, varies, grid, None, basis, script.foresee, script.attempt, confirmations).find()
+    return LargestValue(pair, varies, grid, None, basis, script.foresee, script.attempt, confirmations).find()
 
 
 def steady(value: int, turn: int = 20) -> Answer:

@@ -14,8 +14,8 @@ import pytest
 import sessions
 from groups import group, training
 
-from colocate.advice import outlook
-from colocate.advice.outlook import Predictor, advise, card_of, outlooks, read
+from colocate.advice import by_group, outlook
+from colocate.advice.outlook import Predictor, advise, card_of, outlooks
 from colocate.advice.proposals import Kind, proposals
 from colocate.cards import known_card
 from colocate.cli import main
@@ -132,7 +132,7 @@ def test_proposals_of_a_run_are_kept_and_completed_when_there_is_time(tmp_path: 
     given, evidence = too_large()
     wanted = [(given, finished(run, given, evidence))]
     list(advise(run, wanted, None, budget_s=0.0))
-    (batch,) = read(run)["group01"]["proposals"]
+    (batch,) = by_group.read(run.proposals)["group01"]["proposals"]
     assert batch["settings"] == "--bs 32 --accumulate 2"
     assert (batch["answer"], batch["why_not"]) == (None, "there was no time left to predict it")
     run.proposals.write_text(json.dumps({"schema": 1, "groups": {"group01": complete(given)}}))
@@ -147,10 +147,10 @@ def complete(given: Group) -> dict[str, object]:
 
 def test_a_file_that_cannot_be_read_is_no_proposal(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    assert read(run) == {}
+    assert by_group.read(run.proposals) == {}
     for text in ("{", "[]", '{"schema": 2, "groups": {"a": {}}}', '{"schema": 1, "groups": {"a": 1}}'):
         run.proposals.write_text(text)
-        assert read(run) == {}
+        assert by_group.read(run.proposals) == {}
 
 
 # 4 MiB of parameters, as much of gradients, twice that for Adam, and 4 MiB of activations per sample.
@@ -210,7 +210,7 @@ def test_a_signal_ends_the_predictions_and_nothing_else(tmp_path: Path, monkeypa
         found = list(advise(run, wanted, None, budget_s=60.0))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert [one.why_not for one in found[0][1]] == [outlook.OUT_OF_TIME]
-    assert read(run)["group01"]["proposals"][0]["settings"] == "--bs 32 --accumulate 2"
+    assert by_group.read(run.proposals)["group01"]["proposals"][0]["settings"] == "--bs 32 --accumulate 2"
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_a_session_leaves_proposals_for_what_needs_too_much_and_for_nothing_else
     ]
     done = sessions.run(sessions.plan(tmp_path / "plan.json", entries), tmp_path, "--device=nvidia")
     assert [one["outcome"] for one in done.verdicts.values()] == ["INFEASIBLE", "INFEASIBLE"], done.output
-    found = read(RunDirectory(done.run))
+    found = by_group.read(RunDirectory(done.run).proposals)
     assert list(found) == ["group01"]
     assert "a smaller batch with gradient accumulation" in found["group01"]["proposals"][0]["text"]
     assert done.page.count("a smaller batch with gradient accumulation") == 2, "one per member of the first group"

@@ -67,11 +67,16 @@ def test_only_a_gpu_can_decide_what_a_prediction_leaves_open() -> None:
     assert [one.step.settings for one in candidates(given, measured, None, known)] == ["--bs 16"]
 
 
+def _is_of_memory(evidence: Evidence) -> bool:
+    verdict = judge(evidence)
+    return is_of_memory(verdict.outcome, verdict.codes)
+
+
 def test_a_group_that_failed_for_another_reason_has_no_remedy() -> None:
-    assert is_of_memory(judge(builders.predicted_evidence(9000, 500)))
-    assert not is_of_memory(judge(builders.evidence()))
+    assert _is_of_memory(builders.predicted_evidence(9000, 500))
+    assert not _is_of_memory(builders.evidence())
     killed = builders.foreground(epochs=(), lives=(replace(builders.foreground().lives[0], exit=None),))
-    assert not is_of_memory(judge(builders.evidence(foreground=killed)))
+    assert not _is_of_memory(builders.evidence(foreground=killed))
 
 
 # --- a session --------------------------------------------------------------------------------------------------------

@@ -73,12 +73,12 @@ def variable(group: Group, text: str, catalog: Catalog | None) -> Variable:
     role, _, name = text.partition(".")
     if role not in ("foreground", "background") or not name:
         raise PlanError(f"--vary: expected such as foreground.batch_size or background.--max-len, got {text!r}")
-    training = group.foreground if role == "foreground" else group.background
+    member: Role = "foreground" if role == "foreground" else "background"
+    training = group.training(member)
     if training is None:
         raise PlanError(f"--vary: expected a group with a {role}, {group.id} has none")
     if not training.uses_gpu:
         raise PlanError(f"--vary: expected a training that uses the card, {training.name} does not")
-    member: Role = "foreground" if role == "foreground" else "background"
     if name.startswith("-"):
         given = option_value(training.argv, name)
         return Variable(member, name, "float" if isinstance(given, float) else "int", given)
@@ -199,8 +199,8 @@ class Fit:
 
 
 @dataclass
-class Fitting:
-    """A search on one card.
+class LargestValue:
+    """The search for it on one card.
 
     Args:
         group: The group as the plan has it.

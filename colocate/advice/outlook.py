@@ -11,19 +11,20 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
+from colocate.advice import by_group
 from colocate.advice.proposals import Proposal, Step, held_bytes, proposals
 from colocate.cards import KnownCard, card_called, card_of_size, known_card
 from colocate.catalog import Catalog, Training
-from colocate.errors import ColocateError, PlanError
-from colocate.evidence import Evidence, Role
+from colocate.errors import PlanError
+from colocate.evidence import ROLES, Evidence, Role
 from colocate.foresight import Answer, Forecast, keyed, program_of
 from colocate.plan import Group
 from colocate.prediction import member_range
+from colocate.record import read_bare_evidence
 from colocate.rehearsal import Cache, Program, Rehearsal, Watcher, rehearse
-from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_json
+from colocate.run_directory import GroupDirectory, RunDirectory, read_json
 from colocate.variant import varied
 
-SCHEMA = 1
 TIMEOUT_S = 600.0
 OUT_OF_TIME = "there was no time left to predict it"
 
@@ -135,11 +136,8 @@ class _Forecaster:
     def _changed(self, step: Step) -> Iterator[tuple[Training, Role, bool]]:
         """The trainings that use the card, each with whether the step changes it."""
         other = varied(self._group, step.change, self._catalog)
-        pairs: tuple[tuple[Role, Training | None], ...] = (
-            ("foreground", other.foreground),
-            ("background", other.background),
-        )
-        for role, training in pairs:
+        for role in ROLES:
+            training = other.training(role)
             if training is not None and training.uses_gpu:
                 yield training, role, role == step.change.role
 
@@ -167,7 +165,7 @@ class _Forecaster:
 
     def _seen(self, role: Role) -> Rehearsal | None:
         """A member as the virtual card saw it; on a real card nothing was predicted."""
-        member = self._evidence.foreground if role == "foreground" else self._evidence.background
+        member = self._evidence.member(role)
         if member is None or self._evidence.device.kind != "virtual":
             return None
         peak = member_range(member)
@@ -255,10 +253,10 @@ def advise(
         ColocateError: a program could not be started.
         OSError: the file cannot be written.
     """
-    until_t, entries, known = time.monotonic() + budget_s, read(run), _known_models(run)
+    until_t, entries, known = time.monotonic() + budget_s, by_group.read(run.proposals), _known_models(run)
     try:
         for group, directory in wanted:
-            evidence = _evidence(directory)
+            evidence = read_bare_evidence(directory)
             if evidence is None or _is_complete(entries.get(group.id), group):
                 continue
             predictor = Predictor(card_of(evidence), until_t, cache, tell)
@@ -273,22 +271,14 @@ def advise(
             yield group, outlooks_
     finally:
         if entries:
-            write_json(run.proposals, {"schema": SCHEMA, "groups": entries})
-
-
-def _evidence(directory: GroupDirectory) -> Evidence | None:
-    """What was seen, without the samples; None for a record that cannot be read."""
-    try:
-        return Evidence.from_json(read_json(directory.experiment)["evidence"], ())
-    except (ColocateError, KeyError, TypeError, ValueError):
-        return None
+            by_group.write(run.proposals, entries)
 
 
 def _known_models(run: RunDirectory) -> dict[tuple[str, str], int]:
     """The most that each model of a repository held in any group of the run."""
     found: dict[tuple[str, str], int] = {}
     for directory in islice(run.groups(), MOST_KNOWN):
-        evidence = _evidence(directory)
+        evidence = read_bare_evidence(directory)
         for member in () if evidence is None else evidence.members:
             assert evidence is not None
             held = held_bytes(member, virtual=evidence.device.kind == "virtual")
@@ -309,16 +299,6 @@ def _is_complete(entry: Mapping[str, Any] | None, group: Group) -> bool:
     if entry is None or entry.get("content_hash") != group.content_hash:
         return False
     return all(one.get("why_not") != OUT_OF_TIME for one in entry.get("proposals") or ())
-
-
-def read(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """What a run's file has, by group; empty where there is none that can be read."""
-    try:
-        document = read_json(run.proposals)
-        groups = document["groups"] if document["schema"] == SCHEMA else {}
-        return {str(name): one for name, one in groups.items() if isinstance(one, dict)}
-    except (ColocateError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _document(group: Group, found: Sequence[Outlook], card: KnownCard) -> dict[str, Any]:

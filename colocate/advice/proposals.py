@@ -106,8 +106,7 @@ def held_bytes(member: Member, *, virtual: bool) -> int | None:
 def _roles_that_matter(group: Group, evidence: Evidence) -> list[Role]:
     virtual = evidence.device.kind == "virtual"
     held: dict[Role, int] = {one.role: held_bytes(one, virtual=virtual) or 0 for one in evidence.members}
-    trainings = {"foreground": group.foreground, "background": group.background}
-    using = [role for role in held if (training := trainings[role]) is not None and training.uses_gpu]
+    using = [role for role in held if (training := group.training(role)) is not None and training.uses_gpu]
     using.sort(key=lambda role: -held[role])
     limit_bytes, base_bytes = group.limits.peak_bytes, evidence.baseline_bytes or 0
     without = {role: base_bytes + sum(held[other] for other in using if other != role) for role in using}
@@ -132,8 +131,7 @@ def _measure() -> Proposal:
 def _of_member(
     group: Group, role: Role, evidence: Evidence, catalog: Catalog | None, known: Mapping[tuple[str, str], int]
 ) -> Iterator[Proposal]:
-    training = group.foreground if role == "foreground" else group.background
-    member = evidence.foreground if role == "foreground" else evidence.background
+    training, member = group.training(role), evidence.member(role)
     assert training is not None, "a member that was seen has a training"
     assert member is not None, "and the other way round"
     settings = _Settings(training, role, catalog)
@@ -314,7 +312,7 @@ def _of_model(group: Group, settings: _Settings, model: str, size: int | None) -
         other = varied(group, change, settings.catalog)
     except PlanError:
         return None
-    training = other.foreground if settings.role == "foreground" else other.background
+    training = other.training(settings.role)
     if training is None or training.missing:
         return None
     lost = [name for name in settings.training.hyperparameters if name not in training.hyperparameters]

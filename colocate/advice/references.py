@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from colocate.advice.worth import Alone, Answer, alone_of, answer, paces, why_not
 from colocate.catalog import Training
 from colocate.device import Device, DeviceInfo
-from colocate.evidence import Evidence, Role
+from colocate.evidence import ROLES, Evidence, Role
 from colocate.observation import Observation
 from colocate.plan import Group
 from colocate.record import read_record
@@ -140,7 +140,7 @@ def _compared(
     tell: Callable[[str], None],
 ) -> Answer:
     sides: list[tuple[Alone, ...]] = []
-    for role in _ROLES:
+    for role in ROLES:
         side = _alone(group, role, pairs, device, settled, memory, times, tell)
         if isinstance(side, str):
             return Answer(unknown=side)
@@ -148,7 +148,6 @@ def _compared(
     return answer(pairs, sides[0], sides[1])
 
 
-_ROLES: tuple[Role, ...] = ("foreground", "background")
 Pairs = Sequence[tuple[Evidence, Sequence[EnergyReading]]]
 
 
@@ -167,7 +166,7 @@ def _alone(
     tell: Callable[[str], None],
 ) -> tuple[Alone, ...] | str:
     """Runs of one member alone: those that are known and show enough, and new ones up to so many."""
-    training = group.foreground if role == "foreground" else group.background
+    training = group.training(role)
     assert training is not None
     work = _work(pairs) if role == "background" else {}
     known = memory.find(training, device.info) if memory else ()

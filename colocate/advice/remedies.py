@@ -4,29 +4,28 @@ A remedy is a run of the changed group in a side run, with a record of its own; 
 Owns ``remedies.json`` of a run, from which the page shows before and after without running anything.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from colocate.advice import outlook
+from colocate.advice import by_group
 from colocate.advice.proposals import Proposal, Step, proposals
 from colocate.catalog import Catalog
 from colocate.device.opening import Card
-from colocate.errors import ColocateError
 from colocate.evidence import Evidence
 from colocate.foresight import Answer
 from colocate.plan import Group
+from colocate.record import read_bare_evidence
 from colocate.resume import decide, take_up
-from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_json
+from colocate.run_directory import GroupDirectory, RunDirectory
 from colocate.series import Attempt, read_attempt
 from colocate.variant import rewritten, varied
 from colocate.verdict import Outcome, Verdict
 
-SCHEMA = 1
 KIND = "remedies"
 
 # What more or less memory can mend. A foreground that failed for another reason has no remedy here.
-MEMORY = ("foreground_out_of_memory", "background_out_of_memory", "peak_over_limit")
+MEMORY = frozenset({"foreground_out_of_memory", "background_out_of_memory", "peak_over_limit"})
 
 # Trials of one group, each as long as the group: what fits by prediction mostly holds at once.
 MOST_TRIALS = 4
@@ -69,9 +68,9 @@ class Remedied:
         return next((one for one in self.trials if one.verdict.feasible), None)
 
 
-def is_of_memory(verdict: Verdict) -> bool:
+def is_of_memory(outcome: str, codes: Iterable[str]) -> bool:
     """The group does not fit, and for want of memory on the card."""
-    return verdict.outcome is Outcome.INFEASIBLE and any(code in MEMORY for code in verdict.codes)
+    return outcome == Outcome.INFEASIBLE and not MEMORY.isdisjoint(codes)
 
 
 def candidates(
@@ -120,7 +119,7 @@ class Remedies:
         catalog: That of the plan.
         cards: The cards of the session; an earlier trial counts where it ran on one of them.
         attempt: Runs a group once in the side run.
-        entry: What stands in the plan under a group, with all its keys.
+        entry: What stands in the plan under a group, as `Plan.entry` says it.
     """
 
     run: RunDirectory
@@ -143,14 +142,14 @@ class Remedies:
         """
         if self.side.path.exists():
             take_up(self.side)
-        predicted = outlook.read(self.run)
+        predicted = by_group.read(self.run.proposals)
         for group, directory in wanted:
             tried = self._try(group, directory, predicted.get(group.id, {}))
             if tried is not None:
                 yield tried
 
     def _try(self, group: Group, directory: GroupDirectory, entry: Entry) -> Remedied | None:
-        evidence = _evidence(directory)
+        evidence = read_bare_evidence(directory)
         if evidence is None:
             return None
         proposed = entry.get("proposals", ()) if entry.get("content_hash") == group.content_hash else ()
@@ -176,8 +175,8 @@ class Remedies:
         return Trial(candidate, changed, attempt, attempt.verdict, kept=False)
 
     def _write(self, found: Remedied) -> None:
-        entries = {**read(self.run), found.group.id: self._document(found)}
-        write_json(self.run.remedies, {"schema": SCHEMA, "groups": entries})
+        entries = {**by_group.read(self.run.remedies), found.group.id: self._document(found)}
+        by_group.write(self.run.remedies, entries)
 
     def _document(self, found: Remedied) -> dict[str, Any]:
         remedy = found.remedy
@@ -215,21 +214,3 @@ def _figures(verdict: Verdict) -> dict[str, Any]:
         "limit_bytes": verdict.limit_bytes,
         "headroom_bytes": verdict.headroom_bytes,
     }
-
-
-def _evidence(directory: GroupDirectory) -> Evidence | None:
-    """What was seen, without the samples; None for a record that cannot be read."""
-    try:
-        return Evidence.from_json(read_json(directory.experiment)["evidence"], ())
-    except (ColocateError, KeyError, TypeError, ValueError):
-        return None
-
-
-def read(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """What a run's file has, by group; empty where there is none that can be read."""
-    try:
-        document = read_json(run.remedies)
-        groups = document["groups"] if document["schema"] == SCHEMA else {}
-        return {str(name): one for name, one in groups.items() if isinstance(one, dict)}
-    except (ColocateError, KeyError, TypeError, AttributeError):
-        return {}

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from colocate.device import Basis, Device
 from colocate.device.opening import smaller
 from colocate.errors import ColocateError
+from colocate.evidence import ROLES
 from colocate.plan import Group
 from colocate.run_directory import GroupDirectory, RunDirectory, make_folder, read_json, write_json
 from colocate.series import Attempt
@@ -253,7 +254,7 @@ def read_answer(attempt: Attempt) -> tuple[Answer, str]:
     text = "; ".join(reason.text for reason in attempt.verdict.reasons)
     if "no_ballast" in codes:
         return Answer.UNTRIED, text
-    members = [attempt.evidence[role] for role in ("foreground", "background") if attempt.evidence.get(role)]
+    members = [attempt.evidence[role] for role in ROLES if attempt.evidence.get(role)]
     faults = {code for code, _ in attempt.evidence.get("faults") or ()}
     short = [member["name"] for member in members if member.get("out_of_memory")]
     if faults or "foreign_process" in codes or "sensor_lost" in codes:

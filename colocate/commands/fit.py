@@ -17,6 +17,7 @@ from colocate.units import format_mib, to_mib
 if TYPE_CHECKING:
     from colocate.advice.largest import Fit, Grid, Tried, Variable
     from colocate.catalog import Catalog
+    from colocate.device import Basis
     from colocate.device.opening import Card
     from colocate.foresight import Forecast
     from colocate.plan import Group, Plan
@@ -83,27 +84,27 @@ def number(text: str) -> int | float:
 
 def run(options: argparse.Namespace) -> int:
     """Search, tell every trial as it comes, then the answer; the exit code says what was found."""
-    from colocate.advice.largest import Fitting, variable
+    from colocate.advice.largest import LargestValue, variable
     from colocate.plan import load_plan
     from colocate.run_directory import RunDirectory, write_json
 
     plan = load_plan(options.plan)
-    group, catalog = _group(plan, options.group), _catalog(plan)
+    group, catalog = _group(plan, options.group), plan.load_catalog()
     if group.missing:
         raise PlanError(f"{group.id}: {group.missing}")
     varies = variable(group, options.vary or _usual(group, catalog), catalog)
     grid = _grid(varies, options)
     card, sentence = _card(plan, options)
-    basis = "measured" if card.kind == "nvidia" else "predicted"
+    basis: Basis = "measured" if card.kind == "nvidia" else "predicted"
     confirmations = CONFIRMATIONS[basis] if options.confirm is None else options.confirm
     run = RunDirectory.new(options.results, datetime.now(), "fit")
     print(f"{sentence}\nrecords: {command.near(run.path)}", file=sys.stderr)
-    fitting = Fitting(
+    search = LargestValue(
         group,
         varies,
         grid,
         catalog,
-        "measured" if card.kind == "nvidia" else "predicted",
+        basis,
         _foresight(plan, options, card),
         _attempts(run, plan, card, options.wait),
         confirmations,
@@ -111,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
     )
     with run.locked():
         try:
-            fit = fitting.find()
+            fit = search.find()
         finally:
             run.release()
     document = _document(plan, group, fit, confirmations)
@@ -122,16 +123,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _group(plan: "Plan", name: str) -> "Group":
-    found = next((group for group in plan.groups if group.id == name), None)
+    found = plan.by_id.get(name)
     if found is None:
         raise PlanError(f"group: expected one of {', '.join(plan.ids)}, got {name!r}")
     return found
-
-
-def _catalog(plan: "Plan") -> "Catalog | None":
-    from colocate.catalog import load_catalog
-
-    return None if plan.catalog is None else load_catalog(plan.catalog)
 
 
 def _usual(group: "Group", catalog: "Catalog | None") -> str:
@@ -281,9 +276,8 @@ def _settings(plan: "Plan", group: "Group", fit: "Fit") -> dict[str, Any] | None
 
     if fit.largest is None:
         return None
-    entry = plan.to_json()["experiments"][group.number - 1]
     change = fit.variable.change(fit.largest)
-    return {fit.variable.role: rewritten(entry, change, varied(group, change, _catalog(plan)))}
+    return {fit.variable.role: rewritten(plan.entry(group), change, varied(group, change, plan.load_catalog()))}
 
 
 def _print_json(document: dict[str, Any]) -> None:

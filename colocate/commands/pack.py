@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from colocate.advice.sharing import Measured, Solo
     from colocate.cards import KnownCard
     from colocate.catalog import Catalog, Training
-    from colocate.plan import Limits, Plan
+    from colocate.plan import Limits
 
 DEFAULT_CATALOG = Path("settings/models.json")
 DEFAULT_OUT = Path("pack.json")
@@ -108,15 +108,9 @@ class Task:
         if options.limit:
             limits = limits.model_copy(update={"peak_bytes": options.limit})
         if plan:
-            return cls(plan.name, of_plan(plan), _catalog_of(plan), card, limits)
+            return cls(plan.name, of_plan(plan), plan.load_catalog(), card, limits)
         catalog = load_catalog(options.catalog or DEFAULT_CATALOG)
         return cls(catalog.path.stem, of_catalog(catalog, options.epochs), catalog, card, limits)
-
-
-def _catalog_of(plan: "Plan") -> "Catalog | None":
-    from colocate.catalog import load_catalog
-
-    return load_catalog(plan.catalog) if plan.catalog else None
 
 
 def run(options: argparse.Namespace) -> int:

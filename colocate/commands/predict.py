@@ -275,8 +275,6 @@ def _named(options: argparse.Namespace) -> str:
 
 def _batch_option(question: Question, training: "Training | None") -> tuple[str, int]:
     """The option that sets the batch size, and the size where a search begins."""
-    from colocate.catalog import default_catalog, load_catalog
-
     if question.options.vary or training is None:
         return question.options.vary or "--batch-size", 32
     assert question.plan is not None
@@ -284,7 +282,8 @@ def _batch_option(question: Question, training: "Training | None") -> tuple[str,
     start = first if isinstance(first, int) else 32
     if training.repository is None or training.model is None:
         return "--batch-size", start
-    catalog = load_catalog(question.plan.catalog or default_catalog(question.plan.path))
+    catalog = question.plan.load_catalog()
+    assert catalog is not None, "a training of a catalog"
     kind = catalog.supported(training.repository, training.model).get("batch_size")
     if kind is None or kind.flag is None:
         raise PlanError(f"--batch-size: expected a training with that hyperparameter, {training.name} has none")

@@ -71,7 +71,6 @@ def run(options: argparse.Namespace) -> int:
 def _predict(run: "StoredRun", budget_s: float) -> None:
     """Put proposals with predicted peaks into the run, for the groups that its plan still has as they were."""
     from colocate.advice.outlook import advise
-    from colocate.catalog import default_catalog, load_catalog
     from colocate.foresight import Answer
     from colocate.rehearsal import Cache
     from colocate.report.advice import is_unfit
@@ -87,8 +86,7 @@ def _predict(run: "StoredRun", budget_s: float) -> None:
             print(f"{row.group}: its settings have changed since the run; nothing is predicted for it")
         else:
             wanted.append((group, row.directory))
-    catalog = load_catalog(plan.catalog or default_catalog(plan.path))
-    said = advise(RunDirectory(run.path), wanted, catalog, budget_s=budget_s, cache=Cache.of_user())
+    said = advise(RunDirectory(run.path), wanted, plan.load_catalog(), budget_s=budget_s, cache=Cache.of_user())
     for group, found in said:
         fitting = [one for one in found if one.answer is Answer.FITS]
         print(f"{group.id}: {len(fitting)} of {plural(len(found), 'proposal')} predicted to fit")

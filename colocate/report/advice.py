@@ -10,7 +10,8 @@ from typing import Any
 
 from colocate.catalog import Catalog, load_catalog
 from colocate.errors import ColocateError
-from colocate.report.shares import ROLES, own_bytes
+from colocate.evidence import ROLES
+from colocate.report.shares import own_bytes
 from colocate.report.stored import NO_FACTS, Part, Row, mapping, number
 from colocate.report.words import Record
 from colocate.units import format_mib

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from colocate.evidence import Interval
+from colocate.evidence import ROLES, Interval
 from colocate.recordings import read_trace
 from colocate.report import small_card
 from colocate.report.markup import Html, el
@@ -45,8 +45,8 @@ def _known(phase: str) -> str:
 
 def members(row: Row) -> dict[str, Member]:
     """When each member ran and in which phases, as far as the record tells."""
-    found = {}
-    for role in ("foreground", "background"):
+    found: dict[str, Member] = {}
+    for role in ROLES:
         member = row.member(role)
         if member:
             lives = tuple(filter(None, (_life(mapping(life)) for life in member.get("lives") or ())))

@@ -3,11 +3,11 @@
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from colocate.evidence import STEP_KINDS
+from colocate.evidence import ROLES, STEP_KINDS, Role
 from colocate.report import attempts, course, possible, small_card, worth
 from colocate.report.markup import Html, el
 from colocate.report.shares import own_bytes
@@ -142,7 +142,7 @@ def _evidence_table(row: Row) -> Html | None:
     evidence = row.evidence
     if not evidence:
         return None
-    roles = [role for role in ("foreground", "background") if row.member(role)]
+    roles = [role for role in ROLES if row.member(role)]
     head = el(
         "tr",
         el("th", "evidence", scope="col"),
@@ -157,7 +157,7 @@ def _evidence_table(row: Row) -> Html | None:
     return el("div", el("table", el("thead", head), el("tbody", body), class_="evidence"), class_="scroll")
 
 
-def _facts_of(row: Row, roles: list[str]) -> Iterator[tuple[str, str, list[str]]]:
+def _facts_of(row: Row, roles: Sequence[Role]) -> Iterator[tuple[str, str, list[str]]]:
     members_ = [row.member(role) for role in roles]
     trace, peaks = mapping(row.evidence.get("trace")), _peaks(row)
     for source in dict.fromkeys(source for source, _ in peaks):
@@ -197,7 +197,7 @@ def _peaks(row: Row) -> dict[tuple[str, str], int]:
         if size is not None:
             found[str(reading.get("source")), str(reading.get("of"))] = size
     if not found:
-        for role in ("foreground", "background"):
+        for role in ROLES:
             reserved = [number(mapping(a).get("max_reserved_bytes")) for a in row.member(role).get("allocators") or ()]
             if any(reserved):
                 found["allocator", role] = max(filter(None, reserved))

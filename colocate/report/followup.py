@@ -8,13 +8,12 @@ from typing import Any
 
 from colocate.catalog import Catalog
 from colocate.errors import ColocateError
+from colocate.evidence import ROLES
 from colocate.report.advice import catalog_of, what_next
 from colocate.report.stored import Part, Row, StoredRun, mapping, parts
 from colocate.report.words import peak_text
 from colocate.run_directory import read_json
 from colocate.units import to_mib
-
-ROLES = ("foreground", "background")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from colocate.documents import parse
-from colocate.fitting import fitting
 from colocate.report.shapes import Told
+from colocate.salvage import salvaged
 
 NAME = "journal.jsonl"
 NOT_RUN = "NOT RUN"
@@ -107,6 +107,6 @@ class _Line(TypedDict):
 def _lines(content: bytes) -> Iterator[Mapping[str, Any]]:
     for line in content.splitlines():
         try:
-            yield fitting(parse(line), _Line)
+            yield salvaged(parse(line), _Line)
         except ValueError:
             continue  # the torn last line of a run that was cut off

@@ -15,6 +15,7 @@ from math import floor
 from pathlib import Path
 
 from colocate import __version__
+from colocate.evidence import ROLES
 from colocate.report import cliff, details, early, large, remedies, small_card, table, unfit
 from colocate.report.advice import not_recommended_because, what_next
 from colocate.report.comparison import Comparison, section
@@ -380,11 +381,7 @@ def _made_with(run: StoredRun) -> Html | None:
     versions = {**mapping(run.info.get("versions"))}
     for row in run.rows:
         versions |= {k: v for k, v in mapping(row.evidence.get("versions")).items() if k not in versions}
-        torch = [
-            mapping(a).get("torch")
-            for role in ("foreground", "background")
-            for a in row.member(role).get("allocators") or ()
-        ]
+        torch = [mapping(a).get("torch") for role in ROLES for a in row.member(role).get("allocators") or ()]
         versions.setdefault("torch", next(filter(None, torch), None))
     shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return el("p", f"{run.name}: {shown}." if shown else run.name, class_="muted made-with")

@@ -1,10 +1,10 @@
-"""The documents of a run as a report expects them: what does not fit is left out, see `colocate.fitting`."""
+"""The documents of a run as a report expects them: what does not fit is left out, see `colocate.salvage`."""
 
 from typing import Any, TypedDict
 
 from colocate.evidence import Evidence
-from colocate.fitting import fitting
 from colocate.peaks import PeakReading
+from colocate.salvage import salvaged
 
 
 class Settings(TypedDict):
@@ -109,4 +109,4 @@ class Run(TypedDict):
 
 def fitted(experiment: Any) -> dict[str, Any]:
     """What of ``experiment.json`` fits."""
-    return fitting(experiment, Experiment)
+    return salvaged(experiment, Experiment)

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from colocate.evidence import ROLES
 from colocate.report.stored import Row, mapping, number
-
-ROLES = ("foreground", "background")
 
 
 @dataclass(frozen=True)

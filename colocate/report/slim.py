@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from colocate.evidence import ROLES
+
 # Of a page of more groups than this the details lie in files beside it, and are read one group at a time.
 LARGE = 1000
 
-_ROLES = ("foreground", "background")
 _BULKY = frozenset({"marks", "last_lines", "argv", "metrics", "energy_metrics", "samples_per_s"})
 _SHARED = ("versions", "device", "limits")
 
@@ -22,10 +23,10 @@ def slim(experiment: dict[str, Any]) -> dict[str, Any]:
     evidence = experiment.get("evidence")
     if not isinstance(evidence, dict):
         return experiment
-    lighter = {**evidence, **{role: _without_bulk(evidence[role]) for role in _ROLES if role in evidence}}
+    lighter = {**evidence, **{role: _without_bulk(evidence[role]) for role in ROLES if role in evidence}}
     lighter |= {name: _shared(evidence[name]) for name in _SHARED if name in evidence}
-    settings = {role: _without_bulk(experiment[role]) for role in _ROLES if role in experiment}
-    return {**experiment, **settings, "evidence": lighter}
+    settings: dict[str, Any] = {role: _without_bulk(experiment[role]) for role in ROLES if role in experiment}
+    return experiment | settings | {"evidence": lighter}
 
 
 def _without_bulk(value: Any) -> Any:

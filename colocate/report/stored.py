@@ -12,15 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from colocate.advice import outlook, remedies
+from colocate.advice import by_group
 from colocate.errors import ColocateError
-from colocate.fitting import fitting
 from colocate.report import journal
 from colocate.report.shapes import Run, fitted
 from colocate.report.slim import LARGE, slim
 from colocate.report.tally import Tally
 from colocate.report.words import Record
 from colocate.run_directory import GroupDirectory, RunDirectory, read_json, safe_name
+from colocate.salvage import salvaged
 from colocate.series import settled_groups
 from colocate.verdict import Verdict
 
@@ -136,12 +136,12 @@ class StoredRun:
     @cached_property
     def proposals(self) -> Mapping[str, Any]:
         """What could be tried for the groups that do not fit, by group."""
-        return outlook.read(RunDirectory(self.path))
+        return by_group.read(RunDirectory(self.path).proposals)
 
     @cached_property
     def remedies(self) -> Mapping[str, Any]:
         """What was tried for the groups that do not fit, by group."""
-        return remedies.read(RunDirectory(self.path))
+        return by_group.read(RunDirectory(self.path).remedies)
 
     @property
     def duration_s(self) -> float | None:
@@ -196,7 +196,7 @@ def read_run(path: Path) -> StoredRun:
     rows = [_told(run, told, name, on_disk.get(name)) for name in names]
     if not rows and not run.record.exists():
         raise ColocateError(f"{path}: expected a run directory, found neither run.json nor the record of a group in it")
-    info = fitting(_json(run.record), Run)
+    info = salvaged(_json(run.record), Run)
     ended_at = told.ended_at or max((_end_of(row) or "" for row in rows), default="") or None
     return StoredRun(
         path=path,
@@ -330,7 +330,7 @@ def _end_of(row: Row) -> str | None:
 
 def _documents(directory: GroupDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
     """The record and the verdict in a folder, as far as they are there and fit."""
-    return fitted(_json(directory.experiment)), fitting(_json(directory.verdict), Verdict)
+    return fitted(_json(directory.experiment)), salvaged(_json(directory.verdict), Verdict)
 
 
 def _light(experiment: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What of a document fits a type: for those who show whatever is there and must not stumble over what is damaged.
+"""What of a damaged document still fits a type: for those who show whatever is there and must not stumble over it.
 
 A record that is judged again has to be whole; that is `colocate.record`'s business.
 """
@@ -16,7 +16,7 @@ _UNFIT = object()
 _EMPTY: dict[Any, Callable[[], Any]] = {tuple: list, dict: dict}
 
 
-def fitting(document: Any, kind: type) -> dict[str, Any]:
+def salvaged(document: Any, kind: type) -> dict[str, Any]:
     """Every key of a dataclass or typed dictionary, with what the document has under it where that fits, else None.
 
     Parts of lists and tables that do not fit are left out. A list that is none is empty, and so is a whole object.
