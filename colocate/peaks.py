@@ -7,9 +7,11 @@ added: that they might meet in another one is `colocate.possible`'s business. Pu
 for a card that does not exist.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from colocate.alignment import Steps, summed
@@ -72,7 +74,8 @@ def _at_one_time_bytes(evidence: Evidence) -> int | None:
     holding = [member for member in evidence.members if own_peak_bytes(member)]
     if any(member.held_by != "allocator" for member in holding):
         return None
-    return summed(own_steps(member, end_s(evidence)) for member in holding).highest
+    told = summed(own_steps(member, end_s(evidence)) for member in holding)
+    return told.highest + untold_bytes(evidence, told)
 
 
 def own_steps(member: Member, until_s: float) -> Steps:
@@ -80,10 +83,47 @@ def own_steps(member: Member, until_s: float) -> Steps:
 
     ``until_s`` is the end of one that is not known to have ended.
     """
-    outside = max(0, (own_peak_bytes(member) or 0) - max((size for _, size in member.held), default=0))
+    outside = _outside_bytes(member)
     started_s = min([life.started_s for life in member.lives[:1]] + [at for at, _ in member.held[:1]], default=0.0)
     ended_s = until_s if member.last_exit is None else min(member.last_exit.ended_s, until_s)
     return Steps.of([(started_s, outside), *((at, size + outside) for at, size in member.held)], ended_s)
+
+
+def untold_bytes(evidence: Evidence, told: Steps) -> int:
+    """The most that a sample shows beyond what the members told of that instant, such as their CUDA contexts.
+
+    Where the driver keeps no accounting nobody else tells of them. A virtual card's contexts are told.
+    """
+    if evidence.device.basis == "predicted":
+        return 0
+    least = evidence.baseline_bytes or 0
+    edges = [*(start_s for start_s, _ in told.steps), told.end_s]
+    levels = [0, *(size for _, size in told.steps), 0]
+    late_s = evidence.trace.interval_s  # the end of a process and a sample are on two threads
+    beyond = (
+        used - least - max(levels[bisect_right(edges, at - late_s) : bisect_right(edges, at) + 1])
+        for at, used in evidence.trace.samples
+    )
+    return max(0, *beyond)
+
+
+def _outside_bytes(member: Member) -> int:
+    """The most that the accounting of one life knows beyond what was told of that life."""
+    told = Steps.of(member.held, inf)
+    missing = [(own_peak_bytes(member) or 0) - told.highest]
+    for number, used in _by_life(member).items():
+        life = member.lives[number] if number < len(member.lives) else None
+        if life is not None:
+            ended_s = inf if life.exit is None else life.exit.ended_s
+            missing.append(used - told.cut(life.started_s, ended_s).highest)
+    return max(0, *missing)
+
+
+def _by_life(member: Member) -> Mapping[int, int]:
+    lives: defaultdict[int, int] = defaultdict(int)
+    for peak in member.process_peaks:
+        lives[peak.life] += peak.used_bytes
+    return lives
 
 
 def end_s(evidence: Evidence) -> float:
@@ -96,11 +136,8 @@ def own_peak_bytes(member: Member) -> int | None:
 
     Of its allocators only the largest counts, because nobody tells which of them lived at the same time.
     """
-    lives: defaultdict[int, int] = defaultdict(int)
-    for peak in member.process_peaks:
-        lives[peak.life] += peak.used_bytes
     reserved = [allocator.max_reserved_bytes for allocator in member.allocators if allocator.max_reserved_bytes]
-    return max([*lives.values(), *reserved], default=None)
+    return max([*_by_life(member).values(), *reserved], default=None)
 
 
 def _floor_bytes(evidence: Evidence) -> int:

@@ -15,9 +15,9 @@ What a member never showed, such as an evaluation that the background did not re
 from dataclasses import dataclass
 from typing import Literal
 
-from colocate.alignment import Steps, worst_alignment
+from colocate.alignment import Steps, summed, worst_alignment
 from colocate.evidence import Evidence, Member
-from colocate.peaks import end_s, own_steps
+from colocate.peaks import end_s, own_steps, untold_bytes
 
 # The probe reads four times a second: a growth is known to lie in the quarter before it was read.
 READ_EVERY_S = 0.25
@@ -51,11 +51,14 @@ def possible_peak(evidence: Evidence) -> Possible | None:
     worst = worst_alignment(front, beside, earliest_s=background.ready_s, loops_from_s=_loops_from_s(background))
     if worst.front_s is None or worst.beside_s is None:
         return None
+    told_by_both = {foreground.held_by, background.held_by} == {"allocator"}
+    # Lists of processes have their contexts in them, and miss what comes between them.
+    untold = untold_bytes(evidence, summed((own_steps(foreground, until_s), beside))) if told_by_both else 0
     return Possible(
-        evidence.baseline_bytes + worst.total_bytes,
+        evidence.baseline_bytes + worst.total_bytes + untold,
         phase_at(foreground, begun_s + _read_s(front, worst.front_s)),
         phase_at(background, _read_s(beside, worst.beside_s)),
-        "allocator" if {foreground.held_by, background.held_by} == {"allocator"} else "processes",
+        "allocator" if told_by_both else "processes",
     )
 
 

@@ -16,9 +16,10 @@ MOST_STEPS = 512
 def by_allocators(
     histories: Mapping[int, Sequence[Step]], allocators: Iterable[Allocator], lives: Sequence[Life], end_s: float
 ) -> tuple[Step, ...]:
-    """The sum over all processes, contexts of simulated ones included; empty where none told.
+    """The sum over all processes, contexts of simulated ones included; empty where one of them did not tell it all.
 
-    A process counts to the end of the life that it began in: when it ended earlier, nobody tells.
+    A process counts to the end of the life that it began in: when it ended earlier, nobody tells. One whose maximum is
+    not in its own history has lost a part of it, as when another program took its place.
 
     Args:
         histories: by pid, in seconds since the monitor's start.
@@ -26,6 +27,9 @@ def by_allocators(
         lives: of the member, in order.
         end_s: of what is not known to have ended.
     """
+    allocators = tuple(allocators)
+    if not all(_is_whole(histories.get(one.pid, ()), one) for one in allocators):
+        return ()
     contexts = {one.pid: one.context_bytes or 0 for one in allocators}
     traces = []
     for pid, history in histories.items():
@@ -33,6 +37,10 @@ def by_allocators(
         if steps:
             traces.append(Steps.of(steps, _end_s(steps[0][0], lives, end_s)))
     return _stored(summed(traces), end_s)
+
+
+def _is_whole(history: Sequence[Step], allocator: Allocator) -> bool:
+    return max((size for _, size in history), default=0) >= (allocator.max_reserved_bytes or 0)
 
 
 def by_lists(listed: Sequence[Step], end_s: float) -> tuple[Step, ...]:

@@ -10,11 +10,12 @@ from groups import group, judged, training
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.evidence import Allocator, Evidence, Member
+from colocate.evidence import Allocator, Evidence, Member, ProcessPeak
 from colocate.peaks import measured_peak
 from colocate.possible import Possible, possible_peak
 from colocate.probe.history import History
 from colocate.units import MIB
+from colocate.usage import by_allocators
 from colocate.verdict import Outcome, Verdict, judge
 
 
@@ -25,17 +26,21 @@ def told(member: Member, *held: tuple[float, int], held_by: str = "allocator") -
         member,
         held=tuple((at, size * MIB) for at, size in held),
         held_by=held_by,
-        allocators=(Allocator(1, "cuda", max_reserved_bytes=highest),),
+        allocators=(Allocator(1, "cuda", optimizer_steps=10, max_reserved_bytes=highest),),
     )
 
 
 def apart() -> Evidence:
     """The foreground held 4000 MiB at its start only, the background 5000 MiB for a moment at its end only."""
     return evidence(
-        foreground=told(foreground(), (8.5, 4000), (11.0, 1000)),
+        foreground=told(foreground(), (8.0, 4000), (11.0, 1000)),
         background=told(background(), (1.5, 1500), (21.2, 5000), (21.8, 1500)),
         trace=trace(*[230] * 3, *[1730] * 5, *[5730] * 3, *[2730] * 11, 1730, 230),
     )
+
+
+QUIET = trace(*[230] * 24)
+"""Samples that happened to miss all that the members told."""
 
 
 def test_maxima_that_never_met_do_not_make_this_run_doubtful() -> None:
@@ -76,8 +81,8 @@ def test_what_the_background_showed_once_is_met_only_by_what_the_foreground_has_
     late = told(foreground(), (8.5, 1000), (18.0, 3000))
     epochs = tuple(replace(foreground().epochs[0], elapsed_s=at) for at in (7.0, 11.0))
 
-    with_epochs = possible_peak(evidence(foreground=late, background=replace(once, epochs=epochs)))
-    never_ended = possible_peak(evidence(foreground=late, background=replace(once, epochs=epochs[:1])))
+    with_epochs = possible_peak(evidence(foreground=late, background=replace(once, epochs=epochs), trace=QUIET))
+    never_ended = possible_peak(evidence(foreground=late, background=replace(once, epochs=epochs[:1]), trace=QUIET))
 
     assert with_epochs.peak_bytes == (230 + 1000 + 4000) * MIB
     assert never_ended.peak_bytes == (230 + 3000 + 4000) * MIB, "nobody knows yet what comes again"
@@ -90,7 +95,8 @@ def test_a_background_that_is_started_again_shows_its_start_again() -> None:
     again = told(twice, (1.5, 4000), (2.5, 1000))
     late = told(foreground(), (8.5, 1000), (18.0, 3000))
 
-    assert possible_peak(evidence(foreground=late, background=again)).peak_bytes == (230 + 3000 + 4000) * MIB
+    seen = evidence(foreground=late, background=again, trace=QUIET)
+    assert possible_peak(seen).peak_bytes == (230 + 3000 + 4000) * MIB
 
 
 def test_nothing_is_possible_that_nobody_told() -> None:
@@ -121,12 +127,73 @@ def test_what_is_possible_is_never_below_what_the_run_showed(a: list[int], b: li
     seen = evidence(
         foreground=told(foreground(), *((8.0 + at, size) for at, size in enumerate(a))),
         background=told(background(), *((4.0 + at, size) for at, size in enumerate(b))),
-        trace=trace(*[230] * 24),
+        trace=QUIET,
     )
     bounds, possible = measured_peak(seen), possible_peak(seen)
     sums = seen.baseline_bytes + (max(a) + max(b)) * MIB
 
     assert possible is None or bounds.high_bytes <= max(possible.peak_bytes, bounds.expected_bytes) <= sums
+
+
+# Where what was told is not all, maxima may have met.
+
+
+def unaccounted() -> Evidence:
+    """Samples a moment before or after both maxima, which met beside contexts of 400 MiB that nobody tells of."""
+    return evidence(
+        foreground=told(foreground(), (8.0, 1000), (15.2, 4000), (15.6, 1000)),
+        background=told(background(), (1.5, 2700)),
+        trace=trace(230, 230, *[3130] * 6, *[4530] * 13, *[3130] * 2, 230),
+    )
+
+
+def test_contexts_that_nobody_tells_of_count_for_what_can_have_met() -> None:
+    """Without the driver's accounting only the samples show them: 4000 + 2700 + 230 is below the limit, the sum not."""
+    verdict = judge(unaccounted())
+
+    assert verdict.peak_high_bytes == (230 + 4000 + 2700 + 2 * 400 - 200) * MIB
+    assert verdict.codes == ("peak_between_samples",)
+    assert verdict.possible is not None
+    assert verdict.possible.peak_bytes == verdict.peak_high_bytes
+
+
+def test_the_end_of_a_process_and_a_sample_may_be_told_in_either_order() -> None:
+    late = replace(apart(), trace=trace(*[230] * 3, *[1730] * 5, *[5730] * 3, *[2730] * 11, 1730, 1730))
+
+    assert measured_peak(late).high_bytes == (230 + 4000 + 1500) * MIB
+
+
+def test_what_the_accounting_knows_of_one_life_is_missing_in_that_life() -> None:
+    """The first life was killed a moment after it took 5000 MiB, told by the driver only; the second told all."""
+    lives = background().lives
+    ended = replace(lives[0], exit=replace(lives[0].exit, ended_s=9.5))
+    twice = replace(background(), lives=(ended, replace(lives[0], started_s=10.0)))
+    peaks = (ProcessPeak(100, 0, 5000 * MIB), ProcessPeak(101, 1, 4500 * MIB))
+    seen = evidence(
+        foreground=told(foreground(), (8.0, 3000), (10.0, 1000)),
+        background=replace(told(twice, (1.5, 1000), (21.0, 4500), (21.5, 1000)), process_peaks=peaks),
+        trace=QUIET,
+    )
+
+    assert measured_peak(seen).high_bytes >= (230 + 3000 + 5000) * MIB
+
+
+@pytest.mark.parametrize(
+    ("histories", "allocators"),
+    [
+        ({1: ((1.0, 500),)}, (Allocator(1, "cuda", max_reserved_bytes=900),)),
+        (
+            {1: ((1.0, 500),)},
+            (Allocator(1, "cuda", max_reserved_bytes=500), Allocator(2, "cuda", max_reserved_bytes=9)),
+        ),
+        ({1: ((1.0, 500),), 2: ()}, (Allocator(2, "cuda", max_reserved_bytes=9),)),
+    ],
+    ids=["its maximum is not in it", "a process without one", "an unreadable one"],
+)
+def test_a_history_that_lacks_something_is_none(
+    histories: dict[int, tuple[tuple[float, int], ...]], allocators: tuple[Allocator, ...]
+) -> None:
+    assert by_allocators(histories, allocators, background().lives, 30.0) == ()
 
 
 # The probe's own record of time.
@@ -164,6 +231,29 @@ def test_a_program_that_sets_its_counters_back_is_taken_at_its_highest() -> None
     history.add(2.0, {"reserved_bytes": 100, "max_reserved_bytes": 900, "reserved_grown_bytes": 50})
 
     assert history.steps == [(1.0, 900), (2.0, 100)]
+
+
+def test_an_allocator_that_does_not_count_its_growth_is_taken_at_its_highest() -> None:
+    """``backend:cudaMallocAsync`` tells 0 for it."""
+    history = History()
+    history.add(1.0, {"reserved_bytes": 100, "max_reserved_bytes": 100, "reserved_grown_bytes": 0})
+    history.add(2.0, {"reserved_bytes": 100, "max_reserved_bytes": 900, "reserved_grown_bytes": 0})
+
+    assert history.steps == [(1.0, 900), (2.0, 100)]
+
+
+def test_a_reading_that_takes_long_hides_nothing() -> None:
+    """Begun at 2 and over at 3: what it tells may have been so at any time between."""
+    history = History()
+    history.add(1.0, {"reserved_bytes": 100, "max_reserved_bytes": 100, "reserved_grown_bytes": 100})
+    history.add(2.0, {"reserved_bytes": 100, "max_reserved_bytes": 900, "reserved_grown_bytes": 900}, 3.0)
+    history.add(4.0, {"reserved_bytes": 100, "max_reserved_bytes": 900, "reserved_grown_bytes": 1500}, 4.1)
+
+    assert history.steps == [(1.0, 900), (3.0, 700), (4.1, 100)]
+
+    history.add(5.0, {"reserved_bytes": 100, "max_reserved_bytes": 1500, "reserved_grown_bytes": 3000}, 5.1)
+
+    assert history.steps == [(1.0, 900), (3.0, 700), (4.0, 1500), (5.1, 100)], "from the begin of the reading before"
 
 
 # Real processes.

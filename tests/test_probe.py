@@ -1,9 +1,12 @@
 """The injected probe: what it counts on a real card, and that it leaves every other program alone."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -34,7 +37,7 @@ class FakeCuda:
 
     def __init__(self) -> None:
         self.initialised = True
-        self.current = self.peak = self.ooms = 0
+        self.current = self.peak = self.ooms = self.grown = 0
 
     def is_initialized(self) -> bool:
         return self.initialised
@@ -48,11 +51,13 @@ class FakeCuda:
             "allocated_bytes.all.peak": self.peak,
             "reserved_bytes.all.current": self.current,
             "reserved_bytes.all.peak": self.peak,
+            "reserved_bytes.all.allocated": self.grown,
             "num_ooms": self.ooms,
             "num_alloc_retries": 0,
         }
 
     def use(self, num_bytes: int) -> None:
+        self.grown += max(0, num_bytes - self.current)
         self.current = num_bytes
         self.peak = max(self.peak, num_bytes)
 
@@ -60,7 +65,7 @@ class FakeCuda:
         self.peak = self.current
 
     def reset_accumulated(self) -> None:
-        self.ooms = 0
+        self.ooms = self.grown = 0
 
 
 def test_counters_are_empty_until_the_program_uses_cuda():
@@ -115,6 +120,37 @@ def test_out_of_memory_counts_add_up_over_resets():
     cuda.ooms = 1
 
     assert counters.read()["num_ooms"] == 3
+
+
+def test_growth_adds_up_over_resets():
+    """Else as much growth since the reset as before it would hide what came and went since the last reading."""
+    cuda = FakeCuda()
+    counters = Counters(cuda)
+    reset = counters.safe_from(cuda.reset_accumulated)
+    cuda.use(1000)
+    cuda.use(0)
+
+    reset()
+    cuda.use(1200)
+    cuda.use(0)
+
+    assert counters.read()["reserved_grown_bytes"] == 2200
+
+
+def test_what_a_forked_child_held_before_its_first_step_is_in_its_history(tmp_path):
+    record = Record(str(tmp_path), "cuda", "2.14.1")
+    child = os.fork()
+    if not child:
+        time.sleep(0.2)
+        held = {"reserved_bytes": 10, "max_reserved_bytes": 900, "reserved_grown_bytes": 900}
+        record.read = lambda: held
+        record.step()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+    (step, *_) = json.loads((tmp_path / f"{child}.json").read_text())["history"]
+    assert step[1] == 900
+    assert time.monotonic() - step[0] > 0.2, "since the fork"
 
 
 def test_a_record_that_cannot_be_written_is_given_up_quietly(tmp_path, capsys):

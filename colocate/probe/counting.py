@@ -59,7 +59,7 @@ class Counters:
         self._cuda = cuda
         self._note = note
         self._highest: dict[str, int] = {}
-        self._before_resets = dict.fromkeys(COUNTERS, 0)
+        self._before_resets = dict.fromkeys((*COUNTERS, GROWN), 0)
 
     def read(self) -> dict[str, Any]:
         """The fields of the record; empty as long as the program has not initialised CUDA."""
@@ -72,7 +72,9 @@ class Counters:
         for field, key in LIFETIME_PEAKS.items():
             self._highest[field] = max(self._highest.get(field, 0), statistics.get(key, 0))
         counts = {field: self._before_resets[field] + statistics.get(field, 0) for field in COUNTERS}
-        return {**readings, **self._highest, **counts, "reserved_grown_bytes": statistics.get(GROWN)}
+        grown = statistics.get(GROWN)
+        all_grown = None if grown is None else self._before_resets[GROWN] + grown
+        return {**readings, **self._highest, **counts, "reserved_grown_bytes": all_grown}
 
     def safe_from(self, reset: Callable[..., Any]) -> Callable[..., Any]:
         """The same reset function, after the counters have been read and what it forgets has been kept."""
@@ -82,7 +84,7 @@ class Counters:
             self.read()
             result = reset(*args, **kwargs)
             after = self._counts()
-            for field in COUNTERS:
+            for field in self._before_resets:
                 self._before_resets[field] += max(0, before[field] - after[field])
             return result
 
@@ -90,7 +92,7 @@ class Counters:
 
     def _counts(self) -> dict[str, int]:
         statistics = self._statistics() if self._cuda.is_initialized() else {}
-        return {field: statistics.get(field, 0) for field in COUNTERS}
+        return {field: statistics.get(field, 0) for field in self._before_resets}
 
     def _statistics(self) -> dict[str, int]:
         """The sum over the visible devices: a training of ours sees one. Empty where the allocator does not tell."""

@@ -57,6 +57,7 @@ class Record:
         self.read: Readings = dict
         self._folder = folder
         self._pid = os.getpid()
+        self._forked_t: float | None = None
         self._written: dict[str, Any] | None = None
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._forget)
@@ -112,7 +113,7 @@ class Record:
     def _write(self, path: Path) -> None:
         read_t = time.monotonic()
         self.fields.update(self.read())
-        self._history.add(read_t, self.fields)
+        self._history.add(read_t, self.fields, time.monotonic())
         self.fields["history"] = self._history.steps
         if self.fields == self._written:
             return
@@ -128,6 +129,7 @@ class Record:
 
     def _forget(self) -> None:
         self.path = None
+        self._forked_t = time.monotonic()
         self._lock = threading.Lock()  # the parent's thread may have held the old one
 
     def _claim(self) -> None:
@@ -139,5 +141,5 @@ class Record:
         self.fields.update(
             pid=self._pid, started_t=time.monotonic(), optimizer_steps=0, first_step_t=None, last_step_t=None
         )
-        self._history = History()
+        self._history = History(since_t=self._forked_t)  # before its first step it held memory, too
         self.keep_writing()
