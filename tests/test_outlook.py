@@ -22,7 +22,7 @@ from colocate.cli import main
 from colocate.evidence import Evidence
 from colocate.foresight import Answer, keyed
 from colocate.plan import Group, load_plan
-from colocate.plugin.proposals import skippable
+from colocate.plugin.signals import skippable
 from colocate.prediction import PeakRange
 from colocate.record import write_record
 from colocate.rehearsal import Program, Rehearsal

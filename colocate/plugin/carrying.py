@@ -1,12 +1,14 @@
 """``--journal FILE``: everything that a page needs of the groups of this session, in one file to take elsewhere."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from colocate.errors import ColocateError
-from colocate.plugin.configuration import Session, group_of, is_worker, only_looks, run_directory_of, session_of
+from colocate.plugin.configuration import Session, group_of, leads, run_directory_of, session_of, warn
 from colocate.report.portable import Writer
 from colocate.run_directory import RunDirectory
 
@@ -35,26 +37,13 @@ class Carrying:
         with self._told():
             self.writer.end()
 
-    def _told(self) -> "_Told":
-        return _Told(self.config)
-
-
-class _Told:
-    """A journal file that cannot be written costs nothing but itself: the records are on disk."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, OSError | ColocateError):
-            return False
-        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
-        if terminal is not None:
-            terminal.write_line(f"--journal: expected to be written, got {error}", yellow=True)
-        return True
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A journal file that cannot be written costs nothing but itself: the records are on disk."""
+        try:
+            yield
+        except (OSError, ColocateError) as error:
+            warn(self.config, f"--journal: expected to be written, got {error}")
 
 
 def register(config: pytest.Config) -> None:
@@ -63,7 +52,7 @@ def register(config: pytest.Config) -> None:
     Raises:
         pytest.UsageError: the file cannot be written.
     """
-    if config.option.journal is None or is_worker(config) or only_looks(config):
+    if config.option.journal is None or not leads(config):
         return
     try:
         carrying = Carrying(config, session_of(config), run_directory_of(config))

@@ -4,6 +4,7 @@ Nothing here acts unless the arguments collect the feasibility cases: `pytest te
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from colocate.errors import ColocateError, PlanError
-from colocate.run_directory import RunDirectory
+from colocate.run_directory import GroupDirectory, RunDirectory
 
 if TYPE_CHECKING:
     from colocate.device.opening import Card
@@ -41,6 +42,13 @@ class Session:
     estimates: dict[str, float] = field(default_factory=dict)
     decisions: "dict[str, Decision]" = field(default_factory=dict)
     elsewhere: "Elsewhere | None" = None
+
+    def recorded(self) -> "Iterator[tuple[Group, GroupDirectory, dict[str, Any]]]":
+        """The groups that left a record, in the plan's order, each with its folder and what pytest was told of it."""
+        for group in self.plan.groups:
+            told = self.records.get(group.id)
+            if told is not None and told["directory"]:
+                yield group, GroupDirectory(Path(told["directory"])), told
 
     def tally(self) -> "Tally":
         """How the plan stands by the records of its groups so far."""
@@ -124,6 +132,11 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
+def leads(config: pytest.Config) -> bool:
+    """This process decides and writes for a session that runs groups: xdist's controller, or the only process."""
+    return not is_worker(config) and not only_looks(config)
+
+
 def only_looks(config: pytest.Config) -> bool:
     """Groups are listed, not run: no card is needed and nothing is written."""
     option = config.option
@@ -131,6 +144,25 @@ def only_looks(config: pytest.Config) -> bool:
         getattr(option, name, False)
         for name in ("collectonly", "setupplan", "showfixtures", "help", "version", "explain")
     )
+
+
+def terminal_of(config: pytest.Config) -> Any:
+    """The terminal reporter of pytest; None in a worker, and where it is switched off."""
+    return config.pluginmanager.get_plugin("terminalreporter")
+
+
+def say(config: pytest.Config, text: str) -> None:
+    """A line on the terminal, but for ``-q``."""
+    terminal = terminal_of(config)
+    if terminal is not None and config.option.verbose >= 0:
+        terminal.write_line(text)
+
+
+def warn(config: pytest.Config, text: str) -> None:
+    """A line in yellow on the terminal, with ``-q`` too: something that was asked for is not there."""
+    terminal = terminal_of(config)
+    if terminal is not None:
+        terminal.write_line(text, yellow=True)
 
 
 def home(config: pytest.Config) -> Path:

@@ -20,7 +20,7 @@ import pytest
 
 from colocate import attached, processes, slurm
 from colocate.errors import ColocateError
-from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
+from colocate.plugin.configuration import Session, leads, session_of
 
 # How often the queue is asked while something waits in it: often enough for a person, seldom enough for a cluster.
 POLL_S = 5.0
@@ -266,7 +266,7 @@ def look(channel: "Any", paths: list[str], gpu: bool, card_bytes: int, small: bo
 
 def wanted(config: pytest.Config) -> bool:
     """The groups of this session are run in jobs."""
-    return bool(config.option.on) and not is_worker(config) and not only_looks(config)
+    return bool(config.option.on) and leads(config)
 
 
 def make(config: pytest.Config) -> Elsewhere:

@@ -1,10 +1,8 @@
 """In a job of GitHub Actions: the run as the job's summary, and annotations that name its groups."""
 
-from typing import Any
-
 import pytest
 
-from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
+from colocate.plugin.configuration import Session, leads, session_of, terminal_of
 from colocate.report import github, page
 from colocate.report.stored import read_run
 
@@ -19,7 +17,7 @@ class GitHub:
     def pytest_unconfigure(self) -> None:
         """Called when everything is written; annotations are lines of their own at the end of the output."""
         run = self.session.run_directory
-        terminal: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        terminal = terminal_of(self.config)
         if run is None or terminal is None or not self.session.records:
             return
         try:
@@ -34,5 +32,5 @@ class GitHub:
 
 def register(config: pytest.Config) -> None:
     """Take part in this session, where it is part of such a job."""
-    if not is_worker(config) and not only_looks(config) and github.is_job():
+    if leads(config) and github.is_job():
         config.pluginmanager.register(GitHub(config, session_of(config)), "colocate-github")

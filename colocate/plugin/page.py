@@ -16,7 +16,7 @@ import pytest
 
 from colocate import __version__
 from colocate.errors import ColocateError
-from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
+from colocate.plugin.configuration import Session, folder, group_of, leads, session_of, warn
 from colocate.plugin.run_record import discard
 from colocate.report import journal, page
 from colocate.report.slim import LARGE
@@ -113,7 +113,7 @@ class Page:
         try:
             journal.append(self.session.run_directory.path, event, **fields)
         except OSError as error:  # the records are what counts
-            self._warn(f"journal: expected to be written, got {error}")
+            warn(self.config, f"journal: expected to be written, got {error}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, prefix: list[str]) -> None:
@@ -127,8 +127,9 @@ class Page:
             page.write_beside(report)
         except Exception as error:  # whatever it is: verdicts are on disk, and pytest would end in an internal error
             told = "".join(traceback.format_exception(error)) if not isinstance(error, ColocateError) else str(error)
-            self._warn(
-                f"page: expected to be made, got {type(error).__name__}: {error}; colocate report makes it again"
+            warn(
+                self.config,
+                f"page: expected to be made, got {type(error).__name__}: {error}; colocate report makes it again",
             )
             prefix.append(f"<pre>{escape(told)}</pre>")
 
@@ -149,12 +150,7 @@ class Page:
         try:
             change(self.summary)
         except Exception as error:  # whatever it is: the records are what counts, and they are written
-            self._warn(f"summary.csv: expected to be written, got {error}")
-
-    def _warn(self, text: str) -> None:
-        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
-        if terminal is not None:
-            terminal.write_line(text, yellow=True)
+            warn(self.config, f"summary.csv: expected to be written, got {error}")
 
     def pytest_unconfigure(self) -> None:
         """Take back what was prepared for a run in which no group came to run."""
@@ -185,7 +181,7 @@ def register(config: pytest.Config) -> None:
     """Take part in this session: tell pytest-html where and how to write, before it is configured."""
     session = session_of(config)
     config.pluginmanager.register(Environment(session), "colocate-environment")
-    if is_worker(config) or only_looks(config):
+    if not leads(config):
         return
     option = config.option
     if hasattr(option, "htmlpath"):  # else pytest-html is switched off

@@ -15,7 +15,7 @@ import pytest
 
 from colocate import live
 from colocate.plan import Group
-from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
+from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of, terminal_of
 from colocate.plugin.outcome import Record
 from colocate.report.estimate import Estimate, estimate
 from colocate.report.words import basis_of, headroom_text, over_budget_bytes, over_budget_text, peak_text
@@ -51,7 +51,7 @@ class Progress:
     @property
     def terminal(self) -> Any:
         """The terminal reporter of pytest."""
-        return self.config.pluginmanager.get_plugin("terminalreporter")
+        return terminal_of(self.config)
 
     @pytest.hookimpl(trylast=True)
     def pytest_report_header(self) -> list[str]:

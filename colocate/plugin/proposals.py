@@ -1,24 +1,16 @@
 """At the end of a session: what could be tried for the groups that do not fit, predicted as long as there is time."""
 
-import signal
 import textwrap
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
 
 import pytest
 
 from colocate.advice.outlook import Outlook, advise
-from colocate.catalog import default_catalog, load_catalog
 from colocate.foresight import Answer
 from colocate.plan import Group
-from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
+from colocate.plugin.configuration import Session, leads, say, session_of, warn
+from colocate.plugin.signals import skippable
 from colocate.rehearsal import Cache
 from colocate.report.advice import is_unfit
-from colocate.run_directory import GroupDirectory
 from colocate.units import to_mib
 
 REMEDY_BUDGET_S = 600.0
@@ -39,57 +31,20 @@ class Proposals:
         try:
             self._advise(budget_s)
         except Exception as error:  # whatever it is: the verdicts are on disk and do not need this
-            self._say(f"proposals: expected to be made, got {type(error).__name__}: {error}", yellow=True)
+            warn(self.config, f"proposals: expected to be made, got {type(error).__name__}: {error}")
 
     def _advise(self, budget_s: float) -> None:
-        wanted = [(group, GroupDirectory(Path(directory))) for group, directory in self._unfit()]
+        wanted = [(group, directory) for group, directory, told in self.session.recorded() if is_unfit(told)]
         run = self.session.run_directory
         if not wanted or run is None:
             return
-        plan = self.session.plan
         if budget_s:
-            self._say(f"predicting what could be tried, for at most {budget_s:g} s; Ctrl-C goes on without it")
-        catalog = load_catalog(plan.catalog or default_catalog(plan.path))
+            say(self.config, f"predicting what could be tried, for at most {budget_s:g} s; Ctrl-C goes on without it")
+        catalog = self.session.plan.load_catalog()
         with skippable():
             for group, found in advise(run, wanted, catalog, budget_s=budget_s, cache=Cache.of_user()):
                 for line in lines(group, found):
-                    self._say(line)
-
-    def _unfit(self) -> list[tuple[Group, str]]:
-        records = self.session.records
-        found = [(group, records[group.id]) for group in self.session.plan.groups if group.id in records]
-        return [(group, record["directory"]) for group, record in found if record["directory"] and is_unfit(record)]
-
-    def _say(self, text: str, **markup: bool) -> None:
-        terminal: Any = self.config.pluginmanager.get_plugin("terminalreporter")
-        if terminal is not None and self.config.option.verbose >= 0:
-            terminal.write_line(text, **markup)
-
-
-@contextmanager
-def skippable() -> Iterator[None]:
-    """SIGINT and SIGTERM end what is predicted and not the session, which has its page still to write.
-
-    At this time the session's own handler waits for a second signal, which would end it at once.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def skip(number: int, frame: FrameType | None) -> NoReturn:
-        own = before[signal.Signals(number)]
-        if number == signal.SIGTERM and callable(own):
-            own(number, frame)  # the exit code tells of it
-        raise KeyboardInterrupt
-
-    for number in before:
-        signal.signal(number, skip)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+                    say(self.config, line)
 
 
 def lines(group: Group, found: list[Outlook]) -> list[str]:
@@ -105,5 +60,5 @@ def lines(group: Group, found: list[Outlook]) -> list[str]:
 
 def register(config: pytest.Config) -> None:
     """Take part in this session."""
-    if not is_worker(config) and not only_looks(config):
+    if leads(config):
         config.pluginmanager.register(Proposals(config, session_of(config)), "colocate-proposals")

@@ -1,21 +1,18 @@
 """``--remedy``: at the end of a session what is proposed for groups that do not fit is tried, until something holds."""
 
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from colocate.advice.remedies import MEMORY, Remedied, Remedies
-from colocate.catalog import default_catalog, load_catalog
+from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
 from colocate.device.opening import Card
 from colocate.plan import Group
-from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
+from colocate.plugin.configuration import Session, leads, say, session_of, warn
 from colocate.quarantine import Quarantine
 from colocate.report.words import peak_text
 from colocate.run_directory import GroupDirectory, RunDirectory
 from colocate.trial import Trials
-from colocate.verdict import Outcome
 
 
 class Remedying:
@@ -32,9 +29,9 @@ class Remedying:
         try:
             self._interruptible(self._remedy)
         except KeyboardInterrupt:
-            self._say("remedies: ended early, as asked; --resume goes on with them", yellow=True)
+            warn(self.config, "remedies: ended early, as asked; --resume goes on with them")
         except Exception as error:  # whatever it is: the verdicts are on disk and do not need this
-            self._say(f"remedies: expected to be tried, got {type(error).__name__}: {error}", yellow=True)
+            warn(self.config, f"remedies: expected to be tried, got {type(error).__name__}: {error}")
 
     def _interruptible(self, work: Any) -> None:
         """A signal ends what this starts, although the session is ending already."""
@@ -52,47 +49,31 @@ class Remedying:
         if not wanted or run is None or card is None:
             return
         if self.config.option.on:
-            self._say("remedies: expected a run on this machine, found one elsewhere; nothing is tried", yellow=True)
+            warn(self.config, "remedies: expected a run on this machine, found one elsewhere; nothing is tried")
             return
-        self._say(f"trying remedies for {', '.join(group.id for group, _ in wanted)}")
-        side = run.side_run("remedies")
+        say(self.config, f"trying remedies for {', '.join(group.id for group, _ in wanted)}")
+        side = run.side_run(KIND)
         trials = Trials(side, plan.name, card, self.config.option.wait)
-        entries = {group.id: entry for group, entry in zip(plan.groups, plan.to_json()["experiments"], strict=True)}
-        numbers = {group.number: entries[group.id] for group in plan.groups}
-        catalog = load_catalog(plan.catalog or default_catalog(plan.path))
-        remedies = Remedies(run, catalog, self.session.cards, trials.attempt, lambda group: numbers[group.number])
+        remedies = Remedies(run, plan.load_catalog(), self.session.cards, trials.attempt, plan.entry)
         try:
             for found in remedies.find(wanted):
                 for line in lines(found):
-                    self._say(line)
+                    say(self.config, line)
         finally:
             side.release()
 
     def _wanted(self) -> list[tuple[Group, GroupDirectory]]:
-        records = self.session.records
-        found = [(group, records[group.id]) for group in self.session.plan.groups if group.id in records]
-        return [
-            (group, GroupDirectory(Path(record["directory"]))) for group, record in found if self._is_wanted(record)
-        ]
+        return [(group, directory) for group, directory, told in self.session.recorded() if self._is_wanted(told)]
 
-    def _is_wanted(self, record: dict[str, Any]) -> bool:
+    def _is_wanted(self, told: dict[str, Any]) -> bool:
         """It does not fit for want of memory; or, where asked for, a prediction could not say whether it does."""
-        if not record["directory"]:
-            return False
-        undecided = self.config.option.remedy == "undecided" and "undecided" in record["codes"]
-        return undecided or (
-            record["outcome"] == Outcome.INFEASIBLE and any(code in MEMORY for code in record["codes"])
-        )
+        undecided = self.config.option.remedy == "undecided" and "undecided" in told["codes"]
+        return undecided or is_of_memory(told["outcome"], told["codes"])
 
     def _card(self, run: RunDirectory) -> Card | None:
         """The first card of the session that is in order."""
         quarantine = Quarantine(run.quarantine)
         return next((card for card in self.session.cards if quarantine.why(card.uuid) is None), None)
-
-    def _say(self, text: str, **markup: bool) -> None:
-        terminal: Any = self.config.pluginmanager.get_plugin("terminalreporter")
-        if terminal is not None and self.config.option.verbose >= 0:
-            terminal.write_line(text, **markup)
 
 
 def lines(found: Remedied) -> list[str]:
@@ -111,5 +92,5 @@ def lines(found: Remedied) -> list[str]:
 
 def register(config: pytest.Config) -> None:
     """Take part in this session; hooks that are registered later are called earlier, so proposals come first."""
-    if config.option.remedy and not is_worker(config) and not only_looks(config):
+    if config.option.remedy and leads(config):
         config.pluginmanager.register(Remedying(config, session_of(config)), "colocate-remedies")

@@ -7,9 +7,10 @@ started with ``&`` would ignore SIGINT.
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -53,3 +54,29 @@ class Interruption:
         if not first and self._kill is not None:
             self._kill()
             os._exit(128 + number)
+
+
+@contextmanager
+def skippable() -> Iterator[None]:
+    """SIGINT and SIGTERM end what is predicted and not the session, which has its page still to write.
+
+    At this time the session's own handler waits for a second signal, which would end it at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def skip(number: int, frame: FrameType | None) -> NoReturn:
+        own = before[signal.Signals(number)]
+        if number == signal.SIGTERM and callable(own):
+            own(number, frame)  # the exit code tells of it
+        raise KeyboardInterrupt
+
+    for number in before:
+        signal.signal(number, skip)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

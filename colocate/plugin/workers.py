@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from colocate.plugin import cards, elsewhere
-from colocate.plugin.configuration import Session, group_of, is_worker, only_looks, session_of
+from colocate.plugin.configuration import Session, group_of, leads, session_of
 from colocate.plugin.scheduler import OneGroupAtATime
 from colocate.quarantine import Quarantine
 from colocate.units import GIB
@@ -92,5 +92,5 @@ def minutes(config: pytest.Config, nodeid: str) -> float:
 
 def register(config: pytest.Config) -> None:
     """Take part in this session."""
-    if not is_worker(config) and not only_looks(config):
+    if leads(config):
         config.pluginmanager.register(Workers(session_of(config)), "colocate-workers")
