@@ -1,7 +1,9 @@
 """Journal files and what is made of them: the same figures as in the run that they come from."""
 
+import base64
 import contextlib
 import csv
+import gzip
 import io
 import json
 import re
@@ -146,6 +148,67 @@ def test_a_damaged_file_of_a_group_costs_its_group_only(carried, tmp_path):
     second.write_text(text)
     done, (directory,) = merged(tmp_path / "merged", first, second)
     assert "group02 is left out, stand_in_parallel_002/trace.csv cannot be read" in done.stdout
+    assert [row["group"] for row in summary(directory)] == ["group01"]
+
+
+def test_what_was_left_out_does_not_come_in_by_its_files(carried, tmp_path):
+    """Its verdict and record were sound, only a log was not: then all of it is missing, not the half."""
+    _, journal = carried
+    first, second, *_ = split(journal, tmp_path / "journals")
+    second.write_text(
+        second.read_text().replace('"path": "stand_in_parallel_002/training.log", "gzip": "', '"gzip": "!!')
+    )
+    done, (directory,) = merged(tmp_path / "merged", first, second)
+    assert "group02 is left out, stand_in_parallel_002/training.log cannot be read" in done.stdout
+    assert [row["group"] for row in summary(directory)] == ["group01"]
+    assert not (directory / "stand_in_parallel_002").exists()
+
+
+def changed(journal, change):
+    """The journal with one line of every group changed."""
+    lines = lines_of(journal)
+    for line in lines:
+        change(line)
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines if line))
+
+
+def say_feasible(line):
+    if line["event"] == "group":
+        line["record"]["outcome"] = "FEASIBLE"
+
+
+def judge_feasible(line):
+    say_feasible(line)
+    if line.get("path", "").endswith("/verdict.json"):
+        verdict = json.loads(gzip.decompress(base64.b64decode(line["gzip"])))
+        text = json.dumps({**verdict, "outcome": "FEASIBLE", "reasons": []}).encode()
+        line["gzip"] = base64.b64encode(gzip.compress(text)).decode()
+
+
+def carry_nothing(line):
+    say_feasible(line)
+    if line["event"] == "group":
+        line["files"] = []
+    elif line["event"] == "file":
+        line.clear()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (say_feasible, "it says FEASIBLE, its record INFEASIBLE"),
+        (judge_feasible, "its record does not agree: expected INFEASIBLE"),
+        (carry_nothing, "it carries no record of its verdict, FEASIBLE"),
+    ],
+)
+def test_a_verdict_that_does_not_follow_from_the_record_it_carries_is_left_out(carried, tmp_path, change, why):
+    _, journal = carried
+    first, second, *_ = split(journal, tmp_path / "journals")
+    changed(second, change)
+    done, (directory,) = merged(tmp_path / "merged", first, second)
+    assert done.returncode == 1
+    assert f"group02 is left out, {why}" in done.stdout
+    assert "1 of 4 groups can share" in done.stdout
     assert [row["group"] for row in summary(directory)] == ["group01"]
 
 

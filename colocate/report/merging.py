@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from colocate.documents import parse
@@ -13,6 +14,9 @@ from colocate.errors import ColocateError
 from colocate.report import journal, portable
 from colocate.report.portable import Session
 from colocate.run_directory import RunDirectory, make_folder, write_json, write_text
+from colocate.series import settled_groups
+from colocate.verdict import Outcome
+from colocate.verification import verify
 
 Card = tuple[str, str]
 """Name and basis: what `colocate.report.stored` keeps apart too."""
@@ -60,7 +64,7 @@ def merge(paths: Sequence[Path], results: Path, now: datetime) -> Merged:
     for path in paths:
         found, faults = portable.read(path)
         sessions += found
-        missing += faults
+        missing += [*faults, *(fault for session in found for fault in _untrue(session))]
     _refuse_other_plans(sessions)
     runs = []
     for entries in _by_card(sessions).values():
@@ -70,6 +74,31 @@ def merge(paths: Sequence[Path], results: Path, now: datetime) -> Merged:
         _write(run, sessions, chosen)
         runs.append(run)
     return Merged(tuple(runs), (*missing, *_missing(sessions)), (*notes, *_versions(sessions)))
+
+
+def _untrue(session: Session) -> Iterator[str]:
+    """Groups whose verdict does not follow from the record that the journal carries are left out."""
+    for name, line in list(session.groups.items()):
+        why = _why_untrue(session, name, line)
+        if why is not None:
+            del session.groups[name]
+            yield f"{session.source}: {name} is left out, {why}"
+
+
+def _why_untrue(session: Session, name: str, line: dict[str, Any]) -> str | None:
+    said = line["record"].get("outcome")
+    if said not in set(Outcome):
+        return None
+    with TemporaryDirectory(prefix="colocate-merge-") as folder:
+        run = RunDirectory(Path(folder) / session.name)
+        for file in line.get("files") or ():
+            _put(run, file, session.files[file])
+        found = settled_groups(run).get(name)
+        if found is None:
+            return f"it carries no record of its verdict, {said}"
+        if found.verdict.outcome != said:
+            return f"it says {said}, its record {found.verdict.outcome}"
+        return next((f"its record does not agree: {one.text}" for one in verify(run.path) if not one.agrees), None)
 
 
 def _missing(sessions: Sequence[Session]) -> Iterator[str]:
@@ -125,9 +154,12 @@ def _latest(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
 def _write(run: RunDirectory, sessions: Sequence[Session], chosen: Sequence[Entry]) -> None:
     used = [session for session in sessions if any(entry.session is session for entry in chosen)] or list(sessions)
     owned = {name for session in sessions for line in session.groups.values() for name in line.get("files") or ()}
+    folders = {name.split("/")[0] for entry in chosen for name in entry.line.get("files") or ()}
     for session in used:  # what belongs to no group, such as side runs
         for name, data in session.files.items():
-            if name not in owned and name != run.proposals.name:
+            top, inside, _ = name.partition("/")
+            left_out = inside and top not in folders and not top.startswith(f"{session.name}_")
+            if name not in owned and not left_out and name != run.proposals.name:
                 _put(run, name.replace(f"{session.name}_", f"{run.name}_", 1), data)
     for entry in chosen:
         for name in entry.line.get("files") or ():
