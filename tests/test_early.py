@@ -15,12 +15,17 @@ from colocate.evidence import Evidence, Exit, Life, Mark, Member, Sample
 from colocate.plan import Group
 from colocate.plugin.progress import line_of
 from colocate.record import read_record, write_record
+from colocate.report import summary
+from colocate.report.comparison import compare, lines
+from colocate.report.github import of_comparison, of_run
 from colocate.report.page import Report, banners
-from colocate.report.stored import read_run
+from colocate.report.stored import parts, read_run
 from colocate.resume import decide
 from colocate.run_directory import RunDirectory
+from colocate.series import combine
 from colocate.units import MIB
 from colocate.verdict import Outcome, Verdict, judge
+from colocate.verification import verify
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
 
@@ -127,6 +132,30 @@ def test_the_page_names_what_was_decided_early(tmp_path: Path) -> None:
     assert "1 group (group01)" in page
     (row,) = read_run(run.path).rows
     assert line_of(row.record).endswith(", decided early"), "the terminal says it beside FEASIBLE"
+
+
+def test_what_was_decided_early_is_named_wherever_it_is_shown(tmp_path: Path) -> None:
+    pair = group(training("epochs"), training("load"))
+    runs = [RunDirectory(tmp_path / name) for name in ("run_1", "run_2")]
+    for run, seen in zip(runs, (builders.evidence(group="group01"), ended_early(group="group01")), strict=True):
+        write_record(run.group("epochs", 1, parallel=True).create(), pair, seen, [], run.name)
+    stored = [read_run(run.path) for run in runs]
+
+    assert [row["decided_early"] for run in runs for row in summary.rows(run)] == [False, True]
+    changes = compare(stored[0].rows, stored[1].rows, ("run_1", "run_2"))
+    assert "only the later run decided it early" in list(lines(changes))[1]
+    assert "FEASIBLE, decided early" in of_comparison(changes, None)
+    assert "FEASIBLE, decided early" in of_run([("", part) for part in parts(stored[1:])])
+    (verified,) = verify(runs[1].path)
+    assert str(verified).endswith("agrees, FEASIBLE (measured) (decided early)")
+
+
+def test_one_early_run_of_several_is_named_too() -> None:
+    early, whole = judge(ended_early()), judge(builders.evidence(trace=builders.trace(*[3300] * 25)))
+
+    assert combine([early, whole]).peak_bytes == whole.peak_bytes
+    assert "decided_early" in {one.code for one in combine([early, whole]).warnings}
+    assert "decided_early" not in {one.code for one in combine([whole, whole]).warnings}
 
 
 # --- real processes ---------------------------------------------------------------------------------------------------

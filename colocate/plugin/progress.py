@@ -18,7 +18,7 @@ from colocate.plan import Group
 from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of, terminal_of
 from colocate.plugin.outcome import Record
 from colocate.report.estimate import Estimate, estimate
-from colocate.report.words import basis_of, headroom_text, over_budget_bytes, over_budget_text, peak_text
+from colocate.report.words import basis_of, headroom_text, is_early, over_budget_bytes, over_budget_text, peak_text
 from colocate.screen import Screen, Through
 from colocate.units import format_mib, format_size
 from colocate.verdict import Outcome
@@ -307,7 +307,7 @@ def line_of(record: Record) -> str:
         numbers += f", {format_mib(over)} over budget"
     if record.get("kept"):
         numbers += ", kept"
-    if any(text.endswith("[decided_early]") for text in record["warnings"]):
+    if is_early(record):
         numbers += ", decided early"
     return f"{record['group']} {record['outcome']} ({record['basis']}) {numbers}"
 

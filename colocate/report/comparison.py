@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from colocate.report.markup import Html, el
 from colocate.report.stored import Row
-from colocate.report.words import Record, colour, duration_text, peak_text, plural
+from colocate.report.words import Record, colour, duration_text, is_early, outcome_text, peak_text, plural
 from colocate.units import format_mib, to_mib
 from colocate.verdict import Outcome
 
@@ -124,6 +124,8 @@ def _number_texts(change: Change) -> Iterator[str]:
         yield f"time {change.duration_s:+.0f} s"
     if change.other_basis:
         yield "another basis or card"
+    if is_early(change.before) != is_early(change.after):
+        yield f"only the {'earlier' if is_early(change.before) else 'later'} run decided it early"
 
 
 def section(comparison: Comparison) -> Html:
@@ -185,7 +187,7 @@ def _badge(record: Record | None) -> Html:
         return el("td", "absent", class_="muted")
     return el(
         "td",
-        el("span", record["outcome"], class_=f"badge {colour(record)}"),
+        el("span", outcome_text(record), class_=f"badge {colour(record)}"),
         " ",
         el("span", record["basis"], class_="basis"),
     )

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator
 
 from colocate.report.stored import Row
-from colocate.report.words import plural
+from colocate.report.words import is_early, plural
 
 
 def warnings(rows: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
     """One banner, as kind, head and text, where groups were decided early."""
-    found = [row.group for row in rows if row.evidence.get("decided_early")]
+    found = [row.group for row in rows if row.evidence.get("decided_early") or is_early(row.record)]
     if not found:
         return
     unfinished = "Their foregrounds did not come to their own end, and a peak that comes later was not seen."

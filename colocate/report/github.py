@@ -9,7 +9,7 @@ from pathlib import Path
 
 from colocate.report.comparison import SAME_BYTES, Change, Comparison, summary
 from colocate.report.stored import Part
-from colocate.report.words import Record, duration_text, headroom_text, over_budget_bytes, peak_text
+from colocate.report.words import Record, duration_text, headroom_text, outcome_text, over_budget_bytes, peak_text
 from colocate.units import format_mib
 from colocate.verdict import Outcome
 
@@ -73,7 +73,7 @@ def _comparison_row(change: Change, allowed_bytes: int | None) -> list[str]:
     why = broken(change, allowed_bytes)
     grown = change.peak_bytes
     sign = ":x:" if why else ":warning:" if grown is not None and grown > SAME_BYTES else ""
-    texts = [("" if one is None else str(one["outcome"])) for one in (change.before, change.after)]
+    texts = [("" if one is None else outcome_text(one)) for one in (change.before, change.after)]
     peaks = [("" if one is None else peak_text(one)) for one in (change.before, change.after)]
     growth = "" if grown is None else f"{grown / 1024**2:+.0f} MiB"
     return [sign, change.group, *texts, *peaks, growth, why or ""]
@@ -112,7 +112,7 @@ def _run_row(record: Record) -> list[str]:
     why = ", ".join(record["codes"]) + (f" over budget by {format_mib(over)}" if over is not None else "")
     basis = f" ({record['basis']})" if record["basis"] else ""
     cells = [peak_text(record), headroom_text(record), duration_text(record["duration_s"])]
-    return [sign, str(record["group"]), f"{record['outcome']}{basis}", *cells, why.strip()]
+    return [sign, str(record["group"]), f"{outcome_text(record)}{basis}", *cells, why.strip()]
 
 
 def annotations_of_run(records: Iterable[Record]) -> Iterator[str]:

@@ -25,6 +25,16 @@ def peak_text(record: Record) -> str:
     return f"{to_mib(low):.0f}-{to_mib(high):.0f} MiB"
 
 
+def is_early(record: Record | None) -> bool:
+    """A run of it was ended before its foreground's own end, because its verdict was decided."""
+    return record is not None and any(text.endswith("[decided_early]") for text in record.get("warnings") or ())
+
+
+def outcome_text(record: Record) -> str:
+    """The outcome, and whether it was decided early: what was not seen must not pass for seen."""
+    return f"{record['outcome']}{', decided early' if is_early(record) else ''}"
+
+
 def headroom_text(record: Record) -> str:
     """Limit minus peak; below zero when the peak is over the limit."""
     return format_mib(record["headroom_bytes"])
