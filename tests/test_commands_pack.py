@@ -1,20 +1,27 @@
 """``colocate pack``: from stand-ins of known memory to a schedule, a plan, and the few runs that decided it."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
 from fake_nvml import FakeNvml
+from groups import group, training
 from sessions import stand_in
 
+from colocate.advice.packing import Load, Question
+from colocate.advice.sharing import Solo, remembered, tells_its_need
 from colocate.advice.worth import Answer, Worth
 from colocate.cli import main
 from colocate.device.opening import Card
 from colocate.plan import Group, load_plan
+from colocate.record import write_record
 from colocate.run_directory import RunDirectory
 from colocate.trial import Trials
+from colocate.verdict import judge
 
 # Names, and MiB while they train and while they evaluate. Two that evaluate for long meet for certain.
 SIZES = {"a": (4000, 4000), "b": (3000, 3000), "c": (900, 900), "one": (1000, 3000), "two": (1001, 3000)}
@@ -104,6 +111,54 @@ def test_nothing_is_run_where_nothing_is_to_be(
 
     assert main([*words, f"--out={tmp_path / 'pack.json'}"]) == 3
     assert "optimal among the pairs that surely fit; open ones may give more" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_pair_without_a_verdict_is_open_and_not_one_that_does_not_fit(
+    fake_nvml: FakeNvml, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one that is the background when they share hangs there: it never takes a second epoch."""
+    document = json.loads(plan.read_text())
+    document["experiments"] = document["experiments"][3:]
+    document["experiments"][-1] |= {"repeat_args": ["--never-ready"], "ready_timeout_s": 1}
+    plan.write_text(json.dumps(document))
+    words = ["pack", "--from", str(plan), "--device=nvidia", f"--results={tmp_path / 'results'}"]
+
+    code = main([*words, f"--out={tmp_path / 'pack.json'}"])
+    said = " ".join(capsys.readouterr().out.split())
+
+    assert code == 3
+    assert "1 of these were run, 1 without a verdict, which do not share" in said
+    assert "open ones may give more" in said
+
+
+def test_a_run_alone_that_was_disturbed_tells_no_need() -> None:
+    assert tells_its_need(judge(builders.evidence(background=None)))
+    assert not tells_its_need(judge(builders.evidence(background=None, faults=(("foreign_process", "somebody"),))))
+    samples = builders.evidence().trace.samples
+    gap = replace(builders.evidence().trace, samples=(*samples[:12], *samples[16:]))
+    assert not tells_its_need(judge(builders.evidence(background=None, trace=gap)))
+
+
+def test_what_was_measured_elsewhere_or_not_to_its_end_is_not_known(tmp_path: Path) -> None:
+    """8 GB of a larger card is no 8 GB card; of a foreground that was ended early nobody knows the rest."""
+    run = RunDirectory(tmp_path / "run_1")
+    pair = group(training("mnist"), training("load"))
+    seen = builders.evidence()
+    write_record(run.group("mnist", 1, parallel=True).create(), pair, seen, [], run.name)
+    argv = [seen.foreground.argv, seen.background.argv]
+    solos = [Solo(replace(training("any"), argv=one), Load("any", 0, 0, 0, 0), "measured") for one in argv]
+    question = Question((), 0, seen.limits.peak_bytes)
+    size, name = seen.device.total_bytes, seen.device.name
+
+    assert remembered(question, solos, run, size, name).known == {(0, 1): True}
+    assert remembered(question, solos, run, size).known == {(0, 1): True}
+    assert remembered(question, solos, run, size, "8 GB of an NVIDIA H100").known == {}
+
+    early = RunDirectory(tmp_path / "run_2")
+    cut_off = replace(seen, decided_early="memory repeats")
+    write_record(early.group("mnist", 1, parallel=True).create(), pair, cut_off, [], early.name)
+    assert remembered(question, solos, early, size, name).known == {}
 
 
 def test_a_virtual_card_measures_nothing(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:

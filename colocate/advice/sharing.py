@@ -26,7 +26,7 @@ from colocate.series import Attempt, settled_groups
 from colocate.settings import Mistakes
 from colocate.trial import Trials
 from colocate.variant import alone
-from colocate.verdict import Outcome, foreground_window
+from colocate.verdict import Outcome, Verdict, foreground_window
 
 Tell = Callable[[str], None]
 
@@ -125,10 +125,7 @@ def _measured(trainings: Sequence[Training], trials: Trials, limits: Limits, tel
         attempt = trials.attempt(group)
         evidence = read_record(attempt.directory).evidence
         load = load_of(evidence)
-        ended = evidence.foreground.epochs or (
-            evidence.foreground.last_exit is not None and evidence.foreground.last_exit.ok
-        )
-        why = None if load is not None and ended else f"alone: {attempt.verdict}"
+        why = None if load is not None and tells_its_need(attempt.verdict) else f"alone: {attempt.verdict}"
         tell(f"{training.name} alone: {why or 'done'}")
         pace = alone_of(evidence, read_energy(attempt.directory.energy), str(attempt.directory.path))
         yield Solo(
@@ -138,6 +135,11 @@ def _measured(trainings: Sequence[Training], trials: Trials, limits: Limits, tel
             why,
             alone=None if isinstance(pace, str) else pace,
         )
+
+
+def tells_its_need(verdict: Verdict) -> bool:
+    """A run alone whose peak can be relied on: whole and undisturbed, even where it is too high for the limit."""
+    return set(verdict.codes) <= {"peak_over_limit", "peak_between_samples"}
 
 
 def _unused(training: Training, basis: Basis) -> Solo:
@@ -174,7 +176,7 @@ def decide(
 ) -> tuple[Question, list[Measured]]:
     """Measure open pairs as long as one may change the choice, at most so many; what is known afterwards.
 
-    A pair without a verdict counts as one that does not fit: nothing is shared on a doubt.
+    A pair without a verdict is not shared, for nothing is shared on a doubt, and stays open in the answer.
 
     Raises:
         DeviceError: the card cannot be had.
@@ -211,10 +213,14 @@ def _saved_s(attempt: Attempt, solos: Sequence[Solo], pair: Pair) -> float | Non
     return None if isinstance(worth, str) else worth.sequential_s - worth.together_s
 
 
-def remembered(question: Question, solos: Sequence[Solo], run: RunDirectory, card_bytes: int) -> Question:
+def remembered(
+    question: Question, solos: Sequence[Solo], run: RunDirectory, card_bytes: int, card_name: str | None = None
+) -> Question:
     """What an earlier run measured of these pairs: whether they fit, and what sharing saved.
 
-    Counts on a card of the same size and below the same limit only; of an INCONCLUSIVE group nothing is known.
+    Counts on a card of the same size and below the same limit only, and of the same name where that is known: an
+    8 GB card is not 8 GB of a larger one. Of an INCONCLUSIVE group nothing is known, nor of one whose foreground was
+    ended before its own end that it fits.
     """
     places = {solo.training.argv: place for place, solo in enumerate(solos)}
     known, saved_s = dict(question.known), dict(question.saved_s)
@@ -223,6 +229,9 @@ def remembered(question: Question, solos: Sequence[Solo], run: RunDirectory, car
         pair = _places_of(evidence, places)
         device, verdict = evidence["device"], settled.verdict
         if pair is None or device["basis"] != "measured" or device["total_bytes"] != card_bytes:
+            continue
+        early = verdict.feasible and any(one.evidence.get("decided_early") for one in settled.last)
+        if early or (card_name is not None and device["name"] != card_name):
             continue
         if verdict.limit_bytes == question.limit_bytes and verdict.outcome is not Outcome.INCONCLUSIVE:
             known[pair] = verdict.feasible

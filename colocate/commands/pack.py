@@ -160,7 +160,8 @@ def _on_a_gpu(task: Task, options: argparse.Namespace, card: Any) -> int:
             seen = [one.deciding.evidence for one in settled_groups(run).values()]
             base = max((one["baseline_bytes"] or 0 for one in seen), default=0)
             total = max((one["device"]["total_bytes"] for one in seen), default=task.card.total_bytes)
-            question = _question(solos, base, total, task, options.known)
+            name = next((one["device"]["name"] for one in seen), None)
+            question = _question(solos, base, total, task, options.known, name)
             question, found = decide(question, _known(solos), trials, task.limits, options.measure, tell)
         finally:
             run.release()
@@ -172,7 +173,12 @@ def _known(solos: "Sequence[Solo]") -> "list[Solo]":
 
 
 def _question(
-    solos: "Sequence[Solo]", base_bytes: int, total_bytes: int, task: Task, runs: Sequence[Path]
+    solos: "Sequence[Solo]",
+    base_bytes: int,
+    total_bytes: int,
+    task: Task,
+    runs: Sequence[Path],
+    card_name: str | None = None,
 ) -> "Question":
     from colocate.advice.packing import Question
     from colocate.advice.sharing import remembered
@@ -183,7 +189,7 @@ def _question(
     for run in runs:
         if not run.is_dir():
             raise PlanError(f"--known: expected a run directory, got {str(run)!r}")
-        question = remembered(question, known, RunDirectory(run), total_bytes)
+        question = remembered(question, known, RunDirectory(run), total_bytes, card_name)
     return question
 
 
@@ -199,7 +205,8 @@ def _answer(
     open_left = False
     if options.per_card == 2:
         pairs = best_pairs(question)
-        open_left = next_question(question) is not None
+        # One that carried no verdict may fit all the same.
+        open_left = next_question(question) is not None or any(one.fits is None for one in found)
         shared = {place for pair in pairs for place in pair}
         slots: list[tuple[int, ...]] = [*pairs, *((place,) for place in range(len(known)) if place not in shared)]
         note = _why_pairs(question, open_left)
@@ -297,6 +304,9 @@ def _count(solos: "Sequence[Solo]", question: "Question", found: "list[Measured]
     runs = f"{len(cards)} solo runs" + (f", {cached} of them remembered" if cached else "")
     text = f"{total} pairs from {runs}: {num[Fit.YES]} surely fit, {num[Fit.NO] + total - len(fits)} surely do not, "
     text += f"{num[Fit.OPEN]} open; {len(found)} of these were run"
+    doubtful = sum(one.fits is None for one in found)
+    if doubtful:
+        text += f", {doubtful} without a verdict, which do not share"
     if len(question.known) > len(found):
         text += f", {len(question.known) - len(found)} pairs were measured in earlier runs"
     if len(cards) < len(solos):
