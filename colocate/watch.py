@@ -21,6 +21,7 @@ LAST_LINES = 20
 _PROGRESS = "progress"
 _TRACEBACK = "traceback"
 _METRIC = "metric:"
+_PROBE_LOST = "probe_lost"
 
 
 class Watch:
@@ -48,6 +49,7 @@ class Watch:
     def patterns(self) -> dict[str, str]:
         """What to look for in the training's output: out-of-memory texts, tracebacks, progress and metrics."""
         patterns = {**OUT_OF_MEMORY, _TRACEBACK: r"^Traceback \(most recent call last\):"}
+        patterns[_PROBE_LOST] = r"^colocate: probe record given up"  # by colocate.probe.record
         if self.training.progress_pattern:
             patterns[_PROGRESS] = self.training.progress_pattern
         # As in the study's catalogs, letters of either case match and the last match wins.
@@ -179,7 +181,8 @@ class Watch:
             pid: tuple((at - origin_t, size) for at, size in steps) for pid, steps in self._probe.histories.items()
         }
         told = by_allocators(histories, self._probe.allocators, lives, end_s)
-        if told:
+        lost = any(match.name == _PROBE_LOST for process in self.processes for match in process.matches)
+        if told and not lost:  # a record that was given up says nothing of what came later
             return told, "allocator"
         listed = by_lists(self.listed, end_s)
         return listed, "processes" if listed else None

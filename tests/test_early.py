@@ -17,6 +17,7 @@ from colocate.plugin.progress import line_of
 from colocate.record import read_record, write_record
 from colocate.report import summary
 from colocate.report.comparison import compare, lines
+from colocate.report.following import _finished_line as following_line
 from colocate.report.github import of_comparison, of_run
 from colocate.report.page import Report, banners
 from colocate.report.stored import parts, read_run
@@ -146,6 +147,7 @@ def test_what_was_decided_early_is_named_wherever_it_is_shown(tmp_path: Path) ->
     assert "only the later run decided it early" in list(lines(changes))[1]
     assert "FEASIBLE, decided early" in of_comparison(changes, None)
     assert "FEASIBLE, decided early" in of_run([("", part) for part in parts(stored[1:])])
+    assert following_line(stored[1].rows[0].record).endswith(", decided early")
     (verified,) = verify(runs[1].path)
     assert str(verified).endswith("agrees, FEASIBLE (measured) (decided early)")
 

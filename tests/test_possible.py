@@ -1,12 +1,13 @@
 """The possible peak: what a run shows of each member, put together at the worst meeting that can occur."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from builders import background, evidence, foreground, predicted_evidence, trace
 from fake_nvml import FakeNvml
-from groups import group, judged, training
+from groups import group, judged, observing, training
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -257,6 +258,25 @@ def test_a_reading_that_takes_long_hides_nothing() -> None:
 
 
 # Real processes.
+
+
+@pytest.mark.slow
+def test_a_record_that_was_given_up_tells_nothing_over_time(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """Its process prints that it goes on without; what it held later is not known, the maximum so far still is."""
+    whole = training("whole", "--probe", "--hold", "500")
+    line = "colocate: probe record given up: OSError: [Errno 28] No space left on device"
+    script = "import runpy, sys; sys.argv = sys.argv[1:]; "
+    script += f"print({line!r}, flush=True); runpy.run_path(sys.argv[0], run_name='__main__')"
+    given_up = replace(whole, argv=(sys.executable, "-c", script, *whole.argv[1:]))
+
+    for number, one in enumerate([whole, given_up]):
+        with observing(group(one, None), fake_nvml.uuid(), tmp_path / str(number)) as observation:
+            observation.preflight()
+            observation.run_foreground()
+            observation.conclude()
+            seen = observation.evidence().foreground
+        assert (seen.held_by == "allocator") is (one is whole)
+        assert [told.max_reserved_bytes for told in seen.allocators] == [500 * MIB]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from colocate.advice.worth import (
     paces,
 )
 from colocate.device.opening import Card, opened
-from colocate.evidence import Evidence, Exit, Life, Mark
+from colocate.evidence import Evidence, Exit, Holder, Life, Mark
 from colocate.recordings import EnergyReading, read_energy
 from colocate.report.summary import rows
 from colocate.run_directory import RunDirectory
@@ -166,6 +166,16 @@ def test_energy_is_the_card_s_and_says_what_idling_takes() -> None:
 
 
 @pytest.mark.slow
+def test_a_run_alone_beside_a_stranger_is_no_measure() -> None:
+    """Slower by somebody else's doing, it would make sharing look better, and be remembered."""
+    single = evidence(background=None)
+    stranger = Holder(4_000_000, "foreign", "somebody", 1.0, 9.0)
+
+    assert isinstance(alone_of(single, (), ""), Alone)
+    found = alone_of(replace(single, holders=(stranger,)), (), "")
+    assert found == "examples_mnist alone: somebody else used the card: somebody, from 1.0 to 9.0 s"
+
+
 def test_on_the_virtual_card_nothing_is_run_alone(tmp_path: Path) -> None:
     ours, load = training("ours", "--probe"), training("load", "--probe", repeat_args=("--repeat",))
     both, run, card = group(ours, load), RunDirectory(tmp_path / "run-virtual"), Card("virtual", total_bytes=2**33)

@@ -149,6 +149,10 @@ def _percent(least: float, most: float) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+# What makes a training slower that runs alone, or hides what it did: its time is no measure then.
+DISTURBED = frozenset({"foreign_process", "sensor_lost"})
+
+
 def answer(
     pairs: Sequence[tuple[Evidence, Sequence[EnergyReading]]],
     foreground: Sequence[Alone],
@@ -225,8 +229,9 @@ def alone_of(evidence: Evidence, energy: Sequence[EnergyReading], record: str) -
     member, window = evidence.foreground, foreground_window(evidence)
     if evidence.device.basis != "measured":
         return NOT_PREDICTED
-    if evidence.faults:
-        return f"{member.name} alone: {evidence.faults[0][1]}"
+    disturbed = [reason for reason in judge(evidence).reasons if reason.code in DISTURBED]
+    if evidence.faults or disturbed:
+        return f"{member.name} alone: {evidence.faults[0][1] if evidence.faults else disturbed[0].text}"
     if window is None or window[1] <= window[0]:
         return f"{member.name} showed no training alone"
     end = member.last_exit

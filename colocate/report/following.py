@@ -7,7 +7,7 @@ from colocate import live
 from colocate.errors import ColocateError
 from colocate.report import journal
 from colocate.report.estimate import Estimate
-from colocate.report.words import headroom_text, peak_text
+from colocate.report.words import headroom_text, is_early, peak_text
 from colocate.verdict import Outcome
 
 
@@ -73,4 +73,5 @@ def _finished_line(record: dict[str, object]) -> str:
     if record.get("outcome") not in set(Outcome):
         return f"{record.get('group')} {record.get('outcome')}"
     numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
-    return f"{record['group']} {record['outcome']} ({record['basis']}) {numbers}"
+    early = ", decided early" if is_early(record) else ""
+    return f"{record['group']} {record['outcome']} ({record['basis']}) {numbers}{early}"
