@@ -22,6 +22,7 @@ LAYERS = (
         "processes",
         "energy",
         "environment",
+        "arguments",
         "run_directory",
         "salvage",
         "heartbeat",

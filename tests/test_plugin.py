@@ -7,6 +7,7 @@ import json
 import pytest
 from stand_in_project import Project, page_rows
 
+from colocate import arguments
 from colocate.plugin import options
 
 pytestmark = pytest.mark.slow
@@ -234,8 +235,8 @@ def test_options_refuse_what_they_cannot_mean():
     for parse, text in [
         (options.card, "0"),
         (options.card, "much"),
-        (options.positive, "0"),
-        (options.seconds, "-1"),
+        (arguments.whole, "0"),
+        (arguments.seconds, "-1"),
     ]:
         with pytest.raises(argparse.ArgumentTypeError, match="expected"):
             parse(text)

@@ -8,19 +8,30 @@ exit code: 0 well, 1 a finding, 2 input that cannot be used, 3 undecided. What i
 import argparse
 import contextlib
 import os
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from colocate.errors import ColocateError
+from colocate.arguments import DEVICES, seconds, whole
+from colocate.errors import ColocateError, PlanError
+from colocate.units import to_mib
+
+if TYPE_CHECKING:
+    from colocate.cards import KnownCard
+    from colocate.device.opening import Card
+    from colocate.rehearsal import Cache
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 WELL, FINDING, USAGE, UNDECIDED = 0, 1, 2, 3
 
 
 def new(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """Declare a subcommand; ``example`` is shown below its arguments in ``--help``."""
-    return commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+    """Declare a subcommand; ``example`` is shown below its arguments in ``--help``: one line, or a whole text."""
+    if "\n" not in example:
+        return commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+    raw = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=summary, description=summary, epilog=example, formatter_class=raw)
 
 
 def near(path: Path) -> str:
@@ -53,26 +64,85 @@ def latest_run() -> Path:
     return found
 
 
-def size(text: str) -> int:
-    """Bytes of ``200MB``.
+# --- arguments that several commands have -----------------------------------------------------------------------------
+
+
+def takes_card(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare ``--device`` and ``--card``; ``what`` says what the latter may be."""
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="the card (auto)")
+    parser.add_argument("--card", metavar="CARD", help=what)
+
+
+def takes_rehearsals(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--timeout`` and ``--no-cache``."""
+    parser.add_argument("--timeout", type=whole, default=600, metavar="S", help="seconds per rehearsal (600)")
+    parser.add_argument("--no-cache", action="store_true", help="rehearse everything again, and keep nothing")
+
+
+def takes_records(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--results`` and ``--wait``."""
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="for records (results)")
+    takes_wait(parser)
+
+
+def takes_wait(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--wait``."""
+    parser.add_argument("--wait", type=seconds, default=0.0, metavar="S", help="seconds to wait for a busy card (0)")
+
+
+def takes_json(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def cache(options: argparse.Namespace) -> "Cache | None":
+    """Where rehearsals of earlier calls are; None with ``--no-cache``."""
+    from colocate.rehearsal import Cache
+
+    return None if options.no_cache else Cache.of_user()
+
+
+def known_card(options: argparse.Namespace, card_bytes: int) -> "KnownCard":
+    """The card that ``--card`` names, else one of a size."""
+    from colocate import cards
+
+    return cards.known_card(options.card) if options.card else cards.card_of_size(card_bytes)
+
+
+def free_card(options: argparse.Namespace, virtual: "KnownCard") -> "tuple[Card, str]":
+    """A card to run on, and a sentence about the choice; a GPU with a size is used as a card of that size.
+
+    Args:
+        options: With ``device`` and ``card``.
+        virtual: The card where there is no GPU, and the size that a GPU is to have where ``--card`` asks for one.
 
     Raises:
-        argparse.ArgumentTypeError: the text is no size.
+        PlanError: none is free.
+        DeviceError: there is none.
     """
-    from colocate.units import parse_size
+    from colocate.device.opening import find_cards
 
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    found = find_cards(options.device, card_bytes=virtual.total_bytes, name=virtual.name, small=bool(options.card))
+    if not found.free:
+        raise PlanError(f"card: expected a free one, found none ({'; '.join(found.busy)})")
+    return found.free[0], found.sentence
 
 
-def whole(text: str) -> int:
-    """A whole number from 1.
+# --- words ------------------------------------------------------------------------------------------------------------
 
-    Raises:
-        argparse.ArgumentTypeError: the text is something else.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
+WIDTH = 80
+
+
+def wrapped(text: str, indent: str = "  ") -> list[str]:
+    """Lines of at most 80 columns, the second and later ones indented."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent)
+
+
+def mib(num_bytes: int | None) -> str:
+    """A number of MiB for a table; blank where it is not known."""
+    return "" if num_bytes is None else f"{to_mib(num_bytes):.0f}"
+
+
+def span(low_bytes: int, high_bytes: int) -> str:
+    """From so many to so many MiB."""
+    return f"{mib(low_bytes)}-{mib(high_bytes)}"

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from colocate import commands as command
+from colocate.arguments import size
 
 
 def add(commands: command.Commands) -> None:
@@ -19,7 +20,7 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("after", type=Path, help="the later run directory")
     parser.add_argument(
         "--fail-above",
-        type=command.size,
+        type=size,
         metavar="SIZE",
         help="exit with 1 when a peak grew by more than this or is unknown now, or a feasible group is not any more",
     )

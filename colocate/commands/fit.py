@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colocate import commands as command
+from colocate.arguments import DEFAULT_PLAN, number
 from colocate.errors import PlanError
-from colocate.units import format_mib, to_mib
+from colocate.units import format_mib
 
 if TYPE_CHECKING:
     from colocate.advice.largest import Fit, Grid, Tried, Variable
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from colocate.run_directory import RunDirectory
     from colocate.series import Attempt
 
-DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
-WIDTH = 80
 MOST = 1 << 16  # a larger batch is not looked for
 CONFIRMATIONS = {"measured": 2, "predicted": 1}  # a prediction comes out the same every time
 SCHEMA = 1
@@ -44,42 +42,22 @@ fits, 3 undecided, 2 wrong input
 def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
-        commands, "fit", "Find the largest batch, or other number, with which a group of the plan still fits.", ""
+        commands, "fit", "Find the largest batch, or other number, with which a group of the plan still fits.", EPILOG
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("group", metavar="GROUP", help="id of a group of the plan")
     parser.add_argument("--vary", metavar="MEMBER.NAME", help="what varies (foreground.batch_size)")
     parser.add_argument("--plan", type=Path, default=DEFAULT_PLAN, metavar="FILE", help=f"the plan ({DEFAULT_PLAN})")
-    parser.add_argument("--device", choices=("auto", "nvidia", "virtual"), default="auto", help="the card (auto)")
-    parser.add_argument("--card", metavar="CARD", help="its size or name (a GPU's own, else the plan's)")
+    command.takes_card(parser, "its size or name (a GPU's own, else the plan's)")
     parser.add_argument("--least", type=number, metavar="N", help="the least value that is looked at (the step)")
     parser.add_argument("--most", type=number, metavar="N", help=f"the greatest value that is looked at ({MOST})")
     parser.add_argument("--step", type=number, metavar="N", help="values are this far apart (1)")
     parser.add_argument(
         "--confirm", type=int, choices=range(10), metavar="N", help="runs that confirm it (2 measured, 1 predicted)"
     )
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="for records (results)")
-    parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="seconds to wait for a busy card (0)")
-    parser.add_argument("--timeout", type=command.whole, default=600, metavar="S", help="seconds per rehearsal (600)")
-    parser.add_argument("--no-cache", action="store_true", help="rehearse everything again, and keep nothing")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    command.takes_records(parser)
+    command.takes_rehearsals(parser)
+    command.takes_json(parser)
     parser.set_defaults(run=run)
-
-
-def number(text: str) -> int | float:
-    """A number above 0, whole where it is written so.
-
-    Raises:
-        argparse.ArgumentTypeError: the text is something else.
-    """
-    try:
-        value = int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
 
 
 def run(options: argparse.Namespace) -> int:
@@ -94,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         raise PlanError(f"{group.id}: {group.missing}")
     varies = variable(group, options.vary or _usual(group, catalog), catalog)
     grid = _grid(varies, options)
-    card, sentence = _card(plan, options)
+    card, sentence = command.free_card(options, command.known_card(options, plan.limits.card_bytes))
     basis: Basis = "measured" if card.kind == "nvidia" else "predicted"
     confirmations = CONFIRMATIONS[basis] if options.confirm is None else options.confirm
     run = RunDirectory.new(options.results, datetime.now(), "fit")
@@ -118,7 +96,10 @@ def run(options: argparse.Namespace) -> int:
     document = _document(plan, group, fit, confirmations)
     with command.writing(run.path):
         write_json(run.path / "fit.json", document)
-    _print_json(document) if options.json else _print(group, fit, confirmations, document)
+    if options.json:
+        print(json.dumps(document, indent=2, default=str))
+    else:
+        _print(group, fit, confirmations, document)
     return _exit_code(fit, confirmations)
 
 
@@ -150,25 +131,13 @@ def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":
     return Grid(least, most, step)
 
 
-def _card(plan: "Plan", options: argparse.Namespace) -> "tuple[Card, str]":
-    """The card, and a sentence about the choice; a GPU with a size is used as a card of that size."""
-    from colocate.cards import card_of_size, known_card
-    from colocate.device.opening import find_cards
-
-    virtual = known_card(options.card) if options.card else card_of_size(plan.limits.card_bytes)
-    cards = find_cards(options.device, card_bytes=virtual.total_bytes, name=virtual.name, small=bool(options.card))
-    if not cards.free:
-        raise PlanError(f"card: expected a free one, found none ({'; '.join(cards.busy)})")
-    return cards.free[0], cards.sentence
-
-
 def _foresight(plan: "Plan", options: argparse.Namespace, card: "Card") -> "Callable[[Group], Forecast]":
     from colocate.cards import card_called, card_of_size
     from colocate.foresight import forecast, keyed, program_of
-    from colocate.rehearsal import Cache, Program, Rehearsal, rehearse
+    from colocate.rehearsal import Program, Rehearsal, rehearse
 
     known: dict[Program, Rehearsal] = {}
-    cache = None if options.no_cache else Cache.of_user()
+    cache = command.cache(options)
     total = card.total_bytes or plan.limits.card_bytes
     virtual = card_called(card.name, total) if card.name else card_of_size(total)
 
@@ -200,14 +169,10 @@ def _line(tried: "Tried") -> str:
     peak = tried.peak
     figures = ""
     if peak is not None:
-        bounds = "" if peak.low_bytes == peak.high_bytes else f"{_mib(peak.low_bytes)}-{_mib(peak.high_bytes)}"
-        figures = f"{_mib(peak.expected_bytes):>6} {bounds:>11} {_mib(tried.headroom_bytes):>8}"
+        bounds = "" if peak.low_bytes == peak.high_bytes else command.span(peak.low_bytes, peak.high_bytes)
+        figures = f"{command.mib(peak.expected_bytes):>6} {bounds:>11} {command.mib(tried.headroom_bytes):>8}"
     what = f"{tried.how} ({tried.basis})"
     return f"{tried.value:>8}  {what:20} {tried.answer:14} {figures:27} {tried.why}".rstrip()
-
-
-def _mib(num_bytes: int | None) -> str:
-    return "" if num_bytes is None else f"{to_mib(num_bytes):.0f}"
 
 
 def _print(group: "Group", fit: "Fit", confirmations: int, document: dict[str, Any]) -> None:
@@ -216,7 +181,7 @@ def _print(group: "Group", fit: "Fit", confirmations: int, document: dict[str, A
     head = f"{'value':>8}  {'trial':20} {'answer':14} {'peak':>6} {'range':>11} {'headroom':>8} why"
     print("\n".join([head, *map(_line, sorted(fit.trials, key=lambda one: one.value))]), end="\n\n")
     for text in _sentences(fit, confirmations):
-        print(textwrap.fill(text, WIDTH, subsequent_indent="  "))
+        print("\n".join(command.wrapped(text)))
     if document["settings"] is not None:
         print("\nto copy into the plan:\n" + json.dumps(document["settings"], indent=2, ensure_ascii=False))
 
@@ -278,7 +243,3 @@ def _settings(plan: "Plan", group: "Group", fit: "Fit") -> dict[str, Any] | None
         return None
     change = fit.variable.change(fit.largest)
     return {fit.variable.role: rewritten(plan.entry(group), change, varied(group, change, plan.load_catalog()))}
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2, default=str))

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from colocate import commands as command
+from colocate.arguments import whole
 
 
 def add(commands: command.Commands) -> None:
@@ -25,7 +26,7 @@ def add(commands: command.Commands) -> None:
     )
     parser.add_argument(
         "--epochs",
-        type=command.whole,
+        type=whole,
         metavar="N",
         help="epochs of every training (the catalog's default, else the program's own)",
     )

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colocate import commands as command
+from colocate.arguments import count, size, whole
 from colocate.errors import PlanError
 from colocate.units import format_mib, format_size, to_mib
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from colocate.advice.sharing import Measured, Solo
     from colocate.cards import KnownCard
     from colocate.catalog import Catalog, Training
+    from colocate.device.opening import Card
     from colocate.plan import Limits
 
 DEFAULT_CATALOG = Path("settings/models.json")
 DEFAULT_OUT = Path("pack.json")
-WIDTH = 80
 
 EPILOG = """\
 examples:
@@ -40,40 +40,27 @@ exit codes: 0 a schedule, 1 nothing shares, 3 open pairs may still change it,
 
 def add(commands: command.Commands) -> None:
     """Declare the arguments."""
-    parser = command.new(commands, "pack", "Decide which of many trainings should share a card, with few runs.", "")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
+    parser = command.new(commands, "pack", "Decide which of many trainings should share a card, with few runs.", EPILOG)
     parser.add_argument("catalog", nargs="?", type=Path, metavar="CATALOG", help=f"its models ({DEFAULT_CATALOG})")
     parser.add_argument("--from", dest="plan", type=Path, metavar="PLAN", help="the trainings of a plan instead")
-    parser.add_argument("--cards", type=command.whole, default=1, metavar="N", help="cards of the schedule (1)")
-    parser.add_argument("--per-card", type=command.whole, default=2, metavar="K", help="trainings that share one (2)")
-    parser.add_argument("--card", metavar="CARD", help="a size, or a name of settings/cards.json (8GB)")
-    parser.add_argument("--limit", type=command.size, metavar="SIZE", help="a card's use stays below this (the plan's)")
-    parser.add_argument("--device", choices=("auto", "nvidia", "virtual"), default="auto", help="the card (auto)")
+    parser.add_argument("--cards", type=whole, default=1, metavar="N", help="cards of the schedule (1)")
+    parser.add_argument("--per-card", type=whole, default=2, metavar="K", help="trainings that share one (2)")
+    parser.add_argument("--limit", type=size, metavar="SIZE", help="a card's use stays below this (the plan's)")
+    command.takes_card(parser, "a size, or a name of settings/cards.json (8GB)")
     parser.add_argument(
-        "--measure", type=count, metavar="N", help="open pairs that are run on a GPU at the most (all that matter)"
+        "--measure",
+        type=count,
+        metavar="N",
+        help="open pairs that are run on a GPU at the most (all that matter)",
     )
     parser.add_argument(
         "--known", type=Path, action="append", default=[], metavar="RUN", help="take what an earlier run measured"
     )
-    parser.add_argument("--epochs", type=command.whole, default=1, metavar="N", help="epochs of a catalog's models (1)")
+    parser.add_argument("--epochs", type=whole, default=1, metavar="N", help="epochs of a catalog's models (1)")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="PLAN", help=f"the plan ({DEFAULT_OUT})")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="for records (results)")
-    parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="seconds to wait for a busy card (0)")
-    parser.add_argument("--timeout", type=command.whole, default=600, metavar="S", help="seconds per rehearsal (600)")
-    parser.add_argument("--no-cache", action="store_true", help="rehearse everything again, and keep nothing")
+    command.takes_records(parser)
+    command.takes_rehearsals(parser)
     parser.set_defaults(run=run)
-
-
-def count(text: str) -> int:
-    """A whole number from 0.
-
-    Raises:
-        argparse.ArgumentTypeError: the text is something else.
-    """
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
-    return int(text)
 
 
 @dataclass
@@ -94,7 +81,6 @@ class Task:
             PlanError: catalog, plan or card cannot be used.
         """
         from colocate.advice.sharing import of_catalog, of_plan
-        from colocate.cards import card_of_size, known_card
         from colocate.catalog import load_catalog
         from colocate.plan import Limits, load_plan
 
@@ -102,7 +88,7 @@ class Task:
             raise PlanError("--from: expected a catalog or a plan, got both")
         plan = load_plan(options.plan) if options.plan else None
         limits = plan.limits if plan else Limits()
-        card = known_card(options.card) if options.card else card_of_size(limits.card_bytes)
+        card = command.known_card(options, limits.card_bytes)
         if card.total_bytes != limits.card_bytes:  # as for `colocate predict`: another card may be used as a whole
             limits = limits.model_copy(update={"card_bytes": card.total_bytes, "peak_bytes": card.total_bytes})
         if options.limit:
@@ -115,33 +101,28 @@ class Task:
 
 def run(options: argparse.Namespace) -> int:
     """Solo runs, bounds, the runs that matter, then the schedule and its plan."""
-    from colocate.device.opening import find_cards
-
     task = Task.of(options)
-    cards = find_cards(options.device, card_bytes=task.card.total_bytes, name=task.card.name, small=bool(options.card))
-    if not cards.free:
-        raise PlanError(f"card: expected a free one, found none ({'; '.join(cards.busy)})")
-    print(cards.sentence, file=sys.stderr)
-    if cards.free[0].kind == "virtual":
+    card, sentence = command.free_card(options, task.card)
+    print(sentence, file=sys.stderr)
+    if card.kind == "virtual":
         if options.measure:
             raise PlanError("--measure: expected a GPU; a virtual card cannot decide what its own interval leaves open")
         solos, base = _predicted(task, options)
         return _answer(task, options, solos, _question(solos, base, task.card.total_bytes, task, options.known), [])
-    return _on_a_gpu(task, options, cards.free[0])
+    return _on_a_gpu(task, options, card)
 
 
 def _predicted(task: Task, options: argparse.Namespace) -> "tuple[list[Solo], int]":
     from colocate.advice.sharing import predicted
-    from colocate.commands.predict import Progress
-    from colocate.rehearsal import Cache
+    from colocate.commands.progress import Progress
 
-    cache = None if options.no_cache else Cache.of_user()
+    cache = command.cache(options)
     with Progress(len(task.trainings), sys.stderr) as progress:
         solos = predicted(task.trainings, task.card, cache=cache, timeout_s=options.timeout, tell=progress.tell)
     return solos, task.card.baseline_bytes
 
 
-def _on_a_gpu(task: Task, options: argparse.Namespace, card: Any) -> int:
+def _on_a_gpu(task: Task, options: argparse.Namespace, card: "Card") -> int:
     from colocate.advice.sharing import decide, measured
     from colocate.run_directory import RunDirectory
     from colocate.series import settled_groups
@@ -256,8 +237,8 @@ def _lines(
     for solo in solos:
         yield _solo_line(solo)
     yield ""
-    yield from _wrapped(_count(solos, question, found))
-    yield from _wrapped(note)
+    yield from command.wrapped(_count(solos, question, found))
+    yield from command.wrapped(note)
     yield ""
     rounds = ceil(len(slots) / options.cards)
     alone = ceil(len(known) / options.cards)
@@ -271,10 +252,10 @@ def _lines(
         yield f"{place}: {names}"
         saves = f", saves {question.saved_s[slot]:.1f} s" if len(slot) == 2 and slot in question.saved_s else ""
         spare = f", {room:.0f} MiB of room" if room > 0 else ""
-        yield f"    {how}{to_mib(low):.0f}-{to_mib(high):.0f} MiB{spare}{saves}"
+        yield f"    {how}{command.span(low, high)} MiB{spare}{saves}"
     if any(len(slot) > 2 for slot in slots):
         yield ""
-        yield from _wrapped("a group of a plan has two members: of more on a card the plan tries every pair")
+        yield from command.wrapped("a group of a plan has two members: of more on a card the plan tries every pair")
 
 
 def _pair(slot: Sequence[int]) -> "Pair":
@@ -288,8 +269,7 @@ def _solo_line(solo: "Solo") -> str:
     if not solo.training.uses_gpu:
         return f"{name:44} uses no card"
     load = solo.load
-    span = f"{to_mib(load.low_bytes):.0f}-{to_mib(load.high_bytes):.0f}"
-    return f"{name:44} {to_mib(load.expected_bytes):>6.0f} {span:>11}"
+    return f"{name:44} {command.mib(load.expected_bytes):>6} {command.span(load.low_bytes, load.high_bytes):>11}"
 
 
 def _count(solos: "Sequence[Solo]", question: "Question", found: "list[Measured]") -> str:
@@ -312,10 +292,6 @@ def _count(solos: "Sequence[Solo]", question: "Question", found: "list[Measured]
     if len(cards) < len(solos):
         text += f"; {len(solos) - len(cards)} training without a card shares with any"
     return text
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------

@@ -2,33 +2,29 @@
 
 import argparse
 import json
-import os
 import shlex
 import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from colocate import commands as command
+from colocate.arguments import DEFAULT_PLAN, whole
+from colocate.commands import prediction_words as words
+from colocate.commands.progress import Progress
 from colocate.errors import PlanError
-from colocate.units import format_mib, format_size
 
 if TYPE_CHECKING:
     from colocate.cards import KnownCard
     from colocate.catalog import Training
     from colocate.foresight import Forecast
     from colocate.plan import Group, Plan
-    from colocate.prediction import PeakRange
     from colocate.rehearsal import Cache, Program, Rehearsal
 
-DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
-WIDTH = 80
 MOST_SAMPLES = 1 << 16  # a larger batch is not looked for
-PARTS = ("parameters", "gradients", "optimizer", "activations", "workspaces", "fragmentation", "context")
 
 EPILOG = """\
 examples:
@@ -47,10 +43,8 @@ lies across the limit), 2 wrong input, or a program that cannot be predicted
 def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
-        commands, "predict", "Predict what trainings need of a card, and whether they fit; needs no GPU.", ""
+        commands, "predict", "Predict what trainings need of a card, and whether they fit; needs no GPU.", EPILOG
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("words", nargs="*", metavar="PLAN | -- COMMAND", help=f"a plan ({DEFAULT_PLAN}), or a program")
     parser.add_argument("-k", "--group", action="append", metavar="NAME", help="only groups of this id or training")
     parser.add_argument("-t", "--training", metavar="NAME", help="only this training of the plan, alone")
@@ -61,9 +55,8 @@ def add(commands: command.Commands) -> None:
     parser.add_argument(
         "--vary", metavar="FLAG", help="the option of a COMMAND that sets its batch size (--batch-size)"
     )
-    parser.add_argument("--timeout", type=command.whole, default=600, metavar="S", help="seconds per training (600)")
-    parser.add_argument("--no-cache", action="store_true", help="run everything again, and keep nothing")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    command.takes_rehearsals(parser)
+    command.takes_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -73,7 +66,7 @@ def sizes(text: str) -> list[int]:
     Raises:
         argparse.ArgumentTypeError: the text is something else.
     """
-    return [command.whole(word.strip()) for word in text.split(",")]
+    return [whole(word.strip()) for word in text.split(",")]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -109,21 +102,20 @@ class Question:
         """
         from colocate.cards import card_of_size, known_card
         from colocate.plan import load_plan
-        from colocate.rehearsal import Cache
 
-        words = options.words
-        is_plan = not words or (len(words) == 1 and words[0].endswith(".json"))
-        path = Path(words[0]) if words and is_plan else DEFAULT_PLAN
+        given = options.words
+        is_plan = not given or (len(given) == 1 and given[0].endswith(".json"))
+        path = Path(given[0]) if given and is_plan else DEFAULT_PLAN
         wants_plan = is_plan or options.beside is not None
         plan = load_plan(path) if wants_plan else None
-        program = None if is_plan else _program(words)
+        program = None if is_plan else _program(given)
         if options.card:
             card = known_card(options.card)
         else:
             card = card_of_size(plan.limits.card_bytes) if plan else known_card("8GB")
         of_plan = plan is not None and card.total_bytes == plan.limits.card_bytes
         limit_bytes = plan.limits.peak_bytes if plan and of_plan else card.total_bytes
-        return cls(options, card, limit_bytes, plan, program, None if options.no_cache else Cache.of_user())
+        return cls(options, card, limit_bytes, plan, program, command.cache(options))
 
     def rehearsed(self, programs: "Iterable[Program]") -> "list[Rehearsal]":
         """The programs' rehearsals, run now unless they are known."""
@@ -136,6 +128,14 @@ class Question:
             found = rehearse(new, self.card, cache=self.cache, timeout_s=self.options.timeout, tell=progress.tell)
         self.known.update(zip(new, found, strict=True))
         return [self.known[program] for program in wanted]
+
+    def title(self, name: str) -> str:
+        """The first line of an answer."""
+        return words.title(self.card, self.limit_bytes, name)
+
+    def document(self, rehearsals: "Iterable[Rehearsal]", forecasts: "Iterable[Forecast]") -> dict[str, Any]:
+        """The answer as JSON types."""
+        return words.document(self.card, self.limit_bytes, rehearsals, forecasts)
 
     def training(self, name: str) -> "Training":
         """The training of the plan that a name means.
@@ -202,12 +202,19 @@ def _groups(question: Question, options: argparse.Namespace) -> int:
     forecasts = [forecast(group, known, question.card.baseline_bytes, question.limit_bytes) for group in groups]
     names = {group.id: " + ".join(one.name for one in group.trainings) for group in groups}
     if options.json:
-        print(json.dumps(_document(question, rehearsals, forecasts), indent=2))
+        print(json.dumps(question.document(rehearsals, forecasts), indent=2))
     else:
         cached = sum(one.cached for one in rehearsals)
         took = f"{time.monotonic() - started:.0f} s, {cached} of {len(rehearsals)} trainings from the cache"
-        _print([_title(question, question.plan.name), "", *_training_table(rehearsals), ""])
-        _print([*_group_table(forecasts, names), "", *_explained(rehearsals, forecasts), "", took])
+        _show(
+            [
+                question.title(question.plan.name),
+                "",
+                *words.training_table(rehearsals),
+                "",
+            ]
+        )
+        _show([*words.group_table(forecasts, names), "", *words.explained(rehearsals, forecasts), "", took])
     return _exit_code(forecasts)
 
 
@@ -219,10 +226,17 @@ def _programs(question: Question, options: argparse.Namespace) -> int:
     beside = _beside(question, options.beside)
     alone = Forecast(rehearsal.name, (rehearsal, *beside), question.card.baseline_bytes, question.limit_bytes)
     if options.json:
-        print(json.dumps(_document(question, [rehearsal, *beside], [alone]), indent=2))
+        print(json.dumps(question.document([rehearsal, *beside], [alone]), indent=2))
     else:
-        _print([_title(question, rehearsal.name), "", *_one(rehearsal), *(_line_of(one) for one in beside)])
-        _print([*_total(alone), "", *_explained([rehearsal, *beside], [alone])])
+        _show(
+            [
+                question.title(rehearsal.name),
+                "",
+                *words.parts_of(rehearsal),
+                *(words.line_of(one) for one in beside),
+            ]
+        )
+        _show([*words.total(alone), "", *words.explained([rehearsal, *beside], [alone])])
     return _exit_code([alone])
 
 
@@ -254,14 +268,14 @@ def _curve(question: Question, options: argparse.Namespace) -> int:
         best, _ = largest(fits, first, MOST_SAMPLES)
     curve = dict(sorted(asked.items()))
     if options.json:
-        document = _document(question, [], curve.values())
+        document = question.document([], curve.values())
         print(json.dumps({**document, "flag": flag, "largest_batch": best}, indent=2))
     else:
         title = f"{program.name}" + (f" beside {' + '.join(one.name for one in beside)}" if beside else "")
-        _print([_title(question, title), "", *_curve_table(curve), ""])
+        _show([question.title(title), "", *words.curve_table(curve), ""])
         if options.largest_batch:
-            _print([f"largest batch that fits: {best if best is not None else 'none'}", ""])
-        _print(_explained([one.members[0] for one in curve.values()][:1], curve.values()))
+            _show([f"largest batch that fits: {best if best is not None else 'none'}", ""])
+        _show(words.explained([one.members[0] for one in curve.values()][:1], curve.values()))
     if any(one.answer is Answer.UNKNOWN for one in curve.values()):
         return command.USAGE
     return command.FINDING if options.largest_batch and best is None else command.WELL
@@ -302,6 +316,10 @@ def _beside(question: Question, name: str | None) -> "list[Rehearsal]":
     return question.rehearsed(program_of(one) for one in trainings if one.uses_gpu)
 
 
+def _show(lines: "Iterable[str]") -> None:
+    print("\n".join(lines))
+
+
 def _exit_code(forecasts: "Iterable[Forecast]") -> int:
     from colocate.foresight import Answer
 
@@ -311,185 +329,3 @@ def _exit_code(forecasts: "Iterable[Forecast]") -> int:
     if Answer.DOES_NOT_FIT in answers:
         return command.FINDING
     return command.UNDECIDED if Answer.UNDECIDED in answers else command.WELL
-
-
-# --- words and tables -------------------------------------------------------------------------------------------------
-
-
-def _title(question: Question, name: str) -> str:
-    card = question.card
-    text = f"{name}: predicted for a {card.name} of {format_size(card.total_bytes)}"
-    if format_size(card.total_bytes) in card.name:
-        text = f"{name}: predicted for a {card.name}"
-    return f"{text}, limit {format_mib(question.limit_bytes)}; nothing was measured"
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 1024**2:.0f}"
-
-
-def _range(peak: "PeakRange") -> str:
-    return f"{_mib(peak.low_bytes)}-{_mib(peak.high_bytes)}"
-
-
-def _short(name: str, width: int) -> str:
-    """The end of a name tells trainings of one repository apart."""
-    return name if len(name) <= width else "~" + name[len(name) - width + 1 :]
-
-
-def _training_table(rehearsals: "Sequence[Rehearsal]") -> list[str]:
-    head = f"{'training, MiB':22}{'param':>6}{'grad':>6}{'optim':>6}{'activ':>6}{'work':>5}{'frag':>5}{'ctx':>4}"
-    return [f"{head}{'peak':>6} {'range':>10}", *map(_line_of, rehearsals)]
-
-
-def _line_of(one: "Rehearsal") -> str:
-    name = f"{_short(one.name, 22):22}"
-    if one.peak is None or one.parts is None:
-        return f"{name} {one.failure}" if one.peak is None else f"{name} {_mib(one.peak.expected_bytes)}"
-    figures = [getattr(one.parts, part) for part in PARTS]
-    columns = "".join(f"{_mib(value):>{width}}" for value, width in zip(figures, (6, 6, 6, 6, 5, 5, 4), strict=True))
-    return f"{name}{columns}{_mib(one.peak.expected_bytes):>6} {_range(one.peak):>10}"
-
-
-def _group_table(forecasts: "Iterable[Forecast]", names: dict[str, str]) -> list[str]:
-    lines = [f"{'group':8} {'members':37}{'peak':>6} {'range':>11} answer"]
-    for one in forecasts:
-        head = f"{one.name:8} {_short(names[one.name], 37):37}"
-        lines.append(
-            f"{head}{'':>6} {'':>11} {one.answer}"
-            if one.peak is None
-            else f"{head}{_mib(one.peak.expected_bytes):>6} {_range(one.peak):>11} {one.answer}"
-        )
-    return lines
-
-
-def _curve_table(curve: "dict[int, Forecast]") -> list[str]:
-    lines = [f"{'batch':>8} {'activations':>12} {'peak':>8} {'range':>13}  answer"]
-    for size, one in curve.items():
-        parts, peak = one.members[0].parts, one.peak
-        if parts is None or peak is None:
-            lines.append(f"{size:>8} {'':>12} {'':>8} {'':>13}  {one.answer}")
-            continue
-        figures = f"{_mib(parts.activations):>12} {_mib(peak.expected_bytes):>8} {_range(peak):>13}"
-        lines.append(f"{size:>8} {figures}  {one.answer}")
-    return lines
-
-
-def _one(one: "Rehearsal") -> list[str]:
-    if one.peak is None:
-        return []
-    lines = []
-    if one.parts is not None:
-        lines += [f"  {part:16}{_mib(getattr(one.parts, part)):>7} MiB" for part in PARTS]
-    lines.append(f"  {'peak':16}{_mib(one.peak.expected_bytes):>7} MiB, range {_range(one.peak)}")
-    if one.floor_bytes is not None:
-        lines.append(f"  {'floor':16}{_mib(one.floor_bytes):>7} MiB: the least it runs in, giving back its cache")
-    return lines
-
-
-def _total(one: "Forecast") -> list[str]:
-    peak = one.peak
-    if peak is None:
-        return []
-    base = f"  {'rest of the card':16}{_mib(one.base_bytes):>7} MiB before anything starts"
-    return [base, f"  {'card':16}{_mib(peak.expected_bytes):>7} MiB, range {_range(peak)}: {one.answer}"]
-
-
-def _explained(rehearsals: "Sequence[Rehearsal]", forecasts: "Iterable[Forecast]") -> list[str]:
-    from colocate.rehearsal import NOT_MODELLED
-
-    lines: list[str] = []
-    failures = dict.fromkeys(text for one in forecasts for text in one.failures)
-    for text in failures:
-        lines += _wrapped("not predicted: ", text)
-    for one in rehearsals:
-        lines += [f"    | {line[: WIDTH - 6]}" for line in one.last_lines if one.failure]
-    workspaces = {one.name: one.workspace_bytes for one in rehearsals if one.workspace_bytes}
-    listed = ", ".join(f"{name} +{format_mib(size)}" for name, size in workspaces.items())
-    for text in dict.fromkeys(text for one in rehearsals for text in one.rests_on):
-        whose = f": {listed}" if listed and text.startswith("workspaces") else ""
-        lines += _wrapped("range: ", text + whose)
-    notes: dict[str, list[str]] = {}
-    for one in rehearsals:
-        for text in one.notes:
-            notes.setdefault(text, []).append(one.name)
-    for text, names in notes.items():
-        whose = "" if len(names) == len(rehearsals) else f" ({', '.join(dict.fromkeys(names))})"
-        lines += _wrapped("assumed: ", text + whose)
-    if len(failures) < len(rehearsals) or not failures:
-        lines += [line for text in NOT_MODELLED for line in _wrapped("not modelled: ", text)]
-    return lines
-
-
-def _wrapped(title: str, text: str) -> list[str]:
-    return textwrap.wrap(title + text, WIDTH, subsequent_indent="    ")
-
-
-def _print(lines: Iterable[str]) -> None:
-    print("\n".join(lines))
-
-
-def _document(question: Question, rehearsals: "Iterable[Rehearsal]", forecasts: "Iterable[Forecast]") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from colocate.rehearsal import NOT_MODELLED
-
-    def of(one: "Rehearsal") -> dict[str, Any]:
-        return asdict(one) | {"argv": list(one.argv)}
-
-    return {
-        "schema": 1,
-        "basis": "predicted",
-        "card": asdict(question.card) | {"sources": dict(question.card.sources)},
-        "limit_bytes": question.limit_bytes,
-        "not_modelled": list(NOT_MODELLED),
-        "trainings": [of(one) for one in dict.fromkeys(rehearsals)],
-        "forecasts": [
-            {
-                "name": one.name,
-                "members": [member.name for member in one.members],
-                "base_bytes": one.base_bytes,
-                "peak": None if one.peak is None else asdict(one.peak),
-                "parts": None if one.parts is None else asdict(one.parts),
-                "answer": str(one.answer),
-                "failures": list(one.failures),
-            }
-            for one in forecasts
-        ],
-    }
-
-
-class Progress:
-    """One line on a terminal that says what runs; a line per finished training where there is none."""
-
-    def __init__(self, number: int, stream: TextIO) -> None:
-        self._number = number
-        self._stream = stream
-        self._live = stream.isatty()
-        self._done = 0
-        self._running: dict[str, float] = {}
-        self._shown_t = 0.0
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._live and self._number:
-            self._stream.write("\r\033[K")
-            self._stream.flush()
-
-    def tell(self, program: "Program", stage: str, elapsed_s: float) -> None:
-        """Take in what happened to a program."""
-        if stage == "done":
-            self._done += 1
-            self._running.pop(program.name, None)
-            if not self._live:
-                print(f"[{self._done}/{self._number}] {program.name}: {elapsed_s:.0f} s", file=self._stream, flush=True)
-        else:
-            self._running[program.name] = elapsed_s
-        if self._live and (stage == "done" or time.monotonic() - self._shown_t > 0.2):
-            self._shown_t = time.monotonic()
-            names = ", ".join(f"{_short(name, 24)} {seconds:.0f} s" for name, seconds in self._running.items())
-            width = os.get_terminal_size(self._stream.fileno()).columns if self._live else WIDTH
-            self._stream.write(f"\r\033[K{f'[{self._done}/{self._number}] {names}'[: width - 1]}")
-            self._stream.flush()

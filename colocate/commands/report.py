@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colocate import commands as command
+from colocate.arguments import whole
 
 if TYPE_CHECKING:
     from colocate.plan import Plan
@@ -26,7 +27,7 @@ def add(commands: command.Commands) -> None:
     parser.add_argument(
         "--predict",
         nargs="?",
-        type=command.whole,
+        type=whole,
         const=600,
         metavar="SECONDS",
         help="first predict what could be tried for groups that do not fit, for at most so long (600)",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colocate import commands as command
+from colocate.arguments import whole
 from colocate.errors import ColocateError, PlanError
 
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ def add(commands: command.Commands) -> None:
     )
     parser.add_argument("directory", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument("-k", "--group", action="append", metavar="ID", help="only these groups")
-    parser.add_argument("--repeat", type=command.whole, default=1, metavar="N", help="runs of each training alone (1)")
+    parser.add_argument("--repeat", type=whole, default=1, metavar="N", help="runs of each training alone (1)")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="the run's plan, if it has been moved")
-    parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="seconds to wait for a busy card (0)")
+    command.takes_wait(parser)
     parser.add_argument("--no-cache", action="store_true", help="run everything alone again, and remember nothing")
     parser.add_argument("--stored", action="store_true", help="only tell what an earlier call found; runs nothing")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    command.takes_json(parser)
     parser.set_defaults(run=run)
 
 

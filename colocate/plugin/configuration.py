@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from colocate.arguments import DEFAULT_PLAN
 from colocate.errors import ColocateError, PlanError
 from colocate.run_directory import GroupDirectory, RunDirectory
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from colocate.resume import Decision
     from colocate.series import Attempt
 
-DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
 CASES = Path("feasibility")
 
 

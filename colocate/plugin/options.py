@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from colocate import arguments
 from colocate.errors import ColocateError
 from colocate.plugin import stress, worth
 
@@ -17,7 +18,7 @@ def add_options(parser: pytest.Parser) -> None:
     add("--catalog", type=Path, metavar="FILE", help="Models catalog, in place of the one that the plan names.")
     add(
         "--device",
-        choices=("auto", "nvidia", "virtual"),
+        choices=arguments.DEVICES,
         default="auto",
         help="Card to use. auto: a GPU where the NVIDIA library is there, else the virtual card (auto).",
     )
@@ -28,7 +29,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="Size of the card, as 8GB or a name of settings/cards.json as 'RTX 3080': that of the virtual card (the "
         "plan's size); a larger GPU is made as small by a ballast (its own size).",
     )
-    add("--epochs", type=positive, metavar="N", help="Epochs of every foreground (the plan's number).")
+    add("--epochs", type=arguments.whole, metavar="N", help="Epochs of every foreground (the plan's number).")
     add("--results", type=Path, metavar="DIR", help="Where run directories are made (results).")
     add("--reports", type=Path, metavar="DIR", help="Where reports are written (reports).")
     add(
@@ -47,14 +48,14 @@ def add_options(parser: pytest.Parser) -> None:
     add("--explain", action="store_true", help="Say what --resume would keep and run, and why; run nothing.")
     add(
         "--progress",
-        type=seconds,
+        type=arguments.seconds,
         default=30.0,
         metavar="SECONDS",
         help="How often a line tells what runs where the output is no terminal; 0 is never (30).",
     )
     add(
         "--predict",
-        type=seconds,
+        type=arguments.seconds,
         default=60.0,
         metavar="SECONDS",
         help="How long to predict, at the end, what could be tried for groups that do not fit; 0 is never (60).",
@@ -90,7 +91,7 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         help="End a group as soon as nothing can change its verdict any more; its epoch may then not be finished.",
     )
-    add("--wait", type=seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
+    add("--wait", type=arguments.seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
 
 
 def card(text: str) -> str:
@@ -118,29 +119,3 @@ def where(text: str) -> str:
     if engine != "slurm" or (colon and not partition):
         raise argparse.ArgumentTypeError(f"expected slurm or slurm:PARTITION, got {text!r}")
     return text
-
-
-def positive(text: str) -> int:
-    """A whole number from 1.
-
-    Raises:
-        argparse.ArgumentTypeError: the text is something else.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    """A duration in seconds, from 0.
-
-    Raises:
-        argparse.ArgumentTypeError: the text is something else.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds from 0, got {text!r}")
-    return value

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from colocate import arguments
 from colocate.errors import ColocateError
+from colocate.units import format_mib
 
 if TYPE_CHECKING:
     from colocate.device import Device
@@ -39,12 +41,8 @@ def resolution(text: str) -> int:
         argparse.ArgumentTypeError: the text is no size, or a smaller one.
     """
     from colocate.advice.stress import LEAST_RESOLUTION_BYTES
-    from colocate.units import format_mib, parse_size
 
-    try:
-        size = parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    size = arguments.size(text)
     if size < LEAST_RESOLUTION_BYTES:
         raise argparse.ArgumentTypeError(f"expected at least {format_mib(LEAST_RESOLUTION_BYTES)}, got {text!r}")
     return size

@@ -1,0 +1,75 @@
+"""What a word on the command line may be: the types and defaults that pytest's options and ``colocate`` share.
+
+Each function is a type for argparse; all say what they expected and what they got.
+"""
+
+import argparse
+from math import inf
+from pathlib import Path
+
+from colocate.units import parse_size
+
+DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
+DEVICES = ("auto", "nvidia", "virtual")
+
+
+def size(text: str) -> int:
+    """Bytes of ``200MB``.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no size.
+    """
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def whole(text: str, least: int = 1) -> int:
+    """A whole number from 1.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number from 0.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    return whole(text, least=0)
+
+
+def number(text: str) -> int | float:
+    """A number above 0, whole where it is written so.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    try:
+        value = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A duration in seconds, from 0.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds from 0, got {text!r}")
+    return value
