@@ -276,6 +276,8 @@ class Group:
         """SHA-256 over what decides the group's run, as hexadecimal digits."""
         trainings = [asdict(training) | {"missing": None} for training in self.trainings]
         limits = self.limits.model_dump(exclude={"success_rate"})
+        if self.limits.max_processes == MAX_PROCESSES:
+            del limits["max_processes"]  # runs from before this limit existed hold as they are
         return _sha256({"trainings": trainings, "limits": limits})
 
 

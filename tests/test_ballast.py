@@ -1,5 +1,6 @@
 """A smaller card on a larger one, by the real ballast program on the fake CUDA driver and the fake NVML library."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_nvml import MIB, FakeNvml
+from groups import group, training
 from sessions import ROOT, arguments, plan, run, stand_in
 from waiting import wait_until
 
@@ -20,6 +22,8 @@ from colocate.device.failures import CardLost, NoBallast
 from colocate.device.nvidia import NvidiaDevice
 from colocate.device.opening import Card, opened
 from colocate.processes import with_cookie
+from colocate.run_directory import RunDirectory
+from colocate.trial import observing
 from colocate.units import GIB
 
 COOKIE = f"run-{os.getpid()}/group01/ballast"
@@ -254,6 +258,34 @@ def test_a_card_that_can_never_be_it_is_refused_before_anything_starts(large_car
 def test_a_card_of_that_size_needs_no_ballast(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     with opened(Card("nvidia", fake_nvml.uuid(), EIGHT), tmp_path / "card", holder="group01") as device:
         assert isinstance(device, NvidiaDevice)
+
+
+@pytest.mark.slow
+def test_a_ballast_that_ends_in_the_middle_of_a_group_leaves_no_verdict(large_card: FakeNvml, tmp_path: Path) -> None:
+    steps = ("--probe", "--steps=40", "--step-s=0.05")
+    both = group(training("ours", "--hold=500", *steps), training("load", "--hold=500", "--repeat", *steps))
+    directory = RunDirectory(tmp_path / "run_1").group("ours", 1, parallel=True).create()
+
+    with (
+        opened(Card("nvidia", large_card.uuid(), EIGHT), directory.virtual_card, holder="g", run="run_1") as device,
+        observing(both, device, directory, plan="test") as observation,
+    ):
+
+        def kill_it_in_the_middle() -> bool:
+            ballast = device.info.ballast
+            if ballast is not None and ballast.pid is not None and len(observation.foreground_marks) > 4:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(ballast.pid, signal.SIGKILL)
+            return False
+
+        observation.preflight()
+        observation.start_background()
+        observation.run_foreground(enough=kill_it_in_the_middle)
+        verdict = observation.conclude()
+
+    assert verdict.outcome == "INCONCLUSIVE"
+    assert verdict.codes == ("sensor_lost",)
+    assert verdict.peak_bytes == 1000 * MIB, "none of the ballast's"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import contextlib
 import json
 import sys
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colocate.errors import PlanError
-from colocate.plan import Group, Plan, load_plan
+from colocate.plan import Group, Plan, _sha256, load_plan
 from colocate.units import MIB
 
 CATALOG = {
@@ -425,6 +426,16 @@ def test_the_hash_of_a_group_changes_with_what_decides_its_run_and_with_nothing_
     assert group_of(tmp_path, pair(), limits={"success_rate": 0.5}).content_hash == original
     assert len({group_of(tmp_path, entry).content_hash for entry in other} | {original}) == 4
     assert group_of(tmp_path, pair(), limits={"stall_s": 9}).content_hash != original
+
+
+def test_a_limit_that_came_later_leaves_the_runs_of_before_as_they_are(tmp_path: Path) -> None:
+    """Else every group of an earlier version's run would be told to have other settings, and be run again."""
+    group = group_of(tmp_path, pair())
+    before = group.limits.model_dump(exclude={"success_rate", "max_processes"})
+    trainings = [asdict(training) | {"missing": None} for training in group.trainings]
+
+    assert group.content_hash == _sha256({"trainings": trainings, "limits": before})
+    assert group_of(tmp_path, pair(), limits={"max_processes": 9}).content_hash != group.content_hash
 
 
 def test_a_script_that_arrives_does_not_change_the_hash(tmp_path: Path) -> None:
