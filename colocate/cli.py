@@ -14,6 +14,7 @@ from colocate.commands import (
     merge,
     next,
     pack,
+    pairs,
     predict,
     report,
     verify,
@@ -22,7 +23,7 @@ from colocate.commands import (
 )
 from colocate.errors import ColocateError
 
-COMMANDS = (doctor, predict, pack, fit, watch, report, merge, compare, next, worth, verify, calibrate)
+COMMANDS = (doctor, predict, pairs, pack, fit, watch, report, merge, compare, next, worth, verify, calibrate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

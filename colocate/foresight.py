@@ -55,13 +55,17 @@ class Forecast:
 
     @property
     def answer(self) -> Answer:
-        """As a verdict is reached: the whole interval on one side of the limit, or undecided."""
-        peak = self.peak
-        if peak is None:
-            return Answer.UNKNOWN
-        if peak.high_bytes < self.limit_bytes:
-            return Answer.FITS
-        return Answer.DOES_NOT_FIT if peak.low_bytes >= self.limit_bytes else Answer.UNDECIDED
+        """Whether it stays below the limit."""
+        return answer_of(self.peak, self.limit_bytes)
+
+
+def answer_of(peak: PeakRange | None, limit_bytes: int) -> Answer:
+    """As a verdict is reached: the whole interval on one side of the limit, or undecided."""
+    if peak is None:
+        return Answer.UNKNOWN
+    if peak.high_bytes < limit_bytes:
+        return Answer.FITS
+    return Answer.DOES_NOT_FIT if peak.low_bytes >= limit_bytes else Answer.UNDECIDED
 
 
 def program_of(training: Training) -> Program:

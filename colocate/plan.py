@@ -223,6 +223,9 @@ class PlanFile(Settings):
         default={name: Tier(expected_success=rate) for name, rate in _TIERS.items()}
     )
     experiments: list[Entry] = Field(min_length=1)
+    not_run: list[Entry] = Field(
+        default=[], description="entries that are kept and not run, such as pairs that cannot fit; ours writes them"
+    )
 
 
 # --- what the rest of colocate works with ----------------------------------------------------------------------------

@@ -331,7 +331,7 @@ def _described(line: Any, model: type[BaseModel]) -> str:
 def _unknown_key(key: str, owner: type[Settings]) -> str:
     known = owner.known_keys()
     hint = suggestion(key, known) or "; a note goes under 'comment' or a key that begins with '_'"
-    return f"{one_of(known) if len(known) <= 12 else 'expected a key that we know'}, got the key {shown(key)}{hint}"
+    return f"{one_of(known) if len(known) <= 13 else 'expected a key that we know'}, got the key {shown(key)}{hint}"
 
 
 def _owner(model: type[BaseModel], place: Place) -> type[Settings]:

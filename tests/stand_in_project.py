@@ -65,6 +65,10 @@ def test_group(group, directory, request):
     if way.startswith("wait for "):
         while not (HERE / f"{way.removeprefix('wait for ')}.ended").exists():
             time.sleep(0.02)
+    if way.startswith("outlive "):
+        while not (HERE / f"{way.removeprefix('outlive ')}.ended").exists():
+            time.sleep(0.02)
+        time.sleep(0.5)
     if way == "block the summary":
         (directory.path.parent / "summary.csv").mkdir()
     if way == "die":

@@ -20,6 +20,7 @@ import pytest
 from groups import STAND_IN, group, training
 from test_docs import known_words
 
+import colocate.advice.sharing
 import colocate.rehearsal
 from colocate.cli import main
 from colocate.plan import load_plan
@@ -228,7 +229,7 @@ def test_a_run_of_the_docs_runs(line: str, folder: Path, fake_nvml) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [one for one in of_kind("colocate ") if " predict" not in str(one.id)])
+@pytest.mark.parametrize("line", [one for one in of_kind("colocate ") if not re.search(" predict| pairs", str(one.id))])
 def test_a_command_around_a_run_does_its_work(line: str, folder: Path, fake_nvml) -> None:
     done = do_with_what_it_needs(line, folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -243,6 +244,17 @@ def test_a_prediction_of_the_docs_answers(line: str, folder: Path, monkeypatch, 
     monkeypatch.chdir(ROOT)
     assert main(shlex.split(line)[1:]) in (0, 1), "what fits and what does not are both answers"
     assert "predicted for a" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", of_kind("colocate pairs"))
+def test_a_plan_of_pairs_of_the_docs_is_written(line: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("settings", "workloads"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.setattr(colocate.advice.sharing, "rehearse", rehearsed)
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(line)[1:]) == 0
+    (written,) = re.findall(r"^plan: (\S+):", capsys.readouterr().out, re.M)
+    assert load_plan(tmp_path / written).groups
 
 
 @pytest.mark.slow

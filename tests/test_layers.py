@@ -46,6 +46,7 @@ LAYERS = (
     ("advice", "advice.by_group", "advice.search", "advice.packing", "advice.proposals", "advice.worth"),
     ("advice.outlook", "advice.references", "advice.largest", "advice.stress"),
     ("advice.remedies", "advice.sharing"),
+    ("advice.pairing",),
     ("report",),
     ("plugin", "commands"),
     ("cli",),

@@ -118,3 +118,16 @@ def test_x_with_workers_starts_nothing_more(tmp_path):
     run = Project(tmp_path, {"group01": "infeasible"}, 6).run("feasibility", "-x", "-n1")
     assert run.exit_code == 1, "as without workers"
     assert list(run.rows().values()) == ["Failed", *["Skipped"] * 5]
+
+
+def test_x_on_two_cards_waits_for_the_group_that_runs_beside_the_failed_one_and_for_no_other(tmp_path):
+    """group02 goes on while group01 fails: it is finished, and neither worker begins anything after it."""
+    ways = {"group01": "infeasible", "group02": "outlive group01"}
+    run = Project(tmp_path, ways, 6).run("feasibility", "-x", "-n2")
+    assert run.exit_code == 1
+    assert run.rows() == {
+        "group01": "Failed",
+        "group02": "Passed",
+        **{f"group0{one}": "Skipped" for one in range(3, 7)},
+    }
+    assert {path.name for path in tmp_path.glob("*.started")} == {"group01.started", "group02.started"}

@@ -334,8 +334,8 @@ def test_all_mistakes_of_a_plan_are_told_at_once_in_the_order_of_the_file(tmp_pa
         "$.experiments[3].background: expected a training in an entry of mode 'parallel', there is none",
         "$.experiments[3].runs_per_config: expected a whole number, got 1.5",
         "$.governer: expected one of '$schema', 'experiment_name', 'description', 'governor', 'runs_per_config',"
-        " 'max_retries', 'mode', 'catalog', 'limits', 'tolerance', 'tiers', 'experiments', got the key 'governer';"
-        " did you mean 'governor'?",
+        " 'max_retries', 'mode', 'catalog', 'limits', 'tolerance', 'tiers', 'experiments', 'not_run', got the key"
+        " 'governer'; did you mean 'governor'?",
         "$.limits.overlap: expected at most 1.0, got 2",
         "$.limits.peak: expected at most the card's 8192MB, got '8193MB'",
     ]

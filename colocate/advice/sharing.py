@@ -35,7 +35,8 @@ Tell = Callable[[str], None]
 class Solo:
     """A training alone: what it takes, or why that is not known; whether that was remembered from an earlier call.
 
-    ``alone`` is how fast it was, where it was run on a card.
+    ``alone`` is how fast it was, where it was run on a card. ``least_bytes`` is what it cannot do with less of, even if
+    it gives its cache back in time; None where nobody knows.
     """
 
     training: Training
@@ -44,6 +45,7 @@ class Solo:
     why: str | None = None
     cached: bool = False
     alone: Alone | None = None
+    least_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,25 @@ def predicted(
     return [
         _unused(training, "predicted")
         if not training.uses_gpu or training.missing
-        else Solo(
-            training, _predicted_load(rehearsed[place]), "predicted", rehearsed[place].failure, rehearsed[place].cached
-        )
+        else _rehearsed(training, rehearsed[place], card)
         for place, training in enumerate(trainings)
     ]
+
+
+def _rehearsed(training: Training, found: Rehearsal, card: KnownCard) -> Solo:
+    least = _least_bytes(found, card)
+    return Solo(training, _predicted_load(found), "predicted", found.failure, found.cached, least_bytes=least)
+
+
+def _least_bytes(rehearsal: Rehearsal, card: KnownCard) -> int | None:
+    """Its floor with the smallest context, where that is less than the lower end of its peak."""
+    if rehearsal.peak is None:
+        return None
+    if rehearsal.floor_bytes is None or rehearsal.parts is None:
+        return rehearsal.peak.low_bytes
+    context = rehearsal.parts.context
+    smaller = context - context * card.context_range_bytes[0] // card.context_bytes
+    return min(rehearsal.floor_bytes - smaller, rehearsal.peak.low_bytes)
 
 
 def _predicted_load(rehearsal: Rehearsal) -> Load | None:
@@ -145,7 +161,7 @@ def tells_its_need(verdict: Verdict) -> bool:
 def _unused(training: Training, basis: Basis) -> Solo:
     """One that takes nothing of the card, or that cannot be run."""
     nothing = None if training.missing else Load(training.name, 0, 0, 0, 0)
-    return Solo(training, nothing, basis, training.missing)
+    return Solo(training, nothing, basis, training.missing, least_bytes=None if training.missing else 0)
 
 
 def load_of(evidence: Evidence) -> Load | None:

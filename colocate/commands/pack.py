@@ -1,29 +1,33 @@
 """``colocate pack``: which of many trainings should share a card, and a schedule that says so."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colocate import commands as command
-from colocate.arguments import count, size, whole
+from colocate.arguments import count, whole
+from colocate.commands.trainings import (
+    CARD,
+    DEFAULT_CATALOG,
+    SOLO_HEAD,
+    Task,
+    save,
+    solo_line,
+    takes_epochs,
+    takes_limit,
+)
 from colocate.errors import PlanError
 from colocate.units import format_mib, format_size, to_mib
 
 if TYPE_CHECKING:
     from colocate.advice.packing import Pair, Question
     from colocate.advice.sharing import Measured, Solo
-    from colocate.cards import KnownCard
-    from colocate.catalog import Catalog, Training
     from colocate.device.opening import Card
-    from colocate.plan import Limits
 
-DEFAULT_CATALOG = Path("settings/models.json")
 DEFAULT_OUT = Path("pack.json")
 
 EPILOG = """\
@@ -45,8 +49,8 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("--from", dest="plan", type=Path, metavar="PLAN", help="the trainings of a plan instead")
     parser.add_argument("--cards", type=whole, default=1, metavar="N", help="cards of the schedule (1)")
     parser.add_argument("--per-card", type=whole, default=2, metavar="K", help="trainings that share one (2)")
-    parser.add_argument("--limit", type=size, metavar="SIZE", help="a card's use stays below this (the plan's)")
-    command.takes_card(parser, "a size, or a name of settings/cards.json (8GB)")
+    command.takes_card(parser, CARD)
+    takes_limit(parser)
     parser.add_argument(
         "--measure",
         type=count,
@@ -56,47 +60,11 @@ def add(commands: command.Commands) -> None:
     parser.add_argument(
         "--known", type=Path, action="append", default=[], metavar="RUN", help="take what an earlier run measured"
     )
-    parser.add_argument("--epochs", type=whole, default=1, metavar="N", help="epochs of a catalog's models (1)")
+    takes_epochs(parser)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="PLAN", help=f"the plan ({DEFAULT_OUT})")
     command.takes_records(parser)
     command.takes_rehearsals(parser)
     parser.set_defaults(run=run)
-
-
-@dataclass
-class Task:
-    """What is to be packed, and on what."""
-
-    name: str
-    trainings: "list[Training]"
-    catalog: "Catalog | None"
-    card: "KnownCard"
-    limits: "Limits"
-
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> "Task":
-        """The task behind the options.
-
-        Raises:
-            PlanError: catalog, plan or card cannot be used.
-        """
-        from colocate.advice.sharing import of_catalog, of_plan
-        from colocate.catalog import load_catalog
-        from colocate.plan import Limits, load_plan
-
-        if options.plan and options.catalog:
-            raise PlanError("--from: expected a catalog or a plan, got both")
-        plan = load_plan(options.plan) if options.plan else None
-        limits = plan.limits if plan else Limits()
-        card = command.known_card(options, limits.card_bytes)
-        if card.total_bytes != limits.card_bytes:  # as for `colocate predict`: another card may be used as a whole
-            limits = limits.model_copy(update={"card_bytes": card.total_bytes, "peak_bytes": card.total_bytes})
-        if options.limit:
-            limits = limits.model_copy(update={"peak_bytes": options.limit})
-        if plan:
-            return cls(plan.name, of_plan(plan), plan.load_catalog(), card, limits)
-        catalog = load_catalog(options.catalog or DEFAULT_CATALOG)
-        return cls(catalog.path.stem, of_catalog(catalog, options.epochs), catalog, card, limits)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -107,19 +75,9 @@ def run(options: argparse.Namespace) -> int:
     if card.kind == "virtual":
         if options.measure:
             raise PlanError("--measure: expected a GPU; a virtual card cannot decide what its own interval leaves open")
-        solos, base = _predicted(task, options)
+        solos, base = task.predicted(options), task.card.baseline_bytes
         return _answer(task, options, solos, _question(solos, base, task.card.total_bytes, task, options.known), [])
     return _on_a_gpu(task, options, card)
-
-
-def _predicted(task: Task, options: argparse.Namespace) -> "tuple[list[Solo], int]":
-    from colocate.advice.sharing import predicted
-    from colocate.commands.progress import Progress
-
-    cache = command.cache(options)
-    with Progress(len(task.trainings), sys.stderr) as progress:
-        solos = predicted(task.trainings, task.card, cache=cache, timeout_s=options.timeout, tell=progress.tell)
-    return solos, task.card.baseline_bytes
 
 
 def _on_a_gpu(task: Task, options: argparse.Namespace, card: "Card") -> int:
@@ -201,7 +159,8 @@ def _answer(
     slots.sort(key=lambda one: (-len(one), -question.bounds(one)[1]))
     for line in _lines(task, options, solos, question, found, slots, note):
         print(line)
-    written = _write(task, options, known, slots)
+    folder, why = options.out.resolve().parent, "Which trainings should share a card, by colocate pack."
+    written = save(task.document("pack", why, _entries(task, known, slots, folder), folder), options.out)
     print(f"\nplan: {command.near(options.out)}: {written} groups")
     print(f"run:  pytest feasibility --plan={command.near(options.out)}")
     if len(known) < len(solos):
@@ -233,9 +192,9 @@ def _lines(
     yield f"{task.name}: {len(solos)} trainings on {format_size(task.card.total_bytes)} cards, {basis}"
     yield f"limit {format_mib(task.limits.peak_bytes)}, {format_mib(question.base_bytes)} in use before anything starts"
     yield ""
-    yield f"{'alone':44} {'peak':>6} {'range':>11}  MiB"
+    yield SOLO_HEAD
     for solo in solos:
-        yield _solo_line(solo)
+        yield solo_line(solo)
     yield ""
     yield from command.wrapped(_count(solos, question, found))
     yield from command.wrapped(note)
@@ -260,16 +219,6 @@ def _lines(
 
 def _pair(slot: Sequence[int]) -> "Pair":
     return (min(slot), max(slot))
-
-
-def _solo_line(solo: "Solo") -> str:
-    name = solo.training.name if len(solo.training.name) <= 44 else solo.training.name[:43] + "…"
-    if solo.load is None:
-        return f"{name:44} not known: {solo.why}"
-    if not solo.training.uses_gpu:
-        return f"{name:44} uses no card"
-    load = solo.load
-    return f"{name:44} {command.mib(load.expected_bytes):>6} {command.span(load.low_bytes, load.high_bytes):>11}"
 
 
 def _count(solos: "Sequence[Solo]", question: "Question", found: "list[Measured]") -> str:
@@ -297,29 +246,9 @@ def _count(solos: "Sequence[Solo]", question: "Question", found: "list[Measured]
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def _write(task: Task, options: argparse.Namespace, known: "Sequence[Solo]", slots: Sequence[tuple[int, ...]]) -> int:
-    """Write the plan, load it as a check; how many groups it has."""
-    from colocate.plan import load_plan
-    from colocate.run_directory import make_folder, write_json
-
-    folder = options.out.resolve().parent
-    entries = list(_entries(known, slots, folder))
-    limits = {"card": f"{to_mib(task.limits.card_bytes):.0f}MB", "peak": f"{to_mib(task.limits.peak_bytes):.0f}MB"}
-    document: dict[str, Any] = {
-        "experiment_name": f"pack_{task.name}"[:100],
-        "description": "Which trainings should share a card, by colocate pack.",
-        "limits": limits,
-        "experiments": entries,
-    }
-    if task.catalog is not None:
-        document["catalog"] = os.path.relpath(task.catalog.path.resolve(), folder)
-    make_folder(folder)
-    with command.writing(options.out):
-        write_json(options.out, document)
-    return len(load_plan(options.out).groups)
-
-
-def _entries(known: "Sequence[Solo]", slots: Sequence[tuple[int, ...]], folder: Path) -> Iterator[dict[str, Any]]:
+def _entries(
+    task: Task, known: "Sequence[Solo]", slots: Sequence[tuple[int, ...]], folder: Path
+) -> Iterator[dict[str, Any]]:
     from itertools import combinations
 
     from colocate.advice.sharing import rank
@@ -327,29 +256,8 @@ def _entries(known: "Sequence[Solo]", slots: Sequence[tuple[int, ...]], folder: 
     for slot in slots:
         for places in combinations(slot, 2) if len(slot) > 1 else [slot]:
             chosen = sorted((known[place] for place in places), key=rank)
-            front, *beside = [_member(one.training, folder) for one in chosen]
+            front, *beside = [task.member(one.training, folder) for one in chosen]
             if beside:
                 yield {"mode": "parallel", "foreground": {"mode": "default", **front}, "background": beside[0]}
             else:
                 yield {"mode": "default", **front}
-
-
-def _member(training: "Training", folder: Path) -> dict[str, Any]:
-    """The training as it stands in a plan in this folder."""
-    if training.repository is not None:
-        given = dict(training.hyperparameters)
-        return {"repo": training.repository, "model": training.model, "hyperparameters": given}
-    told = {
-        "command": list(training.argv),
-        "name": training.name,
-        "cwd": os.path.relpath(training.cwd, folder),
-        "env": dict(training.env),
-        "uses_gpu": training.uses_gpu,
-        "repeat_args": list(training.repeat_args),
-        "rehearsal_args": list(training.rehearsal_args),
-        "ready_timeout_s": training.ready_timeout_s,
-        "ready_pattern": training.ready_pattern,
-        "progress_pattern": training.progress_pattern,
-        "metric_patterns": dict(training.metric_patterns),
-    }
-    return {name: value for name, value in told.items() if value not in (None, {}, [])}

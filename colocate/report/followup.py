@@ -15,6 +15,8 @@ from colocate.report.words import peak_text
 from colocate.run_directory import read_json
 from colocate.units import to_mib
 
+LEFT_OUT = ("$schema", "catalog", "description", "not_run")  # of the plan that was run
+
 
 @dataclass(frozen=True)
 class FollowUp:
@@ -42,7 +44,7 @@ def follow_up(run: StoredRun, folder: Path, classes: tuple[str, ...], epochs: in
     taken = {name: row for name, row in recommended.items() if row.record["stability"] in classes}
     catalog = next((found for part in parts([run]) if (found := catalog_of(part)) is not None), None)
     entries = list(_entries(document, run, taken, catalog, home, folder, epochs))
-    document = {key: value for key, value in document.items() if key not in ("$schema", "catalog", "description")}
+    document = {key: value for key, value in document.items() if key not in LEFT_OUT}
     document |= {
         "experiment_name": f"{run.plan_name}_next"[:100],
         "description": f"Pairs that {run.name} recommends for long runs, with full epochs.",

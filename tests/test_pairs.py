@@ -1,0 +1,325 @@
+"""``colocate pairs``: the plan of all ordered pairs, from what each training takes alone."""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sessions import ROOT
+from sessions import run as run_session
+
+import colocate.advice.sharing
+from colocate.advice.packing import Load
+from colocate.advice.pairing import OrderedPair, each_foreground_once, ordered_pairs, short_names, tier_of
+from colocate.advice.sharing import Solo
+from colocate.catalog import Training
+from colocate.cli import main
+from colocate.plan import load_plan
+from colocate.prediction import PeakRange
+from colocate.rehearsal import NOTHING, Rehearsal
+from colocate.report.followup import LEFT_OUT
+from colocate.units import MIB
+
+LIMIT = 7500 * MIB
+
+
+def solo(name: str, peak_mib: int | None, *, least_mib: int | None = None, uses_gpu: bool = True) -> Solo:
+    training = Training(name, ("train", name), Path("/"), uses_gpu=uses_gpu)
+    if peak_mib is None:
+        return Solo(training, None, "predicted", "cannot be emulated")
+    size = peak_mib * MIB
+    least = size if least_mib is None else least_mib * MIB
+    return Solo(training, Load(name, size, size, size, size), "predicted", least_bytes=least)
+
+
+def pairs_of(*solos: Solo, **settings: Any) -> list[OrderedPair]:
+    return list(ordered_pairs(solos, 0, LIMIT, **settings))
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_tiers_are_those_of_the_studys_groups() -> None:
+    plan = load_plan(ROOT / "settings/parallel_feasibility_test.json")
+    assert {group.id: tier_of(group.expected_bytes, LIMIT) for group in plan.groups if group.expected_bytes} == {
+        group.id: group.tier for group in plan.groups
+    }
+
+
+def test_every_training_is_beside_every_other_in_both_roles() -> None:
+    found = pairs_of(solo("a", 100), solo("b", 200), solo("c", 300))
+    assert [one.id for one in found] == ["a__b", "a__c", "b__a", "b__c", "c__a", "c__b"]
+    assert [one.id for one in pairs_of(solo("a", 100), with_itself=True)] == ["a__a"]
+
+
+def test_two_without_a_card_are_no_pair_and_one_is() -> None:
+    found = pairs_of(solo("a", 0, uses_gpu=False), solo("b", 0, uses_gpu=False), solo("c", 300))
+    assert [one.id for one in found] == ["a__c", "b__c", "c__a", "c__b"]
+
+
+def test_a_pair_cannot_fit_when_its_floor_does_not_and_a_peak_above_the_limit_is_no_reason() -> None:
+    (tight, _) = pairs_of(solo("a", 4000, least_mib=3000), solo("b", 4000, least_mib=3000))
+    (over, _) = pairs_of(solo("a", 4000), solo("b", 3500))
+    assert (tight.answer, tight.impossible) == ("does not fit", False)
+    assert (over.answer, over.impossible) == ("does not fit", True)
+
+
+def test_of_a_pair_with_an_unknown_need_nothing_is_predicted_but_the_others_floor_counts() -> None:
+    (one, _) = pairs_of(solo("a", None), solo("b", 100))
+    assert (one.peak, one.tier, one.answer, one.impossible) == (None, None, "not predicted", False)
+    assert pairs_of(solo("a", None), solo("b", 8000))[0].impossible
+
+
+def test_names_are_told_apart_and_stay_what_they_are_when_others_are_added() -> None:
+    long = "Person_reID_baseline_pytorch_with_a_very_long_name_indeed"
+    found = short_names([solo(name, 1) for name in ("A b", "a_b", "a-b", "a-b-2", "50", long, f"{long}_2")])
+    assert found[:5] == ["a-b", "a_b", "a-b-2", "a-b-2-2", "t50"]
+    assert len(set(found)) == len(found)
+    assert all(len(name) <= 49 and "__" not in name for name in found)
+
+
+# --- a choice ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_is_the_foreground_once_and_the_backgrounds_and_tiers_are_spread() -> None:
+    """Of twelve small and twelve large ones a third can be small with small, mixed, and large with large."""
+    solos = [solo(f"m{number}", 700 if number < 12 else 2000) for number in range(24)]
+    found = each_foreground_once(pairs_of(*solos))
+    assert [one.foreground for one in found] == list(range(24))
+    assert sorted(one.background for one in found) == list(range(24))
+    assert Counter(one.tier for one in found) == dict.fromkeys(("ultra-low", "low", "medium"), 8)
+    assert found == each_foreground_once(pairs_of(*solos))
+
+
+def test_a_background_is_taken_again_only_where_there_is_no_other_way() -> None:
+    """Three large ones fit beside the small one only, which fits beside all of them."""
+    solos = [solo("small", 100), *(solo(f"large{number}", 5000) for number in range(3))]
+    found = each_foreground_once([one for one in pairs_of(*solos) if not one.impossible])
+    assert [one.id for one in found] == ["small__large0", "large0__small", "large1__small", "large2__small"]
+
+
+def test_a_way_around_is_found_over_several_others() -> None:
+    """Each is allowed the next two backgrounds, and the last one only what the first would take."""
+
+    def pair(foreground: int, background: int) -> OrderedPair:
+        size = PeakRange(1, 1, 1)
+        return OrderedPair(f"{foreground}__{background}", foreground, background, size, 1, LIMIT)
+
+    chain = [pair(one, one + step) for one in range(300) for step in (1, 2)]
+    found = each_foreground_once([*chain, pair(300, 1)])
+    assert max(Counter(one.background for one in found).values()) == 1
+    assert len(found) == 301
+
+
+@pytest.mark.slow
+def test_a_hundred_trainings_are_spread_in_seconds() -> None:
+    solos = [solo(f"m{number}", 400 + 31 * number) for number in range(100)]
+    pairs = pairs_of(*solos)
+    started = time.process_time()
+    found = each_foreground_once(pairs)
+    assert time.process_time() - started < 5
+    assert set(Counter(one.background for one in found).values()) == {1}
+    assert len(Counter(one.tier for one in found)) == 4
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, rehearsals: None) -> Path:
+    """Two repositories whose programs are there; the number in a model's name is what it takes, in MiB."""
+    (tmp_path / "train.py").touch()
+    command = ["{python}", "train.py", "{model}"]
+    flag = {"epochs": {"flag": "--epochs", "type": "int"}}
+    document = {
+        "root": ".",
+        "models": {
+            "one": {"path": ".", "models": ["m900", "m2000", "m4200"], "supported_hyperparams": flag},
+            "two": {"path": ".", "models": ["m900", "m5000", "fails"], "env": {"ONE": "1"}},
+        },
+    }
+    for repository in document["models"].values():
+        repository["command"] = command
+    path = tmp_path / "models.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.fixture
+def rehearsals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program takes the MiB that the number in its model's name says, and at the least 90 % of that."""
+
+    def rehearse(programs: Any, card: Any, **settings: Any) -> list[Rehearsal]:
+        found = []
+        for program in programs:
+            word = next(word for word in program.argv if word.startswith("m") or word == "fails")
+            bare = Rehearsal(program.name, program.argv, 1.0)
+            if word == "fails":
+                found.append(Rehearsal(program.name, program.argv, 1.0, failure="cannot be emulated"))
+                continue
+            size = int(word[1:].split("_")[0]) * MIB
+            peak = PeakRange(size, size, size + 100 * MIB)
+            floor = size * 9 // 10
+            found.append(Rehearsal(bare.name, bare.argv, 1.0, peak=peak, parts=NOTHING, floor_bytes=floor))
+        return found
+
+    monkeypatch.setattr(colocate.advice.sharing, "rehearse", rehearse)
+
+
+def test_the_plan_has_all_pairs_with_what_is_predicted_of_them(catalog: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "plans/pairs.json"
+    assert main(["pairs", f"--catalog={catalog}", f"--out={out}"]) == 0
+    said = capsys.readouterr().out
+    document, plan = json.loads(out.read_text()), load_plan(out)
+
+    assert "30 ordered pairs" in said
+    assert "10 pairs of the plan are not predicted" in said
+    assert "not run, 2 pairs: the least that both need is not below 7500 MiB\n  one_m4200__two_m5000" in said
+    assert f"{len(plan.groups)} groups, 2 not run" in said
+    assert all(len(line) <= 80 for line in said.splitlines() if not line.startswith(("plan:", "run:")))
+    assert [entry["id"] for entry in document["not_run"]] == ["one_m4200__two_m5000", "two_m5000__one_m4200"]
+    assert "needs at least 8512 MiB" in document["not_run"][0]["note"]
+    assert len(plan.groups) == 28
+    small = plan.by_id["one_m900__two_m900"]
+    assert small.expected_bytes == (900 + 900 + 232) * MIB
+    assert small.tier == "low"
+    assert small.foreground.argv[-2:] == ("--epochs", "1")
+    assert small.background is not None
+    assert small.background.env == {"ONE": "1"}
+    unknown = plan.by_id["two_fails__one_m900"]
+    assert (unknown.expected_bytes, unknown.tier) == (None, None)
+    assert unknown.note == "not predicted: two_fails cannot be emulated"
+
+
+def test_with_all_nothing_is_left_out_even_what_needs_more_than_the_card(catalog: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pairs.json"
+    assert main(["pairs", f"--catalog={catalog}", "--all", f"--out={out}"]) == 0
+    group = load_plan(out).by_id["one_m4200__two_m5000"]
+    assert (group.tier, group.expected_bytes) == ("high", None)
+    assert "not_run" not in json.loads(out.read_text())
+
+
+def test_the_same_trainings_give_the_same_file_and_fewer_of_them_the_same_groups(catalog: Path, tmp_path: Path) -> None:
+    outs = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
+    for out in outs[:2]:
+        assert main(["pairs", f"--catalog={catalog}", f"--out={out}"]) == 0
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert main(["pairs", f"--catalog={catalog}", "--models=one/m900,m2000,two/m900", f"--out={outs[2]}"]) == 0
+    before, after = load_plan(outs[0]), load_plan(outs[2])
+    assert len(after.groups) == 6
+    assert all(before.by_id[one.id].content_hash == one.content_hash for one in after.groups)
+
+
+def test_tiers_and_one_pair_per_foreground(catalog: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "pairs.json"
+    assert main(["pairs", f"--catalog={catalog}", "--each-foreground-once", "--tiers=medium,high", f"--out={out}"]) == 0
+    plan = load_plan(out)
+    assert "never a foreground, for no pair is left: two_fails" in " ".join(capsys.readouterr().out.split())
+    assert len(plan.groups) == 5
+    assert len({one.foreground.name for one in plan.groups}) == 5
+    assert {one.tier for one in plan.groups} <= {"medium", "high"}
+
+
+def test_the_trainings_of_a_plan_keep_their_settings_limits_and_environment(catalog: Path, tmp_path: Path) -> None:
+    """Also from another folder, and those with a command of their own."""
+    own = {"command": ["{python}", "train.py", "m1000"], "name": "mine", "repeat_args": ["--repeat"]}
+    first = {"repo": "one", "model": "m900", "mode": "default", "hyperparameters": {"epochs": 3}, "env": {"X": "1"}}
+    document = {"limits": {"peak": "3000MB", "settle_s": 5}, "experiments": [{"foreground": first, "background": own}]}
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    source = load_plan(tmp_path / "plan.json").groups[0]
+
+    assert main(["pairs", f"--from={tmp_path / 'plan.json'}", f"--out={tmp_path / 'new/pairs.json'}"]) == 0
+    group = load_plan(tmp_path / "new/pairs.json").by_id["one_m900__mine"]
+    assert (group.foreground, group.background) == (source.foreground, source.background)
+    assert group.limits == source.limits
+    assert (
+        main(["pairs", f"--from={tmp_path / 'plan.json'}", "--models=mine,m900", f"--out={tmp_path / 'x.json'}"]) == 0
+    )
+
+
+def test_another_card_has_the_same_shares_as_tiers(catalog: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pairs.json"
+    assert main(["pairs", f"--catalog={catalog}", "--card=24GB", "--tiers=ultra-low,low", f"--out={out}"]) == 0
+    plan = load_plan(out)
+    assert plan.limits.peak_bytes == plan.limits.card_bytes == 24 * 1024 * MIB
+    assert plan.by_id["one_m4200__two_m900"].tier == "ultra-low"
+    assert plan.by_id["one_m4200__two_m5000"].tier == "low"
+
+
+def test_where_nothing_can_fit_no_plan_is_written(catalog: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "pairs.json"
+    words = ["pairs", f"--catalog={catalog}", "--models=m4200,m5000", f"--out={out}"]
+    assert main(words) == 1
+    assert "no plan is written" in capsys.readouterr().out
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--models=m900"], "expected one of one/m900, two/m900, got 'm900'"),
+        (["--models=faills"], "expected MODEL or REPOSITORY/MODEL, got 'faills'; did you mean 'fails'?"),
+        (["--tiers=hihg"], "got 'hihg'; did you mean 'high'?"),
+        (["--from=plan.json"], "expected a catalog or a plan, got both"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(catalog: Path, options: list[str], said: str, capsys: Any) -> None:
+    assert main(["pairs", f"--catalog={catalog}", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_plan_that_follows_has_no_pairs_that_are_not_run() -> None:
+    assert "not_run" in LEFT_OUT
+
+
+@pytest.mark.slow
+def test_a_hundred_models_are_written_in_seconds(rehearsals: None, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "train.py").touch()
+    models = [f"m{300 + 40 * number}" for number in range(100)]
+    repository = {"path": ".", "models": models, "command": ["{python}", "train.py", "{model}"]}
+    (tmp_path / "models.json").write_text(json.dumps({"root": ".", "models": {"many": repository}}))
+    out = tmp_path / "pairs.json"
+    started = time.process_time()
+    assert main(["pairs", f"--catalog={tmp_path / 'models.json'}", f"--out={out}"]) == 0
+    assert time.process_time() - started < 10
+    document = json.loads(out.read_text())
+    assert len(document["experiments"]) + len(document["not_run"]) == 9900
+    assert "more, all under not_run in the plan" in capsys.readouterr().out
+
+
+TINY = """
+import sys, time, torch
+width = {"narrow": 500, "wide": 3000}[sys.argv[1]]
+model = torch.nn.Linear(width, width).cuda()
+optimizer = torch.optim.Adam(model.parameters())
+loader = torch.utils.data.DataLoader(torch.ones(100, width), batch_size=8)
+for epoch in range(1000 if "--forever" in sys.argv else 1):
+    for batch in loader:
+        loss = model(batch.cuda()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_what_was_predicted_of_a_pair_is_what_a_run_of_the_plan_says(tmp_path: Path, monkeypatch: Any) -> None:
+    """Programs of torch, rehearsed alone; then the plan as it was written runs on the virtual card."""
+    pytest.importorskip("torch")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "tiny.py").write_text(TINY)
+    command = ["{python}", "tiny.py", "{model}"]
+    tiny = {"path": ".", "models": ["narrow", "wide"], "command": command, "repeat_args": ["--forever"]}
+    (tmp_path / "models.json").write_text(json.dumps({"root": ".", "models": {"tiny": tiny}}))
+    out = tmp_path / "pairs.json"
+    assert main(["pairs", f"--catalog={tmp_path / 'models.json'}", "--tiers=ultra-low", f"--out={out}"]) == 0
+
+    session = run_session(out, tmp_path, "--device=virtual", "-k", "tiny_narrow__tiny_wide")
+    assert session.code == 0, session.output
+    (verdict,) = session.verdicts.values()
+    expected = load_plan(out).by_id["tiny_narrow__tiny_wide"].expected_bytes
+    assert expected is not None
+    assert abs(verdict["peak_bytes"] - expected) < 3 * MIB, "the same card, the same programs"
