@@ -23,6 +23,12 @@ from colocate.units import MIB, format_mib
 # With fewer programs the smallest and the largest say nothing about the next one.
 LEAST_PROGRAMS = 3
 
+# Somebody else's memory in the reading, or a card that was not read: no figure of this card.
+DISTURBED = frozenset({"foreign_process", "sensor_lost", "sensor_gap", "no_samples", "record_damaged", "interrupted"})
+
+# What a run may be called and its peak is still that of the whole programs.
+WHOLE = frozenset({"peak_over_limit", "peak_between_samples", "epoch_cut"})
+
 # PyTorch, CublasHandlePool.cpp: 32 MiB on compute capability 9, 10 and 12, else :4096:2:16:8.
 LARGE_WORKSPACE = (9, 10, 12)
 
@@ -140,7 +146,7 @@ def _solos(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
     """The trainings that ran alone and of which memory was read."""
     for name, unit in document["units"].items():
         read = unit.get("sampled_bytes") is not None and unit.get("baseline_bytes") is not None
-        if name.startswith("solo ") and read:
+        if name.startswith("solo ") and read and DISTURBED.isdisjoint(unit.get("codes") or ()):
             yield name.removeprefix("solo "), unit
 
 
@@ -163,7 +169,8 @@ def comparisons(document: Mapping[str, Any]) -> Iterator[Comparison]:
             prefix = next((one for one in prefixes if name.startswith(one)), None)
             peak = None if prefix is None else (known.get(name.removeprefix(prefix)) or {}).get("peak")
             measured = _own_bytes(unit)
-            if peak is not None and measured and not _ran_out(unit):
+            whole = WHOLE.issuperset(unit.get("codes") or ())
+            if peak is not None and measured and whole and not _ran_out(unit):
                 low, expected, high = peak
                 yield Comparison(kind, name, low, expected, high, measured)
 
@@ -187,7 +194,8 @@ def _shares(document: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
     for name, solo in _solos(document):
         peak = (predicted.get("programs", {}).get(name) or {}).get("peak")
         reserved = solo["members"]["foreground"].get("reserved_bytes")
-        if peak is None or reserved is None or peak[1] <= context or _ran_out(solo):
+        whole = WHOLE.issuperset(solo.get("codes") or ())
+        if peak is None or reserved is None or peak[1] <= context or _ran_out(solo) or not whole:
             continue
         bound = (peak[2] - high) / (1 + MORE)
         yield max(0.0, 1 - reserved / (peak[1] - context)), max(0.0, reserved / bound - 1)

@@ -54,8 +54,10 @@ def possible_peak(evidence: Evidence) -> Possible | None:
     told_by_both = {foreground.held_by, background.held_by} == {"allocator"}
     # Lists of processes have their contexts in them, and miss what comes between them.
     untold = untold_bytes(evidence, summed((own_steps(foreground, until_s), beside))) if told_by_both else 0
+    seen = evidence.trace.peak
+    assert seen is not None, "there are samples"
     return Possible(
-        evidence.baseline_bytes + worst.total_bytes + untold,
+        max(evidence.baseline_bytes + worst.total_bytes + untold, seen.used_bytes),  # what was seen is possible
         phase_at(foreground, begun_s + _read_s(front, worst.front_s)),
         phase_at(background, _read_s(beside, worst.beside_s)),
         "allocator" if told_by_both else "processes",

@@ -45,6 +45,8 @@ def made_up(folder: Path, **changes: Any) -> Path:
         "solo b": solo(2100, 520),
         "solo c": solo(800, 560),
         "solo ran out": solo(5000, 9999, out_of_memory=1),
+        "solo beside a stranger": {**solo(1000, 20_000), "codes": ["foreign_process"]},
+        "small group02": {**solo(100, 500), "codes": ["background_never_ready"]},
         "small group01": {
             "peak_bytes": 4200 * MIB,
             "baseline_bytes": 0,
@@ -53,8 +55,11 @@ def made_up(folder: Path, **changes: Any) -> Path:
         "predictions": {
             "context_bytes": CONTEXT_MIB * MIB,
             "context_range_bytes": [400 * MIB, 700 * MIB],
-            "programs": {"a": peak(1000), "b": peak(2000), "c": peak(1200)},
-            "groups": {"group01": {"peak": [3000 * MIB, 3800 * MIB, 4100 * MIB]}},
+            "programs": {"a": peak(1000), "b": peak(2000), "c": peak(1200), "beside a stranger": peak(1000)},
+            "groups": {
+                "group02": {"peak": [3000 * MIB, 3800 * MIB, 4100 * MIB]},
+                "group01": {"peak": [3000 * MIB, 3800 * MIB, 4100 * MIB]},
+            },
         },
     }
     document = {
@@ -76,7 +81,7 @@ def test_contexts_are_what_is_held_beside_the_allocator(tmp_path: Path) -> None:
 
     assert found.context_bytes == (480 * MIB, 520 * MIB, 560 * MIB)
     assert found.baseline_bytes == 10 * MIB
-    assert set(found.rests) == {"a", "b", "c"}, "what ran out of memory tells nothing"
+    assert set(found.rests) == {"a", "b", "c"}, "what ran out of memory, or was not alone, tells nothing"
     assert found.source == "measured: synthetic (driver 0.0 (synthetic), torch 0.0.0), 3 programs alone"
 
 

@@ -76,6 +76,13 @@ def test_lists_of_processes_do_not_prove_that_maxima_never_met() -> None:
     assert judge(listed).possible.told_by == "processes"
 
 
+def test_what_was_seen_is_possible_whatever_the_lists_missed() -> None:
+    both = (replace(one, held=((9.0, 700 * MIB),), held_by="processes") for one in (foreground(), background()))
+    ours, theirs = both
+
+    assert possible_peak(evidence(foreground=ours, background=theirs)).peak_bytes == 3200 * MIB
+
+
 def test_what_the_background_showed_once_is_met_only_by_what_the_foreground_has_reached() -> None:
     """3 s after it was ready its kernels were tried out; the foreground evaluates 10 s after its own start."""
     once = told(background(epochs=foreground().epochs[:0]), (1.5, 1000), (6.0, 4000), (6.5, 1000))
