@@ -21,6 +21,13 @@ from colocate.units import format_size, parse_size
 TABLE = Path(__file__).parents[1] / "settings" / "cards.json"
 SCHEMA = "cards.schema.json"
 
+# A card of nearly the wanted size is taken as it is: the same product has, by driver and board, some MiB more or less
+# than its name says (81559 MiB of "80 GB").
+SAME_SIZE = 0.02
+
+# What makes another product of a name that goes before it.
+_VARIANTS = frozenset({"ti", "super", "d", "laptop", "max", "mobile", "ada", "mig"})
+
 VIRTUAL = " (virtual)"  # added to the name of a card that is only emulated
 
 _CAPABILITY = r"\d{1,2}\.\d"
@@ -156,6 +163,53 @@ def card_called(name: str, total_bytes: int) -> KnownCard:
     """The card behind the name of an emulated device."""
     rows = [row for row in table().cards if row.name + VIRTUAL == name]
     return _card(rows[0], name, total_bytes) if rows else card_of_size(total_bytes)
+
+
+def is_of_size(card_bytes: int, wanted_bytes: int) -> bool:
+    """The card has the wanted size already and needs no ballast."""
+    return abs(card_bytes - wanted_bytes) <= SAME_SIZE * wanted_bytes
+
+
+def asked_bytes(asked: str) -> int | None:
+    """The size of the card that a group asks for; None for a name that is not in the table."""
+    try:
+        return known_card(asked).total_bytes
+    except PlanError:
+        return None
+
+
+def satisfies(name: str, total_bytes: int, asked: str) -> bool:
+    """A card is what a group asks for: of that size, or of that product.
+
+    ``"RTX 3080"`` is an ``NVIDIA GeForce RTX 3080`` and no ``RTX 3080 Ti``; a MIG instance is not its card.
+    """
+    try:
+        return is_of_size(total_bytes, parse_size(asked))
+    except ValueError:
+        wanted = _plain(asked)
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word not in ("", "nvidia", "geforce")]
+    if "mig" in words and "mig" not in wanted:
+        return False
+    return any(
+        "".join(words[start:end]) == wanted and not _VARIANTS & set(words[end : end + 1])
+        for start in range(len(words))
+        for end in range(start + 1, len(words) + 1)
+    )
+
+
+def checked_wish(text: str) -> str:
+    """The card that a group asks for, as it was written.
+
+    Raises:
+        ValueError: it is neither a size above zero nor a name.
+    """
+    try:
+        sound = parse_size(text) > 0
+    except ValueError:
+        sound = len(text) <= 100 and any(character.isalpha() for character in _plain(text))
+    if not sound:
+        raise ValueError(f"expected a size such as '24GB' or a card's name such as 'RTX 3080', got {text!r}")
+    return text
 
 
 def _named(text: str) -> KnownCard:

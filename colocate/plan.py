@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from colocate.cards import asked_bytes, checked_wish
 from colocate.catalog import (
     READY_TIMEOUT_S,
     Catalog,
@@ -186,6 +187,9 @@ class Entry(Member):
     )
     risk: str | None = Field(default=None, max_length=200)
     limit_bytes: Size | None = Field(default=None, alias="limit", gt=0, description="instead of the plan's peak")
+    card: Annotated[str, AfterValidator(checked_wish)] | None = Field(
+        default=None, description="the card that the group is for, by size or name; it is run on no other"
+    )
     expected_minutes: float | None = Field(
         default=None, gt=0, description="an estimate; the longest group starts first"
     )
@@ -235,7 +239,8 @@ class PlanFile(Settings):
 class Group:
     """The trainings that are to share one card in one case; ``background`` is None for a training alone.
 
-    ``limits`` are the plan's, with the group's own peak where it has one. ``content_hash`` changes whenever something
+    ``limits`` are the plan's, with the group's own peak and card where it has them; ``card`` is what it asks for, by
+    size or name, and it is run on no other. ``content_hash`` changes whenever something
     changes that decides how the group runs: commands, hyperparameters, environment, limits.
     """
 
@@ -251,6 +256,7 @@ class Group:
     note: str = ""
     runs: int = 1
     expected_minutes: float | None = None
+    card: str | None = None
 
     @property
     def trainings(self) -> tuple[Training, ...]:
@@ -281,7 +287,8 @@ class Group:
         limits = self.limits.model_dump(exclude={"success_rate"})
         if self.limits.max_processes == MAX_PROCESSES:
             del limits["max_processes"]  # runs from before this limit existed hold as they are
-        return _sha256({"trainings": trainings, "limits": limits})
+        asked = {} if self.card is None else {"card": self.card}
+        return _sha256({"trainings": trainings, "limits": limits, **asked})
 
 
 @dataclass(frozen=True)
@@ -324,8 +331,7 @@ class Plan:
         The plan's owner writes "95 % (11/12)", and 0.95 x 12 is 11.4. Reckoned in decimals: 0.95 x 20 is 19. Rounding
         down would ask nothing of a plan of one group.
         """
-        rate = Fraction(Decimal(repr(self.limits.success_rate)))
-        return max(floor(rate * num_groups), min(num_groups, ceil(rate)))
+        return needed(self.limits.success_rate, num_groups)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as a settings file that loads as the same plan from the same folder; every group has its id."""
@@ -347,6 +353,12 @@ class Plan:
             PlanError: it cannot be read any more.
         """
         return None if self.catalog is None else load_catalog(self.catalog)
+
+
+def needed(success_rate: float, num_groups: int) -> int:
+    """See :meth:`Plan.needed`."""
+    rate = Fraction(Decimal(repr(success_rate)))
+    return max(floor(rate * num_groups), min(num_groups, ceil(rate)))
 
 
 def _sha256(content: Any) -> str:
@@ -395,6 +407,12 @@ def _safe(name: str, otherwise: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("._-")[:100] or otherwise
 
 
+def _own_limits(entry: Entry) -> dict[str, int]:
+    """What an entry has in place of the plan's limits."""
+    card = None if entry.card is None else asked_bytes(entry.card)
+    return {name: size for name, size in (("peak_bytes", entry.limit_bytes), ("card_bytes", card)) if size is not None}
+
+
 def _size_of(raw: Mapping[str, Any], key: str) -> int | None:
     """The size under a key of an object that may be full of mistakes, or None where there is no size."""
     try:
@@ -433,7 +451,7 @@ class _Draft:
 
     def groups(self) -> Iterator[Group]:
         """Every group that is sound; the mistakes of the others are noted."""
-        self._check_size({"peak": size_text(Limits().peak_bytes)} | self._raw_limits, "peak", ("limits",))
+        self._check_size({"peak": self._peak_text} | self._raw_limits, "peak", ("limits",), self._card_bytes)
         entries = self.document.get("experiments")
         entries = entries if isinstance(entries, list) else []
         ids = self._ids(entries)
@@ -443,11 +461,19 @@ class _Draft:
                 if group is not None:
                     yield group
 
-    def _check_size(self, raw: Mapping[str, Any], key: str, place: Place) -> None:
+    @property
+    def _card_bytes(self) -> int:
+        """The card that the plan is for."""
+        return _size_of(self._raw_limits, "card") or Limits().card_bytes
+
+    @property
+    def _peak_text(self) -> str:
+        return size_text(Limits().peak_bytes)
+
+    def _check_size(self, raw: Mapping[str, Any], key: str, place: Place, card: int | None) -> None:
         """A size above the card's is a mistake; what is no size at all is noted by the types."""
-        card = _size_of(self._raw_limits, "card") or Limits().card_bytes
         size = _size_of(raw, key)
-        if size is not None and size > card:
+        if size is not None and card is not None and size > card:
             found = f"expected at most the card's {size_text(card)}, got {size_text(size)!r}"
             self.mistakes.add((*place, key), found)
 
@@ -478,7 +504,7 @@ class _Draft:
             number=index + 1,
             foreground=foreground,
             background=background,
-            limits=self.limits.model_copy(update={"peak_bytes": entry.limit_bytes} if entry.limit_bytes else {}),
+            limits=self.limits.model_copy(update=_own_limits(entry)),
             tier=entry.tier,
             expected_bytes=entry.expected_bytes,
             tolerance_bytes=self._tolerance(entry),
@@ -486,6 +512,7 @@ class _Draft:
             note=entry.note or "",
             runs=self._runs(entry),
             expected_minutes=entry.expected_minutes,
+            card=entry.card,
         )
 
     def _tolerance(self, entry: Entry) -> int | None:
@@ -534,11 +561,21 @@ class _Draft:
             self.mistakes.add(place, f"expected 'default', {found}; {_MUTATION}")
 
     def _check_entry(self, raw: dict[str, Any], place: Place) -> None:
+        card = asked_bytes(raw["card"]) if isinstance(raw.get("card"), str) else self._card_bytes
         for key in ("expected_memory", "limit"):
-            self._check_size(raw, key, place)
+            self._check_size(raw, key, place, card)
+        self._check_card(raw, place, card)
         tier, tiers = raw.get("tier"), self.document.get("tiers", _TIERS)
         if isinstance(tier, str) and isinstance(tiers, dict) and tier not in tiers:
             self.mistakes.add((*place, "tier"), f"{one_of(tiers)}, got {shown(tier)}{suggestion(tier, tiers)}")
+
+    def _check_card(self, raw: dict[str, Any], place: Place, card: int | None) -> None:
+        """The plan's peak is that of its own card, and may be more than another has."""
+        peak = {"peak": self._peak_text} | self._raw_limits
+        size = _size_of(peak, "peak")
+        if "card" in raw and "limit" not in raw and card is not None and size is not None and size > card:
+            found = f"expected a limit beside a card below the plan's peak of {size_text(size)}, there is none"
+            self.mistakes.add((*place, "limit"), found)
 
     def _runs(self, entry: Entry) -> int:
         """The study's order: entry, then foreground, then top level."""

@@ -111,6 +111,7 @@ def _document(
             "note": group.note,
             "content_hash": group.content_hash,
             "runs": group.runs,
+            "card": group.card,
         },
         "samples": len(evidence.trace.samples),
         "peaks": [asdict(reading) for reading in verdict.peaks],

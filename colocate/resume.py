@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colocate.device.ballast import is_of_size
-from colocate.device.opening import Card
+from colocate.cards import is_of_size
+from colocate.device.opening import Card, as_asked
 from colocate.errors import ColocateError
 from colocate.holders import is_unwatched
 from colocate.plan import Group
@@ -162,7 +162,8 @@ def _why_again(attempt: Attempt, group: Group, cards: tuple[Card, ...]) -> str |
     if changed:
         return f"versions changed: {', '.join(changed)}"
     device = attempt.evidence["device"]
-    if cards and not any(_is_same(card, device) for card in cards):
+    suited = [found for card in cards if (found := as_asked(card, group.card)) is not None]
+    if cards and not any(_is_same(card, device) for card in suited):
         return f"it ran on another card, {device['name']}"
     spoiled = [code for code in attempt.verdict.codes if code in SPOILED]
     if spoiled:

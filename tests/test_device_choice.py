@@ -44,7 +44,7 @@ def test_auto_takes_the_cards_where_the_library_is(fake_nvml):
 def test_auto_takes_the_virtual_card_without_a_library_and_says_so():
     done = choice_without_library("auto")
 
-    assert "kind='virtual', uuids=()" in done.stdout
+    assert "kind='virtual', devices=()" in done.stdout
     assert "predicting on a virtual card; no number is measured on a GPU" in done.stdout
 
 

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import re
 import sys
 from copy import deepcopy
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from colocate.errors import PlanError
 from colocate.plan import Group, Plan, _sha256, load_plan
-from colocate.units import MIB
+from colocate.units import GIB, MIB
 
 CATALOG = {
     "root": ".",
@@ -609,3 +610,37 @@ def test_a_training_of_the_catalog_may_have_variables_of_its_own(tmp_path: Path)
     plan = plan_of(tmp_path, pair(background=BALL | {"env": env}))
 
     assert env.items() <= plan.groups[0].background.env.items()
+
+
+def test_a_group_that_asks_for_a_card_has_its_size_among_its_limits(tmp_path: Path) -> None:
+    """A name that no table knows is a card all the same: only its size is not known."""
+    group = group_of(tmp_path, CAR | {"card": "24GB", "limit": "20GB"})
+
+    assert (group.card, group.limits.card_bytes, group.limits.peak_bytes) == ("24GB", 24 * GIB, 20 * GIB)
+    assert group_of(tmp_path, CAR | {"card": "RTX 3090"}).limits.card_bytes == 24 * GIB
+    assert group_of(tmp_path, CAR | {"card": "some card"}).limits.card_bytes == 8 * GIB
+    assert group_of(tmp_path, CAR).card is None
+
+
+def test_the_card_that_a_group_asks_for_is_part_of_what_decides_its_run(tmp_path: Path) -> None:
+    hashes = {
+        group_of(tmp_path, CAR | asked).content_hash
+        for asked in ({}, {"card": "some card"}, {"card": "RTX 3090"}, {"card": "24GB"}, {"card": "8GB"})
+    }
+
+    assert len(hashes) == 5
+
+
+@pytest.mark.parametrize(
+    ("keys", "mistake"),
+    [
+        ({"card": "0GB"}, "$.experiments[0].card: expected a size such as '24GB' or a card's name"),
+        ({"card": "--"}, "$.experiments[0].card: expected a size such as '24GB' or a card's name"),
+        ({"card": "4GB"}, "$.experiments[0].limit: expected a limit beside a card below the plan's peak of 7500MB"),
+        ({"card": "4GB", "limit": "5GB"}, "$.experiments[0].limit: expected at most the card's 4096MB, got '5120MB'"),
+        ({"card": "4GB", "limit": "3GB", "expected_memory": "5GB"}, "expected_memory: expected at most the card's"),
+    ],
+)
+def test_a_card_and_its_limit_go_together(tmp_path: Path, keys: dict[str, Any], mistake: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(mistake)):
+        group_of(tmp_path, CAR | keys)

@@ -109,23 +109,27 @@ def known_card(options: argparse.Namespace, card_bytes: int) -> "KnownCard":
     return cards.known_card(options.card) if options.card else cards.card_of_size(card_bytes)
 
 
-def free_card(options: argparse.Namespace, virtual: "KnownCard") -> "tuple[Card, str]":
+def free_card(options: argparse.Namespace, virtual: "KnownCard", asked: str | None = None) -> "tuple[Card, str]":
     """A card to run on, and a sentence about the choice; a GPU with a size is used as a card of that size.
 
     Args:
         options: With ``device`` and ``card``.
         virtual: The card where there is no GPU, and the size that a GPU is to have where ``--card`` asks for one.
+        asked: The card that the group is for.
 
     Raises:
-        PlanError: none is free.
+        PlanError: none is free, or none is the one that was asked for.
         DeviceError: there is none.
     """
-    from colocate.device.opening import find_cards
+    from colocate.device.opening import as_asked, find_cards
 
     found = find_cards(options.device, card_bytes=virtual.total_bytes, name=virtual.name, small=bool(options.card))
     if not found.free:
         raise PlanError(f"card: expected a free one, found none ({'; '.join(found.busy)})")
-    return found.free[0], found.sentence
+    suited = next((card for one in found.free if (card := as_asked(one, asked)) is not None), None)
+    if suited is None:
+        raise PlanError(f"card: expected {asked!r} as the group asks, found {', '.join(map(str, found.free))}")
+    return suited, found.sentence
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         raise PlanError(f"{group.id}: {group.missing}")
     varies = variable(group, options.vary or _usual(group, catalog), catalog)
     grid = _grid(varies, options)
-    card, sentence = command.free_card(options, command.known_card(options, plan.limits.card_bytes))
+    card, sentence = command.free_card(options, command.known_card(options, plan.limits.card_bytes), group.card)
     basis: Basis = "measured" if card.kind == "nvidia" else "predicted"
     confirmations = CONFIRMATIONS[basis] if options.confirm is None else options.confirm
     run = RunDirectory.new(options.results, datetime.now(), "fit")

@@ -28,10 +28,6 @@ from colocate.units import GIB, format_mib, format_size
 PROGRAM = Path(__file__).with_name("ballast_program.py")
 ROLE = "ballast"
 
-# A card of nearly the wanted size is taken as it is: the same product has, by driver and board, some MiB more or less
-# than its name says (81559 MiB of "80 GB").
-SAME_SIZE = 0.02
-
 ANSWER_S = 60.0
 """Taking 100 GiB takes a second or two; a driver that loads for the first time after a start takes longer."""
 RELEASE_S = 10.0
@@ -39,11 +35,6 @@ STEADY_S = 2.0
 _POLL_S = 0.01
 _ROUNDS = 8
 _GRACE_S = 1.0
-
-
-def is_of_size(card_bytes: int, wanted_bytes: int) -> bool:
-    """The card has the wanted size already and needs no ballast."""
-    return abs(card_bytes - wanted_bytes) <= SAME_SIZE * wanted_bytes
 
 
 def small_card_name(name: str, card: Memory, total_bytes: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from colocate.device import nvidia
+from colocate.device import DeviceInfo, nvidia
 from colocate.errors import DeviceError
 
 Kind = Literal["auto", "nvidia", "virtual"]
@@ -20,11 +20,16 @@ LIBRARY_FOLDERS = ("/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/usr/lib
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The kind of card to use, the UUIDs of those that may be used (none for a virtual card), and why in a sentence."""
+    """The kind of card to use, those that may be used (none for a virtual card), and why in a sentence."""
 
     kind: Literal["nvidia", "virtual"]
-    uuids: tuple[str, ...]
+    devices: tuple[DeviceInfo, ...]
     sentence: str
+
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        """The UUIDs of the cards."""
+        return tuple(device.uuid for device in self.devices)
 
 
 def choose_device(kind: Kind, environment: Mapping[str, str] = os.environ) -> Choice:
@@ -84,4 +89,4 @@ def _nvidia_cards(environment: Mapping[str, str]) -> Choice:
     simulated = any(nvidia.is_simulated(device) for device in devices)
     verb = "pretending to measure (simulated NVML) on" if simulated else "measuring on"
     left_out = f"; left out: {'; '.join(map(str, failures))}" if failures else ""
-    return Choice("nvidia", tuple(device.uuid for device in devices), f"{verb} {named}{left_out}")
+    return Choice("nvidia", devices, f"{verb} {named}{left_out}")

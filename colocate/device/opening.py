@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from colocate.cards import KnownCard, card_called
+from colocate.cards import KnownCard, card_called, is_of_size, known_card, satisfies
 from colocate.device import Device, DeviceInfo
-from colocate.device.ballast import ROLE, SmallCard, is_of_size
+from colocate.device.ballast import ROLE, SmallCard
 from colocate.device.choice import Kind, choose_device
 from colocate.device.lock import locked
 from colocate.device.nvidia import NvidiaDevice
 from colocate.device.virtual import VirtualDevice
-from colocate.errors import DeviceError
+from colocate.errors import DeviceError, PlanError
 from colocate.probe.card import VirtualCard
+from colocate.units import format_size
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,54 @@ class Card:
     """A card that may be used but is not open: a GPU by its UUID, or a virtual card by its size in bytes.
 
     A GPU with a size is used as a card of that size. ``name`` is the virtual card's if it is one of the table
-    (`colocate.cards`).
+    (`colocate.cards`); ``product`` and ``memory_bytes`` are what a GPU is. ``given``: ``--card`` says what it is.
     """
 
     kind: Literal["nvidia", "virtual"]
     uuid: str | None = None
     total_bytes: int | None = None
     name: str | None = None
+    product: str | None = None
+    memory_bytes: int | None = None
+    given: bool = False
+
+    def __str__(self) -> str:
+        size = self.total_bytes or self.memory_bytes
+        named = self.product or self.name or self.uuid or "a virtual card"
+        return f"{named} of {format_size(size)}" if size else named
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.total_bytes is None or is_of_size(self.memory_bytes or 0, self.total_bytes)
+
+    def is_what(self, asked: str) -> bool:
+        """The card, as it is used here, is the one that a group asks for by size or name."""
+        size = (self.memory_bytes if self.kind == "nvidia" and self._is_whole else self.total_bytes) or 0
+        # A part of a larger card is one by its size only.
+        name = self.name if self.kind == "virtual" else self.product if self._is_whole else ""
+        return satisfies(name or "", size, asked)
+
+
+def gpu(info: DeviceInfo, total_bytes: int | None = None) -> Card:
+    """A GPU, or a card of this size that is made of it."""
+    product, size, given = info.name, info.total_bytes, total_bytes is not None
+    return Card("nvidia", info.uuid, total_bytes, product=product, memory_bytes=size, given=given)
+
+
+def as_asked(card: Card, asked: str | None) -> Card | None:
+    """The card for a group that asks for one: a virtual card is made so unless ``--card`` says what it is.
+
+    None where the card is another, or one of which too little is known to emulate it.
+    """
+    if asked is None:
+        return card
+    if card.kind == "nvidia" or card.given:
+        return card if card.is_what(asked) else None
+    try:
+        known = known_card(asked)
+    except PlanError:
+        return None
+    return replace(card, total_bytes=known.total_bytes, name=known.name)
 
 
 @dataclass(frozen=True)
@@ -47,17 +89,17 @@ def find_cards(kind: Kind, *, card_bytes: int, name: str | None = None, small: b
         kind: What the user asked for.
         card_bytes: The size of a virtual card.
         name: The name of a virtual card.
-        small: GPUs are to be used as cards of ``card_bytes`` too.
+        small: ``--card`` says so: GPUs are to be used as cards of ``card_bytes`` too.
 
     Raises:
         DeviceError: no card can be used. Names the cure.
     """
     choice = choose_device(kind)
     if choice.kind == "virtual":
-        return Cards((Card("virtual", total_bytes=card_bytes, name=name),), (), choice.sentence)
-    refusals = {uuid: _refusal(uuid) for uuid in choice.uuids}
+        return Cards((Card("virtual", total_bytes=card_bytes, name=name, given=small),), (), choice.sentence)
+    refusals = {device: _refusal(device.uuid) for device in choice.devices}
     size = card_bytes if small else None
-    free = tuple(Card("nvidia", uuid, size) for uuid, refusal in refusals.items() if refusal is None)
+    free = tuple(gpu(device, size) for device, refusal in refusals.items() if refusal is None)
     return Cards(free, tuple(filter(None, refusals.values())), choice.sentence)
 
 

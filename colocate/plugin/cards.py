@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from colocate.errors import ColocateError
-from colocate.plugin.configuration import is_worker, only_looks, session_of
+from colocate.plugin.configuration import Session, is_worker, only_looks, session_of
 from colocate.units import format_size
 
 if TYPE_CHECKING:
     from colocate.device.opening import Card, Cards
+    from colocate.plan import Group
+    from colocate.quarantine import Quarantine
+    from colocate.verdict import Reason
 
 
 def find(config: pytest.Config, card_bytes: int) -> "Cards":
@@ -21,7 +24,7 @@ def find(config: pytest.Config, card_bytes: int) -> "Cards":
     """
     from colocate.cards import card_of_size, known_card
     from colocate.device.choice import choose_device  # these load NVML's bindings
-    from colocate.device.opening import Card, find_cards
+    from colocate.device.opening import find_cards, gpu
 
     try:
         asked = config.option.card is not None
@@ -29,9 +32,9 @@ def find(config: pytest.Config, card_bytes: int) -> "Cards":
         size, kind = wanted.total_bytes, config.option.device
         cards = find_cards(kind, card_bytes=size, name=wanted.name, small=asked)
         if cards.busy and config.option.wait:
-            known = {card.uuid for card in cards.free}
-            uuids = [uuid for uuid in choose_device(kind).uuids if uuid not in known]
-            later = [Card("nvidia", uuid, size if asked else None) for uuid in uuids]
+            free = {card.uuid for card in cards.free}
+            busy = [device for device in choose_device(kind).devices if device.uuid not in free]
+            later = [gpu(device, size if asked else None) for device in busy]
             cards = dataclasses.replace(cards, free=(*cards.free, *later))
         _refuse_too_small(cards)
     except ColocateError as error:
@@ -44,7 +47,7 @@ def find(config: pytest.Config, card_bytes: int) -> "Cards":
 
 def _refuse_too_small(cards: "Cards") -> None:
     """A card that can never be the wanted one is known before anything starts."""
-    from colocate.device.ballast import is_of_size
+    from colocate.cards import is_of_size
     from colocate.device.nvidia import list_devices
     from colocate.device.opening import refuse_instance
 
@@ -71,6 +74,7 @@ def register(config: pytest.Config) -> None:
 
         sent: dict[str, Any] = config.workerinput["colocate_card"]  # type: ignore[attr-defined]
         session.cards = (Card(**sent),)
+        session.others = tuple(Card(**one) for one in config.workerinput["colocate_cards"])  # type: ignore[attr-defined]
         return
     if session.elsewhere is not None and session.elsewhere.gpu:  # each worker finds its own where it runs
         session.choice = session.elsewhere.sentence
@@ -81,6 +85,20 @@ def register(config: pytest.Config) -> None:
         session.choice = f"{found.sentence}, as a card of {format_size(found.free[0].total_bytes or 0)}"
     if session.elsewhere is not None:
         session.choice = session.elsewhere.sentence
+
+
+def why_none(session: Session, group: "Group", quarantine: "Quarantine") -> "Reason":
+    """Why no card of this process is what a group asks for."""
+    from colocate.device.opening import as_asked
+    from colocate.verdict import Reason
+
+    known = session.others or session.cards
+    for card in known:
+        why = quarantine.why(card.uuid)
+        if why is not None and as_asked(card, group.card) is not None:
+            return Reason("card_quarantined", f"{card.uuid}: {why}")
+    found = ", ".join(dict.fromkeys(map(str, known)))
+    return Reason("no_such_card", f"the group asks for a card {group.card!r}, found {found}")
 
 
 def sendable(card: "Card") -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Session:
     estimates: dict[str, float] = field(default_factory=dict)
     decisions: "dict[str, Decision]" = field(default_factory=dict)
     elsewhere: "Elsewhere | None" = None
+    others: "tuple[Card, ...]" = ()  # in a worker, the cards of all workers
 
     def recorded(self) -> "Iterator[tuple[Group, GroupDirectory, dict[str, Any]]]":
         """The groups that left a record, in the plan's order, each with its folder and what pytest was told of it."""
@@ -91,16 +92,18 @@ def run_directory_of(config: pytest.Config) -> RunDirectory:
     return directory
 
 
-def card_of(config: pytest.Config) -> "Card":
-    """The card of this process: a GPU by its UUID, or the size that the virtual card of every group has.
+def card_for(config: pytest.Config, group: "Group") -> "Card | None":
+    """The card of this process for a group: a GPU, or the virtual card that is made for it; None for want of one.
 
     Raises:
         pytest.UsageError: nothing is run (``--collect-only``), so there is none.
     """
+    from colocate.device.opening import as_asked
+
     found = session_of(config).cards
     if not found:
         raise pytest.UsageError("card: expected a session that runs groups, found one that only collects")
-    return found[0]
+    return next((card for one in found if (card := as_asked(one, group.card)) is not None), None)
 
 
 def done_of(config: pytest.Config, group: "Group") -> "tuple[Attempt, ...]":

@@ -1,17 +1,19 @@
 """``--remedy``: at the end of a session what is proposed for groups that do not fit is tried, until something holds."""
 
 import textwrap
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
-from colocate.device.opening import Card
+from colocate.device.opening import Card, as_asked
 from colocate.plan import Group
 from colocate.plugin.configuration import Session, leads, say, session_of, warn
 from colocate.quarantine import Quarantine
 from colocate.report.words import peak_text
 from colocate.run_directory import GroupDirectory, RunDirectory
+from colocate.series import Attempt
 from colocate.trial import Trials
 
 
@@ -54,7 +56,11 @@ class Remedying:
         say(self.config, f"trying remedies for {', '.join(group.id for group, _ in wanted)}")
         side = run.side_run(KIND)
         trials = Trials(side, plan.name, card, self.config.option.wait)
-        remedies = Remedies(run, plan.load_catalog(), self.session.cards, trials.attempt, plan.entry)
+
+        def attempt(group: Group) -> Attempt:
+            return replace(trials, card=self._card(run, group) or card).attempt(group)
+
+        remedies = Remedies(run, plan.load_catalog(), self.session.cards, attempt, plan.entry)
         try:
             for found in remedies.find(wanted):
                 for line in lines(found):
@@ -70,10 +76,12 @@ class Remedying:
         undecided = self.config.option.remedy == "undecided" and "undecided" in told["codes"]
         return undecided or is_of_memory(told["outcome"], told["codes"])
 
-    def _card(self, run: RunDirectory) -> Card | None:
-        """The first card of the session that is in order."""
+    def _card(self, run: RunDirectory, group: Group | None = None) -> Card | None:
+        """The first card of the session that is in order, and what the group asks for."""
         quarantine = Quarantine(run.quarantine)
-        return next((card for card in self.session.cards if quarantine.why(card.uuid) is None), None)
+        sound = (card for card in self.session.cards if quarantine.why(card.uuid) is None)
+        asked = None if group is None else group.card
+        return next((card for one in sound if (card := as_asked(one, asked)) is not None), None)
 
 
 def lines(found: Remedied) -> list[str]:

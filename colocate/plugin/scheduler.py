@@ -21,12 +21,14 @@ class OneGroupAtATime:
         usable: Callable[[Any], bool] = lambda node: True,
         may_run: Callable[[str, Any], bool] = lambda nodeid, node: True,
         run_again: Callable[[str, Any], bool] = lambda nodeid, node: False,
+        choices: Callable[[str], int] = lambda nodeid: 0,
     ) -> None:
         self.num_workers = num_workers
         self.minutes = minutes
         self.usable = usable
         self.may_run = may_run
         self.run_again = run_again
+        self.choices = choices
         self.collection: list[str] | None = None
         self._collections: dict[Any, list[str]] = {}
         self._running: dict[Any, list[int]] = {}
@@ -83,12 +85,14 @@ class OneGroupAtATime:
             if any(other != collections[0] for other in collections):
                 raise pytest.UsageError("workers: expected the same groups in all of them, found different ones")
             self.collection = collections[0]
-            self._waiting = sorted(range(len(self.collection)), key=self._longest_first)
+            self._waiting = sorted(range(len(self.collection)), key=self._order)
         self.feed()
 
-    def _longest_first(self, index: int) -> float:
+    def _order(self, index: int) -> tuple[int, float]:
+        """First what few cards will do for, lest those be taken by what any would do for; of these the longest."""
         assert self.collection is not None
-        return -self.minutes(self.collection[index])
+        nodeid = self.collection[index]
+        return self.choices(nodeid), -self.minutes(nodeid)
 
     def feed(self) -> None:
         """Give every idle worker its next group."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from colocate.device.opening import Card, as_asked
 from colocate.plugin import cards, elsewhere
 from colocate.plugin.configuration import Session, group_of, leads, session_of
 from colocate.plugin.scheduler import OneGroupAtATime
@@ -38,8 +39,10 @@ def num_workers(config: pytest.Config) -> int:
 class Workers:
     """Hooks of xdist in the controller."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, config: pytest.Config, session: Session) -> None:
+        self.config = config
         self.session = session
+        self._bound: list[Card] = []  # the cards that have a worker
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_setupnodes(self, specs: list[Any]) -> None:
@@ -47,41 +50,76 @@ class Workers:
         gpus = [card for card in self.session.cards if card.kind == "nvidia"]
         if gpus and len(specs) > len(gpus):
             raise pytest.UsageError(f"-n: expected at most {len(gpus)} workers, one per card, got {len(specs)}")
-        for spec, gpu in zip(specs, gpus, strict=False):
+        self._bound = self._most_wanted(gpus)[: len(specs)]
+        for spec, gpu in zip(specs, self._bound, strict=False):
             spec.env[VISIBLE] = gpu.uuid or ""
+
+    def _most_wanted(self, gpus: list[Card]) -> list[Card]:
+        """With fewer workers than cards, one for each card that a group asks for comes first."""
+        asked = dict.fromkeys(group.card for group in self.session.plan.groups if group.card)
+        first = [next((gpu for gpu in gpus if as_asked(gpu, one) is not None), None) for one in asked]
+        return list(dict.fromkeys([*(gpu for gpu in first if gpu is not None), *gpus]))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Called before a worker is told what to do: hand over what was decided here."""
         directory = self.session.run_directory
         assert directory is not None, "a session with workers runs groups"
-        bound = node.gateway.spec.env.get(VISIBLE)
-        card = next((card for card in self.session.cards if card.uuid == bound), self.session.cards[0])
         node.workerinput["colocate_run"] = str(directory.path)
-        node.workerinput["colocate_card"] = cards.sendable(card)
+        node.workerinput["colocate_card"] = cards.sendable(self._card_of(node))
+        node.workerinput["colocate_cards"] = [cards.sendable(card) for card in self._cards]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> OneGroupAtATime:
         """Called once the workers are being started."""
         from xdist.workermanage import parse_tx_spec_config
 
-        if self.session.elsewhere is not None:
-            queued = config.pluginmanager.get_plugin("dsession")
-            assert queued is not None, "registered before a scheduler is made"
-            return OneGroupAtATime(
-                1,
-                lambda nodeid: minutes(config, nodeid),
-                self._usable,
-                self.session.elsewhere.may_run,
-                queued.run_again,
-            )
-        return OneGroupAtATime(len(parse_tx_spec_config(config)), lambda nodeid: minutes(config, nodeid), self._usable)
+        queued = config.pluginmanager.get_plugin("dsession")
+        away = self.session.elsewhere is not None
+        assert queued is not None, "registered before a scheduler is made"
+        return OneGroupAtATime(
+            1 if away else len(parse_tx_spec_config(config)),
+            lambda nodeid: minutes(config, nodeid),
+            self._usable,
+            self._may_run,
+            queued.run_again if away else lambda nodeid, node: False,
+            self._choices,
+        )
+
+    @property
+    def _cards(self) -> list[Card]:
+        """The cards of all workers; of those elsewhere, as far as they have come."""
+        return self._bound or list(self.session.cards)
+
+    def _card_of(self, node: Any) -> Card:
+        bound = node.gateway.spec.env.get(VISIBLE)
+        return next((card for card in self.session.cards if card.uuid == bound), self.session.cards[0])
+
+    def _choices(self, nodeid: str) -> int:
+        """How many cards will do for a group."""
+        group = group_of(self.config, nodeid)
+        return 0 if group is None else sum(as_asked(card, group.card) is not None for card in self._cards)
+
+    def _may_run(self, nodeid: str, node: Any) -> bool:
+        """The worker's card is what the group asks for; or nobody's is or will be, and the group is refused there."""
+        elsewhere, group = self.session.elsewhere, group_of(self.config, nodeid)
+        if elsewhere is not None and not elsewhere.may_run(nodeid, node):
+            return False
+        if group is None or group.card is None or as_asked(self._card_of(node), group.card) is not None:
+            return True
+        waits = elsewhere is not None and any(berth.waits for berth in elsewhere.berths.values())
+        return not waits and not any(self._will_do(card, group.card) for card in self._cards)
+
+    def _will_do(self, card: Card, asked: str) -> bool:
+        return as_asked(card, asked) is not None and self._why_not(card.uuid) is None
+
+    def _why_not(self, uuid: str | None) -> str | None:
+        directory = self.session.run_directory
+        return None if directory is None else Quarantine(directory.quarantine).why(uuid)
 
     def _usable(self, node: Any) -> bool:
         """The card of a worker is not quarantined."""
-        directory = self.session.run_directory
-        bound = node.gateway.spec.env.get(VISIBLE)
-        return directory is None or Quarantine(directory.quarantine).why(bound) is None
+        return self._why_not(node.gateway.spec.env.get(VISIBLE)) is None
 
 
 def minutes(config: pytest.Config, nodeid: str) -> float:
@@ -93,4 +131,4 @@ def minutes(config: pytest.Config, nodeid: str) -> float:
 def register(config: pytest.Config) -> None:
     """Take part in this session."""
     if leads(config):
-        config.pluginmanager.register(Workers(session_of(config)), "colocate-workers")
+        config.pluginmanager.register(Workers(config, session_of(config)), "colocate-workers")

@@ -14,6 +14,7 @@ from typing import Any
 
 from colocate.advice import by_group
 from colocate.errors import ColocateError
+from colocate.plan import needed
 from colocate.report import journal
 from colocate.report.shapes import Run, fitted
 from colocate.report.slim import LARGE, slim
@@ -209,9 +210,13 @@ def read_run(path: Path) -> StoredRun:
     )
 
 
+_Key = tuple[str, str, str]
+"""Plan, and the two parts of a card."""
+
+
 def parts(runs: list[StoredRun]) -> list[Part]:
     """The rows of all runs by plan and card; those that never got a card go with the others of their run."""
-    found: dict[tuple[str, str, str], tuple[dict[str, StoredRun], list[Row]]] = {}
+    found: dict[_Key, tuple[dict[str, StoredRun], list[Row]]] = {}
     for run in sorted(runs, key=lambda run: run.started_at or ""):
         own = next((row.card for row in run.rows if any(row.card)), ("", ""))
         for row in run.rows:
@@ -222,22 +227,41 @@ def parts(runs: list[StoredRun]) -> list[Part]:
         if not run.rows:
             found.setdefault((run.plan_name, *own), ({}, []))[0][run.name] = run
     return [
-        Part(key[0], tuple(of.values()), tuple(_by_number(rows)), _tally(of, rows)) for key, (of, rows) in found.items()
+        Part(key[0], tuple(of.values()), tuple(_by_number(rows)), _tally(of, rows, _on_another(found, key)))
+        for key, (of, rows) in found.items()
     ]
+
+
+def _on_another(found: Mapping[_Key, tuple[dict[str, StoredRun], list[Row]]], key: _Key) -> set[str]:
+    """Groups of the same plan that ask for another card, and had it: they count there and nowhere else."""
+    runs, own = found[key]
+    others = (rows for other, (_, rows) in found.items() if other != key and other[0] == key[0])
+    there = {row.group for rows in others for row in rows} - {row.group for row in own}
+    return there & {name for run in runs.values() for name in _asking(run)}
+
+
+def _asking(run: StoredRun) -> list[str]:
+    """The groups that are for a card of their own, by the plan that the run kept."""
+    entries = mapping(run.plan.get("document")).get("experiments")
+    known = [mapping(entry) for entry in entries] if isinstance(entries, list) else []
+    return [str(entry.get("id")) for entry in known if entry.get("card")]
 
 
 def _by_number(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.record.get("number") or 0, row.group))  # stable: runs stay in their order
 
 
-def _tally(runs: Mapping[str, StoredRun], rows: list[Row]) -> Tally:
+def _tally(runs: Mapping[str, StoredRun], rows: list[Row], elsewhere: set[str]) -> Tally:
     plan = next((run.plan for run in runs.values() if run.plan.get("groups")), NO_FACTS)
     ids = [str(name) for name in plan.get("groups") or ()] or list(dict.fromkeys(row.group for row in rows))
     rate = plan.get("success_rate")
-    needed = number(plan.get("needed"))
+    wanted = number(plan.get("needed"))
+    if elsewhere:
+        ids = [name for name in ids if name not in elsewhere]
+        wanted = None if rate is None else needed(float(rate), len(ids))
     found = {group: "not done" for run in runs.values() for group in run.selected}
     found |= {row.group: str(row.record["outcome"]) for row in rows}
-    return Tally.of(ids, found, len(ids) if needed is None else needed, 1.0 if rate is None else float(rate))
+    return Tally.of(ids, found, len(ids) if wanted is None else wanted, 1.0 if rate is None else float(rate))
 
 
 def _told(run: RunDirectory, told: journal.Journal, name: str, row: Row | None) -> Row:
