@@ -17,7 +17,8 @@ from colocate.catalog import CatalogFile, Hyperparameter, Repository, load_catal
 from colocate.cli import COMMANDS, main
 from colocate.cli import _parser as colocate_parser
 from colocate.heartbeat import NAME as PROGRESS
-from colocate.plan import Entry, Limits, Member, PlanFile, load_plan
+from colocate.plan import load_plan
+from colocate.plan_file import Entry, Limits, Member, PlanFile
 from colocate.plugin import options
 from colocate.plugin.outcome import CRASHED, ERROR, INTERRUPTED, NOT_RUN
 from colocate.report import journal

@@ -1,6 +1,7 @@
 """Imports point downwards only: each part may know those below it. docs/design.md has the picture."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ LAYERS = (
     ("peaks",),
     ("possible", "early"),
     ("verdict", "catalog", "runner", "monitor", "cards"),
+    ("plan_file",),
     ("plan", "calibration", "holders", "device.virtual", "device.nvidia", "device.lock"),
     ("watch", "record", "occupancy", "demand", "device.choice", "device.ballast", "series"),
     ("observation", "verification", "device.opening", "doctor"),
@@ -82,6 +84,17 @@ def part(dotted: str) -> str | None:
         if name in RANK:
             return name
     return None
+
+
+def test_every_module_has_its_layer_and_its_place_in_the_picture() -> None:
+    """A module that stands in no layer may import whatever it likes, and nobody finds it in the house."""
+    house = (ROOT / "docs" / "design.md").read_text().partition("## The house")[2].partition("## Processes")[0]
+    found = {path.relative_to(ROOT / "colocate").with_suffix("").parts[0] for path in modules("colocate")} - {
+        "__init__"
+    }
+
+    assert found - {"probe"} == {name.partition(".")[0] for name in RANK}
+    assert not {name for name in found if not re.search(rf"\b{name}\b", house)}
 
 
 @pytest.mark.parametrize("path", modules("colocate"), ids=lambda path: str(path.relative_to(ROOT)))

@@ -10,7 +10,8 @@ import pytest
 
 from colocate.catalog import CatalogFile, load_catalog
 from colocate.errors import PlanError
-from colocate.plan import PlanFile, load_plan, schemas, write_schemas
+from colocate.plan import load_plan, schemas, write_schemas
+from colocate.plan_file import PlanFile
 from colocate.settings import MAX_BYTES, MAX_DEPTH, Mistakes, json_path, read_json, suggestion
 from colocate.units import MIB
 
