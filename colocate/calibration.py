@@ -89,6 +89,8 @@ def read_evidence(folder: Path) -> dict[str, Any]:
     Raises:
         ColocateError: there is none, it is of another version, or nothing in it was measured.
     """
+    if not (folder / "evidence.json").exists():
+        raise ColocateError(f"{folder}: expected a folder of scripts/gpu-evidence, found no evidence.json in it")
     document: dict[str, Any] = read_json(folder / "evidence.json")
     if document.get("schema") != 1 or not isinstance(document.get("units"), dict):
         raise ColocateError(f"{folder}: expected evidence of this version, found schema {document.get('schema')!r}")

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="colocate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="colocate", description="Everything around a run that needs no pytest.")
     parser.add_argument("--version", action="version", version=f"colocate {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:

@@ -45,9 +45,9 @@ def for_training(
     environment["CUDA_VISIBLE_DEVICES"] = uuid or ""
     environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     environment[COOKIE] = cookie
-    environment[EVENTS] = str(events)
-    environment[PROBE] = str(probe)
+    environment[EVENTS] = str(events.absolute())  # the training has a working folder of its own
+    environment[PROBE] = str(probe.absolute())
     if virtual_card is not None:
-        environment[VIRTUAL_CARD] = str(virtual_card)
+        environment[VIRTUAL_CARD] = str(virtual_card.absolute())
         environment[BATCHES_PER_PASS] = str(REHEARSED_BATCHES)
     return environment

@@ -380,7 +380,7 @@ def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Rea
 def _warnings(evidence: Evidence, apart: tuple[tuple[str, str], ...]) -> Iterator[Reason]:
     for member in evidence.members:
         retries = sum(allocator.num_alloc_retries for allocator in member.allocators)
-        if retries:
+        if retries and not any(allocator.num_ooms for allocator in member.allocators):
             text = f"{member.name} got through only by flushing its allocator's cache {retries} time(s)"
             yield Reason("tight", text)
         left = [name for life in member.lives for name in life.leftovers]

@@ -43,3 +43,11 @@ def test_probe_and_workloads_use_the_same_names() -> None:
         assert f'"{name}"' in probe
     assert f'"{environment.EVENTS}"' in workloads
     assert processes.COOKIE == environment.COOKIE
+
+
+def test_what_a_training_writes_to_does_not_depend_on_its_folder() -> None:
+    """Below a results folder named from here; ``colocate fit`` with a plan of another folder failed by that."""
+    env = made(events=Path("results/e"), probe=Path("results/p"), virtual_card=Path("results/card"))
+
+    for name in (environment.EVENTS, environment.PROBE, environment.VIRTUAL_CARD):
+        assert Path(env[name]) == Path.cwd() / "results" / Path(env[name]).name

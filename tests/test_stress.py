@@ -175,7 +175,7 @@ def test_the_answer_is_shown_wherever_the_verdict_is(tmp_path: Path) -> None:
     cliff = stored["holds_bytes"] // MIB
 
     assert done.code == 0, done.output
-    assert re.search(rf"group01 FEASIBLE \(predicted\) .*cliff {cliff} MiB", done.output)
+    assert re.search(rf"group01 FEASIBLE \(predicted\) .*\n +stress: held with {cliff} MiB less", done.output)
     assert "Distance to the cliff" in done.page
     assert f"{cliff} MiB" in done.page
     assert f",{cliff}.0," in (done.run / "summary.csv").read_text()

@@ -77,7 +77,7 @@ def test_time_is_not_predicted() -> None:
 
     assert found.unknown == NOT_PREDICTED
     assert not found.runs
-    assert str(found).startswith("not known whether it is worth it")
+    assert str(found).startswith("not known: time is not predicted")
     assert alone_of(predicted_evidence(1000, 1000), (), "") == NOT_PREDICTED
 
 

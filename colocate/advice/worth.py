@@ -121,7 +121,7 @@ class Answer:
 
     def __str__(self) -> str:
         if self.saved is None:
-            return f"not known whether it is worth it: {self.unknown}"
+            return f"not known: {self.unknown}"
         least, most = self.saved
         if least > 0:
             return f"sharing saves {_percent(least, most)} of the time"

@@ -15,7 +15,9 @@ def add(commands: Commands) -> None:
         "Propose a card's context, baseline and the error bars of predictions from evidence measured on it.",
         "colocate calibrate docs/evidence/h100-2026-12-01 --update",
     )
-    parser.add_argument("folder", type=Path, nargs="+", help="a folder that scripts/gpu-evidence has written")
+    parser.add_argument(
+        "folder", type=Path, nargs="+", metavar="FOLDER", help="a folder that scripts/gpu-evidence has written"
+    )
     parser.add_argument("--update", action="store_true", help="put context and baseline into the table of cards")
     parser.add_argument("--table", type=Path, help="another table than settings/cards.json")
     parser.set_defaults(run=run)

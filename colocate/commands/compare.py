@@ -16,8 +16,8 @@ def add(commands: command.Commands) -> None:
         "Say what changed between two runs: verdicts, peaks, times. Exit code 1 when a peak grew too much.",
         "colocate compare results/run_20261123_053000 results/run_20261124_053000 --fail-above 200MB",
     )
-    parser.add_argument("before", type=Path, help="the earlier run directory")
-    parser.add_argument("after", type=Path, help="the later run directory")
+    parser.add_argument("before", type=Path, metavar="BEFORE", help="the earlier run directory")
+    parser.add_argument("after", type=Path, metavar="AFTER", help="the later run directory")
     parser.add_argument(
         "--fail-above",
         type=size,

@@ -42,7 +42,7 @@ fits, 3 undecided, 2 wrong input
 def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
-        commands, "fit", "Find the largest batch, or other number, with which a group of the plan still fits.", EPILOG
+        commands, "fit", "Find the largest batch, or other number, with which a group still fits.", EPILOG
     )
     parser.add_argument("group", metavar="GROUP", help="id of a group of the plan")
     parser.add_argument("--vary", metavar="MEMBER.NAME", help="what varies (foreground.batch_size)")
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _group(plan: "Plan", name: str) -> "Group":
-    found = plan.by_id.get(name)
+    found = plan.by_id.get(name) or next((group for group in plan.groups if name == f"group{group.number}"), None)
     if found is None:
         raise PlanError(f"group: expected one of {', '.join(plan.ids)}, got {name!r}")
     return found

@@ -14,7 +14,9 @@ def add(commands: command.Commands) -> None:
         "Judge recorded groups again from what is on disk; needs no GPU.",
         "colocate verify results/run_20261124_053000",
     )
-    parser.add_argument("directory", type=Path, nargs="+", help="a run directory, or the folder of one group in it")
+    parser.add_argument(
+        "directory", type=Path, nargs="+", metavar="RUN", help="a run directory, or the folder of one group in it"
+    )
     parser.set_defaults(run=run)
 
 

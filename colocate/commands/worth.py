@@ -44,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
     from colocate.series import settled_groups
 
     directory = RunDirectory(options.directory)
+    if not directory.record.exists():
+        raise ColocateError(f"{options.directory}: expected a run directory, found no run.json in it")
     groups = settled_groups(directory)
     wanted = [name for name in groups if not options.group or name in options.group]
     if not wanted:

@@ -288,6 +288,8 @@ def make(config: pytest.Config) -> Elsewhere:
 def prepare(config: pytest.Config, session: Session) -> None:
     """Tell xdist, before it is configured, that there are workers; which they are is `colocate.plugin.queued`'s."""
     if not wanted(config):
+        if config.option.slurm:
+            raise pytest.UsageError(f"--slurm: expected --on=slurm beside it, got {config.option.slurm!r} alone")
         return
     session.elsewhere = elsewhere = make(config)
     option = config.option

@@ -29,6 +29,7 @@ REDRAW_S = 1.0
 # A plan of more groups than this is not listed before it starts.
 LISTED = 24
 
+_CLIFF = ("stress: ", "the distance to the cliff")  # how the notes about it begin
 _COLOURS = {Outcome.FEASIBLE.value: "green", Outcome.INFEASIBLE.value: "red"}
 
 
@@ -245,7 +246,8 @@ class Progress:
         lines = [(f"{count} {line_of(record)}", colour)]
         indent = " " * (len(count) + 1)
         reasons = textwrap.wrap("; ".join(record["reasons"]), max(40, self.terminal._tw.fullwidth - len(indent) - 1))
-        told = [f"worth it? {record['worth']}"] if record.get("worth") else []
+        told = [text for text in record["warnings"] if text.startswith(_CLIFF)]
+        told += [f"worth it? {record['worth']}"] if record.get("worth") else []
         return lines + [(indent + line, {}) for line in [*reasons, *told]]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -257,11 +259,20 @@ class Progress:
                 report.when = "verdict"  # "ERROR at setup of" would name the wrong place
         for ending in ("error", "failed"):  # workers finish in any order
             terminalreporter.stats.get(ending, []).sort(key=_place)
+            for report in terminalreporter.stats.get(ending, []):
+                self._shorten(report)
         yield
         if self.session.records:
             terminalreporter.write_sep("=", f"plan {self.session.plan.name}", bold=True)
             for line, markup in summary(self.config, self.session):
                 terminalreporter.write_line(line, **markup)
+
+    def _shorten(self, report: Any) -> None:
+        """Name the codes of reasons that stand below the group's line already; a traceback stays."""
+        record = getattr(report, "colocate", {})
+        told = record.get("group") in self.finished and self.config.option.verbose >= -1
+        if told and record["codes"] and isinstance(report.longrepr, str):
+            report.longrepr = f"{record['outcome']} ({record['basis']}): {', '.join(record['codes'])}"
 
 
 def _planned(group: Group, seconds: float | None) -> tuple[str, ...]:
@@ -300,8 +311,6 @@ def line_of(record: Record) -> str:
     if record["outcome"] not in set(Outcome):
         return f"{record['group']} {record['outcome']}"
     numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
-    if record.get("cliff_bytes") is not None:
-        numbers += f", cliff {format_mib(record['cliff_bytes'])}"
     over = over_budget_bytes(record)
     if over is not None:
         numbers += f", {format_mib(over)} over budget"

@@ -150,6 +150,8 @@ def read(path: Path) -> tuple[list[Session], list[str]]:
     faults: list[str] = []
     try:
         lines = content(path).split(b"\n")
+    except FileNotFoundError as error:
+        raise ColocateError(f"{path}: expected a journal file, there is none") from error
     except (OSError, ValueError) as error:
         raise ColocateError(f"{path}: expected a journal file, got {error}") from error
     for number, line in enumerate(lines, start=1):

@@ -12,10 +12,14 @@ _TOLD_BY = {
 
 
 def section(row: Row) -> Html | None:
-    """Both peaks, and which phases would have to meet; nothing where no two traces were told."""
+    """Both peaks, and which phases would have to meet.
+
+    Nothing where no two traces were told, and nothing of a prediction: its range rests on all maxima at once already,
+    and lies above what the rehearsal can show of them.
+    """
     found = mapping(row.verdict.get("possible"))
     size, seen = number(found.get("peak_bytes")), number(row.verdict.get("peak_high_bytes"))
-    if size is None or seen is None:
+    if size is None or seen is None or row.record["basis"] == "predicted":
         return None
     possible = Possible(size, str(found.get("foreground_phase")), str(found.get("background_phase")), "allocator")
     limit = number(row.verdict.get("limit_bytes"))
@@ -26,6 +30,4 @@ def section(row: Row) -> Html | None:
         el("b", "possible", class_="v-warn" if over else None),
         f" {format_mib(size)}, {possible}, by {_TOLD_BY.get(str(found.get('told_by')), 'what they told')}.",
     ]
-    if row.record["basis"] == "predicted":
-        texts.append(" The predicted peak is that of all maxima at once: time on the virtual card says nothing.")
     return el("p", texts, class_="possible")
