@@ -126,10 +126,11 @@ def free_card(options: argparse.Namespace, virtual: "KnownCard", asked: str | No
     found = find_cards(options.device, card_bytes=virtual.total_bytes, name=virtual.name, small=bool(options.card))
     if not found.free:
         raise PlanError(f"card: expected a free one, found none ({'; '.join(found.busy)})")
-    suited = next((card for one in found.free if (card := as_asked(one, asked)) is not None), None)
-    if suited is None:
+    # Not the first by next(): in this package that name is the subcommand's module once it has been imported.
+    suited = [card for one in found.free if (card := as_asked(one, asked)) is not None]
+    if not suited:
         raise PlanError(f"card: expected {asked!r} as the group asks, found {', '.join(map(str, found.free))}")
-    return suited, found.sentence
+    return suited[0], found.sentence
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
