@@ -451,6 +451,16 @@ def test_runs_on_other_cards_are_counted_apart(run, tmp_path):
     assert 'data-sort="card"' in whole
 
 
+def test_runs_with_other_drivers_are_counted_apart(run, tmp_path):
+    other = RunDirectory(tmp_path / "results/run_20261125_053000")
+    other.path.mkdir()
+    for one, driver in ((run, "550.54"), (other, "570.86")):
+        begin(one, ["group01"])
+        finish(one, 1, evidence(device=device_info(driver_version=driver)))
+    found = parts([read_run(run.path), read_run(other.path)])
+    assert [(part.tally.feasible, part.first("driver_version")) for part in found] == [(1, "550.54"), (1, "570.86")]
+
+
 def test_shards_of_one_plan_on_one_card_are_counted_together(run, tmp_path):
     other = RunDirectory(tmp_path / "results/run_20261125_053000")
     other.path.mkdir()

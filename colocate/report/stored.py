@@ -100,6 +100,11 @@ class Row:
         """Name of the card and basis: rows that differ in one of the two are never counted together."""
         return (str(self.record.get("device_name") or ""), str(self.record.get("basis") or ""))
 
+    @property
+    def driver(self) -> str:
+        """The card's driver; empty where the record has none, as that of a virtual card."""
+        return str(self.device.get("driver_version") or "")
+
 
 @dataclass(frozen=True)
 class StoredRun:
@@ -153,7 +158,7 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one plan on one kind of card, counted together."""
+    """The rows of one plan on one kind of card with one driver, counted together."""
 
     plan_name: str
     runs: tuple[StoredRun, ...]
@@ -210,22 +215,23 @@ def read_run(path: Path) -> StoredRun:
     )
 
 
-_Key = tuple[str, str, str]
-"""Plan, and the two parts of a card."""
+_Key = tuple[str, str, str, str]
+"""Plan, the two parts of a card, and its driver."""
 
 
 def parts(runs: list[StoredRun]) -> list[Part]:
-    """The rows of all runs by plan and card; those that never got a card go with the others of their run."""
+    """The rows of all runs by plan, card and driver; those that never got a card go with the others of their run."""
     found: dict[_Key, tuple[dict[str, StoredRun], list[Row]]] = {}
     for run in sorted(runs, key=lambda run: run.started_at or ""):
         own = next((row.card for row in run.rows if any(row.card)), ("", ""))
+        driver = next((row.driver for row in run.rows if row.driver), "")
         for row in run.rows:
             card = row.card if all(row.card) else (row.card[0] or own[0], row.card[1] or own[1])
-            its_runs, rows = found.setdefault((run.plan_name, *card), ({}, []))
+            its_runs, rows = found.setdefault((run.plan_name, *card, row.driver or driver), ({}, []))
             its_runs[run.name] = run
             rows.append(row)
         if not run.rows:
-            found.setdefault((run.plan_name, *own), ({}, []))[0][run.name] = run
+            found.setdefault((run.plan_name, *own, driver), ({}, []))[0][run.name] = run
     return [
         Part(key[0], tuple(of.values()), tuple(_by_number(rows)), _tally(of, rows, _on_another(found, key)))
         for key, (of, rows) in found.items()
