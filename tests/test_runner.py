@@ -503,16 +503,14 @@ def test_grandchildren_of_a_killed_supervisor_are_found_by_their_environment(beg
     assert not any(map(processes.is_alive, whole))
 
 
-def test_a_hung_supervisor_is_given_up(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("colocate.runner._ANSWER_S", 0.2)
-    monkeypatch.setattr("colocate.processes.KILL_WAIT_S", 0.2)
+def test_a_stopped_supervisor_is_woken_and_ends_its_training(begin: Begin) -> None:
     process = wait_ready(begin("ignore_term"))
     process._supervisor.send_signal(signal.SIGSTOP)
 
     found = process.stop(grace_s=0.0)
 
     assert (found.signal, found.stopped) == ("SIGKILL", True)
-    assert process.supervisor_lost is not None
+    assert process.supervisor_lost is None
 
 
 # Kept alive
