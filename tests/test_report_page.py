@@ -205,6 +205,15 @@ def test_a_measured_peak_of_which_nobody_is_known_stays_whole(run):
     assert 'class="unsplit"' in body(run)
 
 
+def test_a_tier_that_is_expected_to_fit_is_not_as_expected_without_a_group_that_does(run):
+    """0.95 of one group, rounded down, would be none."""
+    begin(run, ["group01"], tiers={"medium": 0.95})
+    finish(run, 1, evidence(foreground=foreground(out_of_memory=(out_of_memory(),))), tier="medium")
+    found = body(run)
+    assert "95 % (1 of 1)" in found
+    assert "below</b>" in found
+
+
 def test_what_was_expected_of_a_tier_stands_beside_what_came_out(run):
     begin(run, ["group01", "group02"], tiers={"low": 1.0, "high": 0.5})
     finish(run, 1)

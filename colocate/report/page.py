@@ -9,13 +9,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from fractions import Fraction
 from html import escape
-from math import floor
 from pathlib import Path
 
 from colocate import __version__
 from colocate.evidence import ROLES
+from colocate.plan import needed
 from colocate.report import cliff, details, early, large, remedies, small_card, table, unfit
 from colocate.report.advice import not_recommended_because, what_next
 from colocate.report.comparison import Comparison, section
@@ -202,9 +201,9 @@ def headline(part: Part) -> str:
         verb = "are predicted to share"
     elif tally.complete:
         verb = "share"
-    open_ = tally.total - tally.feasible - tally.count(Outcome.INFEASIBLE)
-    undecided = f", {open_} undecided" if open_ else ""
-    found = f"{tally.feasible} of {tally.total} groups {verb} {size}{undecided}"
+    counts = {"undecided": tally.count(Outcome.INCONCLUSIVE), "without a verdict": len(tally.without_verdict)}
+    others = "".join(f", {number} {how}" for how, number in counts.items() if number)
+    found = f"{tally.feasible} of {tally.total} groups {verb} {size}{others}"
     return f"{found}; {tally.needed} needed: the plan {tally.holding}"
 
 
@@ -302,14 +301,14 @@ def _tier(name: str, rate: float | None, rows: Sequence[Row]) -> Html:
     feasible = sum(row.record["outcome"] == Outcome.FEASIBLE for row in rows)
     infeasible = sum(row.record["outcome"] == Outcome.INFEASIBLE for row in rows)
     open_ = len(rows) - feasible - infeasible
-    needed = None if rate is None else floor(Fraction(str(rate)) * len(rows))
-    if needed is None:
+    wanted = None if rate is None else needed(rate, len(rows))
+    if wanted is None:
         came, kind = "nothing was expected", ""
-    elif feasible >= needed:
+    elif feasible >= wanted:
         came, kind = "as expected", "v-ok"
     else:
-        came, kind = ("below", "v-bad") if feasible + open_ < needed else ("open", "v-warn")
-    expected = "" if rate is None else f"{rate * 100:g} % ({needed} of {len(rows)})"
+        came, kind = ("below", "v-bad") if feasible + open_ < wanted else ("open", "v-warn")
+    expected = "" if rate is None else f"{rate * 100:g} % ({wanted} of {len(rows)})"
     share = f"{feasible} ({feasible / len(rows):.0%})" if rows else "0"
     numbers = [el("td", cell, class_="num") for cell in (len(rows), expected, share, infeasible, open_)]
     return el("tr", el("th", name, scope="row"), numbers, el("td", el("b", came, class_=kind or None)))
