@@ -90,6 +90,34 @@ def new_directory(run: RunDirectory, group: Group, repeat: int = 1) -> GroupDire
     return free_directory(run, group, repeat).create()
 
 
+def observation_of(
+    group: Group,
+    device: Device,
+    monitor: Monitor,
+    directory: GroupDirectory,
+    *,
+    plan: str,
+    cpu_energy: CpuEnergyMeter,
+    asks: bool = True,
+    until_decided: bool = False,
+) -> Observation:
+    """A group on a card, recorded in a folder of a run; see `colocate.observation.Observation` for the arguments."""
+    run = directory.run
+    return Observation(
+        group,
+        device,
+        monitor,
+        directory,
+        run=run.name,
+        plan=plan,
+        virtual_card=directory.virtual_card if device.info.kind == "virtual" else None,
+        cpu_energy=cpu_energy,
+        quarantine=Quarantine(run.quarantine),
+        asks=asks,
+        until_decided=until_decided,
+    )
+
+
 @contextmanager
 def observing(
     group: Group,
@@ -102,19 +130,15 @@ def observing(
 ) -> Iterator[Observation]:
     """A group under watch, before anything has started; leaving early writes a record that says so."""
     meter = CpuEnergyMeter()
-    run = directory.run
     with (
         Monitor(device, cpu_energy=meter) as monitor,
-        Observation(
+        observation_of(
             group,
             device,
             monitor,
             directory,
-            run=run.name,
             plan=plan,
-            virtual_card=directory.virtual_card if device.info.kind == "virtual" else None,
             cpu_energy=meter,
-            quarantine=Quarantine(run.quarantine),
             asks=asks,
             until_decided=until_decided,
         ) as observation,
