@@ -271,6 +271,15 @@ def test_nothing_is_wider_than_the_screen(chromium, url, two_cards, width):
         assert chromium.run("return document.documentElement.scrollWidth") <= width
 
 
+def test_one_small_group_is_not_wider_than_a_phone(chromium, tmp_path):
+    """Its limit is at the right end of the picture."""
+    run = fill(RunDirectory(tmp_path / "results/run_1"), 1)
+    (tmp_path / "report.html").write_text(page.document(page.Report.of([read_run(run.path)], tmp_path)))
+    chromium.open((tmp_path / "report.html").as_uri(), width=420)
+    assert chromium.run("return document.documentElement.scrollWidth") <= 420
+    assert "limit 7500 MiB" in chromium.run("return document.body.innerText")
+
+
 def test_every_attempt_at_a_group_unfolds_with_its_own_picture(chromium, url):
     chromium.open(url)
     chromium.click("tbody.group:nth-of-type(4) .fold")

@@ -82,14 +82,10 @@ def _scale(top: int, limit_bytes: int | None) -> Html:
         if limit_bytes is None or abs(size - limit_bytes) > top * 0.06
     ]
     if limit_bytes is not None:
-        marks.append(
-            el(
-                "span",
-                f"limit {round(to_mib(limit_bytes))}",
-                class_="tick limit",
-                style=f"left:{_percent(limit_bytes, top)}",
-            )
-        )
+        # Centred on a mark near the right edge, the label would stand out of a phone's screen.
+        kind = "tick limit ends" if limit_bytes > 0.8 * top else "tick limit"
+        style = f"left:{_percent(limit_bytes, top)}"
+        marks.append(el("span", f"limit {format_mib(limit_bytes)}", class_=kind, style=style))
     return el(
         "div", el("span", "MiB", class_="unit"), el("div", marks, class_="ticks"), class_="scale", aria_hidden="true"
     )
