@@ -70,7 +70,7 @@ def parse(data: bytes) -> Any:
     """
     text = data.decode()
     try:
-        document = json.loads(text, parse_float=_finite, parse_int=_sensible, parse_constant=_finite)
+        document = json.loads(text, parse_float=finite, parse_int=_sensible, parse_constant=finite)
     except RecursionError as error:
         raise ValueError("expected a document of sensible depth, got far more") from error
     return _writable(document) if "\\ud" in text or "\\uD" in text else document
@@ -87,6 +87,18 @@ def number(value: Any) -> float | None:
     return float(value) if is_number else None
 
 
+def finite(text: str) -> float:
+    """The number that a text is.
+
+    Raises:
+        ValueError: it is none, or NaN or an infinity.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {text[:40]}")
+    return value
+
+
 def line(value: Any, most: int = 500) -> str | None:
     """The value as text on one line of at most so many characters; None stays None."""
     return None if value is None else printable(str(value)[:most])
@@ -99,13 +111,6 @@ def printable(text: str) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"expected a finite number, got {text[:40]}")
-    return value
 
 
 def _sensible(text: str) -> int:

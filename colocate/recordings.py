@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from colocate.device import Vitals
+from colocate.documents import finite
 from colocate.evidence import Sample, Trace
 from colocate.run_directory import write_text
 
@@ -77,9 +78,11 @@ def _samples(path: Path, lines: list[str]) -> tuple[Sample, ...]:
     if all(line.count(",") == 1 for line in lines):
         cells = ",".join(lines).split(",") if lines else []
         try:
-            return tuple(map(Sample, map(float, cells[::2]), map(int, cells[1::2])))
+            samples = tuple(map(Sample, map(float, cells[::2]), map(int, cells[1::2])))
         except ValueError:
-            pass
+            samples = ()
+        if samples and all(map(_is_plausible, samples)):
+            return samples
     return tuple(_sample(path, number, line) for number, line in enumerate(lines, start=2))
 
 
@@ -104,7 +107,7 @@ def read_energy(folder: Path) -> tuple[EnergyReading, ...]:
     try:
         with (folder / _ENERGY_FILE).open(newline="", encoding="utf-8") as file:
             return tuple(
-                EnergyReading(float(row["elapsed_s"]), _number(row["energy_j"]), _number(row["power_draw_w"]))
+                EnergyReading(finite(row["elapsed_s"]), _number(row["energy_j"]), _number(row["power_draw_w"]))
                 for row in csv.DictReader(file)
             )
     except (OSError, KeyError, TypeError, ValueError):
@@ -116,14 +119,18 @@ def _thousandth(value: int | None) -> float | None:
 
 
 def _number(text: str) -> float | None:
-    return float(text) if text else None
+    return finite(text) if text else None
+
+
+def _is_plausible(sample: Sample) -> bool:
+    return math.isfinite(sample.elapsed_s) and 0 <= sample.used_bytes < _MOST_BYTES
 
 
 def _sample(path: Path, number: int, line: str) -> Sample:
     elapsed_s, _, used_bytes = line.partition(",")
     try:
         sample = Sample(float(elapsed_s), int(used_bytes))
-        if not math.isfinite(sample.elapsed_s) or not 0 <= sample.used_bytes < _MOST_BYTES:
+        if not _is_plausible(sample):
             raise ValueError("no reading of a card")
         return sample
     except ValueError as error:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from colocate.device import Vitals
 from colocate.evidence import Sample, Trace
-from colocate.recordings import StoredTrace, read_trace, write_trace, write_vitals
+from colocate.recordings import StoredTrace, read_energy, read_trace, write_trace, write_vitals
 
 SAMPLES = (Sample(0.0, 0), Sample(0.05, 1_073_741_824), Sample(0.1, 7_863_271_424))
 
@@ -50,6 +50,21 @@ def test_a_damaged_line_in_the_middle_is_an_error(path):
 
     with pytest.raises(ValueError, match=r"trace.csv: line 3: expected elapsed_s,used_bytes, got '0.05,'"):
         read_trace(path)
+
+
+@pytest.mark.parametrize("line", ["nan,2", "inf,2", "-inf,2", "0.05,-1", "0.05,9223372036854775808"])
+def test_what_is_no_reading_of_a_card_is_an_error(path, line):
+    path.write_text(f"elapsed_s,used_bytes\n0.0,1\n{line}\n0.1,2\n")
+
+    with pytest.raises(ValueError, match=f"line 3: expected elapsed_s,used_bytes, got '{line}'"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize("cell", ["nan", "inf"])
+def test_an_energy_that_is_no_number_is_no_energy(tmp_path, cell):
+    (tmp_path / "gpu_energy.csv").write_text(f"elapsed_s,timestamp,energy_j,power_draw_w\n0.1,1,{cell},5\n")
+
+    assert read_energy(tmp_path) == ()
 
 
 def test_another_file_is_no_trace(path):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from colocate.documents import finite
 from colocate.evidence import ROLES, Interval
 from colocate.recordings import read_trace
 from colocate.report import small_card
@@ -99,6 +100,6 @@ def _column(path: Path, column: str) -> Iterator[tuple[float, float]]:
             for cells in csv.DictReader(file):
                 at, value = cells.get("timestamp"), cells.get(column)
                 if at and value:
-                    yield float(at), float(value)
+                    yield finite(at), finite(value)
     except (OSError, ValueError):
         return
