@@ -26,7 +26,8 @@ from colocate.variant import varied
 SETTINGS = Path(__file__).parents[1] / "settings"
 
 # 300 MiB of the background, 300 and 250 for each sample: below 1500 MiB up to 3 samples.
-QUICK = ("--steps", "30", "--step-s", "0.02", "--evaluate-steps", "1")
+# A process list is read once a second at most: a foreground shorter than that may be on none of them.
+QUICK = ("--steps", "80", "--step-s", "0.02", "--evaluate-steps", "1")
 SAMPLES = ("--hold", "300", "--per-sample", "250")
 LIMIT = "1500MB"
 FITS_UP_TO = 3

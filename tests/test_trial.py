@@ -16,7 +16,7 @@ from colocate.trial import Trials
 from colocate.units import MIB
 
 PAIR = group(
-    training("epoch", "--hold", "700", "--steps", "40"), training("load", "--hold", "1500", "--repeat"), peak="2500MB"
+    training("epoch", "--hold", "700", "--steps", "80"), training("load", "--hold", "1500", "--repeat"), peak="2500MB"
 )
 
 
