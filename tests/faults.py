@@ -571,7 +571,8 @@ FAULTS = (
         "told by whose process wrote it, INCONCLUSIVE",
         (
             f"{_ATTACK}[other_events-events_mixed_up]",
-            "test_hostile.py::test_a_background_cannot_end_the_foregrounds_epoch",
+            "test_hostile.py::test_a_background_cannot_end_the_foregrounds_epoch[before it began]",
+            "test_hostile.py::test_a_background_cannot_end_the_foregrounds_epoch[while it trains]",
         ),
     ),
     Fault(

@@ -41,7 +41,7 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def groups(folder: Path) -> Path:
-    steps = ("--steps=15", "--context=120", "--probe")
+    steps = ("--steps=40", "--context=120", "--probe")
     pairs = [(1500, 2500), (5000, 4000)]
     return plan(
         folder / "plan.json",

@@ -22,8 +22,9 @@ HOSTILE = str(STAND_IN.with_name("hostile.py"))
 pytestmark = pytest.mark.slow
 
 
-def hostile(what: str, *options: str) -> Training:
-    return training("hostile", argv=(sys.executable, HOSTILE, what, "--hold", "700", "--probe", *options))
+def hostile(what: str, *options: str, after_s: float = 0.3) -> Training:
+    argv = (sys.executable, HOSTILE, what, "--hold", "700", "--probe", *options)
+    return training("hostile", argv=argv, env={"HOSTILE_AFTER_S": str(after_s)})
 
 
 def run(observation: Observation) -> Verdict:
@@ -81,13 +82,18 @@ def test_nonsense_beside_sound_events_is_left_out_and_told(what: str, fake_nvml:
     assert ("bad_events" in {warning.code for warning in verdict.warnings}) is (what == "garbage")
 
 
-def test_a_background_cannot_end_the_foregrounds_epoch(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+@pytest.mark.parametrize("after_s", [0.0, 1.5], ids=["before it began", "while it trains"])
+def test_a_background_cannot_end_the_foregrounds_epoch(after_s: float, fake_nvml: FakeNvml, tmp_path: Path) -> None:
     """The foreground exits with 0 before its epoch is done; the background writes the missing line for it."""
-    short = training("epoch", "--hold", "700", "--steps", "40", "--probe", "--stub-after", "10")
-    verdict = judged(fake_nvml, tmp_path, short, hostile("other_events", "--repeat"))
-
-    assert verdict.outcome is not Outcome.FEASIBLE
+    short = hostile("leave", "--steps", "1000", after_s=2.0)
+    forger = hostile("other_events", "--repeat", after_s=after_s)
+    with observing(group(short, forger, stall_s=5.0), fake_nvml.uuid(), tmp_path) as observation:
+        verdict = run(observation)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "events_mixed_up" in verdict.codes
+    assert not {"foreground_failed", "foreground_not_started"} & set(verdict.codes)
+    assert observation.evidence().foreground.last_exit.ok, "or it would prove nothing"
+    assert with_cookie(f"{RUN}/group01") == []
 
 
 def test_a_run_whose_folder_is_gone_says_so_in_words(fake_nvml: FakeNvml, tmp_path: Path) -> None:

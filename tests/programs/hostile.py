@@ -58,6 +58,11 @@ def forged_end() -> None:
     os._exit(0)
 
 
+def leave() -> None:
+    """Success in the middle of the epoch."""
+    os._exit(0)
+
+
 def other_events() -> None:
     """The end of the other's epoch."""
     name = "background" if EVENTS.stem == "foreground" else "foreground"
