@@ -20,6 +20,9 @@ from colocate.verdict import Outcome, Reason, Verdict
 # load would only come again.
 RETRY_CAUSES = ("foreign_process", "sensor_gap", "supervisor_lost")
 
+# On the virtual card a foreground trains for a second: a background that was saving then is told by the next attempt.
+RETRY_CAUSES_OF_REHEARSALS = frozenset({"background_no_step", "too_little_overlap"})
+
 Slimming = Callable[[dict[str, Any]], dict[str, Any]]
 
 _WORST_LAST = (Outcome.FEASIBLE, Outcome.INCONCLUSIVE, Outcome.INFEASIBLE)
@@ -84,6 +87,8 @@ def retry_cause(verdict: Verdict, *, started: bool) -> str | None:
     """
     if verdict.outcome is not Outcome.INCONCLUSIVE or not started:
         return None
+    if verdict.basis == "predicted" and RETRY_CAUSES_OF_REHEARSALS.issuperset(verdict.codes):
+        return verdict.codes[0]
     return next((code for code in RETRY_CAUSES if code in verdict.codes), None)
 
 

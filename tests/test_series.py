@@ -3,9 +3,10 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from builders import evidence, foreground, out_of_memory, trace
+from builders import background, evidence, foreground, out_of_memory, predicted_evidence, simulated, steps, trace
 from groups import group, training
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,12 @@ INTERRUPTED = evidence(faults=(("foreign_process", "somebody was there"),))
 
 def peaked(mib: float) -> Evidence:
     return evidence(trace=trace(*[mib] * 25), baseline_bytes=0)
+
+
+def predicted_paused(**changes: Any) -> Evidence:
+    """On a virtual card: the background made its steps before the foreground trained."""
+    paused = background(allocators=(simulated(100, 100),), marks=steps(100, 3.0, 9.0))
+    return replace(predicted_evidence(1000, 100), background=paused, **changes)
 
 
 def write(run: RunDirectory, seen: Evidence, repeat: int = 1) -> Path:
@@ -87,6 +94,9 @@ def test_runs_together_are_never_better_than_the_worst(peaks: list[int]) -> None
         (evidence(faults=(("interrupted", "SIGINT"),)), True, None),
         (evidence(foreground=foreground(out_of_memory=(out_of_memory(),))), True, None),
         (evidence(), True, None),
+        (predicted_paused(), True, "too_little_overlap"),
+        (predicted_paused(baseline_bytes=None), True, None),
+        (evidence(background=background(marks=steps(100, 3.0, 9.0))), True, None),
     ],
 )
 def test_only_what_may_be_gone_next_time_is_repeated(seen: Evidence, started: bool, cause: str | None) -> None:
