@@ -73,6 +73,11 @@ FOUND = [
     ("experiment", record_with("background", "marks", 3, "kind", [])),
     ("experiment", record_with("trace", "gaps", [{"start_s": None, "end_s": None}])),
     ("experiment", record_with("limits", "peak_bytes", "7500")),
+    # An end that no calendar has.
+    (
+        "experiment",
+        record_with("duration_s", 1e308).replace(b'"started_at": null', b'"started_at": "2026-11-24T07:30:40Z"'),
+    ),
     ("experiment", nested(100_000)),
     ("verdict", nested(100_000)),
     ("run", json.dumps({"plan": {"name": "test", "success_rate": {}}, "arguments": 3}).encode()),

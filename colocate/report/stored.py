@@ -7,7 +7,7 @@ is judged again is `colocate.verification`'s business.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -355,7 +355,10 @@ def _end_of(row: Row) -> str | None:
     start, duration_s = instant(row.evidence.get("started_at")), row.evidence.get("duration_s")
     if start is None or not isinstance(duration_s, int | float):
         return None
-    return datetime.fromtimestamp(start.timestamp() + duration_s, tz=start.tzinfo).isoformat(timespec="seconds")
+    try:
+        return (start + timedelta(seconds=duration_s)).isoformat(timespec="seconds")
+    except (OverflowError, ValueError):  # a damaged record: no calendar has such a day
+        return None
 
 
 def _documents(directory: GroupDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
