@@ -262,6 +262,11 @@ class Member:
         """It writes events, so the end of an epoch is something it says and not something to be guessed."""
         return any(mark.kind in EVENT_KINDS for mark in self.marks)
 
+    @property
+    def epoch_cut(self) -> bool:
+        """It did fewer steps than a full epoch has."""
+        return any(epoch.cut for epoch in self.epochs) or any(one.passes_cut for one in self.allocators)
+
     def strides(self, longest_pause_s: float) -> tuple[tuple[Mark, Mark], ...]:
         """Neighbouring signs of progress of one process: between the two it demonstrably trained.
 

@@ -1,12 +1,13 @@
 """From evidence to verdict: a pure function of what was seen, with a reason code for everything it says.
 
-The rules are applied in three stages, and the first stage that finds something decides:
+Read on from `judge`. Three stages are asked in this order, and the first that finds something decides:
 
-1. what makes any verdict worthless (interrupted, foreign process, card lost, fault of the harness): INCONCLUSIVE;
-2. what proves that the group does not fit (out of memory, peak, failed foreground): INFEASIBLE, whatever else is weak;
-3. what leaves the proof of feasibility incomplete (no overlap, gaps, background that never loaded): INCONCLUSIVE.
+1. `_worthless`: nothing can be concluded (interrupted, foreign process, card lost, fault of the harness): INCONCLUSIVE;
+2. `_proven_infeasible`: it does not fit (out of memory, peak, failed foreground), whatever else is weak: INFEASIBLE;
+3. `_unproven`: the proof that it fits has a hole (no overlap, gaps, background that never loaded): INCONCLUSIVE.
 
-Nothing found is FEASIBLE. All reasons of the deciding stage are given, not only the first.
+Nothing found is FEASIBLE. All reasons of the deciding stage are given, not only the first. docs/design.md has the rules
+and which reason codes speak of each, docs/reference.md what each code means; tests compare both with this file.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from pydantic import TypeAdapter
 
 from colocate import early
 from colocate.device import Basis
-from colocate.evidence import STEP_KINDS, Evidence, Interval, Member, OutOfMemory, common_s, merged
+from colocate.evidence import Evidence, Member, OutOfMemory
+from colocate.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
 from colocate.peaks import PeakReading, measured_peak, readings
 from colocate.possible import Possible, possible_peak
 from colocate.prediction import PeakRange, predicted_peak
@@ -55,6 +57,13 @@ class Reason:
         return f"{self.text} [{self.code}]"
 
 
+def stability(peak_bytes: int) -> Stability:
+    """The class of a peak: stable below 3000 MiB, usable up to 4000 MiB, high-risk above."""
+    if peak_bytes < STABLE_BELOW_BYTES:
+        return "stable"
+    return "usable" if peak_bytes <= USABLE_UP_TO_BYTES else "high-risk"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The answer for one group with the numbers it rests on.
@@ -76,8 +85,8 @@ class Verdict:
     headroom_bytes: int | None
     stability: Stability | None
     overlap: float | None
-    phases_together: tuple[tuple[str, str], ...]
-    phases_apart: tuple[tuple[str, str], ...]
+    phases_together: PhasePairs
+    phases_apart: PhasePairs
     epoch_cut: bool
     peaks: tuple[PeakReading, ...] = ()
     possible: Possible | None = None
@@ -128,68 +137,41 @@ class Verdict:
 
 def judge(evidence: Evidence) -> Verdict:
     """Feasible, infeasible or inconclusive: what the evidence carries, and why."""
-    peak = peak_range(evidence)
-    reasons = _deciding_reasons(evidence, peak)
-    headroom = None if peak is None else evidence.limits.peak_bytes - peak.high_bytes
-    together, apart = _phases(evidence)
+    peak = _peak_range(evidence)
+    outcome, reasons = _decide(evidence, peak)
+    together, apart = phases_met(evidence)
     return Verdict(
-        outcome=_outcome(reasons),
+        outcome=outcome,
         basis=evidence.device.basis,
-        reasons=tuple(reason for _, reason in reasons),
+        reasons=reasons,
         warnings=tuple(_warnings(evidence, apart)),
         peak_bytes=None if peak is None else peak.expected_bytes,
         peak_low_bytes=None if peak is None else peak.low_bytes,
         peak_high_bytes=None if peak is None else peak.high_bytes,
         limit_bytes=evidence.limits.peak_bytes,
-        headroom_bytes=headroom,
+        headroom_bytes=None if peak is None else evidence.limits.peak_bytes - peak.high_bytes,
         stability=None if peak is None else stability(peak.expected_bytes),
         overlap=overlap(evidence),
         phases_together=together,
         phases_apart=apart,
-        epoch_cut=epoch_cut(evidence.foreground),
+        epoch_cut=evidence.foreground.epoch_cut,
         peaks=readings(evidence),
         possible=possible_peak(evidence),
     )
 
 
-def stability(peak_bytes: int) -> Stability:
-    """The class of a peak: stable below 3000 MiB, usable up to 4000 MiB, high-risk above."""
-    if peak_bytes < STABLE_BELOW_BYTES:
-        return "stable"
-    return "usable" if peak_bytes <= USABLE_UP_TO_BYTES else "high-risk"
-
-
-def peak_range(evidence: Evidence) -> PeakRange | None:
-    """The card's peak: bounds that meet in one number where the sources agree; None when nothing was read."""
-    return predicted_peak(evidence) if evidence.device.basis == "predicted" else measured_peak(evidence)
-
-
-def foreground_window(evidence: Evidence) -> Interval | None:
-    """From the foreground's first sign of training to the end of its last epoch, its exit, or its last sign."""
-    member = evidence.foreground
-    if not member.marks:
-        return _window_of_life(member)
-    ends = [epoch.elapsed_s for epoch in member.epochs] or [member.marks[-1].elapsed_s]
-    return (member.marks[0].elapsed_s, max(ends[-1], member.marks[0].elapsed_s))
-
-
-def overlap(evidence: Evidence) -> float | None:
-    """Share of the foreground's window in which the background trained too; None without a background or window."""
-    window = foreground_window(evidence)
-    if evidence.background is None or window is None or window[1] <= window[0]:
-        return None
-    beside = evidence.background.training_intervals(evidence.limits.stall_s)
-    return common_s([window], beside) / (window[1] - window[0])
-
-
-def steps_beside(evidence: Evidence) -> int:
-    """Steps of the background that lay, at least in part, inside the foreground's window."""
-    window = foreground_window(evidence)
-    if evidence.background is None or window is None:
-        return 0
-    strides = evidence.background.strides(evidence.limits.stall_s)
-    steps = [(before.elapsed_s, step.elapsed_s) for before, step in strides if step.kind in STEP_KINDS]
-    return sum(start <= window[1] and end >= window[0] for start, end in steps)
+def _decide(evidence: Evidence, peak: PeakRange | None) -> tuple[Outcome, tuple[Reason, ...]]:
+    """The first stage that finds something, with all that it finds."""
+    stages = (
+        (Outcome.INCONCLUSIVE, _worthless(evidence)),
+        (Outcome.INFEASIBLE, _proven_infeasible(evidence, peak)),
+        (Outcome.INCONCLUSIVE, _unproven(evidence, peak)),
+    )
+    for outcome, stage in stages:
+        reasons = tuple(stage)
+        if reasons:
+            return outcome, reasons
+    return Outcome.FEASIBLE, ()
 
 
 # Stage 1: nothing can be concluded, in either direction.
@@ -341,7 +323,7 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("foreground_off_card", f"{foreground.name} never held memory on the card")
     elif not foreground.uses_gpu and not foreground.marks:
         yield Reason("foreground_idle", f"{foreground.name} is declared to train on the CPU but showed no step")
-    elif evidence.device.basis == "measured" and epoch_cut(foreground):
+    elif evidence.device.basis == "measured" and foreground.epoch_cut:
         yield Reason("epoch_cut", f"{foreground.name} was told to cut its epoch: {_epoch_text(foreground)}")
 
 
@@ -377,18 +359,9 @@ def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Rea
 # What is worth saying although it does not decide.
 
 
-def _warnings(evidence: Evidence, apart: tuple[tuple[str, str], ...]) -> Iterator[Reason]:
+def _warnings(evidence: Evidence, apart: PhasePairs) -> Iterator[Reason]:
     for member in evidence.members:
-        retries = sum(allocator.num_alloc_retries for allocator in member.allocators)
-        if retries and not any(allocator.num_ooms for allocator in member.allocators):
-            text = f"{member.name} got through only by flushing its allocator's cache {retries} time(s)"
-            yield Reason("tight", text)
-        left = [name for life in member.lives for name in life.leftovers]
-        if left:
-            yield Reason("leftovers", f"{member.name} left processes that had to be ended: {'; '.join(left)}")
-        failed = [life.exit for life in member.lives if life.exit and not life.exit.ok and not life.exit.stopped]
-        if member.role == "background" and failed:
-            yield Reason("background_restarted", f"{member.name} failed {len(failed)} time(s), last with {failed[-1]}")
+        yield from _warnings_of(member)
     if apart:
         pairs = ", ".join(f"{ours} beside {theirs}" for ours, theirs in apart)
         yield Reason("phases_not_seen_together", f"not seen together (foreground beside background): {pairs}")
@@ -409,9 +382,22 @@ def _warnings(evidence: Evidence, apart: tuple[tuple[str, str], ...]) -> Iterato
         yield Reason(code, text)
 
 
+def _warnings_of(member: Member) -> Iterator[Reason]:
+    retries = sum(allocator.num_alloc_retries for allocator in member.allocators)
+    if retries and not any(allocator.num_ooms for allocator in member.allocators):
+        text = f"{member.name} got through only by flushing its allocator's cache {retries} time(s)"
+        yield Reason("tight", text)
+    left = [name for life in member.lives for name in life.leftovers]
+    if left:
+        yield Reason("leftovers", f"{member.name} left processes that had to be ended: {'; '.join(left)}")
+    failed = [life.exit for life in member.lives if life.exit and not life.exit.ok and not life.exit.stopped]
+    if member.role == "background" and failed:
+        yield Reason("background_restarted", f"{member.name} failed {len(failed)} time(s), last with {failed[-1]}")
+
+
 def _spike(evidence: Evidence) -> Iterator[Reason]:
     """The gap between the samples and the sources that miss nothing."""
-    sampled, peak = evidence.trace.peak, peak_range(evidence)
+    sampled, peak = evidence.trace.peak, _peak_range(evidence)
     if evidence.device.basis == "predicted" or sampled is None or peak is None:
         return
     gap_bytes = peak.expected_bytes - sampled.used_bytes
@@ -422,7 +408,7 @@ def _spike(evidence: Evidence) -> Iterator[Reason]:
 
 def _possible(evidence: Evidence) -> Iterator[Reason]:
     """What did not happen but may: on the virtual card the verdict itself rests on it."""
-    seen, possible, limit = peak_range(evidence), possible_peak(evidence), evidence.limits.peak_bytes
+    seen, possible, limit = _peak_range(evidence), possible_peak(evidence), evidence.limits.peak_bytes
     if evidence.device.basis == "predicted" or seen is None or possible is None:
         return
     if seen.high_bytes < limit <= possible.peak_bytes:
@@ -435,24 +421,12 @@ def _notes(evidence: Evidence) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
-# Small helpers.
+# What several stages ask.
 
 
-def _deciding_reasons(evidence: Evidence, peak: PeakRange | None) -> tuple[tuple[Outcome, Reason], ...]:
-    stages = (
-        (Outcome.INCONCLUSIVE, _worthless(evidence)),
-        (Outcome.INFEASIBLE, _proven_infeasible(evidence, peak)),
-        (Outcome.INCONCLUSIVE, _unproven(evidence, peak)),
-    )
-    for outcome, stage in stages:
-        found = tuple((outcome, reason) for reason in stage)
-        if found:
-            return found
-    return ()
-
-
-def _outcome(reasons: tuple[tuple[Outcome, Reason], ...]) -> Outcome:
-    return reasons[0][0] if reasons else Outcome.FEASIBLE
+def _peak_range(evidence: Evidence) -> PeakRange | None:
+    """The card's peak: bounds that meet in one number where the sources agree; None when nothing was read."""
+    return predicted_peak(evidence) if evidence.device.basis == "predicted" else measured_peak(evidence)
 
 
 def _out_of_memory_is_sound(evidence: Evidence, peak: PeakRange | None) -> bool:
@@ -496,38 +470,8 @@ def _went_on_without_us(member: Member) -> bool:
     return bool(member.lives and member.lives[-1].leftovers) and not any(epoch.steps for epoch in member.epochs)
 
 
-def _window_of_life(member: Member) -> Interval | None:
-    if not member.lives or not member.held_card:
-        return None
-    end = member.lives[-1].exit
-    return None if end is None else (member.lives[0].started_s, end.ended_s)
-
-
-def epoch_cut(member: Member) -> bool:
-    """The training did fewer steps than a full epoch has."""
-    return any(epoch.cut for epoch in member.epochs) or any(a.passes_cut for a in member.allocators)
-
-
 def _epoch_text(member: Member) -> str:
     return ", ".join(f"{epoch.steps} of {epoch.steps_full} steps" for epoch in member.epochs) or "some passes were cut"
-
-
-def _phases(evidence: Evidence) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    """Which phases of foreground and background were seen at the same time, and which pairs were not."""
-    if evidence.background is None:
-        return (), ()
-    ours, theirs = _phase_spans(evidence.foreground), _phase_spans(evidence.background)
-    pairs = {(a, b): common_s(ours[a], theirs[b]) > 0 for a in ours for b in theirs}
-    together = tuple(pair for pair, seen in pairs.items() if seen)
-    return together, tuple(pair for pair, seen in pairs.items() if not seen)
-
-
-def _phase_spans(member: Member) -> dict[str, tuple[Interval, ...]]:
-    spans: dict[str, list[Interval]] = {}
-    for mark, following in zip(member.marks, member.marks[1:], strict=False):
-        if mark.phase and mark.pid == following.pid:
-            spans.setdefault(mark.phase, []).append((mark.elapsed_s, following.elapsed_s))
-    return {phase: merged(intervals) for phase, intervals in spans.items()}
 
 
 _ADAPTER = TypeAdapter(Verdict)

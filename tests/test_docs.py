@@ -28,6 +28,9 @@ from colocate.run_directory import GroupDirectory, RunDirectory
 ROOT = Path(__file__).parents[1]
 DOCS = [*sorted((ROOT / "docs").rglob("*.md")), *(path for path in [ROOT / "README.md"] if path.exists())]
 REFERENCE = (ROOT / "docs/reference.md").read_text()
+DESIGN = (ROOT / "docs/design.md").read_text()
+VERDICT = ast.parse((ROOT / "colocate/verdict.py").read_text())
+STAGES = ("_worthless", "_proven_infeasible", "_unproven", "_warnings")
 SETTINGS = (ROOT / "settings/README.md").read_text()
 
 
@@ -128,6 +131,39 @@ def _words(node):
 
 def test_every_reason_code_stands_in_the_reference_and_no_other():
     assert first_cells(section("Reason codes")) == codes_of_the_code()
+
+
+def codes_of_stage(name):
+    """The codes that a function of the verdict gives, itself or through others."""
+    functions = {node.name: node for node in VERDICT.body if isinstance(node, ast.FunctionDef)}
+    found, waiting, seen = set(), [name], set()
+    while waiting:
+        function = waiting.pop()
+        seen.add(function)
+        for node in ast.walk(functions[function]):
+            found |= set(_codes(node))
+            if isinstance(node, ast.Name) and node.id in functions and node.id not in seen:
+                waiting.append(node.id)
+    return found
+
+
+def test_every_reason_code_of_the_verdict_stands_with_its_stage():
+    worthless, infeasible, unproven, beside = map(codes_of_stage, STAGES)
+    tables = [first_cells(part) for part in section("Reason codes").split("\n\n| code")[1:]]
+
+    assert worthless <= tables[0]
+    assert infeasible == tables[1]
+    assert unproven | {"spread"} == tables[2]
+    assert beside <= tables[3]
+
+
+def test_the_rules_name_every_code_that_speaks_of_them():
+    rows = [line.split("|") for line in DESIGN.splitlines() if re.match(r"\| [1-7]\. ", line)]
+    broken, unproven = ({code for row in rows for code in re.findall(r"`(\w+)`", row[place])} for place in (2, 3))
+
+    assert len(rows) == 7
+    assert broken == codes_of_stage("_proven_infeasible")
+    assert unproven == codes_of_stage("_unproven")
 
 
 def test_endings_without_a_verdict_stand_in_the_reference():

@@ -36,7 +36,7 @@ LAYERS = (
     ("evidence", "supervisor", "live"),
     ("prediction", "events", "recordings", "throttling", "settings", "usage"),
     ("peaks",),
-    ("possible", "early"),
+    ("possible", "early", "overlap"),
     ("verdict", "catalog", "runner", "monitor", "cards"),
     ("plan_file",),
     ("plan", "calibration", "holders", "device.virtual", "device.nvidia", "device.lock"),

@@ -18,6 +18,7 @@ from colocate.catalog import Training
 from colocate.device import Device, DeviceInfo
 from colocate.evidence import ROLES, Evidence, Role
 from colocate.observation import Observation
+from colocate.overlap import foreground_window
 from colocate.plan import Group
 from colocate.record import read_record
 from colocate.recordings import EnergyReading, read_energy
@@ -25,7 +26,6 @@ from colocate.run_directory import GroupDirectory, RunDirectory, write_json
 from colocate.series import Settled
 from colocate.trial import new_directory, observing
 from colocate.variant import alone
-from colocate.verdict import foreground_window
 from colocate.versions import packages
 
 SIDE_RUN = "alone"

@@ -16,6 +16,7 @@ from colocate.catalog import Catalog, Training
 from colocate.device import Basis
 from colocate.evidence import Evidence
 from colocate.foresight import keyed, program_of
+from colocate.overlap import foreground_window
 from colocate.peaks import measured_peak
 from colocate.plan import Group, Limits, Plan
 from colocate.record import read_record
@@ -26,7 +27,7 @@ from colocate.series import Attempt, settled_groups
 from colocate.settings import Mistakes
 from colocate.trial import Trials
 from colocate.variant import alone
-from colocate.verdict import Outcome, Verdict, foreground_window
+from colocate.verdict import Outcome, Verdict
 
 Tell = Callable[[str], None]
 

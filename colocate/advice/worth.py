@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from colocate.evidence import STEP_KINDS, Evidence, Interval, Mark, Member
+from colocate.overlap import foreground_window
 from colocate.recordings import EnergyReading
-from colocate.verdict import Outcome, epoch_cut, foreground_window, judge
+from colocate.verdict import Outcome, judge
 
 NOT_PREDICTED = "time is not predicted: the virtual card computes nothing; run the group on a GPU"
 
@@ -187,7 +188,7 @@ def why_not(evidence: Evidence) -> str | None:
         return "the group has no background"
     if judge(evidence).outcome is not Outcome.FEASIBLE:
         return "only trainings that were shown to fit are compared"
-    if epoch_cut(evidence.foreground) or not evidence.foreground.epochs:
+    if evidence.foreground.epoch_cut or not evidence.foreground.epochs:
         return f"{evidence.foreground.name} tells of no whole epoch"
     return None
 
@@ -238,7 +239,7 @@ def alone_of(evidence: Evidence, energy: Sequence[EnergyReading], record: str) -
     return Alone(
         name=member.name,
         duration_s=window[1] - window[0],
-        finished=bool(member.epochs) and end is not None and end.ok and not epoch_cut(member),
+        finished=bool(member.epochs) and end is not None and end.ok and not member.epoch_cut,
         paces=paces(member.marks, window),
         epoch_steps=tuple(epoch.steps for epoch in member.epochs),
         samples=_samples(member),
