@@ -278,12 +278,12 @@ class _Draft:
                 if group is not None:
                     yield group
 
-    @property
+    @cached_property
     def _card_bytes(self) -> int:
         """The card that the plan is for."""
         return _size_of(self._raw_limits, "card") or Limits().card_bytes
 
-    @property
+    @cached_property
     def _peak_text(self) -> str:
         return size_text(Limits().peak_bytes)
 

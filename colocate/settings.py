@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -238,6 +239,7 @@ class Settings(BaseModel):
     """Keys that other tools read and we do not; any value is accepted under them."""
 
     @classmethod
+    @cache
     def known_keys(cls) -> list[str]:
         """The keys that mean something, as they are written in the file."""
         return [field.alias or name for name, field in cls.model_fields.items()]

@@ -4,10 +4,12 @@ A worker of xdist starts one test only when it knows the next. The sentinel is a
 controller may decide which group comes next when a card is free, not before.
 """
 
+from collections.abc import Iterator
+
 import pytest
 
 from colocate.plugin import selection
-from colocate.plugin.configuration import group_of, is_worker
+from colocate.plugin.configuration import group_of, is_worker, lasting
 
 SENTINEL = "__next__"
 
@@ -21,6 +23,12 @@ class Sentinel(pytest.Item):
 
 class Collection:
     """Hooks around collecting, in every process."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection(self) -> Iterator[None]:
+        """The cases stay until the end."""
+        with lasting():
+            return (yield)
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Let ``-k`` find a group by the models, repositories and tier in it."""

@@ -3,8 +3,10 @@
 Nothing here acts unless the arguments collect the feasibility cases: `pytest tests` needs no plan and no card.
 """
 
+import gc
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,6 +205,20 @@ def _case_folder(config: pytest.Config, session: Session) -> str:
     return session.case_folder
 
 
+@contextmanager
+def lasting() -> Iterator[None]:
+    """What is made inside lives as long as the session: Python's collector of cycles need never walk through it.
+
+    Of 10,000 groups that walk took 2 of 6 seconds.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def start(config: pytest.Config) -> Session:
     """Read the plan, apply it to ``-k``, and make marks of its tiers.
 
@@ -210,7 +226,8 @@ def start(config: pytest.Config) -> Session:
         pytest.UsageError: plan, catalog or ``-k`` cannot be used; one line per mistake, exit code 4.
     """
     try:
-        session = Session(_load(config), home(config))
+        with lasting():
+            session = Session(_load(config), home(config))
         _rewrite_keyword(config, session)
     except PlanError as error:
         raise pytest.UsageError(*error.mistakes) from error
