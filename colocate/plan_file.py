@@ -98,7 +98,9 @@ class Member(Settings):
     repo: str | None = None
     model: str | None = None
     mode: Annotated[str | None, *_mode_among("default")] = None
-    hyperparameters: dict[str, Annotated[Any, WithJsonSchema({"type": ["number", "string"]})]] = Field(default_factory=dict)
+    hyperparameters: dict[str, Annotated[Any, WithJsonSchema({"type": ["number", "string"]})]] = Field(
+        default_factory=dict
+    )
     mutate: Any = Field(default=None, description="the study's; ignored where mode is default")
     runs_per_config: int | None = Field(default=None, ge=1, le=1000)
     command: Words | None = Field(
@@ -108,7 +110,9 @@ class Member(Settings):
     cwd: str | None = Field(default=None, description="where the command starts, relative to the plan's folder")
     env: Environment = Field(default_factory=dict, description="added to the environment")
     uses_gpu: bool = True
-    repeat_args: list[str] = Field(default_factory=list, description="added to a background, so that it repeats its epochs")
+    repeat_args: list[str] = Field(
+        default_factory=list, description="added to a background, so that it repeats its epochs"
+    )
     rehearsal_args: list[str] = Field(default_factory=list, description="added on the virtual card")
     ready_timeout_s: float = Field(default=READY_TIMEOUT_S, gt=0)
     ready_pattern: Pattern | None = None
