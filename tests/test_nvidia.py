@@ -18,8 +18,8 @@ from colocate.device.nvidia import (
     library_present,
     list_devices,
     survey_devices,
-    visible_devices,
 )
+from colocate.device.visible import visible_devices
 from colocate.errors import DeviceError
 
 MEMORY = "nvmlDeviceGetMemoryInfo_v2"
@@ -449,7 +449,7 @@ def test_cards_are_selected_as_cuda_does(fake_machine, selector, seen):
     for uuid in ("GPU-aa-1", "GPU-bb-2", "GPU-aa-3"):
         fake_machine.add_card(uuid=uuid)
 
-    assert [device.index for device in visible_devices(selector)] == seen
+    assert [device.index for device in visible_devices(list_devices(), selector)] == seen
 
 
 def test_indices_of_different_cards_are_ambiguous_without_an_order(fake_machine):
@@ -458,18 +458,18 @@ def test_indices_of_different_cards_are_ambiguous_without_an_order(fake_machine)
     fake_machine.add_card(name="fast (simulated)")
 
     with pytest.raises(DeviceError, match="CUDA_DEVICE_ORDER=PCI_BUS_ID"):
-        visible_devices("0")
-    assert [device.index for device in visible_devices("0", order="PCI_BUS_ID")] == [0]
-    assert [device.index for device in visible_devices(fake_machine.uuid(1))] == [1]
+        visible_devices(list_devices(), "0")
+    assert [device.index for device in visible_devices(list_devices(), "0", order="PCI_BUS_ID")] == [0]
+    assert [device.index for device in visible_devices(list_devices(), fake_machine.uuid(1))] == [1]
 
 
 def test_a_selector_names_instances_by_uuid_and_by_nothing_else(divided):
     first, second = divided.uuid(1), divided.uuid(2)
 
-    assert [device.uuid for device in visible_devices(f"{second},{first[:12]}")] == [second, first]
-    assert visible_devices(divided.uuid(0)) == ()
+    assert [device.uuid for device in visible_devices(list_devices(), f"{second},{first[:12]}")] == [second, first]
+    assert visible_devices(list_devices(), divided.uuid(0)) == ()
     with pytest.raises(DeviceError, match="expected UUIDs on a machine with MIG instances, found '0'"):
-        visible_devices("0")
+        visible_devices(list_devices(), "0")
 
 
 def test_the_library_is_present_when_it_loads(fake_nvml):

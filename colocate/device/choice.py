@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from colocate.device import DeviceInfo, nvidia
+from colocate.device.visible import visible_devices
 from colocate.errors import DeviceError
 
 Kind = Literal["auto", "nvidia", "virtual"]
@@ -76,8 +77,8 @@ def refuse_hidden_library() -> None:
 
 def _nvidia_cards(environment: Mapping[str, str]) -> Choice:
     selector = environment.get(VISIBLE)
-    failures = nvidia.survey_devices().failures
-    devices = nvidia.visible_devices(selector, order=environment.get("CUDA_DEVICE_ORDER"))
+    survey = nvidia.survey_devices()
+    devices = visible_devices(survey.answering(), selector, order=environment.get("CUDA_DEVICE_ORDER"))
     if not devices and selector is not None:
         raise DeviceError(
             f"{VISIBLE}: expected at least one card of this machine, found {selector!r}; unset it, name a card "
@@ -88,5 +89,5 @@ def _nvidia_cards(environment: Mapping[str, str]) -> Choice:
     named = ", ".join(f"{device.name} ({device.uuid})" for device in devices)
     simulated = any(nvidia.is_simulated(device) for device in devices)
     verb = "pretending to measure (simulated NVML) on" if simulated else "measuring on"
-    left_out = f"; left out: {'; '.join(map(str, failures))}" if failures else ""
+    left_out = f"; left out: {'; '.join(map(str, survey.failures))}" if survey.failures else ""
     return Choice("nvidia", devices, f"{verb} {named}{left_out}")

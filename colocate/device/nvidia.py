@@ -9,7 +9,6 @@ temperature and the throttling of the card that it is a part of.
 
 import contextlib
 import ctypes
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +21,8 @@ from colocate.errors import DeviceError
 
 LIBRARY = "libnvidia-ml.so.1"
 
-INSTANCE = "MIG-"
+_INSTANCE = "MIG-"
 """How the UUID of a MIG instance begins."""
-_UUIDS = ("GPU-", INSTANCE)
 
 # NVML's way to say that this card or this driver has no such reading (nvml.h). For a driver too old to know the
 # function at all pynvml says FUNCTION_NOT_FOUND.
@@ -310,7 +308,7 @@ class NvidiaDevice:
 
     def _find_whole(self) -> Any:
         """The card that this is an instance of; None where this is a whole card."""
-        if not self._uuid.startswith(INSTANCE):
+        if not self._uuid.startswith(_INSTANCE):
             return None
         return self._ask("its card", pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, self._handle)
 
@@ -410,6 +408,16 @@ class Survey:
     devices: tuple[DeviceInfo, ...]
     failures: tuple[DeviceError, ...] = ()
 
+    def answering(self) -> tuple[DeviceInfo, ...]:
+        """The cards.
+
+        Raises:
+            DeviceError: none answers although there are some.
+        """
+        if self.failures and not self.devices:
+            raise self.failures[0]
+        return self.devices
+
 
 def survey_devices() -> Survey:
     """Every card that NVML knows, in place of one in MIG mode its instances.
@@ -435,69 +443,7 @@ def list_devices() -> tuple[DeviceInfo, ...]:
     Raises:
         DeviceError: NVML does not work, or no card answers although there are some.
     """
-    survey = survey_devices()
-    if survey.failures and not survey.devices:
-        raise survey.failures[0]
-    return survey.devices
-
-
-def visible_devices(selector: str | None, *, order: str | None = None) -> tuple[DeviceInfo, ...]:
-    """The cards that a program would see under a value of ``CUDA_VISIBLE_DEVICES``, in its order.
-
-    Args:
-        selector: The variable's value: indices, UUIDs or beginnings of UUIDs, also of MIG instances; None when it is
-            not set. Several instances are allowed here, although CUDA itself would show a program only the first.
-        order: The value of ``CUDA_DEVICE_ORDER``.
-
-    Raises:
-        DeviceError: NVML does not work, or indices are ambiguous because the machine has different cards and CUDA is
-            free to number them by speed.
-    """
-    devices = list_devices()
-    if selector is None:
-        return devices
-    if any(device.instance_of for device in devices) and re.match(r"\s*\+?\d", selector):
-        raise DeviceError(
-            f"CUDA_VISIBLE_DEVICES: expected UUIDs on a machine with MIG instances, found {selector!r}; name instances "
-            "(nvidia-smi -L)"
-        )
-    names = {device.name for device in devices}
-    if len(names) > 1 and order != "PCI_BUS_ID" and re.match(r"\s*\+?\d", selector):
-        raise DeviceError(
-            f"CUDA_VISIBLE_DEVICES: expected UUIDs on a machine with different cards, found {selector!r}; name UUIDs "
-            "(nvidia-smi -L), or set CUDA_DEVICE_ORDER=PCI_BUS_ID too"
-        )
-    return tuple(devices[position] for position in _positions(selector, devices))
-
-
-def _positions(selector: str, devices: tuple[DeviceInfo, ...]) -> list[int]:
-    """CUDA's own reading of the variable: the list ends at the first entry that is wrong, a repetition empties it."""
-    by_uuid = selector.startswith(_UUIDS)
-    found: list[int] = []
-    for entry in selector.split(","):
-        position = _by_uuid(entry.strip(), devices) if by_uuid else _by_index(entry, devices)
-        if position is None:
-            break
-        if position in found:
-            return []
-        found.append(position)
-    return found
-
-
-def _by_uuid(entry: str, devices: tuple[DeviceInfo, ...]) -> int | None:
-    if not entry.startswith(_UUIDS):
-        return None
-    matches = [position for position, device in enumerate(devices) if device.uuid.startswith(entry)]
-    return matches[0] if len(matches) == 1 else None
-
-
-def _by_index(entry: str, devices: tuple[DeviceInfo, ...]) -> int | None:
-    # CUDA reads like C's strtoul: "1gpu" is 1.
-    number = re.match(r"\s*\+?(\d+)", entry)
-    if number is None:
-        return None
-    matches = [position for position, device in enumerate(devices) if device.index == int(number[1])]
-    return matches[0] if matches else None
+    return survey_devices().answering()
 
 
 def _look_at(index: int) -> list[DeviceInfo | DeviceError]:
