@@ -1,9 +1,9 @@
-"""What rehearsals say about a card: whether a training or a group fits, and the largest batch that does.
+"""What rehearsals say about a card: whether a training or a group fits.
 
 Arithmetic over `colocate.rehearsal`; runs programs only through it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -106,40 +106,3 @@ class _Frozen(dict[str, str]):
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
-
-
-# --- other batch sizes ------------------------------------------------------------------------------------------------
-
-
-def largest(fits: Callable[[int], Answer], first: int, most: int) -> tuple[int | None, int | None]:
-    """The largest batch that fits, and the smallest that does not or may not; None for what was not found.
-
-    Doubles from ``first``, or halves where that does not fit, then bisects. Memory is taken to grow with the batch.
-
-    Args:
-        fits: the answer for a batch size.
-        first: where the search begins.
-        most: larger ones are not asked about.
-    """
-    good: int | None = None
-    bad: int | None = None
-    size = min(first, most)
-    while bad is None and size <= most:
-        if fits(size) is Answer.FITS:
-            good, size = size, size * 2 if size < most else most + 1
-            size = most if good < most < size else size
-        else:
-            bad = size
-    while good is None and bad is not None and bad > 1:
-        size = bad // 2
-        if fits(size) is Answer.FITS:
-            good = size
-        else:
-            bad = size
-    while good is not None and bad is not None and bad - good > max(1, good // 64):
-        size = (good + bad) // 2
-        if fits(size) is Answer.FITS:
-            good = size
-        else:
-            bad = size
-    return good, bad

@@ -1,13 +1,11 @@
-"""The interval of a predicted peak, the answers that follow from it, and the search for the largest batch."""
+"""The interval of a predicted peak and the answers that follow from it."""
 
 from dataclasses import replace
 
 import pytest
 from builders import foreground, simulated
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from colocate.foresight import Answer, Forecast, largest
+from colocate.foresight import Answer, Forecast
 from colocate.prediction import LESS, MORE, MORE_WITHOUT_BOUND, PeakRange, allocator_range, member_range
 from colocate.rehearsal import NOTHING, Parts, Rehearsal
 from colocate.units import MIB
@@ -94,27 +92,3 @@ def test_a_member_without_a_prediction_leaves_the_group_without_one() -> None:
 def test_parts_add_up() -> None:
     assert Parts(1, 2, 3, 4, 5, 6, 7) + Parts(1, 1, 1, 1, 1, 1, 1) == Parts(2, 3, 4, 5, 6, 7, 8)
     assert Parts(1, 2, 3, 4, 5, 6, 7).total == 28
-
-
-# --- other batch sizes -----------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(st.integers(0, 3000), st.integers(1, 600))
-def test_the_largest_batch_is_found_to_a_sixty_fourth(limit: int, first: int) -> None:
-    asked: list[int] = []
-
-    def fits(size: int) -> Answer:
-        asked.append(size)
-        return Answer.FITS if size <= limit else Answer.UNDECIDED
-
-    good, bad = largest(fits, first, 2048)
-
-    if limit == 0:
-        assert good is None
-    else:
-        assert good is not None
-        assert good <= limit
-        assert min(limit, 2048) - good <= max(1, good // 64)
-    assert len(asked) == len(set(asked)) <= 24, "no batch is tried twice"
-    assert bad is None or bad > limit

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import settings as of_test
 from hypothesis import strategies as st
 
-from colocate.advice.search import HOPELESS, Search
+from colocate.advice.search import HOPELESS, Search, largest_batch
 from colocate.foresight import Answer
 
 LAST = 60
@@ -39,12 +39,14 @@ places = st.integers(0, LAST)
 
 
 @of_test(deadline=None)
-@given(st.integers(-1, LAST), st.integers(0, LAST + 1), places, st.integers(1, LAST))
-def test_it_finds_what_asking_for_every_value_finds(fits_to: int, width: int, first: int, stride: int) -> None:
+@given(st.integers(-1, LAST), st.integers(0, LAST + 1), places, st.integers(1, LAST), st.integers(2, 5))
+def test_it_finds_what_asking_for_every_value_finds(
+    fits_to: int, width: int, first: int, stride: int, growth: int
+) -> None:
     refused_from = min(fits_to + 1 + width, LAST + 1)
     answer = steady(fits_to, refused_from)
 
-    search = searched(Search(first, LAST, stride), answer)
+    search = searched(Search(first, LAST, stride, growth), answer)
 
     every = [answer(place) for place in range(LAST + 1)]
     assert search.good == max((p for p in range(LAST + 1) if every[p] is Answer.FITS), default=None)
@@ -117,3 +119,24 @@ def test_the_distance_from_the_start_doubles(first: int, expected: list[int]) ->
         asked.append(place)
         search.tell(place, Answer.FITS)
     assert asked == expected
+
+
+@of_test(deadline=None)
+@given(st.integers(0, 3000), st.integers(1, 600))
+def test_the_largest_batch_is_found_to_a_sixty_fourth(limit: int, first: int) -> None:
+    asked: list[int] = []
+
+    def fits(size: int) -> Answer:
+        asked.append(size)
+        return Answer.FITS if size <= limit else Answer.UNDECIDED
+
+    found = largest_batch(fits, first, 2048)
+
+    if limit == 0:
+        assert found is None
+    else:
+        assert found is not None
+        assert found <= limit
+        assert min(limit, 2048) - found <= max(1, found // 64)
+    assert len(asked) == len(set(asked)) <= 24, "no batch is tried twice"
+    assert max(asked) <= 2048

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessions import Session, plan, run, stand_in
 
-from colocate.advice.stress import MOST_TRIALS, Answer, Search, Stress, read_answer, stress
+from colocate.advice.stress import MOST_TRIALS, Answer, Cliff, Stress, read_answer, stress
 from colocate.device.opening import Card, opened
 from colocate.plan import Group
 from colocate.run_directory import RunDirectory
@@ -28,11 +29,15 @@ STEP = 64 * MIB
 # --- the search
 
 
-def searched(cliff: int, most: int, first: int) -> Search:
-    """A search among steps of which those below the cliff hold."""
-    search = Search(lambda more: Answer.HOLDS if more < cliff * STEP else Answer.BREAKS, STEP, most * STEP)
-    search.run(first * STEP)
+def searched(ask: Callable[[int], Answer], most: int, first: int) -> Cliff:
+    search = Cliff(lambda more: ask(more // STEP), STEP, most * STEP, first * STEP)
+    search.find()
     return search
+
+
+def steady(cliff: int) -> Callable[[int], Answer]:
+    """Steps of which those below the cliff hold."""
+    return lambda place: Answer.HOLDS if place < cliff else Answer.BREAKS
 
 
 @given(st.data())
@@ -40,7 +45,7 @@ def searched(cliff: int, most: int, first: int) -> Search:
 def test_the_two_ends_meet_at_the_cliff_wherever_it_is(data: Any) -> None:
     most = data.draw(st.integers(1, 400))
     cliff = data.draw(st.integers(1, most))
-    search = searched(cliff, most, data.draw(st.integers(0, 500)))
+    search = searched(steady(cliff), most, data.draw(st.integers(0, 500)))
 
     assert search.unfinished is None
     assert search.holds_bytes == (cliff - 1) * STEP
@@ -50,31 +55,28 @@ def test_the_two_ends_meet_at_the_cliff_wherever_it_is(data: Any) -> None:
 @given(st.integers(1, 1000), st.integers(-1, 1))
 @settings(deadline=None)
 def test_a_guess_that_is_nearly_right_takes_few_trials(cliff: int, off: int) -> None:
-    search = searched(cliff, 2000, cliff + off)
+    search = searched(steady(cliff), 2000, cliff + off)
 
     assert search.asked <= 5
 
 
 def test_a_spoiled_trial_is_repeated_once() -> None:
     answers = iter([Answer.SPOILED, Answer.HOLDS, Answer.BREAKS])
-    search = Search(lambda more: next(answers), STEP, 100 * STEP)
-    search.run(10 * STEP)
+    search = searched(lambda more: next(answers), 100, 10)
 
     assert (search.holds_bytes, search.breaks_bytes) == (10 * STEP, 11 * STEP)
 
 
 def test_two_spoiled_trials_end_the_search_with_what_is_known() -> None:
     answers = iter([Answer.HOLDS, Answer.SPOILED, Answer.SPOILED])
-    search = Search(lambda more: next(answers), STEP, 100 * STEP)
-    search.run(10 * STEP)
+    search = searched(lambda more: next(answers), 100, 10)
 
     assert (search.holds_bytes, search.breaks_bytes) == (10 * STEP, None)
     assert search.unfinished == "two trials in a row were spoiled"
 
 
 def test_a_group_that_never_agrees_with_itself_ends() -> None:
-    search = Search(lambda more: Answer.HOLDS, STEP, 10**6 * STEP)
-    search.run(STEP)
+    search = searched(lambda more: Answer.HOLDS, 10**6, 1)
 
     assert search.asked <= MOST_TRIALS + 1
 

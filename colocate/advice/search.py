@@ -5,6 +5,7 @@ value; what contradicts that is kept and told. A value that nobody could decide 
 fitting: the search goes on below it and above it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from colocate.foresight import Answer
@@ -20,12 +21,14 @@ class Search:
     Args:
         first: The place to begin at.
         last: The greatest place; 0 is the least.
-        stride: How far the second trial is from the first; the distance doubles until an answer turns.
+        stride: How far the second trial is from the first.
+        growth: What the distance from the first is multiplied by until an answer turns.
     """
 
     first: int
     last: int
     stride: int = 1
+    growth: int = 2
     known: dict[int, Answer] = field(default_factory=dict)
 
     def tell(self, place: int, answer: Answer) -> None:
@@ -76,9 +79,9 @@ class Search:
             return self.first
         top, bottom = max(self.known), min(self.known)
         if self.bad is None and top < self.last:
-            return min(self.last, self.first + max(self.stride, 2 * (top - self.first)))
+            return min(self.last, self.first + max(self.stride, self.growth * (top - self.first)))
         if self.good is None and bottom > 0:
-            return max(bottom // 2, self.first - max(self.stride, 2 * (self.first - bottom)))
+            return max(bottom // 2, self.first - max(self.stride, self.growth * (self.first - bottom)))
         return self._between()
 
     def _between(self) -> int | None:
@@ -97,3 +100,20 @@ class Search:
 
 def _is_open(answer: Answer) -> bool:
     return answer in (Answer.UNDECIDED, Answer.UNKNOWN)
+
+
+def largest_batch(fits: Callable[[int], Answer], first: int, most: int) -> int | None:
+    """The largest batch that is known to fit, to one in sixty-four; None where not even a single sample is.
+
+    Args:
+        fits: The answer for a batch size; what is not decided counts as not fitting.
+        first: Where the search begins.
+        most: Larger ones are not asked about.
+    """
+    search = Search(min(first, most) - 1, most - 1, stride=first, growth=3)
+    while (place := search.next()) is not None:
+        good, bad = search.good, search.bad
+        if good is not None and bad is not None and bad - good <= max(1, (good + 1) // 64):
+            break
+        search.tell(place, Answer.FITS if fits(place + 1) is Answer.FITS else Answer.DOES_NOT_FIT)
+    return None if search.good is None else search.good + 1

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from colocate import foresight
+from colocate.advice.search import Search
 from colocate.device import Basis, Device
 from colocate.device.opening import smaller
 from colocate.errors import ColocateError
@@ -44,6 +46,9 @@ class Answer(StrEnum):
     BREAKS = "breaks"
     UNTRIED = "cannot be tried"
     SPOILED = "spoiled"
+
+
+_SAYS = {Answer.HOLDS: foresight.Answer.FITS, Answer.BREAKS: foresight.Answer.DOES_NOT_FIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,89 +137,79 @@ def stress(
     bench = _Bench(device, replace(group, runs=1), run, plan)
     peak_bytes = record.verdict.peak_bytes or 0
     most_bytes = bench.card_bytes - (record.evidence.get("baseline_bytes") or 0)
-    search = Search(bench.answer, resolution_bytes, most_bytes)
-    search.run(first_bytes=bench.card_bytes - peak_bytes)
+    cliff = Cliff(bench.answer, resolution_bytes, most_bytes, bench.card_bytes - peak_bytes)
+    cliff.find()
     broken = [trial for trial in bench.trials if trial.answer is Answer.BREAKS]
     found = Stress(
         group=group.id,
         basis=device.info.basis,
         device_name=device.info.name,
         card_bytes=bench.card_bytes,
-        holds_bytes=search.holds_bytes,
-        breaks_bytes=search.breaks_bytes,
+        holds_bytes=cliff.holds_bytes,
+        breaks_bytes=cliff.breaks_bytes,
         resolution_bytes=resolution_bytes,
         trials=tuple(bench.trials),
         broke_by=min(broken, key=lambda trial: trial.more_bytes).why if broken else None,
-        unfinished=search.unfinished,
+        unfinished=cliff.unfinished,
     )
     write_json(record.directory.stress, found.to_json())
     return found
 
 
-class Search:
-    """Bisection between what holds and what breaks, beginning where the arithmetic says.
+class Cliff:
+    """The search for the cliff, beginning where the arithmetic says.
 
     Args:
         ask: The answer for so many bytes more.
         resolution_bytes: All that is asked about are multiples of it.
         most_bytes: With this much more nothing is left; not asked about.
+        first_bytes: Asked about first.
     """
 
-    def __init__(self, ask: Callable[[int], Answer], resolution_bytes: int, most_bytes: int) -> None:
+    def __init__(self, ask: Callable[[int], Answer], resolution_bytes: int, most_bytes: int, first_bytes: int) -> None:
         self.unfinished: str | None = None
         self.asked = 0
-        self._ask_for = ask
+        self._ask = ask
         self._step = resolution_bytes
-        self._good = 0
-        self._bad: int | None = None
-        self._end = max(1, most_bytes // resolution_bytes)
+        last = most_bytes // resolution_bytes - 2  # place 0 is one step more than nothing
+        first = min(max(0, first_bytes // resolution_bytes - 1), last)
+        # The arithmetic is nearly right or far off, and a trial takes as long as the group.
+        self._search = Search(first, last, growth=4)
 
     @property
     def holds_bytes(self) -> int:
         """The most that held."""
-        return self._good * self._step
+        return self._bytes(-1 if self._search.good is None else self._search.good)
 
     @property
     def breaks_bytes(self) -> int | None:
         """The least that broke."""
-        return None if self._bad is None else self._bad * self._step
+        return None if self._search.bad is None else self._bytes(self._search.bad)
 
-    def run(self, first_bytes: int) -> None:
+    def find(self) -> None:
         """Ask until the two ends meet, or until nothing more can be learnt."""
-        place = min(max(1, first_bytes // self._step), self._end - 1)
-        stride = 1
-        while self.unfinished is None and place > self._good and (self._bad or self._end) - self._good > 1:
-            if not self._ask(place):
-                return
-            if self._bad is None:
-                place, stride = min(self._good + stride, self._end - 1), stride * 4
-            elif self._good == 0:
-                place, stride = max(self._bad - stride, (self._bad + 1) // 2), stride * 4
-            else:
-                place = (self._good + self._bad) // 2
+        while self._search.last >= 0 and self.unfinished is None and (place := self._search.next()) is not None:
+            self._take(place)
 
-    def _ask(self, place: int) -> bool:
-        """Take in one answer; whether the search can go on."""
-        answer = self._ask_for(place * self._step)
+    def _bytes(self, place: int) -> int:
+        return (place + 1) * self._step
+
+    def _take(self, place: int) -> None:
+        """Take in one answer, or why the search cannot go on."""
+        answer = self._ask(self._bytes(place))
         if answer is Answer.SPOILED and self.asked < MOST_TRIALS:
             self.asked += 1
-            answer = self._ask_for(place * self._step)
+            answer = self._ask(self._bytes(place))
         self.asked += 1
-        if answer is Answer.HOLDS:
-            self._good = place
-        elif answer is Answer.BREAKS:
-            self._bad = place
+        if answer in _SAYS:
+            self._search.tell(place, _SAYS[answer])
+            if self.asked >= MOST_TRIALS:
+                self.unfinished = f"ended after {self.asked} trials"
         elif answer is Answer.UNTRIED:
-            self.unfinished = (
-                f"{format_mib(place * self._step)} or less cannot be taken: the ballast's context is larger"
-            )
-            return False
+            size = format_mib(self._bytes(place))
+            self.unfinished = f"{size} or less cannot be taken: the ballast's context is larger"
         else:
             self.unfinished = "two trials in a row were spoiled"
-            return False
-        if self.asked >= MOST_TRIALS:
-            self.unfinished = f"ended after {self.asked} trials"
-        return True
 
 
 class _Bench:

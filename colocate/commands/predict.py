@@ -241,7 +241,8 @@ def _programs(question: Question, options: argparse.Namespace) -> int:
 
 
 def _curve(question: Question, options: argparse.Namespace) -> int:
-    from colocate.foresight import Answer, Forecast, largest, program_of
+    from colocate.advice.search import largest_batch
+    from colocate.foresight import Answer, Forecast, program_of
     from colocate.variant import with_flag
 
     training = None if question.command else question.training(_named(options))
@@ -265,7 +266,7 @@ def _curve(question: Question, options: argparse.Namespace) -> int:
         asked.update(zip(options.batch_size, at(options.batch_size), strict=True))
     best: int | None = None
     if options.largest_batch:
-        best, _ = largest(fits, first, MOST_SAMPLES)
+        best = largest_batch(fits, first, MOST_SAMPLES)
     curve = dict(sorted(asked.items()))
     if options.json:
         document = question.document([], curve.values())
