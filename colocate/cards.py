@@ -186,7 +186,27 @@ def satisfies(name: str, total_bytes: int, asked: str) -> bool:
     try:
         return is_of_size(total_bytes, parse_size(asked))
     except ValueError:
-        wanted = _plain(asked)
+        return _is_called(name, asked)
+
+
+def may_mean(word: str, asked: str) -> bool:
+    """A cluster's word for its cards, such as ``rtx_3080`` or ``nvidia_a100-sxm4-80gb``, may mean a card asked for.
+
+    A size is looked for in the word, then in the table. A word without a digit, such as ``rtx``, means too many cards.
+    """
+    if not any(map(str.isdigit, word)):
+        return False
+    try:
+        wanted_bytes = parse_size(asked)
+    except ValueError:
+        return _is_called(word, asked) or _is_called(asked, word)
+    sizes = [parse_size(size) for size in re.split(r"[^a-z0-9]+", word.lower()) if re.fullmatch(r"\d+gb", size)]
+    rows = [row.total for row in table().cards if _is_called(row.name, word)]
+    return any(is_of_size(size, wanted_bytes) for size in sizes or (rows if len(rows) == 1 else ()))
+
+
+def _is_called(name: str, asked: str) -> bool:
+    wanted = _plain(asked)
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word not in ("", "nvidia", "geforce")]
     if "mig" in words and "mig" not in wanted:
         return False

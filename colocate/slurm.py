@@ -22,11 +22,17 @@ _DOWN = re.compile(r"^(down|drain|fail|inval|maint|unk)|\*")
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a partition that takes jobs: its processors and its GPUs."""
+    """A machine of a partition that takes jobs: its processors, its GPUs by declared type, and its features."""
 
     name: str
     cpus: int
-    gpus: int
+    types: tuple[tuple[str, int], ...] = ()
+    features: tuple[str, ...] = ()
+
+    @property
+    def gpus(self) -> int:
+        """All its GPUs."""
+        return sum(count for _, count in self.types)
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,19 @@ def nodes(partition: str | None) -> tuple[Node, ...]:
         ColocateError: Slurm does not answer, or knows no such partition.
     """
     words = ["--partition", partition] if partition else []
-    answer = _ask(["sinfo", "--noheader", "--Node", *words, "--format=%N|%c|%G|%T|%P"])
-    rows = [line.split("|") for line in answer.splitlines() if line.count("|") == 4]
+    answer = _ask(["sinfo", "--noheader", "--Node", *words, "--format=%N|%c|%G|%T|%P|%b"])
+    rows = [line.split("|") for line in answer.splitlines() if line.count("|") == 5]
     if not partition:
         rows = [row for row in rows if row[4].endswith("*")]  # sinfo marks the default partition so
     elif not rows:
         raise ColocateError(f"--on=slurm:{partition}: expected a partition of this cluster, found none of that name")
-    found = {row[0]: Node(row[0], int(row[1]), num_gpus(row[2])) for row in rows if not _DOWN.search(row[3])}
+    found = {row[0]: _node(*row) for row in rows if not _DOWN.search(row[3])}
     return tuple(found.values())
+
+
+def _node(name: str, cpus: str, gres: str, state: str, partition: str, features: str) -> Node:
+    named = tuple(word for word in features.split(",") if word and word != "(null)")
+    return Node(name, int(cpus), gpus(gres), named)
 
 
 def nodes_within(job: str) -> tuple[Node, ...]:
@@ -87,14 +98,15 @@ def nodes_within(job: str) -> tuple[Node, ...]:
     per_node, cpus, count, listed = (answer.split("|") + [""] * 4)[:4]
     if not listed:
         raise ColocateError(f"slurm: expected job {job} in the queue, found {answer!r}")
-    gpus = num_gpus(re.sub(r"(^|,)gres[:/]", r"\1", per_node))
+    types = gpus(re.sub(r"(^|,)gres[:/]", r"\1", per_node))
     names = _ask(["scontrol", "show", "hostnames", listed]).split()
-    return tuple(Node(name, int(cpus) // max(1, int(count)), gpus) for name in names)
+    return tuple(Node(name, int(cpus) // max(1, int(count)), types) for name in names)
 
 
-def num_gpus(gres: str) -> int:
-    """GPUs in what Slurm tells of a machine, such as ``gpu:a100:4(S:0-1),shard:8``."""
-    return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)*?:(\d+)(?=[(,]|$)", gres))
+def gpus(gres: str) -> tuple[tuple[str, int], ...]:
+    """Types of GPUs, empty where none is declared, and numbers in such as ``gpu:a100:4(S:0-1),shard:8``."""
+    found = re.findall(r"(?:^|,)gpu((?::[^:,()]+)*?):(\d+)(?=[(,]|$)", gres)
+    return tuple((kind.strip(":"), int(count)) for kind, count in found)
 
 
 def step(

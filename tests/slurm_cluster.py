@@ -35,12 +35,18 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
+# n1 tells its kind of cards by a feature, n2 by a type, as clusters do.
+CARDS = {"n1": "NVIDIA GeForce RTX 2070 (simulated)", "n2": "NVIDIA GeForce RTX 3070 (simulated)"}
+FEATURES = {"n1": "ib,rtx_2070", "n2": "ib"}
+TYPES = {"n1": "", "n2": "rtx3070"}
+
+
 class Cluster:
     """The cluster while it runs; ``environment`` is what a program needs to use it."""
 
-    def __init__(self, folder: Path, library: Path, nodes: tuple[str, ...] = ("n1", "n2"), gpus: int = 2) -> None:
+    def __init__(self, folder: Path, library: Path, gpus: int = 2) -> None:
         self.folder = folder
-        self.nodes = nodes
+        self.nodes = nodes = tuple(CARDS)
         self.gpus = gpus
         self.cards: dict[str, FakeNvml] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -50,7 +56,7 @@ class Cluster:
                 (folder / node / f"gpu{number}").symlink_to("/dev/null")
             self.cards[node] = FakeNvml.create(folder / f"{node}.state", library)
             for number in range(gpus):
-                self.cards[node].add_card(uuid=f"GPU-{node}-{number:04}-0000-0000-000000000000")
+                self.cards[node].add_card(name=CARDS[node], uuid=f"GPU-{node}-{number:04}-0000-0000-000000000000")
         self._library = library
         self._configure()
 
@@ -64,7 +70,7 @@ class Cluster:
         }
 
     def _configure(self) -> None:
-        folder, host = self.folder, socket.gethostname().partition(".")[0]
+        gpus, folder, host = self.gpus, self.folder, socket.gethostname().partition(".")[0]
         control, *ports = _free_ports(1 + len(self.nodes))
         (folder / "state").mkdir()
         lines = [
@@ -103,13 +109,17 @@ class Cluster:
             "KillWait=5",
             "GresTypes=gpu",
             *(
-                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {SIZE} Gres=gpu:{self.gpus}"
+                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {SIZE} Feature={FEATURES[node]} "
+                f"Gres={':'.join(filter(None, ('gpu', TYPES[node], str(self.gpus))))}"
                 for node, port in zip(self.nodes, ports, strict=True)
             ),
             "PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
         ]
         (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
-        gres = [f"NodeName={node} Name=gpu File={folder}/{node}/gpu[0-{self.gpus - 1}]" for node in self.nodes]
+        gres = [
+            f"NodeName={node} Name=gpu {TYPES[node] and f'Type={TYPES[node]} '}File={folder}/{node}/gpu[0-{gpus - 1}]"
+            for node in self.nodes
+        ]
         (folder / "gres.conf").write_text("\n".join(gres) + "\n")
         prolog = folder / "prolog.sh"
         prolog.write_text(f'#!/bin/sh\necho "export FAKE_NVML_STATE={folder}/$SLURMD_NODENAME.state"\n')

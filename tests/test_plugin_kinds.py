@@ -7,8 +7,10 @@ from fake_nvml import MIB
 from sessions import plan, run, stand_in
 from stand_in_project import Project
 
-from colocate.cards import satisfies
+from colocate.cards import may_mean, satisfies
 from colocate.device.opening import Card, as_asked
+from colocate.plugin.kinds import requests
+from colocate.slurm import Node
 from colocate.units import GIB
 
 LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
@@ -37,6 +39,55 @@ SMALL, LARGE = "NVIDIA GeForce RTX 3080 (simulated)", "NVIDIA GeForce RTX 3090 (
 )
 def test_a_card_is_what_a_group_asks_for(asked, name, gib, fits):
     assert satisfies(name, int(gib * GIB), asked) is fits
+
+
+@pytest.mark.parametrize(
+    ("word", "asked", "may"),
+    [
+        ("a100", "A100", True),
+        ("a100", "NVIDIA A100-SXM4-80GB", True),
+        ("nvidia_a100-sxm4-80gb", "A100", True),
+        ("nvidia_a100-sxm4-80gb", "80GB", True),
+        ("nvidia_a100-sxm4-80gb", "40GB", False),
+        ("a100", "40GB", True),  # what the table knows under this name
+        ("1g.10gb", "10GB", True),
+        ("rtx_3080", "RTX 3080", True),
+        ("rtx_3080", "10 GB", True),
+        ("3080", "RTX 3080", True),
+        ("rtx3080", "RTX 3080 Ti", False),
+        ("rtx_3080_ti", "RTX 3080", False),
+        ("rtx", "RTX 3080", False),
+        ("ib", "RTX 3080", False),
+        ("v100", "32GB", False),
+    ],
+)
+def test_a_word_of_a_cluster_may_mean_the_card_that_a_group_asks_for(word, asked, may):
+    assert may_mean(word, asked) is may
+
+
+NODES = (
+    Node("n1", 8, (("a100", 2), ("v100", 1))),
+    Node("n2", 8, (("a100", 2),)),
+    Node("n3", 8, (("", 4),), ("ib", "rtx3090")),
+)
+A100, V100, RTX = (("--gres=gpu:a100:1",), ("--gres=gpu:v100:1",), ("--constraint=rtx3090",))
+
+
+@pytest.mark.parametrize(
+    ("asked", "most", "found"),
+    [
+        ([None] * 3, 9, [()] * 3),
+        ([None, "A100", None], 9, [A100, (), ()]),
+        (["V100", "V100", "A100"], 9, [V100, A100]),
+        (["24GB", None, None, None], 2, [RTX, ()]),
+        (["A100"] * 6, 9, [A100] * 4),
+        (["A100", "A100", "V100", "RTX 3090"], 1, [A100, V100, RTX]),
+        (["H100", None], 9, [(), ()]),
+    ],
+)
+def test_workers_are_asked_for_with_the_cards_that_groups_ask_for(asked, most, found):
+    """Of every kind one, also where there are more kinds than workers: the rest is asked for later."""
+    assert requests(NODES, asked, most) == found
 
 
 def test_a_larger_card_is_a_smaller_one_only_where_the_option_says_so():

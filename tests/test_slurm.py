@@ -31,6 +31,7 @@ def entry(*options):
 FITS = entry("--hold=2000", "--steps=20", "--probe")
 TOO_LARGE = entry("--hold=7000", "--steps=20")
 FAILS = entry("--hold=100", "--fail-at=2")
+QUICK = entry("--hold=300", "--steps=4", "--probe")
 LONG = entry("--hold=300", "--steps=50", "--step-s=0.1")
 
 
@@ -153,8 +154,23 @@ def test_a_group_whose_node_is_lost_is_run_again_on_another_one_once(idle, tmp_p
     assert f"run again after gw0 on {lost} was lost" in run.page
 
 
+def test_every_group_gets_a_worker_with_the_card_that_it_asks_for(idle, tmp_path):
+    """By a type, by a feature and by size, one after the other with one worker; for want of one it is refused."""
+    wishes = ("RTX 3070", "RTX 2070", "8 GB", "24GB")
+    run = Running(idle, tmp_path, [QUICK | {"card": wish} for wish in wishes], "-n1").finish()
+    assert run.code == 1, run.output
+    hosts = {group: evidence(run, group)["host"] for group in ("group01", "group02", "group03")}
+    assert hosts == {"group01": "n2", "group02": "n1", "group03": "n2"}
+    assert len(workers(run)) == 2
+    assert (run.junit["group04"], run.output.count("[no_such_card]")) == ("error", 1)
+    (line,) = [line for line in run.output.splitlines() if line.startswith("card of ")]
+    found = "gpu of no type (2), gpu:rtx3070 (2), features ib, rtx_2070 in the default partition"
+    assert line.startswith(f"card of group04: expected GPUs that Slurm tells to be '24GB', found {found}; it takes")
+
+
 def test_a_job_that_is_cancelled_by_hand_costs_its_group_an_attempt(idle, tmp_path):
-    running = Running(idle, tmp_path, [LONG, LONG], "-n2")
+    """Its card is on one machine only, so it is run again there although a worker is on another."""
+    running = Running(idle, tmp_path, [LONG | {"card": "RTX 2070"}, LONG | {"card": "RTX 3070"}], "-n2")
     running.wait_for(r"group01 +train [1-9]")
     job = running.wait_for(r"gw0: job (\d+) runs on (\w+)")
     idle.ask("scancel", job[1])
@@ -281,7 +297,7 @@ def on_path(cluster, folder):
     ],
 )
 def test_gpus_are_counted_in_what_slurm_tells(told, count):
-    assert slurm.num_gpus(told) == count
+    assert slurm.Node("n1", 8, slurm.gpus(told)).gpus == count
 
 
 def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch):
@@ -294,12 +310,13 @@ def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch):
 def test_a_cluster_of_one_machine_has_no_other_to_run_a_group_again_on(tmp_path, monkeypatch):
     """Then it is run on the same one; with another it must not be."""
     for names, avoided in ((("n1",), frozenset()), (("n1", "n2"), frozenset({"n1"}))):
-        monkeypatch.setattr(slurm, "nodes", lambda partition, names=names: tuple(slurm.Node(n, 8, 2) for n in names))
+        machines = tuple(slurm.Node(name, 8, (("", 2),)) for name in names)
+        monkeypatch.setattr(slurm, "nodes", lambda partition, machines=machines: machines)
         monkeypatch.setattr(slurm, "allocation", lambda: None)
         monkeypatch.setattr(slurm, "queued", lambda names: {})
         jobs = Elsewhere("slurm:gpu", "--account=lab", gpu=True)
         assert (jobs.most_workers, jobs.cpus) == (2 * len(names), 4)
-        berth, command = jobs.ask("gw1", tmp_path, frozenset({"n1"}))
+        berth, command = jobs.ask("gw1", tmp_path, (), frozenset({"n1"}))
         jobs.ending = True
         assert berth.avoid == avoided
         assert ("--exclude=n1" in command) == bool(avoided)

@@ -11,16 +11,21 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from colocate import attached, processes, slurm
 from colocate.errors import ColocateError
+from colocate.plugin import kinds
 from colocate.plugin.configuration import Session, leads, session_of
+from colocate.plugin.kinds import Request
+
+if TYPE_CHECKING:
+    from colocate.plan import Group
 
 # How often the queue is asked while something waits in it: often enough for a person, seldom enough for a cluster.
 POLL_S = 5.0
@@ -37,6 +42,7 @@ class Berth:
     name: str
     log: Path
     asked_t: float
+    request: Request = ()
     avoid: frozenset[str] = frozenset()
     host: str | None = None
     job: str | None = None
@@ -54,6 +60,12 @@ class Berth:
     def runs(self) -> bool:
         """A worker has come of it."""
         return self.host is not None and not self.ended
+
+    def has(self, asked: str | None) -> bool:
+        """Its card is what a group asks for; a virtual one is made so."""
+        from colocate.device.opening import Card, as_asked
+
+        return self.card is None or as_asked(Card(**self.card), asked) is not None
 
     @property
     def age_s(self) -> float:
@@ -75,16 +87,19 @@ class Elsewhere:
         where: ``slurm`` or ``slurm:PARTITION``, as it was written.
         more: Further options of srun, as they were written.
         gpu: Every worker gets a GPU; else it predicts on a virtual card.
+        by_kind: Groups that ask for a card get workers with such cards, where Slurm tells of them.
 
     Raises:
         ColocateError: there is no Slurm, no such partition, or no machine of it takes jobs.
     """
 
-    def __init__(self, where: str, more: str, *, gpu: bool) -> None:
+    def __init__(self, where: str, more: str, *, gpu: bool, by_kind: bool = True) -> None:
         self.partition = where.partition(":")[2] or None
         self.gpu = gpu
         self.more = slurm.options(more)
         self.within = slurm.allocation()
+        # A step cannot ask for a type that its allocation was not asked for.
+        self.by_kind = by_kind and gpu and self.within is None and not kinds.chosen(self.more)
         self.nodes = slurm.nodes(self.partition) if self.within is None else slurm.nodes_within(self.within)
         if not self.nodes:
             raise ColocateError(f"--on={where}: expected a machine that takes jobs, found none (see sinfo)")
@@ -92,6 +107,7 @@ class Elsewhere:
             raise ColocateError(f"--on={where}: expected machines with GPUs, found none in {self.place}")
         self.base = f"colocate-{uuid.uuid4().hex[:8]}"
         self.berths: dict[str, Berth] = {}
+        self.later: list[Request] = []
         self.again: dict[str, str] = {}
         self.ending = False
         self._jobs: dict[str, slurm.Job] = {}
@@ -129,16 +145,32 @@ class Elsewhere:
         )
         return f"Slurm, {self.place}: {what}"
 
+    # Kinds of cards.
+
+    def requests(self, asked: Iterable[str | None], most: int) -> list[Request]:
+        """What to ask Slurm for, one entry per worker, for groups that ask for these cards."""
+        wishes = list(asked)
+        if self.within is not None and any(wishes):
+            return [()] * most  # these GPUs are ours already, and one of them may be the right one
+        return kinds.requests(self.nodes if self.by_kind else (), wishes, most)
+
+    def unmet(self, groups: "Iterable[Group]") -> list[str]:
+        """A line for every card that groups ask for and that Slurm does not tell of."""
+        return list(kinds.unmet(self.nodes, self.place, groups)) if self.by_kind else []
+
     # Asking.
 
-    def ask(self, worker: str, folder: Path, avoid: frozenset[str] = frozenset()) -> tuple[Berth, str]:
+    def ask(
+        self, worker: str, folder: Path, request: Request = (), avoid: frozenset[str] = frozenset()
+    ) -> tuple[Berth, str]:
         """A berth for a worker, and the command that starts its Python there and blocks until there is room."""
         others = {node.name for node in self.nodes} - avoid
         avoid = avoid if others else frozenset()  # a cluster of one machine has no other place
         name = f"{self.base}-{worker}"
-        berth = Berth(worker, name, folder / f"{worker}.log", time.monotonic(), avoid)
+        berth = Berth(worker, name, folder / f"{worker}.log", time.monotonic(), request, avoid)
         self.berths[worker] = berth
-        words = slurm.step(name, partition=self.partition, gpu=self.gpu, cpus=self.cpus, avoid=avoid, more=self.more)
+        more = (*request, *self.more)
+        words = slurm.step(name, partition=self.partition, gpu=self.gpu, cpus=self.cpus, avoid=avoid, more=more)
         self._watch()
         launcher = [sys.executable, "-S", attached.__file__, str(berth.log), name]
         return berth, shlex.join([*launcher, *words, sys.executable])
@@ -175,13 +207,24 @@ class Elsewhere:
         """The berth of one of xdist's workers."""
         return self.berths.get(node.gateway.id)
 
-    def may_run(self, nodeid: str, node: Any) -> bool:
-        """A group that was lost with its machine goes to another one, as long as one is there or may come."""
+    @property
+    def more_come(self) -> bool:
+        """Something waits in the queue, or will be asked for."""
+        return bool(self.later) or any(berth.waits for berth in list(self.berths.values()))
+
+    def may_run(self, nodeid: str, node: Any, asked: str | None) -> bool:
+        """A group that was lost with its machine goes to another one, as long as one that will do is there or may come.
+
+        Args:
+            nodeid: The group's.
+            node: One of xdist's workers.
+            asked: The card that the group asks for.
+        """
         lost, berth = self.again.get(nodeid), self.berth_of(node)
         if lost is None or berth is None or berth.host != lost:
             return True
         return not any(
-            (other.runs and other.host != lost) or (other.waits and lost in other.avoid)
+            (other.runs and other.host != lost and other.has(asked)) or (other.waits and lost in other.avoid)
             for other in list(self.berths.values())
         )
 
@@ -278,7 +321,9 @@ def make(config: pytest.Config) -> Elsewhere:
     found = config.stash.get(_ELSEWHERE, None)
     if found is None:
         try:
-            found = Elsewhere(config.option.on, config.option.slurm, gpu=config.option.device != "virtual")
+            option = config.option
+            gpu, by_kind = option.device != "virtual", option.card is None
+            found = Elsewhere(option.on, option.slurm, gpu=gpu, by_kind=by_kind)
         except ColocateError as error:
             raise pytest.UsageError(str(error)) from error
         config.stash[_ELSEWHERE] = found
@@ -293,8 +338,10 @@ def prepare(config: pytest.Config, session: Session) -> None:
         return
     session.elsewhere = elsewhere = make(config)
     option = config.option
-    asked = len(option.tx) if option.tx else elsewhere.most_workers
-    option.tx = ["popen"] * max(1, min(asked, len(session.plan.groups)))
+    session.notes += elsewhere.unmet(session.plan.groups)
+    most = len(option.tx) if option.tx else elsewhere.most_workers
+    requests = elsewhere.requests((group.card for group in session.plan.groups), most)
+    option.tx = ["popen"] * max(1, min(most, len(requests)))
     option.dist = "load"
     if option.maxworkerrestart is None:
         option.maxworkerrestart = str(2 * len(option.tx))

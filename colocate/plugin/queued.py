@@ -18,8 +18,9 @@ from xdist.workermanage import NodeManager, WorkerController
 from colocate.cards import known_card
 from colocate.errors import ColocateError
 from colocate.plugin import cards
-from colocate.plugin.configuration import Session, run_directory_of, session_of
+from colocate.plugin.configuration import Session, group_of, run_directory_of, session_of
 from colocate.plugin.elsewhere import Berth, Elsewhere, look, selects
+from colocate.plugin.kinds import Request
 from colocate.plugin.workers import VISIBLE
 from colocate.run_directory import make_folder, read_json, write_json
 
@@ -60,13 +61,20 @@ class QueuedSession(DSession):  # type: ignore[misc]
         self.nodemanager = NodeManager(self.config)
         specs = list(self.nodemanager.specs)
         self.config.hook.pytest_xdist_setupnodes(config=self.config, specs=specs)
-        first = 1 if selects(self.config, self.config.args) or self._settings.decisions else len(specs)
-        self._held_back = specs[first:]
-        for spec in specs[:first]:
-            self._ask(spec)
+        requests = self._elsewhere.requests((group.card for group in self._settings.plan.groups), len(specs)) or [()]
+        fewer = selects(self.config, self.config.args) or bool(self._settings.decisions)
+        self._held_back = specs
+        self._ask_for(requests[:1] if fewer else requests)
 
-    def _ask(self, spec: Any, avoid: frozenset[str] = frozenset()) -> None:
-        berth, spec.python = self._elsewhere.ask(spec.id, self._folder, avoid)
+    def _ask_for(self, requests: list[Request]) -> None:
+        """Ask for these workers; for those for which there is no room beside the others, once one of these has left."""
+        specs, self._held_back = self._held_back[: len(requests)], self._held_back[len(requests) :]
+        self._elsewhere.later = requests[len(specs) :]
+        for spec, request in zip(specs, requests, strict=False):
+            self._ask(spec, request)
+
+    def _ask(self, spec: Any, request: Request, avoid: frozenset[str] = frozenset()) -> None:
+        berth, spec.python = self._elsewhere.ask(spec.id, self._folder, request, avoid)
         waiting = Waiting(berth, spec)
         self._active_nodes.add(waiting)
         berth.thread = threading.Thread(target=self._bring, args=(waiting,), name=f"colocate-{spec.id}", daemon=True)
@@ -149,10 +157,10 @@ class QueuedSession(DSession):  # type: ignore[misc]
         at_once = not avoid and berth.age_s < AT_ONCE_S
         pointless = at_once and not berth.avoid
         if not pointless and self._refusals <= int(self._max_worker_restart or 0):
-            waiting.spec.id = None
-            self.nodemanager.group.allocate_id(waiting.spec)
             # What is refused at once may be so for want of the machine that is to be avoided.
-            self._ask(waiting.spec, frozenset() if at_once else berth.avoid | avoid)
+            self._ask(self._renamed(waiting.spec), berth.request, frozenset() if at_once else berth.avoid | avoid)
+        else:
+            self._ask_in_place_of(waiting.spec)
         self._active_nodes.discard(waiting)
         if not self._active_nodes:
             self.shouldstop = f"no worker is left and none will come: {why}"
@@ -166,6 +174,19 @@ class QueuedSession(DSession):  # type: ignore[misc]
             return
         super().worker_workerfinished(node)
         self._ended(node)
+        self._ask_in_place_of(node.gateway.spec)
+
+    def _ask_in_place_of(self, spec: Any) -> None:
+        """Somebody has left: there is room for a worker of another kind."""
+        if self._elsewhere.later and not self.shuttingdown and not self.shouldstop:
+            self._ask(self._renamed(spec), self._elsewhere.later.pop(0))
+
+    def _renamed(self, spec: Any) -> Any:
+        """What a worker was asked for with, for another one."""
+        spec.id = None
+        self.nodemanager.group.allocate_id(spec)
+        spec.env.pop(VISIBLE, None)
+        return spec
 
     def worker_errordown(self, node: WorkerController, error: object | None) -> None:
         """A worker is gone without having ended its group."""
@@ -179,12 +200,10 @@ class QueuedSession(DSession):  # type: ignore[misc]
 
     def _clone_node(self, node: WorkerController) -> WorkerController:
         """Ask for another worker in place of one that is lost, on another machine."""
-        berth, spec = self._elsewhere.berth_of(node), node.gateway.spec
-        spec.id = None
-        self.nodemanager.group.allocate_id(spec)
-        spec.env.pop(VISIBLE, None)
-        lost = frozenset() if berth is None or berth.host is None else frozenset({berth.host})
-        self._ask(spec, lost)
+        berth = self._elsewhere.berth_of(node)
+        assert berth is not None, "it was asked for"
+        lost = frozenset() if berth.host is None else frozenset({berth.host})
+        self._ask(self._renamed(node.gateway.spec), berth.request, lost)
         return node
 
     def run_again(self, nodeid: str, node: WorkerController) -> bool:
@@ -215,18 +234,39 @@ class QueuedSession(DSession):  # type: ignore[misc]
 
     def worker_collectionfinish(self, node: WorkerController, ids: list[str]) -> None:
         """A worker knows the groups: ask for as many further workers as they need, and no more."""
+        if self._held_back and not self.shuttingdown:
+            self._ask_for_the_others(node, ids)
         super().worker_collectionfinish(node, ids)
-        kept = sum(decision.kept is not None for decision in self._settings.decisions.values())
-        needed = min(len(self._held_back), max(0, len(ids) - kept - 1))
-        specs, self._held_back = self._held_back[:needed], []
-        for spec in specs:
-            self._ask(spec)
+
+    def _ask_for_the_others(self, node: WorkerController, ids: list[str]) -> None:
+        kept = {name for name, decision in self._settings.decisions.items() if decision.kept is not None}
+        groups = [group for nodeid in ids if (group := group_of(self.config, nodeid)) is not None]
+        wishes = [group.card for group in groups if group.id not in kept]
+        requests = self._elsewhere.requests(wishes, 1 + len(self._held_back))
+        first = self._elsewhere.berth_of(node)
+        assert first is not None, "it was asked for"
+        served = next((one for one in (first.request, ()) if one in requests), None)
+        if served is not None:
+            requests.remove(served)
+        self._ask_for(requests)
+        self._held_back = []
 
     def loop_once(self) -> None:
-        """One event; then nothing needs to wait in the queue for which there is no group any more."""
+        """One event; then nothing needs to wait for which there is no group any more, nobody to stay who has none."""
         super().loop_once()
         if self.sched is not None and self.sched.all_given:
             self._give_up_waiting()
+        elif self.sched is not None and self._elsewhere.more_come:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """An idle worker keeps a GPU that is of no use for what is left, and perhaps a place that others wait for."""
+        assert self.sched is not None, "somebody is idle"
+        for node in self.sched.idle:
+            left = filter(None, (group_of(self.config, nodeid) for nodeid in self.sched.waiting))
+            berth = self._elsewhere.berth_of(node)
+            if berth is not None and not any(berth.has(group.card) for group in left):
+                node.shutdown()
 
     def triggershutdown(self) -> None:
         """Nothing more is to be run."""
@@ -235,6 +275,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
         super().triggershutdown()
 
     def _give_up_waiting(self) -> None:
+        self._elsewhere.later = []
         for waiting in [node for node in self._active_nodes if isinstance(node, Waiting)]:
             self._elsewhere.give_up(waiting.berth)
             self._active_nodes.discard(waiting)

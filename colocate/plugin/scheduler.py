@@ -61,6 +61,20 @@ class OneGroupAtATime:
         return self.collection is not None and not self._waiting
 
     @property
+    def idle(self) -> list[Any]:
+        """The workers that could take a group at once, once it is known which groups there are."""
+        ready = self.nodes if self.collection is not None else []
+        return [node for node in ready if not node.shutting_down and not self._is_busy(node)]
+
+    @property
+    def waiting(self) -> list[str]:
+        """The groups that no worker has been given."""
+        return [self.collection[index] for index in self._waiting] if self.collection is not None else []
+
+    def _is_busy(self, node: Any) -> bool:
+        return any(index != self._sentinel for index in self._running[node])
+
+    @property
     def _sentinel(self) -> int:
         return len(self.collection or ())
 
@@ -100,7 +114,7 @@ class OneGroupAtATime:
             self._feed(node)
 
     def _feed(self, node: Any) -> None:
-        if node.shutting_down or any(index != self._sentinel for index in self._running[node]):
+        if node.shutting_down or self._is_busy(node):
             return
         # A worker whose card is quarantined would refuse group after group while the others are still busy.
         others = [other for other in self.nodes if other is not node and not other.shutting_down]

@@ -67,7 +67,7 @@ class Workers:
         assert directory is not None, "a session with workers runs groups"
         node.workerinput["colocate_run"] = str(directory.path)
         node.workerinput["colocate_card"] = cards.sendable(self._card_of(node))
-        node.workerinput["colocate_cards"] = [cards.sendable(card) for card in self._cards]
+        node.workerinput["colocate_cards"] = [cards.sendable(card) for card in self._bound or self.session.cards]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> OneGroupAtATime:
@@ -88,7 +88,10 @@ class Workers:
 
     @property
     def _cards(self) -> list[Card]:
-        """The cards of all workers; of those elsewhere, as far as they have come."""
+        """The cards of all workers; of those elsewhere, as far as they have come and not gone again."""
+        elsewhere = self.session.elsewhere
+        if elsewhere is not None and elsewhere.gpu:
+            return [Card(**berth.card) for berth in elsewhere.berths.values() if berth.runs and berth.card]
         return self._bound or list(self.session.cards)
 
     def _card_of(self, node: Any) -> Card:
@@ -103,12 +106,13 @@ class Workers:
     def _may_run(self, nodeid: str, node: Any) -> bool:
         """The worker's card is what the group asks for; or nobody's is or will be, and the group is refused there."""
         elsewhere, group = self.session.elsewhere, group_of(self.config, nodeid)
-        if elsewhere is not None and not elsewhere.may_run(nodeid, node):
+        asked = None if group is None else group.card
+        if elsewhere is not None and not elsewhere.may_run(nodeid, node, asked):
             return False
-        if group is None or group.card is None or as_asked(self._card_of(node), group.card) is not None:
+        if asked is None or as_asked(self._card_of(node), asked) is not None:
             return True
-        waits = elsewhere is not None and any(berth.waits for berth in elsewhere.berths.values())
-        return not waits and not any(self._will_do(card, group.card) for card in self._cards)
+        more_come = elsewhere is not None and elsewhere.more_come
+        return not more_come and not any(self._will_do(card, asked) for card in self._cards)
 
     def _will_do(self, card: Card, asked: str) -> bool:
         return as_asked(card, asked) is not None and self._why_not(card.uuid) is None
