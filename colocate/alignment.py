@@ -45,12 +45,6 @@ class Steps:
         """The most it ever held."""
         return max((size for _, size in self.steps), default=0)
 
-    def at(self, time_s: float) -> int:
-        """What it held at an instant."""
-        if time_s >= self.end_s:
-            return 0
-        return next((size for start_s, size in reversed(self.steps) if start_s <= time_s), 0)
-
     def spans(self) -> Iterator[tuple[float, float, int]]:
         """Start, end and size of every step."""
         ends = [start_s for start_s, _ in self.steps[1:]] + [self.end_s]

@@ -18,6 +18,7 @@ LINE_BYTES = 64 * 1024
 """A longer line is searched piece by piece; pieces overlap, so that a match of up to `OVERLAP_BYTES` is not cut."""
 OVERLAP_BYTES = 4 * 1024
 TEXT_CHARS = 200
+LINE_CHARS = 400
 
 OUT_OF_MEMORY: Mapping[str, str] = {
     # torch.OutOfMemoryError (2.5 on), torch.cuda.OutOfMemoryError (1.13 to 2.4): the last line of a traceback.
@@ -192,15 +193,15 @@ def assemble(path: Path, tail_bytes: int = TAIL_BYTES) -> None:
         segment.unlink()
 
 
-def last_lines(path: Path, count: int = 20, max_chars: int = 400) -> tuple[str, ...]:
+def last_lines(path: Path, count: int = 20) -> tuple[str, ...]:
     """The last lines of a training's output, finished or not, as printable text; () when there is none.
 
     Of a progress bar only the last state is shown. Empty lines are left out, long ones cut.
     """
-    reach_bytes = count * max_chars * 4 + LINE_BYTES
+    reach_bytes = count * LINE_CHARS * 4 + LINE_BYTES
     data = b"".join(_end_of(part, reach_bytes) for part in [path, *_segments(path)][-2:])
     lines = (line.rstrip(b"\r").rpartition(b"\r")[2] for line in data.split(b"\n"))
-    texts = [_printable(line, max_chars) for line in lines]
+    texts = [_printable(line, LINE_CHARS) for line in lines]
     return tuple([text for text in texts if text][-count:])
 
 

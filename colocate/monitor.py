@@ -87,7 +87,6 @@ class Monitor:
         self._lost: str | None = None
         self._vitals: list[tuple[float, float, Vitals]] = []
         self._process_lists: list[tuple[float, tuple[DeviceProcess, ...]]] = []
-        self._slow_failures: dict[str, int] = {}
         self._clocks: list[int] = []
         self._ended_cpu_s = 0.0
         self._ended_s: float | None = None
@@ -140,11 +139,6 @@ class Monitor:
             most_bytes = max(self._used_bytes)
             return Sample(self._elapsed_s[self._used_bytes.index(most_bytes)], most_bytes)
 
-    def seconds_since_sample(self) -> float:
-        """How long ago the newest sample was taken; before the first, how long ago the sampling began."""
-        with self._lock:
-            return self._end_s() - self._last_s()
-
     def wait_for_sample(self, timeout_s: float) -> Sample | None:
         """Waits for a sample newer than those there are now; None when the time is over or the card is lost."""
         with self._changed:
@@ -178,11 +172,6 @@ class Monitor:
         """Who held memory, and when in seconds since the start. Empty where the driver never told."""
         with self._lock:
             return list(self._process_lists)
-
-    def slow_failures(self) -> dict[str, int]:
-        """Why readings of vitals and processes failed, and how often each."""
-        with self._lock:
-            return dict(self._slow_failures)
 
     def gpu_energy_j(self) -> float | None:
         """Energy that the card took between the first and the last reading, from its own counter, in joules.
@@ -313,13 +302,13 @@ class Monitor:
                 self._process_lists.append((self._now_s(), processes))
 
     def _slowly(self, read: Callable[[], T]) -> T | None:
+        """A reading that no verdict rests on; None where it failed."""
         try:
             return read()
         except CardLost as error:
             self._lose(str(error))
-        except DeviceError as error:
-            with self._lock:
-                self._slow_failures[str(error)] = self._slow_failures.get(str(error), 0) + 1
+        except DeviceError:
+            pass
         return None
 
     # --- both threads

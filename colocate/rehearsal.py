@@ -124,17 +124,15 @@ def rehearse(
     *,
     cache: "Cache | None",
     timeout_s: float,
-    at_once: int | None = None,
     tell: Watcher = lambda program, stage, elapsed_s: None,
 ) -> list[Rehearsal]:
-    """Rehearse programs, several at a time, and give their results in order.
+    """Rehearse programs, one per processor at a time, and give their results in order.
 
     Args:
         programs: what to run; equal ones are run once.
         card: the card whose figures they see.
         cache: where results of earlier calls are, and go; None runs everything.
         timeout_s: how long one program may take; what it has shown by then counts.
-        at_once: how many run side by side; by default one per processor.
         tell: called with a program, its stage and the time it has run, now and then.
 
     Raises:
@@ -151,7 +149,7 @@ def rehearse(
         running: dict[int, _Running] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < (at_once or os.cpu_count() or 1):
+                while waiting and len(running) < (os.cpu_count() or 1):
                     index = waiting.pop(0)
                     running[index] = _Running(programs[index], card, Path(folder, str(index)), timeout_s)
                 for index, one in list(running.items()):

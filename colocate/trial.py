@@ -60,9 +60,7 @@ class Trials:
             yield
 
 
-def attempt_on(
-    device: Device, group: Group, run: RunDirectory, *, plan: str, wait_s: float = 0.0, asks: bool = True
-) -> Attempt:
+def attempt_on(device: Device, group: Group, run: RunDirectory, *, plan: str, asks: bool = True) -> Attempt:
     """Run a group once on a card that is open already, and locked; a virtual one is made anew.
 
     ``asks``: after an out-of-memory on a virtual card, find out what the training wanted, which takes as long as it.
@@ -75,7 +73,7 @@ def attempt_on(
     directory = new_directory(run, group)
     card = fresh(device, directory.virtual_card)
     with observing(group, card, directory, plan=plan, asks=asks) as observation:
-        run_to_the_end(observation, wait_s)
+        run_to_the_end(observation)
     return read_attempt(directory)
 
 

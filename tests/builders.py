@@ -35,9 +35,10 @@ def trace(*used_mib: float, interval_s: float = 1.0) -> Trace:
     return Trace(samples, interval_s)
 
 
-def steps(pid: int, start_s: float, end_s: float, every_s: float = 1.0) -> tuple[Mark, ...]:
-    count = int((end_s - start_s) / every_s)
-    marks = [Mark(start_s + number * every_s, pid, "step", "train", number) for number in range(1, count + 1)]
+def steps(pid: int, start_s: float, end_s: float) -> tuple[Mark, ...]:
+    """Signs of progress of a training that makes a step a second."""
+    count = int(end_s - start_s)
+    marks = [Mark(start_s + number, pid, "step", "train", number) for number in range(1, count + 1)]
     return (Mark(start_s, pid, "ready"), Mark(start_s, pid, "phase", "train"), *marks)
 
 

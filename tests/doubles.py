@@ -86,7 +86,6 @@ class ReplayDevice(FakeDevice):
     Args:
         samples: The recorded trace.
         speed: How many recorded seconds pass in one.
-        clock: Seconds; another clock makes the replay independent of real time.
     """
 
     def __init__(
@@ -94,18 +93,17 @@ class ReplayDevice(FakeDevice):
         samples: Iterable[Sample],
         *,
         speed: float = 1.0,
-        clock: Callable[[], float] = time.monotonic,
         **more: object,
     ) -> None:
         super().__init__([self._replayed], **more)
         self._samples = sorted(samples)
-        self._speed, self._clock = speed, clock
+        self._speed = speed
         self._started_s: float | None = None
 
     def _replayed(self) -> int:
         if self._started_s is None:
-            self._started_s = self._clock()
-        elapsed_s = (self._clock() - self._started_s) * self._speed + self._samples[0].elapsed_s
+            self._started_s = time.monotonic()
+        elapsed_s = (time.monotonic() - self._started_s) * self._speed + self._samples[0].elapsed_s
         return [sample.used_bytes for sample in self._samples if sample.elapsed_s <= elapsed_s][-1]
 
 

@@ -17,6 +17,11 @@ def steps(sizes: list[int]) -> Steps:
     return Steps.of(enumerate(sizes), len(sizes))
 
 
+def held(steps: Steps, time_s: float) -> int:
+    """What it held at an instant."""
+    return next((size for start_s, end_s, size in steps.spans() if start_s <= time_s < end_s), 0)
+
+
 def looped(sizes: list[int], loops_from: int, rounds: int = 12) -> list[int]:
     return sizes + sizes[loops_from:] * rounds
 
@@ -73,8 +78,8 @@ def test_a_loop_is_met_in_every_round(front: list[int], beside: list[int], earli
 
 def occurs(found: Alignment, front: Steps, beside: Steps, earliest: float, latest: float) -> None:
     """The two instants that it names hold what it says, and their shift can occur."""
-    at_front = 0 if found.front_s is None else front.at(found.front_s)
-    at_beside = 0 if found.beside_s is None else beside.at(found.beside_s)
+    at_front = 0 if found.front_s is None else held(front, found.front_s)
+    at_beside = 0 if found.beside_s is None else held(beside, found.beside_s)
     assert at_front + at_beside == found.total_bytes
     if found.front_s is not None and found.beside_s is not None:
         assert earliest <= found.beside_s - found.front_s <= latest
@@ -99,7 +104,7 @@ def test_fewer_steps_are_nowhere_lower(sizes: list[int], most: int) -> None:
     coarse = exact.coarse(most)
 
     assert len(coarse.steps) <= most
-    assert all(coarse.at(time_s) >= size for time_s, size in enumerate(sizes))
+    assert all(held(coarse, time_s) >= size for time_s, size in enumerate(sizes))
     assert coarse.highest == exact.highest
 
 
@@ -111,4 +116,4 @@ def test_sums_are_those_of_every_instant(several: list[tuple[int, list[int]]]) -
     ]
     together = summed(traces)
 
-    assert all(together.at(time_s) == sum(trace.at(time_s) for trace in traces) for time_s in range(14))
+    assert all(held(together, time_s) == sum(held(trace, time_s) for trace in traces) for time_s in range(14))

@@ -206,11 +206,11 @@ def verdict(outcome: str, *codes: str) -> Any:
     return SimpleNamespace(verdict=found, directory=SimpleNamespace(path=Path(f"of-{outcome}")))
 
 
-def scripted(script: Script, basis: Any = "measured", confirmations: int = 1, given: int = 8) -> Any:
-    pair = group(training("own", "--batch", str(given)), None)
-    varies = Variable("foreground", "--batch", "int", given)
+def scripted(script: Script, basis: Any = "measured") -> Any:
+    pair = group(training("own", "--batch", "8"), None)
+    varies = Variable("foreground", "--batch", "int", 8)
     grid = Grid(1, 40, 1)
-    return LargestValue(pair, varies, grid, None, basis, script.foresee, script.attempt, confirmations).find()
+    return LargestValue(pair, varies, grid, None, basis, script.foresee, script.attempt, 1).find()
 
 
 def steady(value: int, turn: int = 20) -> Answer:

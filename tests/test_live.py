@@ -134,10 +134,9 @@ def test_cards_side_by_side_never_beat_the_longest_group(times, cards):
 class Terminal:
     """A real pseudo terminal, and what stands on it at the end."""
 
-    def __init__(self, columns=80):
+    def __init__(self):
         self.master, self.slave = pty.openpty()
-        self.columns = columns
-        self.environment = {"TERM": "xterm", "COLUMNS": str(columns)}
+        self.environment = {"TERM": "xterm", "COLUMNS": "80"}
 
     def received(self):
         data = b""
@@ -157,7 +156,7 @@ class Terminal:
                 row += 1
                 lines += [""] * (row + 1 - len(lines))
             elif part != "\r":
-                assert len(lines[row] + part) <= self.columns, "a line that wraps cannot be taken away"
+                assert len(lines[row] + part) <= 80, "a line that wraps cannot be taken away"
                 lines[row] += part
         return [line for line in lines if line]
 

@@ -29,6 +29,11 @@ def wait_for_samples(monitor, count):
     wait_until(lambda: len(monitor.trace().samples) >= count)
 
 
+def quiet_s(monitor):
+    trace = monitor.trace()
+    return trace.duration_s - (trace.samples[-1].elapsed_s if trace.samples else 0.0)
+
+
 # --- samples
 
 
@@ -55,7 +60,6 @@ def test_the_trace_can_be_asked_while_sampling_and_no_longer_changes_afterwards(
     assert late.samples[: len(early.samples)] == early.samples
     assert early.duration_s < late.duration_s
     assert monitor.trace() == late
-    assert monitor.seconds_since_sample() == late.duration_s - late.samples[-1].elapsed_s
 
 
 def test_no_thread_outlives_the_context():
@@ -227,7 +231,7 @@ def test_a_blocked_call_is_a_gap_that_can_be_seen_from_outside(monkeypatch):
     blocking = Blocking(500)
     with Quick(FakeDevice([100, blocking, 200])) as monitor:
         assert blocking.entered.wait(20)
-        wait_until(lambda: monitor.seconds_since_sample() > 0.1)
+        wait_until(lambda: quiet_s(monitor) > 0.1)
         during = monitor.trace()
         blocking.released.set()
         wait_for_samples(monitor, 3)
@@ -318,7 +322,6 @@ def test_failed_vitals_are_none_and_never_numbers():
         wait_until(lambda: monitor.vitals())
 
     assert monitor.vitals()[0][2] == Vitals()
-    assert monitor.slow_failures()["no answer"] >= 1
     assert monitor.trace().lost is None
 
 
@@ -345,11 +348,11 @@ def test_a_driver_that_does_not_tell_has_no_lists_rather_than_empty_ones():
     assert monitor.process_lists() == []
 
 
-def test_a_failed_process_list_is_told_and_leaves_the_trace_alone():
-    with Quick(FakeDevice([1], processes=DeviceError("no list"))) as monitor:
-        wait_until(lambda: monitor.slow_failures())
+def test_a_failed_process_list_is_none_and_leaves_the_trace_alone():
+    device = FakeDevice([1], processes=DeviceError("no list"))
+    with Quick(device) as monitor:
+        wait_until(lambda: device.process_reads)
 
-    assert monitor.slow_failures().keys() == {"no list"}
     assert monitor.process_lists() == []
     assert monitor.trace().gaps == ()
 
@@ -438,10 +441,10 @@ def test_a_driver_that_holds_a_call_holds_no_other_thread(fake_nvml, device, mon
     monkeypatch.setattr(monitor_module, "SLOW_ANSWER_S", 0.05)
     fake_nvml.block(MEMORY, 0.3, after=3, times=1)
     with Quick(device) as monitor:
-        wait_until(lambda: monitor.seconds_since_sample() > 0.1)
+        wait_until(lambda: quiet_s(monitor) > 0.1)
         vitals = len(monitor.vitals())
         wait_until(lambda: len(monitor.vitals()) > vitals)
-        wait_until(lambda: monitor.seconds_since_sample() < 0.1)
+        wait_until(lambda: quiet_s(monitor) < 0.1)
 
     assert [gap.reason for gap in monitor.trace().gaps] == ["the card took 0.3 s to answer"]
 

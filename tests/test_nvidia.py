@@ -135,15 +135,6 @@ def test_a_driver_without_the_second_struct_is_read_by_the_first(fake_nvml, code
         assert device.info.memory_source == "nvml v1, used includes what the driver keeps"
 
 
-def test_a_known_reserve_is_taken_off_the_first_struct(fake_nvml):
-    fake_nvml.allocate(500 * MIB)
-    fake_nvml.fail(MEMORY, NOT_SUPPORTED)
-
-    with NvidiaDevice(fake_nvml.uuid(), reserved_bytes=200 * MIB) as device:
-        assert device.memory().used_bytes == 500 * MIB
-        assert "v1 minus" in device.info.memory_source
-
-
 def test_a_card_that_tells_no_memory_at_all_cannot_be_opened(fake_nvml):
     fake_nvml.fail("nvmlDeviceGetMemoryInfo*", NOT_SUPPORTED)
 
@@ -164,13 +155,6 @@ def test_a_total_that_changes_is_an_error(fake_nvml, device):
 
     with pytest.raises(ImplausibleReading):
         device.memory()
-
-
-def test_less_in_use_than_the_known_reserve_is_an_error_and_not_negative(fake_nvml):
-    fake_nvml.fail(MEMORY, NOT_SUPPORTED)
-
-    with pytest.raises(ImplausibleReading):
-        NvidiaDevice(fake_nvml.uuid(), reserved_bytes=300 * MIB)
 
 
 # --- failures

@@ -258,9 +258,9 @@ def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_
     assert "5000-6000 MiB: fits" not in body(run)
 
 
-def attempt(run, seen, repeat=1, number=1):
+def attempt(run, seen, repeat=1):
     """One attempt more at a group, as a run records it."""
-    one = replace(group(training("mnist"), training("resnet20")), number=number, id=f"group{number:02}")
+    one = replace(group(training("mnist"), training("resnet20")), number=1, id="group01")
     directory = free_directory(run, one, repeat).create()
     counted = replace(seen, run=directory.repeat, attempt=directory.attempt, group=one.id)
     write_record(directory, one, counted, [], run.name)

@@ -25,8 +25,8 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda: [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def loader(samples: int, batch_size: int = 4, **options: Any) -> DataLoader:
-    return DataLoader(TensorDataset(torch.arange(samples)), batch_size, **options)
+def loader(samples: int, **options: Any) -> DataLoader:
+    return DataLoader(TensorDataset(torch.arange(samples)), 4, **options)
 
 
 class CutLoader:

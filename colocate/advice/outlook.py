@@ -21,7 +21,7 @@ from colocate.foresight import Answer, Forecast, keyed, program_of
 from colocate.plan import Group
 from colocate.prediction import member_range
 from colocate.record import read_bare_evidence
-from colocate.rehearsal import Cache, Program, Rehearsal, Watcher, rehearse
+from colocate.rehearsal import Cache, Program, Rehearsal, rehearse
 from colocate.run_directory import GroupDirectory, RunDirectory, read_json
 from colocate.variant import varied
 
@@ -56,13 +56,11 @@ class Predictor:
         card: The card whose figures the programs see.
         until_t: Instant of `time.monotonic` after which nothing more is started; None is never.
         cache: Where results of earlier calls are, and go.
-        tell: Called while programs run, as by `colocate.rehearsal.rehearse`.
     """
 
     card: KnownCard
     until_t: float | None = None
     cache: Cache | None = None
-    tell: Watcher = lambda program, stage, elapsed_s: None
     known: dict[Program, Rehearsal] = field(default_factory=dict)
 
     def rehearsed(self, programs: Sequence[Program]) -> None:
@@ -75,7 +73,7 @@ class Predictor:
         at_once = os.cpu_count() or 1
         while waiting and not self.is_over:
             some, waiting = waiting[:at_once], waiting[at_once:]
-            found = rehearse(some, self.card, cache=self.cache, timeout_s=TIMEOUT_S, tell=self.tell)
+            found = rehearse(some, self.card, cache=self.cache, timeout_s=TIMEOUT_S)
             self.known.update(zip(some, found, strict=True))
 
     @property
@@ -235,7 +233,6 @@ def advise(
     *,
     budget_s: float,
     cache: Cache | None = None,
-    tell: Watcher = lambda program, stage, elapsed_s: None,
 ) -> Iterator[tuple[Group, list[Outlook]]]:
     """Proposals for the groups of a run that do not fit, each with what is predicted of it, and into the run's file.
 
@@ -247,7 +244,6 @@ def advise(
         catalog: That of the plan.
         budget_s: Seconds for all predictions together; 0 predicts nothing.
         cache: As in `Predictor`.
-        tell: As in `Predictor`.
 
     Raises:
         ColocateError: a program could not be started.
@@ -259,7 +255,7 @@ def advise(
             evidence = read_bare_evidence(directory)
             if evidence is None or _is_complete(entries.get(group.id), group):
                 continue
-            predictor = Predictor(card_of(evidence), until_t, cache, tell)
+            predictor = Predictor(card_of(evidence), until_t, cache)
             found = proposals(group, evidence, catalog, known)
             try:
                 outlooks_ = outlooks(group, evidence, found, catalog, predictor)

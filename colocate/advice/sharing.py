@@ -51,9 +51,8 @@ class Solo:
 
 @dataclass(frozen=True)
 class Measured:
-    """A pair that was run, and whether it fits; None when its evidence carried no verdict."""
+    """What a run of a pair says: whether it fits; None when its evidence carried no verdict."""
 
-    pair: Pair
     fits: bool | None
     attempt: Attempt
 
@@ -208,7 +207,7 @@ def decide(
         number = len(solos) + len(found) + 1
         attempt = trials.attempt(as_group(solos, pair, number, limits))
         fits = {Outcome.FEASIBLE: True, Outcome.INFEASIBLE: False}.get(attempt.verdict.outcome)
-        found.append(Measured(pair, fits, attempt))
+        found.append(Measured(fits, attempt))
         names = " + ".join(solos[place].training.name for place in pair)
         tell(f"measured {names}: {attempt.verdict.outcome}")
         saved_s = _saved_s(attempt, solos, pair)

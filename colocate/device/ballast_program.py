@@ -38,8 +38,8 @@ class CudaError(Exception):
 class Driver:
     """The few functions of CUDA's driver that are needed, by the names that the library exports."""
 
-    def __init__(self, library: str = LIBRARY) -> None:
-        self._library = ctypes.CDLL(library)
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(LIBRARY)
         self.call("cuInit", 0)
 
     def call(self, function: str, *arguments: object) -> None:

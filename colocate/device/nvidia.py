@@ -102,16 +102,13 @@ class NvidiaDevice:
 
     Args:
         uuid: The card's UUID as ``nvidia-smi -L`` prints it.
-        reserved_bytes: What driver and firmware are known to keep, in bytes. Used only where the driver has nothing but
-            NVML's first memory struct, which counts that as used.
 
     Raises:
         DeviceError: NVML does not work, there is no such card, or it does not tell its memory. Names the cure.
     """
 
-    def __init__(self, uuid: str, *, reserved_bytes: int | None = None) -> None:
+    def __init__(self, uuid: str) -> None:
         self._uuid = uuid
-        self._reserved_bytes = reserved_bytes
         _init()
         try:
             self._handle = self._find()
@@ -292,8 +289,6 @@ class NvidiaDevice:
         if memory is not None:
             return self._memory_v2, "nvml v2"
         self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo, self._handle)
-        if self._reserved_bytes is not None:
-            return self._memory_v1, f"nvml v1 minus {self._reserved_bytes} bytes kept by the driver"
         return self._memory_v1, "nvml v1, used includes what the driver keeps"
 
     def _memory_v2(self) -> Memory:
@@ -302,7 +297,7 @@ class NvidiaDevice:
 
     def _memory_v1(self) -> Memory:
         found = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
-        return Memory(found.used - (self._reserved_bytes or 0), found.total, self._reserved_bytes, found.free)
+        return Memory(found.used, found.total, None, found.free)
 
     # --- the rest
 

@@ -23,6 +23,8 @@ KINDS = (PARAMETERS, GRADIENTS, OPTIMIZER, WORKSPACES, ACTIVATIONS)
 
 _EMPTY_CACHE = -1
 
+FLOOR_STEP_BYTES = 2 << 20
+
 
 class Event(NamedTuple):
     """A request (``number`` above 0) on a stream, a release (below), or a convolution (0, its place in the list).
@@ -223,8 +225,8 @@ def _live(trace: Trace, place: int) -> dict[int, int]:
     return live
 
 
-def floor_bytes(trace: Trace, workspace: Workspace, most_bytes: int, step_bytes: int = 2 << 20) -> int:
-    """The smallest limit, in steps, under which the requests still fit.
+def floor_bytes(trace: Trace, workspace: Workspace, most_bytes: int) -> int:
+    """The smallest limit, in steps of 2 MiB, under which the requests still fit.
 
     Between it and the peak the allocator gives its cache back in time.
 
@@ -232,16 +234,15 @@ def floor_bytes(trace: Trace, workspace: Workspace, most_bytes: int, step_bytes:
         trace: the requests.
         workspace: of the convolutions.
         most_bytes: a limit that is known to suffice.
-        step_bytes: how exactly the limit is searched.
     """
-    low, high = 0, -(-most_bytes // step_bytes)
+    low, high = 0, -(-most_bytes // FLOOR_STEP_BYTES)
     while low + 1 < high:
         middle = (low + high) // 2
         allocator = CachingAllocator(settings=trace.settings)
-        allocator.limit_bytes = middle * step_bytes
+        allocator.limit_bytes = middle * FLOOR_STEP_BYTES
         try:
             replay(trace, workspace, allocator)
             high = middle
         except OutOfMemory:
             low = middle
-    return high * step_bytes
+    return high * FLOOR_STEP_BYTES

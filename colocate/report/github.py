@@ -4,7 +4,7 @@ Text only; who prints it and where the summary goes is decided by `publish` from
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from colocate.report.comparison import SAME_BYTES, Change, Comparison, summary
@@ -20,17 +20,16 @@ ACTIONS = "GITHUB_ACTIONS"
 MOST_ROWS = 500
 
 
-def publish(markdown: str, annotations: Iterable[str], environment: Mapping[str, str] | None = None) -> Iterator[str]:
+def publish(markdown: str, annotations: Iterable[str]) -> Iterator[str]:
     """Append the summary where a job has one, and give the annotations to be printed; nothing outside of GitHub.
 
     Raises:
         OSError: the summary cannot be written.
     """
-    known = os.environ if environment is None else environment
-    if known.get(SUMMARY):
-        with Path(known[SUMMARY]).open("a", encoding="utf-8") as file:
+    if os.environ.get(SUMMARY):
+        with Path(os.environ[SUMMARY]).open("a", encoding="utf-8") as file:
             file.write(markdown + "\n")
-    if known.get(ACTIONS) == "true":
+    if os.environ.get(ACTIONS) == "true":
         yield from annotations
 
 

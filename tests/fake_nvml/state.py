@@ -164,21 +164,16 @@ class FakeNvml:
         uuid: str | None = None,
         total_bytes: int = 8192 * MIB,
         reserved_bytes: int = 200 * MIB,
-        baseline_bytes: int = 0,
-        accounting: bool = False,
-        context_bytes: int = 300 * MIB,
     ) -> Card:
-        """Adds a card with healthy vitals and returns it; its index is the order of adding.
-
-        ``context_bytes`` is what a program of the fake CUDA driver holds before it has taken anything.
-        """
+        """Adds a card with healthy vitals and returns it; its index is the order of adding."""
         card: Card = self.state.cards[self.state.num_cards]
         card.name, card.uuid = name.encode(), (uuid or f"GPU-{uuids.uuid4()}").encode()
-        card.total_bytes, card.reserved_bytes, card.baseline_bytes = total_bytes, reserved_bytes, baseline_bytes
+        card.total_bytes, card.reserved_bytes, card.baseline_bytes = total_bytes, reserved_bytes, 0
         card.temperature_c, card.memory_temperature_c, card.power_mw = 45, UNSUPPORTED, 60_000
         card.utilization_percent, card.memory_utilization_percent = 30, 10
         card.energy_supported, card.energy_mj, card.energy_since_ns = 1, 1_000_000, time.monotonic_ns()
-        card.accounting, card.mig, card.context_bytes = int(accounting), UNSUPPORTED, context_bytes
+        card.accounting, card.mig = 0, UNSUPPORTED
+        card.context_bytes = 300 * MIB  # what a program of the fake CUDA driver holds before it has taken anything
         card.compute_mode, card.persistence = 0, 1
         card.parent = card.instance = UNSUPPORTED
         self.state.num_cards += 1
@@ -254,10 +249,10 @@ class FakeNvml:
         """Somebody else's process that holds memory until :meth:`release`; its pid is above Linux's default limit."""
         self.allocate(used_bytes, card=card, pid=pid, flags=flags, stays=True)
 
-    def release(self, pid: int, card: int = 0) -> None:
-        """Ends what a process holds on a card."""
+    def release(self, pid: int) -> None:
+        """Ends what a process holds on the first card."""
         with self._locked():
-            row = self._row(card, pid)
+            row = self._row(0, pid)
             if row is not None:
                 row.flags &= ~LEAKS
                 row.ended = 1
