@@ -1,17 +1,20 @@
 """``progress.json`` of a group while it runs: the card's memory now and at most, and what is going on.
 
 For whoever looks on, from another process or another machine; nothing of it enters the record. The steps of the
-trainings stand in their own files of events. Knows neither cards nor trainings.
+trainings stand in their own files of events. Knows neither cards nor trainings. What of a run waits in a cluster's
+queue is told the same way, in a file of the run.
 """
 
 import contextlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 NAME = "progress.json"
+QUEUE = "workers/queue.json"
 EVERY_S = 1.0
 
 
@@ -31,8 +34,12 @@ class Heartbeat:
     def beat(self, stage: str, **facts: Any) -> None:
         """Tell what is going on."""
         self._due_t, self._stage = time.monotonic() + EVERY_S, stage
-        document = {**self._facts, "stage": stage, "at": time.time(), **facts}
-        aside = self._path.with_name(f".{NAME}.{os.getpid()}")
-        with contextlib.suppress(OSError, ValueError):
-            aside.write_text(json.dumps(document), encoding="utf-8")
-            aside.replace(self._path)
+        tell(self._path, {**self._facts, "stage": stage, **facts})
+
+
+def tell(path: Path, facts: Mapping[str, Any]) -> None:
+    """Put this and the time of day into a file, whole or not at all; that it cannot be written costs nobody."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError, ValueError):
+        aside.write_text(json.dumps({"at": time.time(), **facts}), encoding="utf-8")
+        aside.replace(path)

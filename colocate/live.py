@@ -166,6 +166,24 @@ def _json(path: Path) -> Mapping[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def waiting(run: Path) -> list[str]:
+    """A line for each reason why workers of a run wait in a queue, as the run itself told it last."""
+    document = _json(run / heartbeat.QUEUE)
+    rows = document.get("waiting")
+    by_reason: dict[str, list[str]] = {}
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and (name := line(row.get("name"))):
+            by_reason.setdefault(line(row.get("reason")) or "no reason told", []).append(name)
+    told = number(document.get("at"))
+    silent_s = 0.0 if told is None else time.time() - told
+    news = f", no news for {clock(silent_s)}" if silent_s > SILENT_S else ""
+    return [
+        f"{'1 worker waits' if len(names) == 1 else f'{len(names)} workers wait'} in {line(document.get('place'))}: "
+        f"{reason} ({', '.join(names)}){news}"
+        for reason, names in by_reason.items()
+    ]
+
+
 # --- in words
 
 

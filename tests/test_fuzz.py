@@ -86,6 +86,7 @@ FOUND = [
     ("journal", journal_of(directory="/" + "\U00010300" * 120)),
     ("journal", journal_of(directory="..")),
     ("heartbeat", json.dumps({"group": "group01", "at": "never", "epochs": -1}).encode()),
+    ("heartbeat", json.dumps({"at": -1e308, "waiting": [{"name": 7}, {"name": "job 7", "reason": []}, 3]}).encode()),
 ]
 
 

@@ -15,7 +15,7 @@ from sessions import Session, plan, stand_in
 from slurm_cluster import Cluster, missing
 from waiting import wait_until
 
-from colocate import slurm
+from colocate import live, slurm
 from colocate.errors import ColocateError
 from colocate.plugin.elsewhere import Elsewhere
 
@@ -200,11 +200,17 @@ def test_a_group_whose_job_is_lost_twice_has_crashed_once(idle, tmp_path):
 def test_what_waits_in_a_full_queue_is_told_with_its_reason_and_ctrl_c_takes_it_back(idle, tmp_path):
     with idle.occupied():
         running = Running(idle, tmp_path, [FITS, FITS], "-n2")
-        running.wait_for(r"2 workers wait in the default partition: (Resources|Priority)|1 worker waits .*Resources")
+        line = r"2 workers wait in the default partition: (Resources|Priority)|1 worker waits .*Resources"
+        running.wait_for(line)
+        (found,) = (tmp_path / "results").iterdir()
+        words = [sys.executable, "-m", "colocate.cli", "watch", "--once", found]
+        watched = subprocess.run(words, cwd=sessions.ROOT, capture_output=True, text=True, check=True)
+        assert re.search(line, watched.stdout)
         running.process.send_signal(signal.SIGINT)
         run = running.finish()
         assert run.code == 130, run.output
         assert not [job for job in idle.jobs() if "colocate" in job]
+        assert not live.waiting(found)
 
 
 def test_a_worker_joins_when_a_gpu_becomes_free(idle, tmp_path):

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import pytest
 
 from colocate import attached, processes, slurm
 from colocate.errors import ColocateError
+from colocate.heartbeat import QUEUE, tell
 from colocate.plugin import kinds
 from colocate.plugin.configuration import Session, leads, session_of
 from colocate.plugin.kinds import Request
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # How often the queue is asked while something waits in it: often enough for a person, seldom enough for a cluster.
 POLL_S = 5.0
+TELL_S = 1.0
 # A job that was cancelled is gone at once, but for the grace that the cluster gives its tasks (KillWait, usually 30 s).
 GONE_S = 40.0
 _GRACE_S = 2.0
@@ -110,6 +112,7 @@ class Elsewhere:
         self.later: list[Request] = []
         self.again: dict[str, str] = {}
         self.ending = False
+        self._told = Path()
         self._jobs: dict[str, slurm.Job] = {}
         self._wake = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -171,35 +174,37 @@ class Elsewhere:
         self.berths[worker] = berth
         more = (*request, *self.more)
         words = slurm.step(name, partition=self.partition, gpu=self.gpu, cpus=self.cpus, avoid=avoid, more=more)
-        self._watch()
+        self._watch(folder.parent / QUEUE)
         launcher = [sys.executable, "-S", attached.__file__, str(berth.log), name]
         return berth, shlex.join([*launcher, *words, sys.executable])
 
-    def _watch(self) -> None:
-        if self._watcher is None and self.within is None:
+    def _watch(self, file: Path) -> None:
+        if self._watcher is None:
+            self._told = file
             self._watcher = threading.Thread(target=self._follow, name="colocate-queue", daemon=True)
             self._watcher.start()
 
     def _follow(self) -> None:
+        """Tell what waits and why, in the file from which `colocate.live` reads it."""
+        asked_t = float("-inf")
         while not self.ending:
-            waiting = [berth.name for berth in list(self.berths.values()) if berth.waits]
-            if waiting:
+            waiting = [berth for berth in list(self.berths.values()) if berth.waits]
+            pause_s = POLL_S if all(berth.name in self._jobs for berth in waiting) else TELL_S
+            if waiting and self.within is None and time.monotonic() - asked_t >= pause_s:
+                asked_t = time.monotonic()
                 with contextlib.suppress(ColocateError):  # the queue may be too busy to answer; the jobs are there
-                    self._jobs = slurm.queued(waiting)
-            self._wake.wait(POLL_S if self._jobs or not waiting else 1.0)
+                    self._jobs = slurm.queued(berth.name for berth in waiting)
+            tell(self._told, {"place": self.place, "waiting": [self._row(berth) for berth in waiting]})
+            self._wake.wait(TELL_S)
+        self._told.unlink(missing_ok=True)
 
-    def lines(self) -> Iterator[str]:
-        """What waits, and why."""
-        by_reason: dict[str, list[str]] = {}
-        for berth in list(self.berths.values()):
-            job = self._jobs.get(berth.name)
-            if berth.waits and not self.ending:
-                reason = "no answer of the queue yet" if job is None else job.reason if job.waits else "starts"
-                reason = "a GPU of the allocation" if self.within is not None else reason
-                by_reason.setdefault(reason, []).append(berth.worker if job is None else f"job {job.id}")
-        for reason, names in by_reason.items():
-            workers = "1 worker waits" if len(names) == 1 else f"{len(names)} workers wait"
-            yield f"{workers} in {self.place}: {reason} ({', '.join(names)})"
+    def _row(self, berth: Berth) -> dict[str, str]:
+        job = self._jobs.get(berth.name)
+        if self.within is not None:
+            return {"name": berth.worker, "reason": "a GPU of the allocation"}
+        if job is None:
+            return {"name": berth.worker, "reason": "no answer of the queue yet"}
+        return {"name": f"job {job.id}", "reason": job.reason if job.waits else "starts"}
 
     # Machines.
 
@@ -257,6 +262,8 @@ class Elsewhere:
         """See that nothing of ours is left in the queue or here; what could not be ended."""
         self.ending = True
         self._wake.set()
+        if self._watcher is not None:
+            self._watcher.join(TELL_S)
         names = [berth.name for berth in self.berths.values()]
         left: list[slurm.Job] = []
         if self.within is not None:

@@ -160,7 +160,7 @@ class Progress:
 
     def _running_lines(self, width: int) -> list[str]:
         assert self.session.run_directory is not None, "a session that runs groups has a run directory"
-        waiting = [] if self.session.elsewhere is None else list(self.session.elsewhere.lines())
+        waiting = [line[:width] for line in live.waiting(self.session.run_directory.path)]
         running = dict(self.running)
         seen = live.running(self.session.run_directory.path, self.folders)
         states = [state for state in seen if state.group in running]
@@ -169,9 +169,12 @@ class Progress:
         now = time.monotonic()
         lines += [f"{name}  {live.clock(now - since)}" for name, since in running.items() if name not in told]
         if not self.selected:
-            return [line[:width] for line in waiting]
-        lines += [line[:width] for line in waiting]
-        return [*lines, live.status(len(self.finished), len(self.selected), len(running), self._left_s(running))]
+            return waiting
+        return [
+            *lines,
+            *waiting,
+            live.status(len(self.finished), len(self.selected), len(running), self._left_s(running)),
+        ]
 
     def _left_s(self, running: dict[str, float]) -> float | None:
         """Seconds until the end of the run: what the groups that are not done take, less what has passed of them."""

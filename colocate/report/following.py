@@ -41,7 +41,7 @@ class Following:
                 yield _finished_line(record)
 
     def lines(self, width: int) -> list[str]:
-        """A line for every running group, and one for the whole."""
+        """A line for every running group, for what waits in a queue, and one for the whole."""
         found = self._journal
         states = (
             [state for state in live.running(self._run, self._finished) if state.group not in found.records]
@@ -55,6 +55,9 @@ class Following:
                 *lines,
                 f"{self._run.name}: ended, {len(found.records)} of {len(found.selected)} groups done"[:width],
             ]
+        lines += [line[:width] for line in live.waiting(self._run)]
+        if not found.selected:
+            return [*lines, f"{self._run.name}: no group has begun"[:width]]
         left = self._left_s(states)
         return [
             *lines,

@@ -20,6 +20,7 @@ from colocate import live
 from colocate.catalog import Training, load_catalog
 from colocate.errors import ColocateError, PlanError
 from colocate.events import EventReader
+from colocate.heartbeat import QUEUE
 from colocate.plan import Group, Limits, load_plan
 from colocate.record import write_record
 from colocate.report import journal
@@ -124,6 +125,9 @@ def heartbeat(data: bytes, folder: Path) -> None:
     _file(folder, directory.path / "progress.json", data)
     _file(folder, directory.events("foreground"), data)
     _file(folder, directory.probe("foreground") / "7.json", data)
+    (directory.run.path / QUEUE).parent.mkdir(exist_ok=True)
+    _file(folder, directory.run.path / QUEUE, data)
+    assert all(isinstance(line, str) for line in live.waiting(directory.run.path))
     for state in live.running(directory.run.path):
         for width in (20, 200):
             assert len(live.line_of(state, 10.0, width)) <= width
