@@ -12,7 +12,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -49,6 +49,7 @@ class Training:
     ``repeat_args`` are added to ``argv`` when it runs as the background (so that it repeats its epochs in one
     process), ``rehearsal_args`` when it is only rehearsed on the virtual card. ``unpassed`` are the hyperparameters
     that the catalog accepts but the program has no argument for. ``missing`` says why it cannot be run yet.
+    ``written`` tells what stands in the settings for a path that ``cwd`` or a word of ``argv`` became on this machine.
     The patterns are regular expressions for lines of its log; sizes and times carry their units in their names.
     """
 
@@ -68,6 +69,14 @@ class Training:
     metric_patterns: Mapping[str, str] = field(default_factory=dict)
     unpassed: tuple[str, ...] = ()
     missing: str | None = None
+    written: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides how it runs, as it stands in the settings: the same wherever these and its programs lie."""
+        argv = [self.written.get(word, word) for word in self.argv]
+        known = asdict(self) | {"argv": argv, "cwd": self.written.get(str(self.cwd), str(self.cwd))}
+        return {name: value for name, value in known.items() if name not in ("missing", "written")}
 
     def command(self, *, repeat: bool = False, rehearsal: bool = False) -> list[str]:
         """The whole command line for one of the two roles, on a real card or on the virtual one."""
@@ -236,7 +245,8 @@ class Catalog:
     ) -> Training:
         cwd = Path(os.path.normpath(self.root / spec.path))
         passed = {name: hyperparameters[name] for name in supported if name in hyperparameters}
-        argv = [*_program(spec, model, cwd), *_arguments(spec, supported, passed)]
+        program = _program(spec, model, cwd)
+        argv = [*(word for word, _ in program), *_arguments(spec, supported, passed)]
         return Training(
             name=re.sub(r"[^A-Za-z0-9._-]", "_", f"{repository}_{model}"),
             repository=repository,
@@ -254,6 +264,7 @@ class Catalog:
             metric_patterns=dict(spec.performance_metrics.log_patterns),
             unpassed=tuple(name for name in passed if supported[name].flag is None),
             missing=what_is_missing(argv, cwd, spec.env, self.root),
+            written={**dict(program), str(cwd): spec.path},
         )
 
 
@@ -355,13 +366,14 @@ def _of(values: Mapping[str, T], model: str, otherwise: T) -> T:
     return values.get(model, values.get(EVERY, otherwise))
 
 
-def _program(spec: Repository, model: str, cwd: Path) -> list[str]:
+def _program(spec: Repository, model: str, cwd: Path) -> list[tuple[str, str]]:
+    """The words that start a model, each as it is run here and as it stands in the catalog."""
     command = _of(spec.command, model, None)
     if command is not None:
-        return [filled(word, model) for word in command]
+        return [(filled(word, model), word) for word in command]
     assert spec.train_script is not None, "checked when the catalog was loaded"
     choice = [spec.model_flag, model] if spec.model_flag and model != "default" else []
-    return [os.path.normpath(cwd / spec.train_script), *choice]
+    return [(os.path.normpath(cwd / spec.train_script), spec.train_script), *((word, word) for word in choice)]
 
 
 def filled(word: str, model: str = "") -> str:

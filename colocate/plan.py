@@ -99,8 +99,15 @@ class Group:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over what decides the group's run, as hexadecimal digits."""
-        trainings = [asdict(training) | {"missing": None} for training in self.trainings]
+        """SHA-256 over what decides the group's run on this machine, as hexadecimal digits."""
+        return self._hash([_known(training) for training in self.trainings])
+
+    @cached_property
+    def settings_hash(self) -> str:
+        """The same over what stands in the settings: equal on all machines, wherever these keep the programs."""
+        return self._hash([training.settings for training in self.trainings])
+
+    def _hash(self, trainings: list[dict[str, Any]]) -> str:
         limits = self.limits.model_dump(exclude={"success_rate"})
         if self.limits.max_processes == MAX_PROCESSES:
             del limits["max_processes"]  # runs from before this limit existed hold as they are
@@ -138,8 +145,8 @@ class Plan:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over the hashes of the groups and the plan's own demands."""
-        groups = {group.id: [group.content_hash, group.runs] for group in self.groups}
+        """SHA-256 over the settings of the groups and the plan's own demands: equal wherever the same plan is loaded."""
+        groups = {group.id: [group.settings_hash, group.runs] for group in self.groups}
         return _sha256({"groups": groups, "success_rate": self.limits.success_rate, "retries": self.max_retries})
 
     def needed(self, num_groups: int) -> int:
@@ -176,6 +183,10 @@ def needed(success_rate: float, num_groups: int) -> int:
     """See :meth:`Plan.needed`."""
     rate = Fraction(Decimal(repr(success_rate)))
     return max(floor(rate * num_groups), min(num_groups, ceil(rate)))
+
+
+def _known(training: Training) -> dict[str, Any]:
+    return {name: value for name, value in asdict(training).items() if name != "written"} | {"missing": None}
 
 
 def _sha256(content: Any) -> str:
@@ -473,6 +484,7 @@ class _Draft:
             ready_pattern=member.ready_pattern,
             progress_pattern=member.progress_pattern,
             metric_patterns=dict(member.metric_patterns),
+            written={**dict(zip(argv, member.command, strict=True)), str(cwd): member.cwd or "."},
         )
 
 

@@ -7,6 +7,7 @@ spoiled by something that may be gone now, is run again; what was never started 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def _why_without_verdict(run: RunDirectory, group: Group, rebooted: bool) -> str
 def _why_again(attempt: Attempt, group: Group, cards: tuple[Card, ...]) -> str | None:
     """What keeps an attempt from counting any more, or None."""
     if attempt.group.get("content_hash") != group.content_hash:
-        return "its settings changed"
+        return f"its settings changed{_changed_words(attempt, group)}"
     changed = _changed_versions(attempt.evidence.get("versions", {}))
     if changed:
         return f"versions changed: {', '.join(changed)}"
@@ -169,6 +170,17 @@ def _why_again(attempt: Attempt, group: Group, cards: tuple[Card, ...]) -> str |
     if spoiled:
         return f"it was spoiled: {', '.join(spoiled)}"
     return _damage(attempt)
+
+
+def _changed_words(attempt: Attempt, group: Group) -> str:
+    """The first word of a command line that is another one now; empty where the change is elsewhere."""
+    virtual = attempt.evidence["device"]["kind"] == "virtual"
+    for training, member in zip(group.trainings, (attempt.evidence["foreground"], attempt.evidence["background"])):
+        now = training.command(repeat=training is group.background, rehearsal=virtual)
+        for then, word in zip_longest((member or {}).get("argv", ()), now, fillvalue="nothing"):
+            if then != word:
+                return f": {training.name} has {word} in place of {then}"
+    return ""
 
 
 def _damage(attempt: Attempt) -> str | None:

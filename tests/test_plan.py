@@ -434,9 +434,26 @@ def test_a_limit_that_came_later_leaves_the_runs_of_before_as_they_are(tmp_path:
     group = group_of(tmp_path, pair())
     before = group.limits.model_dump(exclude={"success_rate", "max_processes"})
     trainings = [asdict(training) | {"missing": None} for training in group.trainings]
+    for training in trainings:
+        del training["written"]
 
     assert group.content_hash == _sha256({"trainings": trainings, "limits": before})
     assert group_of(tmp_path, pair(), limits={"max_processes": 9}).content_hash != group.content_hash
+
+
+def test_the_hash_of_a_plan_is_the_same_wherever_it_lies_and_changes_with_what_it_asks_for(tmp_path: Path) -> None:
+    """Journals of machines with checkouts in different places are of one plan; a run is kept for its own place only."""
+    entries = [pair(), pair(background=OWN | {"command": ["{python}", "-u", "train.py"], "cwd": "./code"})]
+    for name in ("one", "another"):
+        (tmp_path / name / "code").mkdir(parents=True)
+        (tmp_path / name / "code" / "train.py").touch()
+    one, another = (load_plan(written(tmp_path / name, *entries)) for name in ("one", "another"))
+    elsewhere = [entries[0], pair(background=OWN | {"command": ["{python}", "-u", "code/train.py"]})]
+
+    assert one.content_hash == another.content_hash
+    assert one.groups[1].content_hash != another.groups[1].content_hash
+    assert load_plan(written(tmp_path / "one", *elsewhere)).content_hash != one.content_hash
+    assert load_plan(written(tmp_path / "one", *entries, limits={"stall_s": 9})).content_hash != one.content_hash
 
 
 def test_a_script_that_arrives_does_not_change_the_hash(tmp_path: Path) -> None:

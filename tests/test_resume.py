@@ -158,7 +158,7 @@ def test_a_changed_group_runs_again_beside_its_old_record(copy: tuple[Path, Path
     session = resumed(path, folder)
 
     assert explained.code == 0
-    assert "group02 runs: its settings changed" in explained.output
+    assert "group02 runs: its settings changed: stand_in has nothing in place of --fail-at\n" in explained.output
     assert session.junit == {"group01": "passed", "group02": "passed"}
     assert (session.run / "stand_in_parallel_002_attempt2/verdict.json").exists()
     assert (session.run / "stand_in_parallel_002/verdict.json").exists()
