@@ -145,7 +145,7 @@ class Plan:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over the settings of the groups and the plan's own demands: equal wherever the same plan is loaded."""
+        """SHA-256 over the settings of the groups and the plan's own demands, the same on every machine."""
         groups = {group.id: [group.settings_hash, group.runs] for group in self.groups}
         return _sha256({"groups": groups, "success_rate": self.limits.success_rate, "retries": self.max_retries})
 

@@ -175,9 +175,9 @@ def _why_again(attempt: Attempt, group: Group, cards: tuple[Card, ...]) -> str |
 def _changed_words(attempt: Attempt, group: Group) -> str:
     """The first word of a command line that is another one now; empty where the change is elsewhere."""
     virtual = attempt.evidence["device"]["kind"] == "virtual"
-    for training, member in zip(group.trainings, (attempt.evidence["foreground"], attempt.evidence["background"])):
-        now = training.command(repeat=training is group.background, rehearsal=virtual)
-        for then, word in zip_longest((member or {}).get("argv", ()), now, fillvalue="nothing"):
+    for role, training in zip(("foreground", "background"), group.trainings, strict=False):
+        now = training.command(repeat=role == "background", rehearsal=virtual)
+        for then, word in zip_longest((attempt.evidence[role] or {}).get("argv", ()), now, fillvalue="nothing"):
             if then != word:
                 return f": {training.name} has {word} in place of {then}"
     return ""
