@@ -2,6 +2,7 @@
 
 import pytest
 from fake_nvml import MIB
+from sessions import plan, run, stand_in
 from stand_in_project import Project
 
 from colocate.device.lock import locked
@@ -35,6 +36,24 @@ def test_every_mig_instance_gets_a_worker_and_their_card_none(fake_machine, tmp_
     run = Project(tmp_path, {"group01": "wait for group02"}, 2).run("feasibility", "--device=nvidia", "-n", "auto")
     assert run.rows() == {"group01": "Passed", "group02": "Passed"}
     assert set(cards_of(tmp_path, "group01", "group02")) == {fake_machine.uuid(1), fake_machine.uuid(2)}
+
+
+def test_x_lets_the_other_card_finish_its_group_and_starts_nothing_on_either(fake_machine, tmp_path):
+    """Real groups: the second goes on for a second or more after the first has failed."""
+    for _ in range(2):
+        fake_machine.add_card()
+    load = stand_in("--hold=900", "--repeat", "--probe")
+    epochs = [("--steps=20", "--fail-at=5"), ("--steps=40", "--step-s=0.05"), ("--steps=5",), ("--steps=5",)]
+    entries = [{"foreground": stand_in("--hold=700", "--probe", *epoch), "background": load} for epoch in epochs]
+    session = run(plan(tmp_path / "plan.json", entries), tmp_path, "--device=nvidia", "-n2", "-x")
+
+    assert session.code == 1, session.output
+    assert session.junit == {"group01": "failure", "group02": "passed", "group03": "skipped", "group04": "skipped"}
+    assert {name: verdict["outcome"] for name, verdict in session.verdicts.items()} == {
+        "group01": "INFEASIBLE",
+        "group02": "FEASIBLE",
+    }
+    assert len(list(session.run.glob("*/trace.csv"))) == 2, "nothing else was begun"
 
 
 def test_more_workers_than_cards_are_refused(fake_machine, tmp_path):

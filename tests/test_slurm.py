@@ -232,6 +232,19 @@ def test_ctrl_c_leaves_nothing_on_any_node(idle, tmp_path):
     assert {verdict["reasons"][0]["code"] for verdict in run.verdicts.values()} == {"interrupted"}
 
 
+def test_x_lets_what_runs_in_other_jobs_finish_and_takes_back_what_waits(idle, tmp_path):
+    fails = entry("--hold=100", "--steps=60", "--step-s=0.05", "--fail-at=40")
+    with idle.occupied(gpus=2):
+        run = Running(idle, tmp_path, [fails, LONG, FITS, FITS], "-n3", "-x").finish()
+        assert not [job for job in idle.jobs() if "colocate" in job]
+    assert run.code == 1, run.output
+    assert {name: verdict["outcome"] for name, verdict in run.verdicts.items()} == {
+        "group01": "INFEASIBLE",
+        "group02": "FEASIBLE",
+    }
+    assert sorted(run.junit.values()) == ["failure", "passed", "skipped", "skipped"]
+
+
 def test_killing_the_controller_leaves_nothing_on_any_node(idle, tmp_path):
     running = Running(idle, tmp_path, [LONG, LONG])
     running.wait_for(r"group02 +train [1-9]")
