@@ -73,13 +73,16 @@ def nodes(partition: str | None) -> tuple[Node, ...]:
         ColocateError: Slurm does not answer, or knows no such partition.
     """
     words = ["--partition", partition] if partition else []
-    answer = _ask(["sinfo", "--noheader", "--Node", *words, "--format=%N|%c|%G|%T|%P|%b"])
-    rows = [line.split("|") for line in answer.splitlines() if line.count("|") == 5]
+    answer = _ask(["sinfo", "--noheader", "--Node", *words, "--format=%N|%c|%G|%T|%P|%b|%a"])
+    rows = [line.split("|") for line in answer.splitlines() if line.count("|") == 6]
     if not partition:
         rows = [row for row in rows if row[4].endswith("*")]  # sinfo marks the default partition so
     elif not rows:
         raise ColocateError(f"--on=slurm:{partition}: expected a partition of this cluster, found none of that name")
-    found = {row[0]: _node(*row) for row in rows if not _DOWN.search(row[3])}
+    closed = next((row[6] for row in rows if row[6] != "up"), None)
+    if closed is not None:
+        raise ColocateError(f"--on=slurm: expected partition {rows[0][4].strip('*')} to take jobs, found it {closed}")
+    found = {row[0]: _node(*row[:6]) for row in rows if not _DOWN.search(row[3])}
     return tuple(found.values())
 
 
@@ -200,5 +203,6 @@ def _ask(words: list[str]) -> str:
         raise ColocateError(f"slurm: expected an answer of {words[0]}, got {error}") from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
-        raise ColocateError(f"slurm: expected an answer of {words[0]}, got {said[-1]!r}")
+        cure = "; run this on a login node" if "configuration source" in said[-1] else ""
+        raise ColocateError(f"slurm: expected an answer of {words[0]}, got {said[-1]!r}{cure}")
     return done.stdout

@@ -114,6 +114,8 @@ class Cluster:
                 for node, port in zip(self.nodes, ports, strict=True)
             ),
             "PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
+            "PartitionName=short Nodes=ALL MaxTime=1 State=UP",
+            "PartitionName=closed Nodes=ALL State=DOWN",
         ]
         (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
         gres = [
@@ -164,7 +166,7 @@ class Cluster:
 
     def states(self) -> dict[str, str]:
         """The nodes and how they are."""
-        rows = self.ask("sinfo", "-h", "-N", "-o", "%N %T").splitlines()
+        rows = self.ask("sinfo", "-h", "-N", "-p", "gpu", "-o", "%N %T").splitlines()
         return {row.split()[0]: row.split()[1] for row in rows} if len(rows) == len(self.nodes) else {"": "?"}
 
     def jobs(self) -> list[str]:

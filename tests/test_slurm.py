@@ -137,7 +137,8 @@ def test_a_plan_on_two_nodes_comes_to_the_verdicts_of_a_local_run(idle, fake_mac
 
 def test_a_group_whose_node_is_lost_is_run_again_on_another_one_once(idle, tmp_path):
     """slurmd, its steps and all that runs in them go under load, as when the power fails."""
-    running = Running(idle, tmp_path, [LONG, FITS, FITS], "-n1", "-k", "group01 or group02")
+    words = ["-n1", "-k", "group01 or group02", "--slurm=--comment='node loss' --time=9"]
+    running = Running(idle, tmp_path, [LONG, FITS, FITS], *words)
     running.wait_for(r"group01 +train [1-9]")
     lost = running.wait_for(r"gw0: job \d+ runs on (\w+)")[1]
     idle.lose(lost)
@@ -266,6 +267,7 @@ def test_inside_an_allocation_the_workers_are_steps_of_it(idle, tmp_path):
     ("option", "said"),
     [
         ("--on=slurm:fast", "--on=slurm:fast: expected a partition of this cluster, found none of that name"),
+        ("--on=slurm:closed", "--on=slurm: expected partition closed to take jobs, found it down"),
         ("--on=kubernetes", "expected slurm or slurm:PARTITION, got 'kubernetes'"),
         ("--slurm=gpu", "--slurm: expected options of srun such as '--account=lab', got 'gpu'"),
     ],
@@ -275,6 +277,20 @@ def test_what_slurm_cannot_give_is_a_usage_error(idle, tmp_path, option, said):
     assert run.code == 4
     assert said in run.output
     assert "Traceback" not in run.output
+
+
+def test_what_srun_refuses_at_once_is_told_once_in_its_words(idle, tmp_path):
+    run = Running(idle, tmp_path, [FITS, FITS], "--slurm=--nonsense").finish()
+    assert run.code == 2
+    assert run.output.count(": expected a worker of its job, found none: srun: unrecognized option '--nonsense'") == 1
+    assert "no worker is left and none will come: srun: unrecognized option '--nonsense' (see --slurm" in run.output
+
+
+def test_what_waits_for_somebody_to_change_something_is_told_to_do_so(idle, tmp_path):
+    running = Running(idle, tmp_path, [FITS], "--on=slurm:short", "--slurm=--time=9")
+    running.wait_for(r"waits in partition short: PartitionTimeLimit, which does not pass by itself \(job \d+\)")
+    running.process.send_signal(signal.SIGINT)
+    assert running.finish().code == 130
 
 
 def test_options_of_srun_are_words():

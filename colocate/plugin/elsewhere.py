@@ -5,6 +5,7 @@ set there. The controller needs no card. `colocate.plugin.queued` lets them join
 """
 
 import contextlib
+import re
 import shlex
 import signal
 import sys
@@ -27,6 +28,9 @@ from colocate.plugin.kinds import Request
 
 if TYPE_CHECKING:
     from colocate.plan import Group
+
+# Reasons of the queue that are somebody's to change: the partition is down, the time too long, the account unknown.
+_STUCK = re.compile(r"^(Partition|BadConstraints|Invalid|Account|Job's account|JobHeld|DependencyNever)")
 
 # How often the queue is asked while something waits in it: often enough for a person, seldom enough for a cluster.
 POLL_S = 5.0
@@ -78,7 +82,7 @@ class Berth:
         """What srun said last."""
         with contextlib.suppress(OSError):
             lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-            return lines[-1] if lines else ""
+            return next((line for line in reversed(lines) if not line.startswith("Try ")), "")  # Try "srun --help"
         return ""
 
 
@@ -204,7 +208,8 @@ class Elsewhere:
             return {"name": berth.worker, "reason": "a GPU of the allocation"}
         if job is None:
             return {"name": berth.worker, "reason": "no answer of the queue yet"}
-        return {"name": f"job {job.id}", "reason": job.reason if job.waits else "starts"}
+        stuck = ", which does not pass by itself" if job.waits and _STUCK.match(job.reason) else ""
+        return {"name": f"job {job.id}", "reason": f"{job.reason}{stuck}" if job.waits else "starts"}
 
     # Machines.
 
@@ -339,9 +344,9 @@ def make(config: pytest.Config) -> Elsewhere:
 
 def prepare(config: pytest.Config, session: Session) -> None:
     """Tell xdist, before it is configured, that there are workers; which they are is `colocate.plugin.queued`'s."""
+    if config.option.slurm and not config.option.on and leads(config):  # a worker is told of the one and not the other
+        raise pytest.UsageError(f"--slurm: expected --on=slurm beside it, got {config.option.slurm!r} alone")
     if not wanted(config):
-        if config.option.slurm:
-            raise pytest.UsageError(f"--slurm: expected --on=slurm beside it, got {config.option.slurm!r} alone")
         return
     session.elsewhere = elsewhere = make(config)
     option = config.option

@@ -160,7 +160,7 @@ class Progress:
 
     def _running_lines(self, width: int) -> list[str]:
         assert self.session.run_directory is not None, "a session that runs groups has a run directory"
-        waiting = [line[:width] for line in live.waiting(self.session.run_directory.path)]
+        waiting = live.waiting(self.session.run_directory.path)
         running = dict(self.running)
         seen = live.running(self.session.run_directory.path, self.folders)
         states = [state for state in seen if state.group in running]

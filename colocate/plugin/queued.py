@@ -48,7 +48,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
         self._folder = run_directory_of(config).path / "workers"
         self._held_back: list[Any] = []
         self._first_seen: dict[str, WorkerController] = {}
-        self._refusals = 0
+        self._refusals: list[str] = []
         small = config.option.card
         size = known_card(small).total_bytes if small else session.plan.limits.card_bytes
         self._card_wanted = {"card_bytes": size, "small": small is not None}
@@ -150,20 +150,21 @@ class QueuedSession(DSession):  # type: ignore[misc]
         if waiting not in self._active_nodes or given_up or self._elsewhere.ending:
             self._active_nodes.discard(waiting)
             return
-        self._refusals += 1
         why = berth.last_words() or f"{type(error).__name__}: {error}"
         why = str(error) if avoid else why
-        self.report_line(f"{berth.worker}: no worker came of its job ({why})")
+        if why not in self._refusals:
+            self.report_line(f"{berth.worker}: expected a worker of its job, found none: {why}")
+        self._refusals.append(why)
         at_once = not avoid and berth.age_s < AT_ONCE_S
         pointless = at_once and not berth.avoid
-        if not pointless and self._refusals <= int(self._max_worker_restart or 0):
+        if not pointless and len(self._refusals) <= int(self._max_worker_restart or 0):
             # What is refused at once may be so for want of the machine that is to be avoided.
             self._ask(self._renamed(waiting.spec), berth.request, frozenset() if at_once else berth.avoid | avoid)
         else:
             self._ask_in_place_of(waiting.spec)
         self._active_nodes.discard(waiting)
         if not self._active_nodes:
-            self.shouldstop = f"no worker is left and none will come: {why}"
+            self.shouldstop = f"no worker is left and none will come: {why} (see --slurm and {self._folder})"
         elif self.sched is not None:
             self.sched.feed()
 
@@ -191,6 +192,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
     def worker_errordown(self, node: WorkerController, error: object | None) -> None:
         """A worker is gone without having ended its group."""
         self._ended(node)
+        node.gateway.exit()  # one that only failed would keep its GPU, for which its successor may wait
         super().worker_errordown(node, error)
 
     def _ended(self, node: WorkerController) -> None:

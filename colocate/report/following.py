@@ -55,7 +55,7 @@ class Following:
                 *lines,
                 f"{self._run.name}: ended, {len(found.records)} of {len(found.selected)} groups done"[:width],
             ]
-        lines += [line[:width] for line in live.waiting(self._run)]
+        lines += live.waiting(self._run)
         if not found.selected:
             return [*lines, f"{self._run.name}: no group has begun"[:width]]
         left = self._left_s(states)
