@@ -67,13 +67,14 @@ def fit(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str,
 
 
 @pytest.mark.slow
-def test_on_a_gpu_it_finds_what_trying_every_value_finds(fake_nvml: FakeNvml, folder: Path, capsys: Any) -> None:
+def test_on_a_gpu_it_finds_the_turn_that_trying_by_hand_finds(fake_nvml: FakeNvml, folder: Path, capsys: Any) -> None:
     code, found = fit(capsys, "--device", "nvidia", "--vary", "foreground.--batch", "--most", "4")
 
     plan = load_plan(folder / "plan.json")
     trials = Trials(RunDirectory(folder / f"every-{os.getpid()}"), plan.name, Card("nvidia", fake_nvml.uuid()))
     change = variable(plan.groups[0], "foreground.--batch", None).change
-    every = {v: trials.attempt(varied(plan.groups[0], change(v), None)).verdict for v in range(1, 5)}
+    around = (FITS_UP_TO, FITS_UP_TO + 1)  # the search itself has run the others
+    every = {v: trials.attempt(varied(plan.groups[0], change(v), None)).verdict for v in around}
     assert max(value for value, verdict in every.items() if verdict.feasible) == FITS_UP_TO
     assert (code, found["largest"], found["refused"], found["undecided"]) == (0, FITS_UP_TO, FITS_UP_TO + 1, None)
     assert found["basis"] == "measured"
@@ -153,7 +154,7 @@ def test_a_program_of_pytorch_is_foreseen_and_confirmed(folder: Path, capsys: An
         "--card",
         "8GB",
         "--batch-size",
-        "1,2,3,4",
+        "1,2,3",
         "--",
         sys.executable,
         "train.py",

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_in_project import Project
-from waiting import wait_until
 
 from colocate import heartbeat, live
 from colocate.cli import main
@@ -242,15 +241,17 @@ def test_watch_of_what_is_no_run_is_one_line(tmp_path, capfd):
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
 def test_where_the_output_is_no_terminal_a_plain_line_comes_now_and_then(tmp_path, workers):
     project = Project(tmp_path, {"group01": "wait"}, 2)
-    process = project.start("feasibility", workers, "--progress=0.3")
-    wait_until(lambda: (tmp_path / "group01.started").exists(), 40)
-    time.sleep(1.5)
-    process.terminate()
-    run = project.finish(process)
-    lines = [line for line in run.out.splitlines() if re.match(r"group01  \d:\d\d", line)]
-    assert lines, run.out
-    assert "\x1b" not in run.out
-    assert "time: not known yet for 2 groups" in run.out
+    told: list[str] = []
+    with project.start("feasibility", workers, "--progress=0.3") as process:
+        for line in process.stdout:
+            told.append(line)
+            if re.match(r"group01  \d:\d\d", line):
+                break
+        process.terminate()
+        out = "".join([*told, *process.stdout])
+    assert process.returncode == 143, out
+    assert "\x1b" not in out
+    assert "time: not known yet for 2 groups" in out
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from waiting import wait_until
 from colocate import processes
 from colocate.processes import COOKIE, ProcessId
 
-MEMBER = str(Path(__file__).with_name("programs") / "proc_member.py")
+ROOT = Path(__file__).parents[1]
+MEMBER = str(ROOT / "tests/programs/proc_member.py")
 
 
 @contextmanager
@@ -144,10 +145,21 @@ def test_a_process_of_somebody_else_is_returned_at_once() -> None:
         assert time.monotonic() - started < processes.KILL_WAIT_S
 
 
+END_ALL_BELOW = """
+import os, subprocess, sys
+from colocate import processes
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)
+assert child.stdout.readline() == b"ready\\n"
+print(processes.end([processes.identify(os.getpid())], grace_s=0.0), child.wait())
+"""
+
+
 def test_ending_everything_below_us_spares_ourselves() -> None:
-    with member("ignore_term") as process:
-        assert processes.end([identity(os.getpid())], grace_s=0.0) == []
-        assert process.wait() == -signal.SIGKILL
+    """In a process of its own, for below the one that runs the tests there may be what other tests still use."""
+    command = [sys.executable, "-c", END_ALL_BELOW, sys.executable, "-I", "-S", MEMBER, "ignore_term"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert done.stdout == f"[] {-signal.SIGKILL}\n"
 
 
 def test_a_description_names_program_user_and_start(family: "subprocess.Popen[bytes]") -> None:
