@@ -199,7 +199,10 @@ def _ask(words: list[str]) -> str:
     except FileNotFoundError as error:
         text = f"slurm: expected {words[0]} on this machine, found none; run this on a login node"
         raise ColocateError(text) from error
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        text = f"slurm: expected an answer of {words[0]} within {_ANSWER_S:g} s, got none; see `scontrol ping`"
+        raise ColocateError(text) from error
+    except OSError as error:
         raise ColocateError(f"slurm: expected an answer of {words[0]}, got {error}") from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]

@@ -143,7 +143,7 @@ def test_a_group_whose_node_is_lost_is_run_again_on_another_one_once(idle, tmp_p
     lost = running.wait_for(r"gw0: job \d+ runs on (\w+)")[1]
     idle.lose(lost)
     try:
-        running.wait_for(rf"gw0 on {lost} was lost; the group is run again elsewhere", 60)
+        running.wait_for(rf"group01: gw0 on {lost} was lost \(.+\); the group is run again elsewhere", 60)
         run = running.finish()
     finally:
         idle.start_node(lost)
@@ -194,7 +194,7 @@ def test_a_group_whose_job_is_lost_twice_has_crashed_once(idle, tmp_path):
     run = running.finish()
     assert run.code == 1, run.output
     assert run.junit == {"group01": "error"}
-    assert "the process that ran this group died" in run.output
+    assert re.search(r"the process that ran this group died \(gw1 on n\d was lost \(.*CANCELLED", run.output)
     assert "so did it before: gw0 on" in run.page
 
 

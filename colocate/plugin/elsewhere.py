@@ -78,6 +78,13 @@ class Berth:
         """Seconds since it was asked for."""
         return time.monotonic() - self.asked_t
 
+    @property
+    def loss(self) -> str:
+        """How its worker was lost."""
+        why = self.last_words() or "no word of why"
+        cure = "; ask for more time with --slurm=--time=HOURS:MINUTES:00" if "TIME LIMIT" in why else ""
+        return f"{self.worker} on {self.host} was lost ({why}{cure})"
+
     def last_words(self) -> str:
         """What srun said last."""
         with contextlib.suppress(OSError):
@@ -257,6 +264,8 @@ class Elsewhere:
     def kill(self) -> None:
         """End everything at once."""
         self.ending = True
+        if self._watcher is not None:
+            self._told.unlink(missing_ok=True)
         slurm.tell((f"{berth.job}.{berth.step}" for berth in self.berths.values() if berth.runs), "KILL")
         for berth in self.berths.values():
             self._signal_local(berth, signal.SIGTERM)

@@ -215,9 +215,10 @@ class QueuedSession(DSession):  # type: ignore[misc]
         if berth is None or self._elsewhere.ending or nodeid in self._elsewhere.again or nodeid in ledger.judged:
             return False
         self._elsewhere.again[nodeid] = berth.host or ""
-        ledger.lost(nodeid, f"{berth.worker} on {berth.host} was lost ({berth.last_words() or 'no word of why'})")
+        ledger.lost(nodeid, berth.loss)
         self.config.pluginmanager.get_plugin("colocate-progress").rest(nodeid)
-        self.report_line(f"{nodeid}: {berth.worker} on {berth.host} was lost; the group is run again elsewhere")
+        group = group_of(self.config, nodeid)
+        self.report_line(f"{nodeid if group is None else group.id}: {berth.loss}; the group is run again elsewhere")
         return True
 
     def worker_testreport(self, node: WorkerController, rep: pytest.TestReport) -> None:
@@ -232,6 +233,8 @@ class QueuedSession(DSession):  # type: ignore[misc]
     @pytest.hookimpl(tryfirst=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
         """The same for a group that is lost and not run again."""
+        berth = self._elsewhere.berth_of(report.node)
+        report.longrepr = report.longreprtext if berth is None else berth.loss
         report.node = self._first_seen.get(crashitem, report.node)  # type: ignore[attr-defined]
 
     def worker_collectionfinish(self, node: WorkerController, ids: list[str]) -> None:
