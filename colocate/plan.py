@@ -19,16 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from colocate.cards import asked_bytes
-from colocate.catalog import (
-    Catalog,
-    CatalogFile,
-    Training,
-    default_catalog,
-    filled,
-    load_catalog,
-    script_of,
-    what_is_missing,
-)
+from colocate.catalog import Catalog, Training, default_catalog, load_catalog
+from colocate.catalog_file import CatalogFile
+from colocate.command_line import filled, script_of, what_is_missing
 from colocate.errors import PlanError
 from colocate.evidence import ROLES, Role
 from colocate.plan_file import KEYS_OF_COMMANDS, MODES, MUTATION, TIERS, Entry, Limits, Member, PlanFile
@@ -40,9 +33,8 @@ from colocate.settings import (
     display_name,
     one_of,
     read_json,
-    shown,
     size_text,
-    suggestion,
+    unknown,
     validated,
 )
 from colocate.supervisor import MAX_PROCESSES
@@ -395,7 +387,7 @@ class _Draft:
         self._check_card(raw, place, card)
         tier, tiers = raw.get("tier"), self.document.get("tiers", TIERS)
         if isinstance(tier, str) and isinstance(tiers, dict) and tier not in tiers:
-            self.mistakes.add((*place, "tier"), f"{one_of(tiers)}, got {shown(tier)}{suggestion(tier, tiers)}")
+            self.mistakes.add((*place, "tier"), unknown(tier, tiers))
 
     def _check_card(self, raw: dict[str, Any], place: Place, card: int | None) -> None:
         """The plan's peak is that of its own card, and may be more than another has."""

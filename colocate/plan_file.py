@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from colocate.cards import checked_wish
-from colocate.catalog import READY_TIMEOUT_S, Metric, Pattern, Words
-from colocate.settings import FREE_TEXT, Environment, Name, Settings, Size, matching, one_of, shown, suggestion
+from colocate.catalog_file import READY_TIMEOUT_S, Metric, Pattern, Words
+from colocate.settings import FREE_TEXT, Environment, Name, Settings, Size, matching, one_of, unknown
 from colocate.supervisor import MAX_PROCESSES
 from colocate.units import MIB
 
@@ -48,7 +48,7 @@ def _mode_among(*modes: str) -> tuple[AfterValidator, Field]:  # type: ignore[va
         if value == "mutation":
             raise ValueError(f"{one_of(modes)}, got 'mutation'; {MUTATION}")
         if value is not None and value not in modes:
-            raise ValueError(f"{one_of(modes)}, got {shown(value)}{suggestion(value, modes)}")
+            raise ValueError(unknown(value, modes))
         return value
 
     return AfterValidator(check), Field(json_schema_extra={"enum": [*modes, None]})

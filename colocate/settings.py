@@ -101,6 +101,12 @@ def one_of(names: Iterable[str]) -> str:
     return f"expected one of {', '.join(listed)}"
 
 
+def unknown(found: Any, known: Iterable[str]) -> str:
+    """What is expected in place of a word that is none of the known ones, and which may be meant."""
+    known = list(known)
+    return f"{one_of(known)}, got {shown(found)}{suggestion(str(found), known)}"
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'model'?`` when a known word is near, or one is the beginning of the other; else nothing."""
     names = {_plain(name): name for name in known}

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from colocate.catalog import Catalog, Training, Value
+from colocate.catalog import Catalog, Training
+from colocate.catalog_file import Value
 from colocate.errors import PlanError
 from colocate.evidence import Role
 from colocate.plan import Group

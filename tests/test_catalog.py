@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.catalog import Catalog, Repository, Training, load_catalog
+from colocate.catalog import Catalog, Training, load_catalog
+from colocate.catalog_file import Repository
 from colocate.errors import PlanError
 from colocate.settings import Mistakes
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from colocate.catalog import CatalogFile, Hyperparameter, Repository, load_catalog
+from colocate.catalog import load_catalog
+from colocate.catalog_file import CatalogFile, Hyperparameter, Repository
 from colocate.cli import COMMANDS, main
 from colocate.cli import _parser as colocate_parser
 from colocate.heartbeat import NAME as PROGRESS

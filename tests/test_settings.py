@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from colocate.catalog import CatalogFile, load_catalog
+from colocate.catalog import load_catalog
+from colocate.catalog_file import CatalogFile
 from colocate.errors import PlanError
 from colocate.plan import load_plan, schemas, write_schemas
 from colocate.plan_file import PlanFile

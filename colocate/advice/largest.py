@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from colocate.advice.search import Search
-from colocate.catalog import Catalog, Training, Value
+from colocate.catalog import Catalog, Training
+from colocate.catalog_file import Value
 from colocate.device import Basis
 from colocate.errors import PlanError
 from colocate.evidence import Role

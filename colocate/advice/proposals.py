@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from colocate.catalog import Catalog, Hyperparameter, Training, Value
+from colocate.catalog import Catalog, Training
+from colocate.catalog_file import Hyperparameter, Value
 from colocate.errors import PlanError
 from colocate.evidence import Allocator, Evidence, Member, Role
 from colocate.peaks import own_peak_bytes

@@ -88,12 +88,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_tiers(tiers: Sequence[str]) -> None:
     from colocate.advice.pairing import TIERS, UNKNOWN
-    from colocate.settings import one_of, shown, suggestion
+    from colocate.settings import unknown
 
     known = (*TIERS, UNKNOWN)
     for tier in tiers:
         if tier not in known:
-            raise PlanError(f"--tiers: {one_of(known)}, got {shown(tier)}{suggestion(tier, known)}")
+            raise PlanError(f"--tiers: {unknown(tier, known)}")
 
 
 def _named(trainings: "Sequence[Training]", names: Sequence[str]) -> "list[Training]":
