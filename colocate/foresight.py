@@ -25,23 +25,29 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """One or more programs on one card at once; ``base_bytes`` is what the card holds without them."""
+    """One or more programs on one card at once; ``base_bytes`` is what the card holds without them.
+
+    ``refused`` is why nothing is said of a group at all: it is for another card than the one that is asked about.
+    """
 
     name: str
     members: tuple[Rehearsal, ...]
     base_bytes: int
     limit_bytes: int
+    refused: str | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Why there is no prediction; empty where there is one."""
+        if self.refused is not None:
+            return (self.refused,)
         return tuple(f"{one.name} {one.failure}" for one in self.members if one.failure is not None)
 
     @property
     def peak(self) -> PeakRange | None:
         """The card's peak with all of them at theirs; None where one of them is not known."""
         ranges = [one.peak for one in self.members if one.peak is not None]
-        if len(ranges) < len(self.members):
+        if self.refused is not None or len(ranges) < len(self.members):
             return None
         return sum(ranges, start=PeakRange(self.base_bytes, self.base_bytes, self.base_bytes))
 
@@ -49,7 +55,7 @@ class Forecast:
     def parts(self) -> Parts | None:
         """What the peak is made of, without what the card holds anyway."""
         known = [one.parts for one in self.members if one.parts is not None]
-        if len(known) < len(self.members):
+        if self.refused is not None or len(known) < len(self.members):
             return None
         return sum(known[1:], start=known[0])
 

@@ -323,3 +323,53 @@ def test_what_was_predicted_of_a_pair_is_what_a_run_of_the_plan_says(tmp_path: P
     expected = load_plan(out).by_id["tiny_narrow__tiny_wide"].expected_bytes
     assert expected is not None
     assert abs(verdict["peak_bytes"] - expected) < 3 * MIB, "the same card, the same programs"
+
+
+def of_cards(folder: Path, *wishes: dict[str, str]) -> Path:
+    """A plan of two trainings alone whose groups ask for cards."""
+    entries = [
+        {"mode": "default", "name": f"m{900 + place}", "command": ["{python}", "-c", "pass", f"m{900 + place}"], **wish}
+        for place, wish in enumerate(wishes)
+    ]
+    path = folder / "of_cards.json"
+    path.write_text(json.dumps({"experiment_name": "of_cards", "experiments": entries}))
+    return path
+
+
+@pytest.mark.parametrize("command", ["pairs", "pack"])
+def test_trainings_of_groups_that_ask_for_one_card_are_for_that_card(
+    rehearsals: None, tmp_path: Path, capsys: Any, command: str
+) -> None:
+    wish, out = {"card": "24GB", "limit": "20000MB"}, tmp_path / "out.json"
+    main([command, f"--from={of_cards(tmp_path, wish, wish)}", f"--out={out}"])
+    assert "2 trainings on 24 GB cards, predicted\nlimit 20000 MiB" in capsys.readouterr().out
+    groups = load_plan(out).groups
+    assert {(group.card, group.limits.peak_bytes, group.limits.card_bytes) for group in groups} == {
+        ("24GB", 20000 * MIB, 24576 * MIB)
+    }
+
+
+def test_trainings_of_groups_for_several_cards_need_the_card_to_be_named(
+    rehearsals: None, tmp_path: Path, capsys: Any
+) -> None:
+    plan, out = of_cards(tmp_path, {}, {"card": "24GB"}), f"--out={tmp_path / 'out.json'}"
+    assert main(["pairs", f"--from={plan}", out]) == 2
+    found = "expected groups for one card, found group01 for that of the plan, group02 for '24GB'"
+    assert f"{found}; name the card with --card" in capsys.readouterr().err
+    assert main(["pairs", f"--from={plan}", out, "--card=24GB"]) == 0
+    assert {group.card for group in load_plan(tmp_path / "out.json").groups} == {None}
+
+    plan = of_cards(tmp_path, {"card": "24GB"}, {"card": "24GB", "limit": "9000MB"})
+    assert main(["pack", f"--from={plan}", out]) == 2
+    assert "expected groups with one limit, found 7500 MiB, 9000 MiB; name it with --limit" in capsys.readouterr().err
+
+
+def test_a_plan_in_the_place_of_a_catalog_is_told_in_a_line(catalog: Path, tmp_path: Path, capsys: Any) -> None:
+    """It used to be a list of every key that a catalog does not have."""
+    plan = of_cards(tmp_path, {})
+    for words, told in (
+        (["pack", str(plan)], f"{plan}: expected a catalog, found a plan; write --from={plan}"),
+        (["pairs", f"--from={catalog}"], f"{catalog}: expected a plan, found a catalog"),
+    ):
+        assert main(words) == 2
+        assert capsys.readouterr().err == f"colocate: {told}\n"

@@ -3,9 +3,11 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import colocate.rehearsal
 from colocate.cards import known_card
 from colocate.cli import main
 from colocate.prediction import PeakRange
@@ -168,3 +170,74 @@ def test_failures_are_not_remembered(folder) -> None:
 
     assert cache.find(program, card) is None
     assert not (folder / "kept").exists()
+
+
+# --- cards that groups ask for ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several_cards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plan for a card of 1 GB with groups for others; a program takes half of whatever card it is rehearsed on."""
+
+    def rehearse(programs: Any, card: Any, **settings: Any) -> list[Rehearsal]:
+        half = PeakRange(*[card.total_bytes // 2] * 3)
+        return [Rehearsal(one.name, one.argv, 1.0, peak=half, parts=NOTHING) for one in programs]
+
+    monkeypatch.setattr(colocate.rehearsal, "rehearse", rehearse)
+    member = {"command": ["{python}", "train.py"], "name": "alone", "mode": "default"}
+    wishes = [{}, {"card": "2GB"}, {"card": "2GB", "limit": "1900MB"}, {"card": "RTX 3080"}, {"card": "Nothing 9"}]
+    plan = {
+        "experiment_name": "several",
+        "limits": {"card": "1GB", "peak": "1000MB"},
+        "experiments": [{**member, **wish} for wish in wishes],
+    }
+    path = folder / "several.json"
+    path.write_text(json.dumps(plan))
+    return path
+
+
+def test_every_group_is_predicted_for_the_card_that_it_asks_for(several_cards: Path, capsys) -> None:
+    """As a run has it: the plan's limit holds on a larger card too, unless a group has its own."""
+    code, found = predicted(capsys, str(several_cards))
+
+    names = ["virtual 1 GB card", "virtual 2 GB card", "NVIDIA GeForce RTX 3080 (virtual)"]
+    assert [card["name"] for card in found["cards"]] == names
+    assert [one["card"] for one in found["trainings"]] == names
+    told = {one["name"]: (one["card"], one["limit_bytes"] // MIB, one["answer"]) for one in found["forecasts"]}
+    assert told == {
+        "group01": (names[0], 1000, "fits"),
+        "group02": (names[1], 1000, "does not fit"),
+        "group03": (names[1], 1900, "fits"),
+        "group04": (names[2], 1000, "does not fit"),
+        "group05": (names[0], 1000, "not predicted"),
+    }
+    assert code == 2
+
+    main(["predict", str(several_cards)])
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "predicted for" in line] == [
+        "several: predicted for a virtual 1 GB card, limit 1000 MiB; nothing was measured",
+        "several: predicted for a virtual 2 GB card, limit 1000 MiB; nothing was measured",
+        "several: predicted for a NVIDIA GeForce RTX 3080 (virtual) of 10 GB, limit 1000 MiB; nothing was measured",
+    ]
+    assert "limit 1900 MiB: group03" in said
+    assert "group05 is for a card 'Nothing 9', which is not in" in said
+
+
+def test_a_card_of_ones_own_is_no_card_for_a_group_that_asks_for_another(several_cards: Path, capsys) -> None:
+    code, found = predicted(capsys, str(several_cards), "--card=2GB", "-k", "group01,group03,group04")
+
+    told = {one["name"]: (one["limit_bytes"] // MIB, one["failures"]) for one in found["forecasts"]}
+    why = "group04 is for a card 'RTX 3080' and not for a virtual 2 GB card"
+    assert told == {"group01": (2048, []), "group03": (1900, []), "group04": (1000, [why])}
+    assert code == 2
+
+
+def test_beside_a_group_the_card_is_the_groups(several_cards: Path, capsys) -> None:
+    _, found = predicted(capsys, str(several_cards), "-t", "alone", "--beside", "group03")
+    assert ([one["name"] for one in found["cards"]], found["forecasts"][0]["limit_bytes"]) == (
+        ["virtual 2 GB card"],
+        1900 * MIB,
+    )
+    assert main(["predict", str(several_cards), "-t", "alone", "--beside", "group05"]) == 2
+    assert "group05: is for a card 'Nothing 9'" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from colocate.units import format_mib
 
 if TYPE_CHECKING:
     from colocate.advice.largest import Fit, Grid, Tried, Variable
+    from colocate.cards import KnownCard
     from colocate.catalog import Catalog
     from colocate.device import Basis
     from colocate.device.opening import Card
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         grid,
         catalog,
         basis,
-        _foresight(plan, options, card),
+        _foresight(options, card.figures),
         _attempts(run, plan, card, options.wait),
         confirmations,
         lambda tried: print(_line(tried), file=sys.stderr, flush=True),
@@ -131,21 +132,18 @@ def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":
     return Grid(least, most, step)
 
 
-def _foresight(plan: "Plan", options: argparse.Namespace, card: "Card") -> "Callable[[Group], Forecast]":
-    from colocate.cards import card_called, card_of_size
+def _foresight(options: argparse.Namespace, card: "KnownCard") -> "Callable[[Group], Forecast]":
     from colocate.foresight import forecast, keyed, program_of
     from colocate.rehearsal import Program, Rehearsal, rehearse
 
     known: dict[Program, Rehearsal] = {}
     cache = command.cache(options)
-    total = card.total_bytes or plan.limits.card_bytes
-    virtual = card_called(card.name, total) if card.name else card_of_size(total)
 
     def foresee(group: "Group") -> "Forecast":
         programs = [keyed(program_of(training)) for training in group.trainings if training.uses_gpu]
         new = [one for one in dict.fromkeys(programs) if one not in known or known[one].failure is not None]
-        known.update(zip(new, rehearse(new, virtual, cache=cache, timeout_s=options.timeout), strict=True))
-        return forecast(group, known, virtual.baseline_bytes, group.limits.peak_bytes)
+        known.update(zip(new, rehearse(new, card, cache=cache, timeout_s=options.timeout), strict=True))
+        return forecast(group, known, card.baseline_bytes, group.limits.peak_bytes)
 
     return foresee
 

@@ -70,7 +70,7 @@ def add(commands: command.Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Solo runs, bounds, the runs that matter, then the schedule and its plan."""
     task = Task.of(options)
-    card, sentence = command.free_card(options, task.card)
+    card, sentence = command.free_card(options, task.card, task.asked)
     print(sentence, file=sys.stderr)
     if card.kind == "virtual":
         if options.measure:
@@ -258,6 +258,11 @@ def _entries(
             chosen = sorted((known[place] for place in places), key=rank)
             front, *beside = [task.member(one.training, folder) for one in chosen]
             if beside:
-                yield {"mode": "parallel", "foreground": {"mode": "default", **front}, "background": beside[0]}
+                yield {
+                    **task.wish,
+                    "mode": "parallel",
+                    "foreground": {"mode": "default", **front},
+                    "background": beside[0],
+                }
             else:
-                yield {"mode": "default", **front}
+                yield {**task.wish, "mode": "default", **front}

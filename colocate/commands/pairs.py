@@ -208,7 +208,7 @@ def _write(
 def _entry(
     pair: "OrderedPair", members: Sequence[dict[str, Any]], solos: "Sequence[Solo]", task: Task
 ) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": pair.id}
+    entry: dict[str, Any] = {"id": pair.id, **task.wish}
     if pair.peak is not None:
         entry["tier"] = pair.tier
         if pair.peak.expected_bytes <= task.limits.card_bytes:  # a plan refuses to expect more than the card has

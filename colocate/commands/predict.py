@@ -6,7 +6,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,7 @@ class Question:
     plan: "Plan | None"
     command: "Program | None"
     cache: "Cache | None"
-    known: "dict[Program, Rehearsal]" = field(default_factory=dict)
+    known: "dict[tuple[KnownCard, Program], Rehearsal]" = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Question":
@@ -115,19 +116,61 @@ class Question:
             card = card_of_size(plan.limits.card_bytes) if plan else known_card("8GB")
         of_plan = plan is not None and card.total_bytes == plan.limits.card_bytes
         limit_bytes = plan.limits.peak_bytes if plan and of_plan else card.total_bytes
-        return cls(options, card, limit_bytes, plan, program, command.cache(options))
+        question = cls(options, card, limit_bytes, plan, program, command.cache(options))
+        return question._of_the_group_beside() if options.beside and not options.card else question
 
-    def rehearsed(self, programs: "Iterable[Program]") -> "list[Rehearsal]":
-        """The programs' rehearsals, run now unless they are known."""
+    def _of_the_group_beside(self) -> "Question":
+        """The same, about the card that the group of ``--beside`` asks for.
+
+        Raises:
+            PlanError: too little is known of that card.
+        """
+        group = next(iter(_groups_called(self, self.options.beside)), None)
+        if group is None or group.card is None:
+            return self
+        card = self.card_for(group)
+        if card is None:
+            raise PlanError(f"{group.id}: {self.why_not(group)}; name one with --card")
+        return replace(self, card=card, limit_bytes=self.limit_for(group))
+
+    def card_for(self, group: "Group") -> "KnownCard | None":
+        """The card that a run on virtual ones has for a group; None where that is refused."""
+        from colocate.device.opening import Card, as_asked
+
+        own = Card("virtual", total_bytes=self.card.total_bytes, name=self.card.name, given=bool(self.options.card))
+        found = as_asked(own, group.card)
+        return None if found is None else found.figures
+
+    def limit_for(self, group: "Group") -> int:
+        """The group's own limit, as in a run; the whole of a card that ``--card`` puts in the place of the plan's."""
+        assert self.plan is not None
+        own = group.card is not None or self.card.total_bytes == self.plan.limits.card_bytes
+        return group.limits.peak_bytes if own else self.limit_bytes
+
+    def why_not(self, group: "Group") -> str:
+        """Why there is no card for a group."""
+        if self.options.card:
+            return f"is for a card {group.card!r} and not for a {self.card.name}"
+        return f"is for a card {group.card!r}, which is not in settings/cards.json"
+
+    def rehearsed(self, programs: "Iterable[Program]", card: "KnownCard | None" = None) -> "list[Rehearsal]":
+        """The programs' rehearsals on a card, that of the question without one; run now unless they are known."""
         from colocate.foresight import keyed
         from colocate.rehearsal import rehearse
 
-        wanted = list(map(keyed, programs))
-        new = [program for program in dict.fromkeys(wanted) if program not in self.known]
+        card = card or self.card
+        wanted = [(card, keyed(program)) for program in programs]
+        new = [one for one in dict.fromkeys(wanted) if one not in self.known]
         with Progress(len(new), sys.stderr) as progress:
-            found = rehearse(new, self.card, cache=self.cache, timeout_s=self.options.timeout, tell=progress.tell)
+            found = rehearse(
+                [program for _, program in new],
+                card,
+                cache=self.cache,
+                timeout_s=self.options.timeout,
+                tell=progress.tell,
+            )
         self.known.update(zip(new, found, strict=True))
-        return [self.known[program] for program in wanted]
+        return [self.known[one] for one in wanted]
 
     def title(self, name: str) -> str:
         """The first line of an answer."""
@@ -135,7 +178,7 @@ class Question:
 
     def document(self, rehearsals: "Iterable[Rehearsal]", forecasts: "Iterable[Forecast]") -> dict[str, Any]:
         """The answer as JSON types."""
-        return words.document(self.card, self.limit_bytes, rehearsals, forecasts)
+        return words.document([words.Predicted(self.card, list(rehearsals), list(forecasts))])
 
     def training(self, name: str) -> "Training":
         """The training of the plan that a name means.
@@ -191,31 +234,60 @@ def _program(words: Sequence[str]) -> "Program":
 
 
 def _groups(question: Question, options: argparse.Namespace) -> int:
-    from colocate.foresight import forecast, keyed, needed, program_of
-
     assert question.plan is not None
     started = time.monotonic()
     groups = question.groups(options.group)
-    programs = [program_of(training) for training in needed(groups)]
-    rehearsals = question.rehearsed(programs)
-    known = {keyed(program): one for program, one in zip(programs, rehearsals, strict=True)}
-    forecasts = [forecast(group, known, question.card.baseline_bytes, question.limit_bytes) for group in groups]
+    predictions = list(_by_card(question, groups))
+    forecasts = [forecast for one in predictions for forecast in one.forecasts]
     names = {group.id: " + ".join(one.name for one in group.trainings) for group in groups}
     if options.json:
-        print(json.dumps(question.document(rehearsals, forecasts), indent=2))
+        print(json.dumps(words.document(predictions), indent=2))
     else:
+        for one in predictions:
+            _show([*_of_one_card(question.plan.name, one, names), ""])
+        rehearsals = [rehearsal for one in predictions for rehearsal in one.rehearsals]
         cached = sum(one.cached for one in rehearsals)
         took = f"{time.monotonic() - started:.0f} s, {cached} of {len(rehearsals)} trainings from the cache"
-        _show(
-            [
-                question.title(question.plan.name),
-                "",
-                *words.training_table(rehearsals),
-                "",
-            ]
-        )
-        _show([*words.group_table(forecasts, names), "", *words.explained(rehearsals, forecasts), "", took])
+        _show([*words.not_modelled(forecasts), "", took])
     return _exit_code(forecasts)
+
+
+def _by_card(question: Question, groups: "Sequence[Group]") -> "Iterator[words.Predicted]":
+    """The groups by the cards that they are for, each on its own; those that are refused stand with the first."""
+    from colocate.foresight import Forecast, forecast, keyed, needed, program_of
+
+    own: dict[KnownCard | None, list[Group]] = {}
+    for group in groups:
+        own.setdefault(question.card_for(group), []).append(group)
+    refused = [
+        Forecast(group.id, (), 0, group.limits.peak_bytes, f"{group.id} {question.why_not(group)}")
+        for group in own.pop(None, ())
+    ]
+    if not own:
+        yield words.Predicted(question.card, [], refused)
+    for card, some in own.items():
+        assert card is not None
+        programs = [program_of(training) for training in needed(some)]
+        rehearsals = question.rehearsed(programs, card)
+        known = {keyed(program): one for program, one in zip(programs, rehearsals, strict=True)}
+        found = [forecast(group, known, card.baseline_bytes, question.limit_for(group)) for group in some]
+        yield words.Predicted(card, rehearsals, [*found, *refused])
+        refused = []
+
+
+def _of_one_card(plan: str, one: "words.Predicted", names: dict[str, str]) -> list[str]:
+    """Title, trainings, groups, and what they rest on."""
+    limit_bytes, _ = Counter(forecast.limit_bytes for forecast in one.forecasts).most_common(1)[0]
+    trainings = [*words.training_table(one.rehearsals), ""] if one.rehearsals else []
+    return [
+        words.title(one.card, limit_bytes, plan),
+        "",
+        *trainings,
+        *words.group_table(one.forecasts, names),
+        *words.other_limits(one.forecasts, limit_bytes),
+        "",
+        *words.explained(one.rehearsals, one.forecasts),
+    ]
 
 
 def _programs(question: Question, options: argparse.Namespace) -> int:
@@ -236,7 +308,7 @@ def _programs(question: Question, options: argparse.Namespace) -> int:
                 *(words.line_of(one) for one in beside),
             ]
         )
-        _show([*words.total(alone), "", *words.explained([rehearsal, *beside], [alone])])
+        _show([*words.total(alone), "", *words.explained([rehearsal, *beside], [alone]), *words.not_modelled([alone])])
     return _exit_code([alone])
 
 
@@ -277,6 +349,7 @@ def _curve(question: Question, options: argparse.Namespace) -> int:
         if options.largest_batch:
             _show([f"largest batch that fits: {best if best is not None else 'none'}", ""])
         _show(words.explained([one.members[0] for one in curve.values()][:1], curve.values()))
+        _show(words.not_modelled(curve.values()))
     if any(one.answer is Answer.UNKNOWN for one in curve.values()):
         return command.USAGE
     return command.FINDING if options.largest_batch and best is None else command.WELL
@@ -312,9 +385,15 @@ def _beside(question: Question, name: str | None) -> "list[Rehearsal]":
     if name is None:
         return []
     assert question.plan is not None
-    ids = [group for group in question.plan.groups if name.startswith("group") and _means(name, group)]
-    trainings = [one for group in ids for one in group.trainings] or [question.training(name)]
+    trainings = [one for group in _groups_called(question, name) for one in group.trainings]
+    trainings = trainings or [question.training(name)]
     return question.rehearsed(program_of(one) for one in trainings if one.uses_gpu)
+
+
+def _groups_called(question: Question, name: str) -> "list[Group]":
+    """The groups that a word means which begins as their ids do."""
+    assert question.plan is not None
+    return [group for group in question.plan.groups if name.startswith("group") and _means(name, group)]
 
 
 def _show(lines: "Iterable[str]") -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from colocate import commands as command
 from colocate.commands.progress import short
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "workspaces", "fragmentation", "context")
 INDENT = "    "
+
+
+class Predicted(NamedTuple):
+    """What is predicted for one card."""
+
+    card: "KnownCard"
+    rehearsals: "Sequence[Rehearsal]"
+    forecasts: "Sequence[Forecast]"
 
 
 def title(card: "KnownCard", limit_bytes: int, name: str) -> str:
@@ -61,6 +69,19 @@ def group_table(forecasts: "Iterable[Forecast]", names: dict[str, str]) -> list[
     return lines
 
 
+def other_limits(forecasts: "Iterable[Forecast]", limit_bytes: int) -> list[str]:
+    """The groups whose limit is not the one that the title names."""
+    found: dict[int, list[str]] = {}
+    for one in forecasts:
+        if one.limit_bytes != limit_bytes and one.refused is None:
+            found.setdefault(one.limit_bytes, []).append(one.name)
+    return [
+        line
+        for limit, names in found.items()
+        for line in command.wrapped(f"limit {format_mib(limit)}: {', '.join(names)}", INDENT)
+    ]
+
+
 def curve_table(curve: "dict[int, Forecast]") -> list[str]:
     """What every batch size needs, and whether it fits."""
     lines = [f"{'batch':>8} {'activations':>12} {'peak':>8} {'range':>13}  answer"]
@@ -99,9 +120,7 @@ def total(one: "Forecast") -> list[str]:
 
 
 def explained(rehearsals: "Sequence[Rehearsal]", forecasts: "Iterable[Forecast]") -> list[str]:
-    """Why something is not predicted, what the ranges rest on, what was assumed and what is not modelled."""
-    from colocate.rehearsal import NOT_MODELLED
-
+    """Why something is not predicted, what the ranges rest on, and what was assumed."""
     lines: list[str] = []
     failures = dict.fromkeys(text for one in forecasts for text in one.failures)
     for text in failures:
@@ -120,37 +139,45 @@ def explained(rehearsals: "Sequence[Rehearsal]", forecasts: "Iterable[Forecast]"
     for text, names in notes.items():
         whose = "" if len(names) == len(rehearsals) else f" ({', '.join(dict.fromkeys(names))})"
         lines += command.wrapped("assumed: " + text + whose, INDENT)
-    if len(failures) < len(rehearsals) or not failures:
-        lines += [line for text in NOT_MODELLED for line in command.wrapped("not modelled: " + text, INDENT)]
     return lines
 
 
-def document(
-    card: "KnownCard", limit_bytes: int, rehearsals: "Iterable[Rehearsal]", forecasts: "Iterable[Forecast]"
-) -> dict[str, Any]:
-    """Everything as JSON types."""
+def not_modelled(forecasts: "Iterable[Forecast]") -> list[str]:
+    """What no prediction knows of, where there is one."""
     from colocate.rehearsal import NOT_MODELLED
 
-    def of(one: "Rehearsal") -> dict[str, Any]:
-        return asdict(one) | {"argv": list(one.argv)}
+    if all(one.failures for one in forecasts):
+        return []
+    return [line for text in NOT_MODELLED for line in command.wrapped("not modelled: " + text, INDENT)]
+
+
+def document(predictions: "Sequence[Predicted]") -> dict[str, Any]:
+    """Everything as JSON types; every training and every forecast names its card."""
+    from colocate.rehearsal import NOT_MODELLED
 
     return {
         "schema": 1,
         "basis": "predicted",
-        "card": asdict(card) | {"sources": dict(card.sources)},
-        "limit_bytes": limit_bytes,
+        "cards": [asdict(one.card) | {"sources": dict(one.card.sources)} for one in predictions],
         "not_modelled": list(NOT_MODELLED),
-        "trainings": [of(one) for one in dict.fromkeys(rehearsals)],
-        "forecasts": [
-            {
-                "name": one.name,
-                "members": [member.name for member in one.members],
-                "base_bytes": one.base_bytes,
-                "peak": None if one.peak is None else asdict(one.peak),
-                "parts": None if one.parts is None else asdict(one.parts),
-                "answer": str(one.answer),
-                "failures": list(one.failures),
-            }
-            for one in forecasts
+        "trainings": [
+            asdict(training) | {"argv": list(training.argv), "card": one.card.name}
+            for one in predictions
+            for training in dict.fromkeys(one.rehearsals)
         ],
+        "forecasts": [_forecast(forecast, one.card) for one in predictions for forecast in one.forecasts],
+    }
+
+
+def _forecast(one: "Forecast", card: "KnownCard") -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "card": card.name,
+        "members": [member.name for member in one.members],
+        "base_bytes": one.base_bytes,
+        "limit_bytes": one.limit_bytes,
+        "peak": None if one.peak is None else asdict(one.peak),
+        "parts": None if one.parts is None else asdict(one.parts),
+        "answer": str(one.answer),
+        "failures": list(one.failures),
     }

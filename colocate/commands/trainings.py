@@ -1,6 +1,7 @@
 """What the subcommands about many trainings share: where these are from, on which card, and how a plan holds them."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from colocate import commands as command
 from colocate.arguments import size, whole
 from colocate.errors import PlanError
-from colocate.units import to_mib
+from colocate.units import format_mib, to_mib
 
 if TYPE_CHECKING:
     from colocate.advice.sharing import Solo
     from colocate.cards import KnownCard
     from colocate.catalog import Catalog, Training
-    from colocate.plan import Limits
+    from colocate.plan import Limits, Plan
 
 DEFAULT_CATALOG = Path("settings/models.json")
 CARD = "a size, or a name of settings/cards.json (8GB)"
@@ -35,36 +36,46 @@ def takes_epochs(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Task:
-    """Trainings that are to share cards, and which cards."""
+    """Trainings that are to share cards, and which cards.
+
+    ``asked`` is the card that all groups of their plan ask for, and that those of a new plan are to ask for.
+    """
 
     name: str
     trainings: "list[Training]"
     catalog: "Catalog | None"
     card: "KnownCard"
     limits: "Limits"
+    asked: str | None = None
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Task":
         """The task behind the options.
 
         Raises:
-            PlanError: catalog, plan or card cannot be used.
+            PlanError: catalog, plan or card cannot be used, or the plan is for several cards and no option names one.
         """
         from colocate.advice.sharing import of_catalog, of_plan
+        from colocate.cards import known_card
         from colocate.catalog import load_catalog
         from colocate.plan import Limits, load_plan
 
         if options.plan and options.catalog:
             raise PlanError("--from: expected a catalog or a plan, got both")
+        _check_kind(options.plan, "plan", "experiments", "models")
+        _check_kind(options.catalog, "catalog", "models", "experiments", f"; write --from={options.catalog}")
         plan = load_plan(options.plan) if options.plan else None
         limits = plan.limits if plan else Limits()
-        card = command.known_card(options, limits.card_bytes)
+        asked = _card_of_all(plan) if plan and not options.card else None
+        if plan and asked:
+            limits = _limits_of_all(plan, options)
+        card = known_card(asked) if asked else command.known_card(options, limits.card_bytes)
         if card.total_bytes != limits.card_bytes:  # as for `colocate predict`: another card may be used as a whole
             limits = limits.model_copy(update={"card_bytes": card.total_bytes, "peak_bytes": card.total_bytes})
         if options.limit:
             limits = limits.model_copy(update={"peak_bytes": options.limit})
         if plan:
-            return cls(plan.name, of_plan(plan), plan.load_catalog(), card, limits)
+            return cls(plan.name, of_plan(plan), plan.load_catalog(), card, limits, asked)
         catalog = load_catalog(options.catalog or DEFAULT_CATALOG)
         return cls(catalog.path.stem, of_catalog(catalog, options.epochs), catalog, card, limits)
 
@@ -95,6 +106,11 @@ class Task:
             document["catalog"] = os.path.relpath(self.catalog.path.resolve(), folder)
         return document
 
+    @property
+    def wish(self) -> dict[str, str]:
+        """What an entry of a new plan says of its card."""
+        return {"card": self.asked} if self.asked else {}
+
     def member(self, training: "Training", folder: Path) -> dict[str, Any]:
         """The training as it stands in a plan in this folder."""
         if training.repository is None:
@@ -104,6 +120,45 @@ class Task:
         of_catalog = self.catalog.repositories[training.repository].env if self.catalog else {}
         added = {name: value for name, value in training.env.items() if of_catalog.get(name) != value}
         return {**entry, "env": added} if added else entry
+
+
+def _check_kind(path: Path | None, kind: str, key: str, other: str, hint: str = "") -> None:
+    """A plan in the place of a catalog, or the other way round, would be a list of wrong keys."""
+    try:
+        document = {} if path is None else json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # whoever reads it in earnest says why
+    if isinstance(document, dict) and other in document and key not in document:
+        found = {"models": "catalog", "experiments": "plan"}[other]
+        raise PlanError(f"{path}: expected a {kind}, found a {found}{hint}")
+
+
+def _card_of_all(plan: "Plan") -> str | None:
+    """The card that every group of a plan asks for; None where none asks.
+
+    Raises:
+        PlanError: they are for several cards.
+    """
+    first: dict[str | None, str] = {}
+    for group in plan.groups:
+        first.setdefault(group.card, group.id)
+    if len(first) > 1:
+        found = ", ".join(f"{name} for {repr(card) if card else 'that of the plan'}" for card, name in first.items())
+        raise PlanError(f"{plan.path}: expected groups for one card, found {found}; name the card with --card")
+    return next(iter(first))
+
+
+def _limits_of_all(plan: "Plan", options: argparse.Namespace) -> "Limits":
+    """What holds for every group of a plan whose groups ask for a card.
+
+    Raises:
+        PlanError: they have different limits, and no option names one.
+    """
+    found = {group.limits.peak_bytes: group for group in plan.groups}
+    if len(found) > 1 and not options.limit:
+        sizes = ", ".join(map(format_mib, found))
+        raise PlanError(f"{plan.path}: expected groups with one limit, found {sizes}; name it with --limit")
+    return plan.groups[0].limits
 
 
 def _own(training: "Training", folder: Path) -> dict[str, Any]:

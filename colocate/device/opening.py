@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from colocate.cards import KnownCard, card_called, is_of_size, known_card, satisfies
+from colocate.cards import KnownCard, card_called, card_of_size, is_of_size, known_card, satisfies
 from colocate.device import Device, DeviceInfo
 from colocate.device.ballast import ROLE, SmallCard
 from colocate.device.choice import Kind, choose_device
@@ -42,6 +42,16 @@ class Card:
     @property
     def _is_whole(self) -> bool:
         return self.total_bytes is None or is_of_size(self.memory_bytes or 0, self.total_bytes)
+
+    @property
+    def figures(self) -> KnownCard:
+        """What is known of such a card; of its product where that is in the table, else by its size."""
+        if self.kind == "virtual" or not self._is_whole:
+            return card_called(self.name or "", self.total_bytes or 0)
+        try:
+            return known_card(self.product or "")
+        except PlanError:
+            return card_of_size(self.memory_bytes or self.total_bytes or 0)
 
     def is_what(self, asked: str) -> bool:
         """The card, as it is used here, is the one that a group asks for by size or name."""
@@ -131,7 +141,7 @@ def opened(card: Card, state: Path, *, holder: str, wait_s: float = 0.0, run: st
             yield device
         return
     assert card.total_bytes is not None, "a card has a UUID or a size"
-    yield new_virtual(card_called(card.name or "", card.total_bytes), state)
+    yield new_virtual(card.figures, state)
 
 
 @contextmanager
