@@ -28,6 +28,7 @@ from colocate.record import write_record  # noqa: E402
 from colocate.report import journal  # noqa: E402
 from colocate.report.stored import read_run  # noqa: E402
 from colocate.run_directory import RunDirectory  # noqa: E402
+from colocate.versions import packages  # noqa: E402
 
 PLAN = ROOT / "settings" / "parallel_feasibility_test.json"
 SAMPLES = 600
@@ -131,7 +132,7 @@ def write_run(plan_path: Path, folder: Path) -> RunDirectory:
 def _written(group: Group, folder: Path, *, fits: bool) -> tuple[Path, dict[str, object]]:
     """One group as a run records it."""
     seen = replace(
-        predicted_evidence(2400, 1700, group=group.id, duration_s=30.0),
+        predicted_evidence(2400, 1700, group=group.id, duration_s=30.0, versions=packages()),
         trace=trace(*[230 + 5 * (place % 400) for place in range(SAMPLES)], interval_s=0.05),
     )
     if not fits:

@@ -5,7 +5,7 @@ settings and command (`Group.content_hash`), package versions, kind and size of 
 spoiled by something that may be gone now, is run again; what was never started is started.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -32,6 +32,8 @@ SPOILED = frozenset(
     }
 )
 _GRACE_S = 2.0
+
+MOST_TOLD = 20  # groups of which the same is to be said are told one by one up to this number
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,31 @@ def decide(
     run: RunDirectory, groups: Iterable[Group], cards: Iterable[Card], *, early: bool = True
 ) -> tuple[Decision, ...]:
     """One decision per group of the plan, in its order; ``early`` keeps those too that were decided early."""
-    found, allowed = settled_groups(run), tuple(cards)
+    found, allowed = settled_groups(run, essentials), tuple(cards)
     rebooted = _rebooted(run)
     return tuple(_decide(run, group, found.get(group.id), allowed, rebooted, early) for group in groups)
+
+
+def essentials(experiment: dict[str, Any]) -> dict[str, Any]:
+    """What of a record decides whether it still holds: a session's memory need not hold ten thousand whole ones."""
+    evidence = experiment["evidence"]
+    some = {
+        name: evidence[name] for name in ("versions", "device", "decided_early", "run", "attempt") if name in evidence
+    }
+    return {"timestamp": experiment["timestamp"], "group": experiment["group"], "evidence": some}
+
+
+def told(decisions: Sequence[Decision]) -> list[str]:
+    """A line for each decision, in the plan's order; of very many alike one for all of them."""
+    alike: dict[tuple[bool, str], list[str]] = {}
+    for one in decisions:
+        alike.setdefault((one.kept is not None, one.why), []).append(one.group)
+    many = {what: names for what, names in alike.items() if len(names) > MOST_TOLD}
+    lines = [
+        f"{len(names)} groups from {names[0]} to {names[-1]} {'kept' if kept else 'run'}: {why}"
+        for (kept, why), names in many.items()
+    ]
+    return [*lines, *(str(one) for one in decisions if (one.kept is not None, one.why) not in many)]
 
 
 def _decide(

@@ -16,6 +16,7 @@ from waiting import wait_until
 
 from colocate.cli import main
 from colocate.device.lock import locked
+from colocate.resume import MOST_TOLD, Decision, told
 from colocate.run_directory import RunDirectory, read_json
 from colocate.series import settled_groups
 
@@ -92,6 +93,17 @@ def test_kept_groups_are_kept_by_workers_too(copy: tuple[Path, Path]) -> None:
 
     assert session.junit == {"group01": "passed", "group02": "failure"}
     assert session.output.count(", kept") == 2
+
+
+def test_of_very_many_decisions_that_are_alike_one_line_is_told() -> None:
+    """Ten thousand kept groups used to be ten thousand lines before the first one ran."""
+    decisions = [Decision(f"group{number:02}", "it was never started") for number in range(1, MOST_TOLD + 3)]
+    decisions[1] = Decision("group02", "its settings changed")
+    assert told(decisions) == [
+        "21 groups from group01 to group22 run: it was never started",
+        "group02 runs: its settings changed",
+    ]
+    assert told(decisions[:5]) == [str(decision) for decision in decisions[:5]]
 
 
 CHANGES: dict[str, tuple[str, Any]] = {

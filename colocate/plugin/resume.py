@@ -13,7 +13,7 @@ from colocate.plugin import cards, configuration
 from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
 from colocate.plugin.outcome import Record, properties, record_of
 from colocate.processes import boot_id
-from colocate.resume import Decision, decide, find_run, take_up
+from colocate.resume import Decision, decide, essentials, find_run, take_up, told
 from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_json
 from colocate.series import Attempt, Settled, read_attempt, settled_groups
 from colocate.verdict import Outcome
@@ -127,7 +127,7 @@ def take_over(config: pytest.Config, session: Session) -> RunDirectory:
     done = take_up(run)
     decisions = decide(run, session.plan.groups, session.cards, early=config.option.until_decided)
     session.decisions = {decision.group: decision for decision in decisions}
-    session.notes += [f"resume: {line}" for line in [*done, *map(str, decisions)]]
+    session.notes += [f"resume: {line}" for line in [*done, *told(decisions)]]
     _record_session(config, run, decisions)
     return run
 
@@ -177,7 +177,7 @@ def register(config: pytest.Config) -> None:
     if is_worker(config):
         run = configuration.run_directory_of(config)
         sent: list[Any] = config.workerinput["colocate_decisions"]  # type: ignore[attr-defined]
-        found = settled_groups(run) if any(kept for _, _, kept, _ in sent) else {}
+        found = settled_groups(run, essentials) if any(kept for _, _, kept, _ in sent) else {}
         for group, why, kept, names in sent:
             attempts: tuple[Attempt, ...] = tuple(read_attempt(GroupDirectory(run.path / name)) for name in names)
             session.decisions[group] = Decision(group, why, found[group] if kept else None, attempts)

@@ -163,8 +163,10 @@ class Summary:
             line = (group.number, _line(_row_told(told)))
         else:
             return
-        known = group.id in self._lines
+        known = self._lines.get(group.id)
         self._lines[group.id] = line
+        if known == line:  # of a group that was kept
+            return
         if known:
             self._write(self._lines.values())
         else:
