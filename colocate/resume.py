@@ -14,6 +14,7 @@ from typing import Any
 from colocate.cards import is_of_size
 from colocate.device.opening import Card, as_asked
 from colocate.errors import ColocateError
+from colocate.evidence import ROLES
 from colocate.holders import is_unwatched
 from colocate.plan import Group
 from colocate.processes import boot_id, describe, end, with_cookie
@@ -31,6 +32,7 @@ SPOILED = frozenset(
         *("sensor_lost", "sensor_gap", "no_samples", "no_baseline", "foreign_process", "card_not_returned"),
     }
 )
+_ESSENTIAL = ("versions", "device", "decided_early", "run", "attempt")
 _GRACE_S = 2.0
 
 MOST_TOLD = 20  # groups of which the same is to be said are told one by one up to this number
@@ -128,10 +130,15 @@ def decide(
 def essentials(experiment: dict[str, Any]) -> dict[str, Any]:
     """What of a record decides whether it still holds: a session's memory need not hold ten thousand whole ones."""
     evidence = experiment["evidence"]
-    some = {
-        name: evidence[name] for name in ("versions", "device", "decided_early", "run", "attempt") if name in evidence
-    }
+    some = {name: evidence[name] for name in _ESSENTIAL if name in evidence}
+    for role in ROLES:
+        some[role] = {"argv": _words_of(evidence.get(role))}
     return {"timestamp": experiment["timestamp"], "group": experiment["group"], "evidence": some}
+
+
+def _words_of(member: Any) -> list[Any]:
+    words = member.get("argv") if isinstance(member, dict) else None
+    return words if isinstance(words, list) else []
 
 
 def told(decisions: Sequence[Decision]) -> list[str]:
@@ -199,9 +206,9 @@ def _why_again(attempt: Attempt, group: Group, cards: tuple[Card, ...]) -> str |
 def _changed_words(attempt: Attempt, group: Group) -> str:
     """The first word of a command line that is another one now; empty where the change is elsewhere."""
     virtual = attempt.evidence["device"]["kind"] == "virtual"
-    for role, training in zip(("foreground", "background"), group.trainings, strict=False):
+    for role, training in zip(ROLES, group.trainings, strict=False):
         now = training.command(repeat=role == "background", rehearsal=virtual)
-        for then, word in zip_longest((attempt.evidence[role] or {}).get("argv", ()), now, fillvalue="nothing"):
+        for then, word in zip_longest(attempt.evidence[role]["argv"], now, fillvalue="nothing"):
             if then != word:
                 return f": {training.name} has {word} in place of {then}"
     return ""
