@@ -24,7 +24,12 @@ from colocate.units import MIB, format_mib
 LEAST_PROGRAMS = 3
 
 # Somebody else's memory in the reading, or a card that was not read: no figure of this card.
-DISTURBED = frozenset({"foreign_process", "sensor_lost", "sensor_gap", "no_samples", "record_damaged", "interrupted"})
+DISTURBED = frozenset(
+    {
+        *("foreign_process", "record_damaged", "interrupted"),
+        *("sensor_lost", "sensor_gap", "sensor_contradicted", "probe_lost", "no_samples"),
+    }
+)
 
 # What a run may be called and its peak is still that of the whole programs.
 WHOLE = frozenset({"peak_over_limit", "peak_between_samples", "epoch_cut"})

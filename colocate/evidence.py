@@ -220,7 +220,7 @@ class Member:
     ``wanted`` is what it held when, after an out-of-memory on a virtual card, it was run alone on one that refuses
     nothing. ``held`` is what it held over time, each pair a second and the bytes from then on: told by its allocators
     (``held_by``), never below what they did hold, or by the driver's lists of processes, which miss what happens
-    between them.
+    between them. ``probe_lost``: a probe in it said that it would tell no more.
     """
 
     role: Role
@@ -237,6 +237,7 @@ class Member:
     process_peaks: tuple[ProcessPeak, ...] = ()
     held: tuple[tuple[float, int], ...] = ()
     held_by: Literal["allocator", "processes"] | None = None
+    probe_lost: bool = False
     marks: tuple[Mark, ...] = ()
     epochs: tuple[Epoch, ...] = ()
     out_of_memory: tuple[OutOfMemory, ...] = ()
@@ -251,6 +252,12 @@ class Member:
     def last_exit(self) -> Exit | None:
         """How the latest process ended; None while it runs or when none was started."""
         return self.lives[-1].exit if self.lives else None
+
+    @property
+    def life(self) -> Interval | None:
+        """From its first start to its last exit; None while it runs or when none was started."""
+        end = self.last_exit
+        return None if end is None else (self.lives[0].started_s, end.ended_s)
 
     @property
     def host_oom_kills(self) -> int:

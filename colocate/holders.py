@@ -36,7 +36,7 @@ class Holders:
         self._suffix = "" if place is None else f"/{hashlib.sha256(os.fsencode(place.absolute())).hexdigest()[:12]}"
         self._seen: dict[_Key, Holder] = {}
         self._taken = 0
-        self._since_s = 0.0
+        self._since_s = self.listed_s = 0.0
         self._numbers_of_the_host = False
         self._listed: dict[Role, list[tuple[float, int]]] = {role: [] for role in ROLES}
 
@@ -59,7 +59,7 @@ class Holders:
         new = lists[self._taken :]
         if not new:
             return False
-        self._taken = len(lists)
+        self._taken, self.listed_s = len(lists), lists[-1][0]
         pids: dict[int, Role] = {one.pid: role for role, ours in members.items() for p in ours[-1:] for one in p.tree()}
         for elapsed_s, listed in ((elapsed_s, listed) for elapsed_s, listed in new if elapsed_s >= self._since_s):
             for process in listed:

@@ -86,6 +86,7 @@ class Monitor:
         self._missed = self._rejected = 0
         self._lost: str | None = None
         self._vitals: list[tuple[float, float, Vitals]] = []
+        self._processes_read_s = 0.0
         self._process_lists: list[tuple[float, tuple[DeviceProcess, ...]]] = []
         self._clocks: list[int] = []
         self._ended_cpu_s = 0.0
@@ -191,9 +192,8 @@ class Monitor:
     def ask_for_processes(self) -> None:
         """Has the list of processes read soon, but not more often than once a second."""
         with self._lock:
-            last_s = self._process_lists[-1][0] + self.started_s if self._process_lists else 0.0
             pause_s = min(SHORTEST_PROCESSES_INTERVAL_S, self._processes_interval_s)
-            soonest_s = max(time.monotonic(), last_s + pause_s)
+            soonest_s = max(time.monotonic(), self._processes_read_s + pause_s)
             self._processes_due.due_s = min(self._processes_due.due_s, soonest_s)
         self._wake.set()
 
@@ -298,6 +298,7 @@ class Monitor:
     def _read_processes(self) -> None:
         processes = self._slowly(self._device.processes)
         with self._lock:
+            self._processes_read_s = time.monotonic()  # also where the driver told nothing
             if processes is not None and self._ended_s is None:
                 self._process_lists.append((self._now_s(), processes))
 

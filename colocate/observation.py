@@ -43,6 +43,9 @@ TICK_S = 0.05
 # nothing proves that the background was training. At least this long, and twice the longest step so far.
 CLOSING_S = 1.0
 
+# How long a list of processes may take: no two are read within a second.
+LISTED_WITHIN_S = 1.5
+
 TERMINATION_GRACE_S = 10.0
 
 # How often a run that may end early looks whether it may.
@@ -103,6 +106,7 @@ class Observation:
         self._until_decided = until_decided
         self._decided: str | None = None
         self._decision_due_t = 0.0
+        self._stepping_s: float | None = None
         self.verdict: Verdict | None = None
         self._cpu_energy = cpu_energy
         self._started_at = datetime.now(UTC)
@@ -207,10 +211,22 @@ class Observation:
         Raises:
             ColocateError: the record cannot be written.
         """
+        self._see_who_else_is_there()
         self.stop()
         self.settle()
         self._learn_what_was_wanted()
         return self._write()
+
+    def _see_who_else_is_there(self) -> None:
+        """After a failure: a stranger who came since the last list of processes may be the reason."""
+        ends = [process.exit for watch in self._members for process in watch.processes]
+        failed = any(end is not None and not end.ok for end in ends)
+        if not self._card.listed_s or not (failed or any(watch.ran_out_of_memory for watch in self._members)):
+            return
+        since_s = time.monotonic() - self._monitor.started_s
+        self._monitor.ask_for_processes()
+        with self._fixed_time():
+            self._wait_until(lambda: self._card.listed_s >= since_s, time.monotonic() + LISTED_WITHIN_S)
 
     def _learn_what_was_wanted(self) -> None:
         """How far a training got on a full virtual card says little about what it wanted."""
@@ -395,12 +411,19 @@ class Observation:
     def _attribute(self) -> None:
         """Who holds memory on the card, as far as the driver tells."""
         members = self._members
-        if self._foreground.num_steps and not self._foreground.held_card:
+        if self._wants_list():
             self._monitor.ask_for_processes()
         self._card.update({watch.role: watch.processes for watch in members})
         for watch in members:
             watch.held_bytes = self._card.holders.held_bytes(watch.role)
             watch.held_card = watch.held_card or bool(self._card.holders.pids(watch.role))
+
+    def _wants_list(self) -> bool:
+        """However short the foreground is, the driver is asked once who is on which card while it trains."""
+        if not self._foreground.num_steps:
+            return False
+        self._stepping_s = self._stepping_s or time.monotonic() - self._monitor.started_s
+        return self._card.listed_s < self._stepping_s
 
     def _process_faults(self) -> Iterator[tuple[str, str]]:
         """What went wrong around the trainings, not in them."""
@@ -449,9 +472,12 @@ class Observation:
         return self._virtual_card is None or watch.told_epoch or not watch.tells_events
 
     def _holds_card(self, watch: Watch) -> bool:
-        """By the driver's list or the probe; where neither tells, by the card's level while it is alone."""
-        if not watch.held_card and watch.role == "background":
-            watch.held_card = not self._card.holders.attributed and self._card.has_grown()
+        """By the driver's list; where that does not tell, by the card's level while the background is alone.
+
+        The probe tells that a program holds memory, but not on which card.
+        """
+        if watch.role == "background" and not self._card.holders.attributed:
+            watch.held_card = self._card.has_grown()
         return watch.held_card
 
     def _is_hopeless(self, watch: Watch) -> bool:

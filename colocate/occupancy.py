@@ -133,6 +133,11 @@ class Occupancy:
         if self.holders.take(self._monitor.process_lists(), members):
             self._look_elsewhere()
 
+    @property
+    def listed_s(self) -> float:
+        """When the last list of processes was read, in seconds since the monitor's start."""
+        return self.holders.listed_s
+
     def has_grown(self) -> bool:
         """More is in use than before the group; says nothing about by whom."""
         latest = self._monitor.latest()

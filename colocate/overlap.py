@@ -13,16 +13,9 @@ def foreground_window(evidence: Evidence) -> Interval | None:
     """From the foreground's first sign of training to the end of its last epoch, its exit, or its last sign."""
     member = evidence.foreground
     if not member.marks:
-        return _window_of_life(member)
+        return member.life if member.held_card else None
     ends = [epoch.elapsed_s for epoch in member.epochs] or [member.marks[-1].elapsed_s]
     return (member.marks[0].elapsed_s, max(ends[-1], member.marks[0].elapsed_s))
-
-
-def _window_of_life(member: Member) -> Interval | None:
-    if not member.lives or not member.held_card:
-        return None
-    end = member.lives[-1].exit
-    return None if end is None else (member.lives[0].started_s, end.ended_s)
 
 
 def overlap(evidence: Evidence) -> float | None:

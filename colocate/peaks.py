@@ -15,8 +15,15 @@ from math import inf
 from typing import Literal
 
 from colocate.alignment import Steps, summed
-from colocate.evidence import Evidence, Member, Role
+from colocate.evidence import Evidence, Holder, Member, Role
 from colocate.prediction import PeakRange
+from colocate.units import MIB
+
+# What samples may miss without a word: an allocator's smallest segments come and go.
+SPIKE_BYTES = 64 * MIB
+
+# How far a list of processes and the samples around it may be apart in time.
+LISTED_S = 1.0
 
 Source = Literal["samples", "accounting", "allocator"]
 
@@ -63,7 +70,7 @@ def measured_peak(evidence: Evidence) -> PeakRange | None:
     low = max(sampled.used_bytes, _floor_bytes(evidence) + max(alone, default=0))
     beside = [_beside_bytes(evidence, member) for member in evidence.members]
     expected = max([low, *filter(None, beside)])
-    own = [own_peak_bytes(member) or 0 for member in evidence.members]
+    own = [_at_most_bytes(member) for member in evidence.members]
     at_once = _at_one_time_bytes(evidence)
     high = (evidence.baseline_bytes or 0) + (sum(own) if at_once is None else at_once) if any(own) else 0
     return PeakRange(low, expected, max(expected, high))
@@ -140,6 +147,41 @@ def own_peak_bytes(member: Member) -> int | None:
     return max([*_by_life(member).values(), *reserved], default=None)
 
 
+def _at_most_bytes(member: Member) -> int:
+    """As above, and where all its allocators are of one life no less than all at once: they may have met."""
+    reserved = [allocator.max_reserved_bytes or 0 for allocator in member.allocators]
+    return max(own_peak_bytes(member) or 0, sum(reserved) if len(member.lives) == 1 else 0)
+
+
+def more_than_the_card(evidence: Evidence) -> Iterator[tuple[Holder, int]]:
+    """Processes that held more by the driver's list than the whole card by the samples around it, with the latter."""
+    if evidence.device.basis != "measured":
+        return
+    for holder in evidence.holders:
+        around = _sampled(evidence, holder.first_s - LISTED_S, holder.last_s + LISTED_S)
+        listed = 0 if holder.owner == "ballast" else holder.max_used_bytes or 0
+        if around and listed > max(around) + SPIKE_BYTES:
+            yield holder, max(around)
+
+
+def left_no_trace(evidence: Evidence) -> bool:
+    """The card never held more than before the foreground began, and no list has it: its memory is on another card.
+
+    As where a program chooses its card itself; its allocator's word says how much it holds, not where.
+    """
+    life, background = evidence.foreground.life, evidence.background
+    listed = any(holder.owner == "foreground" for holder in evidence.holders)
+    if evidence.device.basis != "measured" or life is None or listed or evidence.foreground.process_peaks:
+        return False
+    since_s = life[0] - LISTED_S if background is None or background.ready_s is None else background.ready_s
+    before, beside = _sampled(evidence, since_s, min(life[0] + LISTED_S, life[1])), _sampled(evidence, *life)
+    return bool(before and beside) and max(beside) <= min(before) + SPIKE_BYTES
+
+
+def _sampled(evidence: Evidence, start_s: float, end_s: float) -> list[int]:
+    return [sample.used_bytes for sample in evidence.trace.samples if start_s <= sample.elapsed_s <= end_s]
+
+
 def _floor_bytes(evidence: Evidence) -> int:
     """What the card held at any time: no process of ours is in it."""
     least = min(sample.used_bytes for sample in evidence.trace.samples)
@@ -153,6 +195,6 @@ def _beside_bytes(evidence: Evidence, member: Member) -> int | None:
     start_s = member.lives[0].started_s - evidence.trace.interval_s  # the last sample without it counts
     end = member.last_exit
     end_s = float("inf") if end is None else end.ended_s
-    inside = [sample.used_bytes for sample in evidence.trace.samples if start_s <= sample.elapsed_s <= end_s]
+    inside = _sampled(evidence, start_s, end_s)
     # Of a member that ran between two samples nothing can be said but that the card held at least its floor.
     return own + min(inside, default=_floor_bytes(evidence))

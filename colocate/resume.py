@@ -29,7 +29,8 @@ from colocate.versions import packages
 SPOILED = frozenset(
     {
         *("interrupted", "supervisor_lost", "log_failed", "disk_full", "unkillable", "record_damaged"),
-        *("sensor_lost", "sensor_gap", "no_samples", "no_baseline", "foreign_process", "card_not_returned"),
+        *("sensor_lost", "sensor_gap", "sensor_contradicted", "probe_lost", "no_samples", "no_baseline"),
+        *("foreign_process", "card_not_returned"),
     }
 )
 _ESSENTIAL = ("versions", "device", "decided_early", "run", "attempt")

@@ -21,16 +21,20 @@ from colocate import early
 from colocate.device import Basis
 from colocate.evidence import Evidence, Member, OutOfMemory
 from colocate.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
-from colocate.peaks import PeakReading, measured_peak, readings
+from colocate.peaks import (
+    SPIKE_BYTES,
+    PeakReading,
+    left_no_trace,
+    measured_peak,
+    more_than_the_card,
+    readings,
+)
 from colocate.possible import Possible, possible_peak
 from colocate.prediction import PeakRange, predicted_peak
 from colocate.units import MIB, format_mib
 
 STABLE_BELOW_BYTES = 3000 * MIB
 USABLE_UP_TO_BYTES = 4000 * MIB
-
-# What samples may miss without a word: an allocator's smallest segments come and go.
-SPIKE_BYTES = 64 * MIB
 
 # What a ballast leaves as it is.
 NOT_IMITATED = "speed, size of the contexts, workspaces and choice of kernels"
@@ -257,6 +261,8 @@ def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
         yield Reason("peak_unknown", "the peak of a member is not known")
     yield from _undecided(evidence, peak)
     yield from _gaps(evidence)
+    yield from _contradicted(evidence)
+    yield from _probe_lost(evidence)
     yield from _foreground_unproven(evidence)
     yield from _steps_unconfirmed(evidence)
     if evidence.background is not None:
@@ -287,16 +293,30 @@ def _undecided(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
 
 
 def _gaps(evidence: Evidence) -> Iterator[Reason]:
-    window = foreground_window(evidence)
-    if window is None or not evidence.trace.samples:
+    """From the foreground's start to its exit: what it loads before it trains, and saves after, is in its peak too."""
+    spans = [span for span in (foreground_window(evidence), evidence.foreground.life) if span is not None]
+    if not spans or not evidence.trace.samples:
         return
-    longest_s = evidence.trace.longest_gap_s(*window)
+    longest_s = evidence.trace.longest_gap_s(min(start for start, _ in spans), max(end for _, end in spans))
     if longest_s > evidence.limits.longest_gap_s:
         why = {gap.reason for gap in evidence.trace.gaps}
-        text = (
-            f"no sample for {longest_s:.1f} s while the foreground trained (at most {evidence.limits.longest_gap_s} s)"
-        )
+        text = f"no sample for {longest_s:.1f} s while the foreground ran (at most {evidence.limits.longest_gap_s} s)"
         yield Reason("sensor_gap", text + (f": {', '.join(sorted(why))}" if why else ""))
+
+
+def _contradicted(evidence: Evidence) -> Iterator[Reason]:
+    """The card cannot have held less than one of the processes on it: one of the driver's two answers is wrong."""
+    for holder, used_bytes in more_than_the_card(evidence):
+        listed = format_mib(holder.max_used_bytes)
+        text = f"the driver's list has {listed} for {holder.name}, and {format_mib(used_bytes)} for the whole card"
+        yield Reason("sensor_contradicted", text)
+
+
+def _probe_lost(evidence: Evidence) -> Iterator[Reason]:
+    for member in evidence.members:
+        if member.probe_lost:
+            text = f"the probe in {member.name} fell silent: an out-of-memory or a peak after that is not known"
+            yield Reason("probe_lost", text)
 
 
 def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
@@ -319,7 +339,7 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
         names = "; ".join(foreground.lives[-1].leftovers)
         text = f"{foreground.name} ended with {end} and left processes that had to be ended: {names}"
         yield Reason("foreground_detached", text)
-    elif foreground.uses_gpu and not foreground.held_card:
+    elif foreground.uses_gpu and (not foreground.held_card or left_no_trace(evidence)):
         yield Reason("foreground_off_card", f"{foreground.name} never held memory on the card")
     elif not foreground.uses_gpu and not foreground.marks:
         yield Reason("foreground_idle", f"{foreground.name} is declared to train on the CPU but showed no step")

@@ -49,7 +49,7 @@ class Watch:
     def patterns(self) -> dict[str, str]:
         """What to look for in the training's output: out-of-memory texts, tracebacks, progress and metrics."""
         patterns = {**OUT_OF_MEMORY, _TRACEBACK: r"^Traceback \(most recent call last\):"}
-        patterns[_PROBE_LOST] = r"^colocate: probe record given up"  # by colocate.probe.record
+        patterns[_PROBE_LOST] = r"^colocate: probe (?:record given up|not started)"  # colocate.probe: record and start
         if self.training.progress_pattern:
             patterns[_PROGRESS] = self.training.progress_pattern
         # As in the study's catalogs, letters of either case match and the last match wins.
@@ -161,6 +161,7 @@ class Watch:
             process_peaks=self.process_peaks,
             held=held,
             held_by=held_by,
+            probe_lost=self._probe_lost,
             marks=tuple(replace(mark, elapsed_s=mark.elapsed_s - origin_t) for mark in self.marks),
             epochs=tuple(replace(epoch, elapsed_s=epoch.elapsed_s - origin_t) for epoch in self._events.epochs),
             out_of_memory=tuple(self._out_of_memory(origin_t)),
@@ -181,11 +182,14 @@ class Watch:
             pid: tuple((at - origin_t, size) for at, size in steps) for pid, steps in self._probe.histories.items()
         }
         told = by_allocators(histories, self._probe.allocators, lives, end_s)
-        lost = any(match.name == _PROBE_LOST for process in self.processes for match in process.matches)
-        if told and not lost:  # a record that was given up says nothing of what came later
+        if told and not self._probe_lost:  # a record that was given up says nothing of what came later
             return told, "allocator"
         listed = by_lists(self.listed, end_s)
         return listed, "processes" if listed else None
+
+    @property
+    def _probe_lost(self) -> bool:
+        return any(match.name == _PROBE_LOST for process in self.processes for match in process.matches)
 
     def _life(self, process: Process, origin_t: float) -> Life:
         end = process.exit

@@ -300,6 +300,7 @@ FAULTS = (
             "test_observation.py::test_a_foreign_process_in_between_makes_the_record_worthless",
             "test_faults.py::test_a_group_that_a_stranger_spoiled_is_repeated_once",
             "test_faults.py::test_a_stranger_who_stays_makes_it_inconclusive",
+            "test_faults.py::test_a_stranger_who_takes_the_last_memory_between_two_lists_is_no_proof",
             "test_faults.py::test_retries_are_capped_by_the_plan",
         ),
         feasible="the second attempt had the card for itself",
@@ -422,7 +423,11 @@ FAULTS = (
         "a member uses another card",
         "a stand-in on two cards",
         "noticed, INCONCLUSIVE: its load was not all on ours",
-        ("test_faults.py::test_a_member_that_uses_another_card_too_is_noticed",),
+        (
+            "test_faults.py::test_a_member_that_uses_another_card_too_is_noticed",
+            "test_faults.py::test_a_member_on_another_card_is_noticed_however_short_the_group_is",
+            "test_faults.py::test_a_foreground_on_a_card_that_no_list_of_ours_shows_left_no_trace",
+        ),
     ),
     Fault(
         "38",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,50 @@ def test_a_member_that_uses_another_card_too_is_noticed(fake_nvml: FakeNvml, tmp
 
     assert verdict.codes == ("other_card",)
     assert fake_nvml.uuid(1) in str(verdict)
+
+
+@pytest.mark.parametrize("who", ["foreground", "background"])
+def test_a_member_on_another_card_is_noticed_however_short_the_group_is(
+    fake_nvml: FakeNvml, tmp_path: Path, who: str
+) -> None:
+    """Lists of processes come every five seconds, and the probe tells how much a program holds, not where."""
+    fake_nvml.add_card()
+    members = {"foreground": epoch("--steps", "70"), "background": load("--probe", ready_timeout_s=1.5)}
+    away = members[who]
+    members[who] = replace(away, argv=("env", f"CUDA_VISIBLE_DEVICES={fake_nvml.uuid(1)}", *away.argv))
+    with observing(group(**members), fake_nvml.uuid(), tmp_path, listed_every_s=5.0) as observation:
+        verdict = run(observation)
+
+    assert "other_card" in verdict.codes, verdict
+
+
+def test_a_foreground_on_a_card_that_no_list_of_ours_shows_left_no_trace(
+    fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container with two cards, where the driver tells the host's numbers."""
+    monkeypatch.setattr(Holders, "ours", lambda *_: None)
+    monkeypatch.setattr(Holders, "_owner", lambda *_: "unknown")
+    fake_nvml.add_card()
+    away = replace(epoch(), argv=("env", f"CUDA_VISIBLE_DEVICES={fake_nvml.uuid(1)}", *epoch().argv))
+    verdict, _ = outcome(fake_nvml, tmp_path, away, load())
+
+    assert verdict.codes == ("foreground_off_card",)
+
+
+def test_a_stranger_who_takes_the_last_memory_between_two_lists_is_no_proof(
+    fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path
+) -> None:
+    greedy = epoch("--steps", "60", "--peak", "1300")
+    with observing(group(greedy, load(), settle_s=0.2), fake_nvml.uuid(), tmp_path, listed_every_s=5.0) as observation:
+        observation.preflight()
+        observation.start_background()
+        came = threading.Timer(0.9, fake_nvml.foreign, (5700 * MIB,), {"pid": foreign_process})
+        came.start()
+        observation.run_foreground()
+        verdict = observation.conclude()
+
+    assert observation.evidence().foreground.out_of_memory, "or it would prove nothing"
+    assert verdict.codes == ("foreign_process",)
 
 
 def test_a_zombie_with_memory_is_named_as_one(fake_nvml: FakeNvml, tmp_path: Path) -> None:

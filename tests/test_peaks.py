@@ -91,6 +91,16 @@ def test_lives_after_each_other_do_not_add_up_and_processes_of_one_life_do() -> 
     assert judge(together).codes == ("peak_between_samples",)
 
 
+def test_processes_of_which_nobody_told_when_they_held_how_much_may_have_met() -> None:
+    pair = tuple(Allocator(pid, "cuda", optimizer_steps=10, max_reserved_bytes=3000 * MIB) for pid in (200, 201))
+    seen = evidence(
+        foreground=foreground(allocators=pair), background=background(process_peaks=(ProcessPeak(100, 0, 1500 * MIB),))
+    )
+
+    assert measured_peak(seen).high_bytes == (230 + 6000 + 1500) * MIB
+    assert judge(seen).codes == ("peak_between_samples",)
+
+
 @given(st.lists(SIZES, min_size=1, max_size=20), st.lists(st.tuples(st.integers(0, 2), SIZES), max_size=4), SIZES)
 def test_no_source_lowers_what_another_says(samples: list[int], peaks: list[tuple[int, int]], more: int) -> None:
     known = tuple(peak(number, mib, life) for number, (life, mib) in enumerate(peaks))

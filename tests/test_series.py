@@ -23,7 +23,7 @@ INTERRUPTED = evidence(faults=(("foreign_process", "somebody was there"),))
 
 
 def peaked(mib: float) -> Evidence:
-    return evidence(trace=trace(*[mib] * 25), baseline_bytes=0)
+    return evidence(trace=trace(*[0] * 9, *[mib] * 16), baseline_bytes=0)
 
 
 def predicted_paused(**changes: Any) -> Evidence:

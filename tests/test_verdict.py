@@ -33,6 +33,10 @@ def test_a_sound_group_is_feasible_with_its_numbers() -> None:
     assert verdict.phases_together == (("train", "train"),)
 
 
+BLIND = {"trace": trace(*[230] * 3, *[1800] * 7, *[3200] * 11, *[1800] * 2, 230)}
+BLIND["trace"] = replace(BLIND["trace"], samples=tuple(s for s in BLIND["trace"].samples if not 3 < s.elapsed_s < 10))
+
+
 @pytest.mark.parametrize(
     ("code", "changes"),
     [
@@ -71,6 +75,9 @@ def test_what_proves_that_a_group_does_not_fit_is_infeasible(code: str, changes:
         ("foreground_not_started", {"foreground": foreground(marks=(), epochs=(), held_card=False, lives=FAILED)}),
         ("foreground_not_started", {"foreground": foreground(marks=(), epochs=(), held_card=False, lives=())}),
         ("foreground_off_card", {"foreground": foreground(held_card=False)}),
+        ("foreground_off_card", {"trace": trace(*[230] * 3, *[1800] * 20, 230)}),
+        ("probe_lost", {"foreground": foreground(probe_lost=True)}),
+        ("probe_lost", {"background": background(probe_lost=True)}),
         ("epoch_cut", {"foreground": foreground(allocators=(Allocator(1, "cuda", passes_cut=1),))}),
         ("background_gave_up", {"background": background(gave_up="3 starts in a row ended within 5 s")}),
         ("background_never_ready", {"background": background(ready_s=None)}),
@@ -86,6 +93,12 @@ def test_what_proves_that_a_group_does_not_fit_is_infeasible(code: str, changes:
             "sensor_gap",
             {"trace": replace(trace(*[3200] * 12), gaps=(Gap(11, 25, "blocked"),))},
         ),
+        # While it loads its model, and while it saves after its epoch.
+        ("sensor_gap", {"foreground": foreground(lives=(Life("training.log", 2.0, Exit(0, None, 21.0)),)), **BLIND}),
+        ("sensor_gap", {"foreground": foreground(lives=(Life("training.log", 8.0, Exit(0, None, 40.0)),))}),
+        # The driver says of a process that it held more than it says of the whole card.
+        ("sensor_contradicted", {"holders": (Holder(200, "foreground", "python a.py", 9.0, 19.0, 3300 * MIB),)}),
+        ("sensor_contradicted", {"holders": (Holder(7, "unknown", "pid 7", 12.0, 12.0, 3300 * MIB),)}),
     ],
 )
 def test_what_leaves_the_proof_incomplete_is_inconclusive(code: str, changes: dict[str, object]) -> None:
