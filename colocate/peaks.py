@@ -15,15 +15,15 @@ from math import inf
 from typing import Literal
 
 from colocate.alignment import Steps, summed
-from colocate.evidence import Evidence, Holder, Member, Role
+from colocate.evidence import Evidence, Member, Role
 from colocate.prediction import PeakRange
 from colocate.units import MIB
 
 # What samples may miss without a word: an allocator's smallest segments come and go.
 SPIKE_BYTES = 64 * MIB
 
-# How far a list of processes and the samples around it may be apart in time.
-LISTED_S = 1.0
+# In its first second a program loads its libraries: what the card holds then was there before.
+BEGINNING_S = 1.0
 
 Source = Literal["samples", "accounting", "allocator"]
 
@@ -153,17 +153,6 @@ def _at_most_bytes(member: Member) -> int:
     return max(own_peak_bytes(member) or 0, sum(reserved) if len(member.lives) == 1 else 0)
 
 
-def more_than_the_card(evidence: Evidence) -> Iterator[tuple[Holder, int]]:
-    """Processes that held more by the driver's list than the whole card by the samples around it, with the latter."""
-    if evidence.device.basis != "measured":
-        return
-    for holder in evidence.holders:
-        around = _sampled(evidence, holder.first_s - LISTED_S, holder.last_s + LISTED_S)
-        listed = 0 if holder.owner == "ballast" else holder.max_used_bytes or 0
-        if around and listed > max(around) + SPIKE_BYTES:
-            yield holder, max(around)
-
-
 def left_no_trace(evidence: Evidence) -> bool:
     """The card never held more than before the foreground began, and no list has it: its memory is on another card.
 
@@ -173,8 +162,8 @@ def left_no_trace(evidence: Evidence) -> bool:
     listed = any(holder.owner == "foreground" for holder in evidence.holders)
     if evidence.device.basis != "measured" or life is None or listed or evidence.foreground.process_peaks:
         return False
-    since_s = life[0] - LISTED_S if background is None or background.ready_s is None else background.ready_s
-    before, beside = _sampled(evidence, since_s, min(life[0] + LISTED_S, life[1])), _sampled(evidence, *life)
+    since_s = life[0] - BEGINNING_S if background is None or background.ready_s is None else background.ready_s
+    before, beside = _sampled(evidence, since_s, min(life[0] + BEGINNING_S, life[1])), _sampled(evidence, *life)
     return bool(before and beside) and max(beside) <= min(before) + SPIKE_BYTES
 
 

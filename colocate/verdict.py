@@ -21,14 +21,7 @@ from colocate import early
 from colocate.device import Basis
 from colocate.evidence import Evidence, Member, OutOfMemory
 from colocate.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
-from colocate.peaks import (
-    SPIKE_BYTES,
-    PeakReading,
-    left_no_trace,
-    measured_peak,
-    more_than_the_card,
-    readings,
-)
+from colocate.peaks import SPIKE_BYTES, PeakReading, left_no_trace, measured_peak, readings
 from colocate.possible import Possible, possible_peak
 from colocate.prediction import PeakRange, predicted_peak
 from colocate.units import MIB, format_mib
@@ -261,7 +254,7 @@ def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
         yield Reason("peak_unknown", "the peak of a member is not known")
     yield from _undecided(evidence, peak)
     yield from _gaps(evidence)
-    yield from _contradicted(evidence)
+    yield from _contradicted(evidence, peak)
     yield from _probe_lost(evidence)
     yield from _foreground_unproven(evidence)
     yield from _steps_unconfirmed(evidence)
@@ -304,12 +297,15 @@ def _gaps(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("sensor_gap", text + (f": {', '.join(sorted(why))}" if why else ""))
 
 
-def _contradicted(evidence: Evidence) -> Iterator[Reason]:
-    """The card cannot have held less than one of the processes on it: one of the driver's two answers is wrong."""
-    for holder, used_bytes in more_than_the_card(evidence):
-        listed = format_mib(holder.max_used_bytes)
-        text = f"the driver's list has {listed} for {holder.name}, and {format_mib(used_bytes)} for the whole card"
-        yield Reason("sensor_contradicted", text)
+def _contradicted(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
+    """The card cannot have held less than one of the processes on it: one of the driver's answers is wrong, or late."""
+    if peak is None or evidence.device.basis != "measured":
+        return
+    for holder in evidence.holders:
+        listed = 0 if holder.owner == "ballast" else holder.max_used_bytes or 0
+        if listed > peak.expected_bytes + SPIKE_BYTES:
+            text = f"the driver's list has {format_mib(listed)} for {holder.name}, the whole card {_peak_text(peak)}"
+            yield Reason("sensor_contradicted", text)
 
 
 def _probe_lost(evidence: Evidence) -> Iterator[Reason]:

@@ -246,7 +246,6 @@ FAULTS = (
         (
             "test_monitor.py::test_a_nonsense_answer_never_becomes_the_peak",
             "test_nvidia.py::test_more_memory_in_use_than_there_is_is_an_error",
-            "test_nvidia.py::test_less_in_use_than_the_known_reserve_is_an_error_and_not_negative",
         ),
     ),
     Fault(
