@@ -30,8 +30,9 @@ from colocate.plan import Group
 from colocate.processes import describe
 from colocate.quarantine import Quarantine
 from colocate.record import write_record
+from colocate.restarts import Looping, Restarts
 from colocate.run_directory import GroupDirectory
-from colocate.runner import Command, Looping, Process, Restarts, start, stop_all
+from colocate.runner import Command, Process, start, stop_all
 from colocate.throttling import throttling
 from colocate.verdict import Verdict, judge
 from colocate.versions import packages

@@ -5,6 +5,7 @@ import pytest
 import reliability
 from fake_nvml import MIB, FakeNvml, preload
 from fake_nvml.build import build_cuda, build_library, compiler
+from members import beginning
 from seen import SEEN
 
 for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):  # sessions of the tests are no part of the job that runs them
@@ -97,3 +98,16 @@ def foreign_process():
     with subprocess.Popen(["sleep", "60"]) as process:
         yield process.pid
         process.kill()
+
+
+@pytest.fixture
+def cookie(tmp_path):
+    """The mark of this test's trainings."""
+    return f"test-{os.getpid()}/{tmp_path.name}/foreground"
+
+
+@pytest.fixture
+def begin(tmp_path, cookie):
+    """Starts a member program in one of its modes."""
+    with beginning(tmp_path, cookie) as begin:
+        yield begin

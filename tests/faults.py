@@ -82,7 +82,7 @@ FAULTS = (
         "back-off, given up, INCONCLUSIVE with its last lines",
         (
             "test_observation.py::test_evidence_with_a_hole_is_inconclusive[a crash loop]",
-            "test_runner.py::test_a_real_crash_loop_ends",
+            "test_restarts.py::test_a_real_crash_loop_ends",
         ),
     ),
     Fault(
@@ -241,7 +241,7 @@ FAULTS = (
     Fault(
         "21",
         "nonsense values",
-        "17 TB, negative, above the total",
+        "17 TB, above the total",
         "rejected and counted, never the peak",
         (
             "test_monitor.py::test_a_nonsense_answer_never_becomes_the_peak",
@@ -660,7 +660,7 @@ FAULTS = (
         "a background that ends well again and again",
         "a thousand short lives",
         "given up, however clean its ends",
-        ("test_runner.py::test_a_training_that_ends_again_and_again_is_not_started_for_ever",),
+        ("test_restarts.py::test_a_training_that_ends_again_and_again_is_not_started_for_ever",),
     ),
     Fault(
         "E18",

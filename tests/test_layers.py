@@ -39,7 +39,7 @@ LAYERS = (
     ("possible", "early", "overlap"),
     ("verdict", "catalog", "runner", "monitor", "cards"),
     ("plan_file",),
-    ("plan", "calibration", "holders", "device.virtual", "device.nvidia", "device.visible", "device.lock"),
+    ("plan", "calibration", "holders", "restarts", "device.virtual", "device.nvidia", "device.visible", "device.lock"),
     ("watch", "record", "occupancy", "demand", "device.choice", "device.ballast", "series"),
     ("observation", "verification", "device.opening", "doctor"),
     ("rehearsal", "trial"),

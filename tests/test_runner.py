@@ -7,49 +7,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from members import PROGRAMS, Begin
 from waiting import wait_until
 
 from colocate import processes
 from colocate.errors import TrainingError
 from colocate.evidence import Exit
 from colocate.processes import ProcessId
-from colocate.runner import Command, Looping, Process, Restarts, start, stop_all
+from colocate.runner import Command, Process, start, stop_all
 from colocate.supervisor import LIFE
 
-PROGRAMS = Path(__file__).with_name("programs")
-PYTHON = (sys.executable, "-I", "-S")
 MIB = 1024**2
-
-Begin = Callable[..., Process]
-
-
-@pytest.fixture
-def cookie(tmp_path: Path) -> str:
-    return f"test-{os.getpid()}/{tmp_path.name}/foreground"
-
-
-@pytest.fixture
-def begin(tmp_path: Path, cookie: str) -> Iterator[Begin]:
-    """Start a member program in one of its modes; whatever the test does, nothing with its cookie is left."""
-    started: list[Process] = []
-
-    def begin(*mode: object, argv: tuple[str, ...] = (), **options: Any) -> Process:
-        words = argv or (*PYTHON, str(PROGRAMS / "proc_member.py"), *map(str, mode))
-        command = Command(words, tmp_path, dict(os.environ))
-        options = {"log": tmp_path / f"{len(started)}.log", "patterns": {"ready": "^ready$"}, **options}
-        started.append(start(command, cookie=cookie, **options))
-        return started[-1]
-
-    yield begin
-    stop_all(started, grace_s=0.0)
-    assert processes.with_cookie(cookie) == []
 
 
 def wait_ready(process: Process) -> Process:
@@ -511,170 +485,3 @@ def test_a_stopped_supervisor_is_woken_and_ends_its_training(begin: Begin) -> No
 
     assert (found.signal, found.stopped) == ("SIGKILL", True)
     assert process.supervisor_lost is None
-
-
-# Kept alive
-
-
-class FakeProcess:
-    """A life of a scripted length in a scripted time."""
-
-    def __init__(self, clock: "FakeClock", lived_s: float, code: int) -> None:
-        self.started_t = clock.now
-        self.exit: Exit | None = None
-        self.too_many: str | None = None
-        self._clock = clock
-        self._end = Exit(code=code, signal=None, ended_s=clock.now + lived_s)
-
-    def poll(self) -> Exit | None:
-        if self._clock.now >= self._end.ended_s:
-            self.exit = self._end
-        return self.exit
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def looped(
-    *lives: tuple[float, int], policy: Restarts | None = None, for_s: float = 10_000
-) -> tuple[Looping, list[float]]:
-    """Play lives of (seconds, exit code), the last one for ever again, and tell when each was started."""
-    clock, starts = FakeClock(), []
-
-    def make(number: int) -> Any:
-        starts.append(clock.now)
-        return FakeProcess(clock, *lives[min(number, len(lives) - 1)])
-
-    looping = Looping(make, policy, clock=clock)
-    while looping.gave_up is None and clock.now < for_s:
-        looping.tend()
-        clock.now += 0.25
-    return looping, starts
-
-
-def test_a_training_that_finishes_is_started_again_at_once() -> None:
-    looping, starts = looped((60.0, 0), for_s=1000)
-
-    assert looping.gave_up is None
-    assert len(looping.lives) == 15
-    assert {later - earlier for earlier, later in pairwise(starts)} <= {60.0, 60.25}
-
-
-def test_a_training_that_ends_again_and_again_is_not_started_for_ever() -> None:
-    """On the virtual card a short clean life is no fault, and nothing used to bound their number."""
-    looping, starts = looped((1.0, 0), for_s=10_000, policy=Restarts(min_lifetime_s=0.0))
-
-    assert looping.gave_up == "1000 lives are as many as a training may have, the last ended with exit code 0"
-    assert len(starts) == 1000
-
-
-def test_a_crash_loop_is_given_up() -> None:
-    looping, starts = looped((1.0, 1))
-
-    assert looping.gave_up == "3 exits in a row within 5 s of the start, the last of 3 lives with exit code 1"
-    assert len(starts) == 3
-    assert looping.current is None
-
-
-def test_a_program_that_does_nothing_and_says_all_is_well_is_given_up() -> None:
-    """As the stub of a training that a study restarted a hundred times."""
-    looping, starts = looped((1.0, 0))
-
-    assert looping.gave_up == "3 exits in a row within 5 s of the start, the last of 3 lives with exit code 0"
-    assert len(starts) == 3
-
-
-def test_one_failure_is_survived() -> None:
-    looping, _ = looped((1.0, 1), (1.0, 1), (60.0, 0), (1.0, 1), (60.0, 0), for_s=1000)
-
-    assert looping.gave_up is None
-    assert len(looping.lives) > 10
-
-
-def test_late_failures_without_end_are_given_up_too() -> None:
-    looping, starts = looped((60.0, 1), policy=Restarts(max_failures=5))
-
-    assert looping.gave_up == "6 of 6 lives failed, the last with exit code 1"
-    assert len(starts) == 6
-
-
-def test_the_delay_grows_to_a_limit_and_ends_with_a_good_life() -> None:
-    policy = Restarts(max_quick_exits=100, max_failures=100, max_delay_s=4.0)
-    _, starts = looped(*[(1.0, 1)] * 6, (60.0, 0), policy=policy, for_s=200)
-
-    pauses = [later - earlier for earlier, later in pairwise(starts)]
-    assert pauses[:6] == [1.5, 2.0, 3.0, 5.0, 5.0, 5.0]
-    assert pauses[6] == 60.0
-
-
-def test_a_life_that_cannot_be_started_is_a_reason_to_give_up() -> None:
-    clock = FakeClock()
-
-    def make(number: int) -> Any:
-        if number:
-            raise TrainingError("train.py: expected a program, found none")
-        return FakeProcess(clock, 60.0, 0)
-
-    looping = Looping(make, clock=clock)
-    clock.now += 61
-    looping.tend()
-
-    assert looping.gave_up == "life 1 could not be started: train.py: expected a program, found none"
-    assert len(looping.lives) == 1
-
-
-def test_a_first_life_that_cannot_be_started_is_an_error(begin: Begin) -> None:
-    with pytest.raises(TrainingError):
-        Looping(lambda number: begin(argv=("no-such",)))
-
-
-def test_a_real_background_that_fails_once_is_restarted_and_recorded(begin: Begin) -> None:
-    def make(number: int) -> Process:
-        return begin("out_of_memory") if number == 0 else begin("ignore_term")
-
-    with Looping(make, Restarts(first_delay_s=0.05)) as looping:
-
-        def tended() -> bool:
-            looping.tend()
-            return len(looping.lives) == 2 and bool(looping.lives[1].matches or looping.lives[1].poll())
-
-        wait_until(tended)
-        first, second = looping.lives
-        assert first.exit is not None
-        assert first.exit.code == 1
-        assert first.match_counts["out of memory: torch exception"] == 1
-        assert looping.current is second
-        looping.stop(grace_s=0.0)
-        looping.tend()
-
-    assert len(looping.lives) == 2
-    assert looping.current is None
-    assert looping.gave_up is None
-
-
-def test_a_real_crash_loop_ends(begin: Begin) -> None:
-    with Looping(lambda number: begin(argv=("false",)), Restarts(first_delay_s=0.01, max_quick_exits=4)) as looping:
-
-        def tended() -> bool:
-            looping.tend()
-            return looping.gave_up is not None
-
-        wait_until(tended)
-
-    assert len(looping.lives) == 4
-    assert [life.exit and life.exit.code for life in looping.lives] == [1] * 4
-
-
-def test_looping_members_are_stopped_together_with_others(begin: Begin) -> None:
-    looping = Looping(lambda number: begin("idle"))
-    single = begin("idle")
-
-    stop_all([looping, single])
-
-    assert single.exit is not None
-    assert looping.current is None
