@@ -32,6 +32,7 @@ FITS = entry("--hold=2000", "--steps=20", "--probe")
 TOO_LARGE = entry("--hold=7000", "--steps=20")
 FAILS = entry("--hold=100", "--fail-at=2")
 QUICK = entry("--hold=300", "--steps=4", "--probe")
+STEADY = entry("--hold=300", "--steps=30", "--step-s=0.1")
 LONG = entry("--hold=300", "--steps=50", "--step-s=0.1")
 
 
@@ -138,7 +139,7 @@ def test_a_plan_on_two_nodes_comes_to_the_verdicts_of_a_local_run(idle, fake_mac
 def test_a_group_whose_node_is_lost_is_run_again_on_another_one_once(idle, tmp_path):
     """slurmd, its steps and all that runs in them go under load, as when the power fails."""
     words = ["-n1", "-k", "group01 or group02", "--slurm=--comment='node loss' --time=9"]
-    running = Running(idle, tmp_path, [LONG, FITS, FITS], *words)
+    running = Running(idle, tmp_path, [STEADY, QUICK, FITS], *words)
     running.wait_for(r"group01 +train [1-9]")
     lost = running.wait_for(r"gw0: job \d+ runs on (\w+)")[1]
     idle.lose(lost)
@@ -171,7 +172,7 @@ def test_every_group_gets_a_worker_with_the_card_that_it_asks_for(idle, tmp_path
 
 def test_a_job_that_is_cancelled_by_hand_costs_its_group_an_attempt(idle, tmp_path):
     """Its card is on one machine only, so it is run again there although a worker is on another."""
-    running = Running(idle, tmp_path, [LONG | {"card": "RTX 2070"}, LONG | {"card": "RTX 3070"}], "-n2")
+    running = Running(idle, tmp_path, [STEADY | {"card": "RTX 2070"}, STEADY | {"card": "RTX 3070"}], "-n2")
     running.wait_for(r"group01 +train [1-9]")
     job = running.wait_for(r"gw0: job (\d+) runs on (\w+)")
     idle.ask("scancel", job[1])
@@ -198,28 +199,19 @@ def test_a_group_whose_job_is_lost_twice_has_crashed_once(idle, tmp_path):
     assert "so did it before: gw0 on" in run.page
 
 
-def test_what_waits_in_a_full_queue_is_told_with_its_reason_and_ctrl_c_takes_it_back(idle, tmp_path):
+def test_what_waits_in_a_full_queue_is_told_with_its_reason_and_joins_when_a_gpu_becomes_free(idle, tmp_path):
+    """`colocate watch` tells the same as the run's own terminal."""
+    line = r"2 workers wait in the default partition: (Resources|Priority)|1 worker waits .*Resources"
     with idle.occupied():
-        running = Running(idle, tmp_path, [FITS, FITS], "-n2")
-        line = r"2 workers wait in the default partition: (Resources|Priority)|1 worker waits .*Resources"
+        running = Running(idle, tmp_path, [QUICK, QUICK], "-n2")
         running.wait_for(line)
         (found,) = (tmp_path / "results").iterdir()
         words = [sys.executable, "-m", "colocate.cli", "watch", "--once", found]
         watched = subprocess.run(words, cwd=sessions.ROOT, capture_output=True, text=True, check=True)
         assert re.search(line, watched.stdout)
-        running.process.send_signal(signal.SIGINT)
-        run = running.finish()
-        assert run.code == 130, run.output
-        assert not [job for job in idle.jobs() if "colocate" in job]
-        assert not live.waiting(found)
-
-
-def test_a_worker_joins_when_a_gpu_becomes_free(idle, tmp_path):
-    """One that waits does not hold up the others."""
-    with idle.occupied(gpus=3):
-        run = Running(idle, tmp_path, [FITS, FITS], "-n2").finish()
-        assert run.code == 0, run.output
-        assert len(workers(run)) == 1
+    run = running.finish()
+    assert run.code == 0, run.output
+    assert not live.waiting(found)
 
 
 def test_ctrl_c_leaves_nothing_on_any_node(idle, tmp_path):
@@ -237,6 +229,7 @@ def test_x_lets_what_runs_in_other_jobs_finish_and_takes_back_what_waits(idle, t
     fails = entry("--hold=100", "--steps=60", "--step-s=0.05", "--fail-at=40")
     with idle.occupied(gpus=2):
         run = Running(idle, tmp_path, [fails, LONG, FITS, FITS], "-n3", "-x").finish()
+        assert len(workers(run)) == 2, "what waits holds up nobody"
         assert not [job for job in idle.jobs() if "colocate" in job]
     assert run.code == 1, run.output
     assert {name: verdict["outcome"] for name, verdict in run.verdicts.items()} == {
@@ -286,11 +279,13 @@ def test_what_srun_refuses_at_once_is_told_once_in_its_words(idle, tmp_path):
     assert "no worker is left and none will come: srun: unrecognized option '--nonsense' (see --slurm" in run.output
 
 
-def test_what_waits_for_somebody_to_change_something_is_told_to_do_so(idle, tmp_path):
+def test_what_waits_for_somebody_to_change_something_is_told_to_do_so_and_ctrl_c_takes_it_back(idle, tmp_path):
     running = Running(idle, tmp_path, [FITS], "--on=slurm:short", "--slurm=--time=9")
     running.wait_for(r"waits in partition short: PartitionTimeLimit, which does not pass by itself \(job \d+\)")
     running.process.send_signal(signal.SIGINT)
-    assert running.finish().code == 130
+    run = running.finish()
+    assert run.code == 130, run.output
+    assert idle.jobs() == []
 
 
 def test_options_of_srun_are_words():

@@ -18,7 +18,15 @@ from colocate.plan import Group
 from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of, terminal_of
 from colocate.plugin.outcome import Record
 from colocate.report.estimate import Estimate, estimate
-from colocate.report.words import basis_of, headroom_text, is_early, over_budget_bytes, over_budget_text, peak_text
+from colocate.report.words import (
+    basis_of,
+    headroom_text,
+    is_early,
+    judged_text,
+    over_budget_bytes,
+    over_budget_text,
+    peak_text,
+)
 from colocate.screen import Screen, Through
 from colocate.units import format_mib, format_size
 from colocate.verdict import Outcome
@@ -275,7 +283,7 @@ class Progress:
         record = getattr(report, "colocate", {})
         told = record.get("group") in self.finished and self.config.option.verbose >= -1
         if told and record["codes"] and isinstance(report.longrepr, str):
-            report.longrepr = f"{record['outcome']} ({record['basis']}): {', '.join(record['codes'])}"
+            report.longrepr = f"{judged_text(record)}: {', '.join(record['codes'])}"
 
 
 def _planned(group: Group, seconds: float | None) -> tuple[str, ...]:
@@ -321,7 +329,7 @@ def line_of(record: Record) -> str:
         numbers += ", kept"
     if is_early(record):
         numbers += ", decided early"
-    return f"{record['group']} {record['outcome']} ({record['basis']}) {numbers}"
+    return f"{record['group']} {judged_text(record)} {numbers}"
 
 
 def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str, bool]]]:

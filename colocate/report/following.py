@@ -7,7 +7,7 @@ from colocate import live
 from colocate.errors import ColocateError
 from colocate.report import journal
 from colocate.report.estimate import Estimate
-from colocate.report.words import headroom_text, is_early, peak_text
+from colocate.report.words import Record, headroom_text, is_early, judged_text, peak_text
 from colocate.verdict import Outcome
 
 
@@ -72,9 +72,9 @@ class Following:
         return None if total is None else max(0.0, total - sum(s.elapsed_s for s in states) / max(1, len(states)))
 
 
-def _finished_line(record: dict[str, object]) -> str:
+def _finished_line(record: Record) -> str:
     if record.get("outcome") not in set(Outcome):
         return f"{record.get('group')} {record.get('outcome')}"
     numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
     early = ", decided early" if is_early(record) else ""
-    return f"{record['group']} {record['outcome']} ({record['basis']}) {numbers}{early}"
+    return f"{record['group']} {judged_text(record)} {numbers}{early}"

@@ -77,6 +77,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+def judged_text(record: Record) -> str:
+    """Such as ``FEASIBLE (measured)``; a verdict that rests on nothing, as when nothing was started, has no basis."""
+    return f"{record['outcome']} ({record['basis']})" if record["basis"] else str(record["outcome"])
+
+
 def basis_of(records: Iterable[Record]) -> str:
     """What the verdicts of a run rest on, and on which cards: ``measured on NVIDIA RTX A2000``."""
     judged = [record for record in records if record["basis"]]
