@@ -1,27 +1,37 @@
 """What a plan costs by its number of groups: load, collect, take in, report, look.
 
 python benchmarks/scale.py --groups 10 100 1000 10000
+python benchmarks/scale.py --sessions 10 100 1000
 
 The groups are pairs of the catalog's trainings; their records are made by hand (600 samples each, both trainings with
 their steps), for nobody runs ten thousand groups to weigh a report. Every step is a process of its own, so that its
 memory is its own.
+
+A session is real: pytest with one worker for each of four cards of the fake NVML library, and stand-ins of half a
+second that mostly sleep in place of the trainings.
 """
 
 import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import sessions  # noqa: E402
 from builders import foreground, out_of_memory, predicted_evidence, simulated, trace  # noqa: E402
+from fake_nvml import FakeNvml  # noqa: E402
+from fake_nvml.build import build_library  # noqa: E402
 
 from colocate.plan import Group, load_plan  # noqa: E402
 from colocate.record import write_record  # noqa: E402
@@ -182,6 +192,84 @@ def _shown(one: Cost) -> str:
     return f"{one.wall_s:.1f} s ({one.cpu_s:.1f}), {one.peak_mib:.0f} MiB"
 
 
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+CARDS = 4
+FOREGROUND_S = 0.5
+
+
+class Controller(threading.Thread):
+    """Watches the process of a session while it runs: the most memory it held, the processor time it used."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.peak_mib, self.cpu_s = 0.0, 0.0
+        self._folder = Path("/proc", str(pid))
+        self.start()
+
+    def run(self) -> None:
+        """Look until the process is gone."""
+        while True:
+            try:
+                status = (self._folder / "status").read_text()
+                times = (self._folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                return
+            for line in status.splitlines():
+                if line.startswith("VmHWM:"):
+                    self.peak_mib = int(line.split()[1]) / 1024
+            ticks = sum(map(int, times[11:13])) / os.sysconf("SC_CLK_TCK")
+            self.cpu_s = max(self.cpu_s, ticks)
+            time.sleep(0.05)
+
+
+def session(num_groups: int, folder: Path) -> list[str]:
+    """One row of the second table."""
+    steps = ("--steps", str(round(FOREGROUND_S / 0.05)), "--step-s", "0.05")
+    entry = {
+        "foreground": sessions.stand_in("--hold", "700", "--probe", *steps),
+        "background": sessions.stand_in("--hold", "1500", "--probe", "--repeat", "--step-s", "0.05"),
+    }
+    plan = sessions.plan(folder / "plan.json", [entry] * num_groups)
+    library = build_library(folder)
+    with FakeNvml.create(folder / "state", library) as fake:
+        for _ in range(CARDS):
+            fake.add_card()
+        environment = {**os.environ, **fake.environment, "COLOCATE_LOCK_FOLDER": str(folder / "locks")}
+        command = sessions.arguments(plan, folder, "--device=nvidia", "-n", "auto", "--predict=0", "-q")
+        with (folder / "out.txt").open("w") as out:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+            controller = Controller(process.pid)
+            process.wait()
+    if process.returncode != 0:
+        print((folder / "out.txt").read_text()[-3000:], file=sys.stderr)
+    (run,) = (folder / "results").iterdir()
+    starts, ends = [], []
+    for path in run.glob("*/experiment.json"):
+        evidence = json.loads(path.read_text())["evidence"]
+        began = datetime.fromisoformat(evidence["started_at"]).timestamp()
+        starts.append(began)
+        ends.append((began + evidence["duration_s"], evidence["duration_s"]))
+    ends.sort()
+    some = max(1, len(ends) // 10)
+    early, late = (statistics.mean(took for _, took in part) for part in (ends[:some], ends[-some:]))
+    each_s = (ends[-1][0] - min(starts)) * CARDS / len(ends)
+    return [
+        str(num_groups),
+        f"{ends[-1][0] - min(starts):.0f} s",
+        f"{each_s - FOREGROUND_S:.2f} s",
+        f"{early:.2f} s, {late:.2f} s",
+        f"{controller.cpu_s / num_groups * 1000:.0f} ms",
+        f"{controller.peak_mib:.0f} MiB",
+        f"{os.getloadavg()[0]:.1f}",
+    ]
+
+
+SESSION_HEADS = (
+    *("groups", "first to last", "harness per group", "first tenth, last tenth"),
+    *("controller per group", "controller's memory", "load"),
+)
+
 HEADS = ("groups", "load", "collect", "one group's end", "report", "page + beside, MB", "one look", "resume")
 
 
@@ -189,11 +277,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--groups", type=int, nargs="+", default=[10, 100, 1000, 10000])
     parser.add_argument("--keep", type=Path, help="folder in which the runs stay")
+    parser.add_argument("--sessions", type=int, nargs="+", help="run real sessions of so many groups instead")
     options = parser.parse_args()
-    print(f"| {' | '.join(HEADS)} |\n|{' --- |' * len(HEADS)}")
-    for num_groups in options.groups:
-        with tempfile.TemporaryDirectory() as folder:
-            print(f"| {' | '.join(measured(num_groups, Path(folder), options.keep))} |", flush=True)
+    heads = SESSION_HEADS if options.sessions else HEADS
+    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
+    for num_groups in options.sessions or options.groups:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            row = session(num_groups, folder) if options.sessions else measured(num_groups, folder, options.keep)
+            print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":

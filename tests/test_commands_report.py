@@ -180,6 +180,38 @@ def test_nothing_is_published_outside_of_a_job(run, later, capsys, monkeypatch):
     assert "::" not in capsys.readouterr().out
 
 
+def test_a_comparison_names_another_driver_and_other_versions(run, tmp_path, capsys):
+    before, after = RunDirectory(tmp_path / "run_1"), RunDirectory(tmp_path / "run_2")
+    for found, driver, torch in ((before, "550.54", "2.13.0"), (after, "570.1", "2.14.1")):
+        found.path.mkdir()
+        versions = {"torch": torch, "colocate": "0.1.0"}
+        finish(found, 1, evidence(device=device_info(driver_version=driver), versions=versions))
+    assert main(["compare", str(before.path), str(after.path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "changed: driver 550.54 -> 570.1, torch 2.13.0 -> 2.14.1"
+    assert lines[2].startswith("group01 FEASIBLE: peak +0 to 3200 MiB")
+
+
+def test_peaks_of_different_cards_are_not_subtracted(tmp_path, capsys, monkeypatch):
+    """A group of an 8 GB card used to have "grown" when the next run had one of 24 GB."""
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    before, after = RunDirectory(tmp_path / "run_1"), RunDirectory(tmp_path / "run_2")
+    for found, name in ((before, "Test 8 GB"), (after, "Test 24 GB")):
+        found.path.mkdir()
+        finish(found, 1, evidence(device=device_info(name=name)))
+    page = tmp_path / "page.html"
+    assert main(["compare", str(before.path), str(after.path), "--fail-above=1GB", f"--page={page}"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "changed: card Test 8 GB -> Test 24 GB"
+    assert lines[2].startswith("group01 FEASIBLE: peak not comparable")
+    assert lines[2].endswith("another basis or card")
+    assert lines[3] == "0 verdicts changed; 0 peaks grew; 0 fell"
+    assert "group01: is of another card, so how its peak grew is not known" in lines
+    told = "changed: card Test 8 GB -&gt; Test 24 GB."
+    assert told in page.read_text()
+    assert told in (tmp_path / "summary.md").read_text()
+
+
 def test_a_comparison_is_a_section_of_the_page(run, later, tmp_path):
     page = tmp_path / "page.html"
     assert main(["compare", str(run.path), str(later.path), "--page", str(page)]) == 0

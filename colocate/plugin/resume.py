@@ -1,7 +1,7 @@
 """``--resume`` and ``--explain``: groups whose verdict still holds are reported from their records and not run."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -67,6 +67,8 @@ def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
     """Setup, call and teardown as pytest would have reported them; an inconclusive group is an error, in setup."""
     failing = {Outcome.INFEASIBLE.value: "call", Outcome.INCONCLUSIVE.value: "setup"}.get(record["outcome"])
     text = f"{record['outcome']} ({record['basis']}): {'; '.join(record['reasons'])}"
+    keywords: Mapping[str, Literal[1]] = dict.fromkeys(item.keywords, 1)
+    told = properties(record)  # one of each for all three
     for when in _PHASES:
         if when == "call" and failing == "setup":
             continue
@@ -74,7 +76,7 @@ def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
         report = pytest.TestReport(
             item.nodeid,
             item.location,
-            dict.fromkeys(item.keywords, 1),
+            keywords,
             "failed" if failed else "passed",
             text if failed else None,
             when,
@@ -82,7 +84,7 @@ def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
             stop=time.time(),
         )
         report.colocate = record  # type: ignore[attr-defined]
-        report.user_properties += properties(record)
+        report.user_properties = told
         yield report
 
 

@@ -1,10 +1,12 @@
-"""What changed between two runs: verdicts, peaks and times, group by group."""
+"""What changed between two runs: verdicts, peaks and times, group by group, and what they were run on and with."""
 
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from colocate.evidence import ROLES
 from colocate.report.markup import Html, el
-from colocate.report.stored import Row
+from colocate.report.stored import Row, mapping
 from colocate.report.words import Record, colour, duration_text, is_early, outcome_text, peak_text, plural
 from colocate.units import format_mib, to_mib
 from colocate.verdict import Outcome
@@ -23,8 +25,8 @@ class Change:
 
     @property
     def peak_bytes(self) -> int | None:
-        """How much the peak grew; None where one of the two is not known."""
-        if self.before is None or self.after is None:
+        """How much the peak grew; None where one of the two is not known, or they are of different cards."""
+        if self.before is None or self.after is None or self.other_card:
             return None
         before, after = self.before["peak_bytes"], self.after["peak_bytes"]
         return None if before is None or after is None else int(after - before)
@@ -52,49 +54,77 @@ class Change:
         )
 
     @property
-    def other_basis(self) -> bool:
-        """The two peaks were not come by in the same way, or not on the same card."""
-        both = self.before is not None and self.after is not None
-        return both and any(self.before[name] != self.after[name] for name in ("basis", "device_name"))  # type: ignore[index]
+    def other_card(self) -> bool:
+        """The two were not run on the same kind of card, or one was measured and the other predicted."""
+        if self.before is None or self.after is None:
+            return False
+        pairs = [(self.before[name], self.after[name]) for name in ("basis", "device_name")]
+        return any(before and after and before != after for before, after in pairs)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs side by side, in the order of the second."""
+    """Two runs side by side, in the order of the second.
+
+    ``settings`` are what the groups of both were run on and with, where that changed: card, driver, versions.
+    """
 
     before: str
     after: str
     changes: tuple[Change, ...]
+    settings: tuple[str, ...] = ()
 
     def grown(self, above_bytes: int) -> list[Change]:
         """The groups whose peak grew by more than so many bytes, the largest first."""
         found = [change for change in self.changes if change.peak_bytes is not None and change.peak_bytes > above_bytes]
         return sorted(found, key=lambda change: -(change.peak_bytes or 0))
 
-    @property
-    def unknown(self) -> list[Change]:
-        """The groups whose peak was known before and is not known any more."""
-        return [
-            c
-            for c in self.changes
-            if c.before is not None and c.before["peak_bytes"] is not None and c.peak_bytes is None
-        ]
-
 
 def compare(before: Sequence[Row], after: Sequence[Row], names: tuple[str, str]) -> Comparison:
     """The groups of both; the last row counts where one has a group several times."""
-    old, new = ({row.group: row.record for row in rows} for rows in (before, after))
+    old, new = ({row.group: row for row in rows} for rows in (before, after))
     groups = [*new, *(group for group in old if group not in new)]
-    return Comparison(*names, tuple(Change(group, old.get(group), new.get(group)) for group in groups))
+    records = [{group: row.record for group, row in rows.items()} for rows in (old, new)]
+    changes = tuple(Change(group, records[0].get(group), records[1].get(group)) for group in groups)
+    both = [group for group in new if group in old]
+    settings = _changed([old[group] for group in both], [new[group] for group in both])
+    return Comparison(*names, changes, tuple(settings))
+
+
+def _changed(before: Sequence[Row], after: Sequence[Row]) -> Iterator[str]:
+    """What is known of both and is another now."""
+    old, new = _settings(before), _settings(after)
+    for name, values in old.items():
+        if name in new and new[name] != values:
+            yield f"{name} {', '.join(values)} -> {', '.join(new[name])}"
+
+
+def _settings(rows: Sequence[Row]) -> Mapping[str, Sequence[str]]:
+    """Card, driver and versions, each with all its values; what no record tells is left out."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        versions = dict(mapping(row.evidence.get("versions")))
+        told = [mapping(one).get("torch") for role in ROLES for one in row.member(role).get("allocators") or ()]
+        versions["torch"] = next(filter(None, told), versions.get("torch"))  # the trainings may have one of their own
+        for name, value in {"card": row.card[0], "driver": row.driver, **versions}.items():
+            if value:
+                found.setdefault(name, set()).add(str(value))
+    return {name: sorted(values) for name, values in found.items()}
 
 
 def lines(comparison: Comparison) -> Iterator[str]:
     """The comparison for a terminal: one line per group of at most 80 columns, then what it comes to."""
     yield f"{comparison.before} -> {comparison.after}"
+    yield from textwrap.wrap(settings_text(comparison), 80, subsequent_indent="  ")
     width = max((len(change.group) for change in comparison.changes), default=0)
     for change in comparison.changes:
         yield f"{change.group:{width}} {_verdict_text(change)}: {', '.join(_number_texts(change))}"
     yield summary(comparison)
+
+
+def settings_text(comparison: Comparison) -> str:
+    """What changed around the groups, in a sentence; empty where nothing did."""
+    return f"changed: {', '.join(comparison.settings)}" if comparison.settings else ""
 
 
 def summary(comparison: Comparison) -> str:
@@ -122,7 +152,7 @@ def _number_texts(change: Change) -> Iterator[str]:
         yield f"peak {change.peak_bytes / 1024**2:+.0f} to {format_mib(change.after['peak_bytes'])}"
     if change.duration_s is not None:
         yield f"time {change.duration_s:+.0f} s"
-    if change.other_basis:
+    if change.other_card:
         yield "another basis or card"
     if is_early(change.before) != is_early(change.after):
         yield f"only the {'earlier' if is_early(change.before) else 'later'} run decided it early"
@@ -152,6 +182,7 @@ def section(comparison: Comparison) -> Html:
         "section",
         el("h2", "What changed"),
         el("p", f"{comparison.before} → {comparison.after}: {summary(comparison)}."),
+        el("p", f"{settings_text(comparison)}.") if comparison.settings else None,
         el("div", el("table", head, el("tbody", rows), class_="plain"), class_="scroll"),
         id="comparison",
     )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from colocate.report.comparison import SAME_BYTES, Change, Comparison, summary
+from colocate.report.comparison import SAME_BYTES, Change, Comparison, settings_text, summary
 from colocate.report.stored import Part
 from colocate.report.words import Record, duration_text, headroom_text, outcome_text, over_budget_bytes, peak_text
 from colocate.units import format_mib
@@ -54,7 +54,12 @@ def _broken(change: Change, allowed_bytes: int | None) -> Iterator[str]:
     if allowed_bytes is None:
         return
     if change.peak_bytes is None and change.before is not None and change.before["peak_bytes"] is not None:
-        yield "its peak was known before and is not any more"
+        known = change.after is not None and change.after["peak_bytes"] is not None
+        yield (
+            "is of another card, so how its peak grew is not known"
+            if known
+            else "its peak was known before and is not any more"
+        )
     if change.peak_bytes is not None and change.peak_bytes > allowed_bytes:
         yield f"grew by {format_mib(change.peak_bytes)}, at most {format_mib(allowed_bytes)} allowed"
 
@@ -65,7 +70,8 @@ def of_comparison(comparison: Comparison, allowed_bytes: int | None) -> str:
     head = ("", "group", "before", "after", "peak before", "peak after", "grew by", "why")
     table = [_comparison_row(change, allowed_bytes) for change in rows]
     title = f"## What changed: {_text(comparison.before)} → {_text(comparison.after)}"
-    return "\n".join([title, "", f"{summary(comparison)}.", "", *_table(head, table)])
+    settings = [f"{_text(settings_text(comparison))}.", ""] if comparison.settings else []
+    return "\n".join([title, "", f"{summary(comparison)}.", "", *settings, *_table(head, table)])
 
 
 def _comparison_row(change: Change, allowed_bytes: int | None) -> list[str]:
