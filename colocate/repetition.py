@@ -49,7 +49,7 @@ class Repetition:
         done = {attempt.place[0] for attempt in self.done}
         for number in (number for number in range(1, self.group.runs + 1) if number not in done):
             self._run(number, first if number == first.directory.repeat else None, directories)
-        return settled([*self.done, *(read_attempt(directory) for directory in directories)])
+        return settled([*self.done, *(read_attempt(directory) for directory in directories)], self.group.runs)
 
     def _run(self, number: int, first: Observation | None, directories: list[GroupDirectory]) -> None:
         spoiled: list[str] = []

@@ -123,7 +123,7 @@ def decide(
     run: RunDirectory, groups: Iterable[Group], cards: Iterable[Card], *, early: bool = True
 ) -> tuple[Decision, ...]:
     """One decision per group of the plan, in its order; ``early`` keeps those too that were decided early."""
-    found, allowed = settled_groups(run, essentials), tuple(cards)
+    found, allowed = settled_groups(run, essentials, every=True), tuple(cards)
     rebooted = _rebooted(run)
     return tuple(_decide(run, group, found.get(group.id), allowed, rebooted, early) for group in groups)
 
@@ -173,7 +173,7 @@ def _decide(
         return Decision(group.id, reasons[0], done=tuple(sound))
     if len(sound) < group.runs:
         return Decision(group.id, f"{len(sound)} of its {group.runs} runs are done", done=tuple(sound))
-    kept = settled([attempt for attempt in found.attempts if attempt.place[0] <= group.runs])
+    kept = settled([attempt for attempt in found.attempts if attempt.place[0] <= group.runs], group.runs)
     return Decision(group.id, f"{kept.verdict.outcome}, and nothing changed since", kept=kept)
 
 

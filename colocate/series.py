@@ -4,7 +4,7 @@ A run is what the plan asks for, one or several. An attempt is a run that was be
 an interruption spoiled it, the next attempt stands beside it, and the last one counts. Reads records, starts nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -133,17 +133,34 @@ def combine(verdicts: Sequence[Verdict]) -> Verdict:
     return together
 
 
-def settled(attempts: Sequence[Attempt]) -> Settled:
-    """What attempts at one group, at least one, come to: of every run the last attempt counts."""
-    ordered = sorted(attempts, key=lambda attempt: (attempt.experiment["timestamp"] or "", attempt.place))
+def settled(attempts: Sequence[Attempt], runs: int = 1) -> Settled:
+    """What attempts at one group, at least one, come to: of every run the last attempt counts.
+
+    A group that was seen to fit in fewer ``runs`` than the plan asks for is inconclusive.
+    """
+    ordered = _in_order(attempts)
     last = _last_of_each_run(ordered)
     verdict = combine([attempt.verdict for attempt in last])
+    if verdict.feasible and len(last) < runs:
+        reason = Reason("runs_missing", f"{len(last)} of the {runs} runs that the plan asks for are done")
+        verdict = replace(verdict, outcome=Outcome.INCONCLUSIVE, reasons=(reason,))
     deciding = max(last, key=lambda one: (_WORST_LAST.index(one.verdict.outcome), one.verdict.peak_bytes or 0))
     earlier = [attempt for attempt in ordered if attempt not in last]
     if earlier:
         ends = ", ".join(f"{one.directory.path.name} ({_ending(one.verdict)})" for one in earlier)
         verdict = replace(verdict, warnings=(*verdict.warnings, Reason("repeated", f"repeated after {ends}")))
     return Settled(deciding, verdict, tuple(ordered))
+
+
+def _in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """As they were begun. The clock may have been set back meanwhile: those beside each other go by their numbers."""
+    begun: dict[str, str] = {}
+    keys: dict[int, tuple[str, tuple[int, int]]] = {}
+    for attempt in sorted(attempts, key=lambda one: one.place):
+        name = attempt.directory.path.name.removesuffix(f"_attempt{attempt.place[1]}")
+        begun[name] = max(attempt.experiment["timestamp"] or "", begun.get(name, ""))
+        keys[id(attempt)] = (begun[name], attempt.place)
+    return sorted(attempts, key=lambda one: keys[id(one)])
 
 
 def _last_of_each_run(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
@@ -156,22 +173,42 @@ def whole(experiment: dict[str, Any]) -> dict[str, Any]:
     return experiment
 
 
-def settled_groups(run: RunDirectory, slim: Slimming = whole) -> dict[str, Settled]:
+def settled_groups(run: RunDirectory, slim: Slimming = whole, *, every: bool = False) -> dict[str, Settled]:
     """What every group of a run came to, by its id; a record that cannot be read is left out.
 
+    So is one of other settings than the run's plan has by now, as after an edit and ``--resume``, but with ``every``.
     ``slim`` says what of each record is kept: ten thousand whole ones do not fit into a report's memory.
     """
+    asked = {} if every else asked_of(run)
     found: dict[str, list[Attempt]] = {}
     for attempt in _attempts(run.groups()):
-        kept = replace(attempt, experiment=slim(attempt.experiment))
-        found.setdefault(str(attempt.group["id"]), []).append(kept)
-    return {group: settled(attempts) for group, attempts in found.items()}
+        name = str(attempt.group["id"])
+        if not is_outdated(name, attempt.group, asked):
+            kept = replace(attempt, experiment=slim(attempt.experiment))
+            found.setdefault(name, []).append(kept)
+    return {name: settled(attempts, asked[name][1] if name in asked else 1) for name, attempts in found.items()}
+
+
+def asked_of(run: RunDirectory) -> dict[str, tuple[str, int]]:
+    """The hash of the settings and the number of runs of every group, by the plan of the latest session."""
+    try:
+        asked = read_json(run.record)["plan"]["asked"]
+        return {str(name): (str(one["content_hash"]), int(one["runs"])) for name, one in asked.items()}
+    except (ColocateError, AttributeError, KeyError, TypeError, ValueError):
+        return {}  # a run of an older version, or a damaged one
+
+
+def is_outdated(name: str, told: Mapping[str, Any], asked: Mapping[str, tuple[str, int]]) -> bool:
+    """What is told of a group is of other settings than the run's plan has by now."""
+    known = told.get("content_hash")
+    return known is not None and name in asked and known != asked[name][0]
 
 
 def settled_group(run: RunDirectory, group: Group) -> Settled | None:
     """What one group of a run came to, without a look at the others; None where nothing of it can be read."""
-    attempts = list(_attempts(_directories(run, group)))
-    return settled(attempts) if attempts else None
+    found = _attempts(_directories(run, group))
+    attempts = [attempt for attempt in found if attempt.group.get("content_hash") in (None, group.content_hash)]
+    return settled(attempts, group.runs) if attempts else None
 
 
 def _directories(run: RunDirectory, group: Group) -> Iterator[GroupDirectory]:

@@ -154,7 +154,7 @@ def test_every_reason_code_of_the_verdict_stands_with_its_stage():
 
     assert worthless <= tables[0]
     assert infeasible == tables[1]
-    assert unproven | {"spread"} == tables[2]
+    assert unproven | {"runs_missing", "spread"} == tables[2]
     assert beside <= tables[3]
 
 

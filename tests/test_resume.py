@@ -176,6 +176,9 @@ def test_a_changed_group_runs_again_beside_its_old_record(copy: tuple[Path, Path
     assert (session.run / "stand_in_parallel_002/verdict.json").exists()
     assert len((session.run / "summary.csv").read_text().splitlines()) == 3
     assert read_json(session.run / "run.json")["sessions"][0]["kept"] == ["group01"]
+    assert main(["next", str(session.run)]) == 0
+    recommended = read_json(session.run / "next.json")["experiments"]
+    assert [one["foreground"]["command"] for one in recommended] == [EPOCH["command"]] * 2, "what was judged"
 
 
 @pytest.mark.slow

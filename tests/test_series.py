@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from colocate.evidence import Evidence
 from colocate.record import write_record
-from colocate.run_directory import RunDirectory
-from colocate.series import combine, free_directory, retry_cause, settled_groups
+from colocate.report import summary
+from colocate.report.stored import read_run
+from colocate.run_directory import RunDirectory, write_json
+from colocate.series import combine, free_directory, retry_cause, settled_group, settled_groups
 from colocate.units import MIB
 from colocate.verdict import Outcome, judge
 
@@ -48,6 +50,41 @@ def test_attempts_stand_beside_each_other_and_the_last_one_counts(tmp_path: Path
     assert found.verdict.feasible
     assert found.deciding.directory.path.name == names[-1]
     assert "repeated after mnist_parallel_001 (foreign_process)" in str(found.verdict.warnings[-1])
+
+
+def test_a_clock_that_was_set_back_does_not_make_an_earlier_attempt_the_last(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    write(run, replace(INTERRUPTED, started_at="2026-11-24T06:00:00+00:00"))
+    write(run, replace(peaked(3200), started_at="2026-11-24T05:00:00+00:00"))
+
+    assert settled_groups(run)["group01"].verdict.feasible
+
+
+def test_a_group_that_was_run_less_often_than_the_plan_asks_for_is_not_decided(tmp_path: Path) -> None:
+    """As of a run that was killed after the first of two."""
+    run = RunDirectory(tmp_path)
+    write(run, peaked(3200))
+    twice = replace(GROUP, runs=2)
+    write_json(run.record, {"plan": {"asked": {"group01": {"content_hash": twice.content_hash, "runs": 2}}}})
+
+    for found in (settled_groups(run)["group01"], settled_group(run, twice)):
+        assert found is not None
+        assert found.verdict.codes == ("runs_missing",)
+    write(run, peaked(7600), repeat=2)
+    assert settled_groups(run)["group01"].verdict.outcome is Outcome.INFEASIBLE
+
+
+def test_a_record_of_other_settings_than_the_plan_has_by_now_says_nothing_of_them(tmp_path: Path) -> None:
+    """As after an edit and --resume with a selection that leaves the group out."""
+    run = RunDirectory(tmp_path)
+    write(run, peaked(3200))
+    write_json(run.record, {"plan": {"name": "test", "asked": {"group01": {"content_hash": "edited", "runs": 1}}}})
+
+    assert settled_groups(run) == {}
+    assert settled_group(run, group(training("larger"), training("resnet20"))) is None
+    assert settled_groups(run, every=True)["group01"].verdict.feasible
+    assert read_run(run.path).rows == ()
+    assert summary.rows(run) == []
 
 
 def test_a_folder_that_is_half_written_is_not_used_again(tmp_path: Path) -> None:

@@ -117,8 +117,10 @@ def hold(config: pytest.Config, run: RunDirectory) -> None:
         raise
 
 
-def take_over(config: pytest.Config, session: Session) -> RunDirectory:
+def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> RunDirectory:
     """The run that ``--resume`` names, locked, made fit to go on, and with a decision for each group.
+
+    Its record has the ``plan`` as it is now: what was run with other settings counts no more.
 
     Raises:
         ColocateError: there is no such run, or somebody is at it.
@@ -130,11 +132,13 @@ def take_over(config: pytest.Config, session: Session) -> RunDirectory:
     decisions = decide(run, session.plan.groups, session.cards, early=config.option.until_decided)
     session.decisions = {decision.group: decision for decision in decisions}
     session.notes += [f"resume: {line}" for line in [*done, *told(decisions)]]
-    _record_session(config, run, decisions)
+    _record_session(config, run, decisions, plan)
     return run
 
 
-def _record_session(config: pytest.Config, run: RunDirectory, decisions: tuple[Decision, ...]) -> None:
+def _record_session(
+    config: pytest.Config, run: RunDirectory, decisions: tuple[Decision, ...], plan: dict[str, Any]
+) -> None:
     document = read_json(run.record)
     session = {
         "resumed_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -143,7 +147,7 @@ def _record_session(config: pytest.Config, run: RunDirectory, decisions: tuple[D
         "kept": [decision.group for decision in decisions if decision.kept],
         "again": {decision.group: decision.why for decision in decisions if not decision.kept},
     }
-    write_json(run.record, {**document, "sessions": [*document.get("sessions", []), session]})
+    write_json(run.record, {**document, "plan": plan, "sessions": [*document.get("sessions", []), session]})
 
 
 def explain(config: pytest.Config) -> int:

@@ -13,6 +13,7 @@ import pytest
 
 from colocate import __version__
 from colocate.errors import ColocateError
+from colocate.plan import Plan
 from colocate.plugin import cards, resume
 from colocate.plugin.configuration import Session, folder, is_worker, only_looks, session_of
 from colocate.processes import boot_id
@@ -21,26 +22,31 @@ from colocate.run_directory import RunDirectory, write_json
 SCHEMA = 1
 
 
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """What is kept of a plan; ``asked`` tells which of the records in the run are of these very settings."""
+    return {
+        "name": plan.name,
+        "path": os.path.abspath(plan.path),  # noqa: PTH100 - keeps links
+        "content_hash": plan.content_hash,
+        "groups": list(plan.ids),
+        "asked": {group.id: {"content_hash": group.content_hash, "runs": group.runs} for group in plan.groups},
+        "needed": plan.needed(len(plan.groups)),
+        "success_rate": plan.limits.success_rate,
+        "limits": {"peak_bytes": plan.limits.peak_bytes, "card_bytes": plan.limits.card_bytes},
+        "tiers": dict(plan.tiers),
+        "expected_minutes": {group.id: group.expected_minutes for group in plan.groups},
+        "catalog": None if plan.catalog is None else os.path.abspath(plan.catalog),  # noqa: PTH100 - keeps links
+        "document": plan.to_json(),
+    }
+
+
 def run_record(config: pytest.Config, session: Session) -> dict[str, Any]:
     """The plan with its rule, the cards, the arguments and the versions; never the environment."""
-    plan = session.plan
     return {
         "schema": SCHEMA,
         "boot_id": boot_id(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "plan": {
-            "name": plan.name,
-            "path": os.path.abspath(plan.path),  # noqa: PTH100 - keeps links
-            "content_hash": plan.content_hash,
-            "groups": list(plan.ids),
-            "needed": plan.needed(len(plan.groups)),
-            "success_rate": plan.limits.success_rate,
-            "limits": {"peak_bytes": plan.limits.peak_bytes, "card_bytes": plan.limits.card_bytes},
-            "tiers": dict(plan.tiers),
-            "expected_minutes": {group.id: group.expected_minutes for group in plan.groups},
-            "catalog": None if plan.catalog is None else os.path.abspath(plan.catalog),  # noqa: PTH100 - keeps links
-            "document": plan.to_json(),
-        },
+        "plan": plan_record(session.plan),
         "card": {"choice": session.choice, "cards": [cards.sendable(card) for card in session.cards]},
         "arguments": [str(argument) for argument in config.invocation_params.args],
         "versions": {"colocate": __version__, "python": platform.python_version(), "pytest": pytest.__version__},
@@ -61,7 +67,7 @@ def register(config: pytest.Config) -> None:
         return
     try:
         if config.option.resume is not None:
-            session.run_directory = resume.take_over(config, session)
+            session.run_directory = resume.take_over(config, session, plan_record(session.plan))
             return
         session.run_directory = RunDirectory.new(folder(config, "results", session.home), datetime.now())
         resume.hold(config, session.run_directory)

@@ -22,7 +22,7 @@ from colocate.report.tally import Tally
 from colocate.report.words import Record
 from colocate.run_directory import GroupDirectory, RunDirectory, read_json, safe_name
 from colocate.salvage import salvaged
-from colocate.series import settled_groups
+from colocate.series import asked_of, is_outdated, settled_groups
 from colocate.verdict import Verdict
 
 NO_FACTS: Mapping[str, Any] = {}
@@ -196,7 +196,8 @@ def read_run(path: Path) -> StoredRun:
         ColocateError: the folder is not there, or holds neither a journal nor a record.
     """
     run = RunDirectory(path)
-    told = journal.read(path)
+    told, asked = journal.read(path), asked_of(run)
+    told.records = {name: one for name, one in told.records.items() if not is_outdated(name, one, asked)}
     on_disk = {row.group: row for row in _rows_on_disk(run)}
     names = [*told.records, *(name for name in on_disk if name not in told.records)]
     rows = [_told(run, told, name, on_disk.get(name)) for name in names]
@@ -298,12 +299,14 @@ def _rows_on_disk(run: RunDirectory) -> Iterator[Row]:
         deciding = group.deciding
         row = _row(run, deciding.directory, deciding.experiment, group.verdict.to_json(), slim=many)
         yield replace(row, attempts=tuple(attempt.directory for attempt in group.attempts))
+    asked = asked_of(run)
     known = {attempt.directory.path for group in settled.values() for attempt in group.attempts}
     others = [directory for directory in directories if directory.path not in known]
     for directory in sorted(others, key=lambda directory: directory.verdict.stat().st_mtime):
         document, verdict = _documents(directory)
-        name = mapping(document.get("group")).get("id")
-        if name and name not in settled and verdict.get("outcome"):
+        told = mapping(document.get("group"))
+        name = told.get("id")
+        if name and name not in settled and verdict.get("outcome") and not is_outdated(name, told, asked):
             yield _row(run, directory, document, verdict)
 
 

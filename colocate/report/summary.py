@@ -22,7 +22,7 @@ from colocate.report import journal
 from colocate.report.shapes import fitted
 from colocate.report.slim import slim
 from colocate.run_directory import GroupDirectory, RunDirectory, write_text
-from colocate.series import Settled, kept_groups, settled_group, settled_groups
+from colocate.series import Settled, asked_of, is_outdated, kept_groups, settled_group, settled_groups
 from colocate.units import to_mib
 
 COLUMNS = (
@@ -87,14 +87,14 @@ def write_summary(run: RunDirectory) -> Path:
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
     """One row per group that has ended, in the plan's order; a damaged record that no journal tells of is left out."""
-    groups, kept = settled_groups(run, slim=slim), kept_groups(run)
+    groups, kept, asked = settled_groups(run, slim=slim), kept_groups(run), asked_of(run)
     judged = [
         (settled.deciding.group["number"], _row_of(settled, run, kept=name in kept)) for name, settled in groups.items()
     ]
     told = [
         (record["number"] or 0, _row_told(record))
         for name, record in journal.read(run.path).records.items()
-        if name not in groups and record["outcome"] != journal.NOT_RUN
+        if name not in groups and record["outcome"] != journal.NOT_RUN and not is_outdated(name, record, asked)
     ]
     return [cells for _, cells in sorted([*judged, *told], key=lambda row: (row[0], row[1]["group"]))]
 
