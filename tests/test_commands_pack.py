@@ -14,7 +14,7 @@ from sessions import stand_in
 
 from colocate.advice.packing import Load, Question
 from colocate.advice.sharing import Solo, remembered, tells_its_need
-from colocate.advice.worth import Answer, Worth
+from colocate.advice.worth import GroupWorth, Worth
 from colocate.cli import main
 from colocate.device.opening import Card
 from colocate.plan import Group, load_plan
@@ -89,7 +89,7 @@ def test_what_an_earlier_run_measured_is_known(
     trials = Trials(run, "before", card)
     trials.attempt(Group("both", 1, trainings["one"], trainings["two"], limits))
     small = trials.attempt(Group("small", 2, trainings["one"], trainings["c"], limits))
-    worth = Answer((Worth(2.0, 2.0, 10.0, 1.5),))
+    worth = GroupWorth((Worth(2.0, 2.0, 10.0, 1.5),))
     (small.directory.path / "worth.json").write_text(json.dumps(worth.to_json()))
     words = ["pack", "--from", str(plan), "--device=nvidia", f"--known={run.path}", f"--out={tmp_path / 'pack.json'}"]
 

@@ -11,17 +11,17 @@ from groups import group, training
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.advice.references import FILE, Memory, read_answer, settle
+from colocate.advice.references import FILE, Memory, read_worth, settle
 from colocate.advice.worth import (
     NOT_PREDICTED,
     Alone,
-    Answer,
+    GroupWorth,
     Pace,
     Worth,
     alone_of,
-    answer,
     compare,
     energy_between,
+    group_worth,
     paces,
 )
 from colocate.device.opening import Card, opened
@@ -58,7 +58,7 @@ def test_the_same_work_one_after_the_other() -> None:
 
 
 def test_sharing_that_costs_time_is_advised_against() -> None:
-    found = answer([(pair(), ())], [alone("examples_mnist", 0.5)], [alone("resnet20", 0.3)])
+    found = group_worth([(pair(), ())], [alone("examples_mnist", 0.5)], [alone("resnet20", 0.3)])
 
     assert str(found) == "don't: sharing takes 25% more time"
 
@@ -66,14 +66,14 @@ def test_sharing_that_costs_time_is_advised_against() -> None:
 def test_several_runs_show_their_spread() -> None:
     several = [alone("examples_mnist", step_s) for step_s in (0.6, 1.0)]
 
-    assert str(answer([(pair(), ())], several, [alone("resnet20", 0.5)])) == "sharing saves 9% to 33% of the time"
-    unclear = answer([(pair(), ())], several, [alone("resnet20", 0.3)])
+    assert str(group_worth([(pair(), ())], several, [alone("resnet20", 0.5)])) == "sharing saves 9% to 33% of the time"
+    unclear = group_worth([(pair(), ())], several, [alone("resnet20", 0.3)])
     assert str(unclear) == "no clear gain: from 11% more to 23% less time"
-    assert Answer.from_json(json.loads(json.dumps(unclear.to_json()))) == unclear
+    assert GroupWorth.from_json(json.loads(json.dumps(unclear.to_json()))) == unclear
 
 
 def test_time_is_not_predicted() -> None:
-    found = answer([(predicted_evidence(1000, 1000), ())], [alone("a", 1.0)], [alone("b", 1.0)])
+    found = group_worth([(predicted_evidence(1000, 1000), ())], [alone("a", 1.0)], [alone("b", 1.0)])
 
     assert found.unknown == NOT_PREDICTED
     assert not found.runs
@@ -90,7 +90,7 @@ def test_time_is_not_predicted() -> None:
     ],
 )
 def test_what_is_not_the_same_work_is_not_compared(ours: Alone, theirs: Alone, why: str) -> None:
-    found = answer([(pair(), ())], [ours], [theirs])
+    found = group_worth([(pair(), ())], [ours], [theirs])
 
     assert not found.runs
     assert why in str(found.unknown)
@@ -99,7 +99,7 @@ def test_what_is_not_the_same_work_is_not_compared(ours: Alone, theirs: Alone, w
 def test_a_group_that_does_not_fit_is_not_compared() -> None:
     crashed = replace(foreground(), lives=(Life("training.log", 8.0, Exit(1, None, 21.0)),))
 
-    assert "shown to fit" in str(answer([(evidence(foreground=crashed), ())], [], []))
+    assert "shown to fit" in str(group_worth([(evidence(foreground=crashed), ())], [], []))
 
 
 # Counting steps.
@@ -184,7 +184,7 @@ def test_on_the_virtual_card_nothing_is_run_alone(tmp_path: Path) -> None:
     with opened(card, tmp_path / "card", holder="test") as device:
         found = settle(both, settled([attempt]), device, memory=None, tell=told.append)
 
-    assert found == read_answer(attempt.directory) == Answer(unknown=NOT_PREDICTED)
+    assert found == read_worth(attempt.directory) == GroupWorth(unknown=NOT_PREDICTED)
     assert not told
 
 
@@ -217,7 +217,7 @@ def test_a_slowdown_that_is_known_is_found(fake_nvml: FakeNvml, tmp_path: Path) 
     assert worth.together_j is not None
     assert read_energy(attempt.directory.energy)[0].power_w == 60.0
     assert len(told) == 2, "the second time both are remembered"
-    assert again.runs == found.runs == read_answer(attempt.directory).runs
+    assert again.runs == found.runs == read_worth(attempt.directory).runs
     (row,) = rows(run)
     assert row["time_saved_low"] == row["time_saved_high"] == round(worth.time_saved, 4)
     assert (attempt.directory.path / FILE).exists()

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from colocate.advice.worth import Alone, Answer, alone_of, answer, paces, why_not
+from colocate.advice.worth import Alone, GroupWorth, alone_of, group_worth, paces, why_not
 from colocate.catalog import Training
 from colocate.device import Device, DeviceInfo
 from colocate.evidence import ROLES, Evidence, Role
@@ -95,7 +95,7 @@ def settle(
     memory: Memory | None,
     times: int = 1,
     tell: Callable[[str], None] = lambda text: None,
-) -> Answer:
+) -> GroupWorth:
     """Whether a group was worth it: its members are run alone unless that is known, and ``worth.json`` is written.
 
     Args:
@@ -115,7 +115,7 @@ def settle(
     why = refused(settled)
     if why is None and device.info.uuid != pairs[0][0].device.uuid:
         why = f"the group ran on {pairs[0][0].device.uuid}, this card is {device.info.uuid}"
-    found = Answer(unknown=why) if why else _compared(group, settled, pairs, device, memory, times, tell)
+    found = GroupWorth(unknown=why) if why else _compared(group, settled, pairs, device, memory, times, tell)
     write_json(settled.deciding.directory.path / FILE, found.to_json())
     return found
 
@@ -138,14 +138,14 @@ def _compared(
     memory: Memory | None,
     times: int,
     tell: Callable[[str], None],
-) -> Answer:
+) -> GroupWorth:
     sides: list[tuple[Alone, ...]] = []
     for role in ROLES:
         side = _alone(group, role, pairs, device, settled, memory, times, tell)
         if isinstance(side, str):
-            return Answer(unknown=side)
+            return GroupWorth(unknown=side)
         sides.append(side)
-    return answer(pairs, sides[0], sides[1])
+    return group_worth(pairs, sides[0], sides[1])
 
 
 Pairs = Sequence[tuple[Evidence, Sequence[EnergyReading]]]
@@ -220,10 +220,10 @@ def _has_done(observation: Observation, work: Mapping[str, float]) -> bool:
     return all(phase in shown and shown[phase].steps >= steps for phase, steps in work.items())
 
 
-def read_answer(directory: GroupDirectory) -> Answer | None:
+def read_worth(directory: GroupDirectory) -> GroupWorth | None:
     """What is written of a group; None where nothing is, or nothing that can be read."""
     try:
-        return Answer.from_json(json.loads((directory.path / FILE).read_bytes()))
+        return GroupWorth.from_json(json.loads((directory.path / FILE).read_bytes()))
     except (OSError, ValueError, ValidationError):
         return None
 

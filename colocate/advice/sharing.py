@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from colocate.advice.packing import Load, Pair, Question, next_question
-from colocate.advice.references import read_answer
+from colocate.advice.references import read_worth
 from colocate.advice.worth import Alone, alone_of, compare, why_not
 from colocate.cards import KnownCard
 from colocate.catalog import Catalog, Training
@@ -251,7 +251,7 @@ def remembered(
             continue
         if verdict.limit_bytes == question.limit_bytes and verdict.outcome is not Outcome.INCONCLUSIVE:
             known[pair] = verdict.feasible
-        found = read_answer(settled.deciding.directory)
+        found = read_worth(settled.deciding.directory)
         if found is not None and found.runs:
             saved_s[pair] = min(one.sequential_s - one.together_s for one in found.runs)
     return replace(question, known=known, saved_s=saved_s)

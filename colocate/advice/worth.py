@@ -106,7 +106,7 @@ class Worth:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GroupWorth:
     """What a group's runs come to: one entry per pair of runs that could be compared, or why there is none."""
 
     runs: tuple[Worth, ...] = ()
@@ -136,7 +136,7 @@ class Answer:
         return document
 
     @classmethod
-    def from_json(cls, document: Any) -> "Answer":
+    def from_json(cls, document: Any) -> "GroupWorth":
         """The inverse of :meth:`to_json`.
 
         Raises:
@@ -154,11 +154,11 @@ def _percent(least: float, most: float) -> str:
 DISTURBED = frozenset({"foreign_process", "sensor_lost"})
 
 
-def answer(
+def group_worth(
     pairs: Sequence[tuple[Evidence, Sequence[EnergyReading]]],
     foreground: Sequence[Alone],
     background: Sequence[Alone],
-) -> Answer:
+) -> GroupWorth:
     """All runs of a group against all runs of its members alone.
 
     Args:
@@ -170,14 +170,14 @@ def answer(
     for evidence, energy in pairs:
         why = why_not(evidence)
         if why is not None:
-            return Answer(unknown=why, foreground=tuple(foreground), background=tuple(background))
+            return GroupWorth(unknown=why, foreground=tuple(foreground), background=tuple(background))
         for ours in foreground:
             for theirs in background:
                 found = compare(evidence, energy, ours, theirs)
                 if isinstance(found, str):
-                    return Answer(unknown=found, foreground=tuple(foreground), background=tuple(background))
+                    return GroupWorth(unknown=found, foreground=tuple(foreground), background=tuple(background))
                 runs.append(found)
-    return Answer(tuple(runs), None if runs else "nothing was run alone", tuple(foreground), tuple(background))
+    return GroupWorth(tuple(runs), None if runs else "nothing was run alone", tuple(foreground), tuple(background))
 
 
 def why_not(evidence: Evidence) -> str | None:
@@ -320,5 +320,5 @@ def _epochs(steps: Sequence[int]) -> str:
     return f"{len(steps)} epoch(s) of {', '.join(map(str, steps)) or 'no'} steps"
 
 
-_ADAPTER = TypeAdapter(Answer)
+_ADAPTER = TypeAdapter(GroupWorth)
 """JSON of an answer."""

@@ -12,7 +12,7 @@ from colocate.arguments import whole
 from colocate.errors import ColocateError, PlanError
 
 if TYPE_CHECKING:
-    from colocate.advice.worth import Answer, Worth
+    from colocate.advice.worth import GroupWorth, Worth
     from colocate.device.opening import Card
     from colocate.plan import Group
     from colocate.series import Settled
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = [name for name in groups if not options.group or name in options.group]
     if not wanted:
         raise ColocateError(f"{options.directory}: expected groups with a verdict, found {', '.join(groups) or 'none'}")
-    answers = {name: _answer(options, groups[name], name) for name in wanted}
+    answers = {name: _worth_of(options, groups[name], name) for name in wanted}
     if options.json:
         print(json.dumps({name: _document(found) for name, found in answers.items()}, indent=2))
     else:
@@ -66,20 +66,20 @@ def run(options: argparse.Namespace) -> int:
     return command.WELL if len(known) == len(answers) else command.UNDECIDED
 
 
-def _document(found: "Answer") -> dict[str, Any]:
+def _document(found: "GroupWorth") -> dict[str, Any]:
     return {**found.to_json(), "saved": found.saved, "text": str(found)}
 
 
-def _answer(options: argparse.Namespace, settled: "Settled", name: str) -> "Answer":
-    from colocate.advice.references import Memory, read_answer, refused, settle
-    from colocate.advice.worth import Answer
+def _worth_of(options: argparse.Namespace, settled: "Settled", name: str) -> "GroupWorth":
+    from colocate.advice.references import Memory, read_worth, refused, settle
+    from colocate.advice.worth import GroupWorth
     from colocate.device.opening import opened
 
     if options.stored:
-        return read_answer(settled.deciding.directory) or Answer(unknown="nobody asked yet")
+        return read_worth(settled.deciding.directory) or GroupWorth(unknown="nobody asked yet")
     why = refused(settled)
     if why is not None:
-        return Answer(unknown=why)
+        return GroupWorth(unknown=why)
     group = _group(options, settled, name)
     directory = settled.deciding.directory
     memory = None if options.no_cache else Memory.of_user()

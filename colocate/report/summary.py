@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from colocate.advice.references import read_answer
+from colocate.advice.references import read_worth
 from colocate.advice.stress import Stress
 from colocate.plan import Group
 from colocate.report import journal
@@ -239,7 +239,7 @@ def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str
 
 def _worth(directory: GroupDirectory) -> dict[str, float | None]:
     """What sharing saved, the least and the most of all runs; empty where nobody asked or nothing is known."""
-    found = read_answer(directory)
+    found = read_worth(directory)
     runs = found.runs if found else ()
     time = [run.time_saved for run in runs]
     energy = [run.energy_saved for run in runs if run.energy_saved is not None]

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from colocate.advice.references import read_answer
+from colocate.advice.references import read_worth
 from colocate.report.markup import Html, el
 from colocate.report.stored import Row
 
 
 def section(row: Row, folder: Path, num_points: int) -> Html | None:
     """Time and energy together against one after the other; nothing where nobody asked."""
-    found = None if row.directory is None else read_answer(row.directory)
+    found = None if row.directory is None else read_worth(row.directory)
     if found is None:
         return None
     if not found.runs:
