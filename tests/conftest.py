@@ -3,10 +3,11 @@ import subprocess
 
 import pytest
 import reliability
-from fake_nvml import MIB, FakeNvml, preload
+from fake_nvml import MIB, preload
 from fake_nvml.build import build_cuda, build_library, compiler
 from members import beginning
 from seen import SEEN
+from sessions import simulated_machine
 
 for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):  # sessions of the tests are no part of the job that runs them
     os.environ.pop(name, None)
@@ -54,11 +55,7 @@ def fake_nvml_library(tmp_path_factory):
 @pytest.fixture
 def fake_machine(fake_nvml_library, tmp_path, monkeypatch):
     """A simulated machine without cards, seen by this process and by its children."""
-    with FakeNvml.create(tmp_path / "fake_nvml.state", fake_nvml_library) as fake:
-        for name, value in fake.environment.items():
-            monkeypatch.setitem(os.environ, name, value)
-        monkeypatch.setenv("COLOCATE_LOCK_FOLDER", str(tmp_path / "locks"))
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with simulated_machine(tmp_path, fake_nvml_library, monkeypatch) as fake:
         yield fake
 
 

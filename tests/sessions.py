@@ -6,10 +6,14 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+from fake_nvml import FakeNvml
 from groups import STAND_IN
 from seen import note
 
@@ -52,6 +56,17 @@ class Session:
         """The report."""
         (path,) = self.folder.glob("reports/run_*/report.html")
         return path.read_text()
+
+
+@contextmanager
+def simulated_machine(folder: Path, library: Path, patch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
+    """A simulated machine without cards, seen by this process and by its children."""
+    with FakeNvml.create(folder / "fake_nvml.state", library) as fake:
+        for name, value in fake.environment.items():
+            patch.setenv(name, value)
+        patch.setenv("COLOCATE_LOCK_FOLDER", str(folder / "locks"))
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        yield fake
 
 
 def stand_in(*options: str) -> dict[str, Any]:

@@ -22,9 +22,7 @@ from typing import Any
 import psutil
 from fake_nvml import MIB, FakeNvml, preload
 from fake_nvml.build import build_library
-from sessions import ROOT, Session, arguments, plan, stand_in
-
-from colocate.processes import with_cookie
+from sessions import ROOT, Session, alive_below, arguments, plan, stand_in
 
 STEPS = ("--steps", "10", "--probe", "--hold", "700", "--longest-life-s", "30")
 FOREGROUNDS: tuple[tuple[str, ...], ...] = (
@@ -120,14 +118,8 @@ def _watch(session: psutil.Process, folder: Path, number: int, result: Soak) -> 
 
 def _left_of(verdict: Path) -> list[str]:
     """A group that has its verdict has no process any more."""
-    number = verdict.parent.name.partition("_parallel_")[2][:3].lstrip("0")
-    run = verdict.parent.parent.name
-    left = [one for group in _names(number) for one in with_cookie(f"{run}/{group}")]
-    return [f"group {number} left {left}"] if left else []
-
-
-def _names(number: str) -> tuple[str, ...]:
-    return tuple(f"group{number:0>{width}}" for width in (2, 3))
+    left = alive_below(verdict.parent)
+    return [f"{verdict.parent.name} left {left}"] if left else []
 
 
 def _measure(session: psutil.Process, result: Soak) -> None:
@@ -147,7 +139,7 @@ def _at_the_end(result: Soak, fake: FakeNvml, number: int) -> Iterator[str]:
         yield f"expected {number} outcomes, found {len(result.session.junit)}"
     if set(result.session.junit.values()) - {"passed", "failure", "error"}:
         yield f"outcomes that are none: {result.session.junit}"
-    left = with_cookie(result.session.run.name)
+    left = alive_below(result.session.folder)
     if left:
         yield f"processes left: {left}"
     for card in range(2):

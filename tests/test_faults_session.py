@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from fake_nvml import FakeNvml
 from seen import note
-from sessions import ROOT, Session, arguments, plan, run, stand_in
+from sessions import ROOT, Session, alive_below, arguments, plan, run, stand_in
 from test_supervisor import control_group
 
 from colocate import cli
-from colocate.processes import with_cookie
 from colocate.run_directory import RESERVE_BYTES
 from colocate.units import MIB
 
@@ -61,7 +60,7 @@ def test_a_disk_that_fills_up_ends_the_trainings_and_keeps_the_records(fake_nvml
         assert session.code == 1, session.output
         assert session.junit == {"group01": "error", "group02": "error"}
         assert {"log_failed", "disk_full"} & set(codes(session, "group01"))
-        assert with_cookie(session.run.name) == []
+        assert alive_below(tmp_path) == []
 
 
 def test_a_disk_without_room_for_records_is_one_line(fake_nvml: FakeNvml, tmp_path: Path) -> None:

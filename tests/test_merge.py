@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import sessions
-from fake_nvml import FakeNvml
-from sessions import plan, stand_in
+from sessions import plan, simulated_machine, stand_in
 
 from colocate.cli import main
 from colocate.report import portable
@@ -39,12 +38,8 @@ PLAN = [
 def carried(fake_nvml_library, tmp_path_factory):
     """A run, and the journal file that it wrote."""
     folder = tmp_path_factory.mktemp("carried")
-    with FakeNvml.create(folder / "nvml.state", fake_nvml_library) as fake, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, simulated_machine(folder, fake_nvml_library, patch) as fake:
         fake.add_card()
-        for name, value in fake.environment.items():
-            patch.setenv(name, value)
-        patch.setenv("COLOCATE_LOCK_FOLDER", str(folder / "locks"))
-        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         journal = folder / "all.jsonl"
         run = sessions.run(
             plan(folder / "plan.json", PLAN),

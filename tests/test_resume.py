@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fake_nvml import FakeNvml
-from sessions import ROOT, Session, alive_below, arguments, plan, run, stand_in
+from sessions import ROOT, Session, alive_below, arguments, plan, run, simulated_machine, stand_in
 from waiting import wait_until
 
 from colocate.cli import main
@@ -48,11 +48,7 @@ def edited(path: Path, change: Any) -> Path:
 def finished(fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run of two groups that has ended well, for tests that each take a copy of it."""
     folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch, FakeNvml.create(folder / "state", fake_nvml_library) as fake:
-        for name, value in fake.environment.items():
-            patch.setenv(name, value)
-        patch.setenv("COLOCATE_LOCK_FOLDER", str(folder / "locks"))
-        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.MonkeyPatch.context() as patch, simulated_machine(folder, fake_nvml_library, patch) as fake:
         fake.add_card()
         path = plan(folder / "plan.json", GROUPS)
         yield path, run(path, folder)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from fake_nvml import FakeNvml
-from sessions import ROOT, Session, arguments, plan, run, stand_in
+from sessions import ROOT, Session, alive_below, arguments, plan, run, simulated_machine, stand_in
 from waiting import wait_until
 
 from colocate.cli import main
-from colocate.processes import with_cookie
 
 LOAD = stand_in("--hold", "1500", "--repeat")
 EPOCH = stand_in("--hold", "700", "--steps", "20", "--probe")
@@ -59,10 +58,7 @@ def entry(name: str) -> dict[str, object]:
 def twelve(fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Session:
     """One session of all twelve groups with one worker."""
     folder = tmp_path_factory.mktemp("twelve")
-    with pytest.MonkeyPatch.context() as patch, FakeNvml.create(folder / "state", fake_nvml_library) as fake:
-        for name, value in fake.environment.items():
-            patch.setenv(name, value)
-        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.MonkeyPatch.context() as patch, simulated_machine(folder, fake_nvml_library, patch) as fake:
         fake.add_card()
         path = plan(folder / "plan.json", [entry(name) for name in GROUPS], stall_s=1.5)
         return run(path, folder, "-n1")
@@ -89,7 +85,7 @@ def test_the_session_fails_and_its_records_can_be_judged_again(twelve: Session) 
     assert set(twelve.junit) == set(GROUPS)
     assert re.search(r"time: \d+:\d\d in 11 groups; longest \S+ \d+:\d\d, ", twelve.output), twelve.output
     assert main(["verify", str(twelve.run)]) == 0
-    assert with_cookie(twelve.run.name) == []
+    assert alive_below(twelve.folder) == []
 
 
 @pytest.mark.slow
@@ -119,7 +115,7 @@ def test_ending_a_session_leaves_nothing_alive(
         output, _ = process.communicate(timeout=20)
 
     session = Session(process.returncode, output, tmp_path)
-    wait_until(lambda: not with_cookie(session.run.name), 6)
+    wait_until(lambda: not alive_below(tmp_path), 6)
     if number is not signal.SIGKILL:
         assert session.junit == {"group01": "failure", "group02": "skipped"} or session.junit == {
             "group01": "error",
