@@ -15,6 +15,7 @@ from colocate.cards import is_of_size
 from colocate.device.opening import Card, as_asked
 from colocate.errors import ColocateError
 from colocate.evidence import ROLES
+from colocate.heartbeat import QUEUE
 from colocate.holders import is_unwatched
 from colocate.plan import Group
 from colocate.processes import boot_id, describe, end, with_cookie
@@ -91,8 +92,8 @@ def _plan_of(run: RunDirectory) -> str | None:
 def take_up(run: RunDirectory) -> list[str]:
     """Make a run fit to go on, by whoever holds its lock; what was done, a line each.
 
-    Trainings of the run that nobody watches any more are ended, a record that only lacks its verdict gets it, and the
-    quarantine of cards is lifted.
+    Trainings of the run that nobody watches any more are ended, a record that only lacks its verdict gets it, the
+    quarantine of cards is lifted, and nothing waits in a queue any more.
 
     Raises:
         OSError: the disk is full or gone.
@@ -107,6 +108,7 @@ def take_up(run: RunDirectory) -> list[str]:
         if not directory.verdict.exists() and _judge(directory):
             lines.append(f"{directory.path.name}: judged from its record, which was whole")
     Quarantine(run.quarantine).lift()
+    (run.path / QUEUE).unlink(missing_ok=True)
     return lines
 
 

@@ -14,9 +14,10 @@ from fake_nvml import FakeNvml
 from sessions import ROOT, Session, alive_below, arguments, plan, run, simulated_machine, stand_in
 from waiting import wait_until
 
+from colocate import heartbeat, live
 from colocate.cli import main
 from colocate.device.lock import locked
-from colocate.resume import MOST_TOLD, Decision, told
+from colocate.resume import MOST_TOLD, Decision, take_up, told
 from colocate.run_directory import RunDirectory, read_json
 from colocate.series import settled_groups
 
@@ -293,3 +294,11 @@ def check_resumes(place: int, path: Path, folder: Path) -> str:
 def test_a_session_killed_at_any_point_is_resumed(fake_nvml: FakeNvml, tmp_path: Path, place: int) -> None:
     """Some of the places; ``python tests/soak.py kill`` goes through all of them."""
     assert check_resumes(place, plan(tmp_path / "plan.json", GROUPS), tmp_path) == ""
+
+
+def test_what_a_killed_session_told_of_its_queue_is_told_no_more(tmp_path):
+    run = RunDirectory(tmp_path / "run_20261124_053000")
+    (run.path / "workers").mkdir(parents=True)
+    heartbeat.tell(run.path / heartbeat.QUEUE, {"waiting": [{"name": "job 7", "reason": "Resources"}]})
+    take_up(run)
+    assert live.waiting(run.path) == []

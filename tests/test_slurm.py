@@ -338,15 +338,20 @@ def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch):
 
 
 def test_a_cluster_of_one_machine_has_no_other_to_run_a_group_again_on(tmp_path, monkeypatch):
-    """Then it is run on the same one; with another it must not be."""
-    for names, avoided in ((("n1",), frozenset()), (("n1", "n2"), frozenset({"n1"}))):
-        machines = tuple(slurm.Node(name, 8, (("", 2),)) for name in names)
+    """Then it is run on the same one, as where no other has such a card; with another it must not be."""
+    typed = ("--gres=gpu:a100:1",)
+    for names, request, avoided in (
+        (("n1",), (), frozenset()),
+        (("n1", "n2"), (), frozenset({"n1"})),
+        (("n1", "n2"), typed, frozenset()),
+    ):
+        machines = tuple(slurm.Node(name, 8, (("a100" if name == "n1" else "", 2),)) for name in names)
         monkeypatch.setattr(slurm, "nodes", lambda partition, machines=machines: machines)
         monkeypatch.setattr(slurm, "allocation", lambda: None)
         monkeypatch.setattr(slurm, "queued", lambda names: {})
         jobs = Elsewhere("slurm:gpu", "--account=lab", gpu=True)
         assert (jobs.most_workers, jobs.cpus) == (2 * len(names), 4)
-        berth, command = jobs.ask("gw1", tmp_path, (), frozenset({"n1"}))
+        berth, command = jobs.ask("gw1", tmp_path, request, frozenset({"n1"}))
         jobs.ending = True
         assert berth.avoid == avoided
         assert ("--exclude=n1" in command) == bool(avoided)

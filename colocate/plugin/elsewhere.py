@@ -178,8 +178,8 @@ class Elsewhere:
         self, worker: str, folder: Path, request: Request = (), avoid: frozenset[str] = frozenset()
     ) -> tuple[Berth, str]:
         """A berth for a worker, and the command that starts its Python there and blocks until there is room."""
-        others = {node.name for node in self.nodes} - avoid
-        avoid = avoid if others else frozenset()  # a cluster of one machine has no other place
+        others = {node.name for node in self.nodes if kinds.gives(node, request)} - avoid
+        avoid = avoid if others else frozenset()  # a cluster of one such machine has no other place
         name = f"{self.base}-{worker}"
         berth = Berth(worker, name, folder / f"{worker}.log", time.monotonic(), request, avoid)
         self.berths[worker] = berth

@@ -32,6 +32,12 @@ def kinds(nodes: Iterable[Node], asked: str) -> Counter[Request]:
     return +types or +features
 
 
+def gives(node: Node, request: Request) -> bool:
+    """A machine has what is asked for."""
+    has = {f"--gres=gpu:{kind}:1" for kind, _ in node.types} | {f"--constraint={word}" for word in node.features}
+    return has.issuperset(request)
+
+
 def requests(nodes: Sequence[Node], asked: Iterable[str | None], most: int) -> list[Request]:
     """What to ask for, one entry per worker, for groups that ask for these cards.
 
