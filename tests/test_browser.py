@@ -271,6 +271,13 @@ def test_nothing_is_wider_than_the_screen(chromium, url, two_cards, width):
         assert chromium.run("return document.documentElement.scrollWidth") <= width
 
 
+def test_a_phone_sorts_too(chromium, url):
+    """The heads of the table used to be off its screen."""
+    chromium.open(url, width=420)
+    chromium.click("table.groups thead th:first-child button")
+    assert chromium.run("return document.querySelector('table.groups th').getAttribute('aria-sort')") == "ascending"
+
+
 def test_one_small_group_is_not_wider_than_a_phone(chromium, tmp_path):
     """Its limit is at the right end of the picture."""
     run = fill(RunDirectory(tmp_path / "results/run_1"), 1)

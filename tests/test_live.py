@@ -16,6 +16,7 @@ from stand_in_project import Project
 from colocate import heartbeat, live
 from colocate.cli import main
 from colocate.heartbeat import Heartbeat
+from colocate.plugin.progress import folded
 from colocate.report import journal
 from colocate.report.estimate import Estimate, estimate
 from colocate.run_directory import GroupDirectory
@@ -181,6 +182,17 @@ def test_what_others_write_is_never_mixed_with_the_changing_lines(terminal):
         reporter.write("passed\n")
         screen.close()
     assert terminal.shown() == ["group01 FEASIBLE", "test_x ", "passed"]
+
+
+def test_a_long_first_line_is_folded_between_words_and_a_path_stays_whole():
+    """An 80-column terminal used to break the line about the card in the middle of a word."""
+    path = "/a/path/of/more/than/twenty-columns/settings/plan.json"
+    assert folded(f"card: no driver here: predicting; {path}: 12 groups", 20) == [
+        "card: no driver",
+        "  here: predicting;",
+        f"  {path}:",
+        "  12 groups",
+    ]
 
 
 def test_lines_are_cut_to_the_width(terminal):

@@ -64,8 +64,14 @@ class Progress:
 
     @pytest.hookimpl(trylast=True)
     def pytest_report_header(self) -> list[str]:
-        """The first lines; trylast puts them above those of pytest and of other plugins."""
-        return header(self.config, self.session)
+        """The first lines; trylast puts them above those of pytest and of other plugins.
+
+        A terminal would break long ones in the middle of a word; in a file they stay whole.
+        """
+        lines = header(self.config, self.session)
+        if self.terminal is None or not self.terminal.isatty:
+            return lines
+        return [part for line in lines for part in folded(line, self.terminal._tw.fullwidth - 1)]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self) -> None:
@@ -295,6 +301,11 @@ def _planned(group: Group, seconds: float | None) -> tuple[str, ...]:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def folded(text: str, width: int) -> list[str]:
+    """Lines between words; a path stays in one piece."""
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _place(report: Any) -> int:
