@@ -7,7 +7,7 @@ and an unknown type would end the whole session.
 import shlex
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -17,6 +17,10 @@ from colocate.report import journal
 from colocate.run_directory import GroupDirectory, read_json
 from colocate.units import to_mib
 from colocate.verdict import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from colocate.plan import Group
+    from colocate.series import Observed
 
 Record = dict[str, Any]
 
@@ -29,51 +33,11 @@ CRASHED = "CRASHED"
 _RECORD = pytest.StashKey[Record]()
 
 
-class _Member(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-class _Limits(Protocol):
-    @property
-    def peak_bytes(self) -> int: ...
-
-
-class _Group(Protocol):
-    """What a record tells of a group; `colocate.plan.Group` has it."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def number(self) -> int: ...
-    @property
-    def tier(self) -> str | None: ...
-    @property
-    def foreground(self) -> _Member: ...
-    @property
-    def background(self) -> _Member | None: ...
-    @property
-    def expected_bytes(self) -> int | None: ...
-    @property
-    def budget_bytes(self) -> int | None: ...
-    @property
-    def limits(self) -> _Limits: ...
-
-
-class _Observed(Protocol):
-    """What `colocate.observation.Observation` tells of itself."""
-
-    @property
-    def group(self) -> _Group: ...
-    @property
-    def directory(self) -> GroupDirectory: ...
-
-
 class Infeasible(AssertionError):
     """A group does not fit; the message is its verdict."""
 
 
-def record_of(observed: _Observed, verdict: Verdict) -> Record:
+def record_of(observed: "Observed", verdict: Verdict) -> Record:
     """Everything that terminal, JUnit and page show of a judged group, as builtin types; None is unknown.
 
     Card and duration are those of the record on disk, which is written before the case ends.
@@ -107,7 +71,7 @@ def _evidence_on_disk(directory: GroupDirectory) -> dict[str, Any]:
     return evidence
 
 
-def unjudged(group: _Group, outcome: str, *reasons: str) -> Record:
+def unjudged(group: "Group", outcome: str, *reasons: str) -> Record:
     """The record of a group that ended without a verdict, and why."""
     nothing: Record = dict.fromkeys(FIELDS)
     nothing.update(
@@ -127,7 +91,7 @@ def unjudged(group: _Group, outcome: str, *reasons: str) -> Record:
     return builtin_record(nothing)
 
 
-def refuse(node: pytest.Item, group: _Group, code: str, why: str) -> NoReturn:
+def refuse(node: pytest.Item, group: "Group", code: str, why: str) -> NoReturn:
     """End a case before anything was started.
 
     Raises:
@@ -231,7 +195,7 @@ class Outcomes:
 
 
 def _settle(
-    report: pytest.TestReport, call: pytest.CallInfo[None], group: _Group, record: Record | None
+    report: pytest.TestReport, call: pytest.CallInfo[None], group: "Group", record: Record | None
 ) -> Record | None:
     """Make the report say what the record says, or the record what the report says."""
     if report.skipped:
@@ -244,7 +208,7 @@ def _settle(
 
 
 def _settle_error(
-    report: pytest.TestReport, error: BaseException, group: _Group, record: Record | None
+    report: pytest.TestReport, error: BaseException, group: "Group", record: Record | None
 ) -> Record | None:
     """A verdict of infeasible is a failure; everything else is an error, for it says nothing about the group."""
     outcome = None if record is None else record["outcome"]
@@ -264,7 +228,7 @@ def _settle_error(
     return unjudged(group, ERROR, str(error) if isinstance(error, ColocateError) else what)
 
 
-def _settle_unfounded(report: pytest.TestReport, group: _Group, record: Record | None) -> Record:
+def _settle_unfounded(report: pytest.TestReport, group: "Group", record: Record | None) -> Record:
     """A green line that judged nothing must not exist."""
     found = "none" if record is None else record["outcome"]
     report.outcome = "failed"
