@@ -55,6 +55,8 @@ DECISION_EVERY_S = 1.0
 # With less room than this a training may fail for want of a place to write, which says nothing about the card.
 LEAST_ROOM_BYTES = 1024**2
 
+REPEATS = "every phase was seen and memory repeats"
+
 _log = logging.getLogger("colocate")
 
 
@@ -65,10 +67,9 @@ class Observation:
         group: What is to share the card.
         device: The card, locked by the caller.
         monitor: Samples the card, running already.
-        directory: Where the record goes, made already.
-        run: Name of the run; part of the cookie that marks our processes.
-        virtual_card: State file of the virtual card, or None on a GPU.
-        quarantine: Where a card goes that nothing may be measured on after this; None where nobody asks.
+        directory: Where the record goes, made already. The name of its run is part of the cookie that marks our
+            processes, and in the run's quarantine goes a card that nothing may be measured on after this.
+        plan: Name of the plan.
         cpu_energy: Runs since the monitor was started; None where nobody wants to know.
         until_decided: End the foreground as soon as nothing can change the verdict any more.
         asks: After an out-of-memory on the virtual card, find out what the training wanted.
@@ -81,11 +82,8 @@ class Observation:
         monitor: Monitor,
         directory: GroupDirectory,
         *,
-        run: str,
         plan: str,
-        virtual_card: Path | None = None,
         cpu_energy: CpuEnergyMeter | None = None,
-        quarantine: Quarantine | None = None,
         asks: bool = True,
         until_decided: bool = False,
     ) -> None:
@@ -93,16 +91,17 @@ class Observation:
         self.directory = directory
         self._device = device
         self._monitor = monitor
-        self._run = run
+        virtual = device.info.kind == "virtual"
+        self._run = directory.run
         self._plan = plan
-        self._virtual_card = virtual_card
+        self._virtual_card = directory.virtual_card if virtual else None
         self._foreground = Watch("foreground", group.foreground, directory)
         self._background = Watch("background", group.background, directory) if group.background else None
         self._looping: Looping | None = None
-        virtual = virtual_card is not None
-        self._card = Occupancy(device, monitor, run=run, group=group.id, place=directory.path, virtual=virtual)
+        self._card = Occupancy(
+            device, monitor, run=self._run.name, group=group.id, place=directory.path, virtual=virtual
+        )
         self._faults: list[tuple[str, str]] = []
-        self._quarantine = quarantine
         self._asks = asks
         self._until_decided = until_decided
         self._decided: str | None = None
@@ -287,13 +286,13 @@ class Observation:
             raise ColocateError(f"{text}; nothing is concluded without it") from error
 
     def _written(self) -> Verdict:
-        if self.card_fault is not None and self._quarantine is not None:
-            self._quarantine.add(self._device.info.uuid, self.card_fault)
+        if self.card_fault is not None:
+            Quarantine(self._run.quarantine).add(self._device.info.uuid, self.card_fault)
         if shutil.disk_usage(self.directory.path).free < LEAST_ROOM_BYTES:
             text = f"{self.directory.path}: expected room on the disk, found it full, which a training may have met too"
             self._faults.append(("disk_full", text))
         evidence = self.evidence()
-        self.verdict = write_record(self.directory, self.group, evidence, self._monitor.vitals(), self._run)
+        self.verdict = write_record(self.directory, self.group, evidence, self._monitor.vitals(), self._run.name)
         return self.verdict
 
     def evidence(self) -> Evidence:
@@ -329,7 +328,7 @@ class Observation:
             run=self.directory.repeat,
             notes=(*self._card.notes, *self._notes(foreground)),
             host=environment.host(),
-            decided_early=self._decided,
+            decided_early=self._decided_early(foreground),
         )
 
     @property
@@ -503,12 +502,15 @@ class Observation:
         if verdict.out_of_memory or verdict.over_limit:
             self._decided = "it is proven that they do not fit; the rest was not run"
         elif verdict.feasible:
-            self._decided = f"every phase was seen and memory repeats; {self._not_run(so_far)}"
+            self._decided = REPEATS
         return self._decided is not None
 
-    def _not_run(self, evidence: Evidence) -> str:
-        asked, done = self.group.foreground.hyperparameters.get("epochs", 1), len(evidence.foreground.epochs)
-        return f"{done} of {asked} epochs were finished, and what comes later was not seen"
+    def _decided_early(self, foreground: Member) -> str | None:
+        """Why it was ended, with the epochs in the end: one may have been finished since the decision."""
+        if self._decided != REPEATS:
+            return self._decided
+        asked, done = self.group.foreground.hyperparameters.get("epochs", 1), len(foreground.epochs)
+        return f"{REPEATS}; {done} of {asked} epochs were finished, and what comes later was not seen"
 
     def _must_end(self) -> bool:
         """The card is lost, or a log cannot be written any more: without one nobody can tell what a training did."""

@@ -88,34 +88,6 @@ def new_directory(run: RunDirectory, group: Group, repeat: int = 1) -> GroupDire
     return free_directory(run, group, repeat).create()
 
 
-def observation_of(
-    group: Group,
-    device: Device,
-    monitor: Monitor,
-    directory: GroupDirectory,
-    *,
-    plan: str,
-    cpu_energy: CpuEnergyMeter,
-    asks: bool = True,
-    until_decided: bool = False,
-) -> Observation:
-    """A group on a card, recorded in a folder of a run; see `colocate.observation.Observation` for the arguments."""
-    run = directory.run
-    return Observation(
-        group,
-        device,
-        monitor,
-        directory,
-        run=run.name,
-        plan=plan,
-        virtual_card=directory.virtual_card if device.info.kind == "virtual" else None,
-        cpu_energy=cpu_energy,
-        quarantine=Quarantine(run.quarantine),
-        asks=asks,
-        until_decided=until_decided,
-    )
-
-
 @contextmanager
 def observing(
     group: Group,
@@ -130,15 +102,8 @@ def observing(
     meter = CpuEnergyMeter()
     with (
         Monitor(device, cpu_energy=meter) as monitor,
-        observation_of(
-            group,
-            device,
-            monitor,
-            directory,
-            plan=plan,
-            cpu_energy=meter,
-            asks=asks,
-            until_decided=until_decided,
+        Observation(
+            group, device, monitor, directory, plan=plan, cpu_energy=meter, asks=asks, until_decided=until_decided
         ) as observation,
     ):
         monitor.wait_for_sample(timeout_s=2.0)

@@ -36,10 +36,10 @@ def group(foreground: Training, background: Training | None, **limits: Any) -> G
 def observing(
     group: Group, uuid: str, folder: Path, *, listed_every_s: float = 0.1, **changes: Any
 ) -> Iterator[Observation]:
-    directory = GroupDirectory(folder / "run" / group.id).create()
+    directory = GroupDirectory(folder / RUN / group.id).create()
     with closing(NvidiaDevice(uuid)) as device, Monitor(device, processes_interval_s=listed_every_s) as monitor:
         monitor.wait_for_sample(2.0)
-        with Observation(group, device, monitor, directory, run=RUN, plan="test", **changes) as observation:
+        with Observation(group, device, monitor, directory, plan="test", **changes) as observation:
             yield observation
     if observation.verdict is not None:
         note_verdict(observation.verdict)

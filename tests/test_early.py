@@ -8,7 +8,7 @@ from typing import Any
 import builders
 import pytest
 from fake_nvml import FakeNvml
-from groups import group, observing, training
+from groups import RUN, group, observing, training
 
 from colocate.early import GRANULE_BYTES, cycles, phases, repeats
 from colocate.evidence import Evidence, Exit, Life, Mark, Member, Sample
@@ -221,7 +221,7 @@ def test_a_higher_epoch_after_the_end_is_what_it_cannot_see(fake_nvml: FakeNvml,
 
     assert early.feasible, early
     assert whole.outcome is Outcome.INFEASIBLE, whole
-    directory = RunDirectory(tmp_path / "True" / "run")
+    directory = RunDirectory(tmp_path / "True" / RUN)
     assert decide(directory, [pair], ())[0].kept is not None
     (decision,) = decide(directory, [pair], (), early=False)
     assert (decision.kept, decision.why) == (None, "it was decided early, and now a whole run is asked for")

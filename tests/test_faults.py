@@ -58,7 +58,7 @@ def outcome(
     with observing(group(foreground, background, **limits), fake.uuid(), folder) as observation:
         verdict = run(observation)
     assert with_cookie(f"{RUN}/group01") == []
-    return verdict, read_record(GroupDirectory(folder / "run" / "group01")).evidence
+    return verdict, read_record(GroupDirectory(folder / RUN / "group01")).evidence
 
 
 def warned(verdict: Verdict) -> dict[str, str]:
@@ -348,7 +348,7 @@ def settle(fake: FakeNvml, folder: Path, plan_group: Group, meanwhile: Any = Non
         if meanwhile is not None:
             meanwhile(observation)
         run(observation)
-        repetition = Repetition(plan_group, observation._device, RunDirectory(folder / "run"), "test", retries)
+        repetition = Repetition(plan_group, observation._device, RunDirectory(folder / RUN), "test", retries)
         found = repetition.settle(observation)
     note_verdict(found.verdict)
     return found
@@ -454,8 +454,7 @@ def test_every_run_on_the_virtual_card_gets_a_new_one(tmp_path: Path) -> None:
     card = opened(Card("virtual", total_bytes=8192 * MIB), directory.virtual_card, holder="a test")
     with card as device, Monitor(device) as monitor:
         monitor.wait_for_sample(2.0)
-        state = directory.virtual_card
-        with Observation(several, device, monitor, directory, run=RUN, plan="test", virtual_card=state) as observation:
+        with Observation(several, device, monitor, directory, plan="test") as observation:
             run(observation)
             found = Repetition(several, device, RunDirectory(tmp_path), "test", 0).settle(observation)
 
@@ -469,11 +468,9 @@ def test_every_run_on_the_virtual_card_gets_a_new_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["leak", "lost"])
 def test_a_card_in_a_bad_state_is_quarantined(fake_nvml: FakeNvml, tmp_path: Path, way: str) -> None:
-    quarantine = Quarantine(tmp_path / "quarantine")
+    quarantine = Quarantine(RunDirectory(tmp_path / RUN).quarantine)
     foreground = epoch("--steps", "40", *(["--leak"] if way == "leak" else []))
-    with observing(
-        group(foreground, load(), settle_s=0.5), fake_nvml.uuid(), tmp_path, quarantine=quarantine
-    ) as observation:
+    with observing(group(foreground, load(), settle_s=0.5), fake_nvml.uuid(), tmp_path) as observation:
         observation.preflight()
         observation.start_background()
         if way == "lost":
@@ -488,8 +485,8 @@ def test_a_card_in_a_bad_state_is_quarantined(fake_nvml: FakeNvml, tmp_path: Pat
 
 def test_a_card_with_a_process_that_cannot_be_ended_is_quarantined(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     """`test_supervisor` has the real process that survives SIGKILL; here is what follows from it."""
-    quarantine = Quarantine(tmp_path / "quarantine")
-    with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path, quarantine=quarantine) as observation:
+    quarantine = Quarantine(RunDirectory(tmp_path / RUN).quarantine)
+    with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
         observation.preflight()
         observation.start_background()
         observation.run_foreground()
@@ -503,8 +500,8 @@ def test_a_card_with_a_process_that_cannot_be_ended_is_quarantined(fake_nvml: Fa
 
 
 def test_a_card_that_comes_back_is_not_quarantined(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    quarantine = Quarantine(tmp_path / "quarantine")
-    with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path, quarantine=quarantine) as observation:
+    quarantine = Quarantine(RunDirectory(tmp_path / RUN).quarantine)
+    with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
         run(observation)
 
     assert quarantine.why(fake_nvml.uuid()) is None
@@ -532,7 +529,7 @@ def test_a_card_that_is_slowed_down_for_heat_is_told_beside_the_verdict(fake_nvm
     assert verdict.feasible
     (warning,) = [warning for warning in verdict.warnings if warning.code == "throttled"]
     assert re.search(r"in (\d+) of \1 readings \(heat \1 times\)", warning.text)
-    assert (tmp_path / "run/group01/energy/gpu_throttling.csv").read_text().splitlines()[1].endswith(",33")
+    assert (tmp_path / RUN / "group01/energy/gpu_throttling.csv").read_text().splitlines()[1].endswith(",33")
 
 
 def test_a_card_that_idles_or_obeys_its_owner_is_not_told_as_slowed_down() -> None:

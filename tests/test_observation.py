@@ -32,7 +32,7 @@ def outcome(fake: FakeNvml, folder: Path, foreground: Training, background: Trai
     """The verdict of a group, which must follow from the record and leave no process behind."""
     verdict = judged(group(foreground, background, **limits), fake.uuid(), folder)
 
-    record = read_record(GroupDirectory(folder / "run" / "group01"))
+    record = read_record(GroupDirectory(folder / RUN / "group01"))
     assert judge(record.evidence) == record.verdict == verdict
     assert with_cookie(f"{RUN}/group01") == []
     return verdict
@@ -50,7 +50,7 @@ def test_the_harness_adds_little_time_of_its_own(fake_nvml: FakeNvml, tmp_path: 
     """The study waited 90 s per group whatever happened; this counts looking, stopping, settling."""
     outcome(fake_nvml, tmp_path, EPOCH, LOAD)
 
-    fixed_s = read_record(GroupDirectory(tmp_path / "run" / "group01")).evidence.fixed_s
+    fixed_s = read_record(GroupDirectory(tmp_path / RUN / "group01")).evidence.fixed_s
     assert fixed_s is not None
     assert fixed_s < 2
 
@@ -149,7 +149,7 @@ def test_a_foreign_process_on_the_card_keeps_the_group_from_starting(
     verdict = outcome(fake_nvml, tmp_path, EPOCH, LOAD)
 
     assert verdict.codes == ("foreign_process",)
-    assert not read_record(GroupDirectory(tmp_path / "run" / "group01")).evidence.foreground.lives
+    assert not read_record(GroupDirectory(tmp_path / RUN / "group01")).evidence.foreground.lives
 
 
 def test_a_foreign_process_in_between_makes_the_record_worthless(
@@ -197,7 +197,7 @@ def test_an_interrupted_group_is_recorded_as_such(fake_nvml: FakeNvml, tmp_path:
 
 def test_a_record_that_lost_samples_is_not_judged_as_if_it_were_whole(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     outcome(fake_nvml, tmp_path, EPOCH, LOAD)
-    directory = GroupDirectory(tmp_path / "run" / "group01")
+    directory = GroupDirectory(tmp_path / RUN / "group01")
     text = directory.trace.read_text()
     directory.trace.write_text(text[: len(text) // 2])
 
