@@ -276,7 +276,8 @@ def test_what_srun_refuses_at_once_is_told_once_in_its_words(idle, tmp_path):
     run = Running(idle, tmp_path, [FITS, FITS], "--slurm=--nonsense").finish()
     assert run.code == 2
     assert run.output.count(": expected a worker of its job, found none: srun: unrecognized option '--nonsense'") == 1
-    assert "no worker is left and none will come: srun: unrecognized option '--nonsense' (see --slurm" in run.output
+    assert "no worker is left and none will come: srun: unrecognized option '--nonsense'; see --slurm" in run.output
+    assert run.junit == {"group01": "skipped", "group02": "skipped"}
 
 
 def test_what_waits_for_somebody_to_change_something_is_told_to_do_so_and_ctrl_c_takes_it_back(idle, tmp_path):

@@ -122,6 +122,11 @@ def group_of(config: pytest.Config, nodeid: str) -> "Group | None":
     return session.plan.by_id.get(nodeid[nodeid.rindex("[") + 1 : -1])
 
 
+def case_of(config: pytest.Config, group: "Group") -> str:
+    """The case that a group is in the project's own file of cases, which nobody has collected."""
+    return f"{_case_folder(config, session_of(config))}/test_groups.py::test_group[{group.id}]"
+
+
 def cases(config: pytest.Config) -> list[Any]:
     """One pytest parameter per group: its id, and its tier as a mark, for ``metafunc.parametrize("group", ...)``."""
     groups = plan_of(config).groups

@@ -23,7 +23,7 @@ from colocate import attached, processes, slurm
 from colocate.errors import ColocateError
 from colocate.heartbeat import QUEUE, tell
 from colocate.plugin import kinds
-from colocate.plugin.configuration import Session, leads, session_of
+from colocate.plugin.configuration import Session, case_of, leads, session_of
 from colocate.plugin.kinds import Request
 
 if TYPE_CHECKING:
@@ -373,6 +373,13 @@ def selects(config: pytest.Config, args: Sequence[str]) -> bool:
     option = config.option
     names = ("keyword", "markexpr", "lf", "deselect")
     return any(getattr(option, name, None) for name in names) or any("::" in argument for argument in args)
+
+
+def all_cases(config: pytest.Config) -> list[str]:
+    """The cases of the whole plan, for a session in which no worker came to tell; none where fewer may be wanted."""
+    if selects(config, config.args):
+        return []
+    return [case_of(config, group) for group in session_of(config).plan.groups]
 
 
 _ELSEWHERE = pytest.StashKey[Elsewhere]()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from colocate.plugin.configuration import Session, group_of, is_worker, only_looks, session_of
+from colocate.plugin.elsewhere import all_cases
 from colocate.plugin.outcome import CRASHED, INTERRUPTED, NOT_RUN, Record, properties, unjudged
 from colocate.plugin.signals import Interruption
 
@@ -113,6 +114,8 @@ class Ledger:
         if exitstatus == pytest.ExitCode.INTERRUPTED:
             wait_for_workers(self.config)
         self._end_fixtures(session)
+        if not self.planned and self.session.elsewhere is not None:
+            self.planned = all_cases(self.config)
         for report in list(self._missing(session)):
             self.config.hook.pytest_runtest_logreport(report=report)
             if report.skipped:

@@ -91,9 +91,14 @@ class Page:
 
     def pytest_runtest_logstart(self) -> None:
         """Begin the journal with the first case."""
-        if self.selected and not self.begun:
+        if self.selected:
+            self._begin()
+
+    def _begin(self) -> None:
+        if not self.begun:
             self.begun = True
-            self._note("started", groups=self.selected, estimates=self.session.estimates)
+            groups = self.selected or list(self.session.plan.ids)  # nobody came to tell which
+            self._note("started", groups=groups, estimates=self.session.estimates)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write a finished group into the journal, and keep summary.csv up to date."""
@@ -103,6 +108,7 @@ class Page:
         if report.failed and not isinstance(report.longrepr, str | tuple):
             self.texts[record["group"]] = report.longreprtext
         if report.when == "teardown":
+            self._begin()
             told = {**self.session.records.get(group.id, record), "content_hash": group.content_hash}
             self._note("group", record=told, text=self.texts.get(group.id))
             if told["outcome"] != journal.NOT_RUN:

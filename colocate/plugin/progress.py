@@ -257,8 +257,8 @@ class Progress:
                 self.terminal.write_line(line, **markup)
 
     def _lines(self, record: Record) -> list[tuple[str, dict[str, bool]]]:
-        width = len(str(len(self.selected)))
-        count = f"[{len(self.finished):{width}}/{len(self.selected)}]"
+        total = len(self.selected) or len(self.session.plan.groups)  # none where no worker came to tell
+        count = f"[{len(self.finished):{len(str(total))}}/{total}]"
         colour = {_COLOURS.get(record["outcome"], "yellow"): True}
         lines = [(f"{count} {line_of(record)}", colour)]
         indent = " " * (len(count) + 1)

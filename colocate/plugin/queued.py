@@ -164,7 +164,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
             self._ask_in_place_of(waiting.spec)
         self._active_nodes.discard(waiting)
         if not self._active_nodes:
-            self.shouldstop = f"no worker is left and none will come: {why} (see --slurm and {self._folder})"
+            self.shouldstop = f"no worker is left and none will come: {why}; see --slurm"
         elif self.sched is not None:
             self.sched.feed()
 
