@@ -285,7 +285,7 @@ class Monitor:
         asleep_s = _asleep_s() - self._suspended_s
         if asleep_s > _SUSPENDED_S:
             self._suspended_s += asleep_s
-            self._add_gap(f"the machine was suspended for {asleep_s:.1f} s")
+            self._add_gap(f"the machine was suspended for {asleep_s:.1f} s", asleep_s)
 
     def _read_vitals(self) -> None:
         if self._cpu_energy is not None:

@@ -282,7 +282,9 @@ def test_a_suspended_machine_is_a_gap(monkeypatch):
         asleep_s[0] += 3600
         wait_until(lambda: monitor.trace().gaps)
 
-    assert [gap.reason for gap in monitor.trace().gaps] == ["the machine was suspended for 3600.0 s"]
+    trace = monitor.trace()
+    assert [gap.reason for gap in trace.gaps] == ["the machine was suspended for 3600.0 s"]
+    assert trace.longest_gap_s(0.0, trace.duration_s) == 3600, "which the monotonic clock has not seen"
 
 
 def test_a_monitor_without_processor_time_says_so(monkeypatch):
