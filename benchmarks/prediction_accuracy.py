@@ -42,7 +42,6 @@ from colocate.units import MIB  # noqa: E402
 
 TIMM = Path(__file__).parent / "measured" / "timm.csv"
 PAGE = ROOT / "docs" / "prediction-accuracy.md"
-CARD_MIB = 40_000  # of the timm measurements
 
 # The context on the machine of the Hugging Face measurements, given on the same page: a V100 in January 2022.
 BERT_CONTEXT_MIB = 1343

@@ -204,18 +204,6 @@ def describe(pid: int) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def ns_pids(pid: int) -> tuple[int, ...] | None:
-    """The numbers of a process in each PID namespace, from that of this /proc inwards; None when they cannot be read.
-
-    On a host, the last one is the number that a process of a container has inside it. Seen from inside, a container's
-    own processes have one number only: the host's numbers cannot be read there.
-    """
-    for line in (_read(f"/proc/{pid}/status") or b"").splitlines():
-        if line.startswith(b"NSpid:"):
-            return tuple(int(number) for number in line.split()[1:])
-    return None
-
-
 def host_oom_kills() -> int | None:
     """Processes of this process' control group that the kernel has killed for host memory so far.
 

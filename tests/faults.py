@@ -253,10 +253,7 @@ FAULTS = (
         "a container is given the host's process numbers",
         "numbers that do not exist here",
         "processes marked unknown, nobody accused, the card judged as a whole",
-        (
-            "test_faults.py::test_in_a_container_with_the_hosts_numbers_nobody_is_accused",
-            "test_processes.py::test_namespace_numbers_end_with_the_innermost",
-        ),
+        ("test_faults.py::test_in_a_container_with_the_hosts_numbers_nobody_is_accused",),
     ),
     Fault(
         "23",

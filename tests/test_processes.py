@@ -200,14 +200,6 @@ def test_a_name_with_parentheses_and_spaces_is_read(tmp_path: Path) -> None:
         assert identity(process.pid) in processes.descendants(os.getpid())
 
 
-def test_namespace_numbers_end_with_the_innermost() -> None:
-    numbers = processes.ns_pids(os.getpid())
-
-    assert numbers is not None
-    assert numbers[-1] == os.getpid()
-    assert processes.ns_pids(2**22 + 1) is None
-
-
 def test_the_count_of_host_out_of_memory_kills_is_a_count_or_unknown() -> None:
     found = processes.host_oom_kills()
 
