@@ -189,6 +189,7 @@ def satisfies(name: str, total_bytes: int, asked: str) -> bool:
         return _is_called(name, asked)
 
 
+@cache
 def may_mean(word: str, asked: str) -> bool:
     """A cluster's word for its cards, such as ``rtx_3080`` or ``nvidia_a100-sxm4-80gb``, may mean a card asked for.
 

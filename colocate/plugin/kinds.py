@@ -44,18 +44,19 @@ def requests(nodes: Sequence[Node], asked: Iterable[str | None], most: int) -> l
     At most ``most``, and of a kind no more than groups or GPUs; but of every kind at least one, and those in front.
     """
     groups, room = Counter[Request](), Counter[Request]()
-    for wish in asked:
+    for wish, count in Counter(asked).items():
         common = kinds(nodes, wish).most_common(1) if wish is not None else []
         request, room[request] = common[0] if common else ((), most)
-        groups[request] += 1
+        groups[request] += count
     found: list[Request] = []
+    given = Counter[Request]()
     while True:
-        given = Counter(found)
         open_ = [one for one in groups if given[one] < min(groups[one], room[one])]
         first = [one for one in open_ if one and not given[one]]
         if not first and (not open_ or len(found) >= most):
             return found
         found.append(max(first or open_, key=lambda one: groups[one] / (given[one] + 1)))
+        given[found[-1]] += 1
 
 
 def unmet(nodes: Sequence[Node], place: str, groups: Iterable[Group]) -> Iterator[str]:
