@@ -12,6 +12,7 @@ from pathlib import Path
 import builders
 import pytest
 import sessions
+from emulated import PROGRAMS
 from groups import group, training
 
 from colocate.advice import by_group, outlook
@@ -153,20 +154,7 @@ def test_a_file_that_cannot_be_read_is_no_proposal(tmp_path: Path) -> None:
         assert by_group.read(run.proposals) == {}
 
 
-# 4 MiB of parameters, as much of gradients, twice that for Adam, and 4 MiB of activations per sample.
-TRAINING = """
-import argparse, torch
-parser = argparse.ArgumentParser()
-parser.add_argument("--batch-size", type=int)
-options = parser.parse_args()
-model = torch.nn.Linear(1024, 1024, bias=False).cuda()
-optimizer = torch.optim.Adam(model.parameters())
-for _ in range(3):
-    data = torch.zeros(options.batch_size, 1024, 1024, device="cuda")
-    optimizer.zero_grad()
-    model(data).sum().backward()
-    optimizer.step()
-"""
+TRAINING = (PROGRAMS / "linear.py").read_text()
 
 
 @pytest.mark.slow

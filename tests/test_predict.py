@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated import PROGRAMS
 
 import colocate.rehearsal
 from colocate.cards import known_card
@@ -14,22 +15,7 @@ from colocate.prediction import PeakRange
 from colocate.rehearsal import NOTHING, Cache, Program, Rehearsal
 from colocate.units import MIB
 
-# 4 MiB of parameters, as much of gradients, twice that for Adam, and 4 MiB of activations per sample.
-TRAINING = """
-import argparse
-import torch
-
-parser = argparse.ArgumentParser()
-parser.add_argument("--batch-size", type=int, default=8)
-options = parser.parse_args()
-model = torch.nn.Linear(1024, 1024, bias=False).cuda()
-optimizer = torch.optim.Adam(model.parameters())
-for _ in range(3):
-    data = torch.zeros(options.batch_size, 1024, 1024, device="cuda")
-    optimizer.zero_grad()
-    model(data).sum().backward()
-    optimizer.step()
-"""
+TRAINING = (PROGRAMS / "linear.py").read_text()
 
 
 @pytest.fixture
