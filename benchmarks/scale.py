@@ -204,6 +204,7 @@ class Controller(threading.Thread):
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.peak_mib, self.cpu_s = 0.0, 0.0
+        self.held_mib: list[tuple[float, float]] = []
         self._folder = Path("/proc", str(pid))
         self.start()
 
@@ -215,16 +216,45 @@ class Controller(threading.Thread):
                 times = (self._folder / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 return
-            for line in status.splitlines():
-                if line.startswith("VmHWM:"):
-                    self.peak_mib = int(line.split()[1]) / 1024
+            sizes = dict(line.split(":", 1) for line in status.splitlines())
+            if "VmHWM" in sizes:  # a process that has ended has none
+                self.peak_mib = int(sizes["VmHWM"].split()[0]) / 1024
+                self.held_mib.append((time.time(), int(sizes["VmRSS"].split()[0]) / 1024))
             ticks = sum(map(int, times[11:13])) / os.sysconf("SC_CLK_TCK")
             self.cpu_s = max(self.cpu_s, ticks)
             time.sleep(0.05)
 
+    def held_at(self, when: float) -> float:
+        """What it held at this time."""
+        return min(self.held_mib, key=lambda one: abs(one[0] - when))[1]
+
 
 def session(num_groups: int, folder: Path) -> list[str]:
     """One row of the second table."""
+    controller = _run_session(num_groups, folder)
+    took: list[tuple[float, float]] = []  # when each group ended, and how long it took
+    for path in folder.glob("results/*/*/experiment.json"):
+        evidence = json.loads(path.read_text())["evidence"]
+        started = datetime.fromisoformat(evidence["started_at"]).timestamp()
+        took.append((started + evidence["duration_s"], evidence["duration_s"]))
+    took.sort()
+    some = max(1, len(took) // 10)
+    early_s, late_s = (statistics.mean(seconds for _, seconds in part) for part in (took[:some], took[-some:]))
+    whole_s = took[-1][0] - min(end - seconds for end, seconds in took)
+    return [
+        str(num_groups),
+        f"{whole_s:.0f} s",
+        f"{whole_s * CARDS / len(took) - FOREGROUND_S:.2f} s",
+        f"{early_s:.2f} s, {late_s:.2f} s",
+        f"{controller.cpu_s / num_groups * 1000:.0f} ms",
+        f"{controller.held_at(took[some - 1][0]):.0f}, {controller.held_at(took[-1][0]):.0f} MiB",
+        f"{controller.peak_mib:.0f} MiB",
+        f"{os.getloadavg()[0]:.1f}",
+    ]
+
+
+def _run_session(num_groups: int, folder: Path) -> Controller:
+    """Run groups of half a second on all cards; all of them must be feasible."""
     steps = ("--steps", str(round(FOREGROUND_S / 0.05)), "--step-s", "0.05")
     entry = {
         "foreground": sessions.stand_in("--hold", "700", "--probe", *steps),
@@ -232,42 +262,22 @@ def session(num_groups: int, folder: Path) -> list[str]:
     }
     plan = sessions.plan(folder / "plan.json", [entry] * num_groups)
     library = build_library(folder)
-    with FakeNvml.create(folder / "state", library) as fake:
+    with FakeNvml.create(folder / "state", library) as fake, (folder / "out.txt").open("w+") as out:
         for _ in range(CARDS):
             fake.add_card()
         environment = {**os.environ, **fake.environment, "COLOCATE_LOCK_FOLDER": str(folder / "locks")}
         command = sessions.arguments(plan, folder, "--device=nvidia", "-n", "auto", "--predict=0", "-q")
-        with (folder / "out.txt").open("w") as out:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
-            controller = Controller(process.pid)
-            process.wait()
-    if process.returncode != 0:
-        print((folder / "out.txt").read_text()[-3000:], file=sys.stderr)
-    (run,) = (folder / "results").iterdir()
-    starts, ends = [], []
-    for path in run.glob("*/experiment.json"):
-        evidence = json.loads(path.read_text())["evidence"]
-        began = datetime.fromisoformat(evidence["started_at"]).timestamp()
-        starts.append(began)
-        ends.append((began + evidence["duration_s"], evidence["duration_s"]))
-    ends.sort()
-    some = max(1, len(ends) // 10)
-    early, late = (statistics.mean(took for _, took in part) for part in (ends[:some], ends[-some:]))
-    each_s = (ends[-1][0] - min(starts)) * CARDS / len(ends)
-    return [
-        str(num_groups),
-        f"{ends[-1][0] - min(starts):.0f} s",
-        f"{each_s - FOREGROUND_S:.2f} s",
-        f"{early:.2f} s, {late:.2f} s",
-        f"{controller.cpu_s / num_groups * 1000:.0f} ms",
-        f"{controller.peak_mib:.0f} MiB",
-        f"{os.getloadavg()[0]:.1f}",
-    ]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+        controller = Controller(process.pid)
+        code = process.wait()
+        out.seek(0)
+        assert code == 0, out.read()[-3000:]
+    return controller
 
 
 SESSION_HEADS = (
     *("groups", "first to last", "harness per group", "first tenth, last tenth"),
-    *("controller per group", "controller's memory", "load"),
+    *("controller per group", "its memory after a tenth, at the last", "with the page", "load"),
 )
 
 HEADS = ("groups", "load", "collect", "one group's end", "report", "page + beside, MB", "one look", "resume")

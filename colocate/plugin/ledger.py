@@ -72,6 +72,7 @@ class Ledger:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
         """Keep the record of a group before others look for it; a group that was cut off is done with that."""
+        _share(report, self.latest.get(report.nodeid))
         record: Record | None = getattr(report, "colocate", None)
         if record is not None:
             if report.nodeid in self.setbacks:
@@ -200,6 +201,14 @@ class Ledger:
         if judged and self.config.getoption("gate") == "plan":
             return pytest.ExitCode.OK if self.session.tally().holding == "holds" else pytest.ExitCode.TESTS_FAILED
         return exitstatus
+
+
+def _share(report: pytest.TestReport, former: pytest.TestReport | None) -> None:
+    """Let a group's reports have what they have in common once: pytest keeps all of them, and xdist sends copies."""
+    for name in ("colocate", "keywords", "user_properties", "location"):
+        known = getattr(former, name, None)
+        if known is not None and getattr(report, name, None) == known:
+            setattr(report, name, known)
 
 
 def worker_processes(config: pytest.Config) -> Iterator[Any]:
