@@ -128,7 +128,8 @@ def stop_supervisor() -> None:
 
 
 def remove_run() -> None:
-    shutil.rmtree(GROUP.parent)
+    while GROUP.parent.exists():  # others write into it meanwhile
+        shutil.rmtree(GROUP.parent, ignore_errors=True)
 
 
 def move_run() -> None:
