@@ -27,7 +27,6 @@ from colocate.heartbeat import Heartbeat
 from colocate.monitor import Monitor
 from colocate.occupancy import Occupancy
 from colocate.plan import Group
-from colocate.processes import describe
 from colocate.quarantine import Quarantine
 from colocate.record import write_record
 from colocate.restarts import Looping, Restarts
@@ -428,18 +427,7 @@ class Observation:
     def _process_faults(self) -> Iterator[tuple[str, str]]:
         """What went wrong around the trainings, not in them."""
         for watch in self._members:
-            for text in watch.troubles():
-                yield "events_unreadable", text
-            for process in watch.processes:
-                if process.unkillable:
-                    names = "; ".join(describe(one.pid) for one in process.unkillable)
-                    yield "unkillable", f"{watch.training.name} left processes that could not be ended: {names}"
-                if process.too_many:
-                    yield "too_many_processes", process.too_many
-                if process.log_failed:
-                    yield "log_failed", process.log_failed
-                if process.supervisor_lost:
-                    yield "supervisor_lost", process.supervisor_lost
+            yield from watch.process_faults()
         yield from self._mixed_faults()
 
     def _notes(self, foreground: Member) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from colocate.catalog import Training
 from colocate.events import EventReader, ProbeReader, Progress
 from colocate.evidence import Allocator, Life, Mark, Member, OutOfMemory, ProcessPeak, Role
 from colocate.logs import OUT_OF_MEMORY, Match
+from colocate.processes import describe
 from colocate.run_directory import GroupDirectory
 from colocate.runner import Process
 from colocate.usage import by_allocators, by_lists
@@ -91,9 +92,20 @@ class Watch:
         """The processes that, as its events have it, wrote them."""
         return frozenset(mark.pid for mark in self._events.progress.marks)
 
-    def troubles(self) -> Iterator[str]:
-        """What of its own words cannot be read, so that nobody knows what it did."""
-        yield from filter(None, (self._events.trouble, self._probe.trouble))
+    def process_faults(self) -> Iterator[tuple[str, str]]:
+        """What went wrong around it, not in it: whatever it did cannot be known, or harms who comes next."""
+        for text in filter(None, (self._events.trouble, self._probe.trouble)):
+            yield "events_unreadable", text
+        for process in self.processes:
+            if process.unkillable:
+                names = "; ".join(describe(one.pid) for one in process.unkillable)
+                yield "unkillable", f"{self.training.name} left processes that could not be ended: {names}"
+            if process.too_many:
+                yield "too_many_processes", process.too_many
+            if process.log_failed:
+                yield "log_failed", process.log_failed
+            if process.supervisor_lost:
+                yield "supervisor_lost", process.supervisor_lost
 
     def notes(self) -> Iterator[tuple[str, str]]:
         """What is odd about them but harms nobody."""
