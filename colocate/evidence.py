@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
@@ -23,6 +24,10 @@ _KILLED_CODE = 128 + 9  # what a shell around the program makes of SIGKILL
 
 EVENT_KINDS = frozenset({"ready", "phase", "step", "epoch_end", "end"})
 STEP_KINDS = frozenset({"step", "optimizer", "pattern"})
+
+# Between two steps of a phase: so many usual steps, and so many seconds besides, are training, and more is a pause.
+_PAUSE_STEPS = 20
+_PAUSE_S = 5.0
 
 Role = Literal["foreground", "background"]
 ROLES: tuple[Role, ...] = ("foreground", "background")
@@ -277,16 +282,25 @@ class Member:
     def strides(self, longest_pause_s: float) -> tuple[tuple[Mark, Mark], ...]:
         """Neighbouring signs of progress of one process: between the two it demonstrably trained.
 
-        Progress that pauses longer than ``longest_pause_s`` is a stall, not training.
+        Progress that pauses longer than ``longest_pause_s`` is a stall, not training. Between two steps of one phase
+        nothing else is done that takes long, so much less is a pause there: it waited, was stopped or starved.
         """
+        pairs = self._neighbours()
+        in_a_phase_s = min(longest_pause_s, _PAUSE_STEPS * _usual_step_s(pairs) + _PAUSE_S)
+        return tuple(
+            (earlier, mark)
+            for earlier, mark in pairs
+            if mark.elapsed_s - earlier.elapsed_s <= (in_a_phase_s if _is_step(earlier, mark) else longest_pause_s)
+        )
+
+    def _neighbours(self) -> list[tuple[Mark, Mark]]:
         pairs: list[tuple[Mark, Mark]] = []
         latest: dict[int, Mark] = {}
         for mark in self.marks:
-            earlier = latest.get(mark.pid)
-            if earlier is not None and mark.elapsed_s - earlier.elapsed_s <= longest_pause_s:
-                pairs.append((earlier, mark))
+            if mark.pid in latest:
+                pairs.append((latest[mark.pid], mark))
             latest[mark.pid] = mark
-        return tuple(pairs)
+        return pairs
 
     def training_intervals(self, longest_pause_s: float) -> tuple[Interval, ...]:
         """When it demonstrably trained."""
@@ -381,6 +395,16 @@ class Evidence:
         """
         bare = _ADAPTER.validate_python(document)
         return replace(bare, trace=replace(bare.trace, samples=tuple(samples)))
+
+
+def _is_step(earlier: Mark, mark: Mark) -> bool:
+    """From one step to the next of the same phase, by the training's own word: no evaluation lies between."""
+    return earlier.kind == mark.kind == "step" and earlier.phase == mark.phase and mark.phase is not None
+
+
+def _usual_step_s(pairs: Iterable[tuple[Mark, Mark]]) -> float:
+    lengths = [mark.elapsed_s - earlier.elapsed_s for earlier, mark in pairs if _is_step(earlier, mark)]
+    return median(lengths) if lengths else 0.0
 
 
 def merged(intervals: Iterable[Interval]) -> tuple[Interval, ...]:

@@ -15,7 +15,7 @@ from builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.evidence import Allocator, Evidence, Exit, Gap, Holder, Life, Limits, Sample
+from colocate.evidence import Allocator, Evidence, Exit, Gap, Holder, Life, Limits, Member, Sample
 from colocate.units import MIB
 from colocate.verdict import Outcome, Verdict, judge, stability
 
@@ -116,6 +116,21 @@ def test_a_hundred_stub_runs_as_background_are_not_a_load() -> None:
 
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert {"background_never_ready", "background_off_card"} <= set(verdict.codes)
+
+
+def idle(kind: str) -> Member:
+    """It made a step every second, none for the 16 s in which the foreground trained, and one after that."""
+    marks = steps(100, 0.0, 5.0)[2:]
+    return background(marks=tuple(replace(mark, kind=kind) for mark in (*marks, replace(marks[-1], elapsed_s=35.0))))
+
+
+def test_a_background_that_waits_between_two_steps_does_not_train() -> None:
+    """As one that was stopped, or waits for its data: it used to count up to the stall time of five minutes."""
+    assert judge(evidence(background=idle("step"))).codes == ("too_little_overlap", "background_no_step")
+
+
+def test_a_background_that_tells_no_phases_may_have_evaluated_between_two_steps() -> None:
+    assert judge(evidence(background=idle("optimizer"))).feasible
 
 
 def test_an_out_of_memory_outweighs_a_missing_overlap() -> None:
