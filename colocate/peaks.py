@@ -17,6 +17,7 @@ from typing import Literal
 from colocate.alignment import Steps, summed
 from colocate.evidence import Evidence, Member, Role
 from colocate.prediction import PeakRange
+from colocate.probe.card import CONTEXT_RANGE_BYTES
 from colocate.units import MIB
 
 # What samples may miss without a word: an allocator's smallest segments come and go.
@@ -59,9 +60,9 @@ def measured_peak(evidence: Evidence) -> PeakRange | None:
 
     At least: the highest sample, and the largest process of ours on top of the least that the card ever held.
     Expected: a member's own maximum on top of the least that the card held while the member ran, which is what the
-    others kept. At most: the maxima of all members at once on top of the baseline, or, where every member's allocators
-    told what they held over time, the most that all can have held at one time of this run. Sources that agree leave one
-    number.
+    others kept. At most: on top of the baseline the most that all members can have held at one time, by what
+    their allocators told; one that did not tell over time counts with its maximum all along. Sources that agree leave
+    one number.
     """
     sampled = evidence.trace.peak
     if sampled is None:
@@ -70,19 +71,18 @@ def measured_peak(evidence: Evidence) -> PeakRange | None:
     low = max(sampled.used_bytes, _floor_bytes(evidence) + max(alone, default=0))
     beside = [_beside_bytes(evidence, member) for member in evidence.members]
     expected = max([low, *filter(None, beside)])
-    own = [_at_most_bytes(member) for member in evidence.members]
-    at_once = _at_one_time_bytes(evidence)
-    high = (evidence.baseline_bytes or 0) + (sum(own) if at_once is None else at_once) if any(own) else 0
+    high = (evidence.baseline_bytes or 0) + _at_one_time_bytes(evidence)
     return PeakRange(low, expected, max(expected, high))
 
 
-def _at_one_time_bytes(evidence: Evidence) -> int | None:
-    """The most that the members can have held at one time; None unless the allocators of all told it over time."""
+def _at_one_time_bytes(evidence: Evidence) -> int:
+    """The most that the members can have held at one time; who did not tell when counts with its most all along."""
     holding = [member for member in evidence.members if own_peak_bytes(member)]
-    if any(member.held_by != "allocator" for member in holding):
-        return None
-    told = summed(own_steps(member, end_s(evidence)) for member in holding)
-    return told.highest + untold_bytes(evidence, told)
+    told = summed(
+        own_steps(member, end_s(evidence)) if member.held_by == "allocator" else _at_most(member, end_s(evidence))
+        for member in holding
+    )
+    return told.highest + untold_bytes(evidence, told) if holding else 0
 
 
 def own_steps(member: Member, until_s: float) -> Steps:
@@ -147,10 +147,16 @@ def own_peak_bytes(member: Member) -> int | None:
     return max([*_by_life(member).values(), *reserved], default=None)
 
 
-def _at_most_bytes(member: Member) -> int:
-    """As above, and where all its allocators are of one life no less than all at once: they may have met."""
-    reserved = [allocator.max_reserved_bytes or 0 for allocator in member.allocators]
-    return max(own_peak_bytes(member) or 0, sum(reserved) if len(member.lives) == 1 else 0)
+def _at_most(member: Member, until_s: float) -> Steps:
+    """Its most from start to end; where all its allocators are of one life no less than all at once: they may have met.
+
+    Allocators do not tell of their CUDA contexts, which the driver's accounting does.
+    """
+    reserved = [allocator.max_reserved_bytes for allocator in member.allocators if allocator.max_reserved_bytes]
+    met = reserved if len(member.lives) == 1 else [max(reserved, default=0)] * bool(reserved)
+    contexts = 0 if member.process_peaks else len(met) * CONTEXT_RANGE_BYTES[1]
+    started_s, ended_s = member.life or (0.0, until_s)
+    return Steps.of([(started_s, max(own_peak_bytes(member) or 0, sum(met) + contexts))], ended_s)
 
 
 def left_no_trace(evidence: Evidence) -> bool:

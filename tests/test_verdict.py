@@ -15,7 +15,7 @@ from builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.evidence import Allocator, Evidence, Exit, Gap, Holder, Life, Limits, Member, Sample
+from colocate.evidence import Allocator, Evidence, Exit, Gap, Holder, Life, Limits, Member, ProcessPeak, Sample
 from colocate.units import MIB
 from colocate.verdict import Outcome, Verdict, judge, stability
 
@@ -299,6 +299,73 @@ def test_no_record_without_samples_or_with_an_out_of_memory_is_ever_feasible(see
     if not seen.trace.samples or any(member.out_of_memory for member in seen.members):
         assert not verdict.feasible
     assert verdict.feasible is (verdict.reasons == ())
+
+
+@st.composite
+def peaked_evidence(draw: st.DrawFn) -> Evidence:
+    """Sound but for its peaks, which every source may tell; the background tells its optimizer's steps only."""
+    sizes = st.integers(0, 8192 * MIB)
+    told = {}
+    for build, pid, held_from_s in ((foreground, 200, 9.0), (background, 100, 2.0)):
+        most = draw(st.lists(sizes, max_size=2))
+        known = {"allocators": tuple(Allocator(pid + n, "cuda", None, 9, one, one) for n, one in enumerate(most))}
+        known["process_peaks"] = tuple(
+            ProcessPeak(pid, 0, one) for one in draw(st.lists(st.integers(1, 8192 * MIB), max_size=1))
+        )
+        if draw(st.booleans()):
+            known |= {"held": ((held_from_s, sum(most)), (held_from_s + 5, draw(sizes))), "held_by": "allocator"}
+        told[build.__name__] = build(**known)
+    marks = tuple(replace(mark, kind="optimizer") for mark in steps(100, 3.0, draw(st.sampled_from([22.0, 17.0]))))
+    told["background"] = replace(told["background"], marks=marks)
+    beside = draw(st.lists(sizes, min_size=12, max_size=12))
+    return evidence(trace=trace(*[230] * 10, *(one / MIB for one in beside), 1800, 230), **told)
+
+
+def without(seen: Evidence, what: str, share: float) -> Evidence:
+    """The same with something missing that speaks for the group; ``share`` says how much, or from where on."""
+    ours, theirs = seen.foreground, seen.background
+    assert theirs is not None
+    samples = seen.trace.samples
+    match what:
+        case "steps":
+            return replace(seen, background=replace(theirs, marks=theirs.marks[: int(share * len(theirs.marks))]))
+        case "samples":
+            first = 9 + int(share * 8)
+            return replace(seen, trace=replace(seen.trace, samples=samples[:first] + samples[first + 3 :]))
+        case "baseline":
+            return replace(seen, baseline_bytes=None)
+        case "epoch":
+            return replace(seen, foreground=replace(ours, epochs=()))
+        case "exit":
+            return replace(seen, foreground=replace(ours, lives=(replace(ours.lives[0], exit=None),)))
+    return replace(seen, returned_to_baseline=None)
+
+
+REMOVALS = ["steps", "samples", "baseline", "epoch", "exit", "returned"]
+
+
+@given(peaked_evidence(), st.sampled_from(REMOVALS), st.floats(0, 1))
+def test_what_is_missing_never_makes_a_group_feasible(seen: Evidence, what: str, share: float) -> None:
+    assert judge(seen).feasible or not judge(without(seen, what, share)).feasible
+
+
+@given(peaked_evidence(), st.integers(0, 8192 * MIB), st.sampled_from(["samples", "allocators", "accounting"]))
+def test_more_memory_never_makes_a_group_feasible_that_does_not_fit(seen: Evidence, more: int, where: str) -> None:
+    ours = seen.foreground
+    if where == "samples":
+        higher = tuple(Sample(at, used + more) for at, used in seen.trace.samples)
+        larger = replace(seen, trace=replace(seen.trace, samples=higher))
+    elif where == "allocators":
+        more_reserved = [
+            replace(one, max_reserved_bytes=(one.max_reserved_bytes or 0) + more) for one in ours.allocators
+        ]
+        larger = replace(seen, foreground=replace(ours, allocators=tuple(more_reserved)))
+    else:
+        higher_peaks = [replace(one, used_bytes=one.used_bytes + more) for one in ours.process_peaks]
+        larger = replace(seen, foreground=replace(ours, process_peaks=tuple(higher_peaks)))
+
+    assert judge(seen).outcome is not Outcome.INFEASIBLE or not judge(larger).feasible
+    assert judge(larger).peak_low_bytes >= judge(seen).peak_low_bytes
 
 
 @given(any_evidence())
