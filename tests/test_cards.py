@@ -121,3 +121,12 @@ def test_an_opened_virtual_card_has_the_figures_of_its_row(tmp_path: Path) -> No
 
 def test_a_card_without_a_name_is_one_of_any_size() -> None:
     assert card_called("", 6 * GIB) == known_card("6GB")
+
+
+def test_a_gpu_is_rehearsed_as_its_product_and_else_by_its_size() -> None:
+    """`colocate fit` used to start on a GPU from a prediction for the plan's card."""
+    product = "NVIDIA GeForce RTX 3080"
+    whole = Card("nvidia", "GPU-1", product=product, memory_bytes=10 * GIB)
+    assert whole.figures == known_card("RTX 3080")
+    assert replace(whole, total_bytes=8 * GIB).figures == known_card("8GB"), "a part of it is no product"
+    assert replace(whole, product="Never Heard 9", memory_bytes=24 * GIB).figures == known_card("24GB")
