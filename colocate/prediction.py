@@ -67,6 +67,8 @@ def member_range(member: Member) -> PeakRange | None:
     largest = max(known, key=lambda range_: range_.expected_bytes)
     if member.wanted:
         return largest
+    together = max((size for _, size in member.held), default=0) if member.held_by == "allocator" else 0
+    largest += PeakRange(0, 0, max(0, together - largest.expected_bytes))  # its other processes, which may have met it
     unmet = max((event.requested_bytes or 0 for event in member.out_of_memory), default=0)
     return largest + PeakRange(unmet, unmet, unmet)
 

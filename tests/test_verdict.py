@@ -244,6 +244,16 @@ def test_what_a_training_wanted_alone_decides_after_an_out_of_memory() -> None:
     assert verdict.peak_bytes == (230 + 5200 + 350 + 4500 + 350) * MIB
 
 
+def test_two_processes_of_one_training_may_meet_on_the_virtual_card() -> None:
+    pair = foreground(
+        allocators=(simulated(2800), simulated(2800, 201)),
+        held=((9.0, 6300 * MIB), (9.2, 700 * MIB)),
+        held_by="allocator",
+    )
+    assert judge(predicted_evidence(2800, 900)).feasible
+    assert judge(predicted_evidence(2800, 900, foreground=pair)).codes == ("undecided",)
+
+
 def test_a_program_that_was_not_simulated_has_no_predicted_peak() -> None:
     verdict = judge(predicted_evidence(500, 500, background=background()))
 
