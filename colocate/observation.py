@@ -383,6 +383,7 @@ class Observation:
 
     def _tend(self) -> None:
         if self._looping is not None and self._background is not None:
+            self._looping.ready = self._background.ready_t is not None
             self._looping.tend()
             self._background.gave_up = self._looping.gave_up
             self._background.poll()

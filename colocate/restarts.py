@@ -19,7 +19,8 @@ class Restarts:
     A clean exit after at least ``min_lifetime_s`` is a training that has finished its epochs: it is started again at
     once. After any other exit the delay begins at ``first_delay_s`` and grows by ``factor`` up to ``max_delay_s``.
     ``max_quick_exits`` exits in a row that came earlier than ``min_lifetime_s``, clean or not, are a crash loop or a
-    program that does nothing; more than ``max_failures`` exits with an error in all are enough, however late they came.
+    program that does nothing. Exits with an error are enough when they are more than ``max_failures`` in all, however
+    late they came, or more than ``max_failures_before_ready`` of a training that nobody has seen work.
     After ``max_lives`` it is not started again whatever it did: each leaves a log.
     """
 
@@ -29,6 +30,7 @@ class Restarts:
     min_lifetime_s: float = 5.0
     max_quick_exits: int = 3
     max_failures: int = 10
+    max_failures_before_ready: int = 2
     max_lives: int = 1000
 
     def delay_s(self, bad_exits: int) -> float:
@@ -45,6 +47,7 @@ class Looping:
     Attributes:
         lives: every process so far, the current one last.
         gave_up: why it is not started again, with the number of lives and the last exit; None as long as it is.
+        ready: whether a life of it was seen to train; set by who looks.
 
     Raises:
         TrainingError: the first life could not be started. A later one that cannot is a reason to give up.
@@ -60,6 +63,7 @@ class Looping:
         """``make(number)`` starts life ``number``, counted from 0."""
         self.lives: list[Process] = []
         self.gave_up: str | None = None
+        self.ready = False
         self._make = make
         self._policy = policy or Restarts()
         self._clock = clock
@@ -129,6 +133,6 @@ class Looping:
             return f"{self._quick_exits} exits in a row {within}, the last of {lives} lives with {found}"
         if lives >= policy.max_lives:
             return f"{lives} lives are as many as a training may have, the last ended with {found}"
-        if self._failures > policy.max_failures:
+        if self._failures > (policy.max_failures if self.ready else policy.max_failures_before_ready):
             return f"{self._failures} of {lives} lives failed, the last with {found}"
         return None

@@ -226,7 +226,8 @@ def _foreground_unfinished(evidence: Evidence) -> Iterator[Reason]:
     if foreground.out_of_memory or end is None or not _started(foreground):
         return
     if not end.ok and not end.stopped:
-        yield Reason("foreground_failed", f"{foreground.name} ended with {end} before its epoch was done")
+        text = f"{foreground.name} ended with {end} before its epoch was done{_last_word(foreground)}"
+        yield Reason("foreground_failed", text)
     elif end.ok and not any(epoch.steps for epoch in foreground.epochs) and not _went_on_without_us(foreground):
         missing = _missing_completion(foreground)
         if missing:
@@ -328,7 +329,8 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
         text = f"{foreground.name} did not end within {foreground.timed_out_after_s:.0f} s and was stopped"
         yield Reason("foreground_timeout", text)
     elif not _started(foreground):
-        yield Reason("foreground_not_started", f"{foreground.name} ended with {end} before it trained")
+        text = f"{foreground.name} ended with {end} before it trained{_last_word(foreground)}"
+        yield Reason("foreground_not_started", text)
     elif (end is None or end.stopped) and not _may_end_early(evidence):
         yield Reason("foreground_not_ended", f"{foreground.name} was still running when the group was ended")
     elif _went_on_without_us(foreground) and evidence.decided_early is None:
@@ -356,9 +358,10 @@ def _steps_unconfirmed(evidence: Evidence) -> Iterator[Reason]:
 def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Reason]:
     lives = len(background.lives)
     if background.gave_up is not None:
-        yield Reason("background_gave_up", f"{background.name}: {background.gave_up}")
+        yield Reason("background_gave_up", f"{background.name}: {background.gave_up}{_last_word(background)}")
     if background.ready_s is None:
-        yield Reason("background_never_ready", f"{background.name} never was ready ({lives} start(s))")
+        text = f"{background.name} never was ready ({lives} start(s)): {_what_it_lacked(background)}"
+        yield Reason("background_never_ready", text)
     if background.uses_gpu and not background.held_card:
         yield Reason("background_off_card", f"{background.name} never held memory on the card")
     if foreground_window(evidence) is None:
@@ -370,6 +373,21 @@ def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Rea
         yield Reason("too_little_overlap", text)
     if steps_beside(evidence) == 0:
         yield Reason("background_no_step", f"{background.name} made no step while the foreground trained")
+
+
+def _what_it_lacked(background: Member) -> str:
+    """Of the signs that a background is ready, the first that was not there."""
+    if background.uses_gpu and not background.held_card:
+        return "it held no memory on the card"
+    if not background.marks and not any(allocator.optimizer_steps for allocator in background.allocators):
+        return "it made no step"
+    return "its first epoch was not over"
+
+
+def _last_word(member: Member) -> str:
+    """What its log says last of a failure, as the end of a sentence; a failure alone has one."""
+    failed = [life for life in member.lives if life.exit and not life.exit.ok and not life.exit.stopped]
+    return f": {failed[-1].last_word}" if failed and failed[-1].last_word else ""
 
 
 # What is worth saying although it does not decide.

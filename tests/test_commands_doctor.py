@@ -1,5 +1,10 @@
 """``colocate doctor`` on machines that have this and lack that."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 from fake_nvml import FakeNvml
 
@@ -69,3 +74,14 @@ def test_a_small_disk_names_the_cure(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "ROOM_BYTES", 2**62)
     finding = doctor._disk(tmp_path / "not/there/yet")
     assert (finding.state, "make room" in finding.cure) == ("less", True)
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(tmp_path):
+    """As `colocate doctor | head -1`."""
+    command = [sys.executable, "-m", "colocate.cli", "doctor", "--quick", "--results", str(tmp_path)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")

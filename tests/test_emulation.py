@@ -289,6 +289,16 @@ singles = DataLoader(data, batch_size=None)
 assert len(singles) == 4
 assert [int(one[0]) for one in singles] == [0, 1, 2, 104]
 
+class Endless:  # as the data set of a program that draws ten billion samples from a few
+    def __len__(self):
+        return 10**10 + 3
+    def __getitem__(self, index):
+        return torch.zeros(1)
+
+endless = DataLoader(Endless(), batch_size=10)
+assert len(endless) == 4
+assert [len(batch) for batch in endless] == [10, 10, 10, 3], "the end is not walked to"
+
 stream = DataLoader(Stream(), batch_size=10)
 assert [int(batch[0]) for batch in stream] == [0, 10, 20, 30], "a stream has no last batch"
 assert not hasattr(stream, "colocate_full_length")
@@ -304,7 +314,8 @@ def test_every_pass_over_a_loader_is_cut_to_its_first_batches_and_the_last(tmp_p
     assert run.output.strip() == "all as expected"
     assert run.exit_code == 0
     assert run.record["batches_per_pass"] == 4
-    assert run.record["passes_cut"] == 3 + 2 + 1 + 1
+    assert run.record["passes_cut"] == 3 + 2 + 1 + 1 + 1
+    assert [note for note in run.record["notes"] if note.startswith("a pass of 1000000001 batches: the last is taken")]
 
 
 # --- what cannot be emulated -----------------------------------------------------------------------------------------

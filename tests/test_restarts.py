@@ -38,7 +38,7 @@ class FakeClock:
 
 
 def looped(
-    *lives: tuple[float, int], policy: Restarts | None = None, for_s: float = 10_000
+    *lives: tuple[float, int], policy: Restarts | None = None, for_s: float = 10_000, ready: bool = True
 ) -> tuple[Looping, list[float]]:
     """Play lives of (seconds, exit code), the last one for ever again, and tell when each was started."""
     clock, starts = FakeClock(), []
@@ -48,6 +48,7 @@ def looped(
         return FakeProcess(clock, *lives[min(number, len(lives) - 1)])
 
     looping = Looping(make, policy, clock=clock)
+    looping.ready = ready
     while looping.gave_up is None and clock.now < for_s:
         looping.tend()
         clock.now += 0.25
@@ -98,6 +99,14 @@ def test_late_failures_without_end_are_given_up_too() -> None:
 
     assert looping.gave_up == "6 of 6 lives failed, the last with exit code 1"
     assert len(starts) == 6
+
+
+def test_a_training_that_was_never_seen_to_work_is_given_up_sooner() -> None:
+    """Starting PyTorch takes longer than a quick exit: eleven such failures took four minutes."""
+    looping, starts = looped((15.0, 1), ready=False, policy=Restarts(min_lifetime_s=0.0))
+
+    assert looping.gave_up == "3 of 3 lives failed, the last with exit code 1"
+    assert len(starts) == 3
 
 
 def test_the_delay_grows_to_a_limit_and_ends_with_a_good_life() -> None:
@@ -155,7 +164,7 @@ def test_a_real_background_that_fails_once_is_restarted_and_recorded(begin: Begi
 
 
 def test_a_real_crash_loop_ends(begin: Begin) -> None:
-    with Looping(lambda number: begin(argv=("false",)), Restarts(first_delay_s=0.01, max_quick_exits=4)) as looping:
+    with Looping(lambda number: begin(argv=("false",)), Restarts(first_delay_s=0.01, max_failures_before_ready=3)) as looping:
 
         def tended() -> bool:
             looping.tend()

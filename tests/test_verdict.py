@@ -118,6 +118,24 @@ def test_a_hundred_stub_runs_as_background_are_not_a_load() -> None:
     assert {"background_never_ready", "background_off_card"} <= set(verdict.codes)
 
 
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        (("epoch 1", "ValueError: not enough values to unpack", "  warnings.warn("), ": ValueError: not enough values"),
+        (("torch.OutOfMemoryError: CUDA out of memory.", "Traceback"), ": torch.OutOfMemoryError: CUDA out of memory."),
+        (("usage: train.py [-h]", "train.py: error: unknown option"), ": train.py: error: unknown option"),
+        ((), ""),
+    ],
+)
+def test_a_failure_is_told_in_the_words_of_its_log(lines: tuple[str, ...], word: str) -> None:
+    lives = (replace(FAILED[0], last_lines=lines),)
+    early = judge(evidence(foreground=foreground(lives=lives, epochs=()))).reasons[0]
+    never = judge(evidence(background=background(lives=lives, gave_up="3 of 3 lives failed", ready_s=None))).reasons[0]
+
+    assert f"ended with exit code 1 before its epoch was done{word}" in early.text
+    assert f"3 of 3 lives failed{word}" in never.text
+
+
 def idle(kind: str) -> Member:
     """It made a step every second, none for the 16 s in which the foreground trained, and one after that."""
     marks = steps(100, 0.0, 5.0)[2:]

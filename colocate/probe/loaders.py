@@ -9,9 +9,12 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from .record import Record
+
+# Indices that a pass may be walked through for its last batch, about a second; a sampler may have ten billion.
+WALKED = 5_000_000
 
 FULL_LENGTH = "colocate_full_length"  # batches of a full pass; workloads report it
 
@@ -76,9 +79,22 @@ class CutPass:
             return
         if length > self._batches:
             self._record.fields["passes_cut"] += 1
+        per_batch = getattr(self._whole, "batch_size", None) or 1
+        if length * per_batch > WALKED:
+            yield from self._without_walking(length, per_batch)
+            return
         for position, indices in zip(range(length), self._whole, strict=False):
             if position < self._batches - 1 or position == length - 1:
                 yield indices
+
+    def _without_walking(self, length: int, per_batch: int) -> Iterator[Any]:
+        """As many batches from the beginning; the last as short as the last of the whole pass, where that is known."""
+        self._record.note(f"a pass of {length} batches: the last is taken from its beginning, in the last one's length")
+        for position, indices in enumerate(itertools.islice(self._whole, min(self._batches, length)), start=1):
+            if position < self._batches or not isinstance(self._whole, BatchSampler):
+                yield indices
+            else:
+                yield indices[: len(self._whole.sampler) - (length - 1) * per_batch]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)
