@@ -164,7 +164,10 @@ def test_a_real_background_that_fails_once_is_restarted_and_recorded(begin: Begi
 
 
 def test_a_real_crash_loop_ends(begin: Begin) -> None:
-    with Looping(lambda number: begin(argv=("false",)), Restarts(first_delay_s=0.01, max_failures_before_ready=3)) as looping:
+    with Looping(
+        lambda number: begin(argv=("false",)),
+        Restarts(first_delay_s=0.01, max_quick_exits=4, max_failures_before_ready=4),
+    ) as looping:
 
         def tended() -> bool:
             looping.tend()
