@@ -13,7 +13,7 @@ from typing import Any
 from colocate import heartbeat
 from colocate.documents import content, line, number, parse, tail, whole
 from colocate.run_directory import GroupDirectory
-from colocate.units import to_mib
+from colocate.units import mib_text
 
 _TAIL_BYTES = 4096
 _MOST_BYTES = 1024**2
@@ -208,24 +208,20 @@ def line_of(state: GroupState, expected_s: float | None, width: int) -> str:
 def _pieces(state: GroupState, expected_s: float | None) -> Iterator[tuple[str, str]]:
     yield "group", state.group
     yield "stage", _stage(state)
-    sizes = [_mib(member.used_bytes) for member in (state.foreground, state.background) if member is not None]
+    sizes = [mib_text(member.used_bytes) for member in (state.foreground, state.background) if member is not None]
     if any(sizes):
         yield "members", " + ".join(size or "?" for size in sizes)
     if state.used_bytes is not None:
-        yield "used", f"card {_mib(state.used_bytes)}"
+        yield "used", f"card {mib_text(state.used_bytes)}"
     if state.peak_bytes is not None:
-        of = f" of {_mib(state.limit_bytes)}" if state.limit_bytes is not None else ""
-        yield "peak", f"peak {_mib(state.peak_bytes)}{of} MiB"
+        of = f" of {mib_text(state.limit_bytes)}" if state.limit_bytes is not None else ""
+        yield "peak", f"peak {mib_text(state.peak_bytes, beside=state.limit_bytes)}{of} MiB"
     yield "elapsed", clock(state.elapsed_s)
     left = state.left_s(expected_s)
     if state.silent_s > SILENT_S:
         yield "left", f"no news for {clock(state.silent_s)}"
     elif left is not None:
         yield "left", f"{clock(left)} left"
-
-
-def _mib(num_bytes: int | None) -> str:
-    return "" if num_bytes is None else f"{to_mib(num_bytes):.0f}"
 
 
 def _stage(state: GroupState) -> str:

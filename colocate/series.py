@@ -128,7 +128,7 @@ def combine(verdicts: Sequence[Verdict]) -> Verdict:
         warnings=(*worst.warnings, Reason("spread", text)),
     )
     if worst.outcome is Outcome.FEASIBLE and headroom < spread:
-        reason = Reason("spread", f"{text}, more than the headroom of {format_mib(headroom)}")
+        reason = Reason("spread", f"{text}, more than the headroom of {format_mib(headroom, beside=spread)}")
         return replace(together, outcome=Outcome.INCONCLUSIVE, reasons=(reason,))
     return together
 
@@ -224,9 +224,18 @@ def _directories(run: RunDirectory, group: Group) -> Iterator[GroupDirectory]:
 
 def kept_groups(run: RunDirectory) -> frozenset[str]:
     """The groups that the latest session of a run took over from an earlier one."""
+    return _decided(run, "kept")
+
+
+def again_of(run: RunDirectory) -> frozenset[str]:
+    """The groups that the latest session of a run was to run, because no verdict of an earlier one holds."""
+    return _decided(run, "again")
+
+
+def _decided(run: RunDirectory, what: str) -> frozenset[str]:
     try:
         sessions = read_json(run.record).get("sessions") or [{}]
-        return frozenset(sessions[-1].get("kept", ()))
+        return frozenset(sessions[-1].get(what, ()))
     except (ColocateError, AttributeError, TypeError):
         return frozenset()
 

@@ -12,6 +12,8 @@ GIB = 1024**3
 
 _DIGITS = 30  # beyond any memory there is, and well within what a float can hold
 
+_MOST_DECIMALS = 7  # a byte is 0.00000095 MiB
+
 _FACTORS = {"": MIB, "b": 1, "mb": MIB, "mib": MIB, "gb": GIB, "gib": GIB}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 
@@ -34,9 +36,28 @@ def to_mib(num_bytes: int) -> float:
     return num_bytes / MIB
 
 
-def format_mib(num_bytes: int | None, unknown: str = "unknown") -> str:
-    """Bytes as ``"5234 MiB"``; what is not known stays a word, never a number."""
-    return unknown if num_bytes is None else f"{to_mib(num_bytes):.0f} MiB"
+def mib_text(num_bytes: int | None, *, beside: int | None = None) -> str:
+    """Bytes as ``"5234"``; blank where they are not known.
+
+    Whole MiB, but for a size so near to the one that it is shown ``beside`` that rounding would make both the same:
+    7499.9 below a limit of 7500.
+    """
+    if num_bytes is None:
+        return ""
+    texts = (f"{to_mib(num_bytes):.{digits}f}" for digits in range(_MOST_DECIMALS + 1))
+    if beside is None or num_bytes == beside:
+        return next(texts)
+    return next(text for digits, text in enumerate(texts) if float(text) != round(to_mib(beside), digits))
+
+
+def span_text(low_bytes: int, high_bytes: int, *, beside: int | None = None) -> str:
+    """From so many to so many MiB, as in ``"5100-5360"``."""
+    return f"{mib_text(low_bytes, beside=beside)}-{mib_text(high_bytes, beside=beside)}"
+
+
+def format_mib(num_bytes: int | None, unknown: str = "unknown", *, beside: int | None = None) -> str:
+    """Bytes as ``"5234 MiB"``, see :func:`mib_text`; what is not known stays a word, never a number."""
+    return unknown if num_bytes is None else f"{mib_text(num_bytes, beside=beside)} MiB"
 
 
 def format_size(num_bytes: int) -> str:

@@ -216,7 +216,7 @@ def _proven_infeasible(evidence: Evidence, peak: PeakRange | None) -> Iterator[R
             text = f"the kernel killed {member.host_oom_kills} process(es) of {member.name} for host memory"
             yield Reason(f"{member.role}_host_out_of_memory", text)
     if peak is not None and peak.low_bytes >= limit:
-        yield Reason("peak_over_limit", f"peak {_peak_text(peak)}, limit {format_mib(limit)}")
+        yield Reason("peak_over_limit", f"peak {_peak_text(peak, limit)}, limit {format_mib(limit)}")
     yield from _foreground_unfinished(evidence)
 
 
@@ -272,17 +272,20 @@ def _undecided(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     limit = evidence.limits.peak_bytes
     for member in evidence.members:
         if member.out_of_memory and not _out_of_memory_is_sound(evidence, peak):
-            text = f"{member.name} ran out of memory on the virtual card, but {_peak_text(peak)} may fit; measure"
+            text = (
+                f"{member.name} ran out of memory on the virtual card, but {_peak_text(peak, limit)} may fit; measure"
+            )
             yield Reason("undecided", text)
             return
     if peak is None or not peak.low_bytes < limit <= peak.high_bytes:
         return
     if evidence.device.basis == "predicted":
-        text = f"predicted peak {_peak_text(peak)} lies across the limit {format_mib(limit)}; measure"
+        text = f"predicted peak {_peak_text(peak, limit)} lies across the limit {format_mib(limit)}; measure"
         yield Reason("undecided", text)
     else:
         own = ", ".join(_reading_text(reading) for reading in readings(evidence))
-        text = f"a peak between two samples may have reached the limit {format_mib(limit)}: {_peak_text(peak)} ({own})"
+        seen = _peak_text(peak, limit)
+        text = f"a peak between two samples may have reached the limit {format_mib(limit)}: {seen} ({own})"
         yield Reason("peak_between_samples", text)
 
 
@@ -446,8 +449,9 @@ def _possible(evidence: Evidence) -> Iterator[Reason]:
     if evidence.device.basis == "predicted" or seen is None or possible is None:
         return
     if seen.high_bytes < limit <= possible.peak_bytes:
-        text = f"{format_mib(possible.peak_bytes)} are possible, limit {format_mib(limit)}, {possible}"
-        yield Reason("possible_peak_over_limit", f"{text}; at once at most {format_mib(seen.high_bytes)} were seen")
+        text = f"{format_mib(possible.peak_bytes, beside=limit)} are possible, limit {format_mib(limit)}, {possible}"
+        most = format_mib(seen.high_bytes, beside=limit)
+        yield Reason("possible_peak_over_limit", f"{text}; at once at most {most} were seen")
 
 
 def _notes(evidence: Evidence) -> tuple[str, ...]:
@@ -481,12 +485,12 @@ def _reading_text(reading: PeakReading) -> str:
     return f"{reading.source} of the {reading.of}: {format_mib(reading.used_bytes)}"
 
 
-def _peak_text(peak: PeakRange | None) -> str:
+def _peak_text(peak: PeakRange | None, limit_bytes: int | None = None) -> str:
     if peak is None:
         return "unknown"
-    if peak.low_bytes == peak.high_bytes:
-        return format_mib(peak.expected_bytes)
-    return f"{format_mib(peak.expected_bytes)} ({format_mib(peak.low_bytes)} to {format_mib(peak.high_bytes)})"
+    sizes = (peak.expected_bytes, peak.low_bytes, peak.high_bytes)
+    expected, low, high = (format_mib(size, beside=limit_bytes) for size in sizes)
+    return expected if peak.low_bytes == peak.high_bytes else f"{expected} ({low} to {high})"
 
 
 def _may_end_early(evidence: Evidence) -> bool:

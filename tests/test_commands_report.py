@@ -133,8 +133,8 @@ def test_a_comparison_names_verdicts_peaks_and_what_it_comes_to(run, later, caps
     assert main(["compare", str(run.path), str(later.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "run_20261124_053000 -> run_20261125_053000"
-    assert lines[1].startswith("group01 FEASIBLE: peak +600 to 2830 MiB")
-    assert lines[2].startswith("group02 INFEASIBLE -> FEASIBLE")
+    assert lines[1].startswith("group01 FEASIBLE (predicted): peak +600 to 2402-3206 MiB")
+    assert lines[2].startswith("group02 INFEASIBLE -> FEASIBLE (predicted)")
     assert lines[-1] == "1 verdict changed; 1 peak grew, most group01 by 600 MiB; 1 fell"
     assert max(map(len, lines)) <= 80
 
@@ -169,7 +169,7 @@ def test_a_job_of_github_gets_a_summary_and_annotations(run, later, capsys, tmp_
     assert lines == ["::warning title=group01::grew by 600 MiB to 2402-3206 MiB"]
     first = summary.read_text().splitlines()
     assert first[0] == "## What changed: run\\_20261124\\_053000 → run\\_20261125\\_053000"
-    assert first[6].startswith("| :x: | group01 | FEASIBLE | FEASIBLE |")
+    assert first[6].startswith("| :x: | group01 | FEASIBLE (predicted) | FEASIBLE (predicted) |")
     assert first[6].endswith("| +600 MiB | grew by 600 MiB, at most 200 MiB allowed |")
     assert sum(line.startswith("## ") for line in first) == 2, "the second comparison is added"
 
@@ -189,7 +189,7 @@ def test_a_comparison_names_another_driver_and_other_versions(run, tmp_path, cap
     assert main(["compare", str(before.path), str(after.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "changed: driver 550.54 -> 570.1, torch 2.13.0 -> 2.14.1"
-    assert lines[2].startswith("group01 FEASIBLE: peak +0 to 3200 MiB")
+    assert lines[2].startswith("group01 FEASIBLE (measured): peak +0 to 3200 MiB")
 
 
 def test_peaks_of_different_cards_are_not_subtracted(tmp_path, capsys, monkeypatch):
@@ -203,7 +203,7 @@ def test_peaks_of_different_cards_are_not_subtracted(tmp_path, capsys, monkeypat
     assert main(["compare", str(before.path), str(after.path), "--fail-above=1GB", f"--page={page}"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "changed: card Test 8 GB -> Test 24 GB"
-    assert lines[2].startswith("group01 FEASIBLE: peak not comparable")
+    assert lines[2].startswith("group01 FEASIBLE (measured): peak not comparable")
     assert lines[2].endswith("another basis or card")
     assert lines[3] == "0 verdicts changed; 0 peaks grew; 0 fell"
     assert "group01: is of another card, so how its peak grew is not known" in lines

@@ -13,14 +13,13 @@ from groups import RUN, group, observing, training
 from colocate.early import GRANULE_BYTES, cycles, phases, repeats
 from colocate.evidence import Evidence, Exit, Life, Mark, Member, Sample
 from colocate.plan import Group
-from colocate.plugin.progress import line_of
 from colocate.record import read_record, write_record
 from colocate.report import summary
 from colocate.report.comparison import compare, lines
-from colocate.report.following import _finished_line as following_line
 from colocate.report.github import of_comparison, of_run
 from colocate.report.page import Report, banners
 from colocate.report.stored import parts, read_run
+from colocate.report.words import line_of
 from colocate.resume import decide
 from colocate.run_directory import RunDirectory
 from colocate.series import combine
@@ -145,9 +144,8 @@ def test_what_was_decided_early_is_named_wherever_it_is_shown(tmp_path: Path) ->
     assert [row["decided_early"] for run in runs for row in summary.rows(run)] == [False, True]
     changes = compare(stored[0].rows, stored[1].rows, ("run_1", "run_2"))
     assert "only the later run decided it early" in list(lines(changes))[1]
-    assert "FEASIBLE, decided early" in of_comparison(changes, None)
-    assert "FEASIBLE, decided early" in of_run([("", part) for part in parts(stored[1:])])
-    assert following_line(stored[1].rows[0].record).endswith(", decided early")
+    assert "FEASIBLE (measured), decided early" in of_comparison(changes, None)
+    assert "FEASIBLE (measured), decided early" in of_run([("", part) for part in parts(stored[1:])])
     (verified,) = verify(runs[1].path)
     assert str(verified).endswith("agrees, FEASIBLE (measured) (decided early)")
 

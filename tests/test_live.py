@@ -223,7 +223,10 @@ def test_watch_shows_the_moment_and_ends_with_the_run(run, capfd):
     journal.append(run, "group", record={"group": "group01", "outcome": "CRASHED"})
     journal.append(run, "ended")
     assert main(["watch", str(run)]) == 0
-    assert capfd.readouterr().out.splitlines() == ["group01 CRASHED", "run_20261124_053000: ended, 1 of 2 groups done"]
+    assert capfd.readouterr().out.splitlines() == [
+        "group01 CRASHED",
+        "run_20261124_053000: ended, 0 groups judged, 1 without a verdict",
+    ]
 
 
 def test_watch_tells_what_waits_in_a_queue_and_since_when_nobody_says_so(run, capfd):

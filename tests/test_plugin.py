@@ -218,18 +218,6 @@ def test_a_results_folder_that_cannot_be_made_is_one_line(tmp_path):
     assert "expected a folder that can be written, got Not a directory" in run.out
 
 
-# The gate.
-
-
-@pytest.mark.parametrize(("num_groups", "exit_code"), [(3, 0), (2, 1)])
-def test_the_gate_of_the_plan_makes_the_exit_code(tmp_path, num_groups, exit_code):
-    """2 of 3 groups are needed at 95 %, and of 2 groups 1."""
-    ways = {"group01": "infeasible"} if num_groups == 3 else {"group01": "infeasible", "group02": "inconclusive"}
-    run = Project(tmp_path, ways, num_groups).run("feasibility", "--gate=plan")
-    assert run.exit_code == exit_code
-    assert ("the plan holds" in run.out) == (exit_code == 0)
-
-
 def test_options_refuse_what_they_cannot_mean():
     assert options.card("8GB") == "8GB"
     for parse, text in [

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colocate.settings import size_text
-from colocate.units import GIB, MIB, format_mib, parse_size, to_mib
+from colocate.units import GIB, MIB, format_mib, mib_text, parse_size, span_text, to_mib
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,20 @@ def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
     except ValueError:
         return
     assert num_bytes >= 0
+
+
+@settings(deadline=None)
+@given(st.integers(min_value=0, max_value=2**25), st.integers(min_value=-(2**21), max_value=2**21))
+def test_no_rounding_hides_on_which_side_of_a_limit_a_size_is(limit_mib: int, more: int) -> None:
+    """7499.9 MiB used to be FEASIBLE at "peak 7500 MiB, limit 7500 MiB"."""
+    shown = float(mib_text(limit_mib * MIB + more, beside=limit_mib * MIB))
+    assert (shown > limit_mib, shown < limit_mib) == (more > 0, more < 0)
+
+
+def test_digits_come_only_where_they_tell_two_sizes_apart() -> None:
+    texts = [mib_text(round(mib * MIB), beside=7500 * MIB) for mib in (7500, 7499.9, 7499.99, 7500.4, 7499, 5234.4)]
+    assert texts == ["7500", "7499.9", "7499.99", "7500.4", "7499", "5234"]
+    assert span_text(5100 * MIB, round(7499.9 * MIB), beside=7500 * MIB) == "5100-7499.9"
 
 
 def test_an_unknown_size_is_a_word_and_zero_is_a_number() -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from colocate.arguments import DEVICES, seconds, whole
 from colocate.errors import ColocateError, PlanError
-from colocate.units import to_mib
 
 if TYPE_CHECKING:
     from colocate.cards import KnownCard
@@ -141,13 +140,3 @@ WIDTH = 80
 def wrapped(text: str, indent: str = "  ") -> list[str]:
     """Lines of at most 80 columns, the second and later ones indented."""
     return textwrap.wrap(text, WIDTH, subsequent_indent=indent)
-
-
-def mib(num_bytes: int | None) -> str:
-    """A number of MiB for a table; blank where it is not known."""
-    return "" if num_bytes is None else f"{to_mib(num_bytes):.0f}"
-
-
-def span(low_bytes: int, high_bytes: int) -> str:
-    """From so many to so many MiB."""
-    return f"{mib(low_bytes)}-{mib(high_bytes)}"

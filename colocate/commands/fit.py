@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from colocate import commands as command
 from colocate.arguments import DEFAULT_PLAN, number
 from colocate.errors import PlanError
-from colocate.units import format_mib
+from colocate.units import format_mib, mib_text, span_text
 
 if TYPE_CHECKING:
     from colocate.advice.largest import Fit, Grid, Tried, Variable
@@ -167,8 +167,8 @@ def _line(tried: "Tried") -> str:
     peak = tried.peak
     figures = ""
     if peak is not None:
-        bounds = "" if peak.low_bytes == peak.high_bytes else command.span(peak.low_bytes, peak.high_bytes)
-        figures = f"{command.mib(peak.expected_bytes):>6} {bounds:>11} {command.mib(tried.headroom_bytes):>8}"
+        bounds = "" if peak.low_bytes == peak.high_bytes else span_text(peak.low_bytes, peak.high_bytes)
+        figures = f"{mib_text(peak.expected_bytes):>6} {bounds:>11} {mib_text(tried.headroom_bytes):>8}"
     what = f"{tried.how} ({tried.basis})"
     return f"{tried.value:>8}  {what:20} {tried.answer:14} {figures:27} {tried.why}".rstrip()
 
@@ -190,7 +190,7 @@ def _sentences(fit: "Fit", confirmations: int) -> Iterator[str]:
         known = "no value is known to fit" if fit.refused is None or fit.undecided else "no value fits"
         yield f"{name}: {known}" + (f"; {fit.refused} does not" if fit.refused is not None else "")
     else:
-        yield f"{name} {fit.largest} fits, with a headroom of {format_mib(fit.headroom_bytes)}"
+        yield f"{name} {fit.largest} fits, with a headroom of {format_mib(fit.headroom_bytes, beside=0)}"
         yield f"{_runs(fit, confirmations)}"
     if fit.undecided is not None:
         low, high = fit.undecided

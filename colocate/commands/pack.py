@@ -21,7 +21,7 @@ from colocate.commands.trainings import (
     takes_limit,
 )
 from colocate.errors import PlanError
-from colocate.units import format_mib, format_size, to_mib
+from colocate.units import format_mib, format_size, span_text, to_mib
 
 if TYPE_CHECKING:
     from colocate.advice.packing import Pair, Question
@@ -211,7 +211,7 @@ def _lines(
         yield f"{place}: {names}"
         saves = f", saves {question.saved_s[slot]:.1f} s" if len(slot) == 2 and slot in question.saved_s else ""
         spare = f", {room:.0f} MiB of room" if room > 0 else ""
-        yield f"    {how}{command.span(low, high)} MiB{spare}{saves}"
+        yield f"    {how}{span_text(low, high)} MiB{spare}{saves}"
     if any(len(slot) > 2 for slot in slots):
         yield ""
         yield from command.wrapped("a group of a plan has two members: of more on a card the plan tries every pair")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from colocate import commands as command
 from colocate.commands.trainings import CARD, SOLO_HEAD, Task, save, solo_line, takes_epochs, takes_limit
 from colocate.errors import PlanError
-from colocate.units import format_mib, format_size
+from colocate.units import format_mib, format_size, mib_text, span_text
 
 if TYPE_CHECKING:
     from colocate.advice.pairing import OrderedPair
@@ -156,7 +156,7 @@ def _lines(
             f"not run, {len(left)} pairs: the least that both need is not below {format_mib(limit)}"
         )
         for pair in left[:MOST_LISTED]:
-            yield from command.wrapped(f"  {pair.id}: at least {command.mib(pair.floor_bytes)} MiB")
+            yield from command.wrapped(f"  {pair.id}: at least {mib_text(pair.floor_bytes)} MiB")
         if len(left) > MOST_LISTED:
             yield f"  and {len(left) - MOST_LISTED} more, all under not_run in the plan"
 
@@ -212,7 +212,7 @@ def _entry(
     if pair.peak is not None:
         entry["tier"] = pair.tier
         if pair.peak.expected_bytes <= task.limits.card_bytes:  # a plan refuses to expect more than the card has
-            entry["expected_memory"] = f"{command.mib(pair.peak.expected_bytes)}MB"
+            entry["expected_memory"] = f"{mib_text(pair.peak.expected_bytes)}MB"
     return entry | {
         "mode": "parallel",
         "foreground": {"mode": "default", **members[pair.foreground]},
@@ -227,6 +227,6 @@ def _note(pair: "OrderedPair", solos: "Sequence[Solo]") -> str:
         return "not predicted: " + "; ".join(
             dict.fromkeys(f"{one.training.name} {one.why}" for one in both if one.load is None)
         )
-    text = f"predicted {command.span(pair.peak.low_bytes, pair.peak.high_bytes)} MiB: {pair.answer}"
-    least = f", needs at least {command.mib(pair.floor_bytes)} MiB"
+    text = f"predicted {span_text(pair.peak.low_bytes, pair.peak.high_bytes)} MiB: {pair.answer}"
+    least = f", needs at least {mib_text(pair.floor_bytes)} MiB"
     return text + (least if pair.impossible else "")

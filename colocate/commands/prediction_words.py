@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from colocate import commands as command
 from colocate.commands.progress import short
-from colocate.units import format_mib, format_size
+from colocate.units import format_mib, format_size, mib_text, span_text
 
 if TYPE_CHECKING:
     from colocate.cards import KnownCard
@@ -44,16 +44,16 @@ def line_of(one: "Rehearsal") -> str:
     """A row of that table."""
     name = f"{short(one.name, 22):22}"
     if one.peak is None or one.parts is None:
-        return f"{name} {one.failure}" if one.peak is None else f"{name} {command.mib(one.peak.expected_bytes)}"
+        return f"{name} {one.failure}" if one.peak is None else f"{name} {mib_text(one.peak.expected_bytes)}"
     figures = [getattr(one.parts, part) for part in PARTS]
     columns = "".join(
-        f"{command.mib(value):>{width}}" for value, width in zip(figures, (6, 6, 6, 6, 5, 5, 4), strict=True)
+        f"{mib_text(value):>{width}}" for value, width in zip(figures, (6, 6, 6, 6, 5, 5, 4), strict=True)
     )
-    return f"{name}{columns}{command.mib(one.peak.expected_bytes):>6} {_range(one.peak):>10}"
+    return f"{name}{columns}{mib_text(one.peak.expected_bytes):>6} {_range(one.peak):>10}"
 
 
-def _range(peak: "PeakRange") -> str:
-    return command.span(peak.low_bytes, peak.high_bytes)
+def _range(peak: "PeakRange", limit_bytes: int | None = None) -> str:
+    return span_text(peak.low_bytes, peak.high_bytes, beside=limit_bytes)
 
 
 def group_table(forecasts: "Iterable[Forecast]", names: dict[str, str]) -> list[str]:
@@ -64,7 +64,7 @@ def group_table(forecasts: "Iterable[Forecast]", names: dict[str, str]) -> list[
         lines.append(
             f"{head}{'':>6} {'':>11} {one.answer}"
             if one.peak is None
-            else f"{head}{command.mib(one.peak.expected_bytes):>6} {_range(one.peak):>11} {one.answer}"
+            else f"{head}{mib_text(one.peak.expected_bytes):>6} {_range(one.peak, one.limit_bytes):>11} {one.answer}"
         )
     return lines
 
@@ -90,7 +90,9 @@ def curve_table(curve: "dict[int, Forecast]") -> list[str]:
         if parts is None or peak is None:
             lines.append(f"{size:>8} {'':>12} {'':>8} {'':>13}  {one.answer}")
             continue
-        figures = f"{command.mib(parts.activations):>12} {command.mib(peak.expected_bytes):>8} {_range(peak):>13}"
+        figures = (
+            f"{mib_text(parts.activations):>12} {mib_text(peak.expected_bytes):>8} {_range(peak, one.limit_bytes):>13}"
+        )
         lines.append(f"{size:>8} {figures}  {one.answer}")
     return lines
 
@@ -101,12 +103,10 @@ def parts_of(one: "Rehearsal") -> list[str]:
         return []
     lines = []
     if one.parts is not None:
-        lines += [f"  {part:16}{command.mib(getattr(one.parts, part)):>7} MiB" for part in PARTS]
-    lines.append(f"  {'peak':16}{command.mib(one.peak.expected_bytes):>7} MiB, range {_range(one.peak)}")
+        lines += [f"  {part:16}{mib_text(getattr(one.parts, part)):>7} MiB" for part in PARTS]
+    lines.append(f"  {'peak':16}{mib_text(one.peak.expected_bytes):>7} MiB, range {_range(one.peak)}")
     if one.floor_bytes is not None:
-        lines.append(
-            f"  {'floor':16}{command.mib(one.floor_bytes):>7} MiB: the least it runs in, giving back its cache"
-        )
+        lines.append(f"  {'floor':16}{mib_text(one.floor_bytes):>7} MiB: the least it runs in, giving back its cache")
     return lines
 
 
@@ -115,8 +115,11 @@ def total(one: "Forecast") -> list[str]:
     peak = one.peak
     if peak is None:
         return []
-    base = f"  {'rest of the card':16}{command.mib(one.base_bytes):>7} MiB before anything starts"
-    return [base, f"  {'card':16}{command.mib(peak.expected_bytes):>7} MiB, range {_range(peak)}: {one.answer}"]
+    base = f"  {'rest of the card':16}{mib_text(one.base_bytes):>7} MiB before anything starts"
+    return [
+        base,
+        f"  {'card':16}{mib_text(peak.expected_bytes):>7} MiB, range {_range(peak, one.limit_bytes)}: {one.answer}",
+    ]
 
 
 def explained(rehearsals: "Sequence[Rehearsal]", forecasts: "Iterable[Forecast]") -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from colocate import commands as command
 from colocate.arguments import size, whole
 from colocate.errors import PlanError
-from colocate.units import format_mib, to_mib
+from colocate.units import format_mib, mib_text, span_text, to_mib
 
 if TYPE_CHECKING:
     from colocate.advice.sharing import Solo
@@ -207,4 +207,4 @@ def solo_line(solo: "Solo") -> str:
     if not solo.training.uses_gpu:
         return f"{name:44} uses no card"
     load = solo.load
-    return f"{name:44} {command.mib(load.expected_bytes):>6} {command.span(load.low_bytes, load.high_bytes):>11}"
+    return f"{name:44} {mib_text(load.expected_bytes):>6} {span_text(load.low_bytes, load.high_bytes):>11}"

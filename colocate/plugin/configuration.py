@@ -43,6 +43,7 @@ class Session:
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     estimates: dict[str, float] = field(default_factory=dict)
     decisions: "dict[str, Decision]" = field(default_factory=dict)
+    earlier: dict[str, str] = field(default_factory=dict)
     elsewhere: "Elsewhere | None" = None
     others: "tuple[Card, ...]" = ()  # in a worker, the cards of all workers
 
@@ -54,10 +55,10 @@ class Session:
                 yield group, GroupDirectory(Path(told["directory"])), told
 
     def tally(self) -> "Tally":
-        """How the plan stands by the records of its groups so far."""
+        """How the plan stands by the groups so far, also by what an earlier session of the same run found of others."""
         from colocate.report.tally import Tally
 
-        found = {name: record["outcome"] for name, record in self.records.items()}
+        found = self.earlier | {name: record["outcome"] for name, record in self.records.items()}
         plan = self.plan
         return Tally.of(plan.ids, found, plan.needed(len(plan.groups)), plan.limits.success_rate)
 

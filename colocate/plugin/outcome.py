@@ -264,7 +264,7 @@ def properties(record: Record) -> list[tuple[str, object]]:
         if value is None or value == []:
             continue
         if name.endswith("_bytes"):
-            found.append((name.removesuffix("_bytes") + "_mib", round(to_mib(value), 1)))
+            found.append((name.removesuffix("_bytes") + "_mib", to_mib(value)))
         else:
             found.append((name, " | ".join(value) if isinstance(value, list) else value))
     return found

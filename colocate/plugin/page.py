@@ -111,8 +111,7 @@ class Page:
             self._begin()
             told = {**self.session.records.get(group.id, record), "content_hash": group.content_hash}
             self._note("group", record=told, text=self.texts.get(group.id))
-            if told["outcome"] != journal.NOT_RUN:
-                self._summarise(lambda summary: summary.take(group, told))
+            self._summarise(lambda summary: summary.take(group, told))
 
     def _note(self, event: str, **fields: Any) -> None:
         assert self.session.run_directory is not None, "a page is made of what is run"

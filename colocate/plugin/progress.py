@@ -20,12 +20,9 @@ from colocate.plugin.outcome import Record
 from colocate.report.estimate import Estimate, estimate
 from colocate.report.words import (
     basis_of,
-    headroom_text,
-    is_early,
     judged_text,
-    over_budget_bytes,
+    line_of,
     over_budget_text,
-    peak_text,
 )
 from colocate.screen import Screen, Through
 from colocate.units import format_mib, format_size
@@ -326,21 +323,6 @@ def header(config: pytest.Config, session: Session) -> list[str]:
     if option.gate == "plan":
         lines.append("gate: the plan's rule makes the exit code")
     return lines + session.notes
-
-
-def line_of(record: Record) -> str:
-    """One group on one line of at most 80 columns: verdict, basis, peak and headroom."""
-    if record["outcome"] not in set(Outcome):
-        return f"{record['group']} {record['outcome']}"
-    numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
-    over = over_budget_bytes(record)
-    if over is not None:
-        numbers += f", {format_mib(over)} over budget"
-    if record.get("kept"):
-        numbers += ", kept"
-    if is_early(record):
-        numbers += ", decided early"
-    return f"{record['group']} {judged_text(record)} {numbers}"
 
 
 def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str, bool]]]:

@@ -11,7 +11,7 @@ from colocate.plugin.configuration import Session, leads, say, session_of, warn
 from colocate.plugin.signals import skippable
 from colocate.rehearsal import Cache
 from colocate.report.advice import is_unfit
-from colocate.units import to_mib
+from colocate.units import span_text
 
 REMEDY_BUDGET_S = 600.0
 
@@ -53,7 +53,7 @@ def lines(group: Group, found: list[Outlook]) -> list[str]:
     if fitting is None or fitting.forecast is None or fitting.forecast.peak is None:
         return []
     peak = fitting.forecast.peak
-    range_ = f"{to_mib(peak.low_bytes):.0f}-{to_mib(peak.high_bytes):.0f} MiB"
+    range_ = f"{span_text(peak.low_bytes, peak.high_bytes, beside=group.limits.peak_bytes)} MiB"
     text = f"{group.id} is predicted to fit ({range_}) with {fitting.proposal.text(fitting.step)}"
     return textwrap.wrap(text, 79, subsequent_indent="    ", break_long_words=False)
 

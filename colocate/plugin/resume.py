@@ -13,6 +13,8 @@ from colocate.plugin import cards, configuration
 from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
 from colocate.plugin.outcome import Record, properties, record_of
 from colocate.processes import boot_id
+from colocate.report.stored import read_run
+from colocate.report.tally import AGAIN
 from colocate.resume import Decision, decide, essentials, find_run, take_up, told
 from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_json
 from colocate.series import Attempt, Settled, read_attempt, settled_groups
@@ -131,9 +133,15 @@ def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> 
     done = take_up(run)
     decisions = decide(run, session.plan.groups, session.cards, early=config.option.until_decided)
     session.decisions = {decision.group: decision for decision in decisions}
+    session.earlier = {row.group: _standing(session.decisions.get(row.group)) for row in read_run(run.path).rows}
     session.notes += [f"resume: {line}" for line in [*done, *told(decisions)]]
     _record_session(config, run, decisions, plan)
     return run
+
+
+def _standing(decision: Decision | None) -> str:
+    """What a group counts as that an earlier session had and this one may not select."""
+    return AGAIN if decision is None or decision.kept is None else str(decision.kept.verdict.outcome)
 
 
 def _record_session(

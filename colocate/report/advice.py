@@ -113,11 +113,11 @@ def _needed(row: Row) -> str:
     holders = [f"{row.record[role]} {format_mib(size)}" for role in ROLES if (size := own_bytes(row, role)) is not None]
     if row.baseline_bytes:
         holders.append(f"baseline {format_mib(row.baseline_bytes)}")
-    over = f", {format_mib(peak - limit)} above the limit" if peak > limit else f" of {format_mib(limit)}"
+    over = f", {format_mib(peak - limit, beside=0)} above the limit" if peak > limit else f" of {format_mib(limit)}"
     verb = "needed" if record["basis"] == "measured" else "is expected to need"
     seen = (
         "at least "
         if record["basis"] == "measured" and any(c.endswith("out_of_memory") for c in record["codes"])
         else ""
     )
-    return f"{verb} {seen}{format_mib(peak)}{over}" + (f": {', '.join(holders)}" if holders else "")
+    return f"{verb} {seen}{format_mib(peak, beside=limit)}{over}" + (f": {', '.join(holders)}" if holders else "")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from colocate.advice.stress import Stress
 from colocate.report.markup import Html, el
 from colocate.report.stored import Part, Row
+from colocate.report.words import headroom_text, peak_text
 from colocate.units import format_mib
 
 _HEADS = ("group", "peak", "headroom, subtracted", "held with less by", "broke with less by", "class", "class, felt")
@@ -44,8 +45,8 @@ def _row(row: Row, found: Stress) -> Html:
     broke = format_mib(found.breaks_bytes, "not seen")
     why = f"{found.broke_by or ''}{'; ' if found.broke_by and found.unfinished else ''}{found.unfinished or ''}"
     cells = [
-        format_mib(row.record["peak_bytes"]),
-        format_mib(row.record["headroom_bytes"]),
+        peak_text(row.record),
+        headroom_text(row.record),
         format_mib(found.holds_bytes),
         el("span", broke, " ", el("span", why, class_="muted")) if why else broke,
         row.record["stability"],

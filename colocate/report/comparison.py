@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from colocate.evidence import ROLES
 from colocate.report.markup import Html, el
 from colocate.report.stored import Row, mapping
-from colocate.report.words import Record, colour, duration_text, is_early, outcome_text, peak_text, plural
+from colocate.report.words import Record, colour, duration_text, is_early, judged_text, outcome_text, peak_text, plural
 from colocate.units import format_mib, to_mib
 from colocate.verdict import Outcome
 
@@ -136,8 +136,11 @@ def summary(comparison: Comparison) -> str:
 
 
 def _verdict_text(change: Change) -> str:
-    before, after = _outcome(change.before), _outcome(change.after)
-    return after if before == after else f"{before} -> {after}"
+    before, after = ("absent" if one is None else judged_text(one) for one in (change.before, change.after))
+    if before == after:
+        return after
+    alike = change.before and change.after and change.before["basis"] == change.after["basis"]
+    return f"{_outcome(change.before) if alike else before} -> {after}"
 
 
 def _outcome(record: Record | None) -> str:
@@ -149,7 +152,7 @@ def _number_texts(change: Change) -> Iterator[str]:
         yield "peak not comparable"
     else:
         assert change.after is not None
-        yield f"peak {change.peak_bytes / 1024**2:+.0f} to {format_mib(change.after['peak_bytes'])}"
+        yield f"peak {to_mib(change.peak_bytes):+.0f} to {peak_text(change.after)}"
     if change.duration_s is not None:
         yield f"time {change.duration_s:+.0f} s"
     if change.other_card:
@@ -216,9 +219,4 @@ def _growth(num_bytes: int | None) -> str:
 def _badge(record: Record | None) -> Html:
     if record is None:
         return el("td", "absent", class_="muted")
-    return el(
-        "td",
-        el("span", outcome_text(record), class_=f"badge {colour(record)}"),
-        " ",
-        el("span", record["basis"], class_="basis"),
-    )
+    return el("td", el("span", outcome_text(record), class_=f"badge {colour(record)}"))

@@ -96,7 +96,7 @@ def _budget(record: Record) -> str | None:
     budget, over = number(record.get("budget_bytes")), over_budget_bytes(record)
     if budget is None:
         return None
-    return format_mib(budget) + ("" if over is None else f", over by {format_mib(over)}")
+    return format_mib(budget) + ("" if over is None else f", over by {format_mib(over, beside=0)}")
 
 
 def _from_directory(row: Row, folder: Path, many: bool) -> Iterator[Html | None]:

@@ -7,7 +7,7 @@ from colocate import live
 from colocate.errors import ColocateError
 from colocate.report import journal
 from colocate.report.estimate import Estimate
-from colocate.report.words import Record, headroom_text, is_early, judged_text, peak_text
+from colocate.report.words import Record, line_of, plural
 from colocate.verdict import Outcome
 
 
@@ -22,7 +22,7 @@ class Following:
         self._run = run
         if not (run / "run.json").exists():
             raise ColocateError(f"{run}: expected a run directory, found no run.json in it")
-        self._told: set[str] = set()
+        self._told: dict[str, Record] = {}
         self._finished: set[str] = set()
         self._reader = journal.Reader(run)
         self._journal = self._reader.read()
@@ -36,45 +36,37 @@ class Following:
         """A line for every group that has ended since the last call."""
         self._journal = self._reader.read()
         for name, record in self._journal.records.items():
-            if name not in self._told:
-                self._told.add(name)
-                yield _finished_line(record)
+            if self._told.get(name) is not record:
+                self._told[name] = record
+                yield line_of(record)
 
     def lines(self, width: int) -> list[str]:
         """A line for every running group, for what waits in a queue, and one for the whole."""
         found = self._journal
         states = (
-            [state for state in live.running(self._run, self._finished) if state.group not in found.records]
+            [state for state in live.running(self._run, self._finished) if state.group not in found.fresh]
             if not self.ended
             else []
         )
         expected = found.estimates
         lines = [live.line_of(state, expected.get(state.group), width) for state in states]
         if self.ended:
-            return [
-                *lines,
-                f"{self._run.name}: ended, {len(found.records)} of {len(found.selected)} groups done"[:width],
-            ]
+            return [*lines, f"{self._run.name}: ended, {self._ending()}"[:width]]
         lines += live.waiting(self._run)
         if not found.selected:
             return [*lines, f"{self._run.name}: no group has begun"[:width]]
-        left = self._left_s(states)
-        return [
-            *lines,
-            f"{self._run.name}: {live.status(len(found.records), len(found.selected), len(states), left)}"[:width],
-        ]
+        done, left = sum(name in found.fresh for name in found.selected), self._left_s(states)
+        return [*lines, f"{self._run.name}: {live.status(done, len(found.selected), len(states), left)}"[:width]]
+
+    def _ending(self) -> str:
+        outcomes = [record["outcome"] for record in self._journal.records.values()]
+        judged = sum(outcome in set(Outcome) for outcome in outcomes)
+        others = len(outcomes) - judged
+        return f"{plural(judged, 'group')} judged" + (f", {others} without a verdict" if others else "")
 
     def _left_s(self, states: list[live.GroupState]) -> float | None:
         found = self._journal
         took = {name: record["duration_s"] for name, record in found.records.items() if record.get("duration_s")}
-        open_ = [name for name in found.selected if name not in found.records]
+        open_ = [name for name in found.selected if name not in found.fresh]
         total = Estimate({**found.estimates, **took}).spread(found.selected).total_s(open_, max(1, len(states)))
         return None if total is None else max(0.0, total - sum(s.elapsed_s for s in states) / max(1, len(states)))
-
-
-def _finished_line(record: Record) -> str:
-    if record.get("outcome") not in set(Outcome):
-        return f"{record.get('group')} {record.get('outcome')}"
-    numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
-    early = ", decided early" if is_early(record) else ""
-    return f"{record['group']} {judged_text(record)} {numbers}{early}"

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from colocate.report.comparison import SAME_BYTES, Change, Comparison, settings_text, summary
 from colocate.report.stored import Part
-from colocate.report.words import Record, duration_text, headroom_text, outcome_text, over_budget_bytes, peak_text
+from colocate.report.words import (
+    Record,
+    duration_text,
+    headroom_text,
+    judged_text,
+    outcome_text,
+    over_budget_bytes,
+    peak_text,
+)
 from colocate.units import format_mib
 from colocate.verdict import Outcome
 
@@ -61,7 +69,8 @@ def _broken(change: Change, allowed_bytes: int | None) -> Iterator[str]:
             else "its peak was known before and is not any more"
         )
     if change.peak_bytes is not None and change.peak_bytes > allowed_bytes:
-        yield f"grew by {format_mib(change.peak_bytes)}, at most {format_mib(allowed_bytes)} allowed"
+        grown = format_mib(change.peak_bytes, beside=allowed_bytes)
+        yield f"grew by {grown}, at most {format_mib(allowed_bytes)} allowed"
 
 
 def of_comparison(comparison: Comparison, allowed_bytes: int | None) -> str:
@@ -100,13 +109,12 @@ def annotations_of_comparison(comparison: Comparison, allowed_bytes: int | None)
 
 
 def of_run(parts: Iterable[tuple[str, Part]]) -> str:
-    """The job summary of a run: of every part its headline and its groups, those that do not fit first."""
+    """The job summary of a run: of every part its headline and its groups, those that fit last."""
     lines: list[str] = []
     head = ("", "group", "verdict", "peak", "headroom", "time", "why")
     for headline, part in parts:
-        order = [Outcome.INFEASIBLE, Outcome.INCONCLUSIVE]
-        records = [row.record for row in part.counting]
-        records.sort(key=lambda record: order.index(record["outcome"]) if record["outcome"] in order else len(order))
+        order = {Outcome.INFEASIBLE: 0, Outcome.INCONCLUSIVE: 1, Outcome.FEASIBLE: 3}
+        records = sorted((row.record for row in part.counting), key=lambda record: order.get(record["outcome"], 2))
         lines += [f"## {_text(headline)}", "", *_table(head, [_run_row(record) for record in records]), ""]
     return "\n".join(lines)
 
@@ -114,10 +122,11 @@ def of_run(parts: Iterable[tuple[str, Part]]) -> str:
 def _run_row(record: Record) -> list[str]:
     over = over_budget_bytes(record)
     sign = {Outcome.FEASIBLE: ":white_check_mark:", Outcome.INFEASIBLE: ":x:"}.get(record["outcome"], ":warning:")
-    why = ", ".join(record["codes"]) + (f" over budget by {format_mib(over)}" if over is not None else "")
-    basis = f" ({record['basis']})" if record["basis"] else ""
+    why = ", ".join(record["codes"] or record["reasons"]) + (
+        f" over budget by {format_mib(over, beside=0)}" if over is not None else ""
+    )
     cells = [peak_text(record), headroom_text(record), duration_text(record["duration_s"])]
-    return [sign, str(record["group"]), f"{outcome_text(record)}{basis}", *cells, why.strip()]
+    return [sign, str(record["group"]), outcome_text(record), *cells, why.strip()]
 
 
 def annotations_of_run(records: Iterable[Record]) -> Iterator[str]:
@@ -126,9 +135,9 @@ def annotations_of_run(records: Iterable[Record]) -> Iterator[str]:
         over = over_budget_bytes(record)
         why = "; ".join(record["reasons"])
         if record["outcome"] == Outcome.INFEASIBLE:
-            yield annotation("error", record["group"], f"does not fit: {why}")
+            yield annotation("error", record["group"], f"{judged_text(record)}: {why}")
         elif record["outcome"] != Outcome.FEASIBLE:
-            yield annotation("warning", record["group"], f"{record['outcome']}: {why}")
+            yield annotation("warning", record["group"], f"{judged_text(record)}: {why}")
         if over is not None:
             text = f"peak {peak_text(record)} is over its budget of {format_mib(record['budget_bytes'])}"
             yield annotation("warning", record["group"], text)

@@ -39,11 +39,15 @@ def append(run: Path, event: str, **fields: Any) -> None:
 
 @dataclass
 class Journal:
-    """What a journal tells: the last record of every group, and when the run was last begun and ended."""
+    """What a journal tells: the last record of every group, and when the run was last begun and ended.
+
+    ``fresh`` are the groups that ended since it was last begun.
+    """
 
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     selected: tuple[str, ...] = ()
+    fresh: set[str] = field(default_factory=set)
     estimates: dict[str, float] = field(default_factory=dict)
     started_at: str | None = None
     ended_at: str | None = None
@@ -84,12 +88,13 @@ def _take(journal: Journal, line: Mapping[str, Any]) -> None:
     kind = line["event"]
     if kind == "started":
         journal.started_at, journal.ended_at = journal.started_at or line["at"], None
-        journal.selected = tuple(line["groups"])
+        journal.selected, journal.fresh = tuple(line["groups"]), set()
         journal.estimates = {name: value for name, value in line["estimates"].items() if 0 <= value <= _LONGEST_S}
     elif kind == "ended":
         journal.ended_at = line["at"]
     elif kind == "group" and line["record"]["group"]:
         name = line["record"]["group"]
+        journal.fresh.add(name)
         took = line["record"]["duration_s"]
         journal.records[name] = {**line["record"], "duration_s": took if 0 <= (took or 0) <= _LONGEST_S else None}
         journal.texts[name] = line["text"] or ""

@@ -21,7 +21,15 @@ from colocate.report.comparison import Comparison, section
 from colocate.report.markup import Html, el
 from colocate.report.picture import pair, picture
 from colocate.report.stored import Part, Row, StoredRun, instant, mapping, parts
-from colocate.report.words import basis_of, duration_text, energy_text, over_budget_text, peak_text, plural
+from colocate.report.words import (
+    basis_of,
+    duration_text,
+    energy_text,
+    headroom_text,
+    over_budget_text,
+    peak_text,
+    plural,
+)
 from colocate.run_directory import write_text
 from colocate.units import format_mib, format_size
 from colocate.verdict import Outcome
@@ -249,7 +257,7 @@ def tiles(part: Part) -> Html:
     rooms = [row for row in rows if row.record["headroom_bytes"] is not None]
     if rooms:
         least = min(rooms, key=lambda row: row.record["headroom_bytes"])
-        shown.append(_tile(format_mib(least.record["headroom_bytes"]), f"least headroom, {least.group}"))
+        shown.append(_tile(headroom_text(least.record), f"least headroom, {least.group}"))
     shown.append(_tile(format_mib(part.limit_bytes), f"limit, of {format_mib(part.card_bytes)}"))
     spent = sum(row.record["duration_s"] or 0.0 for row in part.rows)
     if spent:
@@ -279,7 +287,7 @@ def _tiers(part: Part) -> Html | None:
         el("th", name, scope="col", class_=None if name == "tier" else "num")
         for name in ("tier", "groups", "expected", "feasible", "infeasible", "undecided")
     ]
-    rows = [_tier(name, expected[name], [row for row in part.counting if row.record["tier"] == name]) for name in names]
+    rows = [_tier(name, expected[name], _outcomes_of_tier(part, name)) for name in names]
     return el(
         "section",
         el("h2", "Expected success by tier"),
@@ -297,20 +305,24 @@ def _tiers(part: Part) -> Html | None:
     )
 
 
-def _tier(name: str, rate: float | None, rows: Sequence[Row]) -> Html:
-    feasible = sum(row.record["outcome"] == Outcome.FEASIBLE for row in rows)
-    infeasible = sum(row.record["outcome"] == Outcome.INFEASIBLE for row in rows)
-    open_ = len(rows) - feasible - infeasible
-    wanted = None if rate is None else needed(rate, len(rows))
+def _outcomes_of_tier(part: Part, tier: str) -> list[str | None]:
+    return [part.tally.outcomes.get(row.group) for row in part.counting if row.record["tier"] == tier]
+
+
+def _tier(name: str, rate: float | None, outcomes: Sequence[str | None]) -> Html:
+    total = len(outcomes)
+    feasible, infeasible = outcomes.count(Outcome.FEASIBLE), outcomes.count(Outcome.INFEASIBLE)
+    open_ = total - feasible - infeasible
+    wanted = None if rate is None else needed(rate, total)
     if wanted is None:
         came, kind = "nothing was expected", ""
     elif feasible >= wanted:
         came, kind = "as expected", "v-ok"
     else:
         came, kind = ("below", "v-bad") if feasible + open_ < wanted else ("open", "v-warn")
-    expected = "" if rate is None else f"{rate * 100:g} % ({wanted} of {len(rows)})"
-    share = f"{feasible} ({feasible / len(rows):.0%})" if rows else "0"
-    numbers = [el("td", cell, class_="num") for cell in (len(rows), expected, share, infeasible, open_)]
+    expected = "" if rate is None else f"{rate * 100:g} % ({wanted} of {total})"
+    share = f"{feasible} ({feasible / total:.0%})" if total else "0"
+    numbers = [el("td", cell, class_="num") for cell in (total, expected, share, infeasible, open_)]
     return el("tr", el("th", name, scope="row"), numbers, el("td", el("b", came, class_=kind or None)))
 
 

@@ -24,10 +24,11 @@ def section(row: Row) -> Html | None:
     possible = Possible(size, str(found.get("foreground_phase")), str(found.get("background_phase")), "allocator")
     limit = number(row.verdict.get("limit_bytes"))
     over = limit is not None and size >= limit
+    seen_text, possible_text = (format_mib(one, beside=limit) for one in (seen, size))
     texts = [
         el("b", "Seen"),
-        f" at most {format_mib(seen)}; ",
+        f" at most {seen_text}; ",
         el("b", "possible", class_="v-warn" if over else None),
-        f" {format_mib(size)}, {possible}, by {_TOLD_BY.get(str(found.get('told_by')), 'what they told')}.",
+        f" {possible_text}, {possible}, by {_TOLD_BY.get(str(found.get('told_by')), 'what they told')}.",
     ]
     return el("p", texts, class_="possible")

@@ -18,11 +18,11 @@ from colocate.plan import needed
 from colocate.report import journal
 from colocate.report.shapes import Run, fitted
 from colocate.report.slim import LARGE, slim
-from colocate.report.tally import Tally
+from colocate.report.tally import AGAIN, Tally
 from colocate.report.words import Record
 from colocate.run_directory import GroupDirectory, RunDirectory, read_json, safe_name
 from colocate.salvage import salvaged
-from colocate.series import asked_of, is_outdated, settled_groups
+from colocate.series import again_of, asked_of, is_outdated, settled_groups
 from colocate.verdict import Verdict
 
 NO_FACTS: Mapping[str, Any] = {}
@@ -117,6 +117,8 @@ class StoredRun:
     started_at: str | None = None
     ended_at: str | None = None
     goes_on: bool = False
+    again: frozenset[str] = frozenset()
+    """Groups whose verdict the latest session found to hold no more, and that it did not run."""
 
     @property
     def name(self) -> str:
@@ -213,6 +215,7 @@ def read_run(path: Path) -> StoredRun:
         started_at=str(info.get("started_at") or told.started_at or "") or None,
         ended_at=ended_at,
         goes_on=bool(told.selected) and told.ended_at is None,
+        again=again_of(run) - told.fresh,
     )
 
 
@@ -267,7 +270,7 @@ def _tally(runs: Mapping[str, StoredRun], rows: list[Row], elsewhere: set[str]) 
         ids = [name for name in ids if name not in elsewhere]
         wanted = None if rate is None else needed(float(rate), len(ids))
     found = {group: "not done" for run in runs.values() for group in run.selected}
-    found |= {row.group: str(row.record["outcome"]) for row in rows}
+    found |= {row.group: AGAIN if row.group in runs[row.run].again else str(row.record["outcome"]) for row in rows}
     return Tally.of(ids, found, len(ids) if wanted is None else wanted, 1.0 if rate is None else float(rate))
 
 

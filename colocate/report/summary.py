@@ -24,6 +24,7 @@ from colocate.report.slim import slim
 from colocate.run_directory import GroupDirectory, RunDirectory, write_text
 from colocate.series import Settled, asked_of, is_outdated, kept_groups, settled_group, settled_groups
 from colocate.units import to_mib
+from colocate.verdict import Outcome
 
 COLUMNS = (
     "group",
@@ -87,16 +88,25 @@ def write_summary(run: RunDirectory) -> Path:
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
     """One row per group that has ended, in the plan's order; a damaged record that no journal tells of is left out."""
+    return [cells for _, cells in sorted(_numbered(run), key=lambda row: (row[0], row[1]["group"]))]
+
+
+def _numbered(run: RunDirectory) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows in no order, each with its group's number. What the latest session told outweighs an older record."""
     groups, kept, asked = settled_groups(run, slim=slim), kept_groups(run), asked_of(run)
-    judged = [
-        (settled.deciding.group["number"], _row_of(settled, run, kept=name in kept)) for name, settled in groups.items()
-    ]
-    told = [
-        (record["number"] or 0, _row_told(record))
-        for name, record in journal.read(run.path).records.items()
-        if name not in groups and record["outcome"] != journal.NOT_RUN and not is_outdated(name, record, asked)
-    ]
-    return [cells for _, cells in sorted([*judged, *told], key=lambda row: (row[0], row[1]["group"]))]
+    for name, record in journal.read(run.path).records.items():
+        if is_outdated(name, record, asked):
+            continue
+        if not _is_judged(record):
+            groups.pop(name, None)
+        if name not in groups and record["outcome"] != journal.NOT_RUN:
+            yield record["number"] or 0, _row_told(record)
+    for name, settled in groups.items():
+        yield settled.deciding.group["number"], _row_of(settled, run, kept=name in kept)
+
+
+def _is_judged(record: Mapping[str, Any]) -> bool:
+    return record["outcome"] in set(Outcome)
 
 
 def _row_told(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,31 +156,34 @@ class Summary:
     def take(self, group: Group, told: Mapping[str, Any] | None = None) -> None:
         """Add the row of a group that has ended, or put it in the place of its former one.
 
-        ``told`` is the record that the run told of it, for a group without a verdict on disk.
+        ``told`` is the record that the run told of it, for a group without a verdict on disk. One that was not run
+        has no row, also none of an earlier session.
 
         Raises:
             OSError: it cannot be written.
         """
         if self._lines is None:
-            self._lines = {one["group"]: (group.number, _line(one)) for one in rows(self._run)}
+            self._lines = {one["group"]: (number, _line(one)) for number, one in _numbered(self._run)}
             self._kept = kept_groups(self._run)
             self._lines.pop(group.id, None)
             self._write(self._lines.values())
-        settled = settled_group(self._run, group)
-        if settled is not None:
-            line = (group.number, _line(_row_of(settled, self._run, kept=group.id in self._kept)))
-        elif told is not None:
-            line = (group.number, _line(_row_told(told)))
-        else:
-            return
-        known = self._lines.get(group.id)
-        self._lines[group.id] = line
+        known, line = self._lines.pop(group.id, None), self._line_of(group, told)
+        if line is not None:
+            self._lines[group.id] = line
         if known == line:  # of a group that was kept
             return
-        if known:
-            self._write(self._lines.values())
-        else:
+        if known is None and line is not None:
             self._append(line[1])
+        else:
+            self._write(self._lines.values())
+
+    def _line_of(self, group: Group, told: Mapping[str, Any] | None) -> tuple[int, str] | None:
+        settled = settled_group(self._run, group) if told is None or _is_judged(told) else None
+        if settled is not None:
+            return group.number, _line(_row_of(settled, self._run, kept=group.id in self._kept))
+        if told is None or told["outcome"] == journal.NOT_RUN:
+            return None
+        return group.number, _line(_row_told(told))
 
     def finish(self) -> None:
         """Put the rows into the plan's order.
@@ -252,7 +265,7 @@ def _worth(directory: GroupDirectory) -> dict[str, float | None]:
 
 
 def _mib(num_bytes: int | None) -> float | None:
-    return None if num_bytes is None else round(to_mib(num_bytes), 1)
+    return None if num_bytes is None else to_mib(num_bytes)
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from colocate.report.markup import Attribute, Html, Part, breakable, el
 from colocate.report.stored import Row
 from colocate.report.words import Record, colour, duration_text, peak_text
-from colocate.units import to_mib
+from colocate.units import mib_text
 from colocate.verdict import Outcome
 
 COLUMNS = {
@@ -109,7 +109,7 @@ def _content(row: Row, name: str) -> tuple[Part, Attribute]:
         "background": lambda: (breakable(record["background"] or "none"), record["background"] or ""),
         "expected": lambda: _size(record["expected_bytes"]),
         "peak": lambda: _peak(row),
-        "headroom": lambda: _size(record["headroom_bytes"]),
+        "headroom": lambda: _size(record["headroom_bytes"], beside=0),
         "overlap": lambda: _overlap(row),
         "time": lambda: (duration_text(record["duration_s"]), record["duration_s"]),
         "card": lambda: (el("span", row.card[0], " ", el("span", row.card[1], class_="muted")), " ".join(row.card)),
@@ -135,8 +135,8 @@ def _verdict(row: Row) -> tuple[Html, int]:
     return el("span", badge, " ", basis, codes), place
 
 
-def _size(num_bytes: int | None) -> tuple[str, int | None]:
-    return ("" if num_bytes is None else f"{to_mib(num_bytes):.0f}"), num_bytes
+def _size(num_bytes: int | None, beside: int | None = None) -> tuple[str, int | None]:
+    return mib_text(num_bytes, beside=beside), num_bytes
 
 
 def _peak(row: Row) -> tuple[Html | str, int | None]:

@@ -9,6 +9,9 @@ from colocate.verdict import Outcome
 # More names than these are nothing that anybody reads in a line.
 MOST_NAMED = 30
 
+AGAIN = "to be run again"
+"""What stands for the outcome of a group whose verdict ``--resume`` found to hold no more, until it is run again."""
+
 Holding = Literal["holds", "fails", "is undecided"]
 
 

@@ -107,6 +107,10 @@ class _Drawing:
         self.end_s = max(samples[-1].elapsed_s, *(member.end_s for member in members.values()), 0.001)
         self.top_bytes = max(limit_bytes, self.peak.used_bytes) * 1.08
 
+    @property
+    def peak_text(self) -> str:
+        return format_mib(self.peak.used_bytes, beside=self.limit_bytes)
+
     def x(self, elapsed_s: float) -> float:
         return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * max(0.0, elapsed_s) / self.end_s, 1)
 
@@ -115,7 +119,7 @@ class _Drawing:
 
     def parts(self, title: str) -> Iterator[str]:
         height = _HEIGHT + _ROW * len(self.members)
-        said = f"{title}: memory of the card over {self.end_s:.0f} s, peak {format_mib(self.peak.used_bytes)}, "
+        said = f"{title}: memory of the card over {self.end_s:.0f} s, peak {self.peak_text}, "
         said += f"limit {format_mib(self.limit_bytes)}"
         yield f'<svg class="timeline" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(said)}">'
         yield from self._shades()
@@ -155,7 +159,7 @@ class _Drawing:
 
     def _peak(self) -> Iterator[str]:
         x, y = self.x(self.peak.elapsed_s), self.y(self.peak.used_bytes)
-        text = f"{format_mib(self.peak.used_bytes)} at {self.peak.elapsed_s:.1f} s"
+        text = f"{self.peak_text} at {self.peak.elapsed_s:.1f} s"
         yield f'<circle class="peak" cx="{x}" cy="{y}" r="3.5"><title>peak {text}</title></circle>'
         anchor = "end" if x > _WIDTH / 2 else "start"  # never over the edge
         yield f'<text class="peak" x="{x}" y="{self._beside(y)}" text-anchor="{anchor}">peak {text}</text>'

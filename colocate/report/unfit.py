@@ -14,7 +14,7 @@ from colocate.report.markup import Html, el
 from colocate.report.picture import pair
 from colocate.report.stored import Part, mapping, number
 from colocate.report.words import colour, plural
-from colocate.units import to_mib
+from colocate.units import span_text
 
 _COLOURS = {Answer.FITS.value: "v-ok", Answer.DOES_NOT_FIT.value: "v-bad"}
 
@@ -70,5 +70,5 @@ def _figure(one: Mapping[str, Any]) -> Html | None:
         why_not = one.get("why_not")
         known = why_not and why_not != OUT_OF_TIME
         return el("span", f"not predicted: {why_not}", class_="muted") if known else None
-    text = f"{to_mib(low):.0f}-{to_mib(high):.0f} MiB: {answer}"
+    text = f"{span_text(low, high)} MiB: {answer}"
     return el("b", text, class_=f"outlook {_COLOURS.get(str(answer), 'v-warn')}")

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from colocate.units import format_mib, to_mib
+from colocate.units import format_mib, span_text
 from colocate.verdict import Outcome
 
 Record = Mapping[str, Any]
@@ -19,10 +19,10 @@ def colour(record: Record) -> str:
 
 def peak_text(record: Record) -> str:
     """The card's peak: one number when measured, the interval when predicted."""
-    low, high = record["peak_low_bytes"], record["peak_high_bytes"]
+    low, high, limit = record["peak_low_bytes"], record["peak_high_bytes"], record.get("limit_bytes")
     if low is None or high is None or low == high:
-        return format_mib(record["peak_bytes"])
-    return f"{to_mib(low):.0f}-{to_mib(high):.0f} MiB"
+        return format_mib(record["peak_bytes"], beside=limit)
+    return f"{span_text(low, high, beside=limit)} MiB"
 
 
 def is_early(record: Record | None) -> bool:
@@ -31,13 +31,13 @@ def is_early(record: Record | None) -> bool:
 
 
 def outcome_text(record: Record) -> str:
-    """The outcome, and whether it was decided early: what was not seen must not pass for seen."""
-    return f"{record['outcome']}{', decided early' if is_early(record) else ''}"
+    """The outcome, its basis, and whether it was decided early: what was not seen must not pass for seen."""
+    return f"{judged_text(record)}{', decided early' if is_early(record) else ''}"
 
 
 def headroom_text(record: Record) -> str:
     """Limit minus peak; below zero when the peak is over the limit."""
-    return format_mib(record["headroom_bytes"])
+    return format_mib(record["headroom_bytes"], beside=0)
 
 
 def over_budget_bytes(record: Record) -> int | None:
@@ -50,7 +50,7 @@ def over_budget_text(records: Iterable[Record]) -> str | None:
     """The groups over their budget, the furthest first, and by how much; None where none is."""
     found = [(over, record) for record in records if (over := over_budget_bytes(record)) is not None]
     found.sort(key=lambda one: -one[0])
-    named = ", ".join(f"{record['group']} by {format_mib(over)}" for over, record in found)
+    named = ", ".join(f"{record['group']} by {format_mib(over, beside=0)}" for over, record in found)
     return f"{plural(len(found), 'group')} over budget: {named}" if found else None
 
 
@@ -80,6 +80,21 @@ def plural(number: int, noun: str) -> str:
 def judged_text(record: Record) -> str:
     """Such as ``FEASIBLE (measured)``; a verdict that rests on nothing, as when nothing was started, has no basis."""
     return f"{record['outcome']} ({record['basis']})" if record["basis"] else str(record["outcome"])
+
+
+def line_of(record: Record) -> str:
+    """One group on one line of at most 80 columns: verdict, basis, peak and headroom."""
+    if record["outcome"] not in set(Outcome):
+        return f"{record['group']} {record['outcome']}"
+    numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
+    over = over_budget_bytes(record)
+    if over is not None:
+        numbers += f", {format_mib(over, beside=0)} over budget"
+    if record.get("kept"):
+        numbers += ", kept"
+    if is_early(record):
+        numbers += ", decided early"
+    return f"{record['group']} {judged_text(record)} {numbers}"
 
 
 def basis_of(records: Iterable[Record]) -> str:
