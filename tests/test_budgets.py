@@ -79,7 +79,7 @@ def test_the_summary_of_a_job_has_the_groups_that_do_not_fit_first(run: RunDirec
 def test_annotations_name_what_does_not_fit_and_what_is_over_its_budget(run: RunDirectory) -> None:
     found = list(github.annotations_of_run(row.record for row in read_run(run.path).rows))
     assert found[0] == "::warning title=group01::peak 3200 MiB is over its budget of 3100 MiB"
-    assert found[1].startswith("::error title=group04::does not fit: examples_mnist ran out of memory")
+    assert found[1].startswith("::error title=group04::INFEASIBLE (measured): examples_mnist ran out of memory")
     assert len(found) == 2
 
 

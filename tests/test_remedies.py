@@ -110,7 +110,7 @@ def test_a_session_tries_remedies_and_leaves_the_verdict_as_it_was(fake_nvml: Fa
     (remedy,) = entry["tried"]
     assert remedy["after"]["peak_bytes"] < entry["before"]["limit_bytes"] <= entry["before"]["peak_bytes"]
     assert (remedy["after"]["basis"], remedy["predicted"]["answer"]) == ("measured", "not predicted")
-    assert "large FEASIBLE (measured) with stand_in: --batch-size 2" in session.output
+    assert "remedy for large: FEASIBLE (measured) with stand_in: --batch-size 2" in session.output
     side = session.run / remedy["directory"]
     assert side.parent.name == f"{session.run.name}_remedies"
     assert main(["verify", str(side.parent)]) == 0

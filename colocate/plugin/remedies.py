@@ -93,7 +93,9 @@ def lines(found: Remedied) -> list[str]:
         return [text]
     verdict, step = remedy.verdict, remedy.candidate.step
     before, after = (peak_text(one.to_json()) for one in (found.before, verdict))
-    told = f"{found.group.id} {verdict.outcome} ({verdict.basis}) with {remedy.candidate.proposal.training}: "
+    told = (
+        f"remedy for {found.group.id}: {verdict.outcome} ({verdict.basis}) with {remedy.candidate.proposal.training}: "
+    )
     told += f"{step.settings}; peak {after}, before {before}" + (" [kept]" if remedy.kept else "")
     return textwrap.wrap(told, 79, subsequent_indent="    ", break_long_words=False)
 

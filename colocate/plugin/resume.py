@@ -135,6 +135,9 @@ def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> 
     session.decisions = {decision.group: decision for decision in decisions}
     session.earlier = {row.group: _standing(session.decisions.get(row.group)) for row in read_run(run.path).rows}
     session.notes += [f"resume: {line}" for line in [*done, *told(decisions)]]
+    if any(decision.kept for decision in decisions):
+        asked = [f"--{name}" for name in ("stress", "worth") if config.getoption(name)]
+        session.notes += [f"resume: {name} is for groups that are run, not for those kept" for name in asked]
     _record_session(config, run, decisions, plan)
     return run
 
