@@ -28,7 +28,14 @@ def host() -> str:
 
 
 def for_training(
-    base: Mapping[str, str], *, cookie: str, events: Path, probe: Path, uuid: str | None, virtual_card: Path | None
+    base: Mapping[str, str],
+    *,
+    cookie: str,
+    events: Path,
+    probe: Path,
+    uuid: str | None,
+    virtual_card: Path | None,
+    whole: bool = False,
 ) -> dict[str, str]:
     """A complete environment: the caller's, the probe in front of PYTHONPATH, and exactly one card in sight.
 
@@ -39,6 +46,7 @@ def for_training(
         probe: Folder in which the injected probe keeps its records.
         uuid: The GPU to be used, or None to hide all of them.
         virtual_card: State file of the virtual card to be emulated, or None.
+        whole: Leave passes over the data as long as they are, also on the virtual card.
     """
     environment = {name: value for name, value in base.items() if not name.startswith("COLOCATE_")}
     environment["PYTHONPATH"] = ":".join(filter(None, [str(INJECTED), base.get("PYTHONPATH")]))
@@ -49,5 +57,6 @@ def for_training(
     environment[PROBE] = str(probe.absolute())
     if virtual_card is not None:
         environment[VIRTUAL_CARD] = str(virtual_card.absolute())
-        environment[BATCHES_PER_PASS] = str(REHEARSED_BATCHES)
+        if not whole:
+            environment[BATCHES_PER_PASS] = str(REHEARSED_BATCHES)
     return environment

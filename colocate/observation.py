@@ -46,6 +46,9 @@ CLOSING_S = 1.0
 # How long a list of processes may take: no two are read within a second.
 LISTED_WITHIN_S = 1.5
 
+# On the virtual card, how long a training that tells of no epochs must have made steps to count as one that goes on.
+GOES_ON_S = 5.0
+
 TERMINATION_GRACE_S = 10.0
 
 # How often a run that may end early looks whether it may.
@@ -141,7 +144,8 @@ class Observation:
         """Start the background and wait until it demonstrably trains, or never will.
 
         Ready means evidence: it holds memory on the card and its steps advance. On the virtual card it has moreover
-        been through a whole cut epoch, so that its peak is known before the foreground starts.
+        been through a whole cut epoch, or program, so that its peak is known before the foreground starts, and trains
+        on; where that takes another life, that one's passes over the data are not cut, so that it lasts.
         """
         watch = self._background
         if watch is None or self._card.faults:
@@ -347,8 +351,10 @@ class Observation:
     # Starting.
 
     def _start(self, watch: Watch, log: Path) -> Process:
+        # What a short pass over its data has to show is known then; a background that ends has to last.
+        whole = watch.role == "background" and watch.rehearsed_t is not None
         process = start(
-            self._command(watch.role, watch.training),
+            self._command(watch.role, watch.training, whole=whole),
             log=log,
             cookie=self._card.holders.cookie(watch.role),
             patterns=watch.patterns,
@@ -357,7 +363,7 @@ class Observation:
         watch.processes.append(process)
         return process
 
-    def _command(self, role: Role, training: Training) -> Command:
+    def _command(self, role: Role, training: Training, *, whole: bool) -> Command:
         virtual = self._virtual_card is not None
         env = environment.for_training(
             {**os.environ, **training.env},
@@ -366,6 +372,7 @@ class Observation:
             probe=self.directory.probe(role),
             uuid=None if virtual else self._device.info.uuid,
             virtual_card=self._virtual_card,
+            whole=whole,
         )
         argv = training.command(repeat=role == "background", rehearsal=virtual)
         return Command(tuple(argv), training.cwd, env)
@@ -458,7 +465,16 @@ class Observation:
         if watch.training.uses_gpu and not self._holds_card(watch):
             self._monitor.ask_for_processes()
             return False
-        return self._virtual_card is None or watch.told_epoch or not watch.tells_events
+        return self._virtual_card is None or self._goes_on(watch)
+
+    def _goes_on(self, watch: Watch) -> bool:
+        """Its peak is known, and it trains on: after its first epoch or life, or for long enough where it tells none.
+
+        A second attempt asks for more: the first may have met the pause after a short life.
+        """
+        if watch.rehearsed_t is not None:
+            return watch.stepped_since(watch.rehearsed_t)
+        return not watch.tells_events and watch.stepping_s >= GOES_ON_S * self.directory.attempt**2
 
     def _holds_card(self, watch: Watch) -> bool:
         """By the driver's list; where that does not tell, by the card's level while the background is alone.

@@ -114,11 +114,6 @@ class Watch:
             yield "bad_events", f"{self.training.name}: {text}"
 
     @property
-    def told_epoch(self) -> bool:
-        """It said that an epoch ended."""
-        return bool(self._events.epochs)
-
-    @property
     def tells_events(self) -> bool:
         """It writes events of its own."""
         return bool(self._events.progress.marks)
@@ -128,6 +123,19 @@ class Watch:
         """Steps known so far, from whichever source has seen more."""
         counted = sum(allocator.optimizer_steps for allocator in self._probe.allocators)
         return max(self._events.num_steps, counted, len(self._progress_lines()))
+
+    @property
+    def rehearsed_t(self) -> float | None:
+        """When it was first through with everything: an epoch that it tells of, or the whole program."""
+        ends = [epoch.elapsed_s for epoch in self._events.epochs[:1]]
+        ends += [process.exit.ended_s for process in self.processes if process.exit is not None and process.exit.ok]
+        return min(ends, default=None)
+
+    @property
+    def stepping_s(self) -> float:
+        """How long it has made steps by now, of which PyTorch or its log tells."""
+        signs = [mark.elapsed_s for mark in self._probe.progress.marks] + [line.t for line in self._progress_lines()]
+        return max(signs) - min(signs) if signs else 0.0
 
     @property
     def latest_t(self) -> float | None:

@@ -117,6 +117,8 @@ def features(tmp_path_factory) -> tuple[Run, dict[str, str | None]]:
         "mixed_precision_with_scaler",
         "attention_depends_on_precision_and_mask",
         "transformer_encoder_in_training_and_evaluation",
+        "inference_mode_reads_values_and_moves_tensors",
+        "tensors_are_made_by_the_names_of_old_types",
         "recurrent_layers_and_packed_sequences",
         "moved_parameters_keep_their_identity",
         "values_that_came_from_the_host_are_true",

@@ -4,6 +4,7 @@ Owns the order of events inside one operator: copies of operands, results, works
 what is known in `operators`, true values in `values`, blocks in `memory`.
 """
 
+import functools
 import sys
 import threading
 from typing import Any
@@ -164,6 +165,9 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every operator below autograd."""
+        if torch.is_inference_mode_enabled() and _is_composed(func):
+            with self:  # autograd, which takes such an operator apart, is not there
+                return func.decompose(*args, **(kwargs or {}))
         for one in types:
             if issubclass(one, FakeTensor):
                 return self._emulator.run(func, types, args, kwargs or {})
@@ -173,6 +177,14 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
                 return self._emulator.run(func, types, args, kwargs)
             return func(*args, **kwargs)
         return func(*args)
+
+
+@functools.cache
+def _is_composed(function: Any) -> bool:
+    """It is made of other operators and has no kernel of its own."""
+    composed = "CompositeImplicitAutograd"
+    known = function.namespace == "aten"
+    return bool(known and torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), composed))
 
 
 def _is_emulated(device: torch.device) -> bool:

@@ -32,6 +32,7 @@ def install_framework_patches(emulator: Emulator) -> None:
     _replace_compilers(emulator)
     _refuse_collectives(emulator)
     _replace_generators()
+    _replace_legacy_types()
 
 
 def _keep_fake_tensors_off_the_driver() -> None:
@@ -211,6 +212,59 @@ def _replace_generators() -> None:
             return generator(device="cpu")
 
     torch.Generator = Generator
+
+
+# Before torch 0.4 a tensor's type was named after device and numbers, and many programs still make tensors by it.
+LEGACY_TYPES = {
+    "FloatTensor": torch.float32,
+    "DoubleTensor": torch.float64,
+    "HalfTensor": torch.float16,
+    "BFloat16Tensor": torch.bfloat16,
+    "LongTensor": torch.int64,
+    "IntTensor": torch.int32,
+    "ShortTensor": torch.int16,
+    "CharTensor": torch.int8,
+    "ByteTensor": torch.uint8,
+    "BoolTensor": torch.bool,
+}
+
+
+class LegacyType(type):
+    """A class such as ``torch.cuda.FloatTensor``: makes tensors on the device and recognises them."""
+
+    dtype: torch.dtype
+
+    def __call__(cls, *given: Any) -> Any:
+        """A tensor of a shape, with the content of a list or an array, or another one's."""
+        if len(given) == 1 and isinstance(given[0], torch.Tensor):
+            return given[0].to(DEVICE, cls.dtype)
+        if len(given) == 1 and not isinstance(given[0], int | torch.Size):
+            return torch.tensor(given[0], dtype=cls.dtype, device=DEVICE)
+        return torch.empty(*(given or (0,)), dtype=cls.dtype, device=DEVICE)
+
+    def __instancecheck__(cls, tensor: Any) -> bool:
+        """Whether it is a tensor on the device with numbers of this kind."""
+        return isinstance(tensor, torch.Tensor) and tensor.device == DEVICE and tensor.dtype is cls.dtype
+
+
+def _replace_legacy_types() -> None:
+    """The constructors of ``torch.cuda`` ask the driver, and ``tensor.type(...)`` does for their names."""
+    known: dict[Any, LegacyType] = {}
+    for name, dtype in LEGACY_TYPES.items():
+        made = LegacyType(name, (), {"dtype": dtype})
+        known[made] = known[f"torch.cuda.{name}"] = made
+        setattr(torch.cuda, name, made)
+    names = {made.dtype: f"torch.cuda.{made.__name__}" for made in known.values()}
+    kind = torch.Tensor.type
+
+    def type_of(tensor: Any, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if dtype is None and isinstance(tensor, FakeTensor):
+            return names.get(tensor.dtype, f"torch.cuda.{tensor.dtype}")
+        if dtype in known:
+            return tensor.to(DEVICE, known[dtype].dtype)
+        return kind(tensor, dtype, *args, **kwargs)
+
+    torch.Tensor.type = type_of
 
 
 # --- programs of several devices, compilers -------------------------------------------------------------------------

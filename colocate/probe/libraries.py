@@ -17,7 +17,9 @@ _kept: list[Any] = []  # a library that is collected takes its operators along
 
 def prepare_libraries(watcher: AfterImport, unsupported: Callable[[str], Exception]) -> None:
     """Wait for the libraries that need help, and for those that cannot be helped."""
-    watcher.when("torchvision", _finish_torchvision, before=_tolerate_missing_torchvision_operators)
+    # By its modules: torchvision itself may be half imported now, when it is what imports torch.
+    watcher.when("torchvision._meta_registrations", lambda module: None, before=_tolerate_missing_operators)
+    watcher.when("torchvision.ops", _finish_torchvision)
     watcher.when("transformers.utils.import_utils", _hide_fake_tensors)
     watcher.when("triton.runtime.jit", lambda jit: _refuse_kernels(jit, unsupported))
     watcher.when("torch.utils.cpp_extension", lambda module: _refuse_extensions(module, unsupported))
@@ -25,7 +27,7 @@ def prepare_libraries(watcher: AfterImport, unsupported: Callable[[str], Excepti
     watcher.when("numba.cuda", lambda module: _refuse_kernel_decorator(module, unsupported))
 
 
-def _tolerate_missing_torchvision_operators() -> None:
+def _tolerate_missing_operators() -> None:
     """The torchvision wheel for CUDA does not import beside a CPU build of torch.
 
     Its compiled operators cannot be loaded then, and it registers fake kernels for them without looking.
@@ -45,14 +47,16 @@ def _tolerate_missing_torchvision_operators() -> None:
     torch.library.register_fake = register_if_possible
 
 
-def _finish_torchvision(torchvision: ModuleType) -> None:
+def _finish_torchvision(ops: ModuleType) -> None:
     """Give a torchvision without compiled operators its most used one, non-maximum suppression."""
-    if torchvision.extension._has_ops():
+    from torchvision.extension import _has_ops
+
+    if _has_ops():
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.impl("nms", lambda boxes, scores, threshold: torch.arange(boxes.shape[0]), "CPU")
-    torchvision.ops.boxes._assert_has_ops = lambda: None
+    ops.boxes._assert_has_ops = lambda: None
     _kept.append(library)
 
 

@@ -1,5 +1,6 @@
 """What ordinary programs do besides training; each function is one promise of the emulation and one test."""
 
+import contextlib
 import copy
 import json
 import sys
@@ -9,6 +10,10 @@ import traceback
 from pathlib import Path
 
 import pytest
+
+with contextlib.suppress(ImportError):
+    import torchvision.transforms  # noqa: F401  # ahead of torch: it is half imported when the emulation starts
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -91,6 +96,29 @@ def transformer_encoder_in_training_and_evaluation():
     model.eval()
     with torch.inference_mode():
         assert model(tokens).shape == (4, 16, 64)
+
+
+def inference_mode_reads_values_and_moves_tensors():
+    """Autograd, which takes composed operators apart, is off there."""
+    with torch.inference_mode():
+        logits = torch.randn(4, 10).to("cuda")
+        loss = functional.cross_entropy(logits, torch.zeros(4, dtype=torch.long, device="cuda"))
+        assert loss.data.item() == float(loss)
+        assert logits.argmax(1).cpu().shape == (4,)
+        assert functional.linear(logits, logits).reshape(-1).shape == (16,)
+
+
+def tensors_are_made_by_the_names_of_old_types():
+    for made in (torch.cuda.FloatTensor(2, 3), torch.cuda.FloatTensor([[1, 2, 3]] * 2), torch.zeros(2, 3).cuda()):
+        assert made.is_cuda
+        assert made.shape == (2, 3)
+        assert isinstance(made, torch.cuda.FloatTensor)
+        assert made.type() == "torch.cuda.FloatTensor"
+    assert torch.zeros(2).type(torch.cuda.LongTensor).type("torch.cuda.HalfTensor").dtype is torch.float16
+    assert torch.zeros(2).type(torch.LongTensor).dtype is torch.int64
+    assert torch.cuda.FloatTensor(torch.Size([4])).shape == (4,)
+    assert torch.cuda.FloatTensor(torch.ones(2)).fill_(1.0).is_cuda
+    assert not isinstance(torch.zeros(2), torch.cuda.FloatTensor)
 
 
 def recurrent_layers_and_packed_sequences():
