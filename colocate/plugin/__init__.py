@@ -30,9 +30,9 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Called by pytest to run its command; ``--explain`` is one of its own."""
     if not configuration.collects_cases(config):
         return None
-    from colocate.plugin import elsewhere
+    from colocate.plugin import workers
 
-    if elsewhere.wanted(config):
+    if workers.are_elsewhere(config):
         from colocate.plugin.queued import Replacing
 
         config.pluginmanager.register(Replacing(), "colocate-replacing")
@@ -53,7 +53,6 @@ def pytest_configure(config: pytest.Config) -> None:
         cards,
         carrying,
         collection,
-        elsewhere,
         github,
         ledger,
         outcome,
@@ -66,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
         workers,
     )
 
-    elsewhere.prepare(config, session)
+    workers.prepare(config, session)
     modules = (
         cards,
         run_record,

@@ -123,9 +123,19 @@ def group_of(config: pytest.Config, nodeid: str) -> "Group | None":
     return session.plan.by_id.get(nodeid[nodeid.rindex("[") + 1 : -1])
 
 
-def case_of(config: pytest.Config, group: "Group") -> str:
-    """The case that a group is in the project's own file of cases, which nobody has collected."""
-    return f"{_case_folder(config, session_of(config))}/test_groups.py::test_group[{group.id}]"
+def selects(config: pytest.Config) -> bool:
+    """Fewer groups than those of the plan may be run: only who collects the cases knows which."""
+    names = ("keyword", "markexpr", "lf", "deselect")
+    return any(getattr(config.option, name, None) for name in names) or any("::" in word for word in config.args)
+
+
+def all_cases(config: pytest.Config) -> list[str]:
+    """The cases of the whole plan, for a session in which nobody collected any; none where fewer may be wanted."""
+    if selects(config):
+        return []
+    session = session_of(config)
+    file = f"{_case_folder(config, session)}/test_groups.py"
+    return [f"{file}::test_group[{name}]" for name in session.plan.ids]
 
 
 def cases(config: pytest.Config) -> list[Any]:

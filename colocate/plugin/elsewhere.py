@@ -1,7 +1,8 @@
 """``--on slurm``: the workers of a session as jobs in a queue: asked for, watched while they wait, told to end.
 
 One worker is one job (inside an allocation one step of it) with one GPU, which it finds on its machine by what Slurm
-set there. The controller needs no card. `colocate.plugin.queued` lets them join the session when they come.
+set there. The controller needs no card. Knows no pytest: `colocate.plugin.workers` makes the jobs of a session, and
+`colocate.plugin.queued` lets the workers join it when they come.
 """
 
 import contextlib
@@ -12,18 +13,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 from colocate import attached, processes, slurm
 from colocate.errors import ColocateError
 from colocate.heartbeat import QUEUE, tell
 from colocate.plugin import kinds
-from colocate.plugin.configuration import Session, case_of, leads, session_of
 from colocate.plugin.kinds import Request
 
 if TYPE_CHECKING:
@@ -326,65 +324,3 @@ def look(channel: "Any", paths: list[str], gpu: bool, card_bytes: int, small: bo
         except ColocateError as error:
             seen["refusal"] = str(error)
     channel.send(seen)
-
-
-def wanted(config: pytest.Config) -> bool:
-    """The groups of this session are run in jobs."""
-    return bool(config.option.on) and leads(config)
-
-
-def make(config: pytest.Config) -> Elsewhere:
-    """What the options ask for; made once per session.
-
-    Raises:
-        pytest.UsageError: Slurm cannot give it.
-    """
-    found = config.stash.get(_ELSEWHERE, None)
-    if found is None:
-        try:
-            option = config.option
-            gpu, by_kind = option.device != "virtual", option.card is None
-            found = Elsewhere(option.on, option.slurm, gpu=gpu, by_kind=by_kind)
-        except ColocateError as error:
-            raise pytest.UsageError(str(error)) from error
-        config.stash[_ELSEWHERE] = found
-    return found
-
-
-def prepare(config: pytest.Config, session: Session) -> None:
-    """Tell xdist, before it is configured, that there are workers; which they are is `colocate.plugin.queued`'s."""
-    if config.option.slurm and not config.option.on and leads(config):  # a worker is told of the one and not the other
-        raise pytest.UsageError(f"--slurm: expected --on=slurm beside it, got {config.option.slurm!r} alone")
-    if not wanted(config):
-        return
-    session.elsewhere = elsewhere = make(config)
-    option = config.option
-    session.notes += elsewhere.unmet(session.plan.groups)
-    most = len(option.tx) if option.tx else elsewhere.most_workers
-    requests = elsewhere.requests((group.card for group in session.plan.groups), most)
-    option.tx = ["popen"] * max(1, min(most, len(requests)))
-    option.dist = "load"
-    if option.maxworkerrestart is None:
-        option.maxworkerrestart = str(2 * len(option.tx))
-
-
-def selects(config: pytest.Config, args: Sequence[str]) -> bool:
-    """Fewer groups than those of the plan may be run: then one worker is asked for first, who knows how many."""
-    option = config.option
-    names = ("keyword", "markexpr", "lf", "deselect")
-    return any(getattr(option, name, None) for name in names) or any("::" in argument for argument in args)
-
-
-def all_cases(config: pytest.Config) -> list[str]:
-    """The cases of the whole plan, for a session in which no worker came to tell; none where fewer may be wanted."""
-    if selects(config, config.args):
-        return []
-    return [case_of(config, group) for group in session_of(config).plan.groups]
-
-
-_ELSEWHERE = pytest.StashKey[Elsewhere]()
-
-
-def elsewhere_of(config: pytest.Config) -> Elsewhere | None:
-    """The jobs of this session; None where its groups run on this machine."""
-    return session_of(config).elsewhere

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from colocate.plugin.configuration import Session, group_of, is_worker, only_looks, session_of
-from colocate.plugin.elsewhere import all_cases
+from colocate.plugin.configuration import Session, all_cases, group_of, is_worker, only_looks, session_of
 from colocate.plugin.outcome import CRASHED, INTERRUPTED, NOT_RUN, Record, properties, unjudged
 from colocate.plugin.signals import Interruption
 

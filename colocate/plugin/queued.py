@@ -18,8 +18,8 @@ from xdist.workermanage import NodeManager, WorkerController
 from colocate.cards import known_card
 from colocate.errors import ColocateError
 from colocate.plugin import cards
-from colocate.plugin.configuration import Session, group_of, run_directory_of, session_of
-from colocate.plugin.elsewhere import Berth, Elsewhere, look, selects
+from colocate.plugin.configuration import Session, group_of, run_directory_of, selects, session_of
+from colocate.plugin.elsewhere import Berth, Elsewhere, look
 from colocate.plugin.kinds import Request
 from colocate.plugin.workers import VISIBLE
 from colocate.run_directory import make_folder, read_json, write_json
@@ -62,7 +62,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
         specs = list(self.nodemanager.specs)
         self.config.hook.pytest_xdist_setupnodes(config=self.config, specs=specs)
         requests = self._elsewhere.requests((group.card for group in self._settings.plan.groups), len(specs)) or [()]
-        fewer = selects(self.config, self.config.args) or bool(self._settings.decisions)
+        fewer = selects(self.config) or bool(self._settings.decisions)
         self._held_back = specs
         self._ask_for(requests[:1] if fewer else requests)
 

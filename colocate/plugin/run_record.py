@@ -74,8 +74,3 @@ def register(config: pytest.Config) -> None:
         write_json(session.run_directory.record, run_record(config, session))
     except (ColocateError, OSError) as error:
         raise pytest.UsageError(str(error)) from error
-
-
-def discard(run: RunDirectory) -> None:
-    """Take back a run directory in which nothing was run, so that no folder looks as if something had been."""
-    run.discard()

@@ -1,4 +1,4 @@
-"""xdist's workers: how many, on which card each, and which group next.
+"""xdist's workers: how many, where, on which card each, and which group next.
 
 A worker is bound to its card by UUID in its environment, so that the replacement of a dead worker keeps the card; a
 number made of the worker's name would not.
@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from colocate.device.opening import Card, as_asked
-from colocate.plugin import cards, elsewhere
+from colocate.errors import ColocateError
+from colocate.plugin import cards
 from colocate.plugin.configuration import Session, group_of, leads, session_of
+from colocate.plugin.elsewhere import Elsewhere
 from colocate.plugin.scheduler import OneGroupAtATime
 from colocate.quarantine import Quarantine
 from colocate.units import GIB
@@ -21,6 +23,8 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 # What a group is thought to take when the plan does not say; only the order of the groups depends on it.
 UNKNOWN_MINUTES = 10.0
 
+_ELSEWHERE = pytest.StashKey[Elsewhere]()
+
 
 def num_workers(config: pytest.Config) -> int:
     """One worker per card that is free, or with ``--wait`` per card; on the virtual card one per pair of cores.
@@ -28,12 +32,51 @@ def num_workers(config: pytest.Config) -> int:
     Raises:
         pytest.UsageError: there is no free card, or no card.
     """
-    if elsewhere.wanted(config):
-        return elsewhere.make(config).most_workers
+    if are_elsewhere(config):
+        return elsewhere_of(config).most_workers
     found = cards.find(config, card_bytes=8 * GIB).free  # the plan is not read yet, and only the number matters
     if found[0].kind == "virtual":
         return max(1, len(os.sched_getaffinity(0)) // 2)  # a group is two trainings
     return len(found)
+
+
+def are_elsewhere(config: pytest.Config) -> bool:
+    """The groups of this session are run in jobs."""
+    return bool(config.option.on) and leads(config)
+
+
+def elsewhere_of(config: pytest.Config) -> Elsewhere:
+    """The jobs that the options ask for, made once per session: the number of workers is asked for before the plan.
+
+    Raises:
+        pytest.UsageError: Slurm cannot give it.
+    """
+    found = config.stash.get(_ELSEWHERE, None)
+    if found is None:
+        option = config.option
+        try:
+            found = Elsewhere(option.on, option.slurm, gpu=option.device != "virtual", by_kind=option.card is None)
+        except ColocateError as error:
+            raise pytest.UsageError(str(error)) from error
+        config.stash[_ELSEWHERE] = found
+    return found
+
+
+def prepare(config: pytest.Config, session: Session) -> None:
+    """Tell xdist, before it is configured, that there are workers; which they are is `colocate.plugin.queued`'s."""
+    option = config.option
+    if option.slurm and not option.on and leads(config):  # a worker is told of the one and not the other
+        raise pytest.UsageError(f"--slurm: expected --on=slurm beside it, got {option.slurm!r} alone")
+    if not are_elsewhere(config):
+        return
+    session.elsewhere = elsewhere = elsewhere_of(config)
+    session.notes += elsewhere.unmet(session.plan.groups)
+    most = len(option.tx) if option.tx else elsewhere.most_workers
+    requests = elsewhere.requests((group.card for group in session.plan.groups), most)
+    option.tx = ["popen"] * max(1, min(most, len(requests)))
+    option.dist = "load"
+    if option.maxworkerrestart is None:
+        option.maxworkerrestart = str(2 * len(option.tx))
 
 
 class Workers:
