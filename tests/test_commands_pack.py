@@ -18,6 +18,7 @@ from colocate.advice.worth import GroupWorth, Worth
 from colocate.cli import main
 from colocate.device.opening import Card
 from colocate.plan import Group, load_plan
+from colocate.prediction import PeakRange
 from colocate.record import write_record
 from colocate.run_directory import RunDirectory
 from colocate.trial import Trials
@@ -147,7 +148,7 @@ def test_what_was_measured_elsewhere_or_not_to_its_end_is_not_known(tmp_path: Pa
     seen = builders.evidence()
     write_record(run.group("mnist", 1, parallel=True).create(), pair, seen, [], run.name)
     argv = [seen.foreground.argv, seen.background.argv]
-    solos = [Solo(replace(training("any"), argv=one), Load("any", 0, 0, 0, 0), "measured") for one in argv]
+    solos = [Solo(replace(training("any"), argv=one), Load(PeakRange(0, 0, 0), 0), "measured") for one in argv]
     question = Question((), 0, seen.limits.peak_bytes)
     size, name = seen.device.total_bytes, seen.device.name
 

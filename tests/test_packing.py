@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colocate.advice.packing import (
-    Fit,
     Load,
     Packing,
     Pair,
@@ -20,14 +19,17 @@ from colocate.advice.packing import (
     next_question,
     packed,
 )
+from colocate.foresight import Answer
+from colocate.prediction import PeakRange
 from colocate.units import MIB
 
 BASE, LIMIT = 200, 3000
 
 
-def load(name: str, low: int, high: int, floor: int | None = None) -> Load:
+def load(low: int, high: int, floor: int | None = None) -> Load:
     """Sizes in MiB."""
-    return Load(name, low * MIB, (low + high) // 2 * MIB, high * MIB, (low if floor is None else floor) * MIB)
+    peak = PeakRange(low * MIB, (low + high) // 2 * MIB, high * MIB)
+    return Load(peak, (low if floor is None else floor) * MIB)
 
 
 def question(*loads: Load, **changes: object) -> Question:
@@ -37,10 +39,10 @@ def question(*loads: Load, **changes: object) -> Question:
 @st.composite
 def loads(draw: st.DrawFn, most: int = 8) -> tuple[Load, ...]:
     found = []
-    for number in range(draw(st.integers(1, most))):
+    for _ in range(draw(st.integers(1, most))):
         low = draw(st.integers(0, 2900))
         floor = draw(st.integers(0, low))
-        found.append(load(str(number), low, low + draw(st.integers(0, 500)), draw(st.sampled_from([floor, low]))))
+        found.append(load(low, low + draw(st.integers(0, 500)), draw(st.sampled_from([floor, low]))))
     return tuple(found)
 
 
@@ -57,28 +59,29 @@ def matchings(places: list[int], edges: set[Pair]) -> Iterator[tuple[Pair, ...]]
             yield from ((*more, (first, other)) for more in matchings(left, edges))
 
 
-def every(asked: Question, *fits: Fit) -> list[tuple[Pair, ...]]:
-    return list(matchings(list(range(len(asked.loads))), set(asked.pairs(*fits))))
+def every(asked: Question, *answers: Answer) -> list[tuple[Pair, ...]]:
+    return list(matchings(list(range(len(asked.loads))), set(asked.pairs(*answers))))
 
 
 def taken(asked: Question, pairs: tuple[Pair, ...] | list[Pair]) -> int:
-    return sum((sum(asked.loads[place].high_bytes // MIB for place in pair)) ** 2 for pair in pairs)
+    return sum((sum(asked.loads[place].peak.high_bytes // MIB for place in pair)) ** 2 for pair in pairs)
 
 
 def sound(asked: Question, pairs: list[Pair]) -> None:
     members = [place for pair in pairs for place in pair]
     assert len(members) == len(set(members))
-    assert all(asked.fit(pair) is Fit.YES for pair in pairs)
+    assert all(asked.answer(pair) is Answer.FITS for pair in pairs)
 
 
 def test_bounds_are_those_of_both_at_their_highest_and_of_one_beside_the_least_of_the_other() -> None:
-    asked = question(load("a", 1500, 1600, floor=500), load("b", 1800, 1900, floor=1000))
+    asked = question(load(1500, 1600, floor=500), load(1800, 1900, floor=1000))
 
-    assert asked.bounds((0, 1)) == ((BASE + 1500 + 1000) * MIB, (BASE + 3500) * MIB)
-    assert asked.fit((0, 1)) is Fit.OPEN
-    assert replace(asked, known={(0, 1): True}).fit((0, 1)) is Fit.YES
-    assert replace(asked, limit_bytes=2700 * MIB).fit((0, 1)) is Fit.NO
-    assert replace(asked, limit_bytes=3701 * MIB).fit((0, 1)) is Fit.YES
+    peak = asked.peak((0, 1))
+    assert (peak.low_bytes, peak.high_bytes) == ((BASE + 1500 + 1000) * MIB, (BASE + 3500) * MIB)
+    assert asked.answer((0, 1)) is Answer.UNDECIDED
+    assert replace(asked, known={(0, 1): True}).answer((0, 1)) is Answer.FITS
+    assert replace(asked, limit_bytes=2700 * MIB).answer((0, 1)) is Answer.DOES_NOT_FIT
+    assert replace(asked, limit_bytes=3701 * MIB).answer((0, 1)) is Answer.FITS
 
 
 @given(loads())
@@ -88,31 +91,35 @@ def test_no_choice_gives_more_pairs_or_as_many_with_more_room(found: tuple[Load,
     pairs = best_pairs(asked)
     sound(asked, pairs)
 
-    assert (-len(pairs), taken(asked, pairs)) == min((-len(one), taken(asked, one)) for one in every(asked, Fit.YES))
+    assert (-len(pairs), taken(asked, pairs)) == min(
+        (-len(one), taken(asked, one)) for one in every(asked, Answer.FITS)
+    )
 
 
 @given(loads(), st.data())
 @settings(deadline=None, max_examples=150)
 def test_the_same_with_pairs_that_were_measured(found: tuple[Load, ...], data: st.DataObject) -> None:
     asked = question(*found)
-    known = {pair: data.draw(st.booleans()) for pair in asked.pairs(Fit.OPEN)}
+    known = {pair: data.draw(st.booleans()) for pair in asked.pairs(Answer.UNDECIDED)}
     asked = replace(asked, known=known)
     pairs = best_pairs(asked)
     sound(asked, pairs)
 
-    assert (-len(pairs), taken(asked, pairs)) == min((-len(one), taken(asked, one)) for one in every(asked, Fit.YES))
+    assert (-len(pairs), taken(asked, pairs)) == min(
+        (-len(one), taken(asked, one)) for one in every(asked, Answer.FITS)
+    )
 
 
 @given(loads(7), st.data())
 @settings(deadline=None, max_examples=100)
 def test_where_all_speeds_are_known_the_most_time_is_saved(found: tuple[Load, ...], data: st.DataObject) -> None:
     asked = question(*found)
-    saved = {pair: float(data.draw(st.integers(-50, 100))) for pair in asked.pairs(Fit.YES)}
+    saved = {pair: float(data.draw(st.integers(-50, 100))) for pair in asked.pairs(Answer.FITS)}
     asked = replace(asked, saved_s=saved)
     pairs = best_pairs(asked)
     sound(asked, pairs)
 
-    best = max(sum(saved[pair] for pair in one) for one in every(asked, Fit.YES))
+    best = max(sum(saved[pair] for pair in one) for one in every(asked, Answer.FITS))
     assert sum(saved[pair] for pair in pairs) == pytest.approx(best, abs=0.01)
     assert all(saved[pair] > 0 for pair in pairs)
 
@@ -122,21 +129,21 @@ def test_where_all_speeds_are_known_the_most_time_is_saved(found: tuple[Load, ..
 def test_few_measurements_give_what_all_of_them_would(found: tuple[Load, ...], data: st.DataObject) -> None:
     """What every open pair would say is decided beforehand; only some are asked."""
     asked = question(*found)
-    truth = {pair: data.draw(st.booleans()) for pair in asked.pairs(Fit.OPEN)}
+    truth = {pair: data.draw(st.booleans()) for pair in asked.pairs(Answer.UNDECIDED)}
     everything, num = replace(asked, known=truth), 0
     while (pair := next_question(asked)) is not None:
-        assert asked.fit(pair) is Fit.OPEN
+        assert asked.answer(pair) is Answer.UNDECIDED
         asked = replace(asked, known={**asked.known, pair: truth[pair]})
         num += 1
 
-    assert len(best_pairs(asked)) == max(map(len, every(everything, Fit.YES)))
+    assert len(best_pairs(asked)) == max(map(len, every(everything, Answer.FITS)))
     assert num <= len(truth)
 
 
 def test_nothing_is_asked_that_cannot_change_the_choice() -> None:
     """The two large ones may fit together, but each surely fits with a small one."""
-    large = [load("large", 1300, 1600), load("large too", 1300, 1600)]
-    small = [load("small", 100, 200), load("small too", 100, 200)]
+    large = [load(1300, 1600), load(1300, 1600)]
+    small = [load(100, 200), load(100, 200)]
 
     assert next_question(question(*large, *small)) is None
     assert next_question(question(*large, small[0])) is None, "three trainings make one pair, whatever is measured"
@@ -149,10 +156,10 @@ def test_no_packing_takes_fewer_cards(found: tuple[Load, ...], per_card: int) ->
     asked = question(*found)
     packing = packed(asked, per_card)
     room = (LIMIT - BASE) * MIB
-    sizes = {place: one.high_bytes for place, one in enumerate(found) if one.high_bytes < room}
+    sizes = {place: one.peak.high_bytes for place, one in enumerate(found) if one.peak.high_bytes < room}
 
     assert sorted(place for one in packing.bins for place in one) == sorted(sizes)
-    assert all(len(one) <= per_card and asked.by_bounds(one) is Fit.YES for one in packing.bins)
+    assert all(len(one) <= per_card and asked.by_bounds(one) is Answer.FITS for one in packing.bins)
     assert packing.optimal
     fewest = min((len(one) for one in _partitions(sorted(sizes), sizes, room, per_card)), default=0)
     assert len(packing.bins) == fewest
@@ -175,24 +182,24 @@ def _partitions(places: list[int], sizes: dict[int, int], room: int, per_card: i
 
 def test_many_trainings_take_a_bound_that_is_proven() -> None:
     """Twenty of more than half a card and twenty of less than half of the rest: no two of the first share."""
-    large, small = [load("large", 1500, 1500)] * 20, [load("small", 600, 600)] * 20
+    large, small = [load(1500, 1500)] * 20, [load(600, 600)] * 20
 
     assert packed(question(*large, *small), 3) == Packing(packed(question(*large, *small), 3).bins, 20)
     assert packed(question(*large, *small), 3).optimal
-    assert packed(question(*[load("third", 950, 950)] * 20), 3).at_least == 10, "two fit below the limit, three do not"
+    assert packed(question(*[load(950, 950)] * 20), 3).at_least == 10, "two fit below the limit, three do not"
 
 
 @pytest.mark.slow
 def test_three_hundred_trainings_take_seconds() -> None:
     """The sums decide everything but the open pairs, of which few are asked."""
     sizes = [300 + (number * 7919) % 2300 for number in range(300)]
-    asked, num = question(*(load(str(size), size - size // 12, size + size // 16) for size in sizes)), 0
+    asked, num = question(*(load(size - size // 12, size + size // 16) for size in sizes)), 0
     while (pair := next_question(asked)) is not None and num < 1:
         fits = sum(sizes[place] for place in pair) + BASE < LIMIT
         asked = replace(asked, known={**asked.known, pair: fits})
         num += 1
     sound(asked, best_pairs(asked))
 
-    assert len(asked.fits) == 44850
+    assert len(asked.answers) == 44850
     assert len(best_pairs(asked)) > 100
     assert packed(asked, 3).at_least <= len(packed(asked, 3).bins) < 1.3 * packed(asked, 3).at_least

@@ -31,7 +31,7 @@ def solo(name: str, peak_mib: int | None, *, least_mib: int | None = None, uses_
         return Solo(training, None, "predicted", "cannot be emulated")
     size = peak_mib * MIB
     least = size if least_mib is None else least_mib * MIB
-    return Solo(training, Load(name, size, size, size, size), "predicted", least_bytes=least)
+    return Solo(training, Load(PeakRange(size, size, size), size), "predicted", least_bytes=least)
 
 
 def pairs_of(*solos: Solo, **settings: Any) -> list[OrderedPair]:

@@ -4,12 +4,11 @@ Pure: sizes as intervals in, pairs and bins out. Knows neither programs nor card
 
 What two need together has bounds: at most both upper ends at once, at least the lower end of one on top of what the
 other never goes below. Below the limit with the upper bound a pair surely fits, at or over it with the lower one it
-surely does not, and everything between is open: only a measurement decides it.
+surely does not, and everything between is undecided: such a pair is open, and only a measurement decides it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cached_property
 from itertools import combinations
 from math import ceil
@@ -17,6 +16,8 @@ from typing import TypeVar
 
 import networkx
 
+from colocate.foresight import Answer, answer_of
+from colocate.prediction import PeakRange
 from colocate.units import MIB
 
 # Exact bin packing tries every set of items that may share a card: three a card and twelve items take 0.1 s.
@@ -35,25 +36,15 @@ Pair = tuple[int, int]
 T = TypeVar("T")
 
 
-class Fit(StrEnum):
-    """Whether trainings fit together."""
-
-    YES = "fits"
-    OPEN = "open"
-    NO = "does not fit"
-
-
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one training alone takes at its peak, from what to what that may be, and the least while it trains.
+    """What one training alone takes at its peak, and the least while it trains.
 
-    ``floor_bytes`` is ``low_bytes`` where nothing is known of the time: then peaks are taken to meet, sooner or later.
+    ``floor_bytes`` is the lower end of the peak where nothing is known of the time: then peaks are taken to meet,
+    sooner or later.
     """
 
-    name: str
-    low_bytes: int
-    expected_bytes: int
-    high_bytes: int
+    peak: PeakRange
     floor_bytes: int
 
 
@@ -75,40 +66,47 @@ class Question:
     known: Mapping[Pair, bool] = field(default_factory=dict)
     saved_s: Mapping[Pair, float] = field(default_factory=dict)
 
-    def bounds(self, places: Iterable[int]) -> tuple[int, int]:
-        """From what to what the peak of these together lies, in bytes."""
-        loads = [self.loads[place] for place in places]
+    def peak(self, places: Iterable[int]) -> PeakRange:
+        """The card's peak with these together on it."""
+        loads, base = [self.loads[place] for place in places], self.base_bytes
         floors = sum(load.floor_bytes for load in loads)
-        low = max((load.low_bytes - load.floor_bytes + floors for load in loads), default=0)
-        return self.base_bytes + low, self.base_bytes + sum(load.high_bytes for load in loads)
+        low = max((load.peak.low_bytes - load.floor_bytes + floors for load in loads), default=0)
+        expected = sum(load.peak.expected_bytes for load in loads)
+        return PeakRange(base + low, base + expected, base + sum(load.peak.high_bytes for load in loads))
 
-    def by_bounds(self, places: Iterable[int]) -> Fit:
+    def by_bounds(self, places: Iterable[int]) -> Answer:
         """Whether these fit together, by their bounds alone."""
-        low, high = self.bounds(places)
-        if high < self.limit_bytes:
-            return Fit.YES
-        return Fit.NO if low >= self.limit_bytes else Fit.OPEN
+        return answer_of(self.peak(places), self.limit_bytes)
 
-    def fit(self, pair: Pair) -> Fit:
+    def answer(self, pair: Pair) -> Answer:
         """Whether a pair fits: as measured, else by its bounds."""
         if pair in self.known:
-            return Fit.YES if self.known[pair] else Fit.NO
+            return Answer.FITS if self.known[pair] else Answer.DOES_NOT_FIT
         return self.by_bounds(pair)
 
     @cached_property
-    def fits(self) -> dict[Pair, Fit]:
+    def answers(self) -> dict[Pair, Answer]:
         """Every pair of trainings of which each fits alone."""
-        alone = [place for place in range(len(self.loads)) if self.by_bounds([place]) is not Fit.NO]
-        return {pair: self.fit(pair) for pair in combinations(alone, 2)}
+        alone = [place for place in range(len(self.loads)) if self.by_bounds([place]) is not Answer.DOES_NOT_FIT]
+        return {pair: self.answer(pair) for pair in combinations(alone, 2)}
 
-    def pairs(self, *fits: Fit) -> list[Pair]:
-        """The pairs of which this is known."""
-        return [pair for pair, fit in self.fits.items() if fit in fits]
+    def pairs(self, *answers: Answer) -> list[Pair]:
+        """The pairs of which one of these is known."""
+        return [pair for pair, answer in self.answers.items() if answer in answers]
+
+    @property
+    def room_bytes(self) -> int:
+        """What trainings together must stay below."""
+        return self.limit_bytes - self.base_bytes
+
+    def high_bytes(self, place: int) -> int:
+        """The upper end of a training's peak."""
+        return self.loads[place].peak.high_bytes
 
     @property
     def by_time(self) -> bool:
         """The speeds of all pairs that fit are known, so that time saved can be counted."""
-        found = self.pairs(Fit.YES)
+        found = self.pairs(Answer.FITS)
         return bool(found) and all(pair in self.saved_s for pair in found)
 
 
@@ -122,11 +120,11 @@ def best_pairs(question: Question) -> list[Pair]:
     those that leave the most room where it is scarce (the sum of the squares of what they take is the smallest). Of
     more than sixty trainings of which pairs were measured, the number of pairs is the best and the room nearly so.
     """
-    sharing = [pair for pair in question.pairs(Fit.YES) if question.saved_s.get(pair, 1.0) > 0]
+    sharing = [pair for pair in question.pairs(Answer.FITS) if question.saved_s.get(pair, 1.0) > 0]
     if question.by_time:
         return _heaviest({pair: max(1, round(question.saved_s[pair] * 1000)) for pair in sharing}, most_pairs=False)
     if not question.known and not question.saved_s:
-        return _nested([load.high_bytes for load in question.loads], question.limit_bytes - question.base_bytes)
+        return _nested([load.peak.high_bytes for load in question.loads], question.room_bytes)
     most = len(question.loads)  # of choices that are as good otherwise, the one with more pairs known to save time
     return _matched(question, {pair: _room(question, pair) * most + (pair in question.saved_s) for pair in sharing})
 
@@ -138,12 +136,13 @@ def next_question(question: Question) -> Pair | None:
     takes as few open pairs as it can, says which of them matter. Of these the one counts without which the hopeful
     choice would lose the most, and of equals the one closest to the limit.
     """
-    sure = best_pairs(question) if not question.by_time else question.pairs(Fit.YES)
+    sure = best_pairs(question) if not question.by_time else question.pairs(Answer.FITS)
     hoped = _hoped(question)
     if not question.by_time and len(hoped) <= len(sure):
         return None
     closest = sorted(
-        (pair for pair in hoped if question.fits[pair] is Fit.OPEN), key=lambda pair: _distance(question, pair)
+        (pair for pair in hoped if question.answers[pair] is Answer.UNDECIDED),
+        key=lambda pair: _distance(question, pair),
     )
     if not closest or len(question.loads) > MOST_FOR_ALL_EDGES:
         return closest[0] if closest else None
@@ -157,22 +156,21 @@ def _hoped(question: Question, without: Pair | None = None) -> list[Pair]:
     """The choice if every open pair fitted, with as few of them as can be."""
     most = len(question.loads) * 4 * max(1, question.limit_bytes // MIB) ** 2
     weights = {
-        pair: _room(question, pair) + (most if question.fits[pair] is Fit.YES else 0)
-        for pair in question.pairs(Fit.YES, Fit.OPEN)
+        pair: _room(question, pair) + (most if question.answers[pair] is Answer.FITS else 0)
+        for pair in question.pairs(Answer.FITS, Answer.UNDECIDED)
         if pair != without and question.saved_s.get(pair, 1.0) > 0
     }
     return _matched(question, weights)
 
 
 def _distance(question: Question, pair: Pair) -> int:
-    expected = question.base_bytes + sum(question.loads[place].expected_bytes for place in pair)
-    return abs(expected - question.limit_bytes)
+    return abs(question.peak(pair).expected_bytes - question.limit_bytes)
 
 
 def _room(question: Question, pair: Pair) -> int:
     """Large where a pair takes little: its square counts against it, so two halves are better than much and little."""
-    taken = sum(question.loads[place].high_bytes for place in pair) // MIB
-    return (2 * max(load.high_bytes for load in question.loads) // MIB) ** 2 - int(taken**2) + 1
+    taken = sum(map(question.high_bytes, pair)) // MIB
+    return (2 * max(load.peak.high_bytes for load in question.loads) // MIB) ** 2 - taken**2 + 1
 
 
 def _nested(sizes: Sequence[int], room: int) -> list[Pair]:
@@ -216,17 +214,13 @@ def _lowest(question: Question, place: int) -> int:
 def _likely(question: Question, weights: Mapping[Pair, int]) -> Iterator[Pair]:
     """The edges to the partners near the mirrored place in the order of sizes, and those that were measured."""
     yield from (pair for pair, fitted in question.known.items() if fitted and pair in weights)
-    places = sorted({place for pair in weights for place in pair}, key=lambda place: question.loads[place].high_bytes)
-    for count in {len(places), 2 * len(_nested([question.loads[p].high_bytes for p in places], _room_of(question)))}:
+    places = sorted({place for pair in weights for place in pair}, key=question.high_bytes)
+    for count in {len(places), 2 * len(_nested(list(map(question.high_bytes, places)), question.room_bytes))}:
         for rank, place in enumerate(places[:count]):
             mirrored = count - 1 - rank
             for other in places[max(0, mirrored - NEAR) : mirrored + NEAR + 1]:
                 if other != place and _pair(place, other) in weights:
                     yield _pair(place, other)
-
-
-def _room_of(question: Question) -> int:
-    return question.limit_bytes - question.base_bytes
 
 
 def _heaviest(weights: Mapping[Pair, int], *, most_pairs: bool) -> list[Pair]:
@@ -262,8 +256,8 @@ def packed(question: Question, per_card: int) -> Packing:
     Exact for few trainings. Of many, the largest first, each where it leaves the least room; the bound is proven:
     neither sizes nor numbers allow fewer cards.
     """
-    sizes = {place: load.high_bytes for place, load in enumerate(question.loads)}
-    room = _room_of(question)
+    sizes = {place: load.peak.high_bytes for place, load in enumerate(question.loads)}
+    room = question.room_bytes
     places = [place for place in sizes if sizes[place] < room]
     if len(places) <= MOST_FOR_EXACT:
         bins = _fewest_bins(places, sizes, room, per_card)

@@ -83,7 +83,7 @@ def ordered_pairs(
 
 
 def _peak(both: tuple[Solo, Solo], base_bytes: int) -> PeakRange | None:
-    ranges = [PeakRange(one.load.low_bytes, one.load.expected_bytes, one.load.high_bytes) for one in both if one.load]
+    ranges = [one.load.peak for one in both if one.load]
     return sum(ranges, start=PeakRange(base_bytes, base_bytes, base_bytes)) if len(ranges) == len(both) else None
 
 

@@ -19,6 +19,7 @@ from colocate.foresight import keyed, program_of
 from colocate.overlap import foreground_window
 from colocate.peaks import measured_peak
 from colocate.plan import Group, Limits, Plan
+from colocate.prediction import PeakRange
 from colocate.record import read_record
 from colocate.recordings import read_energy
 from colocate.rehearsal import Cache, Rehearsal, Watcher, rehearse
@@ -99,8 +100,8 @@ def predicted(
 
 
 def _rehearsed(training: Training, found: Rehearsal, card: KnownCard) -> Solo:
-    least = _least_bytes(found, card)
-    return Solo(training, _predicted_load(found), "predicted", found.failure, found.cached, least_bytes=least)
+    load = None if found.peak is None else Load(found.peak, found.peak.low_bytes)
+    return Solo(training, load, "predicted", found.failure, found.cached, least_bytes=_least_bytes(found, card))
 
 
 def _least_bytes(rehearsal: Rehearsal, card: KnownCard) -> int | None:
@@ -112,13 +113,6 @@ def _least_bytes(rehearsal: Rehearsal, card: KnownCard) -> int | None:
     context = rehearsal.parts.context
     smaller = context - context * card.context_range_bytes[0] // card.context_bytes
     return min(rehearsal.floor_bytes - smaller, rehearsal.peak.low_bytes)
-
-
-def _predicted_load(rehearsal: Rehearsal) -> Load | None:
-    peak = rehearsal.peak
-    if peak is None:
-        return None
-    return Load(rehearsal.name, peak.low_bytes, peak.expected_bytes, peak.high_bytes, peak.low_bytes)
 
 
 def measured(trainings: Sequence[Training], trials: Trials, limits: Limits, tell: Tell) -> list[Solo]:
@@ -160,7 +154,7 @@ def tells_its_need(verdict: Verdict) -> bool:
 
 def _unused(training: Training, basis: Basis) -> Solo:
     """One that takes nothing of the card, or that cannot be run."""
-    nothing = None if training.missing else Load(training.name, 0, 0, 0, 0)
+    nothing = None if training.missing else Load(PeakRange(0, 0, 0), 0)
     return Solo(training, nothing, basis, training.missing, least_bytes=None if training.missing else 0)
 
 
@@ -170,9 +164,16 @@ def load_of(evidence: Evidence) -> Load | None:
     if peak is None or window is None or base is None:
         return None
     inside = [one.used_bytes for one in evidence.trace.samples if window[0] <= one.elapsed_s <= window[1]]
-    low, high = max(0, peak.low_bytes - base), max(0, peak.high_bytes - base)
-    floor = max(0, min(inside, default=base) - base)
-    return Load(evidence.foreground.name, low, max(0, peak.expected_bytes - base), high, min(floor, low))
+    low, expected, high, floor = (
+        max(0, size - base)
+        for size in (peak.low_bytes, peak.expected_bytes, peak.high_bytes, min(inside, default=base))
+    )
+    return Load(PeakRange(low, expected, high), min(floor, low))
+
+
+def known_of(solos: Sequence[Solo]) -> list[Solo]:
+    """Those whose need is known."""
+    return [solo for solo in solos if solo.load is not None]
 
 
 def as_group(solos: Sequence[Solo], places: Sequence[int], number: int, limits: Limits) -> Group:
@@ -184,7 +185,7 @@ def as_group(solos: Sequence[Solo], places: Sequence[int], number: int, limits: 
 
 def rank(solo: Solo) -> tuple[bool, int]:
     """What begins a group: it uses the card, and takes the most of it."""
-    return (not solo.training.uses_gpu, -(solo.load.expected_bytes if solo.load else 0))
+    return (not solo.training.uses_gpu, -(solo.load.peak.expected_bytes if solo.load else 0))
 
 
 def decide(

@@ -38,6 +38,12 @@ def near(path: Path) -> str:
     return os.path.relpath(path)
 
 
+def tell_plan(path: Path, what: str) -> None:
+    """Print where a plan was written, what is in it, and how to run it."""
+    print(f"plan: {near(path)}: {what}")
+    print(f"run:  pytest feasibility --plan={near(path)}")
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn a failure to write into an error of one line.

@@ -51,7 +51,5 @@ def run(options: argparse.Namespace) -> int:
     make_folder(out.resolve().parent)
     with command.writing(out):
         write_json(out, plan.document)
-    loaded = load_plan(out)
-    print(f"plan: {command.near(out)}: {', '.join(loaded.ids)}")
-    print(f"run:  pytest feasibility --plan={command.near(out)}")
+    command.tell_plan(out, ", ".join(load_plan(out).ids))
     return command.WELL

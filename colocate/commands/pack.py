@@ -2,8 +2,11 @@
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +27,7 @@ from colocate.errors import PlanError
 from colocate.units import format_mib, format_size, span_text, to_mib
 
 if TYPE_CHECKING:
-    from colocate.advice.packing import Pair, Question
+    from colocate.advice.packing import Question
     from colocate.advice.sharing import Measured, Solo
     from colocate.device.opening import Card
 
@@ -81,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _on_a_gpu(task: Task, options: argparse.Namespace, card: "Card") -> int:
-    from colocate.advice.sharing import decide, measured
+    from colocate.advice.sharing import decide, known_of, measured
     from colocate.run_directory import RunDirectory
     from colocate.series import settled_groups
     from colocate.trial import Trials
@@ -101,14 +104,10 @@ def _on_a_gpu(task: Task, options: argparse.Namespace, card: "Card") -> int:
             total = max((one["device"]["total_bytes"] for one in seen), default=task.card.total_bytes)
             name = next((one["device"]["name"] for one in seen), None)
             question = _question(solos, base, total, task, options.known, name)
-            question, found = decide(question, _known(solos), trials, task.limits, options.measure, tell)
+            question, found = decide(question, known_of(solos), trials, task.limits, options.measure, tell)
         finally:
             run.release()
     return _answer(task, options, solos, question, found)
-
-
-def _known(solos: "Sequence[Solo]") -> "list[Solo]":
-    return [solo for solo in solos if solo.load is not None]
 
 
 def _question(
@@ -120,10 +119,10 @@ def _question(
     card_name: str | None = None,
 ) -> "Question":
     from colocate.advice.packing import Question
-    from colocate.advice.sharing import remembered
+    from colocate.advice.sharing import known_of, remembered
     from colocate.run_directory import RunDirectory
 
-    known = _known(solos)
+    known = known_of(solos)
     question = Question(tuple(solo.load for solo in known if solo.load), base_bytes, task.limits.peak_bytes)
     for run in runs:
         if not run.is_dir():
@@ -134,60 +133,95 @@ def _question(
 
 # --- the answer -------------------------------------------------------------------------------------------------------
 
+Slot = tuple[int, ...]
+"""The trainings of one card at one time, as places among those whose need is known."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is known of the trainings, and which of them share a card.
+
+    ``open_left`` says that open pairs may still change it.
+    """
+
+    task: Task
+    solos: "Sequence[Solo]"
+    question: "Question"
+    found: "Sequence[Measured]"
+    slots: Sequence[Slot]
+    note: str
+    open_left: bool = False
+
+    @cached_property
+    def known(self) -> "list[Solo]":
+        """The trainings whose need is known: slots are places in this list."""
+        from colocate.advice.sharing import known_of
+
+        return known_of(self.solos)
+
+    @property
+    def exit_code(self) -> int:
+        """What the command comes to."""
+        if len(self.known) < len(self.solos):
+            return command.USAGE
+        if self.open_left:
+            return command.UNDECIDED
+        return command.WELL if any(len(slot) > 1 for slot in self.slots) else command.FINDING
+
 
 def _answer(
-    task: Task, options: argparse.Namespace, solos: "Sequence[Solo]", question: "Question", found: "list[Measured]"
+    task: Task, options: argparse.Namespace, solos: "Sequence[Solo]", question: "Question", found: "Sequence[Measured]"
 ) -> int:
-    from colocate.advice.packing import Fit, best_pairs, next_question, packed
-
-    known = _known(solos)
-    open_left = False
-    if options.per_card == 2:
-        pairs = best_pairs(question)
-        # One that carried no verdict may fit all the same.
-        open_left = next_question(question) is not None or any(one.fits is None for one in found)
-        shared = {place for pair in pairs for place in pair}
-        slots: list[tuple[int, ...]] = [*pairs, *((place,) for place in range(len(known)) if place not in shared)]
-        note = _why_pairs(question, open_left)
-    else:
-        packing = packed(question, options.per_card)
-        placed = {place for one in packing.bins for place in one}
-        slots = [*packing.bins, *((place,) for place in range(len(known)) if place not in placed)]
-        fewest = "no packing takes fewer" if packing.optimal else f"at least {packing.at_least} are needed"
-        note = f"{len(packing.bins)} cards hold {len(placed)} trainings, at most {options.per_card} each; {fewest}"
-    slots = [one for one in slots if len(one) > 1 or question.by_bounds(one) is not Fit.NO]
-    slots.sort(key=lambda one: (-len(one), -question.bounds(one)[1]))
-    for line in _lines(task, options, solos, question, found, slots, note):
+    found_by = _in_pairs if options.per_card == 2 else _in_bins
+    slots, note, open_left = found_by(question, found, options.per_card)
+    schedule = Schedule(task, solos, question, found, _in_order(question, slots), note, open_left)
+    for line in _lines(schedule, options.cards):
         print(line)
     folder, why = options.out.resolve().parent, "Which trainings should share a card, by colocate pack."
-    written = save(task.document("pack", why, _entries(task, known, slots, folder), folder), options.out)
-    print(f"\nplan: {command.near(options.out)}: {written} groups")
-    print(f"run:  pytest feasibility --plan={command.near(options.out)}")
-    if len(known) < len(solos):
-        return command.USAGE
-    if open_left:
-        return command.UNDECIDED
-    return command.WELL if any(len(one) > 1 for one in slots) else command.FINDING
+    written = save(task.document("pack", why, _entries(schedule, folder), folder), options.out)
+    print()
+    command.tell_plan(options.out, f"{written} groups")
+    return schedule.exit_code
 
 
-def _why_pairs(question: "Question", open_left: bool) -> str:
+def _in_pairs(question: "Question", found: "Sequence[Measured]", per_card: int) -> tuple[list[Slot], str, bool]:
+    """The best pairs, why they are the best, and whether open pairs may give more."""
+    from colocate.advice.packing import best_pairs, next_question
+
+    # One that carried no verdict may fit all the same.
+    open_left = next_question(question) is not None or any(one.fits is None for one in found)
     if question.by_time:
-        return "optimal: no other choice of pairs that fit saves more time"
-    if open_left:
-        return "optimal among the pairs that surely fit; open ones may give more"
-    return "optimal: no other choice gives more pairs, whatever the open ones do"
+        note = "optimal: no other choice of pairs that fit saves more time"
+    elif open_left:
+        note = "optimal among the pairs that surely fit; open ones may give more"
+    else:
+        note = "optimal: no other choice gives more pairs, whatever the open ones do"
+    return list(best_pairs(question)), note, open_left
 
 
-def _lines(
-    task: Task,
-    options: argparse.Namespace,
-    solos: "Sequence[Solo]",
-    question: "Question",
-    found: "list[Measured]",
-    slots: Sequence[tuple[int, ...]],
-    note: str,
-) -> Iterator[str]:
-    known = _known(solos)
+def _in_bins(question: "Question", found: "Sequence[Measured]", per_card: int) -> tuple[list[Slot], str, bool]:
+    """The same for more than two a card, by their sizes alone."""
+    from colocate.advice.packing import packed
+
+    packing = packed(question, per_card)
+    fewest = "no packing takes fewer" if packing.optimal else f"at least {packing.at_least} are needed"
+    held = sum(map(len, packing.bins))
+    note = f"{len(packing.bins)} cards hold {held} trainings, at most {per_card} each; {fewest}"
+    return list(packing.bins), note, False
+
+
+def _in_order(question: "Question", slots: Sequence[Slot]) -> list[Slot]:
+    """The slots and, on a card of its own, every training in none of them that may fit: the fullest first."""
+    from colocate.foresight import Answer
+
+    placed = {place for slot in slots for place in slot}
+    rest = [(place,) for place in range(len(question.loads)) if place not in placed]
+    alone = [slot for slot in rest if question.by_bounds(slot) is not Answer.DOES_NOT_FIT]
+    return sorted([*slots, *alone], key=lambda slot: (-len(slot), -question.peak(slot).high_bytes))
+
+
+def _lines(schedule: Schedule, num_cards: int) -> Iterator[str]:
+    task, solos, question, slots = schedule.task, schedule.solos, schedule.question, schedule.slots
     basis = solos[0].basis if solos else "predicted"
     yield f"{task.name}: {len(solos)} trainings on {format_size(task.card.total_bytes)} cards, {basis}"
     yield f"limit {format_mib(task.limits.peak_bytes)}, {format_mib(question.base_bytes)} in use before anything starts"
@@ -196,43 +230,43 @@ def _lines(
     for solo in solos:
         yield solo_line(solo)
     yield ""
-    yield from command.wrapped(_count(solos, question, found))
-    yield from command.wrapped(note)
+    yield from command.wrapped(_count(schedule))
+    yield from command.wrapped(schedule.note)
     yield ""
-    rounds = ceil(len(slots) / options.cards)
-    alone = ceil(len(known) / options.cards)
-    yield f"{options.cards} card{'s' if options.cards > 1 else ''}, {rounds} rounds instead of {alone}"
+    rounds, alone = ceil(len(slots) / num_cards), ceil(len(schedule.known) / num_cards)
+    yield f"{num_cards} card{'s' if num_cards > 1 else ''}, {rounds} rounds instead of {alone}"
     for number, slot in enumerate(slots):
-        low, high = question.bounds(slot)
-        place = f"round {number // options.cards + 1}, card {number % options.cards + 1}"
-        names = " + ".join(known[one].training.name for one in slot)
-        how = "measured, " if len(slot) == 2 and _pair(slot) in question.known else ""
-        room = to_mib(question.limit_bytes - high)
-        yield f"{place}: {names}"
-        saves = f", saves {question.saved_s[slot]:.1f} s" if len(slot) == 2 and slot in question.saved_s else ""
-        spare = f", {room:.0f} MiB of room" if room > 0 else ""
-        yield f"    {how}{span_text(low, high)} MiB{spare}{saves}"
+        names = " + ".join(schedule.known[place].training.name for place in slot)
+        yield f"round {number // num_cards + 1}, card {number % num_cards + 1}: {names}"
+        yield f"    {_figures(question, slot)}"
     if any(len(slot) > 2 for slot in slots):
         yield ""
         yield from command.wrapped("a group of a plan has two members: of more on a card the plan tries every pair")
 
 
-def _pair(slot: Sequence[int]) -> "Pair":
-    return (min(slot), max(slot))
+def _figures(question: "Question", slot: Slot) -> str:
+    """What the trainings of a card take together, what is left, and what sharing saves."""
+    peak, pair = question.peak(slot), (min(slot), max(slot))
+    how = "measured, " if len(slot) == 2 and pair in question.known else ""
+    room = to_mib(question.limit_bytes - peak.high_bytes)
+    spare = f", {room:.0f} MiB of room" if room > 0 else ""
+    saves = f", saves {question.saved_s[pair]:.1f} s" if len(slot) == 2 and pair in question.saved_s else ""
+    return f"{how}{span_text(peak.low_bytes, peak.high_bytes)} MiB{spare}{saves}"
 
 
-def _count(solos: "Sequence[Solo]", question: "Question", found: "list[Measured]") -> str:
-    from colocate.advice.packing import Fit
+def _count(schedule: Schedule) -> str:
+    from colocate.foresight import Answer
 
+    solos, question, found = schedule.solos, schedule.question, schedule.found
     cards = [solo for solo in solos if solo.training.uses_gpu]
     cached = sum(solo.cached for solo in cards)
-    of_card = {place for place, solo in enumerate(_known(solos)) if solo.training.uses_gpu}
-    fits = {pair: question.by_bounds(pair) for pair in question.fits if of_card.issuperset(pair)}
-    num = {fit: sum(one is fit for one in fits.values()) for fit in Fit}
+    of_card = {place for place, solo in enumerate(schedule.known) if solo.training.uses_gpu}
+    answers = Counter(question.by_bounds(pair) for pair in question.answers if of_card.issuperset(pair))
+    fit, open_ = answers[Answer.FITS], answers[Answer.UNDECIDED]
     total = len(of_card) * (len(of_card) - 1) // 2
     runs = f"{len(cards)} solo runs" + (f", {cached} of them remembered" if cached else "")
-    text = f"{total} pairs from {runs}: {num[Fit.YES]} surely fit, {num[Fit.NO] + total - len(fits)} surely do not, "
-    text += f"{num[Fit.OPEN]} open; {len(found)} of these were run"
+    text = f"{total} pairs from {runs}: {fit} surely fit, {total - fit - open_} surely do not, {open_} open; "
+    text += f"{len(found)} of these were run"
     doubtful = sum(one.fits is None for one in found)
     if doubtful:
         text += f", {doubtful} without a verdict, which do not share"
@@ -246,14 +280,13 @@ def _count(solos: "Sequence[Solo]", question: "Question", found: "list[Measured]
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def _entries(
-    task: Task, known: "Sequence[Solo]", slots: Sequence[tuple[int, ...]], folder: Path
-) -> Iterator[dict[str, Any]]:
+def _entries(schedule: Schedule, folder: Path) -> Iterator[dict[str, Any]]:
     from itertools import combinations
 
     from colocate.advice.sharing import rank
 
-    for slot in slots:
+    task, known = schedule.task, schedule.known
+    for slot in schedule.slots:
         for places in combinations(slot, 2) if len(slot) > 1 else [slot]:
             chosen = sorted((known[place] for place in places), key=rank)
             front, *beside = [task.member(one.training, folder) for one in chosen]

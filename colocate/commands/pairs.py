@@ -201,8 +201,9 @@ def _write(
     document = task.document("pairs", "Ordered pairs of trainings, by colocate pairs.", entries(chosen), folder)
     if left:
         document["not_run"] = entries(left)
-    print(f"\nplan: {command.near(out)}: {save(document, out)} groups" + (f", {len(left)} not run" if left else ""))
-    print(f"run:  pytest feasibility --plan={command.near(out)}")
+    written = save(document, out)
+    print()
+    command.tell_plan(out, f"{written} groups" + (f", {len(left)} not run" if left else ""))
 
 
 def _entry(

@@ -206,5 +206,5 @@ def solo_line(solo: "Solo") -> str:
         return f"{name:44} not known: {solo.why}"
     if not solo.training.uses_gpu:
         return f"{name:44} uses no card"
-    load = solo.load
-    return f"{name:44} {mib_text(load.expected_bytes):>6} {span_text(load.low_bytes, load.high_bytes):>11}"
+    peak = solo.load.peak
+    return f"{name:44} {mib_text(peak.expected_bytes):>6} {span_text(peak.low_bytes, peak.high_bytes):>11}"
