@@ -55,14 +55,6 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Observed:
-    """A group and where its deciding record is."""
-
-    group: Group
-    directory: GroupDirectory
-
-
-@dataclass(frozen=True)
 class Settled:
     """What the attempts at one group come to: the deciding attempt, the verdict, and all attempts in order."""
 
@@ -74,10 +66,6 @@ class Settled:
     def last(self) -> tuple[Attempt, ...]:
         """The attempt of every run that counts."""
         return _last_of_each_run(self.attempts)
-
-    def observed(self, group: Group) -> "Observed":
-        """The group with the folder of the deciding attempt."""
-        return Observed(group, self.deciding.directory)
 
 
 def retry_cause(verdict: Verdict, *, started: bool) -> str | None:

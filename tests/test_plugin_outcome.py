@@ -6,7 +6,8 @@ from builders import evidence, trace
 from groups import group, training
 
 from colocate.errors import InconclusiveError
-from colocate.plugin.outcome import FIELDS, Infeasible, conclude, plain, properties, unjudged
+from colocate.plugin.outcome import Infeasible, conclude, plain, properties, unjudged
+from colocate.report.shapes import RECORD_FIELDS
 from colocate.units import MIB
 from colocate.verdict import Outcome, judge
 
@@ -33,7 +34,7 @@ def test_records_hold_builtin_types_only(value, sent):
 
 def test_unknown_numbers_are_left_out_of_junit_and_sizes_are_mib():
     record = unjudged(group(training("mnist"), None), "NOT RUN", "its script is not there")
-    assert set(record) == set(FIELDS)
+    assert set(record) == set(RECORD_FIELDS)
     found = dict(properties({**record, "peak_bytes": 5000 * MIB}))
     assert found["peak_mib"] == 5000.0
     assert found["reasons"] == "its script is not there"

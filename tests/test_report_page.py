@@ -10,10 +10,10 @@ from builders import background, device_info, evidence, foreground, out_of_memor
 from groups import group, training
 
 from colocate.evidence import Exit, Life, Mark
-from colocate.plugin.outcome import FIELDS
 from colocate.record import write_record
 from colocate.report import details, journal, page, table
-from colocate.report.stored import RECORD_FIELDS, Row, parts, read_run
+from colocate.report.shapes import RECORD_FIELDS
+from colocate.report.stored import Row, parts, read_run
 from colocate.run_directory import RunDirectory
 from colocate.series import free_directory
 from colocate.units import MIB
@@ -121,10 +121,6 @@ def test_what_is_unknown_is_an_empty_cell():
     empty = cells(peak_bytes=None, headroom_bytes=None, expected_bytes=None, basis=None, outcome="NOT RUN")
     for name in ("peak", "headroom", "expected"):
         assert re.sub(r"<.*?>", "", empty[name]) == ""
-
-
-def test_a_record_of_a_run_has_the_fields_that_the_page_reads():
-    assert set(RECORD_FIELDS) <= set(FIELDS)
 
 
 # Foreign text.

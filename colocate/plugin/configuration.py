@@ -39,6 +39,7 @@ class Session:
     report: Path | None = None
     cards: "tuple[Card, ...]" = ()
     choice: str | None = None
+    selected: "tuple[Group, ...]" = ()  # what is to be run, as soon as it was collected
     notes: list[str] = field(default_factory=list)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     estimates: dict[str, float] = field(default_factory=dict)

@@ -56,7 +56,8 @@ class Ledger:
         self._plan(ids)
 
     def _plan(self, nodeids: list[str]) -> None:
-        self.planned = [nodeid for nodeid in nodeids if group_of(self.config, nodeid)]
+        found = {nodeid: group for nodeid in nodeids if (group := group_of(self.config, nodeid)) is not None}
+        self.planned, self.session.selected = list(found), tuple(found.values())
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Note that a group runs."""

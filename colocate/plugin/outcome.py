@@ -14,15 +14,17 @@ import pytest
 from colocate.errors import ColocateError, InconclusiveError
 from colocate.plugin.configuration import group_of
 from colocate.report import journal
+from colocate.report.shapes import RECORD_FIELDS
 from colocate.run_directory import GroupDirectory, read_json
 from colocate.units import to_mib
 from colocate.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
     from colocate.plan import Group
-    from colocate.series import Observed
+    from colocate.series import Settled
 
 Record = dict[str, Any]
+"""A `colocate.report.shapes.GroupRecord`."""
 
 # Endings without a verdict. The first two are nobody's finding about the group, the others are errors.
 NOT_RUN = journal.NOT_RUN
@@ -37,13 +39,14 @@ class Infeasible(AssertionError):
     """A group does not fit; the message is its verdict."""
 
 
-def record_of(observed: "Observed", verdict: Verdict) -> Record:
+def record_of(group: "Group", settled: "Settled") -> Record:
     """Everything that terminal, JUnit and page show of a judged group, as builtin types; None is unknown.
 
     Card and duration are those of the record on disk, which is written before the case ends.
     """
-    record = unjudged(observed.group, str(verdict.outcome))
-    evidence = _evidence_on_disk(observed.directory)
+    verdict, directory = settled.verdict, settled.deciding.directory
+    record = unjudged(group, str(verdict.outcome))
+    evidence = _evidence_on_disk(directory)
     record.update(
         peak_bytes=verdict.peak_bytes,
         peak_low_bytes=verdict.peak_low_bytes,
@@ -56,7 +59,7 @@ def record_of(observed: "Observed", verdict: Verdict) -> Record:
         codes=verdict.codes,
         reasons=[str(reason) for reason in verdict.reasons],
         warnings=[str(warning) for warning in verdict.warnings],
-        directory=observed.directory.path,
+        directory=directory.path,
         duration_s=evidence.get("duration_s"),
         device_name=evidence.get("device", {}).get("name"),
         device_uuid=evidence.get("device", {}).get("uuid"),
@@ -73,7 +76,7 @@ def _evidence_on_disk(directory: GroupDirectory) -> dict[str, Any]:
 
 def unjudged(group: "Group", outcome: str, *reasons: str) -> Record:
     """The record of a group that ended without a verdict, and why."""
-    nothing: Record = dict.fromkeys(FIELDS)
+    nothing: Record = dict.fromkeys(RECORD_FIELDS)
     nothing.update(
         group=group.id,
         number=group.number,
@@ -100,36 +103,6 @@ def refuse(node: pytest.Item, group: "Group", code: str, why: str) -> NoReturn:
     text = f"nothing was started: {why} [{code}]"
     attach(node, {**unjudged(group, Outcome.INCONCLUSIVE, text), "codes": [code]})
     raise InconclusiveError(text)
-
-
-FIELDS = (
-    "group",
-    "kept",
-    "cliff_bytes",
-    "worth",
-    "number",
-    "tier",
-    "foreground",
-    "background",
-    "expected_bytes",
-    "budget_bytes",
-    "peak_bytes",
-    "peak_low_bytes",
-    "peak_high_bytes",
-    "limit_bytes",
-    "headroom_bytes",
-    "basis",
-    "outcome",
-    "stability",
-    "overlap",
-    "codes",
-    "reasons",
-    "warnings",
-    "directory",
-    "duration_s",
-    "device_name",
-    "device_uuid",
-)
 
 
 def builtin_record(record: Record) -> Record:

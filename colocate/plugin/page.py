@@ -50,7 +50,6 @@ class Page:
         self.config = config
         self.session = session
         self.begun = False
-        self.selected: list[str] = []
         self.texts: dict[str, str] = {}
         self.summary = None if session.run_directory is None else Summary(session.run_directory)
 
@@ -63,7 +62,7 @@ class Page:
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_row(self, report: Any, cells: list[str]) -> None:
         """Called for every report; pytest-html would put the name of a case into its page as it is."""
-        if len(self.selected) > LARGE and getattr(report, "colocate", None) is not None:
+        if len(self.session.selected) > LARGE and getattr(report, "colocate", None) is not None:
             cells.clear()  # pytest-html's script builds every row at once; ours above are drawn as they are looked at
             return
         cells[1] = f'<td class="col-testId">{escape(report.nodeid)}</td>'
@@ -74,30 +73,16 @@ class Page:
         if getattr(report, "colocate", None) is not None and isinstance(report.longrepr, str | tuple | None):
             data.clear()
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note in the journal what a run without workers selected."""
-        if session.items:
-            self._select([item.nodeid for item in session.items])
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """Note in the journal what a run with workers selected; each of them says the same."""
-        self._select(ids)
-
-    def _select(self, nodeids: list[str]) -> None:
-        found = (group_of(self.config, nodeid) for nodeid in nodeids)
-        self.selected = [group.id for group in found if group is not None]
-
     def pytest_runtest_logstart(self) -> None:
         """Begin the journal with the first case."""
-        if self.selected:
+        if self.session.selected:
             self._begin()
 
     def _begin(self) -> None:
         if not self.begun:
             self.begun = True
-            groups = self.selected or list(self.session.plan.ids)  # nobody came to tell which
-            self._note("started", groups=groups, estimates=self.session.estimates)
+            groups = self.session.selected or self.session.plan.groups  # nobody came to tell which
+            self._note("started", groups=[group.id for group in groups], estimates=self.session.estimates)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write a finished group into the journal, and keep summary.csv up to date."""

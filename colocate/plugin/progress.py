@@ -18,12 +18,7 @@ from colocate.plan import Group
 from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of, terminal_of
 from colocate.plugin.outcome import Record
 from colocate.report.estimate import Estimate, estimate
-from colocate.report.words import (
-    basis_of,
-    judged_text,
-    line_of,
-    over_budget_text,
-)
+from colocate.report.words import basis_of, judged_text, line_of, over_budget_text, plural
 from colocate.screen import Screen, Through
 from colocate.units import format_mib, format_size
 from colocate.verdict import Outcome
@@ -47,7 +42,7 @@ class Progress:
         self.finished: set[str] = set()
         self.folders: set[str] = set()  # of finished groups, which the live view need not look into any more
         self.running: dict[str, float] = {}
-        self.selected: list[Group] = []
+        self.shown = False
         self.estimate = Estimate({})
         self.screen: Screen | None = None
         self.ticker: threading.Thread | None = None
@@ -79,22 +74,19 @@ class Progress:
             self._start_ticking()
 
     @pytest.hookimpl(trylast=True)
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Take what a run without workers selected."""
-        if session.items:
-            self._select([item.nodeid for item in session.items])
+    def pytest_collection_finish(self) -> None:
+        """Show the plan of a run without workers; the ledger has noted by now what was selected."""
+        self._show_plan()
 
     @pytest.hookimpl(optionalhook=True, trylast=True)
-    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """Take what a run with workers selected; each of them says the same."""
-        if not self.selected:
-            self._select(ids)
+    def pytest_xdist_node_collection_finished(self) -> None:
+        """Show the plan of a run with workers, when the first of them has collected; each of them says the same."""
+        self._show_plan()
 
-    def _select(self, nodeids: list[str]) -> None:
-        found = (group_of(self.config, nodeid) for nodeid in nodeids)
-        self.selected = [group for group in found if group is not None]
-        if not self.selected or only_looks(self.config):
+    def _show_plan(self) -> None:
+        if self.shown or not self.session.selected:
             return
+        self.shown = True
         self.estimate = self._estimated()
         self.session.estimates = dict(self.estimate.seconds)
         if self.terminal is not None and self.config.option.verbose >= 0:
@@ -110,19 +102,21 @@ class Progress:
         elsewhere = self.session.elsewhere
         real = any(card.kind == "nvidia" for card in cards) or (elsewhere is not None and elsewhere.gpu)
         names = [card.uuid or f"virtual {format_size(card.total_bytes or 0)} card" for card in cards]
-        groups = {group.id: (group.content_hash, group.expected_minutes if real else None) for group in self.selected}
+        groups = {
+            group.id: (group.content_hash, group.expected_minutes if real else None) for group in self.session.selected
+        }
         return estimate(groups, folder(self.config, "results", self.session.home), names)
 
     def _plan_lines(self) -> Iterator[str]:
-        if len(self.selected) <= LISTED:
-            rows = [_planned(group, self.estimate.seconds.get(group.id)) for group in self.selected]
+        if len(self.session.selected) <= LISTED:
+            rows = [_planned(group, self.estimate.seconds.get(group.id)) for group in self.session.selected]
             widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
             for cells in rows:
                 padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True) if width]
                 yield _cut("  ".join(padded).rstrip(), self.terminal._tw.fullwidth - 1)
         together = self._side_by_side or 1
         decisions = self.session.decisions
-        to_run = [g.id for g in self.selected if g.id not in decisions or decisions[g.id].kept is None]
+        to_run = [g.id for g in self.session.selected if g.id not in decisions or decisions[g.id].kept is None]
         if to_run:
             yield f"time: {self.estimate.sentence(to_run, together)}"
 
@@ -166,7 +160,7 @@ class Progress:
             if self.screen.moves:
                 self.screen.draw(lines)
             else:
-                for line in (lines[:-1] if self.selected else lines) or lines:
+                for line in (lines[:-1] if self.session.selected else lines) or lines:
                     self.screen.line(line)
 
     def _running_lines(self, width: int) -> list[str]:
@@ -179,31 +173,21 @@ class Progress:
         told = {state.group for state in states}
         now = time.monotonic()
         lines += [f"{name}  {live.clock(now - since)}" for name, since in running.items() if name not in told]
-        if not self.selected:
+        if not self.session.selected:
             return waiting
         return [
             *lines,
             *waiting,
-            live.status(len(self.finished), len(self.selected), len(running), self._left_s(running)),
+            live.status(len(self.finished), len(self.session.selected), len(running), self._left_s(running)),
         ]
 
     def _left_s(self, running: dict[str, float]) -> float | None:
-        """Seconds until the end of the run: what the groups that are not done take, less what has passed of them."""
-        open_, together = (
-            [group.id for group in self.selected if group.id not in self.finished],
-            self._side_by_side or 1,
-        )
-        total = self._learnt().total_s(open_, together)
-        if total is None:
-            return None
-        passed = sum(time.monotonic() - since for since in running.values()) / together
-        return max(0.0, total - passed)
-
-    def _learnt(self) -> Estimate:
-        """The estimate, with what the finished groups took for those that nobody knew."""
+        """Seconds until the end of the run."""
         took = {name: record["duration_s"] for name, record in list(self.session.records.items())}
-        finished = {name: float(seconds) for name, seconds in took.items() if seconds and name in self.finished}
-        return Estimate({**self.estimate.seconds, **finished}).spread([group.id for group in self.selected])
+        took = {name: seconds for name, seconds in took.items() if name in self.finished}
+        passed_s = [time.monotonic() - since for since in running.values()]
+        selected = [group.id for group in self.session.selected]
+        return self.estimate.left_s(selected, self.finished, took, passed_s, self._side_by_side or 1)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
@@ -254,7 +238,7 @@ class Progress:
                 self.terminal.write_line(line, **markup)
 
     def _lines(self, record: Record) -> list[tuple[str, dict[str, bool]]]:
-        total = len(self.selected) or len(self.session.plan.groups)  # none where no worker came to tell
+        total = len(self.session.selected) or len(self.session.plan.groups)  # none where no worker came to tell
         count = f"[{len(self.finished):{len(str(total))}}/{total}]"
         colour = {_COLOURS.get(record["outcome"], "yellow"): True}
         lines = [(f"{count} {line_of(record)}", colour)]
@@ -314,9 +298,8 @@ def header(config: pytest.Config, session: Session) -> list[str]:
     plan, option = session.plan, config.option
     limits = plan.limits
     needed = plan.needed(len(plan.groups))
-    groups = "1 group" if len(plan.groups) == 1 else f"{len(plan.groups)} groups"
     lines = [f"card: {session.choice}"] if session.choice is not None else []
-    lines.append(f"plan: {shown_path(config, plan.path)}: {groups}, {needed} must fit")
+    lines.append(f"plan: {shown_path(config, plan.path)}: {plural(len(plan.groups), 'group')}, {needed} must fit")
     lines.append(f"limit: {format_mib(limits.peak_bytes)} of {format_mib(limits.card_bytes)} (1 MB of a plan is 1 MiB)")
     if session.run_directory is not None:
         lines.append(f"run: {shown_path(config, session.run_directory.path)}")

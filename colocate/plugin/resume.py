@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from colocate.errors import ColocateError
+from colocate.plan import Group
 from colocate.plugin import cards, configuration
 from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
 from colocate.plugin.outcome import Record, properties, record_of
@@ -17,7 +18,7 @@ from colocate.report.stored import read_run
 from colocate.report.tally import AGAIN
 from colocate.resume import Decision, decide, essentials, find_run, take_up, told
 from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_json
-from colocate.series import Attempt, Settled, read_attempt, settled_groups
+from colocate.series import Settled, read_attempt, settled_groups
 from colocate.verdict import Outcome
 
 _PHASES: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
@@ -34,15 +35,7 @@ class Resumption:
     def pytest_configure_node(self, node: Any) -> None:
         """Called by xdist before a worker is told what to do."""
         decisions = self.session.decisions.values()
-        node.workerinput["colocate_decisions"] = [
-            [
-                decision.group,
-                decision.why,
-                decision.kept is not None,
-                [one.directory.path.name for one in decision.done],
-            ]
-            for decision in decisions
-        ]
+        node.workerinput["colocate_decisions"] = [_sendable(decision) for decision in decisions]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -51,18 +44,19 @@ class Resumption:
         decision = None if group is None else self.session.decisions.get(group.id)
         if group is None or decision is None or decision.kept is None:
             return None
-        record = self.record(group, decision.kept)
+        record = _kept_record(group, decision.kept)
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in _reports(item, record):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
-    def record(self, group: Any, kept: Settled) -> Record:
-        """The record of a kept group, which says so."""
-        record = record_of(kept.observed(group), kept.verdict)
-        since = f"kept from {kept.deciding.directory.run.name}, {kept.deciding.experiment['timestamp']}"
-        return {**record, "kept": since, "warnings": [*record["warnings"], f"{since} [kept]"]}
+
+def _kept_record(group: Group, kept: Settled) -> Record:
+    """The record of a kept group, which says so."""
+    record = record_of(group, kept)
+    since = f"kept from {kept.deciding.directory.run.name}, {kept.deciding.experiment['timestamp']}"
+    return {**record, "kept": since, "warnings": [*record["warnings"], f"{since} [kept]"]}
 
 
 def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
@@ -88,6 +82,21 @@ def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
         report.colocate = record  # type: ignore[attr-defined]
         report.user_properties = told
         yield report
+
+
+def _sendable(decision: Decision) -> dict[str, Any]:
+    """A decision as builtin types; a worker reads the records itself."""
+    done = [attempt.directory.path.name for attempt in decision.done]
+    return {"group": decision.group, "why": decision.why, "kept": decision.kept is not None, "done": done}
+
+
+def _received(config: pytest.Config) -> Iterator[Decision]:
+    """What the controller of this worker decided."""
+    run, sent = configuration.run_directory_of(config), config.workerinput["colocate_decisions"]  # type: ignore[attr-defined]
+    found = settled_groups(run, essentials) if any(one["kept"] for one in sent) else {}
+    for one in sent:
+        done = tuple(read_attempt(GroupDirectory(run.path / name)) for name in one["done"])
+        yield Decision(one["group"], one["why"], found[one["group"]] if one["kept"] else None, done)
 
 
 class Holding:
@@ -192,10 +201,5 @@ def register(config: pytest.Config) -> None:
         return
     session = session_of(config)
     if is_worker(config):
-        run = configuration.run_directory_of(config)
-        sent: list[Any] = config.workerinput["colocate_decisions"]  # type: ignore[attr-defined]
-        found = settled_groups(run, essentials) if any(kept for _, _, kept, _ in sent) else {}
-        for group, why, kept, names in sent:
-            attempts: tuple[Attempt, ...] = tuple(read_attempt(GroupDirectory(run.path / name)) for name in names)
-            session.decisions[group] = Decision(group, why, found[group] if kept else None, attempts)
+        session.decisions = {decision.group: decision for decision in _received(config)}
     config.pluginmanager.register(Resumption(config), "colocate-resumption")

@@ -31,7 +31,7 @@ def _fold(one: Row, row: Row, found: list[Row], folder: Path, num_points: int) -
     summary = el(
         "summary",
         f"{_name(one, found)}: ",
-        el("b", record["outcome"], class_=colour(record)),
+        el("b", record["outcome"], class_=colour(record["outcome"])),
         f", peak {', '.join(filter(None, figures))}",
         el("b", ": this one decides") if decides else None,
     )

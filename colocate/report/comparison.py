@@ -8,11 +8,11 @@ from colocate.evidence import ROLES
 from colocate.report.markup import Html, el
 from colocate.report.stored import Row, mapping
 from colocate.report.words import Record, colour, duration_text, is_early, judged_text, outcome_text, peak_text, plural
-from colocate.units import format_mib, to_mib
+from colocate.units import MIB, format_mib, to_mib
 from colocate.verdict import Outcome
 
 # Peaks of two runs of the same group wander by some MiB; below this they count as the same.
-SAME_BYTES = 1024**2
+SAME_BYTES = MIB
 
 
 @dataclass(frozen=True)
@@ -219,4 +219,4 @@ def _growth(num_bytes: int | None) -> str:
 def _badge(record: Record | None) -> Html:
     if record is None:
         return el("td", "absent", class_="muted")
-    return el("td", el("span", outcome_text(record), class_=f"badge {colour(record)}"))
+    return el("td", el("span", outcome_text(record), class_=f"badge {colour(record['outcome'])}"))

@@ -11,7 +11,7 @@ from colocate.recordings import read_trace
 from colocate.report import small_card
 from colocate.report.markup import Html, el
 from colocate.report.stored import Row, mapping, number
-from colocate.report.timeline import Curve, Member, curves, timeline
+from colocate.report.timeline import Curve, Member, curves, phase_class, timeline
 from colocate.report.words import plural
 from colocate.run_directory import GroupDirectory
 
@@ -34,14 +34,10 @@ def memory(row: Row, directory: GroupDirectory, num_points: int) -> Html | None:
 
 def _caption(row: Row) -> Html:
     phases = dict.fromkeys(phase for member in members(row).values() for phase, _ in member.phases)
-    keys = [(el("i", class_=f"key phase-{_known(phase)}"), phase, " ") for phase in phases]
+    keys = [(el("i", class_=f"key {phase_class(phase)}"), phase, " ") for phase in phases]
     restarts = sum(max(0, len(member.lives) - 1) for member in members(row).values())
     more = f"▲ started again ({plural(restarts, 'time')})" if restarts else ""
     return el("span", "Memory of the card. ", small_card.caption(row), keys, more)
-
-
-def _known(phase: str) -> str:
-    return phase if phase in ("train", "evaluate", "save") else "other"
 
 
 def members(row: Row) -> dict[str, Member]:

@@ -62,7 +62,7 @@ def _why(row: Row) -> Iterator[Html]:
     record = row.record
     reasons = [el("p", reason) for reason in record["reasons"]]
     if reasons:
-        yield el("div", reasons, class_=f"why {colour(record)}")
+        yield el("div", reasons, class_=f"why {colour(record['outcome'])}")
     notes = [el("li", note) for note in record["warnings"]]
     if notes:
         yield el("ul", notes, class_="notes")
@@ -162,17 +162,17 @@ def _facts_of(row: Row, roles: Sequence[Role]) -> Iterator[tuple[str, str, list[
     trace, peaks = mapping(row.evidence.get("trace")), _peaks(row)
     for source in dict.fromkeys(source for source, _ in peaks):
         label = {"samples": "peak, sampled", "accounting": "peak, by process", "allocator": "peak, PyTorch's allocator"}
-        cells = [_mib(peaks.get((source, role))) for role in roles]
-        yield label.get(source, f"peak, {source}"), _mib(peaks.get((source, "card"))), cells
-    accounted = [_mib(peaks.get(("accounting", role))) for role in roles]
+        cells = [format_mib(peaks.get((source, role)), "") for role in roles]
+        yield label.get(source, f"peak, {source}"), format_mib(peaks.get((source, "card")), ""), cells
+    accounted = [format_mib(peaks.get(("accounting", role)), "") for role in roles]
     held = {
-        "held or wanted, contexts included": [_mib(own_bytes(row, role)) for role in roles],
-        "held, by list of processes": [_mib(number(member.get("held_bytes"))) for member in members_],
+        "held or wanted, contexts included": [format_mib(own_bytes(row, role), "") for role in roles],
+        "held, by list of processes": [format_mib(number(member.get("held_bytes")), "") for member in members_],
     }
     yield from ((name, "", cells) for name, cells in held.items() if cells != accounted)
-    yield "baseline", _mib(row.baseline_bytes), []
+    yield "baseline", format_mib(row.baseline_bytes, ""), []
     yield "ballast", small_card.fact(row), []
-    yield "after the group", _mib(number(row.evidence.get("final_bytes"))), []
+    yield "after the group", format_mib(number(row.evidence.get("final_bytes")), ""), []
     yield "out of memory", "", [_ooms(member) for member in members_]
     yield "allocator retries", "", [_sum(member, "num_alloc_retries") for member in members_]
     yield "starts, failed", "", [_starts(member) for member in members_]
@@ -202,10 +202,6 @@ def _peaks(row: Row) -> dict[tuple[str, str], int]:
             if any(reserved):
                 found["allocator", role] = max(filter(None, reserved))
     return found
-
-
-def _mib(size: int | None) -> str:
-    return "" if size is None else format_mib(size)
 
 
 def _sum(member: Mapping[str, Any], name: str) -> str:

@@ -1,7 +1,7 @@
 """How long groups take: what earlier runs of the same group on the same card took, else what the plan says."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,30 @@ class Estimate:
         times = known + [typical] * (len(groups) - len(known))
         return max(max(times), sum(times) / max(1, side_by_side))
 
-    def spread(self, groups: Sequence[str]) -> "Estimate":
-        """The same for all of these groups, where some are known: the others take as long as those on average."""
-        if not self.seconds:
-            return self
-        typical = statistics.fmean(self.seconds.values())
-        return Estimate({group: self.seconds.get(group, typical) for group in groups}, self.earlier)
+    def left_s(
+        self,
+        groups: Sequence[str],
+        done: Container[str],
+        took: Mapping[str, float | None],
+        passed_s: Sequence[float],
+        side_by_side: int,
+    ) -> float | None:
+        """Seconds until these groups have ended; None when not even what has ended tells how long one takes.
+
+        Args:
+            groups: All groups of the run.
+            done: Those that have ended.
+            took: Their seconds, as far as they are known.
+            passed_s: For how long each of the running ones runs already.
+            side_by_side: On so many cards.
+        """
+        known = {**self.seconds, **{name: seconds for name, seconds in took.items() if seconds}}
+        if not known:
+            return None
+        typical = statistics.fmean(known.values())
+        learnt = Estimate({name: known.get(name, typical) for name in groups})
+        total_s = learnt.total_s([name for name in groups if name not in done], side_by_side)
+        return None if total_s is None else max(0.0, total_s - sum(passed_s) / side_by_side)
 
     def sentence(self, groups: Sequence[str], side_by_side: int = 1) -> str:
         """The whole in words, with where it comes from."""

@@ -42,21 +42,17 @@ class Following:
 
     def lines(self, width: int) -> list[str]:
         """A line for every running group, for what waits in a queue, and one for the whole."""
-        found = self._journal
-        states = (
-            [state for state in live.running(self._run, self._finished) if state.group not in found.fresh]
-            if not self.ended
-            else []
-        )
-        expected = found.estimates
-        lines = [live.line_of(state, expected.get(state.group), width) for state in states]
+        found, name = self._journal, self._run.name
         if self.ended:
-            return [*lines, f"{self._run.name}: ended, {self._ending()}"[:width]]
+            return [f"{name}: ended, {self._ending()}"[:width]]
+        states = [state for state in live.running(self._run, self._finished) if state.group not in found.fresh]
+        lines = [live.line_of(state, found.estimates.get(state.group), width) for state in states]
         lines += live.waiting(self._run)
         if not found.selected:
-            return [*lines, f"{self._run.name}: no group has begun"[:width]]
-        done, left = sum(name in found.fresh for name in found.selected), self._left_s(states)
-        return [*lines, f"{self._run.name}: {live.status(done, len(found.selected), len(states), left)}"[:width]]
+            return [*lines, f"{name}: no group has begun"[:width]]
+        done = sum(group in found.fresh for group in found.selected)
+        status = live.status(done, len(found.selected), len(states), self._left_s(states))
+        return [*lines, f"{name}: {status}"[:width]]
 
     def _ending(self) -> str:
         outcomes = [record["outcome"] for record in self._journal.records.values()]
@@ -66,7 +62,6 @@ class Following:
 
     def _left_s(self, states: list[live.GroupState]) -> float | None:
         found = self._journal
-        took = {name: record["duration_s"] for name, record in found.records.items() if record.get("duration_s")}
-        open_ = [name for name in found.selected if name not in found.fresh]
-        total = Estimate({**found.estimates, **took}).spread(found.selected).total_s(open_, max(1, len(states)))
-        return None if total is None else max(0.0, total - sum(s.elapsed_s for s in states) / max(1, len(states)))
+        took = {name: record["duration_s"] for name, record in found.records.items()}
+        passed_s = [state.elapsed_s for state in states]
+        return Estimate(found.estimates).left_s(found.selected, found.fresh, took, passed_s, max(1, len(states)))

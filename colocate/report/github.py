@@ -18,7 +18,7 @@ from colocate.report.words import (
     over_budget_bytes,
     peak_text,
 )
-from colocate.units import format_mib
+from colocate.units import format_mib, to_mib
 from colocate.verdict import Outcome
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -89,7 +89,7 @@ def _comparison_row(change: Change, allowed_bytes: int | None) -> list[str]:
     sign = ":x:" if why else ":warning:" if grown is not None and grown > SAME_BYTES else ""
     texts = [("" if one is None else outcome_text(one)) for one in (change.before, change.after)]
     peaks = [("" if one is None else peak_text(one)) for one in (change.before, change.after)]
-    growth = "" if grown is None else f"{grown / 1024**2:+.0f} MiB"
+    growth = "" if grown is None else f"{to_mib(grown):+.0f} MiB"
     return [sign, change.group, *texts, *peaks, growth, why or ""]
 
 

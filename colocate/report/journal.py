@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from colocate.documents import parse
-from colocate.report.shapes import Told
+from colocate.report.shapes import GroupRecord
 from colocate.salvage import salvaged
 
 NAME = "journal.jsonl"
@@ -105,7 +105,7 @@ class _Line(TypedDict):
     event: str | None
     groups: tuple[str, ...]
     estimates: dict[str, float]
-    record: Told
+    record: GroupRecord
     text: str | None
 
 

@@ -17,6 +17,7 @@ from colocate.report.markup import Html, el
 from colocate.report.picture import picture
 from colocate.report.slim import LARGE
 from colocate.report.stored import Row
+from colocate.report.words import colour
 from colocate.run_directory import make_folder, write_text
 from colocate.units import to_mib
 
@@ -33,7 +34,6 @@ MOST_ENTRIES = 50
 Entry = TypeVar("Entry")
 
 _BINS = 40
-_OUTCOMES = {"FEASIBLE": "v-ok", "INFEASIBLE": "v-bad"}
 
 
 def is_large(rows: Sequence[Row]) -> bool:
@@ -176,7 +176,7 @@ def _spread(rows: Sequence[Row], limit_bytes: int | None) -> Html:
                 el(
                     "rect",
                     el("title", said),
-                    class_=f"spread {_OUTCOMES.get(outcome, 'v-warn')}",
+                    class_=f"spread {colour(outcome)}",
                     x=round(place * width + 1, 1),
                     y=round(foot, 1),
                     width=round(width - 2, 1),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from colocate.report.markup import Html, breakable, el
 from colocate.report.shares import Shares, shares
 from colocate.report.stored import Row
-from colocate.report.words import colour, peak_text
+from colocate.report.words import colour, peak_text, plural
 from colocate.units import MIB, format_mib, to_mib
 
 WIDTH, HEIGHT = 1000, 26
@@ -33,7 +33,7 @@ def picture(rows: Sequence[Row], limit_bytes: int | None) -> Html:
     top = _top(with_peak, limit_bytes)
     bars = [_bar(row, top, limit_bytes) for row in with_peak]
     without = len(rows) - len(with_peak)
-    note = f"{without} group{'s' if without > 1 else ''} without a peak {'are' if without > 1 else 'is'} not shown."
+    note = f"{plural(without, 'group')} without a peak {'are' if without > 1 else 'is'} not shown."
     return el(
         "section",
         el("h2", "Peak against the limit"),
@@ -115,7 +115,7 @@ def _bar(row: Row, top: int, limit_bytes: int | None) -> Html:
         "data_miss": (record["expected_bytes"] or record["peak_bytes"]) - record["peak_bytes"],
     }
     label = el("span", el("a", row.group, href=f"#{row.key}"), el("span", pair(row), class_="pair"), class_="label")
-    figure = el("span", peak_text(record).removesuffix(" MiB"), class_=f"figure {colour(record)}")
+    figure = el("span", peak_text(record).removesuffix(" MiB"), class_=f"figure {colour(record['outcome'])}")
     return el("div", label, _svg(row, split, top, limit_bytes), figure, class_="bar-row", data_key=row.key, **order)
 
 

@@ -68,7 +68,7 @@ def _line(name: str, figures: Figures, predicted: str, directory: str) -> Html:
     outcome = str(figures.get("outcome") or "")
     codes = ", ".join(map(str, figures.get("codes") or ()))
     told = f"{outcome} ({figures.get('basis')})" + (f": {codes}" if codes else "")
-    badge = el("span", told, class_=colour({"outcome": outcome}))
+    badge = el("span", told, class_=colour(outcome))
     cells = (el("td", badge), el("td", peak_text(known)), el("td", headroom_text(known)), el("td", predicted))
     return el("tr", el("th", name, scope="row"), cells, el("td", el("code", directory) if directory else ""))
 

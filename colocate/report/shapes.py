@@ -42,11 +42,16 @@ class Experiment(TypedDict):
     evidence: Evidence
 
 
-class Told(TypedDict):
-    """How a group ended, as the journal has it."""
+class GroupRecord(TypedDict):
+    """How a group ended, in builtin types: what a case hands to pytest, and what the journal has of it.
+
+    What is not known is None.
+    """
 
     group: str
     kept: str | None
+    cliff_bytes: int | None
+    worth: str | None
     number: int | None
     tier: str | None
     foreground: str | None
@@ -69,6 +74,9 @@ class Told(TypedDict):
     duration_s: float | None
     device_name: str | None
     device_uuid: str | None
+
+
+RECORD_FIELDS = tuple(GroupRecord.__annotations__)
 
 
 class _Limits(TypedDict):

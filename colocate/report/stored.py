@@ -16,7 +16,7 @@ from colocate.advice import by_group
 from colocate.errors import ColocateError
 from colocate.plan import needed
 from colocate.report import journal
-from colocate.report.shapes import Run, fitted
+from colocate.report.shapes import RECORD_FIELDS, Run, fitted
 from colocate.report.slim import LARGE, slim
 from colocate.report.tally import AGAIN, Tally
 from colocate.report.words import Record
@@ -26,12 +26,6 @@ from colocate.series import again_of, asked_of, is_outdated, settled_groups
 from colocate.verdict import Verdict
 
 NO_FACTS: Mapping[str, Any] = {}
-
-RECORD_FIELDS = (
-    *("group", "number", "tier", "foreground", "background", "expected_bytes", "budget_bytes", "peak_bytes"),
-    *("peak_low_bytes", "peak_high_bytes", "limit_bytes", "headroom_bytes", "basis", "outcome", "stability"),
-    *("overlap", "codes", "reasons", "warnings", "directory", "duration_s", "device_name", "device_uuid"),
-)
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _group(row: Row) -> tuple[Html, int | str]:
 
 def _verdict(row: Row) -> tuple[Html, int]:
     record = row.record
-    badge = el("span", record["outcome"], class_=f"badge {colour(record)}")
+    badge = el("span", record["outcome"], class_=f"badge {colour(record['outcome'])}")
     basis = el("span", record["basis"], class_="basis") if record["basis"] else None
     codes = [el("span", breakable(code), class_="codes") for code in record["codes"]]
     order = [Outcome.INFEASIBLE, Outcome.INCONCLUSIVE, Outcome.FEASIBLE]
@@ -148,7 +148,7 @@ def _peak(row: Row) -> tuple[Html | str, int | None]:
     if not limit:
         return text, peak
     width = min(100, round(100 * peak / limit))
-    return Html(text + el("span", el("i", style=f"width:{width}%"), class_=f"bar {colour(record)}")), peak
+    return Html(text + el("span", el("i", style=f"width:{width}%"), class_=f"bar {colour(record['outcome'])}")), peak
 
 
 def _overlap(row: Row) -> tuple[str, float | None]:

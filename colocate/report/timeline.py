@@ -137,7 +137,7 @@ class _Drawing:
             place = (
                 f'x="{self.x(start)}" y="{_TOP}" width="{self._width(start, end)}" height="{_HEIGHT - _TOP - _BOTTOM}"'
             )
-            yield f'<rect class="shade phase-{_phase_class(phase)}" {place}/>'
+            yield f'<rect class="shade {phase_class(phase)}" {place}/>'
 
     def _width(self, start: float, end: float) -> float:
         return max(1.0, round(self.x(end) - self.x(start), 1))
@@ -178,7 +178,7 @@ class _Drawing:
                 yield self._bar("span", said, y, start, end)
             for phase, (start, end) in member.phases:
                 said = f"{name}: {phase} from {start:.1f} s to {end:.1f} s"
-                yield self._bar(f"phase phase-{_phase_class(phase)}", said, y, start, end)
+                yield self._bar(f"phase {phase_class(phase)}", said, y, start, end)
             yield from self._restarts(name, member, y)
 
     def _bar(self, kind: str, said: str, y: float, start: float, end: float) -> str:
@@ -193,8 +193,9 @@ class _Drawing:
             yield f'<path class="restart" d="M{x} {y - 2}l5 11h-10z"><title>{said}</title></path>'
 
 
-def _phase_class(phase: str) -> str:
-    return phase if phase in ("train", "evaluate", "save") else "other"
+def phase_class(phase: str) -> str:
+    """The class that colours a phase."""
+    return f"phase-{phase if phase in ('train', 'evaluate', 'save') else 'other'}"
 
 
 def _ticks(end: float, step: float) -> Iterator[float]:

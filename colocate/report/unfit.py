@@ -51,7 +51,7 @@ def _more(part: Part) -> str:
 
 def _entry(need: Needs) -> Html:
     row = need.row
-    badge = el("span", row.record["outcome"], class_=f"badge {colour(row.record)}")
+    badge = el("span", row.record["outcome"], class_=f"badge {colour(row.record['outcome'])}")
     head = el("p", el("a", row.group, href=f"#{row.key}"), " ", badge, " ", pair(row), " ", need.needed, ".")
     return el("li", head, el("ol", [_proposal(one) for one in need.proposals]) if need.proposals else None)
 

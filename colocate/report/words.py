@@ -12,9 +12,9 @@ Record = Mapping[str, Any]
 _COLOURS = {Outcome.FEASIBLE.value: "v-ok", Outcome.INFEASIBLE.value: "v-bad"}
 
 
-def colour(record: Record) -> str:
-    """The class that colours a verdict."""
-    return _COLOURS.get(record["outcome"], "v-warn")
+def colour(outcome: str) -> str:
+    """The class that colours an outcome."""
+    return _COLOURS.get(outcome, "v-warn")
 
 
 def peak_text(record: Record) -> str:
