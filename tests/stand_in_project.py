@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[1]
 CASES = """
 import json, os, signal, time
 from pathlib import Path
-from types import SimpleNamespace
 import pytest
 from colocate.errors import DeviceError, InconclusiveError
 from colocate.plugin.configuration import cases, run_directory_of
 from colocate.plugin.outcome import attach, conclude, record_of
+from colocate.series import Attempt, Settled
 from colocate.units import MIB
 from colocate.verdict import Outcome, Reason, Verdict
 
@@ -83,7 +83,8 @@ def test_group(group, directory, request):
         "inconclusive": verdict(Outcome.INCONCLUSIVE, 5000, ("sensor_lost", "the card stopped answering <b>x</b>")),
     }
     found = known.get(way, known["feasible"])
-    attach(request.node, record_of(SimpleNamespace(group=group, directory=directory), found))
+    attempt = Attempt(directory, {}, found)
+    attach(request.node, record_of(group, Settled(attempt, found, (attempt,))))
     conclude(found)
 """
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from colocate.cards import KnownCard
     from colocate.device.opening import Card
     from colocate.rehearsal import Cache
+    from colocate.report.comparison import Comparison
+    from colocate.report.page import Report
+    from colocate.report.stored import StoredRun
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 WELL, FINDING, USAGE, UNDECIDED = 0, 1, 2, 3
@@ -55,6 +58,22 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ColocateError(f"{near(path)}: expected to be written, got {error.strerror or error}") from error
+
+
+def write_page(runs: "list[StoredRun]", out: Path, comparison: "Comparison | None" = None) -> "Report":
+    """Write the page of some runs; what it is about.
+
+    Raises:
+        ColocateError: it cannot be written.
+    """
+    from colocate.report.page import Report, write
+    from colocate.run_directory import make_folder
+
+    report = Report.of(runs, out.resolve().parent, comparison, out.name)
+    make_folder(report.folder)
+    with writing(out):
+        write(report)
+    return report
 
 
 def latest_run() -> Path:

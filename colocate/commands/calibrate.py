@@ -4,10 +4,9 @@ import argparse
 from pathlib import Path
 
 from colocate import commands as command
-from colocate.commands import Commands
 
 
-def add(commands: Commands) -> None:
+def add(commands: command.Commands) -> None:
     """Declare the subcommand."""
     parser = command.new(
         commands,

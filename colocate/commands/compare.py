@@ -34,19 +34,14 @@ def run(options: argparse.Namespace) -> int:
     """Print the comparison; a finding where a peak grew by more than was allowed, or a group fits no more."""
     from colocate.report import github
     from colocate.report.comparison import compare, lines
-    from colocate.report.page import Report, write
     from colocate.report.stored import read_run
-    from colocate.run_directory import make_folder
 
     before, after = read_run(options.before), read_run(options.after)
     found = compare(before.rows, after.rows, (before.name, after.name))
     for line in lines(found):
         print(line)
     if options.page is not None:
-        page = options.page.resolve()
-        make_folder(page.parent)
-        with command.writing(options.page):
-            write(Report.of([after], page.parent, found, page.name))
+        command.write_page([after], options.page, found)
         print(f"report:  {command.near(options.page)}")
     markdown = github.of_comparison(found, options.fail_above)
     with command.writing(Path(os.environ.get(github.SUMMARY, ""))):

@@ -19,11 +19,8 @@ if TYPE_CHECKING:
     from colocate.cards import KnownCard
     from colocate.catalog import Catalog
     from colocate.device import Basis
-    from colocate.device.opening import Card
     from colocate.foresight import Forecast
     from colocate.plan import Group, Plan
-    from colocate.run_directory import RunDirectory
-    from colocate.series import Attempt
 
 MOST = 1 << 16  # a larger batch is not looked for
 CONFIRMATIONS = {"measured": 2, "predicted": 1}  # a prediction comes out the same every time
@@ -66,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
     from colocate.advice.largest import LargestValue, variable
     from colocate.plan import load_plan
     from colocate.run_directory import RunDirectory, write_json
+    from colocate.trial import Trials
 
     plan = load_plan(options.plan)
     group, catalog = _group(plan, options.group), plan.load_catalog()
@@ -85,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         catalog,
         basis,
         _foresight(options, card.figures),
-        _attempts(run, plan, card, options.wait),
+        Trials(run, plan.name, card, options.wait).attempt,
         confirmations,
         lambda tried: print(_line(tried), file=sys.stderr, flush=True),
     )
@@ -146,12 +144,6 @@ def _foresight(options: argparse.Namespace, card: "KnownCard") -> "Callable[[Gro
         return forecast(group, known, card.baseline_bytes, group.limits.peak_bytes)
 
     return foresee
-
-
-def _attempts(run: "RunDirectory", plan: "Plan", card: "Card", wait_s: float) -> "Callable[[Group, int], Attempt]":
-    from colocate.trial import Trials
-
-    return Trials(run, plan.name, card, wait_s).attempt
 
 
 def _exit_code(fit: "Fit", confirmations: int) -> int:

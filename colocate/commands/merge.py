@@ -34,10 +34,9 @@ def add(commands: command.Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the run, and tell where it is and what is wrong with it."""
     from colocate.report.merging import merge
-    from colocate.report.page import Report, headline, write
+    from colocate.report.page import headline
     from colocate.report.stored import read_run
     from colocate.report.summary import write_summary
-    from colocate.run_directory import make_folder
 
     with command.writing(options.results):
         merged = merge(options.journals, options.results, datetime.now())
@@ -47,10 +46,7 @@ def run(options: argparse.Namespace) -> int:
         with command.writing(run.path):
             write_summary(run)
     out: Path = options.out or merged.runs[0].path / "report.html"
-    make_folder(out.parent)
-    report = Report.of([read_run(run.path) for run in merged.runs], out.resolve().parent, name=out.name)
-    with command.writing(out):
-        write(report)
+    report = command.write_page([read_run(run.path) for run in merged.runs], out)
     for part in report.parts:
         print(headline(part))
     for run in merged.runs:

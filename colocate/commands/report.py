@@ -38,10 +38,10 @@ def add(commands: command.Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the page, and tell where it is."""
     from colocate.report.comparison import compare
-    from colocate.report.page import Report, headline, write
+    from colocate.report.page import headline
     from colocate.report.stored import parts, read_run
     from colocate.report.summary import write_summary
-    from colocate.run_directory import RunDirectory, make_folder
+    from colocate.run_directory import RunDirectory
 
     if options.predict is not None:
         for path in options.runs:
@@ -53,10 +53,7 @@ def run(options: argparse.Namespace) -> int:
         rows = [row for part in parts(runs) for row in part.counting]
         comparison = compare(before.rows, rows, (before.name, ", ".join(found.name for found in runs)))
     out: Path = options.out or runs[0].path / "report.html"
-    make_folder(out.parent)
-    report = Report.of(runs, out.resolve().parent, comparison, out.name)
-    with command.writing(out):
-        write(report)
+    report = command.write_page(runs, out, comparison)
     paths, headlines = [found.path for found in runs], [headline(part) for part in report.parts]
     del runs, report  # ten thousand rows are not to be held beside those of the summary
     for path in paths:
@@ -74,7 +71,7 @@ def _predict(run: "StoredRun", budget_s: float) -> None:
     from colocate.advice.outlook import advise
     from colocate.foresight import Answer
     from colocate.rehearsal import Cache
-    from colocate.report.advice import is_unfit
+    from colocate.report.unfit import is_unfit
     from colocate.report.words import plural
     from colocate.run_directory import RunDirectory
 

@@ -10,7 +10,7 @@ from colocate.plan import Group
 from colocate.plugin.configuration import Session, leads, say, session_of, warn
 from colocate.plugin.signals import skippable
 from colocate.rehearsal import Cache
-from colocate.report.advice import is_unfit
+from colocate.report.unfit import is_unfit
 from colocate.units import span_text
 
 REMEDY_BUDGET_S = 600.0

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from colocate.catalog import Catalog
+from colocate.catalog import Catalog, load_catalog
 from colocate.errors import ColocateError
 from colocate.evidence import ROLES
-from colocate.report.advice import catalog_of, what_next
 from colocate.report.stored import Part, Row, StoredRun, mapping, parts
+from colocate.report.what_next import what_next
 from colocate.report.words import peak_text
 from colocate.run_directory import read_json
 from colocate.units import to_mib
@@ -42,8 +42,7 @@ def follow_up(run: StoredRun, folder: Path, classes: tuple[str, ...], epochs: in
     document, home = _plan_of(run)
     recommended = {row.group: row for part in parts([run]) for row in what_next(part).recommended}
     taken = {name: row for name, row in recommended.items() if row.record["stability"] in classes}
-    catalog = next((found for part in parts([run]) if (found := catalog_of(part)) is not None), None)
-    entries = list(_entries(document, run, taken, catalog, home, folder, epochs))
+    entries = list(_Entries(run, _catalog_of(run), home, folder, epochs).of(document, taken))
     document = {key: value for key, value in document.items() if key not in LEFT_OUT}
     document |= {
         "experiment_name": f"{run.plan_name}_next"[:100],
@@ -76,72 +75,78 @@ def _plan_of(run: StoredRun) -> tuple[dict[str, Any], Path]:
     return document, path.parent
 
 
-def _entries(
-    document: dict[str, Any],
-    run: StoredRun,
-    taken: Mapping[str, Row],
-    catalog: Catalog | None,
-    home: Path,
-    folder: Path,
-    epochs: int | None,
-) -> Iterator[dict[str, Any]]:
-    ids = [str(name) for name in run.plan.get("groups") or ()]
-    for place, entry in enumerate(document["experiments"]):
-        name = entry.get("id") or (ids[place] if place < len(ids) else None)
-        if name in taken:
-            yield _entry(dict(entry), str(name), taken[str(name)], run, catalog, home, folder, epochs)
+def _catalog_of(run: StoredRun) -> Catalog | None:
+    """The catalog that the run was made with, where it still can be read."""
+    try:
+        return load_catalog(Path(str(run.plan["catalog"]))) if run.plan.get("catalog") else None
+    except (ColocateError, OSError):
+        return None
 
 
-def _entry(
-    entry: dict[str, Any],
-    name: str,
-    row: Row,
-    run: StoredRun,
-    catalog: Catalog | None,
-    home: Path,
-    folder: Path,
-    epochs: int | None,
-) -> dict[str, Any]:
-    """One pair: its id stays, so that the two runs can be compared."""
-    entry = {"id": name, **entry}
-    own = _minutes(entry, catalog, epochs)
-    if own is not None:
-        entry["expected_minutes"] = own
-    if row.record["peak_bytes"] is not None:
-        entry["expected_memory"] = f"{to_mib(row.record['peak_bytes']):.0f}MB"
-    basis = row.record["basis"]
-    entry["note"] = f"{row.record['stability']}: {basis} peak {peak_text(row.record)} in {run.name}"
-    for role in ROLES:
-        if isinstance(entry.get(role), dict):
-            entry[role] = _at_full_length(_moved(dict(entry[role]), home, folder), catalog, epochs)
-    return _at_full_length(_moved(entry, home, folder), catalog, epochs)
+@dataclass(frozen=True)
+class _Entries:
+    """Makes the entries of the new plan out of those of the run's.
 
+    Args:
+        run: The run that recommends.
+        catalog: That of its plan.
+        home: The folder in which paths of its plan start.
+        folder: That in which paths of the new one start.
+        epochs: As in `follow_up`.
+    """
 
-def _minutes(entry: Mapping[str, Any], catalog: Catalog | None, epochs: int | None) -> float | None:
-    """The plan's minutes for as many epochs as the foreground will have; None where one of them is not known."""
-    foreground = mapping(entry.get("foreground")) or entry
-    before = mapping(foreground.get("hyperparameters")).get("epochs")
-    after = mapping(_at_full_length(dict(foreground), catalog, epochs).get("hyperparameters")).get("epochs")
-    minutes = entry.get("expected_minutes")
-    known = all(isinstance(value, int | float) and value > 0 for value in (before, after, minutes))
-    return round(minutes * after / before, 2) if known and minutes and before and after else None
+    run: StoredRun
+    catalog: Catalog | None
+    home: Path
+    folder: Path
+    epochs: int | None
 
+    def of(self, document: dict[str, Any], taken: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+        """The entries of the groups that are taken, in the plan's order."""
+        ids = [str(name) for name in self.run.plan.get("groups") or ()]
+        for place, entry in enumerate(document["experiments"]):
+            name = entry.get("id") or (ids[place] if place < len(ids) else None)
+            if name in taken:
+                yield self._entry({"id": str(name), **entry}, taken[str(name)])
 
-def _moved(member: dict[str, Any], home: Path, folder: Path) -> dict[str, Any]:
-    """A command starts in the folder of its plan unless told otherwise: from the new plan's it must be told."""
-    if "command" in member:
-        member["cwd"] = os.path.relpath(home / str(member.get("cwd") or "."), folder)
-    return member
+    def _entry(self, entry: dict[str, Any], row: Row) -> dict[str, Any]:
+        """One pair: its id stays, so that the two runs can be compared."""
+        own = self._minutes(entry)
+        if own is not None:
+            entry["expected_minutes"] = own
+        if row.record["peak_bytes"] is not None:
+            entry["expected_memory"] = f"{to_mib(row.record['peak_bytes']):.0f}MB"
+        basis = row.record["basis"]
+        entry["note"] = f"{row.record['stability']}: {basis} peak {peak_text(row.record)} in {self.run.name}"
+        for role in ROLES:
+            if isinstance(entry.get(role), dict):
+                entry[role] = self._member(dict(entry[role]))
+        return self._member(entry)
 
+    def _member(self, member: dict[str, Any]) -> dict[str, Any]:
+        """A command starts in the folder of its plan unless told otherwise: from the new plan's it must be told."""
+        if "command" in member:
+            member["cwd"] = os.path.relpath(self.home / str(member.get("cwd") or "."), self.folder)
+        return self._at_full_length(member)
 
-def _at_full_length(member: dict[str, Any], catalog: Catalog | None, epochs: int | None) -> dict[str, Any]:
-    """The member with all its epochs, where it is one of a catalog."""
-    hyperparameters = member.get("hyperparameters")
-    if not isinstance(hyperparameters, dict) or "epochs" not in hyperparameters:
+    def _minutes(self, entry: Mapping[str, Any]) -> float | None:
+        """The plan's minutes for as many epochs as the foreground will have; None where one of them is not known."""
+        foreground = mapping(entry.get("foreground")) or entry
+        before = mapping(foreground.get("hyperparameters")).get("epochs")
+        after = mapping(self._at_full_length(dict(foreground)).get("hyperparameters")).get("epochs")
+        minutes = entry.get("expected_minutes")
+        known = all(isinstance(value, int | float) and value > 0 for value in (before, after, minutes))
+        return round(minutes * after / before, 2) if known and minutes and before and after else None
+
+    def _at_full_length(self, member: dict[str, Any]) -> dict[str, Any]:
+        """The member with all its epochs, where it is one of a catalog."""
+        hyperparameters = member.get("hyperparameters")
+        if not isinstance(hyperparameters, dict) or "epochs" not in hyperparameters:
+            return member
+        repository, model = str(member.get("repo")), str(member.get("model"))
+        supported = self.catalog.supported(repository, model) if self.catalog else {}
+        default = supported["epochs"].default if "epochs" in supported else None
+        wanted = self.epochs if self.epochs is not None else default
+        kept = {name: value for name, value in hyperparameters.items() if name != "epochs"}
+        member["hyperparameters"] = {"epochs": wanted, **kept} if isinstance(wanted, int) else kept
         return member
-    supported = catalog.supported(str(member.get("repo")), str(member.get("model"))) if catalog else {}
-    default = supported["epochs"].default if "epochs" in supported else None
-    wanted = epochs if epochs is not None else default
-    kept = {name: value for name, value in hyperparameters.items() if name != "epochs"}
-    member["hyperparameters"] = {"epochs": wanted, **kept} if isinstance(wanted, int) else kept
-    return member

@@ -15,11 +15,10 @@ from pathlib import Path
 from colocate import __version__
 from colocate.evidence import ROLES
 from colocate.plan import needed
-from colocate.report import cliff, details, early, large, remedies, small_card, table, unfit
-from colocate.report.advice import not_recommended_because, what_next
+from colocate.report import cliff, details, early, large, remedies, small_card, table, unfit, what_next
 from colocate.report.comparison import Comparison, section
 from colocate.report.markup import Html, el
-from colocate.report.picture import pair, picture
+from colocate.report.picture import picture
 from colocate.report.stored import Part, Row, StoredRun, instant, mapping, parts
 from colocate.report.words import (
     basis_of,
@@ -351,41 +350,7 @@ def _table(report: Report, runs: dict[str, StoredRun]) -> Html:
     )
 
 
-# --- what to do
-
-
-def _what_next(part: Part) -> Html | None:
-    if not part.rows:
-        return None
-    found = what_next(part)
-    lists = [
-        ("Recommended for long runs", "stable, below 3000 MiB", "v-ok", found.stable),
-        ("With monitoring", "usable, up to 4000 MiB", "v-warn", found.usable),
-        ("Not recommended", "high-risk, or not proven to fit", "v-bad", found.not_recommended),
-    ]
-    columns = [
-        el(
-            "div",
-            el("h3", title, " ", el("span", f"({why})", class_="muted")),
-            el("ul", [el("li", _next_entry(row, kind)) for row in large.first(rows)])
-            if rows
-            else el("p", "none", class_="muted"),
-            large.rest(rows),
-            class_=f"next {kind}",
-        )
-        for title, why, kind, rows in lists
-    ]
-    command = (
-        el("p", "A plan of the first two, at full length: ", el("code", f"colocate next {part.runs[-1].place}"))
-        if found.recommended and part.runs
-        else None
-    )
-    return el("section", el("h2", "What next"), el("div", columns, class_="nexts"), command, class_="next-section")
-
-
-def _next_entry(row: Row, kind: str) -> Html:
-    why = f" · {peak_text(row.record)}" if kind != "v-bad" else f" · {not_recommended_because(row)}"
-    return el("span", el("a", row.group, href=f"#{row.key}"), " ", pair(row), el("span", why, class_="muted"))
+# --- below the groups
 
 
 def _made_with(run: StoredRun) -> Html | None:
@@ -399,7 +364,12 @@ def _made_with(run: StoredRun) -> Html | None:
 
 
 # What stands below the groups, in this order: each takes a part of the report and may have nothing to say.
-SECTIONS: tuple[Callable[[Part], Html | None], ...] = (cliff.section, unfit.section, remedies.section, _what_next)
+SECTIONS: tuple[Callable[[Part], Html | None], ...] = (
+    cliff.section,
+    unfit.section,
+    remedies.section,
+    what_next.section,
+)
 
 
 def polished(html: str) -> str:

@@ -4,19 +4,34 @@ Everything stands in the run directory; nothing is predicted while a page is mad
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from colocate.advice.outlook import OUT_OF_TIME
+from colocate.advice.remedies import MEMORY
+from colocate.evidence import ROLES
 from colocate.foresight import Answer
 from colocate.report import large
-from colocate.report.advice import Needs, needs
 from colocate.report.markup import Html, el
 from colocate.report.picture import pair
-from colocate.report.stored import Part, mapping, number
-from colocate.report.words import colour, plural
-from colocate.units import span_text
+from colocate.report.shares import own_bytes
+from colocate.report.stored import NO_FACTS, Part, Row, mapping, number
+from colocate.report.words import Record, colour, plural
+from colocate.units import format_mib, span_text
+
+# Reasons that a smaller appetite can take away. A failed program or a full host is another matter.
+TOO_MUCH = MEMORY | {"peak_between_samples", "undecided"}
 
 _COLOURS = {Answer.FITS.value: "v-ok", Answer.DOES_NOT_FIT.value: "v-bad"}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a group would have needed, and what could be tried, the cheapest first, as in ``proposals.json``."""
+
+    row: Row
+    needed: str
+    proposals: tuple[Mapping[str, Any], ...]
 
 
 def section(part: Part) -> Html | None:
@@ -72,3 +87,43 @@ def _figure(one: Mapping[str, Any]) -> Html | None:
         return el("span", f"not predicted: {why_not}", class_="muted") if known else None
     text = f"{span_text(low, high)} MiB: {answer}"
     return el("b", text, class_=f"outlook {_COLOURS.get(str(answer), 'v-warn')}")
+
+
+# --- what they needed
+
+
+def needs(part: Part) -> list[Needs]:
+    """What every group that does not fit, or may not, would have needed."""
+    proposed = {run.name: run.proposals for run in part.runs}
+    return [
+        Needs(row, _needed(row), _proposals(proposed.get(row.run, NO_FACTS), row))
+        for row in part.counting
+        if is_unfit(row.record)
+    ]
+
+
+def is_unfit(record: Record) -> bool:
+    """A group that needed too much of the card's memory, or may have; less memory helps nothing else."""
+    return not TOO_MUCH.isdisjoint(record["codes"])
+
+
+def _proposals(proposed: Mapping[str, Any], row: Row) -> tuple[Mapping[str, Any], ...]:
+    """Those for the group as this row has it, not as an earlier session of the run had it."""
+    entry = mapping(proposed.get(row.group))
+    same = entry.get("content_hash") == row.content_hash
+    return tuple(map(mapping, entry.get("proposals") or ())) if same else ()
+
+
+def _needed(row: Row) -> str:
+    record = row.record
+    peak, limit = number(record["peak_bytes"]), number(record["limit_bytes"])
+    if peak is None or limit is None:
+        return "what it would have needed is not known"
+    holders = [f"{row.record[role]} {format_mib(size)}" for role in ROLES if (size := own_bytes(row, role)) is not None]
+    if row.baseline_bytes:
+        holders.append(f"baseline {format_mib(row.baseline_bytes)}")
+    over = f", {format_mib(peak - limit, beside=0)} above the limit" if peak > limit else f" of {format_mib(limit)}"
+    verb = "is expected to need"
+    if record["basis"] == "measured":
+        verb = "needed at least" if any(code.endswith("out_of_memory") for code in record["codes"]) else "needed"
+    return f"{verb} {format_mib(peak, beside=limit)}{over}" + (f": {', '.join(holders)}" if holders else "")
