@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ def settle(
     why = refused(settled)
     if why is None and device.info.uuid != pairs[0][0].device.uuid:
         why = f"the group ran on {pairs[0][0].device.uuid}, this card is {device.info.uuid}"
-    found = GroupWorth(unknown=why) if why else _compared(group, settled, pairs, device, memory, times, tell)
+    comparison = _Comparison(group, settled.deciding.directory.run, pairs, device, memory, times, tell)
+    found = GroupWorth(unknown=why) if why else comparison.worth()
     write_json(settled.deciding.directory.path / FILE, found.to_json())
     return found
 
@@ -130,24 +131,6 @@ def refused(settled: Settled) -> str | None:
     return next(filter(None, map(why_not, evidences)), None)
 
 
-def _compared(
-    group: Group,
-    settled: Settled,
-    pairs: "Pairs",
-    device: Device,
-    memory: Memory | None,
-    times: int,
-    tell: Callable[[str], None],
-) -> GroupWorth:
-    sides: list[tuple[Alone, ...]] = []
-    for role in ROLES:
-        side = _alone(group, role, pairs, device, settled, memory, times, tell)
-        if isinstance(side, str):
-            return GroupWorth(unknown=side)
-        sides.append(side)
-    return group_worth(pairs, sides[0], sides[1])
-
-
 Pairs = Sequence[tuple[Evidence, Sequence[EnergyReading]]]
 
 
@@ -155,64 +138,78 @@ def _recorded(directory: GroupDirectory) -> tuple[Evidence, Sequence[EnergyReadi
     return read_record(directory).evidence, read_energy(directory.energy)
 
 
-def _alone(
-    group: Group,
-    role: Role,
-    pairs: Pairs,
-    device: Device,
-    settled: Settled,
-    memory: Memory | None,
-    times: int,
-    tell: Callable[[str], None],
-) -> tuple[Alone, ...] | str:
-    """Runs of one member alone: those that are known and show enough, and new ones up to so many."""
-    training = group.training(role)
-    assert training is not None
-    work = _work(pairs) if role == "background" else {}
-    known = memory.find(training, device.info) if memory else ()
-    found = [one for one in known if (one.finished if role == "foreground" else _is_enough(one.paces, work))]
-    run = settled.deciding.directory.run.side_run(SIDE_RUN)
-    while len(found) < times:
-        tell(f"{training.name} alone, to compare")
-        new = _run_alone(group, training, device, run, work)
-        if isinstance(new, str):
-            return new
-        if role == "background" and not _is_enough(new.paces, work):
-            return f"{training.name} alone did not show every phase that it showed beside {group.foreground.name}"
-        found.append(new)
-        if memory:
-            memory.keep(training, device.info, [*known, *found][-10:])
-    return tuple(found)
+@dataclass(frozen=True)
+class _Comparison:
+    """A group beside its members alone; what it has is as in `settle`.
 
+    Args:
+        run: Where the group was run; runs alone go into a side run of it.
+        pairs: The group's runs.
+    """
 
-def _work(pairs: Pairs) -> dict[str, float]:
-    """The steps of the background by phase, of the run in which it made the most."""
-    most: dict[str, float] = {}
-    for evidence, _ in pairs:
-        window = foreground_window(evidence)
-        if evidence.background is not None and window is not None:
-            for phase, pace in paces(evidence.background.marks, window).items():
-                most[phase] = max(most.get(phase, 0.0), pace.steps)
-    return most
+    group: Group
+    run: RunDirectory
+    pairs: Pairs
+    device: Device
+    memory: Memory | None
+    times: int
+    tell: Callable[[str], None]
+
+    def worth(self) -> GroupWorth:
+        """Every run of the group against every run of its members alone."""
+        sides: list[tuple[Alone, ...]] = []
+        for role in ROLES:
+            side = self._alone(role)
+            if isinstance(side, str):
+                return GroupWorth(unknown=side)
+            sides.append(side)
+        return group_worth(self.pairs, *sides)
+
+    def _alone(self, role: Role) -> tuple[Alone, ...] | str:
+        """Runs of one member alone: those that are known and show enough, and new ones up to so many."""
+        training = self.group.training(role)
+        assert training is not None
+        work = self._work() if role == "background" else {}
+        known = self.memory.find(training, self.device.info) if self.memory else ()
+        found = [one for one in known if (one.finished if role == "foreground" else _is_enough(one.paces, work))]
+        while len(found) < self.times:
+            self.tell(f"{training.name} alone, to compare")
+            new = self._run_alone(training, work)
+            if isinstance(new, str):
+                return new
+            if role == "background" and not _is_enough(new.paces, work):
+                beside = self.group.foreground.name
+                return f"{training.name} alone did not show every phase that it showed beside {beside}"
+            found.append(new)
+            if self.memory:
+                self.memory.keep(training, self.device.info, [*known, *found][-10:])
+        return tuple(found)
+
+    def _work(self) -> dict[str, float]:
+        """The steps of the background by phase, of the run in which it made the most."""
+        most: dict[str, float] = {}
+        for evidence, _ in self.pairs:
+            window = foreground_window(evidence)
+            if evidence.background is not None and window is not None:
+                for phase, pace in paces(evidence.background.marks, window).items():
+                    most[phase] = max(most.get(phase, 0.0), pace.steps)
+        return most
+
+    def _run_alone(self, training: Training, work: Mapping[str, float]) -> Alone | str:
+        """One run alone; with ``work`` it is ended once it has done as many steps of every phase, or its own epochs."""
+        single = replace(alone(training, self.group), id=f"{self.group.id}-{training.name}"[:100])
+        directory = new_directory(self.run.side_run(SIDE_RUN), single)
+        with observing(single, self.device, directory, plan=SIDE_RUN, asks=False) as observation:
+            observation.preflight()
+            observation.run_foreground(enough=lambda: bool(work) and _has_done(observation, work))
+            observation.conclude()
+        evidence, energy = _recorded(directory)
+        return alone_of(evidence, energy, str(directory.path))
 
 
 def _is_enough(shown: Mapping[str, Any], work: Mapping[str, float]) -> bool:
     """Every phase was shown; how many steps of it decides only when to stop."""
     return all(phase in shown and shown[phase].steps > 0 for phase, steps in work.items() if steps)
-
-
-def _run_alone(
-    group: Group, training: Training, device: Device, run: RunDirectory, work: Mapping[str, float]
-) -> Alone | str:
-    """One run alone; with ``work`` it is ended once it has done as many steps of every phase, or its own epochs."""
-    single = replace(alone(training, group), id=f"{group.id}-{training.name}"[:100])
-    directory = new_directory(run, single)
-    with observing(single, device, directory, plan=SIDE_RUN, asks=False) as observation:
-        observation.preflight()
-        observation.run_foreground(enough=lambda: bool(work) and _has_done(observation, work))
-        observation.conclude()
-    evidence, energy = _recorded(directory)
-    return alone_of(evidence, energy, str(directory.path))
 
 
 def _has_done(observation: Observation, work: Mapping[str, float]) -> bool:

@@ -66,6 +66,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
     workers.prepare(config, session)
+    # pluggy calls what was registered last first, and each of these needs what those above it have decided here. So at
+    # the end of a session proposals are made, then remedies tried, then the page is written, which shows both.
     modules = (
         cards,
         run_record,

@@ -12,7 +12,9 @@ from colocate.plan import Group
 from colocate.slurm import Node
 
 Request = tuple[str, ...]
-"""Options of srun that make a worker's card one of a kind; empty for any card."""
+"""Options of srun that make a worker's card one of a kind."""
+
+ANY: Request = ()
 
 # Whoever says one of these has chosen the kind of card for all workers.
 _CHOOSES = re.compile(r"^(--gres|--gpus|-G|--constraint|-C|--nodelist|-w)")
@@ -43,20 +45,21 @@ def requests(nodes: Sequence[Node], asked: Iterable[str | None], most: int) -> l
 
     At most ``most``, and of a kind no more than groups or GPUs; but of every kind at least one, and those in front.
     """
-    groups, room = Counter[Request](), Counter[Request]()
+    groups, gpus = Counter[Request](), Counter[Request]()
     for wish, count in Counter(asked).items():
         common = kinds(nodes, wish).most_common(1) if wish is not None else []
-        request, room[request] = common[0] if common else ((), most)
+        request, gpus[request] = common[0] if common else (ANY, most)
         groups[request] += count
-    found: list[Request] = []
-    given = Counter[Request]()
-    while True:
-        open_ = [one for one in groups if given[one] < min(groups[one], room[one])]
-        first = [one for one in open_ if one and not given[one]]
-        if not first and (not open_ or len(found) >= most):
-            return found
-        found.append(max(first or open_, key=lambda one: groups[one] / (given[one] + 1)))
+    wanted = {request: min(count, gpus[request]) for request, count in groups.items()}
+    found = sorted((one for one in wanted if one != ANY and wanted[one]), key=lambda one: -groups[one])
+    given = Counter(found)
+    while len(found) < most:
+        left = [request for request in wanted if given[request] < wanted[request]]
+        if not left:
+            break
+        found.append(max(left, key=lambda one: groups[one] / (given[one] + 1)))
         given[found[-1]] += 1
+    return found
 
 
 def unmet(nodes: Sequence[Node], place: str, groups: Iterable[Group]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from colocate.plugin import internals
 from colocate.plugin.configuration import Session, all_cases, group_of, is_worker, only_looks, session_of
 from colocate.plugin.outcome import CRASHED, INTERRUPTED, NOT_RUN, Record, properties, unjudged
 from colocate.plugin.signals import Interruption
@@ -120,7 +121,7 @@ class Ledger:
         for report in list(self._missing(session)):
             self.config.hook.pytest_runtest_logreport(report=report)
             if report.skipped:
-                self._remember(report)
+                internals.run_first_with_lf(self.config, report.nodeid)
         try:
             yield
         finally:
@@ -133,7 +134,7 @@ class Ledger:
     def _end_fixtures(self, session: pytest.Session) -> None:
         """End what was interrupted before it is reported: its fixtures write its record. pytest would do it later."""
         try:
-            session._setupstate.teardown_exact(None)
+            internals.end_fixtures(session)
         except Exception as error:  # whatever a fixture raises must not cost the reports of the other groups
             self.cleaning_up = f"; cleaning up failed: {type(error).__name__}: {error}"
 
@@ -181,15 +182,7 @@ class Ledger:
     def _why(self, session: pytest.Session) -> str:
         if self.interruption.received is not None:
             return f"the run was ended by {self.interruption.received.name}"
-        distributed = self.config.pluginmanager.get_plugin("dsession")
-        reason = session.shouldfail or session.shouldstop or getattr(distributed, "shouldstop", False)
-        return f"the run ended early ({reason or 'see above'})"
-
-    def _remember(self, report: pytest.TestReport) -> None:
-        """Let ``--lf`` run what was not reached; pytest's own record would forget it as skipped."""
-        last_failed = self.config.pluginmanager.get_plugin("lfplugin")
-        if last_failed is not None:
-            last_failed.lastfailed[getattr(report, "id", report.nodeid)] = True
+        return f"the run ended early ({internals.why_stopped(self.config, session) or 'see above'})"
 
     def _exit_code(self, session: pytest.Session, exitstatus: int) -> int:
         if exitstatus == pytest.ExitCode.INTERRUPTED and self.interruption.exit_code is not None:
@@ -211,16 +204,6 @@ def _share(report: pytest.TestReport, former: pytest.TestReport | None) -> None:
             setattr(report, name, known)
 
 
-def worker_processes(config: pytest.Config) -> Iterator[Any]:
-    """The processes of the workers on this machine that still run."""
-    distributed = config.pluginmanager.get_plugin("dsession")
-    manager = getattr(distributed, "nodemanager", None)
-    for gateway in list(manager.group) if manager else ():
-        process = getattr(getattr(gateway, "_io", None), "popen", None)
-        if process is not None and process.poll() is None:
-            yield process
-
-
 def signal_workers(config: pytest.Config, number: signal.Signals) -> None:
     """Send a signal to every worker, on this machine or in a job."""
     elsewhere = session_of(config).elsewhere
@@ -228,19 +211,19 @@ def signal_workers(config: pytest.Config, number: signal.Signals) -> None:
         if number == signal.SIGKILL:
             elsewhere.kill()
         else:
-            config.pluginmanager.get_plugin("dsession").tell_to_end()  # type: ignore[union-attr]
+            internals.xdist_session(config).tell_to_end()
         return
-    for process in worker_processes(config):
+    for process in internals.worker_processes(config):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
 
 def wait_for_workers(config: pytest.Config) -> None:
     """Let workers end their groups, take in what they still report, then end them."""
-    distributed = config.pluginmanager.get_plugin("dsession")
+    distributed = internals.xdist_session(config)
     if distributed is None or distributed.nodemanager is None:
         return
-    waiting = set(distributed._active_nodes)
+    waiting = internals.active_workers(distributed)
     deadline = time.monotonic() + WORKERS_GRACE_S
     while waiting and time.monotonic() < deadline:
         try:

@@ -15,6 +15,7 @@ import pytest
 
 from colocate import live
 from colocate.plan import Group
+from colocate.plugin import internals
 from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of, terminal_of
 from colocate.plugin.outcome import Record
 from colocate.report.estimate import Estimate, estimate
@@ -63,7 +64,7 @@ class Progress:
         lines = header(self.config, self.session)
         if self.terminal is None or not self.terminal.isatty:
             return lines
-        return [part for line in lines for part in folded(line, self.terminal._tw.fullwidth - 1)]
+        return [part for line in lines for part in folded(line, internals.width_of(self.terminal) - 1)]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self) -> None:
@@ -113,7 +114,7 @@ class Progress:
             widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
             for cells in rows:
                 padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True) if width]
-                yield _cut("  ".join(padded).rstrip(), self.terminal._tw.fullwidth - 1)
+                yield _cut("  ".join(padded).rstrip(), internals.width_of(self.terminal) - 1)
         together = self._side_by_side or 1
         decisions = self.session.decisions
         to_run = [g.id for g in self.session.selected if g.id not in decisions or decisions[g.id].kept is None]
@@ -146,7 +147,7 @@ class Progress:
         self.screen = Screen()
         every_s = REDRAW_S if self.screen.moves else float(self.config.option.progress)
         if every_s > 0:
-            self.terminal._tw._file = Through(self.terminal._tw._file, self.screen)
+            internals.write_through(self.terminal, Through(internals.stream_of(self.terminal), self.screen))
             self.ticker = threading.Thread(target=self._tick, args=(every_s,), name="colocate-progress", daemon=True)
             self.ticker.start()
 
@@ -204,9 +205,9 @@ class Progress:
             self.ticker.join()
             self.ticker = None
         if self.screen is not None:
-            stream = getattr(self.terminal, "_tw", None)
-            if stream is not None and isinstance(stream._file, Through):
-                stream._file = stream._file.stream
+            stream = None if self.terminal is None else internals.stream_of(self.terminal)
+            if isinstance(stream, Through):
+                internals.write_through(self.terminal, stream.stream)
             self.screen.close()
             self.screen = None
 
@@ -243,7 +244,9 @@ class Progress:
         colour = {_COLOURS.get(record["outcome"], "yellow"): True}
         lines = [(f"{count} {line_of(record)}", colour)]
         indent = " " * (len(count) + 1)
-        reasons = textwrap.wrap("; ".join(record["reasons"]), max(40, self.terminal._tw.fullwidth - len(indent) - 1))
+        reasons = textwrap.wrap(
+            "; ".join(record["reasons"]), max(40, internals.width_of(self.terminal) - len(indent) - 1)
+        )
         told = [text for text in record["warnings"] if text.startswith(_CLIFF)]
         told += [f"worth it? {record['worth']}"] if record.get("worth") else []
         return lines + [(indent + line, {}) for line in [*reasons, *told]]

@@ -101,6 +101,6 @@ def lines(found: Remedied) -> list[str]:
 
 
 def register(config: pytest.Config) -> None:
-    """Take part in this session; hooks that are registered later are called earlier, so proposals come first."""
+    """Take part in this session."""
     if config.option.remedy and leads(config):
         config.pluginmanager.register(Remedying(config, session_of(config)), "colocate-remedies")

@@ -14,6 +14,7 @@ from colocate.errors import ColocateError
 from colocate.plugin import cards
 from colocate.plugin.configuration import Session, group_of, leads, session_of
 from colocate.plugin.elsewhere import Elsewhere
+from colocate.plugin.internals import xdist_session
 from colocate.plugin.scheduler import OneGroupAtATime
 from colocate.quarantine import Quarantine
 from colocate.units import GIB
@@ -117,7 +118,7 @@ class Workers:
         """Called once the workers are being started."""
         from xdist.workermanage import parse_tx_spec_config
 
-        queued = config.pluginmanager.get_plugin("dsession")
+        queued = xdist_session(config)
         away = self.session.elsewhere is not None
         assert queued is not None, "registered before a scheduler is made"
         return OneGroupAtATime(

@@ -134,8 +134,8 @@ def _row(row: Row, names: Sequence[str]) -> list[object]:
 
 
 def first(entries: Sequence[Entry]) -> Sequence[Entry]:
-    """The beginning of a list; all of it where the page is not a large one."""
-    return entries[:MOST_ENTRIES] if len(entries) > LARGE // 10 else entries
+    """The beginning of a long list; all of it where it is no longer than what one reads through."""
+    return entries[:MOST_ENTRIES] if len(entries) > 2 * MOST_ENTRIES else entries
 
 
 def rest(entries: Sequence[object]) -> Html | None:
