@@ -11,7 +11,7 @@ from groups import group, training
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.advice.references import FILE, Memory, read_worth, settle
+from colocate.advice.references import FILE, Cache, read_worth, settle
 from colocate.advice.worth import (
     NOT_PREDICTED,
     Alone,
@@ -182,7 +182,7 @@ def test_on_the_virtual_card_nothing_is_run_alone(tmp_path: Path) -> None:
     attempt, told = Trials(run, "test", card).attempt(both), list[str]()
 
     with opened(card, tmp_path / "card", holder="test") as device:
-        found = settle(both, settled([attempt]), device, memory=None, tell=told.append)
+        found = settle(both, settled([attempt]), device, cache=None, tell=told.append)
 
     assert found == read_worth(attempt.directory) == GroupWorth(unknown=NOT_PREDICTED)
     assert not told
@@ -202,11 +202,11 @@ def test_a_slowdown_that_is_known_is_found(fake_nvml: FakeNvml, tmp_path: Path) 
     load = replace(load, argv=tuple(word for word in load.argv if word != "--repeat"), repeat_args=("--repeat",))
     both, run, card = group(ours, load), RunDirectory(tmp_path / "run-worth"), Card("nvidia", fake_nvml.uuid())
     attempt = Trials(run, "test", card).attempt(both)
-    memory, told = Memory(tmp_path / "cache"), list[str]()
+    cache, told = Cache(tmp_path / "cache"), list[str]()
 
     with opened(card, tmp_path / "card", holder="test") as device:
-        found = settle(both, settled([attempt]), device, memory=memory, tell=told.append)
-        again = settle(both, settled([attempt]), device, memory=memory, tell=told.append)
+        found = settle(both, settled([attempt]), device, cache=cache, tell=told.append)
+        again = settle(both, settled([attempt]), device, cache=cache, tell=told.append)
 
     assert found.unknown is None, found.unknown
     (worth,) = found.runs

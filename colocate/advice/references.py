@@ -35,7 +35,7 @@ FILE = "worth.json"
 SETTINGS = ("PYTORCH_", "CUBLAS", "CUDNN", "TORCH_", "OMP_", "MKL_", "CUDA_", "NVIDIA_")
 
 
-class Memory:
+class Cache:
     """Runs alone of earlier calls, in the user's folder for caches.
 
     One counts as long as the command line, the environment, the sources beside the program, the packages, the card and
@@ -46,7 +46,7 @@ class Memory:
         self.folder = folder
 
     @classmethod
-    def of_user(cls) -> "Memory":
+    def of_user(cls) -> "Cache":
         """The one in the user's folder."""
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         return cls(Path(home, "colocate", "alone"))
@@ -92,7 +92,7 @@ def settle(
     settled: Settled,
     device: Device,
     *,
-    memory: Memory | None,
+    cache: Cache | None,
     times: int = 1,
     tell: Callable[[str], None] = lambda text: None,
 ) -> GroupWorth:
@@ -102,7 +102,7 @@ def settle(
         group: as the plan has it.
         settled: its runs.
         device: the card that it ran on, open and locked.
-        memory: where runs alone are remembered; None runs them, and remembers nothing.
+        cache: where runs alone are remembered; None runs them, and remembers nothing.
         times: how many runs of each member alone there are to be.
         tell: called with a sentence about each run alone.
 
@@ -115,7 +115,7 @@ def settle(
     why = refused(settled)
     if why is None and device.info.uuid != pairs[0][0].device.uuid:
         why = f"the group ran on {pairs[0][0].device.uuid}, this card is {device.info.uuid}"
-    comparison = _Comparison(group, settled.deciding.directory.run, pairs, device, memory, times, tell)
+    comparison = _Comparison(group, settled.deciding.directory.run, pairs, device, cache, times, tell)
     found = GroupWorth(unknown=why) if why else comparison.worth()
     write_json(settled.deciding.directory.path / FILE, found.to_json())
     return found
@@ -151,7 +151,7 @@ class _Comparison:
     run: RunDirectory
     pairs: Pairs
     device: Device
-    memory: Memory | None
+    cache: Cache | None
     times: int
     tell: Callable[[str], None]
 
@@ -170,7 +170,7 @@ class _Comparison:
         training = self.group.training(role)
         assert training is not None
         work = self._work() if role == "background" else {}
-        known = self.memory.find(training, self.device.info) if self.memory else ()
+        known = self.cache.find(training, self.device.info) if self.cache else ()
         found = [one for one in known if (one.finished if role == "foreground" else _is_enough(one.paces, work))]
         while len(found) < self.times:
             self.tell(f"{training.name} alone, to compare")
@@ -181,8 +181,8 @@ class _Comparison:
                 beside = self.group.foreground.name
                 return f"{training.name} alone did not show every phase that it showed beside {beside}"
             found.append(new)
-            if self.memory:
-                self.memory.keep(training, self.device.info, [*known, *found][-10:])
+            if self.cache:
+                self.cache.keep(training, self.device.info, [*known, *found][-10:])
         return tuple(found)
 
     def _work(self) -> dict[str, float]:

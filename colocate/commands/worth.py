@@ -71,7 +71,7 @@ def _document(found: "GroupWorth") -> dict[str, Any]:
 
 
 def _worth_of(options: argparse.Namespace, settled: "Settled", name: str) -> "GroupWorth":
-    from colocate.advice.references import Memory, read_worth, refused, settle
+    from colocate.advice.references import Cache, read_worth, refused, settle
     from colocate.advice.worth import GroupWorth
     from colocate.device.opening import opened
 
@@ -82,10 +82,10 @@ def _worth_of(options: argparse.Namespace, settled: "Settled", name: str) -> "Gr
         return GroupWorth(unknown=why)
     group = _group(options, settled, name)
     directory = settled.deciding.directory
-    memory = None if options.no_cache else Memory.of_user()
+    cache = None if options.no_cache else Cache.of_user()
     tell: Callable[[str], None] = lambda text: print(f"{name}: {text}", file=sys.stderr, flush=True)  # noqa: E731
     with opened(_card(settled), directory.virtual_card, holder=name, wait_s=options.wait) as device:
-        return settle(group, settled, device, memory=memory, times=options.repeat, tell=tell)
+        return settle(group, settled, device, cache=cache, times=options.repeat, tell=tell)
 
 
 def _card(settled: "Settled") -> "Card":

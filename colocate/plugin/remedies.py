@@ -1,6 +1,8 @@
 """``--remedy``: at the end of a session what is proposed for groups that do not fit is tried, until something holds."""
 
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -29,18 +31,20 @@ class Remedying:
         if exitstatus == pytest.ExitCode.INTERRUPTED:
             return
         try:
-            self._interruptible(self._remedy)
+            with self._interruptible():
+                self._remedy()
         except KeyboardInterrupt:
             warn(self.config, "remedies: ended early, as asked; --resume goes on with them")
         except Exception as error:  # whatever it is: the verdicts are on disk and do not need this
             warn(self.config, f"remedies: expected to be tried, got {type(error).__name__}: {error}")
 
-    def _interruptible(self, work: Any) -> None:
-        """A signal ends what this starts, although the session is ending already."""
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """A signal ends what is started inside, although the session is ending already."""
         interruption = self.config.pluginmanager.get_plugin("colocate-ledger").interruption  # type: ignore[union-attr]
         interruption.ending = False
         try:
-            work()
+            yield
         finally:
             interruption.ending = True
 

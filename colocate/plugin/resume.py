@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from colocate.device.opening import Card
 from colocate.errors import ColocateError
 from colocate.plan import Group
 from colocate.plugin import cards, configuration
@@ -188,7 +189,7 @@ def explain(config: pytest.Config) -> int:
     return 0
 
 
-def _cards(config: pytest.Config, session: Session) -> Any:
+def _cards(config: pytest.Config, session: Session) -> tuple[Card, ...]:
     try:
         return cards.find(config, session.plan.limits.card_bytes).free
     except pytest.UsageError:  # busy or missing: then the cards are no reason

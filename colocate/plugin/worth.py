@@ -30,12 +30,12 @@ def compared(config: pytest.Config, device: "Device", group: "Group", settled: "
 
     What goes wrong here costs the answer, never the verdict.
     """
-    from colocate.advice.references import Memory, settle
+    from colocate.advice.references import Cache, settle
 
     if not config.getoption("worth") or not settled.verdict.feasible or group.background is None:
         return record
     try:
-        found = settle(group, settled, device, memory=Memory.of_user())
+        found = settle(group, settled, device, cache=Cache.of_user())
     except (ColocateError, OSError) as error:
         _log.warning("%s: whether it is worth it is not known: %s", group.id, error)
         return {**record, "worth": f"not known: {error}"}

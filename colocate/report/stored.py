@@ -193,10 +193,12 @@ def read_run(path: Path) -> StoredRun:
     """
     run = RunDirectory(path)
     told, asked = journal.read(path), asked_of(run)
-    told.records = {name: one for name, one in told.records.items() if not is_outdated(name, one, asked)}
     on_disk = {row.group: row for row in _rows_on_disk(run)}
-    names = [*told.records, *(name for name in on_disk if name not in told.records)]
-    rows = [_told(run, told, name, on_disk.get(name)) for name in names]
+    found = dict(on_disk)
+    for name, record in told.records.items():
+        if not is_outdated(name, record, asked):
+            found[name] = _row_told(run, record, told.texts[name], on_disk.get(name))
+    rows = list(found.values())
     if not rows and not run.record.exists():
         raise ColocateError(f"{path}: expected a run directory, found neither run.json nor the record of a group in it")
     info = salvaged(_json(run.record), Run)
@@ -268,23 +270,17 @@ def _tally(runs: Mapping[str, StoredRun], rows: list[Row], elsewhere: set[str]) 
     return Tally.of(ids, found, len(ids) if wanted is None else wanted, 1.0 if rate is None else float(rate))
 
 
-def _told(run: RunDirectory, told: journal.Journal, name: str, row: Row | None) -> Row:
+def _row_told(run: RunDirectory, record: Mapping[str, Any], text: str, row: Row | None) -> Row:
     """The row of a group by the journal, with what lies on disk beside it."""
-    record = told.records.get(name)
-    if record is None:
-        assert row is not None
-        return row
-    record = dict(record)
-    name_of_folder = Path(record["directory"] or "").name  # the run may have been moved
-    if name_of_folder and name_of_folder == safe_name(name_of_folder):
-        directory = GroupDirectory(run.path / name_of_folder)
-        record["directory"] = str(directory.path)
-        if row is not None and row.directory is not None and row.directory.path == directory.path:
-            return replace(row, record=record, text=told.texts[name])
-        document, verdict = _documents(directory)
-        earlier = () if row is None else row.attempts
-        return Row(run.name, record, directory, document, verdict, told.texts[name], attempts=earlier)
-    return Row(run.name, record, text=told.texts[name])
+    name = Path(record["directory"] or "").name  # the run may have been moved
+    if not name or name != safe_name(name):
+        return Row(run.name, record, text=text)
+    directory = GroupDirectory(run.path / name)
+    record = {**record, "directory": str(directory.path)}
+    if row is not None and row.directory is not None and row.directory.path == directory.path:
+        return replace(row, record=record, text=text)
+    document, verdict = _documents(directory)
+    return Row(run.name, record, directory, document, verdict, text, attempts=() if row is None else row.attempts)
 
 
 def _rows_on_disk(run: RunDirectory) -> Iterator[Row]:
