@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessions import Session, plan, run, stand_in
 
-from colocate.advice.stress import MOST_TRIALS, Answer, Cliff, Stress, answer_of, stress
+from colocate.advice.stress import MOST_TRIALS, Cliff, Ending, Stress, answer_of, stress
 from colocate.device.opening import Card, opened
 from colocate.plan import Group
 from colocate.run_directory import RunDirectory
@@ -29,15 +29,15 @@ STEP = 64 * MIB
 # --- the search
 
 
-def searched(ask: Callable[[int], Answer], most: int, first: int) -> Cliff:
+def searched(ask: Callable[[int], Ending], most: int, first: int) -> Cliff:
     search = Cliff(lambda more: ask(more // STEP), STEP, most * STEP, first * STEP)
     search.find()
     return search
 
 
-def steady(cliff: int) -> Callable[[int], Answer]:
+def steady(cliff: int) -> Callable[[int], Ending]:
     """Steps of which those below the cliff hold."""
-    return lambda place: Answer.HOLDS if place < cliff else Answer.BREAKS
+    return lambda place: Ending.HOLDS if place < cliff else Ending.BREAKS
 
 
 @given(st.data())
@@ -61,14 +61,14 @@ def test_a_guess_that_is_nearly_right_takes_few_trials(cliff: int, off: int) -> 
 
 
 def test_a_spoiled_trial_is_repeated_once() -> None:
-    answers = iter([Answer.SPOILED, Answer.HOLDS, Answer.BREAKS])
+    answers = iter([Ending.SPOILED, Ending.HOLDS, Ending.BREAKS])
     search = searched(lambda more: next(answers), 100, 10)
 
     assert (search.holds_bytes, search.breaks_bytes) == (10 * STEP, 11 * STEP)
 
 
 def test_two_spoiled_trials_end_the_search_with_what_is_known() -> None:
-    answers = iter([Answer.HOLDS, Answer.SPOILED, Answer.SPOILED])
+    answers = iter([Ending.HOLDS, Ending.SPOILED, Ending.SPOILED])
     search = searched(lambda more: next(answers), 100, 10)
 
     assert (search.holds_bytes, search.breaks_bytes) == (10 * STEP, None)
@@ -76,7 +76,7 @@ def test_two_spoiled_trials_end_the_search_with_what_is_known() -> None:
 
 
 def test_a_group_that_never_agrees_with_itself_ends() -> None:
-    search = searched(lambda more: Answer.HOLDS, 10**6, 1)
+    search = searched(lambda more: Ending.HOLDS, 10**6, 1)
 
     assert search.asked <= MOST_TRIALS + 1
 
@@ -128,7 +128,7 @@ def test_it_agrees_with_brute_force(tmp_path: Path) -> None:
         card = Card("virtual", total_bytes=room - less)
         with opened(card, tmp_path / "brute", holder="brute", run=directory.name) as device:
             said, _ = answer_of(attempt_on(device, several, directory, plan="test"))
-        if said is Answer.HOLDS:
+        if said is Ending.HOLDS:
             held.append(less)
 
     assert max(held) == answer.holds_bytes

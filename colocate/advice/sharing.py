@@ -244,11 +244,9 @@ def remembered(
     for settled in settled_groups(run).values():
         evidence = settled.deciding.evidence
         pair = _places_of(evidence, places)
-        device, verdict = evidence["device"], settled.verdict
-        if pair is None or device["basis"] != "measured" or device["total_bytes"] != card_bytes:
-            continue
+        verdict = settled.verdict
         early = verdict.feasible and any(one.evidence.get("decided_early") for one in settled.last)
-        if early or (card_name is not None and device["name"] != card_name):
+        if pair is None or early or not _is_measured_on(evidence["device"], card_bytes, card_name):
             continue
         if verdict.limit_bytes == question.limit_bytes and verdict.outcome is not Outcome.INCONCLUSIVE:
             known[pair] = verdict.feasible
@@ -256,6 +254,11 @@ def remembered(
         if found is not None and found.runs:
             saved_s[pair] = min(one.sequential_s - one.together_s for one in found.runs)
     return replace(question, known=known, saved_s=saved_s)
+
+
+def _is_measured_on(device: Mapping[str, Any], card_bytes: int, card_name: str | None) -> bool:
+    same = device["total_bytes"] == card_bytes and card_name in (None, device["name"])
+    return device["basis"] == "measured" and same
 
 
 def _places_of(evidence: Mapping[str, Any], places: Mapping[tuple[str, ...], int]) -> Pair | None:

@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from colocate import foresight
 from colocate.advice.search import Search
 from colocate.device import Basis, Device
 from colocate.device.opening import smaller
 from colocate.errors import ColocateError
 from colocate.evidence import ROLES
+from colocate.foresight import Answer
 from colocate.plan import Group
 from colocate.run_directory import GroupDirectory, RunDirectory, make_folder, read_json, write_json
 from colocate.series import Attempt
@@ -39,8 +39,8 @@ _BREAKS = frozenset({"foreground_failed", "epoch_unfinished", "foreground_not_st
 _BREAKS_OF_BACKGROUND = frozenset({"background_gave_up", "background_never_ready"})
 
 
-class Answer(StrEnum):
-    """What one trial says."""
+class Ending(StrEnum):
+    """How one trial ended, and so what it says of the group."""
 
     HOLDS = "holds"
     BREAKS = "breaks"
@@ -48,7 +48,7 @@ class Answer(StrEnum):
     SPOILED = "spoiled"
 
 
-_SAYS = {Answer.HOLDS: foresight.Answer.FITS, Answer.BREAKS: foresight.Answer.DOES_NOT_FIT}
+_ANSWERS = {Ending.HOLDS: Answer.FITS, Ending.BREAKS: Answer.DOES_NOT_FIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Trial:
 
     more_bytes: int
     card_bytes: int
-    answer: Answer
+    answer: Ending
     why: str
     directory: str
 
@@ -139,7 +139,7 @@ def stress(
     most_bytes = bench.card_bytes - (record.evidence.get("baseline_bytes") or 0)
     cliff = Cliff(bench.answer, resolution_bytes, most_bytes, bench.card_bytes - peak_bytes)
     cliff.find()
-    broken = [trial for trial in bench.trials if trial.answer is Answer.BREAKS]
+    broken = [trial for trial in bench.trials if trial.answer is Ending.BREAKS]
     found = Stress(
         group=group.id,
         basis=device.info.basis,
@@ -166,7 +166,7 @@ class Cliff:
         first_bytes: Asked about first.
     """
 
-    def __init__(self, ask: Callable[[int], Answer], resolution_bytes: int, most_bytes: int, first_bytes: int) -> None:
+    def __init__(self, ask: Callable[[int], Ending], resolution_bytes: int, most_bytes: int, first_bytes: int) -> None:
         self.unfinished: str | None = None
         self.asked = 0
         self._ask = ask
@@ -197,15 +197,15 @@ class Cliff:
     def _take(self, place: int) -> None:
         """Take in one answer, or why the search cannot go on."""
         answer = self._ask(self._bytes(place))
-        if answer is Answer.SPOILED and self.asked < MOST_TRIALS:
+        if answer is Ending.SPOILED and self.asked < MOST_TRIALS:
             self.asked += 1
             answer = self._ask(self._bytes(place))
         self.asked += 1
-        if answer in _SAYS:
-            self._search.tell(place, _SAYS[answer])
+        if answer in _ANSWERS:
+            self._search.tell(place, _ANSWERS[answer])
             if self.asked >= MOST_TRIALS:
                 self.unfinished = f"ended after {self.asked} trials"
-        elif answer is Answer.UNTRIED:
+        elif answer is Ending.UNTRIED:
             size = format_mib(self._bytes(place))
             self.unfinished = f"{size} or less cannot be taken: the ballast's context is larger"
         else:
@@ -223,7 +223,7 @@ class _Bench:
         self._run = run
         self._plan = plan
 
-    def answer(self, more_bytes: int) -> Answer:
+    def answer(self, more_bytes: int) -> Ending:
         card_bytes = self.card_bytes - more_bytes
         cookie = f"{self._run.name}/{self._group.id}/{ROLE}"
         with smaller(self._device, card_bytes, self._run.path / "virtual_card", cookie=cookie) as card:
@@ -243,24 +243,24 @@ def _size_bytes(device: Device) -> int:
     return device.info.total_bytes
 
 
-def answer_of(attempt: Attempt) -> tuple[Answer, str]:
+def answer_of(attempt: Attempt) -> tuple[Ending, str]:
     """What an attempt on a smaller card says about the group, and why."""
     codes = set(attempt.verdict.codes)
     text = "; ".join(reason.text for reason in attempt.verdict.reasons)
     if "no_ballast" in codes:
-        return Answer.UNTRIED, text
+        return Ending.UNTRIED, text
     members = [attempt.evidence[role] for role in ROLES if attempt.evidence.get(role)]
     faults = {code for code, _ in attempt.evidence.get("faults") or ()}
     short = [member["name"] for member in members if member.get("out_of_memory")]
     if faults or "foreign_process" in codes or "sensor_lost" in codes:
-        return Answer.SPOILED, text
+        return Ending.SPOILED, text
     if short:
-        return Answer.BREAKS, f"{' and '.join(short)} ran out of memory"
+        return Ending.BREAKS, f"{' and '.join(short)} ran out of memory"
     if codes & _BREAKS or codes & _BREAKS_OF_BACKGROUND:
-        return Answer.BREAKS, text
+        return Ending.BREAKS, text
     if codes - _NO_BREAK:
-        return Answer.SPOILED, text
-    return Answer.HOLDS, "it trained as before"
+        return Ending.SPOILED, text
+    return Ending.HOLDS, "it trained as before"
 
 
 _ADAPTER = TypeAdapter(Stress)

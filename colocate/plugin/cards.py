@@ -81,10 +81,10 @@ def register(config: pytest.Config) -> None:
         return
     found = find(config, session.plan.limits.card_bytes)
     session.cards, session.choice = found.free, found.sentence
-    if config.option.card is not None and found.free[0].kind == "nvidia":
-        session.choice = f"{found.sentence}, as a card of {format_size(found.free[0].total_bytes or 0)}"
     if session.elsewhere is not None:
         session.choice = session.elsewhere.sentence
+    elif config.option.card is not None and found.free[0].kind == "nvidia":
+        session.choice += f", as a card of {format_size(found.free[0].total_bytes or 0)}"
 
 
 def why_none(session: Session, group: "Group", quarantine: "Quarantine") -> "Reason":

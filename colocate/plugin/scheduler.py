@@ -12,7 +12,16 @@ import pytest
 
 
 class OneGroupAtATime:
-    """A scheduler of xdist. Tests are indices into the workers' common collection; the sentinel is one past its end."""
+    """A scheduler of xdist. Tests are indices into the workers' common collection; the sentinel is one past its end.
+
+    Args:
+        num_workers: How many are waited for before anything is given to one.
+        minutes: How long a group is expected to take.
+        usable: A worker's card is in order.
+        may_run: A group may be run by a worker.
+        run_again: A group that was lost with its worker is run once more.
+        choices: How many workers' cards will do for a group.
+    """
 
     def __init__(
         self,

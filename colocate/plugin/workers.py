@@ -122,12 +122,12 @@ class Workers:
         away = self.session.elsewhere is not None
         assert queued is not None, "registered before a scheduler is made"
         return OneGroupAtATime(
-            1 if away else len(parse_tx_spec_config(config)),
-            lambda nodeid: minutes(config, nodeid),
-            self._usable,
-            self._may_run,
-            queued.run_again if away else lambda nodeid, node: False,
-            self._choices,
+            num_workers=1 if away else len(parse_tx_spec_config(config)),
+            minutes=lambda nodeid: minutes(config, nodeid),
+            usable=self._usable,
+            may_run=self._may_run,
+            run_again=queued.run_again if away else lambda nodeid, node: False,
+            choices=self._choices,
         )
 
     @property

@@ -37,7 +37,6 @@ def section(part: Part) -> Html | None:
             class_="muted",
         ),
         el("div", el("table", el("thead", el("tr", heads)), el("tbody", rows), class_="plain"), class_="scroll"),
-        class_="cliff-section",
     )
 
 

@@ -55,7 +55,6 @@ def section(part: Part) -> Html | None:
         if left
         else None,
         large.rest(found),
-        class_="needs-section",
     )
 
 

@@ -70,7 +70,7 @@ def section(part: Part) -> Html | None:
         if found.recommended and part.runs
         else None
     )
-    return el("section", el("h2", "What next"), el("div", columns, class_="nexts"), command, class_="next-section")
+    return el("section", el("h2", "What next"), el("div", columns, class_="nexts"), command)
 
 
 def _entry(row: Row, kind: str) -> Html:
