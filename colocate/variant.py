@@ -109,3 +109,14 @@ def with_flag(argv: Sequence[str], flag: str, value: Value) -> tuple[str, ...]:
         elif word.startswith(f"{flag}="):
             words[place], replaced = f"{flag}={value}", True
     return tuple(words if replaced else [*words, flag, str(value)])
+
+
+def option_text(argv: Sequence[str], option: str) -> str | None:
+    """What a command line gives to an option, the last time where there are several; None without the option."""
+    text: str | None = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == option:
+            text = following
+        elif word.startswith(f"{option}="):
+            text = word.removeprefix(f"{option}=")
+    return text

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessions import Session, plan, run, stand_in
 
-from colocate.advice.stress import MOST_TRIALS, Cliff, Ending, Stress, answer_of, stress
+from colocate.advice.stress import MOST_TRIALS, Cliff, Ending, Stress, ending_of, stress
 from colocate.device.opening import Card, opened
 from colocate.plan import Group
 from colocate.run_directory import RunDirectory
@@ -127,7 +127,7 @@ def test_it_agrees_with_brute_force(tmp_path: Path) -> None:
     for less in range(answer.holds_bytes - 64 * MIB, answer.holds_bytes + 3 * 64 * MIB, 64 * MIB):
         card = Card("virtual", total_bytes=room - less)
         with opened(card, tmp_path / "brute", holder="brute", run=directory.name) as device:
-            said, _ = answer_of(attempt_on(device, several, directory, plan="test"))
+            said, _ = ending_of(attempt_on(device, several, directory, plan="test"))
         if said is Ending.HOLDS:
             held.append(less)
 

@@ -19,7 +19,7 @@ from colocate.foresight import Answer, Forecast
 from colocate.plan import Group
 from colocate.prediction import PeakRange
 from colocate.series import Attempt
-from colocate.variant import Change, varied
+from colocate.variant import Change, option_text, varied
 from colocate.verdict import Outcome, Verdict
 
 # A first step of this share of the start: predictions were within some percent of published measurements.
@@ -103,12 +103,7 @@ def option_value(argv: Sequence[str], option: str) -> int | float | None:
     Raises:
         PlanError: what it gives is no number.
     """
-    text: str | None = None
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word == option:
-            text = following
-        elif word.startswith(f"{option}="):
-            text = word.removeprefix(f"{option}=")
+    text = option_text(argv, option)
     if text is None:
         return None
     for kind in (int, float):

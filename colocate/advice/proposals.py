@@ -17,7 +17,7 @@ from colocate.peaks import own_peak_bytes
 from colocate.plan import Group
 from colocate.prediction import PeakRange, member_range
 from colocate.units import MIB, format_mib
-from colocate.variant import Change, varied
+from colocate.variant import Change, option_text, varied
 
 # Memory that the allocator keeps but no tensor uses; below this, expandable segments have nothing to gain.
 FRAGMENTS_BYTES = 256 * MIB
@@ -177,7 +177,8 @@ class _Settings:
     def value(self, name: str) -> Value | None:
         """What it has now: as the plan says, else as the program does by itself where the catalog knows."""
         if not self.of_catalog:
-            return _option_value(self.training.argv, name)
+            text = option_text(self.training.argv, name)
+            return int(text) if text is not None and text.isdecimal() else text or None
         given = self.training.hyperparameters.get(name)
         return given if given is not None else self.supported[name].of_program(str(self.training.model))
 
@@ -192,16 +193,6 @@ class _Settings:
     def proposal(self, kind: Kind, *steps: Step, advice: str = "") -> Proposal:
         """A proposal for this training."""
         return Proposal(kind, self.role, self.training.name, steps, advice)
-
-
-def _option_value(argv: Sequence[str], option: str) -> Value | None:
-    """What stands after an option of a command line, as a whole number where it is one."""
-    for place, word in enumerate(argv):
-        name, _, value = word.partition("=")
-        if name == option:
-            text = value or (argv[place + 1] if place + 1 < len(argv) else "")
-            return int(text) if text.isdecimal() else text or None
-    return None
 
 
 # --- the kinds --------------------------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ class _Bench:
         cookie = f"{self._run.name}/{self._group.id}/{ROLE}"
         with smaller(self._device, card_bytes, self._run.path / "virtual_card", cookie=cookie) as card:
             attempt = attempt_on(card, self._group, self._run, plan=self._plan, asks=False)
-        answer, why = answer_of(attempt)
+        answer, why = ending_of(attempt)
         self.trials.append(Trial(more_bytes, card_bytes, answer, why, attempt.directory.path.name))
         return answer
 
@@ -243,7 +243,7 @@ def _size_bytes(device: Device) -> int:
     return device.info.total_bytes
 
 
-def answer_of(attempt: Attempt) -> tuple[Ending, str]:
+def ending_of(attempt: Attempt) -> tuple[Ending, str]:
     """What an attempt on a smaller card says about the group, and why."""
     codes = set(attempt.verdict.codes)
     text = "; ".join(reason.text for reason in attempt.verdict.reasons)

@@ -312,40 +312,54 @@ def _programs(question: Question, options: argparse.Namespace) -> int:
     return _exit_code([alone])
 
 
+@dataclass(frozen=True)
+class Batches:
+    """A program at any batch size, and what holds the card beside it."""
+
+    question: Question
+    program: "Program"
+    flag: str
+    beside: "list[Rehearsal]"
+
+    def at(self, sizes: Sequence[int]) -> "dict[int, Forecast]":
+        """What is predicted for each of these sizes."""
+        from colocate.foresight import Forecast
+        from colocate.variant import with_flag
+
+        programs = [replace(self.program, argv=with_flag(self.program.argv, self.flag, size)) for size in sizes]
+        base_bytes, limit_bytes = self.question.card.baseline_bytes, self.question.limit_bytes
+        return {
+            size: Forecast(str(size), (one, *self.beside), base_bytes, limit_bytes)
+            for size, one in zip(sizes, self.question.rehearsed(programs), strict=True)
+        }
+
+    @property
+    def title(self) -> str:
+        """The program with what is beside it."""
+        return " beside ".join(filter(None, (self.program.name, " + ".join(one.name for one in self.beside))))
+
+
 def _curve(question: Question, options: argparse.Namespace) -> int:
     from colocate.advice.search import largest_batch
-    from colocate.foresight import Answer, Forecast, program_of
-    from colocate.variant import with_flag
+    from colocate.foresight import Answer, program_of
 
     training = None if question.command else question.training(_named(options))
     program = question.command or program_of(training)  # type: ignore[arg-type]
     flag, first = _batch_option(question, training)
-    beside = _beside(question, options.beside)
-
-    def at(sizes: Sequence[int]) -> list[Forecast]:
-        programs = [replace(program, argv=with_flag(program.argv, flag, size)) for size in sizes]
-        found = question.rehearsed(programs)
-        base, limit = question.card.baseline_bytes, question.limit_bytes
-        return [Forecast(str(size), (one, *beside), base, limit) for size, one in zip(sizes, found, strict=True)]
-
-    asked: dict[int, Forecast] = {}
+    batches = Batches(question, program, flag, _beside(question, options.beside))
+    asked = batches.at(options.batch_size) if options.batch_size else {}
 
     def fits(size: int) -> Answer:
-        (asked[size],) = at([size])
+        asked.update(batches.at([size]))
         return asked[size].answer
 
-    if options.batch_size:
-        asked.update(zip(options.batch_size, at(options.batch_size), strict=True))
-    best: int | None = None
-    if options.largest_batch:
-        best = largest_batch(fits, first, MOST_SAMPLES)
+    best = largest_batch(fits, first, MOST_SAMPLES) if options.largest_batch else None
     curve = dict(sorted(asked.items()))
     if options.json:
         document = question.document([], curve.values())
         print(json.dumps({**document, "flag": flag, "largest_batch": best}, indent=2))
     else:
-        title = f"{program.name}" + (f" beside {' + '.join(one.name for one in beside)}" if beside else "")
-        _show([question.title(title), "", *words.curve_table(curve), ""])
+        _show([question.title(batches.title), "", *words.curve_table(curve), ""])
         if options.largest_batch:
             _show([f"largest batch that fits: {best if best is not None else 'none'}", ""])
         _show(words.explained([one.members[0] for one in curve.values()][:1], curve.values()))
