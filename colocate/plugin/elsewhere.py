@@ -46,7 +46,7 @@ class Berth:
     name: str
     log: Path
     asked_t: float
-    request: Request = ()
+    request: Request = kinds.ANY
     avoid: frozenset[str] = frozenset()
     host: str | None = None
     job: str | None = None
@@ -163,7 +163,7 @@ class Elsewhere:
         """What to ask Slurm for, one entry per worker, for groups that ask for these cards."""
         wishes = list(asked)
         if self.within is not None and any(wishes):
-            return [()] * most  # these GPUs are ours already, and one of them may be the right one
+            return [kinds.ANY] * most  # these GPUs are ours already, and one of them may be the right one
         return kinds.requests(self.nodes if self.by_kind else (), wishes, most)
 
     def unmet(self, groups: "Iterable[Group]") -> list[str]:
@@ -173,7 +173,7 @@ class Elsewhere:
     # Asking.
 
     def ask(
-        self, worker: str, folder: Path, request: Request = (), avoid: frozenset[str] = frozenset()
+        self, worker: str, folder: Path, request: Request = kinds.ANY, avoid: frozenset[str] = frozenset()
     ) -> tuple[Berth, str]:
         """A berth for a worker, and the command that starts its Python there and blocks until there is room."""
         others = {node.name for node in self.nodes if kinds.gives(node, request)} - avoid

@@ -20,7 +20,7 @@ from colocate.errors import ColocateError
 from colocate.plugin import cards
 from colocate.plugin.configuration import Session, group_of, run_directory_of, selects, session_of
 from colocate.plugin.elsewhere import Berth, Elsewhere, look
-from colocate.plugin.kinds import Request
+from colocate.plugin.kinds import ANY, Request
 from colocate.plugin.workers import VISIBLE
 from colocate.run_directory import make_folder, read_json, write_json
 
@@ -61,7 +61,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
         self.nodemanager = NodeManager(self.config)
         specs = list(self.nodemanager.specs)
         self.config.hook.pytest_xdist_setupnodes(config=self.config, specs=specs)
-        requests = self._elsewhere.requests((group.card for group in self._settings.plan.groups), len(specs)) or [()]
+        requests = self._elsewhere.requests((group.card for group in self._settings.plan.groups), len(specs)) or [ANY]
         fewer = selects(self.config) or bool(self._settings.decisions)
         self._held_back = specs
         self._ask_for(requests[:1] if fewer else requests)
@@ -250,7 +250,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
         requests = self._elsewhere.requests(wishes, 1 + len(self._held_back))
         first = self._elsewhere.berth_of(node)
         assert first is not None, "it was asked for"
-        served = next((one for one in (first.request, ()) if one in requests), None)
+        served = next((one for one in (first.request, ANY) if one in requests), None)
         if served is not None:
             requests.remove(served)
         self._ask_for(requests)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from colocate.advice.stress import Stress
-from colocate.report.markup import Html, el
+from colocate.report.markup import Html, el, scrolling_table
 from colocate.report.stored import Part, Row
 from colocate.report.words import headroom_text, peak_text
 from colocate.units import format_mib
@@ -22,7 +22,6 @@ def section(part: Part) -> Html | None:
     found = found_in(part.counting)
     if not found:
         return None
-    heads = [el("th", name, scope="col", class_=None if name == "group" else "num") for name in _HEADS]
     rows = [_row(row, one) for row, one in found]
     basis = "predicted on virtual cards" if found[0][1].basis == "predicted" else "measured"
     return el(
@@ -36,7 +35,7 @@ def section(part: Part) -> Html | None:
             "class is drawn by what the group is known to need; the plan's class and verdict stay as they are.",
             class_="muted",
         ),
-        el("div", el("table", el("thead", el("tr", heads)), el("tbody", rows), class_="plain"), class_="scroll"),
+        scrolling_table("plain", _HEADS, rows, numbers=_HEADS[1:]),
     )
 
 

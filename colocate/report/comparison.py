@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from colocate.evidence import ROLES
-from colocate.report.markup import Html, el
+from colocate.report.markup import Html, el, scrolling_table
 from colocate.report.stored import Row, mapping
 from colocate.report.words import Record, colour, duration_text, is_early, judged_text, outcome_text, peak_text, plural
 from colocate.units import MIB, format_mib, to_mib
@@ -163,30 +163,14 @@ def _number_texts(change: Change) -> Iterator[str]:
 
 def section(comparison: Comparison) -> Html:
     """The same as a part of the page."""
-    heads = (
-        "group",
-        "before",
-        "after",
-        "peak before, MiB",
-        "peak after, MiB",
-        "grew by, MiB",
-        "time before",
-        "time after",
-    )
+    numbers = ("peak before, MiB", "peak after, MiB", "grew by, MiB", "time before", "time after")
     rows = [_row(change) for change in comparison.changes]
-    head = el(
-        "thead",
-        el(
-            "tr",
-            [el("th", name, scope="col", class_="num" if "MiB" in name or "time" in name else None) for name in heads],
-        ),
-    )
     return el(
         "section",
         el("h2", "What changed"),
         el("p", f"{comparison.before} → {comparison.after}: {summary(comparison)}."),
         el("p", f"{settings_text(comparison)}.") if comparison.settings else None,
-        el("div", el("table", head, el("tbody", rows), class_="plain"), class_="scroll"),
+        scrolling_table("plain", ("group", "before", "after", *numbers), rows, numbers),
         id="comparison",
     )
 

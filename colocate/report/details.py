@@ -9,7 +9,7 @@ from typing import Any
 
 from colocate.evidence import ROLES, STEP_KINDS, Role
 from colocate.report import attempts, course, possible, small_card, worth
-from colocate.report.markup import Html, el
+from colocate.report.markup import Html, el, scrolling_table
 from colocate.report.shares import own_bytes
 from colocate.report.stored import Row, StoredRun, mapping, number
 from colocate.report.timeline import NUM_POINTS
@@ -143,18 +143,14 @@ def _evidence_table(row: Row) -> Html | None:
     if not evidence:
         return None
     roles = [role for role in ROLES if row.member(role)]
-    head = el(
-        "tr",
-        el("th", "evidence", scope="col"),
-        [el("th", name, scope="col", class_="num") for name in ("card", *roles)],
-    )
     blank = [""] * len(roles)
     body = [
         el("tr", el("th", name, scope="row"), [el("td", cell, class_="num") for cell in (card, *(cells or blank))])
         for name, card, cells in _facts_of(row, roles)
         if card or any(cells)
     ]
-    return el("div", el("table", el("thead", head), el("tbody", body), class_="evidence"), class_="scroll")
+    numbers = ("card", *roles)
+    return scrolling_table("evidence", ("evidence", *numbers), body, numbers)
 
 
 def _facts_of(row: Row, roles: Sequence[Role]) -> Iterator[tuple[str, str, list[str]]]:

@@ -3,7 +3,7 @@
 Knows nothing of runs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from html import escape
 from typing import TypeAlias
 
@@ -44,6 +44,12 @@ def _attribute(key: str, value: Attribute) -> str:
         return ""
     name = key.rstrip("_").replace("_", "-")
     return f" {name}" if value is True else f' {name}="{escape(str(value))}"'
+
+
+def scrolling_table(class_: str, heads: Iterable[str], rows: Part, numbers: Container[str] = ()) -> Html:
+    """A table that scrolls where it is wider than the page; ``numbers`` are the heads of columns of numbers."""
+    cells = [el("th", name, scope="col", class_="num" if name in numbers else None) for name in heads]
+    return el("div", el("table", el("thead", el("tr", cells)), el("tbody", rows), class_=class_), class_="scroll")
 
 
 def breakable(name: str | None) -> Html:

@@ -17,7 +17,7 @@ from colocate.evidence import ROLES
 from colocate.plan import needed
 from colocate.report import cliff, details, early, large, remedies, small_card, table, unfit, what_next
 from colocate.report.comparison import Comparison, section
-from colocate.report.markup import Html, el
+from colocate.report.markup import Html, el, scrolling_table
 from colocate.report.picture import picture
 from colocate.report.stored import Part, Row, StoredRun, instant, mapping, parts
 from colocate.report.words import (
@@ -282,26 +282,10 @@ def _tiers(part: Part) -> Html | None:
     expected = {name: next((plan[name] for plan in plans if name in plan), None) for name in names}
     order = list(next(filter(None, plans), {}))
     names.sort(key=lambda name: order.index(name) if name in order else len(order))
-    heads = [
-        el("th", name, scope="col", class_=None if name == "tier" else "num")
-        for name in ("tier", "groups", "expected", "feasible", "infeasible", "undecided")
-    ]
+    numbers = ("groups", "expected", "feasible", "infeasible", "undecided")
     rows = [_tier(name, expected[name], _outcomes_of_tier(part, name)) for name in names]
-    return el(
-        "section",
-        el("h2", "Expected success by tier"),
-        el(
-            "div",
-            el(
-                "table",
-                el("thead", el("tr", heads, el("th", "came out", scope="col"))),
-                el("tbody", rows),
-                class_="plain",
-            ),
-            class_="scroll",
-        ),
-        class_="tiers",
-    )
+    found = scrolling_table("plain", ("tier", *numbers, "came out"), rows, numbers)
+    return el("section", el("h2", "Expected success by tier"), found, class_="tiers")
 
 
 def _outcomes_of_tier(part: Part, tier: str) -> list[str | None]:

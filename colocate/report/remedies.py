@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from colocate.report.markup import Html, el
+from colocate.report.markup import Html, el, scrolling_table
 from colocate.report.stored import Part, Row, mapping, number
 from colocate.report.words import colour, headroom_text, peak_text
 from colocate.units import format_mib
@@ -48,7 +48,6 @@ def _entry(row: Row, entry: Entry) -> Html:
 
 def _table(entry: Entry, tried: list[Entry]) -> Html:
     names = ("", "verdict", "peak", "headroom", "predicted", "record")
-    head = el("tr", [el("th", name, scope="col") for name in names])
     before = _line("as planned", mapping(entry.get("before")), "", "")
     rows = [
         _line(
@@ -59,8 +58,7 @@ def _table(entry: Entry, tried: list[Entry]) -> Html:
         )
         for one in tried
     ]
-    table = el("table", el("thead", head), el("tbody", before, rows), class_="evidence")
-    return el("div", table, class_="scroll")
+    return scrolling_table("evidence", names, [before, *rows])
 
 
 def _line(name: str, figures: Figures, predicted: str, directory: str) -> Html:

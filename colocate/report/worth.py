@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from colocate.advice.references import read_worth
-from colocate.report.markup import Html, el
+from colocate.report.markup import Html, el, scrolling_table
 from colocate.report.stored import Row
 
 
@@ -32,7 +32,5 @@ def section(row: Row, folder: Path, num_points: int) -> Html | None:
         )
         for one in found.runs
     ]
-    head = el("tr", [el("th", name, scope="col", class_="num") for name in heads])
-    table = el("table", el("thead", head), el("tbody", rows), class_="evidence")
     text = el("p", el("b", "Worth it? "), f"{found}, for the same work.", class_="worth")
-    return el("div", text, el("div", table, class_="scroll"))
+    return el("div", text, scrolling_table("evidence", heads, rows, numbers=heads))
