@@ -74,27 +74,27 @@ def run(options: argparse.Namespace) -> int:
     card, sentence = command.free_card(options, command.known_card(options, plan.limits.card_bytes), group.card)
     basis: Basis = "measured" if card.kind == "nvidia" else "predicted"
     confirmations = CONFIRMATIONS[basis] if options.confirm is None else options.confirm
-    run = RunDirectory.new(options.results, datetime.now(), "fit")
-    print(f"{sentence}\nrecords: {command.near(run.path)}", file=sys.stderr)
+    records = RunDirectory.new(options.results, datetime.now(), "fit")
+    print(f"{sentence}\nrecords: {command.near(records.path)}", file=sys.stderr)
     search = LargestValue(
-        group,
-        varies,
-        grid,
-        catalog,
-        basis,
-        _foresight(options, card.figures),
-        Trials(run, plan.name, card, options.wait).attempt,
-        confirmations,
-        lambda tried: print(_line(tried), file=sys.stderr, flush=True),
+        group=group,
+        variable=varies,
+        grid=grid,
+        catalog=catalog,
+        basis=basis,
+        foresee=_foresight(options, card.figures),
+        attempt=Trials(records, plan.name, card, options.wait).attempt,
+        confirmations=confirmations,
+        tell=lambda tried: print(_line(tried), file=sys.stderr, flush=True),
     )
-    with run.locked():
+    with records.locked():
         try:
             fit = search.find()
         finally:
-            run.release()
+            records.release()
     document = _document(plan, group, fit, confirmations)
-    with command.writing(run.path):
-        write_json(run.path / "fit.json", document)
+    with command.writing(records.path):
+        write_json(records.path / "fit.json", document)
     if options.json:
         print(json.dumps(document, indent=2, default=str))
     else:

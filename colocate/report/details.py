@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,6 @@ POINTS_OF_MANY = 120
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f]")
 _KEPT_OPTIONS = ("--plan", "--catalog", "--device", "--card", "--epochs")
-
-
-# What other modules add below a row that has a folder: each takes the row, the folder of the page for its links and the
-# number of points that a curve may have, and may have nothing to say.
-SECTIONS: tuple[Callable[[Row, Path, int], Html | None], ...] = (attempts.section, worth.section)
 
 
 def details(row: Row, run: StoredRun | None, folder: Path, *, many: bool = False) -> Html:
@@ -107,7 +102,8 @@ def _from_directory(row: Row, folder: Path, many: bool) -> Iterator[Html | None]
     yield course.memory(row, directory, points)
     yield course.vitals(row, directory)
     yield _evidence_table(row)
-    yield from (section(row, folder, points) for section in SECTIONS)
+    yield attempts.section(row, folder, points)
+    yield worth.section(row)
     links = [_link(path, folder) for path in _files(directory) if path.exists()]
     if links:
         yield el("p", "Files: ", [(", " if place else "", link) for place, link in enumerate(links)])

@@ -6,7 +6,7 @@ pytest-html's page, `document` into one of its own.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -83,7 +83,10 @@ def body(report: Report) -> Html:
         [_part(part, report) for part in report.parts],
         _table(report, runs),
         section(report.comparison) if report.comparison else None,
-        [[section_of(part) for part in report.parts] for section_of in SECTIONS],
+        [
+            [section_of(part) for part in report.parts]
+            for section_of in (cliff.section, unfit.section, remedies.section, what_next.section)
+        ],
         [_made_with(run) for run in runs.values()],
     ]
     script = Html(SCRIPT.read_text(encoding="utf-8"))
@@ -345,15 +348,6 @@ def _made_with(run: StoredRun) -> Html | None:
         versions.setdefault("torch", next(filter(None, torch), None))
     shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return el("p", f"{run.name}: {shown}." if shown else run.name, class_="muted made-with")
-
-
-# What stands below the groups, in this order: each takes a part of the report and may have nothing to say.
-SECTIONS: tuple[Callable[[Part], Html | None], ...] = (
-    cliff.section,
-    unfit.section,
-    remedies.section,
-    what_next.section,
-)
 
 
 def polished(html: str) -> str:

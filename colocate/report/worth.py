@@ -1,13 +1,11 @@
 """Below a group: whether sharing was worth it, from ``worth.json`` beside its record."""
 
-from pathlib import Path
-
 from colocate.advice.references import read_worth
 from colocate.report.markup import Html, el, scrolling_table
 from colocate.report.stored import Row
 
 
-def section(row: Row, folder: Path, num_points: int) -> Html | None:
+def section(row: Row) -> Html | None:
     """Time and energy together against one after the other; nothing where nobody asked."""
     found = None if row.directory is None else read_worth(row.directory)
     if found is None:
