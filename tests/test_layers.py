@@ -127,3 +127,10 @@ def test_workloads_know_nothing_of_the_harness(path: Path) -> None:
 def test_the_probe_knows_the_standard_library_and_torch_only(path: Path) -> None:
     """It runs in somebody else's interpreter."""
     assert not [name for name in imports(path) if name.split(".")[0] in ("colocate", "pydantic", "pandas", "psutil")]
+
+
+@pytest.mark.parametrize("path", modules("colocate/plugin"), ids=lambda path: path.name)
+def test_what_pytest_and_xdist_promise_nobody_stands_in_two_modules(path: Path) -> None:
+    """Another version may take them away; `queued` is a session of xdist and overrides what that calls."""
+    if path.name not in ("internals.py", "queued.py"):
+        assert not re.findall(r"\b(_tw|_io|_setupstate|_active_nodes|lfplugin|dsession)\b", path.read_text())
