@@ -195,7 +195,8 @@ def load_plan(path: Path | str, catalog: Path | str | Catalog | None = None, *, 
     epochs of every training that has such a hyperparameter.
 
     Raises:
-        PlanError: the file cannot be read or contains mistakes; all of them, one per line.
+        PlanError: the file cannot be read or contains mistakes; all of them, one per line. Or ``epochs`` changes
+            nothing, because every training is a command of its own.
     """
     if epochs is not None and epochs < 1:
         raise PlanError(f"epochs: expected at least 1, got {epochs}")
@@ -208,6 +209,9 @@ def load_plan(path: Path | str, catalog: Path | str | Catalog | None = None, *, 
     groups = tuple(draft.groups())
     mistakes.raise_if_any()
     assert file is not None
+    if epochs is not None and not draft.epochs_replaced:
+        own = "found commands of their own only; set their epochs in the plan"
+        raise PlanError(f"--epochs: expected a training of {path.name} that takes epochs from the catalog, {own}")
     return Plan(
         name=_safe(file.experiment_name, "unnamed"),
         path=path,
@@ -260,6 +264,7 @@ class _Draft:
         self.folder = Path(os.path.normpath(Path.cwd() / path.parent))
         self.mistakes = mistakes
         self.epochs = epochs
+        self.epochs_replaced = False
         limits = document.get("limits")
         self._raw_limits = limits if isinstance(limits, dict) else {}
         self.limits = validated(Limits, self._raw_limits, (), None)
@@ -432,6 +437,7 @@ class _Draft:
             return None
         if self.epochs is not None and "epochs" in catalog.supported(repository, model):
             given = {**given, "epochs": self.epochs}
+            self.epochs_replaced = True
         # A plan of all pairs names each of its trainings a hundred times.
         key = json.dumps([repository, model, given], sort_keys=True)
         if key not in self._known:

@@ -140,6 +140,12 @@ def test_less_than_one_epoch_is_refused(tmp_path: Path) -> None:
         load_plan(written(tmp_path, pair()), epochs=0)
 
 
+def test_epochs_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
+    with pytest.raises(PlanError, match=r"--epochs: expected a training .* found commands of their own only"):
+        load_plan(written(tmp_path, pair(foreground=OWN, background=OWN)), epochs=1)
+
+
 def test_the_catalog_named_by_the_plan_lies_relative_to_it(tmp_path: Path) -> None:
     path = written(tmp_path, pair(), catalog="elsewhere/other.json")
     (tmp_path / "models.json").unlink()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate.advice import by_group
+from colocate.cards import is_of_size
 from colocate.errors import ColocateError
 from colocate.plan import needed
 from colocate.report import journal
@@ -179,10 +180,12 @@ class Part:
 
     @property
     def card_bytes(self) -> int | None:
-        """The size of the card that the plan is made for."""
+        """The size of the card that the plan is made for, or of the smaller one that its groups were run on."""
         known = [number(mapping(run.plan.get("limits")).get("card_bytes")) for run in self.runs]
         known += [number(mapping(row.evidence.get("limits")).get("card_bytes")) for row in self.rows]
-        return next((size for size in known if size is not None), None)
+        planned, had = next((size for size in known if size is not None), None), number(self.first("total_bytes"))
+        is_smaller = planned and had and had < planned and not is_of_size(had, planned)
+        return had if is_smaller else planned
 
 
 def read_run(path: Path) -> StoredRun:
