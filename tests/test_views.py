@@ -134,24 +134,31 @@ def test_a_peak_just_below_the_limit_is_never_shown_as_the_limit(viewed: Viewed,
 
 
 def test_what_an_earlier_session_found_counts_where_it_holds_and_nowhere_else(
-    fake_nvml_library: Path, tmp_path: Path
+    fake_nvml_library: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """With -k the terminal used to know the chosen group only, while the page told of all."""
     pairs = [beside_load("--hold=700"), beside_load("--hold=800")]
     with pytest.MonkeyPatch.context() as patch, simulated_machine(tmp_path, fake_nvml_library, patch) as fake:
         fake.add_card()
         path = plan(tmp_path / "plan.json", pairs, success_rate=1)
-        sessions.run(path, tmp_path)
-        kept = sessions.run(path, tmp_path, "--resume", "-k", "group01", "--gate=plan")
+        journal = f"--journal={tmp_path / 'j.jsonl'}"
+        sessions.run(path, tmp_path, journal)
+        kept = sessions.run(path, tmp_path, journal, "--resume", "-k", "group01", "--gate=plan")
         for record in kept.run.glob("*_002/experiment.json"):
             document = json.loads(record.read_text())
             document["evidence"]["versions"] |= {"torch": "1.0"}
             record.write_text(json.dumps(document))
-        changed = sessions.run(path, tmp_path, "--resume", "-k", "group01", "--gate=plan")
+        changed = sessions.run(path, tmp_path, journal, "--resume", "-k", "group01", "--gate=plan")
 
     assert kept.code == 0
     assert "2 of 2 groups feasible; 2 needed" in kept.output
     assert changed.code == 1
     assert "1 of 2 groups feasible; 2 needed" in changed.output
     assert "(to be run again: group02)" in changed.output
-    assert "1 of 2 groups can share an 8 GB card, 1 without a verdict; 2 needed: the plan is undecided" in changed.page
+    headline = "1 of 2 groups can share an 8 GB card, 1 without a verdict; 2 needed: the plan is undecided"
+    assert headline in changed.page
+
+    assert main(["merge", str(tmp_path / "j.jsonl"), f"--results={tmp_path / 'merged'}"]) == 1
+    merged = capfd.readouterr().out
+    assert headline in merged
+    assert "group02 is left out, it is to be run again: versions changed: torch 1.0 to" in merged

@@ -65,6 +65,7 @@ def merge(paths: Sequence[Path], results: Path, now: datetime) -> Merged:
         found, faults = portable.read(path)
         sessions += found
         missing += [*faults, *(fault for session in found for fault in _untrue(session))]
+    missing += _outdated(sessions)
     _refuse_other_plans(sessions)
     runs = []
     for entries in _by_card(sessions).values():
@@ -113,12 +114,37 @@ def _missing(sessions: Sequence[Session]) -> Iterator[str]:
         yield f"in no journal: {', '.join(absent)}"
 
 
+def _outdated(sessions: Sequence[Session]) -> Iterator[str]:
+    """A run that was resumed has the plan of its latest session, and no verdict that one found to hold no more."""
+    for earlier in sessions:
+        for later in sessions:
+            if not _is_resumed_by(earlier, later):
+                continue
+            earlier.record["plan"] = later.plan
+            again = _resumed(later)[-1].get("again") or {}
+            for name in sorted(again.keys() & earlier.groups.keys() - later.groups.keys()):
+                del earlier.groups[name]
+                yield f"{earlier.source}: {name} is left out, it is to be run again: {again[name]}"
+
+
+def _is_resumed_by(earlier: Session, later: Session) -> bool:
+    """Names alone do not tell: two machines may begin a run in the same second."""
+    alike = all(earlier.record.get(name) == later.record.get(name) for name in ("started_at", "boot_id"))
+    return alike and earlier.name == later.name and len(_resumed(earlier)) < len(_resumed(later))
+
+
+def _resumed(session: Session) -> list[dict[str, Any]]:
+    """The sessions of its run up to it, but for the first."""
+    found = session.record.get("sessions")
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
 def _refuse_other_plans(sessions: Sequence[Session]) -> None:
     plans: dict[str, Session] = {}
     for session in sessions:
         plans.setdefault(str(session.plan.get("content_hash")), session)
     if len(plans) > 1:
-        named = "; ".join(f"{session.source}: {session.plan.get('name')}" for session in plans.values())
+        named = "; ".join(f"{one.source}: {one.plan.get('name')} in {one.name}" for one in plans.values())
         raise ColocateError(f"merge: expected journals of one plan with the same settings, found {len(plans)}: {named}")
 
 
@@ -206,7 +232,7 @@ def _record(used: Sequence[Session], chosen: Sequence[Entry]) -> dict[str, Any]:
         }
         for session in used
     ]
-    first = used[0].record
+    first = {name: value for name, value in used[0].record.items() if name != "sessions"}  # a merged run has none
     document = {**first, "card": {**(first.get("card") or {}), "cards": cards}, "merged": merged}
     return document | ({"started_at": min(starts)} if starts else {})
 

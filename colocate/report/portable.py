@@ -45,7 +45,7 @@ class Writer:
     def __init__(self, path: Path, run: RunDirectory) -> None:
         self.path = path
         self._run = run
-        self._told = 0
+        self._told = len(self._lines())  # what earlier sessions of the run told is theirs to carry
         self._carried: set[str] = set()
         self._begun = False
         try:
@@ -101,12 +101,17 @@ class Writer:
 
     def _journal(self, files: list[str]) -> None:
         """The lines that the run's journal has got since the last time."""
-        with contextlib.suppress(OSError):
-            lines = content(self._run.path / journal.NAME).splitlines()
-            for line in lines[self._told :]:
-                document = json.loads(line)
+        lines = self._lines()
+        for line in lines[self._told :]:
+            with contextlib.suppress(ValueError):  # half a line of a session that was killed, and what follows it
+                document = parse(line)
                 self._write({**document, "files": files} if document.get("event") == "group" else document)
-            self._told = len(lines)
+        self._told = len(lines)
+
+    def _lines(self) -> list[bytes]:
+        with contextlib.suppress(OSError, ValueError):
+            return content(self._run.path / journal.NAME).splitlines()
+        return []
 
     def _write(self, document: dict[str, Any]) -> None:
         """One line in one write, on the disk before anything else happens."""
