@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import re
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -253,7 +255,11 @@ def test_a_session_that_is_repeated_into_its_file_goes_on_after_the_torn_line(ca
     run, journal = carried
     file = tmp_path / "again.jsonl"
     file.write_text(json.dumps(lines_of(journal)[0]) + '\n{"event": "fi')
-    writer = portable.Writer(file, RunDirectory(run.run))
+    copy = Path(shutil.copytree(run.run, tmp_path / "run"))
+    told = (copy / "journal.jsonl").read_bytes()
+    (copy / "journal.jsonl").unlink()
+    writer = portable.Writer(file, RunDirectory(copy))
+    (copy / "journal.jsonl").write_bytes(told)
     writer.group("stand_in_parallel_001")
     writer.end()
     found, faults = portable.read(file)

@@ -144,6 +144,8 @@ def test_what_an_earlier_session_found_counts_where_it_holds_and_nowhere_else(
         journal = f"--journal={tmp_path / 'j.jsonl'}"
         sessions.run(path, tmp_path, journal)
         kept = sessions.run(path, tmp_path, journal, "--resume", "-k", "group01", "--gate=plan")
+        nothing = sessions.run(path, tmp_path, "--resume", "-k", "nothing")
+        assert (nothing.code, "2 of 2 groups share" in nothing.page) == (5, True)
         for record in kept.run.glob("*_002/experiment.json"):
             document = json.loads(record.read_text())
             document["evidence"]["versions"] |= {"torch": "1.0"}

@@ -21,7 +21,7 @@ from colocate.report import journal, page
 from colocate.report.slim import LARGE
 from colocate.report.stored import read_run
 from colocate.report.summary import Summary
-from colocate.run_directory import write_text
+from colocate.run_directory import RunDirectory, make_folder, write_text
 
 # What pytest-metadata may show of the machine: an allow-list, for its own redaction fails under xdist.
 _SHOWN = ("Python", "Platform", "Packages", "Plugins")
@@ -148,9 +148,19 @@ class Page:
         if self.session.run_directory is not None:
             self.session.run_directory.discard()  # no folder shall look as if something had been run
         if self.session.report is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ColocateError):
+                if self.session.run_directory is not None and self.session.run_directory.path.exists():
+                    self._restore(self.session.run_directory, self.session.report)
+                    return
                 self.session.report.unlink(missing_ok=True)
                 self.session.report.parent.rmdir()
+
+    def _restore(self, run: RunDirectory, path: Path) -> None:
+        """The page of a run that was to go on: pytest-html has put one of nothing in its place, or none."""
+        report = page.Report.of([read_run(run.path)], path.parent, name=path.name)
+        make_folder(path.parent)
+        write_text(path, page.document(report))
+        page.write_beside(report)
 
     def _point_latest_here(self, report_folder: Path) -> None:
         """``reports/latest`` is a link; where somebody put a real folder, it stays."""
