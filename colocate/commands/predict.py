@@ -76,10 +76,10 @@ def run(options: argparse.Namespace) -> int:
         raise PlanError(f"--vary: expected an option such as --batch-size, got {options.vary!r}")
     question = Question.of(options)
     if options.batch_size or options.largest_batch:
-        return _curve(question, options)
+        return _curve(question)
     if question.command is not None or options.training is not None:
-        return _programs(question, options)
-    return _groups(question, options)
+        return _programs(question)
+    return _groups(question)
 
 
 @dataclass
@@ -233,14 +233,14 @@ def _program(words: Sequence[str]) -> "Program":
 # --- the three questions ----------------------------------------------------------------------------------------------
 
 
-def _groups(question: Question, options: argparse.Namespace) -> int:
+def _groups(question: Question) -> int:
     assert question.plan is not None
     started = time.monotonic()
-    groups = question.groups(options.group)
+    groups = question.groups(question.options.group)
     predictions = list(_by_card(question, groups))
     forecasts = [forecast for one in predictions for forecast in one.forecasts]
     names = {group.id: " + ".join(one.name for one in group.trainings) for group in groups}
-    if options.json:
+    if question.options.json:
         print(json.dumps(words.document(predictions), indent=2))
     else:
         for one in predictions:
@@ -290,14 +290,14 @@ def _of_one_card(plan: str, one: "words.Predicted", names: dict[str, str]) -> li
     ]
 
 
-def _programs(question: Question, options: argparse.Namespace) -> int:
+def _programs(question: Question) -> int:
     from colocate.foresight import Forecast, program_of
 
-    program = question.command or program_of(question.training(options.training))
+    program = question.command or program_of(question.training(question.options.training))
     (rehearsal,) = question.rehearsed([program])
-    beside = _beside(question, options.beside)
+    beside = _beside(question)
     alone = Forecast(rehearsal.name, (rehearsal, *beside), question.card.baseline_bytes, question.limit_bytes)
-    if options.json:
+    if question.options.json:
         print(json.dumps(question.document([rehearsal, *beside], [alone]), indent=2))
     else:
         _show(
@@ -339,14 +339,17 @@ class Batches:
         return " beside ".join(filter(None, (self.program.name, " + ".join(one.name for one in self.beside))))
 
 
-def _curve(question: Question, options: argparse.Namespace) -> int:
+def _curve(question: Question) -> int:
     from colocate.advice.search import largest_batch
     from colocate.foresight import Answer, program_of
 
-    training = None if question.command else question.training(_named(options))
+    options = question.options
+    if question.command is None and not options.training:
+        raise PlanError("-t: expected the training whose batch size is to vary, got none")
+    training = None if question.command else question.training(options.training)
     program = question.command or program_of(training)  # type: ignore[arg-type]
     flag, first = _batch_option(question, training)
-    batches = Batches(question, program, flag, _beside(question, options.beside))
+    batches = Batches(question, program, flag, _beside(question))
     asked = batches.at(options.batch_size) if options.batch_size else {}
 
     def fits(size: int) -> Answer:
@@ -369,12 +372,6 @@ def _curve(question: Question, options: argparse.Namespace) -> int:
     return command.FINDING if options.largest_batch and best is None else command.WELL
 
 
-def _named(options: argparse.Namespace) -> str:
-    if not options.training:
-        raise PlanError("-t: expected the training whose batch size is to vary, got none")
-    return str(options.training)
-
-
 def _batch_option(question: Question, training: "Training | None") -> tuple[str, int]:
     """The option that sets the batch size, and the size where a search begins."""
     if question.options.vary or training is None:
@@ -392,10 +389,11 @@ def _batch_option(question: Question, training: "Training | None") -> tuple[str,
     return kind.flag, start
 
 
-def _beside(question: Question, name: str | None) -> "list[Rehearsal]":
+def _beside(question: Question) -> "list[Rehearsal]":
     """The background: a training of the plan, or all of a group's."""
     from colocate.foresight import program_of
 
+    name: str | None = question.options.beside
     if name is None:
         return []
     assert question.plan is not None
