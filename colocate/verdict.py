@@ -111,7 +111,7 @@ class Verdict:
     @property
     def epoch_finished(self) -> bool:
         """The foreground did not fail, and nothing speaks against the end of its epoch."""
-        return not {"foreground_failed", "epoch_unfinished"} & set(self.codes)
+        return not {"foreground_failed", "epoch_unfinished", "rehearsal_failed"} & set(self.codes)
 
     def __str__(self) -> str:
         reasons = "; ".join(map(str, self.reasons))
@@ -217,21 +217,32 @@ def _proven_infeasible(evidence: Evidence, peak: PeakRange | None) -> Iterator[R
             yield Reason(f"{member.role}_host_out_of_memory", text)
     if peak is not None and peak.low_bytes >= limit:
         yield Reason("peak_over_limit", f"peak {_peak_text(peak, limit)}, limit {format_mib(limit)}")
-    yield from _foreground_unfinished(evidence)
+    if evidence.device.basis == "measured":
+        yield from _foreground_unfinished(evidence)
 
 
 def _foreground_unfinished(evidence: Evidence) -> Iterator[Reason]:
-    foreground = evidence.foreground
+    text, end = _how_unfinished(evidence.foreground), evidence.foreground.last_exit
+    if text is None or end is None:
+        return
+    if end.ok:
+        yield Reason("epoch_unfinished", text)
+    else:
+        yield Reason("foreground_failed", text)
+
+
+def _how_unfinished(foreground: Member) -> str | None:
+    """What its end lacks, in words; None where it finished, and where its end says nothing about that."""
     end = foreground.last_exit
     if foreground.out_of_memory or end is None or not _started(foreground):
-        return
-    if not end.ok and not end.stopped:
+        return None
+    if not end.ok:
         text = f"{foreground.name} ended with {end} before its epoch was done{_last_word(foreground)}"
-        yield Reason("foreground_failed", text)
-    elif end.ok and not any(epoch.steps for epoch in foreground.epochs) and not _went_on_without_us(foreground):
-        missing = _missing_completion(foreground)
-        if missing:
-            yield Reason("epoch_unfinished", f"{foreground.name} ended with {end} but {missing}")
+        return None if end.stopped else text
+    if any(epoch.steps for epoch in foreground.epochs) or _went_on_without_us(foreground):
+        return None
+    missing = _missing_completion(foreground)
+    return None if missing is None else f"{foreground.name} ended with {end} but {missing}"
 
 
 def _missing_completion(member: Member) -> str | None:
@@ -257,6 +268,7 @@ def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     yield from _gaps(evidence)
     yield from _contradicted(evidence, peak)
     yield from _probe_lost(evidence)
+    yield from _rehearsal_failed(evidence)
     yield from _foreground_unproven(evidence)
     yield from _steps_unconfirmed(evidence)
     if evidence.background is not None:
@@ -317,6 +329,13 @@ def _probe_lost(evidence: Evidence) -> Iterator[Reason]:
         if member.probe_lost:
             text = f"the probe in {member.name} fell silent: an out-of-memory or a peak after that is not known"
             yield Reason("probe_lost", text)
+
+
+def _rehearsal_failed(evidence: Evidence) -> Iterator[Reason]:
+    """No value is computed on the virtual card: a program that fails there may fail of that, and not of sharing."""
+    text = _how_unfinished(evidence.foreground)
+    if text is not None and evidence.device.basis == "predicted":
+        yield Reason("rehearsal_failed", f"{text}; it may be the emulation's doing, which computes no values")
 
 
 def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:

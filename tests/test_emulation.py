@@ -118,6 +118,7 @@ def features(tmp_path_factory) -> tuple[Run, dict[str, str | None]]:
         "attention_depends_on_precision_and_mask",
         "transformer_encoder_in_training_and_evaluation",
         "inference_mode_reads_values_and_moves_tensors",
+        "a_loop_ends_by_a_condition_that_is_partly_known",
         "tensors_are_made_by_the_names_of_old_types",
         "recurrent_layers_and_packed_sequences",
         "moved_parameters_keep_their_identity",

@@ -224,6 +224,15 @@ def test_phases_that_never_met_are_named() -> None:
 # Predicted verdicts.
 
 
+def test_a_program_that_fails_on_the_virtual_card_may_fail_of_it() -> None:
+    """It computes no values, and a program may check them; on a GPU the same is a proof."""
+    for changes in ({"lives": FAILED, "epochs": ()}, {"epochs": ()}):
+        verdict = judge(predicted_evidence(554, 600, foreground=foreground(allocators=(simulated(600),), **changes)))
+
+        assert verdict.codes == ("rehearsal_failed",)
+        assert not verdict.epoch_finished
+
+
 def test_a_prediction_is_feasible_when_its_upper_end_stays_below_the_limit() -> None:
     verdict = judge(predicted_evidence(554, 600))
 

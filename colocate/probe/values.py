@@ -31,6 +31,15 @@ UNDEFINED = {
 LEAVES_VALUES = {aten._amp_foreach_non_finite_check_and_unscale_.default}
 
 
+# What one operand decides alone: true or anything, false and anything, which is how loops over the device end.
+ABSORBED_BY = {
+    aten.bitwise_or.Tensor: True,
+    aten.logical_or.default: True,
+    aten.bitwise_and.Tensor: False,
+    aten.logical_and.default: False,
+}
+
+
 class Unknown(Exception):
     """An operand's values are not known."""
 
@@ -90,6 +99,8 @@ class KnownValues:
             self._follow_mutation(function, args, kwargs, facts)
         elif fresh and facts.predictable and isinstance(result, FakeTensor) and _small(result):
             values = self.compute(function, args, kwargs)
+            if values is None and function in ABSORBED_BY:
+                values = self._absorbed(args, ABSORBED_BY[function], result)
             if values is not None and values.shape == result.shape:
                 self.remember(result, values)
 
@@ -100,6 +111,13 @@ class KnownValues:
         except Exception:
             return None
         return values if isinstance(values, torch.Tensor) else None
+
+    def _absorbed(self, operands: Any, by: bool, result: Any) -> torch.Tensor | None:
+        """The result where a known operand decides it alone, whatever the other is."""
+        for known in (self.of(one) if isinstance(one, FakeTensor) else one for one in operands):
+            if isinstance(known, torch.Tensor) and (result.dtype is torch.bool or not by) and bool((known == by).all()):
+                return torch.full(tuple(result.shape), by, dtype=result.dtype)
+        return None
 
     def _follow_mutation(self, function: Any, args: Any, kwargs: Any, facts: "_OperatorFacts") -> None:
         if function in LEAVES_VALUES:

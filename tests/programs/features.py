@@ -108,6 +108,19 @@ def inference_mode_reads_values_and_moves_tensors():
         assert functional.linear(logits, logits).reshape(-1).shape == (16,)
 
 
+def a_loop_ends_by_a_condition_that_is_partly_known():
+    """As in the generation of text: the end of a sentence is not known, that it is long enough is."""
+    unfinished, finished, length = torch.ones(2, dtype=torch.long, device="cuda"), False, 0
+    while not finished:
+        length += 1
+        assert length <= 5
+        word = torch.randn(2, 100, device="cuda").argmax(-1)
+        done = torch.full((2,), length == 5, device="cuda") | (word == 7)
+        unfinished = unfinished & ~done
+        finished = unfinished.max() == 0
+    assert length == 5
+
+
 def tensors_are_made_by_the_names_of_old_types():
     for made in (torch.cuda.FloatTensor(2, 3), torch.cuda.FloatTensor([[1, 2, 3]] * 2), torch.zeros(2, 3).cuda()):
         assert made.is_cuda
