@@ -4,6 +4,8 @@ Each function is a type for argparse; all say what they expected and what they g
 """
 
 import argparse
+import re
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 
@@ -11,6 +13,18 @@ from colocate.units import parse_size
 
 DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
 DEVICES = ("auto", "nvidia", "virtual")
+
+GROUP = re.compile(r"group[_-]?0*(\d{1,9})", re.IGNORECASE | re.ASCII)
+
+
+def group_named(word: str, ids: Sequence[str]) -> str | None:
+    """The id that a word means, or None: ``group1``, ``group_1`` and ``group01`` are the group of that number."""
+    for known in (word, word.lower()):
+        if known in ids:
+            return known
+    match = GROUP.fullmatch(word)
+    numbered = {int(found[1]): known for known in reversed(ids) if (found := GROUP.fullmatch(known))}
+    return numbered.get(int(match[1])) if match else None
 
 
 def size(text: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colocate import commands as command
-from colocate.arguments import DEFAULT_PLAN, number
+from colocate.arguments import DEFAULT_PLAN, group_named, number
 from colocate.errors import PlanError
 from colocate.units import format_mib, mib_text, span_text
 
@@ -103,10 +103,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _group(plan: "Plan", name: str) -> "Group":
-    found = plan.by_id.get(name) or next((group for group in plan.groups if name == f"group{group.number}"), None)
+    found = group_named(name, plan.ids)
     if found is None:
         raise PlanError(f"group: expected one of {', '.join(plan.ids)}, got {name!r}")
-    return found
+    return plan.by_id[found]
 
 
 def _usual(group: "Group", catalog: "Catalog | None") -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colocate import commands as command
-from colocate.arguments import whole
+from colocate.arguments import group_named, whole
 from colocate.errors import ColocateError, PlanError
 
 if TYPE_CHECKING:
@@ -47,9 +47,11 @@ def run(options: argparse.Namespace) -> int:
     if not directory.record.exists():
         raise ColocateError(f"{options.directory}: expected a run directory, found no run.json in it")
     groups = settled_groups(directory)
-    wanted = [name for name in groups if not options.group or name in options.group]
-    if not wanted:
-        raise ColocateError(f"{options.directory}: expected groups with a verdict, found {', '.join(groups) or 'none'}")
+    names = options.group or list(groups)
+    wanted = [meant for name in names if (meant := group_named(name, tuple(groups)))]
+    if not wanted or len(wanted) < len(names):
+        judged, got = ", ".join(groups) or "none", ", ".join(names) or "none"
+        raise ColocateError(f"{options.directory}: expected groups with a verdict, {judged}, got {got}")
     answers = {name: _worth_of(options, groups[name], name) for name in wanted}
     if options.json:
         print(json.dumps({name: _document(found) for name, found in answers.items()}, indent=2))

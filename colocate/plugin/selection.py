@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from colocate.arguments import GROUP, group_named
 from colocate.errors import PlanError
 
 if TYPE_CHECKING:
     from colocate.plan import Group
 
 _WORD = re.compile(r"[\w:+\-.\[\]\\/]+")  # what pytest's own scanner takes for one identifier of an expression
-_GROUP = re.compile(r"group[_-]?0*(\d{1,9})", re.IGNORECASE | re.ASCII)
 
 
 def normalise(expression: str, ids: Sequence[str]) -> str:
@@ -31,8 +31,8 @@ def normalise(expression: str, ids: Sequence[str]) -> str:
 
     def replaced(match: re.Match[str]) -> str:
         word = match[0]
-        named = _named(word, ids)
-        if named is None and _GROUP.fullmatch(word.strip("[]")):
+        named = group_named(word.strip("[]"), ids)
+        if named is None and GROUP.fullmatch(word.strip("[]")):
             mistakes.append(f"-k: no {word} in the plan ({_extent(ids)})")
         return word if named is None else _only(named, ids)
 
@@ -51,16 +51,6 @@ def _names(group: Group) -> Iterator[str | None]:
     yield from (group.id, group.tier)
     for training in group.trainings:
         yield from (training.name, training.repository, training.model)
-
-
-def _named(word: str, ids: Sequence[str]) -> str | None:
-    """The id that a word of the expression means, or None."""
-    plain = word.strip("[]").lower()
-    if plain in ids:
-        return plain
-    match = _GROUP.fullmatch(plain)
-    numbered = {int(found[1]): known for known in reversed(ids) if (found := _GROUP.fullmatch(known))}
-    return numbered.get(int(match[1])) if match else None
 
 
 def _only(identifier: str, ids: Sequence[str]) -> str:
