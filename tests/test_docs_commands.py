@@ -57,8 +57,8 @@ NOT_HERE = {
     "scripts/colocate verify results/": "the tutorial's, done by tests/test_docs.py as it stands there",
 }
 
-# Names in a page that stand for the reader's own.
-STANDS_FOR = {"PLAN": "my_plan.json"}
+# Names in a page that stand for the reader's own; and stand-ins are commands, which have no epochs to be set.
+STANDS_FOR = {"PLAN": "my_plan.json", "--epochs=10": "--progress=10"}
 
 # What has to be done before a line can be, in a folder of results of its own where the latest run is meant.
 BEFORE = {

@@ -76,7 +76,7 @@ def test_ctrl_c_that_reaches_controller_and_workers_is_one_interruption(tmp_path
 def test_a_second_signal_ends_the_run_at_once(tmp_path):
     project = Project(tmp_path, {"group01": "slow end"}, 2)
     process = project.start("feasibility")
-    wait_until((tmp_path / "group01.started").exists)
+    wait_until((tmp_path / "group01.running").exists)
     process.send_signal(signal.SIGTERM)
     wait_until((tmp_path / "group01.ending").exists)
     process.send_signal(signal.SIGTERM)
