@@ -105,6 +105,10 @@ def test_of_very_many_decisions_that_are_alike_one_line_is_told() -> None:
 
 CHANGES: dict[str, tuple[str, Any]] = {
     "a setting": ("its settings changed", lambda run: None),
+    "a background that it did not have": (
+        "its settings changed: stand_in has ",
+        lambda run: edited(run / "stand_in_parallel_001/experiment.json", _alone),
+    ),
     "a version": (
         "versions changed: torch 1.0 to",
         lambda run: edited(run / "stand_in_parallel_001/experiment.json", _old_torch),
@@ -134,6 +138,11 @@ CHANGES: dict[str, tuple[str, Any]] = {
     ),
     "nothing of it": ("it was never started", lambda run: shutil.rmtree(run / "stand_in_parallel_001")),
 }
+
+
+def _alone(document: dict[str, Any]) -> None:
+    document["group"]["content_hash"] = "another"
+    document["evidence"]["background"] = None
 
 
 def _old_torch(document: dict[str, Any]) -> None:
