@@ -24,7 +24,7 @@ _KILLED_CODE = 128 + 9  # what a shell around the program makes of SIGKILL
 
 # The last line of a traceback, such as `torch.OutOfMemoryError: CUDA out of memory.`, and how much of it is quoted.
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)\b")
-_QUOTED_CHARS = 200
+_WORD_CHARS = 200
 
 EVENT_KINDS = frozenset({"ready", "phase", "step", "epoch_end", "end"})
 STEP_KINDS = frozenset({"step", "optimizer", "pattern"})
@@ -203,7 +203,7 @@ class Life:
     def last_word(self) -> str:
         """The line of its log that best tells why it failed: the last that names an exception, else the last of all."""
         said = [line.strip() for line in self.last_lines if line.strip()]
-        return next((line for line in reversed(said) if _EXCEPTION.match(line)), said[-1] if said else "")[:_QUOTED_CHARS]
+        return next((line for line in reversed(said) if _EXCEPTION.match(line)), said[-1] if said else "")[:_WORD_CHARS]
 
     @property
     def host_oom_kills(self) -> int:

@@ -13,6 +13,7 @@ from colocate.documents import parse
 from colocate.errors import ColocateError
 from colocate.report import journal, portable
 from colocate.report.portable import Session
+from colocate.report.stored import mapping
 from colocate.run_directory import RunDirectory, make_folder, write_json, write_text
 from colocate.series import settled_groups
 from colocate.verdict import Outcome
@@ -233,8 +234,17 @@ def _record(used: Sequence[Session], chosen: Sequence[Entry]) -> dict[str, Any]:
         for session in used
     ]
     first = {name: value for name, value in used[0].record.items() if name != "sessions"}  # a merged run has none
-    document = {**first, "card": {**(first.get("card") or {}), "cards": cards}, "merged": merged}
+    plan = {**used[0].plan, "asked": {**mapping(used[0].plan.get("asked")), **dict(_asked(chosen))}}
+    document = {**first, "plan": plan, "card": {**(first.get("card") or {}), "cards": cards}, "merged": merged}
     return document | ({"started_at": min(starts)} if starts else {})
+
+
+def _asked(chosen: Sequence[Entry]) -> Iterator[tuple[str, Any]]:
+    """What was asked of each group where it ran: machines keep the programs in places of their own."""
+    for entry in chosen:
+        asked = mapping(entry.session.plan.get("asked"))
+        if entry.group in asked:
+            yield entry.group, asked[entry.group]
 
 
 def _journal(used: Sequence[Session], chosen: Sequence[Entry], order: Sequence[str]) -> Iterator[dict[str, Any]]:
