@@ -238,6 +238,20 @@ def test_journals_of_different_plans_are_refused(carried, tmp_path):
     assert runs == []
 
 
+def test_machines_may_keep_the_programs_in_different_places(carried, tmp_path):
+    """A group's hash knows the paths of its machine, and every machine's run.json has those of the whole plan."""
+    _, journal = carried
+    first, second, *_ = split(journal, tmp_path / "journals")
+    told = lines_of(first)
+    for line in told:
+        if line["event"] == "run":
+            line["record"]["plan"]["asked"]["group02"]["content_hash"] = "of another folder"
+    first.write_text("".join(json.dumps(line) + "\n" for line in told))
+    _, (directory,) = merged(tmp_path / "merged", first, second)
+    with (directory / "summary.csv").open() as file:
+        assert [row["group"] for row in csv.DictReader(file)] == ["group01", "group02"]
+
+
 def test_groups_on_different_kinds_of_cards_become_runs_of_their_own(carried, tmp_path):
     _, journal = carried
     first, second, *_ = split(journal, tmp_path / "journals")
