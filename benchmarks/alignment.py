@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from colocate.alignment import Steps, worst_alignment
+from colocate.verdict.step_function import Steps, worst_alignment
 
 HZ = 20
 BY_HAND_SAMPLES = 2000

@@ -19,9 +19,9 @@ from fake_nvml import FakeNvml, preload  # noqa: E402  (tests/ is no package tha
 from fake_nvml.build import build_library  # noqa: E402
 from groups import group, judged, training  # noqa: E402
 
-from colocate.evidence import Evidence  # noqa: E402
-from colocate.record import read_record  # noqa: E402
-from colocate.run_directory import GroupDirectory  # noqa: E402
+from colocate.results.layout import GroupDirectory  # noqa: E402
+from colocate.results.record import read_record  # noqa: E402
+from colocate.verdict.evidence import Evidence  # noqa: E402
 
 # mutation/runner.py of the study: 30 s after the background's start, 60 s between two groups, whatever happened.
 STUDY_WAITS_S = 30.0 + 60.0

@@ -7,7 +7,7 @@
                                                         only compares what was measured on a card of ours
 
 Every case trains a few steps in a forked process under the emulation; results are kept (``--fresh`` forgets them).
-The margins of `colocate.prediction` and `colocate.probe.convolutions` were chosen on the models of the half `fit`; what
+The margins of `colocate.verdict.predicted_peak` and `colocate.probe.virtual_gpu.convolutions` were chosen on the models of the half `fit`; what
 is reported as `check` decided nothing. Which half a model belongs to follows from its name.
 """
 # ruff: noqa: E501  the page has one sentence per line
@@ -34,11 +34,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from colocate.calibration import comparisons, read_evidence, table_of  # noqa: E402
-from colocate.evidence import Allocator  # noqa: E402
-from colocate.prediction import LESS, MORE, allocator_range  # noqa: E402
-from colocate.probe.convolutions import OPERANDS, OPERANDS_IN_BENCHMARK  # noqa: E402
+from colocate.advice.calibration import comparisons, read_evidence, table_of  # noqa: E402
+from colocate.probe.virtual_gpu.convolutions import OPERANDS, OPERANDS_IN_BENCHMARK  # noqa: E402
 from colocate.units import MIB  # noqa: E402
+from colocate.verdict.evidence import Allocator  # noqa: E402
+from colocate.verdict.predicted_peak import LESS, MORE, allocator_range  # noqa: E402
 
 TIMM = Path(__file__).parent / "measured" / "timm.csv"
 PAGE = ROOT / "docs" / "prediction-accuracy.md"
@@ -159,10 +159,10 @@ def emulated(folder: str) -> Any:
     """Put this process on a bottomless virtual card; returns its record."""
     import torch
 
-    from colocate.probe import emulation
-    from colocate.probe.card import VirtualCard
     from colocate.probe.imports import AfterImport
     from colocate.probe.record import Record
+    from colocate.probe.virtual_gpu import emulation
+    from colocate.probe.virtual_gpu.card import VirtualCard
 
     state = Path(folder, "card.json")
     VirtualCard.create(state, name="NVIDIA A100 (virtual)", total_bytes=10**15)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from colocate.report import journal
-from colocate.report.page import Report, document
-from colocate.report.stored import read_run
+from colocate.report.html.page import Report, document
+from colocate.results import journal
+from colocate.results.reader import read_run
 
 
 def main() -> None:

@@ -82,8 +82,8 @@ def build_query(folder: Path) -> Path:
 def measure(fake: FakeNvml, query: Path, seconds: float) -> dict[str, Cost]:
     from nvitop import Device
 
-    from colocate.device.nvidia import NvidiaDevice
-    from colocate.monitor import Monitor
+    from colocate.device.nvml import NvidiaDevice
+    from colocate.harness.sampler import Monitor
 
     with NvidiaDevice(fake.uuid()) as device:
         monitor = Monitor(device)

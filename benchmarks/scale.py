@@ -33,17 +33,17 @@ from builders import foreground, out_of_memory, predicted_evidence, simulated, t
 from fake_nvml import FakeNvml  # noqa: E402
 from fake_nvml.build import build_library  # noqa: E402
 
-from colocate.plan import Group, load_plan  # noqa: E402
-from colocate.record import write_record  # noqa: E402
-from colocate.report import journal  # noqa: E402
-from colocate.report.stored import read_run  # noqa: E402
-from colocate.run_directory import RunDirectory  # noqa: E402
-from colocate.versions import packages  # noqa: E402
+from colocate.plan.plan import Group, load_plan  # noqa: E402
+from colocate.results import journal  # noqa: E402
+from colocate.results.layout import RunDirectory  # noqa: E402
+from colocate.results.reader import read_run  # noqa: E402
+from colocate.results.record import write_record  # noqa: E402
+from colocate.results.versions import packages  # noqa: E402
 
 PLAN = ROOT / "settings" / "parallel_feasibility_test.json"
 SAMPLES = 600
 
-LOAD = "import sys; from colocate.plan import load_plan; load_plan(sys.argv[1])"
+LOAD = "import sys; from colocate.plan.plan import load_plan; load_plan(sys.argv[1])"
 TAKE_IN = """
 import sys, time
 from pathlib import Path
@@ -174,7 +174,7 @@ def measured(num_groups: int, folder: Path, keep: Path | None) -> list[str]:
     collected = python(*collect)
     directory = write_run(plan, run)
     taken = python("-c", TAKE_IN, str(plan), str(run))
-    reported = python("-m", "colocate.cli", "report", str(run))
+    reported = python("-m", "colocate", "report", str(run))
     watched = python("-c", WATCH, str(run))
     decided = python("-c", DECIDE, str(plan), str(run))
     page = run / "report.html"

@@ -12,8 +12,6 @@ Messages read ``<place>: <what was expected>, <what was found>[; <what to do>]``
 with ``!r``, numbers with their units.
 """
 
-from colocate.documents import printable
-
 
 class ColocateError(Exception):
     """Any error of colocate; the classes below say which part of the run it concerns."""
@@ -37,3 +35,24 @@ class TrainingError(ColocateError):
 
 class InconclusiveError(ColocateError):
     """What was observed is not enough to say feasible or infeasible."""
+
+
+class CardLost(DeviceError):
+    """The card does not answer any more and will not come back by itself: reading it again is no use."""
+
+
+class NoBallast(DeviceError):
+    """A small card cannot be made of this one: it is too small, holds too much, or the ballast does not run."""
+
+
+class ImplausibleReading(DeviceError):
+    """The card answered a number that cannot be true, such as more memory in use than it has."""
+
+
+def printable(text: str) -> str:
+    """The text on one line that a terminal can show: control characters and what turns letters around are escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()

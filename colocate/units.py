@@ -63,3 +63,26 @@ def format_mib(num_bytes: int | None, unknown: str = "unknown", *, beside: int |
 def format_size(num_bytes: int) -> str:
     """A size of a card as people say it: ``"8 GB"``, or in MiB where it is no whole number of GiB."""
     return f"{num_bytes // GIB} GB" if num_bytes and num_bytes % GIB == 0 else format_mib(num_bytes)
+
+
+def duration_text(seconds: float | None) -> str:
+    """A duration such as ``4 min 12 s``."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def energy_text(joules: float | None) -> str:
+    """An energy such as ``35 Wh``; below a tenth of that in joules."""
+    if joules is None:
+        return ""
+    return f"{joules:.0f} J" if joules < 360 else f"{joules / 3600:.1f} Wh"
+
+
+def plural(number: int, noun: str) -> str:
+    """Such as ``1 group`` and ``2 groups``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from colocate.observation import Observation
-from colocate.plugin.configuration import cases
-from colocate.verdict import Verdict
+from colocate.harness.group_run import Observation
+from colocate.plugin.session import cases
+from colocate.verdict.rules import Verdict
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -3,22 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from colocate.device import DeviceInfo
-from colocate.evidence import (
-    Allocator,
-    Epoch,
-    Evidence,
-    Exit,
-    Life,
-    Limits,
-    Mark,
-    Member,
-    OutOfMemory,
-    Role,
-    Sample,
-    Trace,
-)
+from colocate.device.base import DeviceInfo
+from colocate.plan.roles import Role
+from colocate.process.exit_status import Exit
 from colocate.units import MIB
+from colocate.verdict.evidence import Allocator, Epoch, Evidence, Life, Limits, Mark, Member, OutOfMemory, Sample, Trace
 
 CARD_BYTES = 8192 * MIB
 LIMIT_BYTES = 7500 * MIB

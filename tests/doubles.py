@@ -4,9 +4,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from colocate.device import DeviceInfo, DeviceProcess, Memory, Vitals
+from colocate.device.base import DeviceInfo, DeviceProcess, Memory, Vitals
 from colocate.errors import DeviceError
-from colocate.evidence import Sample
+from colocate.verdict.evidence import Sample
 
 MIB = 1024**2
 

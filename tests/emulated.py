@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from colocate.probe.card import VirtualCard
+from colocate.probe.virtual_gpu.card import VirtualCard
 
 MIB = 1024**2
 REPOSITORY = Path(__file__).parents[1]

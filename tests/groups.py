@@ -9,13 +9,13 @@ from typing import Any
 
 from seen import note_verdict
 
-from colocate.catalog import Training
-from colocate.device.nvidia import NvidiaDevice
-from colocate.monitor import Monitor
-from colocate.observation import Observation
-from colocate.plan import Group, Limits
-from colocate.run_directory import GroupDirectory
-from colocate.verdict import Verdict
+from colocate.device.nvml import NvidiaDevice
+from colocate.harness.group_run import Observation
+from colocate.harness.sampler import Monitor
+from colocate.plan.catalog import Training
+from colocate.plan.plan import Group, Limits
+from colocate.results.layout import GroupDirectory
+from colocate.verdict.rules import Verdict
 
 # Part of the cookie: workers of one test session must not find each other's trainings.
 RUN = f"run-{os.getpid()}"

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from colocate import processes
-from colocate.runner import Command, Process, start, stop_all
+from colocate.process import procfs
+from colocate.process.runner import Command, Process, start, stop_all
 
 PROGRAMS = Path(__file__).with_name("programs")
 PYTHON = (sys.executable, "-I", "-S")
@@ -30,4 +30,4 @@ def beginning(folder: Path, cookie: str) -> Iterator[Begin]:
 
     yield begin
     stop_all(started, grace_s=0.0)
-    assert processes.with_cookie(cookie) == []
+    assert procfs.with_cookie(cookie) == []

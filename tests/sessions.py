@@ -17,8 +17,8 @@ from fake_nvml import FakeNvml
 from groups import STAND_IN
 from seen import note
 
-from colocate.environment import EVENTS
-from colocate.processes import ProcessId, variable_of, with_cookie
+from colocate.harness.environment import EVENTS
+from colocate.process.procfs import ProcessId, variable_of, with_cookie
 
 ROOT = Path(__file__).parents[1]
 

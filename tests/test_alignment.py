@@ -1,11 +1,11 @@
-"""`colocate.alignment`: the worst meeting of two traces, against trying every shift at every instant."""
+"""`colocate.verdict.step_function`: the worst meeting of two traces, against trying every shift at every instant."""
 
 from math import inf
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.alignment import Alignment, Steps, summed, worst_alignment
+from colocate.verdict.step_function import Alignment, Steps, summed, worst_alignment
 
 # Whole seconds, so that quarters and halves of one reach every pair of steps that can meet.
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=7)

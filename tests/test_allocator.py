@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.probe.allocator import (
+from colocate.probe.virtual_gpu.allocator import (
     LARGE_SEGMENT_BYTES,
     MIB,
     Block,

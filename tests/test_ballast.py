@@ -16,14 +16,14 @@ from groups import group, training
 from sessions import ROOT, arguments, plan, run, stand_in
 from waiting import wait_until
 
-from colocate.device.ballast import SmallCard
-from colocate.device.ballast_program import GRANULE_BYTES
-from colocate.device.failures import CardLost, NoBallast
-from colocate.device.nvidia import NvidiaDevice
-from colocate.device.opening import Card, opened
-from colocate.processes import with_cookie
-from colocate.run_directory import RunDirectory
-from colocate.trial import observing
+from colocate.device.acquire import Card, opened
+from colocate.device.balloon import GRANULE_BYTES
+from colocate.device.constrained import SmallCard
+from colocate.device.nvml import NvidiaDevice
+from colocate.errors import CardLost, NoBallast
+from colocate.harness.attempt import observing
+from colocate.process.procfs import with_cookie
+from colocate.results.layout import RunDirectory
 from colocate.units import GIB
 
 COOKIE = f"run-{os.getpid()}/group01/ballast"
@@ -301,6 +301,6 @@ def test_the_ballast_dies_with_the_run(large_card: FakeNvml, tmp_path: Path) -> 
 def verify(run: Path) -> str:
     """What `colocate verify` says of a run in short."""
     done = subprocess.run(
-        [sys.executable, "-m", "colocate.cli", "verify", str(run)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "colocate", "verify", str(run)], capture_output=True, text=True, check=False
     )
     return "the same" if done.returncode == 0 else done.stdout + done.stderr

@@ -12,11 +12,12 @@ from groups import group, training
 from stand_in_project import Project
 from waiting import wait_until
 
-from colocate.record import write_record
-from colocate.report import details, journal, large, page
 from colocate.report.comparison import compare
-from colocate.report.stored import read_run
-from colocate.run_directory import RunDirectory
+from colocate.report.html import details, large_table, page
+from colocate.results import journal
+from colocate.results.layout import RunDirectory
+from colocate.results.reader import read_run
+from colocate.results.record import write_record
 from colocate.units import MIB
 
 pytestmark = [
@@ -393,8 +394,8 @@ def test_the_page_of_a_run_is_the_same_with_pytests_own_table_folded_away(chromi
 @pytest.fixture
 def large_page(tmp_path, monkeypatch):
     """The page of more groups than fit into one file, where that is more than three."""
-    monkeypatch.setattr(large, "LARGE", 3)
-    monkeypatch.setattr(large, "GROUPS_PER_FILE", 2)
+    monkeypatch.setattr(large_table, "LARGE", 3)
+    monkeypatch.setattr(large_table, "GROUPS_PER_FILE", 2)
     run = fill(RunDirectory(tmp_path / "run_20261124_053000"), 5)
     report = page.Report.of([read_run(run.path)], tmp_path)
     (tmp_path / "report.html").write_text(page.document(report))

@@ -11,11 +11,12 @@ import sessions
 from builders import evidence, foreground, out_of_memory
 from groups import group, training
 
-from colocate.plan import load_plan
-from colocate.record import write_record
-from colocate.report import github, page
-from colocate.report.stored import read_run
-from colocate.run_directory import RunDirectory
+from colocate.plan.plan import load_plan
+from colocate.report import github
+from colocate.report.html import page
+from colocate.results.layout import RunDirectory
+from colocate.results.reader import read_run
+from colocate.results.record import write_record
 from colocate.units import MIB
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from sessions import ROOT
 
-from colocate.calibration import calibrate, comparisons, proposal, read_evidence, same_card, update_table
-from colocate.cards import CardsFile
-from colocate.cli import main
+from colocate.advice.calibration import calibrate, comparisons, proposal, read_evidence, same_card, update_table
+from colocate.cli.main import main
 from colocate.errors import ColocateError
+from colocate.plan.gpu_models import CardsFile
 from colocate.units import MIB
 
 CONTEXT_MIB = 500

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from colocate.cards import SCHEMA, TABLE, CardsFile, card_called, known_card, schema, table
-from colocate.device.opening import Card, fresh, opened
+from colocate.device.acquire import Card, fresh, opened
 from colocate.errors import PlanError
-from colocate.probe.card import CONTEXT_BYTES, CONTEXT_RANGE_BYTES, VirtualCard
-from colocate.probe.operators import matrix_workspace_bytes
+from colocate.plan.gpu_models import SCHEMA, TABLE, CardsFile, card_called, known_card, schema, table
+from colocate.probe.virtual_gpu.card import CONTEXT_BYTES, CONTEXT_RANGE_BYTES, VirtualCard
+from colocate.probe.virtual_gpu.operators import matrix_workspace_bytes
 from colocate.units import GIB, MIB
 
 
 def test_the_published_schema_is_that_of_the_code() -> None:
-    """If this fails: python -m colocate.cards --write-schema."""
+    """If this fails: python -m colocate.plan.gpu_models --write-schema."""
     assert (TABLE.parent / SCHEMA).read_text(encoding="utf-8") == schema()
     assert json.loads(TABLE.read_text(encoding="utf-8"))["$schema"] == SCHEMA
 
@@ -91,8 +91,8 @@ def test_mistakes_of_a_table_are_told_with_their_places(tmp_path: Path, change: 
 def test_without_the_settings_folder_a_size_still_means_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wheel brings the package alone."""
     with_table = known_card("8GB")
-    monkeypatch.setattr("colocate.cards.TABLE", Path("/nowhere/cards.json"))
-    monkeypatch.setattr("colocate.cards.table", lambda: table.__wrapped__(Path("/nowhere/cards.json")))
+    monkeypatch.setattr("colocate.plan.gpu_models.TABLE", Path("/nowhere/cards.json"))
+    monkeypatch.setattr("colocate.plan.gpu_models.table", lambda: table.__wrapped__(Path("/nowhere/cards.json")))
 
     bare = known_card("8GB")
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.catalog import Catalog, Training, load_catalog
-from colocate.catalog_file import Repository
 from colocate.errors import PlanError
-from colocate.settings import Mistakes
+from colocate.plan.catalog import Catalog, Training, load_catalog
+from colocate.plan.catalog_schema import Repository
+from colocate.plan.validation import Mistakes
 
 TOYS: dict[str, Any] = {
     "path": ".",

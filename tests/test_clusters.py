@@ -29,7 +29,7 @@ def project(folder):
     (folder / "scripts").mkdir()
     for name, words in {
         "pytest": "pytest",
-        "colocate": "colocate.cli",
+        "colocate": "colocate",
         "scripts/feasibility": "pytest feasibility",
     }.items():
         shim = folder / name if "/" in name else folder / "bin" / name

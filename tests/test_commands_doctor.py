@@ -8,21 +8,21 @@ import sys
 import pytest
 from fake_nvml import FakeNvml
 
-from colocate import doctor
-from colocate.cli import main
-from colocate.device import nvidia
-from colocate.doctor import Finding, verdict_of
+from colocate.cli import diagnostics
+from colocate.cli.diagnostics import Finding, verdict_of
+from colocate.cli.main import main
+from colocate.device import nvml
 
 BARE = [Finding("packages", "well", ""), Finding("torch", "well", ""), Finding("plan", "well", "")]
 
 
 def found(about, *arguments):
-    return next(finding for finding in doctor.examine(*arguments, quick=True) if finding.about == about)
+    return next(finding for finding in diagnostics.examine(*arguments, quick=True) if finding.about == about)
 
 
 @pytest.fixture
 def no_driver(monkeypatch):
-    monkeypatch.setattr(nvidia, "library_present", lambda: False)
+    monkeypatch.setattr(nvml, "library_present", lambda: False)
 
 
 def test_without_a_gpu_it_says_what_still_works_and_ends_well(no_driver, tmp_path, capsys):
@@ -36,11 +36,11 @@ def test_without_a_gpu_it_says_what_still_works_and_ends_well(no_driver, tmp_pat
 @pytest.mark.slow
 def test_the_virtual_card_is_tried_with_the_torch_at_hand(no_driver):
     pytest.importorskip("torch")
-    assert doctor._virtual_card() == Finding("virtual card", "well", "works with this torch")
+    assert diagnostics._virtual_card() == Finding("virtual card", "well", "works with this torch")
 
 
 def test_a_trial_that_fails_says_what_the_program_said(tmp_path):
-    failed = doctor._tried(["sh", "-c", "echo boom >&2; exit 3"], {}, tmp_path)
+    failed = diagnostics._tried(["sh", "-c", "echo boom >&2; exit 3"], {}, tmp_path)
     assert (failed.state, "its trial ended with 3 and said 'boom'" in failed.text) == ("bad", True)
 
 
@@ -71,14 +71,14 @@ def test_a_card_is_named_with_its_driver_and_a_simulated_one_stamped(fake_nvml: 
 
 
 def test_a_small_disk_names_the_cure(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "ROOM_BYTES", 2**62)
-    finding = doctor._disk(tmp_path / "not/there/yet")
+    monkeypatch.setattr(diagnostics, "ROOM_BYTES", 2**62)
+    finding = diagnostics._disk(tmp_path / "not/there/yet")
     assert (finding.state, "make room" in finding.cure) == ("less", True)
 
 
 def test_a_reader_that_has_seen_enough_is_no_fault(tmp_path):
     """As `colocate doctor | head -1`."""
-    command = [sys.executable, "-m", "colocate.cli", "doctor", "--quick", "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "colocate", "doctor", "--quick", "--results", str(tmp_path)]
     reading, writing = os.pipe()
     os.close(reading)
     ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)

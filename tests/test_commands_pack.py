@@ -13,16 +13,16 @@ from groups import group, training
 from sessions import stand_in
 
 from colocate.advice.packing import Load, Question
-from colocate.advice.sharing import Solo, remembered, tells_its_need
-from colocate.advice.worth import GroupWorth, Worth
-from colocate.cli import main
-from colocate.device.opening import Card
-from colocate.plan import Group, load_plan
-from colocate.prediction import PeakRange
-from colocate.record import write_record
-from colocate.run_directory import RunDirectory
-from colocate.trial import Trials
-from colocate.verdict import judge
+from colocate.advice.solo_profiles import Solo, remembered, tells_its_need
+from colocate.advice.speedup import GroupWorth, Worth
+from colocate.cli.main import main
+from colocate.device.acquire import Card
+from colocate.harness.attempt import Trials
+from colocate.plan.plan import Group, load_plan
+from colocate.results.layout import RunDirectory
+from colocate.results.record import write_record
+from colocate.verdict.predicted_peak import PeakRange
+from colocate.verdict.rules import judge
 
 # Names, and MiB while they train and while they evaluate. Two that evaluate for long meet for certain.
 SIZES = {"a": (4000, 4000), "b": (3000, 3000), "c": (900, 900), "one": (1000, 3000), "two": (1001, 3000)}

@@ -8,11 +8,11 @@ import pytest
 from builders import device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated
 from groups import group, training
 
-from colocate.cli import COMMANDS, main
-from colocate.plan import load_plan
-from colocate.record import write_record
-from colocate.report import journal
-from colocate.run_directory import RunDirectory
+from colocate.cli.main import COMMANDS, main
+from colocate.plan.plan import load_plan
+from colocate.results import journal
+from colocate.results.layout import RunDirectory
+from colocate.results.record import write_record
 from colocate.units import MIB
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fake_nvml import DRIVER_NOT_LOADED, GPU_IS_LOST
 
-from colocate.device.choice import choose_device
+from colocate.device.select import choose_device
 from colocate.errors import DeviceError
 
 WITHOUT_LIBRARY = """

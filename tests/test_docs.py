@@ -13,24 +13,24 @@ from pathlib import Path
 
 import pytest
 
-from colocate.catalog import load_catalog
-from colocate.catalog_file import CatalogFile, Hyperparameter, Repository
-from colocate.cli import COMMANDS, main
-from colocate.cli import _parser as colocate_parser
-from colocate.heartbeat import NAME as PROGRESS
-from colocate.plan import load_plan
-from colocate.plan_file import Entry, Limits, Member, PlanFile
+from colocate.cli.main import COMMANDS, main
+from colocate.cli.main import _parser as colocate_parser
+from colocate.plan.catalog import load_catalog
+from colocate.plan.catalog_schema import CatalogFile, Hyperparameter, Repository
+from colocate.plan.plan import load_plan
+from colocate.plan.schema import Entry, Limits, Member, PlanFile
 from colocate.plugin import options
-from colocate.plugin.outcome import CRASHED, ERROR, INTERRUPTED, NOT_RUN
-from colocate.report import journal
-from colocate.report.summary import COLUMNS
-from colocate.run_directory import GroupDirectory, RunDirectory
+from colocate.plugin.outcomes import CRASHED, ERROR, INTERRUPTED, NOT_RUN
+from colocate.report.summary_csv import COLUMNS
+from colocate.results import journal
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.progress_file import NAME as PROGRESS
 
 ROOT = Path(__file__).parents[1]
 DOCS = [*sorted((ROOT / "docs").rglob("*.md")), *(path for path in [ROOT / "README.md"] if path.exists())]
 REFERENCE = (ROOT / "docs/reference.md").read_text()
 DESIGN = (ROOT / "docs/design.md").read_text()
-VERDICT = ast.parse((ROOT / "colocate/verdict.py").read_text())
+VERDICT = ast.parse((ROOT / "colocate/verdict/rules.py").read_text())
 STAGES = ("_worthless", "_proven_infeasible", "_unproven", "_warnings")
 SETTINGS = (ROOT / "settings/README.md").read_text()
 
@@ -275,7 +275,7 @@ def project(folder):
 
 
 def do(words, folder):
-    program = {"feasibility": ["-m", "pytest", "feasibility"], "colocate": ["-m", "colocate.cli"]}[Path(words[0]).name]
+    program = {"feasibility": ["-m", "pytest", "feasibility"], "colocate": ["-m", "colocate"]}[Path(words[0]).name]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CI", "COLOCATE"))}
     return subprocess.run(
         [sys.executable, *program, *words[1:]],

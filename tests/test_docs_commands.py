@@ -20,16 +20,16 @@ import pytest
 from groups import STAND_IN, group, training
 from test_docs import known_words
 
-import colocate.advice.sharing
-import colocate.rehearsal
-from colocate.cli import main
-from colocate.plan import load_plan
-from colocate.prediction import PeakRange
-from colocate.record import write_record
-from colocate.rehearsal import NOTHING, Program, Rehearsal
-from colocate.report import journal
-from colocate.run_directory import RunDirectory
+import colocate.advice.solo_profiles
+import colocate.harness.simulation
+from colocate.cli.main import main
+from colocate.harness.simulation import NOTHING, Program, Rehearsal
+from colocate.plan.plan import load_plan
+from colocate.results import journal
+from colocate.results.layout import RunDirectory
+from colocate.results.record import write_record
 from colocate.units import MIB
+from colocate.verdict.predicted_peak import PeakRange
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -166,7 +166,7 @@ def do(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     while "=" in words[0]:
         name, _, value = words[0].partition("=")
         own[name], words = value, words[1:]
-    python = {"pytest": ["-m", "pytest"], "colocate": ["-m", "colocate.cli"], "python": []}
+    python = {"pytest": ["-m", "pytest"], "colocate": ["-m", "colocate"], "python": []}
     if words[0] in python:
         words = [sys.executable, *python[words[0]], *words[1:]]
     if "workloads" in " ".join(words) and "--help" not in words:
@@ -248,7 +248,7 @@ def test_a_command_around_a_run_does_its_work(line: str, folder: Path, done: set
 
 @pytest.mark.parametrize("line", of_kind("colocate predict"))
 def test_a_prediction_of_the_docs_answers(line: str, folder: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(colocate.rehearsal, "rehearse", rehearsed)
+    monkeypatch.setattr(colocate.harness.simulation, "rehearse", rehearsed)
     monkeypatch.chdir(ROOT)
     assert main(shlex.split(line)[1:]) in (0, 1), "what fits and what does not are both answers"
     assert "predicted for a" in capsys.readouterr().out
@@ -258,7 +258,7 @@ def test_a_prediction_of_the_docs_answers(line: str, folder: Path, monkeypatch, 
 def test_a_plan_of_pairs_of_the_docs_is_written(line: str, tmp_path: Path, monkeypatch, capsys) -> None:
     for name in ("settings", "workloads"):
         (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.setattr(colocate.advice.sharing, "rehearse", rehearsed)
+    monkeypatch.setattr(colocate.advice.solo_profiles, "rehearse", rehearsed)
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(line)[1:]) == 0
     (written,) = re.findall(r"^plan: (\S+):", capsys.readouterr().out, re.M)

@@ -10,22 +10,23 @@ import pytest
 from fake_nvml import FakeNvml
 from groups import RUN, group, observing, training
 
-from colocate.early import GRANULE_BYTES, cycles, phases, repeats
-from colocate.evidence import Evidence, Exit, Life, Mark, Member, Sample
-from colocate.plan import Group
-from colocate.record import read_record, write_record
-from colocate.report import summary
+from colocate.harness.resume import decide
+from colocate.plan.plan import Group
+from colocate.process.exit_status import Exit
+from colocate.report import summary_csv
 from colocate.report.comparison import compare, lines
 from colocate.report.github import of_comparison, of_run
-from colocate.report.page import Report, banners
-from colocate.report.stored import parts, read_run
-from colocate.report.words import line_of
-from colocate.resume import decide
-from colocate.run_directory import RunDirectory
-from colocate.series import combine
+from colocate.report.html.page import Report, banners
+from colocate.results.layout import RunDirectory
+from colocate.results.reader import parts, read_run
+from colocate.results.record import read_record, write_record
+from colocate.results.text import line_of
+from colocate.results.verify import verify
 from colocate.units import MIB
-from colocate.verdict import Outcome, Verdict, judge
-from colocate.verification import verify
+from colocate.verdict.aggregate import combine
+from colocate.verdict.early_stopping import GRANULE_BYTES, cycles, phases, repeats
+from colocate.verdict.evidence import Evidence, Life, Mark, Member, Sample
+from colocate.verdict.rules import Outcome, Verdict, judge
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ def test_what_was_decided_early_is_named_wherever_it_is_shown(tmp_path: Path) ->
         write_record(run.group("epochs", 1, parallel=True).create(), pair, seen, [], run.name)
     stored = [read_run(run.path) for run in runs]
 
-    assert [row["decided_early"] for run in runs for row in summary.rows(run)] == [False, True]
+    assert [row["decided_early"] for run in runs for row in summary_csv.rows(run)] == [False, True]
     changes = compare(stored[0].rows, stored[1].rows, ("run_1", "run_2"))
     assert "only the later run decided it early" in list(lines(changes))[1]
     assert "FEASIBLE (measured), decided early" in of_comparison(changes, None)

@@ -1,6 +1,6 @@
 import pytest
 
-from colocate.energy import CpuEnergyMeter
+from colocate.device.cpu_energy import CpuEnergyMeter
 
 RANGE_UJ = 262_143_328_850
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from colocate import environment, processes
+from colocate.harness import environment
+from colocate.process import procfs
 
 ROOT = Path(__file__).parents[1]
 CALLER = {"PATH": "/bin", "PYTHONPATH": "/theirs", "CUDA_VISIBLE_DEVICES": "3", "COLOCATE_EVENTS": "/of/an/outer/run"}
@@ -42,7 +43,7 @@ def test_probe_and_workloads_use_the_same_names() -> None:
     for name in (environment.PROBE, environment.VIRTUAL_CARD, environment.BATCHES_PER_PASS):
         assert f'"{name}"' in probe
     assert f'"{environment.EVENTS}"' in workloads
-    assert processes.COOKIE == environment.COOKIE
+    assert procfs.COOKIE == environment.COOKIE
 
 
 def test_what_a_training_writes_to_does_not_depend_on_its_folder() -> None:

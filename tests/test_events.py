@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.events import EventReader, ProbeReader, Progress
-from colocate.evidence import Mark
+from colocate.harness.training_events import EventReader, ProbeReader, Progress
+from colocate.verdict.evidence import Mark
 
 
 def line(time_s: float, event: str, **more: Any) -> str:

@@ -17,24 +17,25 @@ from groups import RUN, STAND_IN, group, observing, training
 from seen import note_verdict
 from waiting import wait_until
 
-from colocate.catalog import Training
-from colocate.device import DeviceProcess, Vitals
-from colocate.device.opening import Card, opened
-from colocate.evidence import Evidence
-from colocate.holders import Holders, unlisted
-from colocate.monitor import Monitor
-from colocate.observation import Observation
-from colocate.plan import Group
-from colocate.processes import COOKIE, describe, identify, is_alive, with_cookie
-from colocate.quarantine import Quarantine
-from colocate.record import read_record
-from colocate.repetition import Repetition
-from colocate.run_directory import GroupDirectory, RunDirectory
-from colocate.runner import Command, start
-from colocate.series import Settled, free_directory
-from colocate.throttling import throttling
+from colocate.device.acquire import Card, opened
+from colocate.device.base import DeviceProcess, Vitals
+from colocate.device.quarantine import Quarantine
+from colocate.harness.attempt import free_directory
+from colocate.harness.gpu_processes import Holders, unlisted
+from colocate.harness.group_run import Observation
+from colocate.harness.retries import Repetition
+from colocate.harness.sampler import Monitor
+from colocate.harness.throttling import throttling
+from colocate.plan.catalog import Training
+from colocate.plan.plan import Group
+from colocate.process.procfs import COOKIE, describe, identify, is_alive, with_cookie
+from colocate.process.runner import Command, start
+from colocate.results.attempts import Settled
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.record import read_record
 from colocate.units import MIB
-from colocate.verdict import Outcome, Verdict
+from colocate.verdict.evidence import Evidence
+from colocate.verdict.rules import Outcome, Verdict
 
 
 def load(*options: str, **changes: Any) -> Training:
@@ -149,7 +150,7 @@ def test_a_number_that_is_used_again_is_another_process(foreign_process: int, mo
     holders.take([(1.0, (DeviceProcess(foreign_process, 100),))], {})
     later = identify(foreign_process)
     assert later is not None
-    monkeypatch.setattr("colocate.processes.identify", lambda pid: later._replace(start_time=later.start_time + 9))
+    monkeypatch.setattr("colocate.process.procfs.identify", lambda pid: later._replace(start_time=later.start_time + 9))
     holders.take([(1.0, ()), (2.0, (DeviceProcess(foreign_process, 300),))], {})
 
     assert [(holder.first_s, holder.max_used_bytes) for holder in holders.seen] == [(1.0, 100), (2.0, 300)]
@@ -159,7 +160,7 @@ def test_in_a_container_with_the_hosts_numbers_nobody_is_accused(
     foreign_process: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4 000 001 does not exist here, so the numbers are the host's, and one that exists here does so by chance."""
-    monkeypatch.setattr("colocate.processes.sees_all_processes", lambda: False)
+    monkeypatch.setattr("colocate.process.procfs.sees_all_processes", lambda: False)
     holders = Holders("run", "group01")
     listed = (DeviceProcess(4_000_001, 100), DeviceProcess(foreign_process, 300))
     holders.take([(1.0, listed)], {})
@@ -327,7 +328,7 @@ def test_a_stranger_who_was_waited_for_spoils_nothing(fake_nvml: FakeNvml, tmp_p
 def test_a_training_of_another_run_that_goes_on_is_not_touched(
     fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colocate.occupancy.LEFTOVERS_S", 0.2)
+    monkeypatch.setattr("colocate.harness.device_state.LEFTOVERS_S", 0.2)
     (tmp_path / "logs").mkdir()
     argv = (sys.executable, str(STAND_IN), "--hold", "900", "--hang-at", "1")
     command = Command(argv, tmp_path, {**os.environ, **fake_nvml.environment})
@@ -343,7 +344,7 @@ def test_a_training_of_another_run_that_goes_on_is_not_touched(
 
 
 def settle(fake: FakeNvml, folder: Path, plan_group: Group, meanwhile: Any = None, retries: int = 2) -> Settled:
-    """A group with what `colocate.repetition` makes of its first attempt."""
+    """A group with what `colocate.harness.retries` makes of its first attempt."""
     with observing(plan_group, fake.uuid(), folder) as observation:
         if meanwhile is not None:
             meanwhile(observation)

@@ -13,8 +13,8 @@ from seen import note
 from sessions import ROOT, Session, alive_below, arguments, plan, run, stand_in
 from test_supervisor import control_group
 
-from colocate import cli
-from colocate.run_directory import RESERVE_BYTES
+from colocate.cli import main
+from colocate.results.layout import RESERVE_BYTES
 from colocate.units import MIB
 
 LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
@@ -135,7 +135,7 @@ def test_on_the_only_card_the_rest_is_refused(fake_nvml: FakeNvml, tmp_path: Pat
     assert not list(session.run.glob("stand_in_parallel_002"))
     assert [row["codes"] for row in summary(session)] == ["card_not_returned", "card_quarantined"]
 
-    assert cli.main(["report", str(session.run)]) == 0
+    assert main.main(["report", str(session.run)]) == 0
     assert [row["outcome"] for row in summary(session)] == ["INCONCLUSIVE", "INCONCLUSIVE"]
     assert "card_quarantined" in (session.run / "report.html").read_text()
 

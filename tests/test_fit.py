@@ -10,18 +10,18 @@ import pytest
 from fake_nvml import FakeNvml
 from groups import STAND_IN, group, training
 
-from colocate.advice.largest import Grid, LargestValue, Variable, option_value, variable
-from colocate.cli import main
-from colocate.device.opening import Card
+from colocate.advice.fit import Grid, LargestValue, Variable, option_value, variable
+from colocate.advice.forecast import Answer, Forecast
+from colocate.cli.main import main
+from colocate.device.acquire import Card
 from colocate.errors import PlanError
-from colocate.foresight import Answer, Forecast
-from colocate.plan import load_plan
-from colocate.prediction import PeakRange
-from colocate.rehearsal import Rehearsal
-from colocate.run_directory import RunDirectory
-from colocate.trial import Trials
+from colocate.harness.attempt import Trials
+from colocate.harness.simulation import Rehearsal
+from colocate.plan.overrides import varied
+from colocate.plan.plan import load_plan
+from colocate.results.layout import RunDirectory
 from colocate.units import MIB
-from colocate.variant import varied
+from colocate.verdict.predicted_peak import PeakRange
 
 SETTINGS = Path(__file__).parents[1] / "settings"
 
@@ -200,7 +200,7 @@ def value_of(group: Any) -> int:
 def verdict(outcome: str, *codes: str) -> Any:
     from types import SimpleNamespace
 
-    from colocate.verdict import Outcome, Reason, Verdict
+    from colocate.verdict.rules import Outcome, Reason, Verdict
 
     reasons = tuple(Reason(code, code) for code in codes)
     found = Verdict(Outcome(outcome), "measured", reasons, (), 1, 1, 1, 100, 99, "stable", 1.0, (), (), False)
@@ -282,7 +282,7 @@ def test_nothing_fits_where_the_least_does_not() -> None:
     ],
 )
 def test_what_is_no_number_of_the_training_is_refused(text: str, message: str) -> None:
-    from colocate.catalog import load_catalog
+    from colocate.plan.catalog import load_catalog
 
     plan = load_plan(SETTINGS / "parallel_feasibility_test.json")
     (seventh,) = (one for one in plan.groups if one.id == "group07")

@@ -16,7 +16,7 @@ import pytest
 from fake_nvml import MIB, FakeNvml
 from sessions import ROOT, plan, stand_in
 
-from colocate.evidence import Sample
+from colocate.verdict.evidence import Sample
 
 NVIDIA_SMI = """#!{python}
 import sys, time, pynvml

@@ -9,9 +9,9 @@ import pytest
 from fake_nvml import FakeNvml
 from groups import STAND_IN, judged
 
-from colocate.catalog import Training
-from colocate.plan import Group, Limits, load_plan
-from colocate.verdict import Outcome, Verdict
+from colocate.plan.catalog import Training
+from colocate.plan.plan import Group, Limits, load_plan
+from colocate.verdict.rules import Outcome, Verdict
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = Path(__file__).parent / "programs" / "green_launcher.sh"

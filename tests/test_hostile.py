@@ -10,12 +10,12 @@ import pytest
 from fake_nvml import MIB, FakeNvml
 from groups import RUN, STAND_IN, group, observing, training
 
-from colocate.catalog import Training
-from colocate.device import patience
+from colocate.device import deadline
 from colocate.errors import ColocateError
-from colocate.observation import Observation
-from colocate.processes import with_cookie
-from colocate.verdict import Outcome, Verdict
+from colocate.harness.group_run import Observation
+from colocate.plan.catalog import Training
+from colocate.process.procfs import with_cookie
+from colocate.verdict.rules import Outcome, Verdict
 
 HOSTILE = str(STAND_IN.with_name("hostile.py"))
 
@@ -107,7 +107,7 @@ def test_a_driver_that_never_answers_who_is_there_holds_nobody_up(
     fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the list of processes hangs; the harness used to wait for it as long as the driver did."""
-    monkeypatch.setattr(patience, "ANSWER_S", 0.3)
+    monkeypatch.setattr(deadline, "ANSWER_S", 0.3)
     with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
         fake_nvml.block("nvmlDeviceGetComputeRunningProcesses*", 8.0)
         began_t = time.monotonic()

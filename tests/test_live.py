@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_in_project import Project
 
-from colocate import heartbeat, live
-from colocate.cli import main
-from colocate.heartbeat import Heartbeat
+from colocate.cli.main import main
 from colocate.plugin.progress import folded
-from colocate.report import journal
-from colocate.report.estimate import Estimate, estimate
-from colocate.run_directory import GroupDirectory
-from colocate.screen import Screen, Through
+from colocate.report.terminal import Screen, Through
+from colocate.results import journal, progress_file, status
+from colocate.results.durations import Estimate, estimate
+from colocate.results.layout import GroupDirectory
+from colocate.results.progress_file import Heartbeat
 from colocate.units import MIB
 
 
@@ -52,19 +51,19 @@ def test_a_running_group_tells_progress_memory_peak_and_time_left(run):
     for role, reserved in (("foreground", 1000), ("background", 1500)):
         record = {"t": 1.0, "reserved_bytes": reserved * MIB, "context_bytes": 300 * MIB}
         (directory.probe(role) / "7.json").write_text(json.dumps(record))
-    (state,) = live.running(run)
-    assert live.line_of(state, None, 100) == (
+    (state,) = status.running(run)
+    assert status.line_of(state, None, 100) == (
         "group01  train 25/100  1300 + 1800  card 3000  peak 3200 of 7500 MiB  1:02  2:30 left"
     )
-    assert live.line_of(state, 92.0, 100).endswith("0:30 left")
+    assert status.line_of(state, 92.0, 100).endswith("0:30 left")
 
 
 @pytest.mark.parametrize("width", [60, 40, 20])
 def test_with_less_room_a_line_tells_less_and_never_breaks(run, width):
     directory = beat(run)
     tell(directory, phase="train", epoch=1, step=25, steps=100)
-    (state,) = live.running(run)
-    line = live.line_of(state, None, width)
+    (state,) = status.running(run)
+    line = status.line_of(state, None, width)
     assert len(line) <= width
     assert line.startswith("group01")
     if width == 60:
@@ -73,25 +72,25 @@ def test_with_less_room_a_line_tells_less_and_never_breaks(run, width):
 
 def test_a_finished_group_does_not_run(run):
     beat(run).verdict.write_text("{}")
-    assert live.running(run) == []
+    assert status.running(run) == []
 
 
 def test_a_group_whose_heart_stopped_is_told_as_silent(run):
     directory = beat(run)
-    path = directory.path / heartbeat.NAME
+    path = directory.path / progress_file.NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), "at": time.time() - 100}))
-    (state,) = live.running(run)
-    assert "no news for 1:40" in live.line_of(state, 9.0, 100)
+    (state,) = status.running(run)
+    assert "no news for 1:40" in status.line_of(state, 9.0, 100)
 
 
 def test_half_written_files_are_nobodys_trouble(run):
     directory = beat(run)
     directory.events("foreground").write_text('{"t": 1.0, "event": "phase", "phase": "train"}\n{"t": 2.0, "ev')
     (directory.probe("foreground") / "7.json").write_text('{"reserved')
-    (state,) = live.running(run)
+    (state,) = status.running(run)
     assert (state.foreground.phase, state.foreground.used_bytes) == ("train", None)
-    (directory.path / heartbeat.NAME).write_text("{")
-    assert live.running(run) == []
+    (directory.path / progress_file.NAME).write_text("{")
+    assert status.running(run) == []
 
 
 def test_a_heartbeat_is_due_once_a_second_and_at_once_for_something_new(tmp_path):
@@ -233,15 +232,17 @@ def test_watch_tells_what_waits_in_a_queue_and_since_when_nobody_says_so(run, ca
     (run / "workers").mkdir()
     rows = [{"name": f"job {number}", "reason": "Resources"} for number in (12, 13)]
     rows.append({"name": "gw2", "reason": "no answer of the queue yet"})
-    heartbeat.tell(run / heartbeat.QUEUE, {"place": "partition gpu", "waiting": rows})
+    progress_file.tell(run / progress_file.QUEUE, {"place": "partition gpu", "waiting": rows})
     assert main(["watch", str(run), "--once"]) == 0
     assert capfd.readouterr().out.splitlines() == [
         "2 workers wait in partition gpu: Resources (job 12, job 13)",
         "1 worker waits in partition gpu: no answer of the queue yet (gw2)",
         "run_20261124_053000: no group has begun",
     ]
-    heartbeat.tell(run / heartbeat.QUEUE, {"place": "partition gpu", "waiting": rows[:1], "at": time.time() - 75})
-    assert live.waiting(run) == ["1 worker waits in partition gpu: Resources (job 12), no news for 1:15"]
+    progress_file.tell(
+        run / progress_file.QUEUE, {"place": "partition gpu", "waiting": rows[:1], "at": time.time() - 75}
+    )
+    assert status.waiting(run) == ["1 worker waits in partition gpu: Resources (job 12), no news for 1:15"]
 
 
 def test_watch_of_what_is_no_run_is_one_line(tmp_path, capfd):
@@ -308,7 +309,7 @@ def test_folders_of_finished_groups_are_not_looked_into_again(run):
     beat(run, "group01").verdict.write_text("{}")
     beat(run, "group02")
     finished = set()
-    assert [state.group for state in live.running(run, finished)] == ["group02"]
+    assert [state.group for state in status.running(run, finished)] == ["group02"]
     assert finished == {"group01"}
     GroupDirectory(run / "group01").verdict.unlink()
-    assert [state.group for state in live.running(run, finished)] == ["group02"]
+    assert [state.group for state in status.running(run, finished)] == ["group02"]

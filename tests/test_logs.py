@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.logs import LINE_BYTES, OUT_OF_MEMORY, CappedLog, Scanner, assemble, last_lines, text_of
+from colocate.process.output import LINE_BYTES, OUT_OF_MEMORY, CappedLog, Scanner, assemble, last_lines, text_of
 
 TORCH = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23 GiB"
 

@@ -15,9 +15,9 @@ import pytest
 import sessions
 from sessions import plan, simulated_machine, stand_in
 
-from colocate.cli import main
-from colocate.report import portable
-from colocate.run_directory import RunDirectory
+from colocate.cli.main import main
+from colocate.results import archive
+from colocate.results.layout import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -272,11 +272,11 @@ def test_a_session_that_is_repeated_into_its_file_goes_on_after_the_torn_line(ca
     copy = Path(shutil.copytree(run.run, tmp_path / "run"))
     told = (copy / "journal.jsonl").read_bytes()
     (copy / "journal.jsonl").unlink()
-    writer = portable.Writer(file, RunDirectory(copy))
+    writer = archive.Writer(file, RunDirectory(copy))
     (copy / "journal.jsonl").write_bytes(told)
     writer.group("stand_in_parallel_001")
     writer.end()
-    found, faults = portable.read(file)
+    found, faults = archive.read(file)
     assert len(found) == 2
     assert len(faults) == 1
     assert "line 2 is damaged" in faults[0]

@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import wait_until
 
-from colocate import monitor as monitor_module
-from colocate.device import DeviceProcess, Vitals
-from colocate.device.failures import CardLost, ImplausibleReading
-from colocate.device.nvidia import NvidiaDevice
-from colocate.errors import DeviceError
-from colocate.evidence import Sample
-from colocate.monitor import Monitor, _Schedule
+from colocate.device.base import DeviceProcess, Vitals
+from colocate.device.nvml import NvidiaDevice
+from colocate.errors import CardLost, DeviceError, ImplausibleReading
+from colocate.harness import sampler as monitor_module
+from colocate.harness.sampler import Monitor, _Schedule
+from colocate.verdict.evidence import Sample
 
 MEMORY = "nvmlDeviceGetMemoryInfo_v2"
 

@@ -10,17 +10,10 @@ import pytest
 from doubles import FakeDevice
 from fake_nvml import MIB, NOT_AVAILABLE, NOT_SUPPORTED, UNSUPPORTED
 
-from colocate.device import DeviceProcess
-from colocate.device.failures import CardLost, ImplausibleReading
-from colocate.device.nvidia import (
-    NvidiaDevice,
-    is_simulated,
-    library_present,
-    list_devices,
-    survey_devices,
-)
-from colocate.device.visible import visible_devices
-from colocate.errors import DeviceError
+from colocate.device.base import DeviceProcess
+from colocate.device.nvml import NvidiaDevice, is_simulated, library_present, list_devices, survey_devices
+from colocate.device.visible_devices import visible_devices
+from colocate.errors import CardLost, DeviceError, ImplausibleReading
 
 MEMORY = "nvmlDeviceGetMemoryInfo_v2"
 
@@ -102,7 +95,7 @@ for info in list_devices():
 def test_a_real_card_keeps_the_contract():
     """In a process of its own: this one may have the fake library loaded."""
     tests = Path(__file__).parent
-    look = "from colocate.device.nvidia import list_devices; raise SystemExit(0 if list_devices() else 1)"
+    look = "from colocate.device.nvml import list_devices; raise SystemExit(0 if list_devices() else 1)"
     if subprocess.run([sys.executable, "-c", look], capture_output=True, check=False, cwd=tests.parent).returncode:
         pytest.skip("no NVIDIA card with a working driver")
     done = subprocess.run(
@@ -462,7 +455,7 @@ def test_the_library_is_present_when_it_loads(fake_nvml):
 
 def test_a_library_that_does_not_load_is_told_from_none(tmp_path):
     (tmp_path / "libnvidia-ml.so.1").write_bytes(b"not a library")
-    program = "from colocate.device.nvidia import library_present; library_present()"
+    program = "from colocate.device.nvml import library_present; library_present()"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])},

@@ -9,12 +9,12 @@ import pytest
 from fake_nvml import FakeNvml
 from groups import RUN, group, judged, observing, training
 
-from colocate.catalog import Training
-from colocate.processes import with_cookie
-from colocate.record import read_record
-from colocate.run_directory import GroupDirectory
+from colocate.plan.catalog import Training
+from colocate.process.procfs import with_cookie
+from colocate.results.layout import GroupDirectory
+from colocate.results.record import read_record
 from colocate.units import MIB
-from colocate.verdict import Outcome, Verdict, judge
+from colocate.verdict.rules import Outcome, Verdict, judge
 
 LOAD = training("load", "--hold", "1500", "--repeat")
 EPOCH = training("epoch", "--hold", "700", "--steps", "20")

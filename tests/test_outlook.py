@@ -1,4 +1,4 @@
-"""`colocate.advice.outlook`: what proposals are predicted to bring, and the file in which it is kept."""
+"""`colocate.advice.proposal_forecasts`: what proposals are predicted to bring, and the file in which it is kept."""
 
 import json
 import os
@@ -15,20 +15,21 @@ import sessions
 from emulated import PROGRAMS
 from groups import group, training
 
-from colocate.advice import by_group, outlook
-from colocate.advice.outlook import Predictor, advise, card_of, outlooks
+from colocate.advice import proposal_forecasts
+from colocate.advice.forecast import Answer, keyed
+from colocate.advice.proposal_forecasts import Predictor, advise, card_of, outlooks
 from colocate.advice.proposals import Kind, proposals
-from colocate.cards import known_card
-from colocate.cli import main
-from colocate.evidence import Evidence
-from colocate.foresight import Answer, keyed
-from colocate.plan import Group, load_plan
+from colocate.cli.main import main
+from colocate.harness.simulation import Program, Rehearsal
+from colocate.plan.gpu_models import known_card
+from colocate.plan.plan import Group, load_plan
 from colocate.plugin.signals import skippable
-from colocate.prediction import PeakRange
-from colocate.record import write_record
-from colocate.rehearsal import Program, Rehearsal
-from colocate.run_directory import GroupDirectory, RunDirectory
+from colocate.results import advice_files
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.record import write_record
 from colocate.units import MIB
+from colocate.verdict.evidence import Evidence
+from colocate.verdict.predicted_peak import PeakRange
 
 
 @dataclass
@@ -133,7 +134,7 @@ def test_proposals_of_a_run_are_kept_and_completed_when_there_is_time(tmp_path: 
     given, evidence = too_large()
     wanted = [(given, finished(run, given, evidence))]
     list(advise(run, wanted, None, budget_s=0.0))
-    (batch,) = by_group.read(run.proposals)["group01"]["proposals"]
+    (batch,) = advice_files.read(run.proposals)["group01"]["proposals"]
     assert batch["settings"] == "--bs 32 --accumulate 2"
     assert (batch["answer"], batch["why_not"]) == (None, "there was no time left to predict it")
     run.proposals.write_text(json.dumps({"schema": 1, "groups": {"group01": complete(given)}}))
@@ -148,10 +149,10 @@ def complete(given: Group) -> dict[str, object]:
 
 def test_a_file_that_cannot_be_read_is_no_proposal(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    assert by_group.read(run.proposals) == {}
+    assert advice_files.read(run.proposals) == {}
     for text in ("{", "[]", '{"schema": 2, "groups": {"a": {}}}', '{"schema": 1, "groups": {"a": 1}}'):
         run.proposals.write_text(text)
-        assert by_group.read(run.proposals) == {}
+        assert advice_files.read(run.proposals) == {}
 
 
 TRAINING = (PROGRAMS / "linear.py").read_text()
@@ -192,13 +193,15 @@ def test_a_signal_ends_the_predictions_and_nothing_else(tmp_path: Path, monkeypa
     run = RunDirectory(tmp_path / "run_20261124_053000")
     given, evidence = too_large()
     wanted = [(given, finished(run, given, evidence))]
-    monkeypatch.setattr(outlook, "rehearse", lambda *programs, **settings: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(
+        proposal_forecasts, "rehearse", lambda *programs, **settings: os.kill(os.getpid(), signal.SIGINT)
+    )
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with skippable():
         found = list(advise(run, wanted, None, budget_s=60.0))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    assert [one.why_not for one in found[0][1]] == [outlook.OUT_OF_TIME]
-    assert by_group.read(run.proposals)["group01"]["proposals"][0]["settings"] == "--bs 32 --accumulate 2"
+    assert [one.why_not for one in found[0][1]] == [proposal_forecasts.OUT_OF_TIME]
+    assert advice_files.read(run.proposals)["group01"]["proposals"][0]["settings"] == "--bs 32 --accumulate 2"
 
 
 @pytest.mark.slow
@@ -210,7 +213,7 @@ def test_a_session_leaves_proposals_for_what_needs_too_much_and_for_nothing_else
     ]
     done = sessions.run(sessions.plan(tmp_path / "plan.json", entries), tmp_path, "--device=nvidia")
     assert [one["outcome"] for one in done.verdicts.values()] == ["INFEASIBLE", "INFEASIBLE"], done.output
-    found = by_group.read(RunDirectory(done.run).proposals)
+    found = advice_files.read(RunDirectory(done.run).proposals)
     assert list(found) == ["group01"]
     assert "a smaller batch with gradient accumulation" in found["group01"]["proposals"][0]["text"]
     assert done.page.count("a smaller batch with gradient accumulation") == 2, "one per member of the first group"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colocate.advice.forecast import Answer
 from colocate.advice.packing import (
     Load,
     Packing,
@@ -19,9 +20,8 @@ from colocate.advice.packing import (
     next_question,
     packed,
 )
-from colocate.foresight import Answer
-from colocate.prediction import PeakRange
 from colocate.units import MIB
+from colocate.verdict.predicted_peak import PeakRange
 
 BASE, LIMIT = 200, 3000
 

@@ -10,17 +10,17 @@ import pytest
 from sessions import ROOT
 from sessions import run as run_session
 
-import colocate.advice.sharing
+import colocate.advice.solo_profiles
+from colocate.advice.next_plan import LEFT_OUT
 from colocate.advice.packing import Load
 from colocate.advice.pairing import OrderedPair, each_foreground_once, ordered_pairs, short_names, tier_of
-from colocate.advice.sharing import Solo
-from colocate.catalog import Training
-from colocate.cli import main
-from colocate.plan import load_plan
-from colocate.prediction import PeakRange
-from colocate.rehearsal import NOTHING, Rehearsal
-from colocate.report.followup import LEFT_OUT
+from colocate.advice.solo_profiles import Solo
+from colocate.cli.main import main
+from colocate.harness.simulation import NOTHING, Rehearsal
+from colocate.plan.catalog import Training
+from colocate.plan.plan import load_plan
 from colocate.units import MIB
+from colocate.verdict.predicted_peak import PeakRange
 
 LIMIT = 7500 * MIB
 
@@ -165,7 +165,7 @@ def rehearsals(monkeypatch: pytest.MonkeyPatch) -> None:
             found.append(Rehearsal(bare.name, bare.argv, 1.0, peak=peak, parts=NOTHING, floor_bytes=floor))
         return found
 
-    monkeypatch.setattr(colocate.advice.sharing, "rehearse", rehearse)
+    monkeypatch.setattr(colocate.advice.solo_profiles, "rehearse", rehearse)
 
 
 def test_the_plan_has_all_pairs_with_what_is_predicted_of_them(catalog: Path, tmp_path: Path, capsys: Any) -> None:

@@ -7,10 +7,10 @@ from builders import background, evidence, foreground, trace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.evidence import Allocator, ProcessPeak
-from colocate.peaks import PeakReading, measured_peak, readings
 from colocate.units import MIB
-from colocate.verdict import Outcome, judge
+from colocate.verdict.evidence import Allocator, ProcessPeak
+from colocate.verdict.measured_peak import PeakReading, measured_peak, readings
+from colocate.verdict.rules import Outcome, judge
 
 SIZES = st.integers(0, 8192)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colocate.errors import PlanError
-from colocate.plan import Group, Plan, _sha256, load_plan
+from colocate.plan.plan import Group, Plan, _sha256, load_plan
 from colocate.units import GIB, MIB
 
 CATALOG = {

@@ -7,7 +7,7 @@ import json
 import pytest
 from stand_in_project import Project, page_rows
 
-from colocate import arguments
+from colocate.cli import arguments
 from colocate.plugin import options
 
 pytestmark = pytest.mark.slow

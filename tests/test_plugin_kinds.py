@@ -7,10 +7,10 @@ from fake_nvml import MIB
 from sessions import plan, run, stand_in
 from stand_in_project import Project
 
-from colocate.cards import may_mean, satisfies
-from colocate.device.opening import Card, as_asked
-from colocate.plugin.kinds import requests
-from colocate.slurm import Node
+from colocate.device.acquire import Card, as_asked
+from colocate.plan.gpu_models import may_mean, satisfies
+from colocate.plugin.slurm_requests import requests
+from colocate.process.slurm import Node
 from colocate.units import GIB
 
 LOAD = stand_in("--hold", "1500", "--repeat", "--probe")

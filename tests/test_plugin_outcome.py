@@ -6,10 +6,10 @@ from builders import evidence, trace
 from groups import group, training
 
 from colocate.errors import InconclusiveError
-from colocate.plugin.outcome import Infeasible, conclude, plain, properties, unjudged
-from colocate.report.shapes import RECORD_FIELDS
+from colocate.plugin.outcomes import Infeasible, conclude, plain, properties, unjudged
+from colocate.results.schema import RECORD_FIELDS
 from colocate.units import MIB
-from colocate.verdict import Outcome, judge
+from colocate.verdict.rules import Outcome, judge
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from groups import group, judged, observing, training
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.evidence import Allocator, Evidence, Member, ProcessPeak
-from colocate.peaks import measured_peak
-from colocate.possible import Possible, possible_peak
 from colocate.probe.history import History
 from colocate.units import MIB
-from colocate.usage import by_allocators
-from colocate.verdict import Outcome, Verdict, judge
+from colocate.verdict.evidence import Allocator, Evidence, Member, ProcessPeak
+from colocate.verdict.measured_peak import measured_peak
+from colocate.verdict.memory_history import by_allocators
+from colocate.verdict.rules import Outcome, Verdict, judge
+from colocate.verdict.worst_case_peak import Possible, possible_peak
 
 
 def told(member: Member, *held: tuple[float, int], held_by: str = "allocator") -> Member:

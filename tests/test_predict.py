@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from emulated import PROGRAMS
 
-import colocate.rehearsal
-from colocate.cards import known_card
-from colocate.cli import main
-from colocate.prediction import PeakRange
-from colocate.rehearsal import NOTHING, Cache, Program, Rehearsal
+import colocate.harness.simulation
+from colocate.cli.main import main
+from colocate.harness.simulation import NOTHING, Cache, Program, Rehearsal
+from colocate.plan.gpu_models import known_card
 from colocate.units import MIB
+from colocate.verdict.predicted_peak import PeakRange
 
 TRAINING = (PROGRAMS / "linear.py").read_text()
 
@@ -169,7 +169,7 @@ def several_cards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         half = PeakRange(*[card.total_bytes // 2] * 3)
         return [Rehearsal(one.name, one.argv, 1.0, peak=half, parts=NOTHING) for one in programs]
 
-    monkeypatch.setattr(colocate.rehearsal, "rehearse", rehearse)
+    monkeypatch.setattr(colocate.harness.simulation, "rehearse", rehearse)
     member = {"command": ["{python}", "train.py"], "name": "alone", "mode": "default"}
     wishes = [{}, {"card": "2GB"}, {"card": "2GB", "limit": "1900MB"}, {"card": "RTX 3080"}, {"card": "Nothing 9"}]
     plan = {

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from builders import foreground, simulated
 
-from colocate.foresight import Answer, Forecast
-from colocate.prediction import LESS, MORE, MORE_WITHOUT_BOUND, PeakRange, allocator_range, member_range
-from colocate.rehearsal import NOTHING, Parts, Rehearsal
+from colocate.advice.forecast import Answer, Forecast
+from colocate.harness.simulation import NOTHING, Parts, Rehearsal
 from colocate.units import MIB
+from colocate.verdict.predicted_peak import LESS, MORE, MORE_WITHOUT_BOUND, PeakRange, allocator_range, member_range
 
 
 def allocator(**changes):

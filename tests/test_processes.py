@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from colocate import processes
-from colocate.processes import COOKIE, ProcessId
+from colocate.process import procfs
+from colocate.process.procfs import COOKIE, ProcessId
 
 ROOT = Path(__file__).parents[1]
 MEMBER = str(ROOT / "tests/programs/proc_member.py")
@@ -40,7 +40,7 @@ def member(*arguments: str, cookie: str | None = None) -> "Iterator[subprocess.P
 
 
 def identity(pid: int) -> ProcessId:
-    found = processes.identify(pid)
+    found = procfs.identify(pid)
     assert found is not None
     return found
 
@@ -55,27 +55,27 @@ def family() -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def test_the_boot_has_a_name() -> None:
-    assert len(processes.boot_id()) == 36
-    assert processes.boot_id() == processes.boot_id()
+    assert len(procfs.boot_id()) == 36
+    assert procfs.boot_id() == procfs.boot_id()
 
 
 def test_a_process_is_identified_until_it_ends() -> None:
     with member("ignore_term") as process:
         found = identity(process.pid)
-        assert processes.is_alive(found)
+        assert procfs.is_alive(found)
         process.kill()
-        wait_until(lambda: not processes.is_alive(found))  # a zombie, as nobody has waited for it
+        wait_until(lambda: not procfs.is_alive(found))  # a zombie, as nobody has waited for it
 
-        assert processes.identify(process.pid) == found
-    assert processes.identify(process.pid) is None
+        assert procfs.identify(process.pid) == found
+    assert procfs.identify(process.pid) is None
 
 
 def test_another_process_with_the_same_number_is_another_process() -> None:
     with member("ignore_term") as process:
         earlier = identity(process.pid)._replace(start_time=1)
 
-        assert not processes.is_alive(earlier)
-        assert not processes.send(earlier, signal.SIGKILL)
+        assert not procfs.is_alive(earlier)
+        assert not procfs.send(earlier, signal.SIGKILL)
         assert process.poll() is None
 
 
@@ -84,42 +84,42 @@ def test_a_vanished_process_cannot_be_signalled() -> None:
         found = identity(process.pid)
         process.kill()
 
-    assert processes.send(found, signal.SIGKILL) is False
+    assert procfs.send(found, signal.SIGKILL) is False
 
 
 def test_descendants_are_found_and_the_process_itself_is_not(family: "subprocess.Popen[bytes]") -> None:
-    found = processes.descendants(family.pid)
+    found = procfs.descendants(family.pid)
 
     assert len(found) == 3
     assert family.pid not in {process.pid for process in found}
-    assert found < processes.descendants(os.getpid())
+    assert found < procfs.descendants(os.getpid())
 
 
 def test_a_cookie_finds_the_whole_family_and_only_whole_words_count(family: "subprocess.Popen[bytes]") -> None:
-    expected = {identity(family.pid), *processes.descendants(family.pid)}
+    expected = {identity(family.pid), *procfs.descendants(family.pid)}
 
     for prefix in ("run", "run/", "run/group01", "run/group01/foreground", ""):
-        assert expected <= set(processes.with_cookie(prefix))
+        assert expected <= set(procfs.with_cookie(prefix))
     for prefix in ("ru", "run/group0", "run/group01/foreground/x"):
-        assert not processes.with_cookie(prefix)
-    assert processes.cookie_of(family.pid) == "run/group01/foreground"
+        assert not procfs.with_cookie(prefix)
+    assert procfs.cookie_of(family.pid) == "run/group01/foreground"
 
 
 def test_a_process_without_cookie_has_none() -> None:
-    assert processes.cookie_of(1) is None
-    assert processes.cookie_of(2**22 + 1) is None
+    assert procfs.cookie_of(1) is None
+    assert procfs.cookie_of(2**22 + 1) is None
 
 
 def test_ending_a_process_ends_what_is_below_it_and_does_not_ask_for_ever(family: "subprocess.Popen[bytes]") -> None:
-    whole = {identity(family.pid), *processes.descendants(family.pid)}
+    whole = {identity(family.pid), *procfs.descendants(family.pid)}
 
-    assert processes.end([identity(family.pid)], grace_s=0.1) == []
-    assert not any(map(processes.is_alive, whole))
+    assert procfs.end([identity(family.pid)], grace_s=0.1) == []
+    assert not any(map(procfs.is_alive, whole))
 
 
 def test_ending_waits_no_longer_than_it_takes() -> None:
     with member("clean_end_on_term") as process:
-        assert processes.end([identity(process.pid)], grace_s=60.0) == []
+        assert procfs.end([identity(process.pid)], grace_s=60.0) == []
 
         assert process.wait() == 0
 
@@ -128,7 +128,7 @@ def test_a_stopped_process_is_ended_too() -> None:
     with member("clean_end_on_term") as process:
         process.send_signal(signal.SIGSTOP)
 
-        assert processes.end([identity(process.pid)], grace_s=60.0) == []
+        assert procfs.end([identity(process.pid)], grace_s=60.0) == []
         assert process.wait() == 0
 
 
@@ -139,10 +139,10 @@ def test_a_process_of_somebody_else_is_returned_at_once() -> None:
         os.setresuid(65534, 65534, 0)
         try:
             started = time.monotonic()
-            assert processes.end([found], grace_s=60.0) == [found]
+            assert procfs.end([found], grace_s=60.0) == [found]
         finally:
             os.setresuid(0, 0, 0)
-        assert time.monotonic() - started < processes.KILL_WAIT_S
+        assert time.monotonic() - started < procfs.KILL_WAIT_S
 
 
 END_ALL_BELOW = """
@@ -163,7 +163,7 @@ def test_ending_everything_below_us_spares_ourselves() -> None:
 
 
 def test_a_description_names_program_user_and_start(family: "subprocess.Popen[bytes]") -> None:
-    text = processes.describe(family.pid)
+    text = procfs.describe(family.pid)
 
     assert text.startswith(f"pid {family.pid} (")
     assert "proc_member.py grandchildren 3" in text or "..." in text
@@ -175,19 +175,19 @@ def test_a_description_tells_the_state_of_a_zombie() -> None:
     with member("ignore_term") as process:
         found = identity(process.pid)
         process.kill()
-        wait_until(lambda: not processes.is_alive(found))
+        wait_until(lambda: not procfs.is_alive(found))
 
-        assert processes.describe(process.pid).endswith("state Z (zombie)")
+        assert procfs.describe(process.pid).endswith("state Z (zombie)")
 
 
 def test_describing_what_is_gone_does_not_raise() -> None:
-    assert processes.describe(2**22 + 1) == f"pid {2**22 + 1} (gone)"
+    assert procfs.describe(2**22 + 1) == f"pid {2**22 + 1} (gone)"
 
 
 def test_control_characters_in_a_command_line_do_not_reach_the_message() -> None:
     with running("a\x1b[31mb\nc", "1000", executable="/bin/sleep") as process:
         # The kernel lets the parent go on a moment before it has put the new command line in place.
-        wait_until(lambda: "a?[31mb?c" in processes.describe(process.pid))
+        wait_until(lambda: "a?[31mb?c" in procfs.describe(process.pid))
 
 
 def test_a_name_with_parentheses_and_spaces_is_read(tmp_path: Path) -> None:
@@ -196,12 +196,12 @@ def test_a_name_with_parentheses_and_spaces_is_read(tmp_path: Path) -> None:
     with running(program, "1000") as process:
         wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text().startswith("a)"))
 
-        assert processes.is_alive(identity(process.pid))
-        assert identity(process.pid) in processes.descendants(os.getpid())
+        assert procfs.is_alive(identity(process.pid))
+        assert identity(process.pid) in procfs.descendants(os.getpid())
 
 
 def test_the_count_of_host_out_of_memory_kills_is_a_count_or_unknown() -> None:
-    found = processes.host_oom_kills()
+    found = procfs.host_oom_kills()
 
     assert found is None or found >= 0
 
@@ -231,6 +231,6 @@ def test_the_control_group_is_found(
     monkeypatch: pytest.MonkeyPatch, mounts: str, groups: str, expected: list[str]
 ) -> None:
     files = {"/proc/self/mountinfo": mounts, "/proc/self/cgroup": groups}
-    monkeypatch.setattr(processes, "_read", lambda path: files[path].encode())
+    monkeypatch.setattr(procfs, "_read", lambda path: files[path].encode())
 
-    assert list(processes._oom_files()) == expected
+    assert list(procfs._oom_files()) == expected

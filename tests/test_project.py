@@ -42,7 +42,7 @@ def test_scripts_are_sound_for_the_shell(path: Path) -> None:
 
 
 def test_the_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
-    from colocate.cli import main
+    from colocate.cli.main import main
 
     with pytest.raises(SystemExit):
         main(["--version"])

@@ -9,11 +9,12 @@ import pytest
 from groups import group, training
 
 from colocate.advice.proposals import Kind, Proposal, halvings, proposals
-from colocate.catalog import Catalog, load_catalog
-from colocate.evidence import Evidence, Role
-from colocate.plan import Group, load_plan
+from colocate.plan.catalog import Catalog, load_catalog
+from colocate.plan.overrides import Change, varied
+from colocate.plan.plan import Group, load_plan
+from colocate.plan.roles import Role
 from colocate.units import MIB
-from colocate.variant import Change, varied
+from colocate.verdict.evidence import Evidence
 
 SETTINGS = Path(__file__).parents[1] / "settings"
 

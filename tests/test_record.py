@@ -5,11 +5,11 @@ import pytest
 from builders import evidence
 from groups import group, training
 
-from colocate.cli import main
-from colocate.device import Vitals
+from colocate.cli.main import main
+from colocate.device.base import Vitals
 from colocate.errors import ColocateError
-from colocate.record import read_record, write_record
-from colocate.run_directory import GroupDirectory, RunDirectory
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.record import read_record, write_record
 
 GROUP = group(training("examples_mnist"), training("resnet20"))
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.device import Vitals
-from colocate.evidence import Sample, Trace
-from colocate.recordings import StoredTrace, read_energy, read_trace, write_trace, write_vitals
+from colocate.device.base import Vitals
+from colocate.results.trace_files import StoredTrace, read_energy, read_trace, write_trace, write_vitals
+from colocate.verdict.evidence import Sample, Trace
 
 SAMPLES = (Sample(0.0, 0), Sample(0.05, 1_073_741_824), Sample(0.1, 7_863_271_424))
 

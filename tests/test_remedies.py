@@ -11,16 +11,17 @@ from fake_nvml import FakeNvml
 from groups import group, training
 from sessions import plan, run, stand_in
 
+from colocate.advice.forecast import Answer
 from colocate.advice.remedies import MOST_TRIALS, candidates, is_of_memory
-from colocate.cli import main
-from colocate.evidence import Evidence
-from colocate.foresight import Answer
-from colocate.plan import Group
-from colocate.record import write_record
-from colocate.report.remedies import section
-from colocate.report.stored import parts, read_run
-from colocate.run_directory import RunDirectory, write_json
-from colocate.verdict import judge
+from colocate.cli.main import main
+from colocate.files import write_json
+from colocate.plan.plan import Group
+from colocate.report.html.remedies import section
+from colocate.results.layout import RunDirectory
+from colocate.results.reader import parts, read_run
+from colocate.results.record import write_record
+from colocate.verdict.evidence import Evidence
+from colocate.verdict.rules import judge
 
 # --- what is tried ----------------------------------------------------------------------------------------------------
 

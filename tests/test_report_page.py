@@ -9,14 +9,16 @@ import pytest
 from builders import background, device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated, trace
 from groups import group, training
 
-from colocate.evidence import Exit, Life, Mark
-from colocate.record import write_record
-from colocate.report import details, journal, page, table
-from colocate.report.shapes import RECORD_FIELDS
-from colocate.report.stored import Row, parts, read_run
-from colocate.run_directory import RunDirectory
-from colocate.series import free_directory
+from colocate.harness.attempt import free_directory
+from colocate.process.exit_status import Exit
+from colocate.report.html import details, page, table
+from colocate.results import journal
+from colocate.results.layout import RunDirectory
+from colocate.results.reader import Row, parts, read_run
+from colocate.results.record import write_record
+from colocate.results.schema import RECORD_FIELDS
 from colocate.units import MIB
+from colocate.verdict.evidence import Life, Mark
 
 MARKUP = '<script>alert("x")</script>'
 

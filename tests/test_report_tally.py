@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.report.tally import Tally
+from colocate.verdict.plan_verdict import Tally
 
 IDS = [f"group{number:02}" for number in range(1, 13)]
 

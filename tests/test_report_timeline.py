@@ -3,9 +3,9 @@ import xml.etree.ElementTree as ElementTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.evidence import Sample
-from colocate.report.timeline import NUM_POINTS, Curve, Member, curves, downsampled, timeline
+from colocate.report.html.memory_chart import NUM_POINTS, Curve, Member, curves, downsampled, timeline
 from colocate.units import MIB
+from colocate.verdict.evidence import Sample
 
 LIMIT = 7500 * MIB
 

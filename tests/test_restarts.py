@@ -8,9 +8,9 @@ from members import Begin
 from waiting import wait_until
 
 from colocate.errors import TrainingError
-from colocate.evidence import Exit
-from colocate.restarts import Looping, Restarts
-from colocate.runner import Process, stop_all
+from colocate.process.exit_status import Exit
+from colocate.process.keep_alive import Looping, Restarts
+from colocate.process.runner import Process, stop_all
 
 
 class FakeProcess:

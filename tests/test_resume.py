@@ -14,12 +14,13 @@ from fake_nvml import FakeNvml
 from sessions import ROOT, Session, alive_below, arguments, plan, run, simulated_machine, stand_in
 from waiting import wait_until
 
-from colocate import heartbeat, live
-from colocate.cli import main
+from colocate.cli.main import main
 from colocate.device.lock import locked
-from colocate.resume import MOST_TOLD, Decision, take_up, told
-from colocate.run_directory import RunDirectory, read_json
-from colocate.series import settled_groups
+from colocate.files import read_json
+from colocate.harness.resume import MOST_TOLD, Decision, take_up, told
+from colocate.results import progress_file, status
+from colocate.results.attempts import settled_groups
+from colocate.results.layout import RunDirectory
 
 LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
 EPOCH = stand_in("--hold", "700", "--steps", "10", "--probe")
@@ -153,8 +154,8 @@ def _old_torch(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("why", "change"), CHANGES.values(), ids=CHANGES)
 def test_what_no_longer_holds_is_explained(copy: tuple[Path, Path], why: str, change: Any) -> None:
     """Without a session: the same decisions as --explain prints."""
-    from colocate.plan import load_plan
-    from colocate.resume import decide, find_run
+    from colocate.harness.resume import decide, find_run
+    from colocate.plan.plan import load_plan
 
     path, folder = copy
     found = find_run(folder / "results", "", "stand-ins")
@@ -239,7 +240,7 @@ def test_a_second_run_on_the_same_card_says_who_holds_it_or_waits(fake_nvml: Fak
 
 def test_a_run_of_another_plan_is_not_gone_on_with(tmp_path: Path) -> None:
     from colocate.errors import ColocateError
-    from colocate.resume import find_run
+    from colocate.harness.resume import find_run
 
     for number, name in enumerate(("mine", "mine", "other"), start=1):
         (tmp_path / f"run_{number}").mkdir()
@@ -308,6 +309,6 @@ def test_a_session_killed_at_any_point_is_resumed(fake_nvml: FakeNvml, tmp_path:
 def test_what_a_killed_session_told_of_its_queue_is_told_no_more(tmp_path):
     run = RunDirectory(tmp_path / "run_20261124_053000")
     (run.path / "workers").mkdir(parents=True)
-    heartbeat.tell(run.path / heartbeat.QUEUE, {"waiting": [{"name": "job 7", "reason": "Resources"}]})
+    progress_file.tell(run.path / progress_file.QUEUE, {"waiting": [{"name": "job 7", "reason": "Resources"}]})
     take_up(run)
-    assert live.waiting(run.path) == []
+    assert status.waiting(run.path) == []

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colocate.errors import ColocateError
-from colocate.run_directory import RunDirectory, read_json, safe_name, write_json, write_text
+from colocate.files import read_json, safe_name, write_json, write_text
+from colocate.results.layout import RunDirectory
 
 NOW = datetime(2026, 11, 24, 5, 30)
 

@@ -16,12 +16,12 @@ import pytest
 from members import PROGRAMS, Begin
 from waiting import wait_until
 
-from colocate import processes
 from colocate.errors import TrainingError
-from colocate.evidence import Exit
-from colocate.processes import ProcessId
-from colocate.runner import Command, Process, start, stop_all
-from colocate.supervisor import LIFE
+from colocate.process import procfs
+from colocate.process.exit_status import Exit
+from colocate.process.procfs import ProcessId
+from colocate.process.runner import Command, Process, start, stop_all
+from colocate.process.supervisor import LIFE
 
 MIB = 1024**2
 
@@ -159,7 +159,7 @@ def test_a_training_that_ignores_sigterm_is_killed(begin: Begin) -> None:
 def test_what_ended_by_itself_before_the_stop_arrived_was_not_stopped(begin: Begin) -> None:
     process = begin(argv=("sh", "-c", "sleep 0.1; exit 3"))
     process._supervisor.send_signal(signal.SIGSTOP)  # so that it finds the end and the order at the same time
-    wait_until(lambda: not processes.is_alive(process.id))
+    wait_until(lambda: not procfs.is_alive(process.id))
     process.request_stop()
     process._supervisor.send_signal(signal.SIGCONT)
 
@@ -183,7 +183,7 @@ def test_a_stopped_process_tree_is_gone_to_the_last(begin: Begin) -> None:
 
     process.stop(grace_s=0.05)
 
-    assert not any(map(processes.is_alive, whole))
+    assert not any(map(procfs.is_alive, whole))
 
 
 def test_a_daemon_of_the_training_is_ended_with_it(begin: Begin, tmp_path: Path) -> None:
@@ -191,13 +191,13 @@ def test_a_daemon_of_the_training_is_ended_with_it(begin: Begin, tmp_path: Path)
     pid_file = tmp_path / "daemon"
     process = wait_ready(begin("daemon", pid_file))
     wait_until(pid_file.exists)
-    daemon = processes.identify(int(pid_file.read_text()))
+    daemon = procfs.identify(int(pid_file.read_text()))
     assert daemon is not None
     assert daemon in process.tree()
 
     process.stop(grace_s=0.05)
 
-    assert not processes.is_alive(daemon)
+    assert not procfs.is_alive(daemon)
 
 
 @pytest.mark.slow
@@ -416,7 +416,7 @@ def harness(tmp_path: Path, *modes: str, keep_pipes_open: str = "no") -> Iterato
 
 
 def everything(tmp_path: Path) -> list[ProcessId]:
-    return processes.with_cookie(str(tmp_path))
+    return procfs.with_cookie(str(tmp_path))
 
 
 @pytest.mark.slow
@@ -427,14 +427,14 @@ def test_sigkill_of_the_harness_leaves_nothing_alive(tmp_path: Path, keep_pipes_
     modes = ("ignore_term", "grandchildren 2", f"daemon {pid_file}")
     with harness(tmp_path, *modes, keep_pipes_open=keep_pipes_open) as (process, facts):
         wait_until(lambda: len(everything(tmp_path)) == 5 and pid_file.exists())
-        supervisors = [identity for pid in facts["supervisors"] if (identity := processes.identify(pid))]
-        trees = [tree for pid in facts["supervisors"] for tree in processes.descendants(pid)]
+        supervisors = [identity for pid in facts["supervisors"] if (identity := procfs.identify(pid))]
+        trees = [tree for pid in facts["supervisors"] for tree in procfs.descendants(pid)]
         assert (len(supervisors), len(trees)) == (3, 6)
 
         process.kill()
 
         try:
-            assert wait_until(lambda: not any(map(processes.is_alive, [*supervisors, *trees])), limit_s=5.0) < 5.0
+            assert wait_until(lambda: not any(map(procfs.is_alive, [*supervisors, *trees])), limit_s=5.0) < 5.0
             assert everything(tmp_path) == []
         finally:
             if facts["holder"]:
@@ -448,7 +448,7 @@ def test_sigkill_of_the_supervisor_is_told_and_leaves_nothing_alive(begin: Begin
     process._supervisor.kill()
     found = ended(process)
 
-    assert not any(map(processes.is_alive, whole))
+    assert not any(map(procfs.is_alive, whole))
     assert (found.code, found.signal, found.stopped) == (None, "SIGKILL", False)
     assert process.supervisor_lost is not None
     assert "expected to outlive the training, it was ended by signal 9" in process.supervisor_lost
@@ -456,25 +456,25 @@ def test_sigkill_of_the_supervisor_is_told_and_leaves_nothing_alive(begin: Begin
 
 def test_sigkill_of_the_supervisor_ends_the_first_process_without_anybody_s_help(tmp_path: Path) -> None:
     with harness(tmp_path, "ignore_term") as (process, facts):
-        first = processes.identify(facts["pids"][0])
+        first = procfs.identify(facts["pids"][0])
         assert first is not None
         wait_until(lambda: "ready" in (tmp_path / "0.log").read_text())
         process.send_signal(signal.SIGSTOP)
 
         os.kill(facts["supervisors"][0], signal.SIGKILL)
 
-        wait_until(lambda: not processes.is_alive(first))
+        wait_until(lambda: not procfs.is_alive(first))
 
 
 def test_grandchildren_of_a_killed_supervisor_are_found_by_their_environment(begin: Begin) -> None:
     process = wait_ready(begin("grandchildren", 2))
-    whole = processes.with_variable(LIFE, process._life)
+    whole = procfs.with_variable(LIFE, process._life)
     assert len(whole) == 3
 
     process._supervisor.kill()
     ended(process)
 
-    assert not any(map(processes.is_alive, whole))
+    assert not any(map(procfs.is_alive, whole))
 
 
 def test_a_stopped_supervisor_is_woken_and_ends_its_training(begin: Begin) -> None:

@@ -1,4 +1,4 @@
-"""`colocate.advice.search`: bisection that believes no answer it did not get."""
+"""`colocate.advice.bisection`: bisection that believes no answer it did not get."""
 
 from collections.abc import Callable
 
@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import settings as of_test
 from hypothesis import strategies as st
 
-from colocate.advice.search import HOPELESS, Search, largest_batch
-from colocate.foresight import Answer
+from colocate.advice.bisection import HOPELESS, Search, largest_batch
+from colocate.advice.forecast import Answer
 
 LAST = 60
 

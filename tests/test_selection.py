@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colocate.errors import PlanError
-from colocate.plan import load_plan
+from colocate.plan.plan import load_plan
 from colocate.plugin.selection import keywords, normalise
 
 IDS = [f"group{number:02}" for number in range(1, 13)]

@@ -11,14 +11,18 @@ from groups import group, training
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.evidence import Evidence
-from colocate.record import write_record
-from colocate.report import summary
-from colocate.report.stored import read_run
-from colocate.run_directory import RunDirectory, write_json
-from colocate.series import combine, free_directory, retry_cause, settled_group, settled_groups
+from colocate.files import write_json
+from colocate.harness.attempt import free_directory
+from colocate.harness.retries import retry_cause
+from colocate.report import summary_csv
+from colocate.results.attempts import settled_group, settled_groups
+from colocate.results.layout import RunDirectory
+from colocate.results.reader import read_run
+from colocate.results.record import write_record
 from colocate.units import MIB
-from colocate.verdict import Outcome, judge
+from colocate.verdict.aggregate import combine
+from colocate.verdict.evidence import Evidence
+from colocate.verdict.rules import Outcome, judge
 
 GROUP = group(training("mnist"), training("resnet20"))
 INTERRUPTED = evidence(faults=(("foreign_process", "somebody was there"),))
@@ -84,7 +88,7 @@ def test_a_record_of_other_settings_than_the_plan_has_by_now_says_nothing_of_the
     assert settled_group(run, group(training("larger"), training("resnet20"))) is None
     assert settled_groups(run, every=True)["group01"].verdict.feasible
     assert read_run(run.path).rows == ()
-    assert summary.rows(run) == []
+    assert summary_csv.rows(run) == []
 
 
 def test_a_folder_that_is_half_written_is_not_used_again(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from fake_nvml import FakeNvml
 from sessions import ROOT, Session, alive_below, arguments, plan, run, simulated_machine, stand_in
 from waiting import wait_until
 
-from colocate.cli import main
+from colocate.cli.main import main
 
 LOAD = stand_in("--hold", "1500", "--repeat")
 EPOCH = stand_in("--hold", "700", "--steps", "20", "--probe")

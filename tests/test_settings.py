@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from colocate.catalog import load_catalog
-from colocate.catalog_file import CatalogFile
 from colocate.errors import PlanError
-from colocate.plan import load_plan, schemas, write_schemas
-from colocate.plan_file import PlanFile
-from colocate.settings import MAX_BYTES, MAX_DEPTH, Mistakes, json_path, read_json, suggestion
+from colocate.plan.catalog import load_catalog
+from colocate.plan.catalog_schema import CatalogFile
+from colocate.plan.plan import load_plan, schemas, write_schemas
+from colocate.plan.schema import PlanFile
+from colocate.plan.validation import MAX_BYTES, MAX_DEPTH, Mistakes, json_path, read_json, suggestion
 from colocate.units import MIB
 
 SETTINGS = Path(__file__).parents[1] / "settings"
@@ -141,7 +141,7 @@ def test_every_program_of_ours_that_is_there_has_the_options_that_the_catalog_pa
 
 @pytest.mark.parametrize("name", ["plan.schema.json", "models.schema.json"])
 def test_the_published_schemas_are_those_of_the_code(name: str) -> None:
-    """If this fails: python -m colocate.plan --write-schemas."""
+    """If this fails: python -m colocate.plan.plan --write-schemas."""
     assert (SETTINGS / name).read_text(encoding="utf-8") == schemas()[name]
 
 

@@ -6,10 +6,10 @@ import pytest
 from builders import evidence
 from groups import group, training
 
-from colocate.record import write_record
-from colocate.report import stored
-from colocate.report.slim import slim
-from colocate.run_directory import RunDirectory
+from colocate.results import reader
+from colocate.results.layout import RunDirectory
+from colocate.results.record import write_record
+from colocate.results.slim import slim
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def test_equal_parts_of_records_are_kept_once(run):
 
 
 def test_a_row_of_a_large_run_reads_its_whole_record_again(run, monkeypatch):
-    (before,) = stored.read_run(run.path).rows
-    monkeypatch.setattr(stored, "LARGE", 0)
-    (row,) = stored.read_run(run.path).rows
+    (before,) = reader.read_run(run.path).rows
+    monkeypatch.setattr(reader, "LARGE", 0)
+    (row,) = reader.read_run(run.path).rows
     assert row.slim
     assert "marks" not in row.member("foreground")
     assert row.record == before.record

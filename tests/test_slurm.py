@@ -15,9 +15,10 @@ from sessions import Session, plan, stand_in
 from slurm_cluster import Cluster, missing
 from waiting import wait_until
 
-from colocate import live, slurm
 from colocate.errors import ColocateError
-from colocate.plugin.elsewhere import Elsewhere
+from colocate.plugin.slurm_workers import Elsewhere
+from colocate.process import slurm
+from colocate.results import status
 
 pytestmark = pytest.mark.slow
 
@@ -132,7 +133,7 @@ def test_a_plan_on_two_nodes_comes_to_the_verdicts_of_a_local_run(idle, fake_mac
     assert outcomes(run) == outcomes(local)
     assert run.junit == local.junit
     assert "n1" in run.page
-    verified = subprocess.run([sys.executable, "-m", "colocate.cli", "verify", run.run], cwd=sessions.ROOT, check=False)
+    verified = subprocess.run([sys.executable, "-m", "colocate", "verify", run.run], cwd=sessions.ROOT, check=False)
     assert verified.returncode == 0
 
 
@@ -206,12 +207,12 @@ def test_what_waits_in_a_full_queue_is_told_with_its_reason_and_joins_when_a_gpu
         running = Running(idle, tmp_path, [QUICK, QUICK], "-n2")
         running.wait_for(line)
         (found,) = (tmp_path / "results").iterdir()
-        words = [sys.executable, "-m", "colocate.cli", "watch", "--once", found]
+        words = [sys.executable, "-m", "colocate", "watch", "--once", found]
         watched = subprocess.run(words, cwd=sessions.ROOT, capture_output=True, text=True, check=True)
         assert re.search(line, watched.stdout)
     run = running.finish()
     assert run.code == 0, run.output
-    assert not live.waiting(found)
+    assert not status.waiting(found)
 
 
 def test_ctrl_c_leaves_nothing_on_any_node(idle, tmp_path):

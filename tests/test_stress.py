@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from sessions import Session, plan, run, stand_in
 
 from colocate.advice.stress import MOST_TRIALS, Cliff, Ending, Stress, ending_of, stress
-from colocate.device.opening import Card, opened
-from colocate.plan import Group
-from colocate.run_directory import RunDirectory
-from colocate.series import Attempt
-from colocate.trial import attempt_on
+from colocate.device.acquire import Card, opened
+from colocate.harness.attempt import attempt_on
+from colocate.plan.plan import Group
+from colocate.results.attempts import Attempt
+from colocate.results.layout import RunDirectory
 from colocate.units import GIB
 
 STEP = 64 * MIB

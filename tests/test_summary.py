@@ -10,9 +10,9 @@ from builders import evidence, predicted_evidence, trace
 from groups import group, training
 from waiting import wait_until
 
-from colocate.record import write_record
-from colocate.report.summary import COLUMNS, Summary, _alone, write_summary
-from colocate.run_directory import RunDirectory
+from colocate.report.summary_csv import COLUMNS, Summary, _alone, write_summary
+from colocate.results.layout import RunDirectory
+from colocate.results.record import write_record
 from colocate.units import MIB
 
 pytestmark = pytest.mark.slow  # pandas takes half a second to load

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from colocate import processes, runner, supervisor
+from colocate.process import procfs, runner, supervisor
 
 MEMBER = str(Path(__file__).with_name("programs") / "proc_member.py")
 
@@ -61,7 +61,7 @@ def test_it_tells_start_and_end(tmp_path: Path) -> None:
         it.order(stop=0.0)
         told = it.hear("exit")
 
-        assert processes.identify(started["pid"]) is None
+        assert procfs.identify(started["pid"]) is None
         assert started["t"] <= match["t"] <= told["ended_t"]
         assert (match["name"], match["text"], match["count"]) == ("ready", "ready", 1)
         assert (told["code"], told["signal"], told["stopped"]) == (None, "SIGKILL", True)
@@ -75,7 +75,7 @@ def test_it_loads_nothing_of_the_package_but_what_it_needs() -> None:
     loaded = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
 
     ours = {name for name in loaded if name.startswith("colocate")}
-    assert ours == {"colocate", "colocate.logs", "colocate.processes", "colocate.supervisor"}
+    assert ours == {"colocate", "colocate.process.output", "colocate.process.procfs", "colocate.process.supervisor"}
     assert not {"pydantic", "psutil", "subprocess", "asyncio", "inspect", "logging"} & set(loaded)
 
 
@@ -110,7 +110,7 @@ def test_the_end_of_its_input_ends_the_tree(tmp_path: Path) -> None:
         it.process.stdin.close()
 
         assert it.process.wait(supervisor.ORPHAN_GRACE_S) == 0
-        assert not processes.with_variable(supervisor.LIFE, f"life of {tmp_path}")
+        assert not procfs.with_variable(supervisor.LIFE, f"life of {tmp_path}")
 
 
 def test_a_signal_ends_the_tree_and_the_harness_learns_how(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_mistake_of_ours_kills_the_tree_and_is_told(tmp_path: Path) -> None:
 
         assert "TypeError" in it.hear("crashed")["text"]
         assert it.process.wait() == 1
-        assert not processes.with_variable(supervisor.LIFE, f"life of {tmp_path}")
+        assert not procfs.with_variable(supervisor.LIFE, f"life of {tmp_path}")
 
 
 def test_nothing_is_started_without_orders() -> None:
@@ -197,7 +197,7 @@ def test_a_kill_by_the_kernel_for_host_memory_is_counted(tmp_path: Path) -> None
 
 
 def test_a_process_that_survives_sigkill_is_named(tmp_path: Path) -> None:
-    impatient = runner._BOOT.replace("main()", "import colocate.processes as p; p.KILL_WAIT_S = 0.2; main()")
+    impatient = runner._BOOT.replace("main()", "import colocate.process.procfs as p; p.KILL_WAIT_S = 0.2; main()")
     with control_group("freezer") as folder, spoken(impatient) as it:
         it.order(**orders(tmp_path, "ignore_term"))
         pid = it.hear("started")["pid"]
@@ -212,4 +212,4 @@ def test_a_process_that_survives_sigkill_is_named(tmp_path: Path) -> None:
 
         assert [process[0] for process in told["unkillable"]] == [pid]
         assert (told["code"], told["signal"]) == (None, None)
-        wait_until(lambda: processes.describe(pid).endswith(("(gone)", "state Z (zombie)")))
+        wait_until(lambda: procfs.describe(pid).endswith(("(gone)", "state Z (zombie)")))

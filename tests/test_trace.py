@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.probe.allocator import CachingAllocator, OutOfMemory
-from colocate.probe.convolutions import Convolution, workspace_bound
-from colocate.probe.trace import (
+from colocate.probe.virtual_gpu.allocator import CachingAllocator, OutOfMemory
+from colocate.probe.virtual_gpu.convolutions import Convolution, workspace_bound
+from colocate.probe.virtual_gpu.trace import (
     GRADIENTS,
     PARAMETERS,
     Trace,

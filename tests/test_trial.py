@@ -1,4 +1,4 @@
-"""`colocate.trial`: groups run one after the other outside a pytest session."""
+"""`colocate.harness.attempt`: groups run one after the other outside a pytest session."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ import pytest
 from fake_nvml import FakeNvml
 from groups import group, training
 
-from colocate.device.opening import Card
+from colocate.device.acquire import Card
+from colocate.device.quarantine import Quarantine
 from colocate.errors import DeviceError
-from colocate.processes import with_cookie
-from colocate.quarantine import Quarantine
-from colocate.run_directory import RunDirectory
-from colocate.trial import Trials
+from colocate.harness.attempt import Trials
+from colocate.process.procfs import with_cookie
+from colocate.results.layout import RunDirectory
 from colocate.units import MIB
 
 PAIR = group(

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.settings import size_text
+from colocate.plan.validation import size_text
 from colocate.units import GIB, MIB, format_mib, mib_text, parse_size, span_text, to_mib
 
 

@@ -1,4 +1,4 @@
-"""`colocate.variant`: groups with something changed in one training."""
+"""`colocate.plan.overrides`: groups with something changed in one training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from groups import group, training
 
-from colocate.catalog import load_catalog
 from colocate.errors import PlanError
-from colocate.plan import load_plan
-from colocate.variant import Change, alone, varied, with_flag
+from colocate.plan.catalog import load_catalog
+from colocate.plan.overrides import Change, alone, varied, with_flag
+from colocate.plan.plan import load_plan
 
 SETTINGS = Path(__file__).parents[1] / "settings"
 

@@ -15,9 +15,10 @@ from builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.evidence import Allocator, Evidence, Exit, Gap, Holder, Life, Limits, Member, ProcessPeak, Sample
+from colocate.process.exit_status import Exit
 from colocate.units import MIB
-from colocate.verdict import Outcome, Verdict, judge, stability
+from colocate.verdict.evidence import Allocator, Evidence, Gap, Holder, Life, Limits, Member, ProcessPeak, Sample
+from colocate.verdict.rules import Outcome, Verdict, judge, stability
 
 FAILED = (Life("training.log", 8.0, Exit(1, None, 15.0)),)
 STOPPED = (Life("training.log", 8.0, Exit(None, "SIGKILL", 21.0, stopped=True)),)

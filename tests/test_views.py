@@ -11,7 +11,7 @@ import pytest
 import sessions
 from sessions import Session, plan, simulated_machine, stand_in
 
-from colocate.cli import main
+from colocate.cli.main import main
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from colocate.device import Memory, Vitals
+from colocate.device.base import Memory, Vitals
 from colocate.device.virtual import VirtualDevice
 from colocate.errors import DeviceError
-from colocate.probe.card import CONTEXT_BYTES, CardFull, VirtualCard
+from colocate.probe.virtual_gpu.card import CONTEXT_BYTES, CardFull, VirtualCard
 
 MIB = 1024**2
 REPOSITORY = Path(__file__).parents[1]

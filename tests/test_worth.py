@@ -11,8 +11,8 @@ from groups import group, training
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.advice.references import FILE, Cache, read_worth, settle
-from colocate.advice.worth import (
+from colocate.advice.solo_runs import FILE, Cache, read_worth, settle
+from colocate.advice.speedup import (
     NOT_PREDICTED,
     Alone,
     GroupWorth,
@@ -24,13 +24,14 @@ from colocate.advice.worth import (
     group_worth,
     paces,
 )
-from colocate.device.opening import Card, opened
-from colocate.evidence import Evidence, Exit, Holder, Life, Mark
-from colocate.recordings import EnergyReading, read_energy
-from colocate.report.summary import rows
-from colocate.run_directory import RunDirectory
-from colocate.series import settled
-from colocate.trial import Trials
+from colocate.device.acquire import Card, opened
+from colocate.harness.attempt import Trials
+from colocate.process.exit_status import Exit
+from colocate.report.summary_csv import rows
+from colocate.results.attempts import settled
+from colocate.results.layout import RunDirectory
+from colocate.results.trace_files import EnergyReading, read_energy
+from colocate.verdict.evidence import Evidence, Holder, Life, Mark
 
 
 def pair() -> Evidence:

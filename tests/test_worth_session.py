@@ -6,7 +6,7 @@ import pytest
 from fake_nvml import FakeNvml
 from sessions import plan, run, stand_in
 
-from colocate.cli import main
+from colocate.cli.main import main
 
 
 def paired(name: str, *options: str) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Which trainings should share a card: pairs by an optimal matching, or several a card by bin packing.
 
-Pure: sizes as intervals in, pairs and bins out. Knows neither programs nor cards; `colocate.commands.pack` asks.
+Pure: sizes as intervals in, pairs and bins out. Knows neither programs nor cards; `colocate.cli.pack` asks.
 
 What two need together has bounds: at most both upper ends at once, at least the lower end of one on top of what the
 other never goes below. Below the limit with the upper bound a pair surely fits, at or over it with the lower one it
@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import networkx
 
-from colocate.foresight import Answer, answer_of
-from colocate.prediction import PeakRange
+from colocate.advice.forecast import Answer, answer_of
 from colocate.units import MIB
+from colocate.verdict.predicted_peak import PeakRange
 
 # Exact bin packing tries every set of items that may share a card: three a card and twelve items take 0.1 s.
 MOST_FOR_EXACT = 12

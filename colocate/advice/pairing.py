@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count, product
 
-from colocate.advice.sharing import Solo
-from colocate.foresight import Answer, answer_of
-from colocate.prediction import PeakRange
+from colocate.advice.forecast import Answer, answer_of
+from colocate.advice.solo_profiles import Solo
+from colocate.verdict.predicted_peak import PeakRange
 
 # Where the study's twelve groups change from one tier to the next: 2000 and 3000 MiB are the smallest of "low" and
 # "medium", 4000 the largest of "medium", all below its limit of 7500 MiB. Another card has the same shares.

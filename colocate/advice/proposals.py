@@ -1,6 +1,6 @@
 """What could be tried where a group does not fit, in order of cost: each thing to try as a change that can be made.
 
-Pure: group, evidence and catalog in, proposals out. What a proposal would bring is `colocate.advice.outlook`'s
+Pure: group, evidence and catalog in, proposals out. What a proposal would bring is `advice.proposal_forecasts`'s
 business, how it is shown the report's.
 """
 
@@ -9,15 +9,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from colocate.catalog import Catalog, Training
-from colocate.catalog_file import Hyperparameter, Value
 from colocate.errors import PlanError
-from colocate.evidence import Allocator, Evidence, Member, Role
-from colocate.peaks import own_peak_bytes
-from colocate.plan import Group
-from colocate.prediction import PeakRange, member_range
+from colocate.plan.catalog import Catalog, Training
+from colocate.plan.catalog_schema import Hyperparameter, Value
+from colocate.plan.overrides import Change, option_text, varied
+from colocate.plan.plan import Group
+from colocate.plan.roles import Role
+from colocate.results.schema import Record
 from colocate.units import MIB, format_mib
-from colocate.variant import Change, option_text, varied
+from colocate.verdict.evidence import Allocator, Evidence, Member
+from colocate.verdict.measured_peak import own_peak_bytes
+from colocate.verdict.predicted_peak import PeakRange, member_range
+
+# What more or less memory can mend. A foreground that failed for another reason has no remedy here.
+MEMORY = frozenset({"foreground_out_of_memory", "background_out_of_memory", "peak_over_limit"})
+
+# Reasons that a smaller appetite can take away. A failed program or a full host is another matter.
+TOO_MUCH = MEMORY | {"peak_between_samples", "undecided"}
 
 # Memory that the allocator keeps but no tensor uses; below this, expandable segments have nothing to gain.
 FRAGMENTS_BYTES = 256 * MIB
@@ -311,3 +319,8 @@ def _of_model(group: Group, settings: _Settings, model: str, size: int | None) -
     why = "in its place" + (f", without {', '.join(lost)}" if lost else "")
     why += f"; it needed {format_mib(size)} in this run" if size is not None else ""
     return Step(change, f'"model": {json.dumps(model)}', why)
+
+
+def is_unfit(record: Record) -> bool:
+    """A group that needed too much of the card's memory, or may have; less memory helps nothing else."""
+    return not TOO_MUCH.isdisjoint(record["codes"])

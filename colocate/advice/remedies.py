@@ -8,24 +8,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from colocate.advice import by_group
-from colocate.advice.proposals import Proposal, Step, proposals
-from colocate.catalog import Catalog
-from colocate.device.opening import Card
-from colocate.evidence import Evidence
-from colocate.foresight import Answer
-from colocate.plan import Group
-from colocate.record import read_bare_evidence
-from colocate.resume import decide, take_up
-from colocate.run_directory import GroupDirectory, RunDirectory
-from colocate.series import Attempt, read_attempt
-from colocate.variant import rewritten, varied
-from colocate.verdict import Outcome, Verdict
+from colocate.advice.forecast import Answer
+from colocate.advice.proposals import MEMORY, Proposal, Step, proposals
+from colocate.device.acquire import Card
+from colocate.harness.resume import decide, take_up
+from colocate.plan.catalog import Catalog
+from colocate.plan.overrides import rewritten, varied
+from colocate.plan.plan import Group
+from colocate.results import advice_files
+from colocate.results.attempts import Attempt, read_attempt
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.record import read_bare_evidence
+from colocate.verdict.evidence import Evidence
+from colocate.verdict.rules import Outcome, Verdict
 
 KIND = "remedies"
 
-# What more or less memory can mend. A foreground that failed for another reason has no remedy here.
-MEMORY = frozenset({"foreground_out_of_memory", "background_out_of_memory", "peak_over_limit"})
 
 # Trials of one group, each as long as the group: what fits by prediction mostly holds at once.
 MOST_TRIALS = 4
@@ -142,7 +140,7 @@ class Remedies:
         """
         if self.side.path.exists():
             take_up(self.side)
-        predicted = by_group.read(self.run.proposals)
+        predicted = advice_files.read(self.run.proposals)
         for group, directory in wanted:
             tried = self._try(group, directory, predicted.get(group.id, {}))
             if tried is not None:
@@ -175,8 +173,8 @@ class Remedies:
         return Trial(candidate, changed, attempt, attempt.verdict, kept=False)
 
     def _write(self, found: Remedied) -> None:
-        entries = {**by_group.read(self.run.remedies), found.group.id: self._document(found)}
-        by_group.write(self.run.remedies, entries)
+        entries = {**advice_files.read(self.run.remedies), found.group.id: self._document(found)}
+        advice_files.write(self.run.remedies, entries)
 
     def _document(self, found: Remedied) -> dict[str, Any]:
         remedy = found.remedy

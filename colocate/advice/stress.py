@@ -11,18 +11,19 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from colocate.advice.search import Search
-from colocate.device import Basis, Device
-from colocate.device.opening import smaller
+from colocate.advice.bisection import Search
+from colocate.advice.forecast import Answer
+from colocate.device.acquire import smaller
+from colocate.device.base import Basis, Device
 from colocate.errors import ColocateError
-from colocate.evidence import ROLES
-from colocate.foresight import Answer
-from colocate.plan import Group
-from colocate.run_directory import GroupDirectory, RunDirectory, make_folder, read_json, write_json
-from colocate.series import Attempt
-from colocate.trial import attempt_on
+from colocate.files import make_folder, read_json, write_json
+from colocate.harness.attempt import attempt_on
+from colocate.plan.plan import Group
+from colocate.plan.roles import ROLES
+from colocate.results.attempts import Attempt
+from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.units import MIB, format_mib
-from colocate.verdict import Stability, stability
+from colocate.verdict.rules import Stability, stability
 
 KIND = "stress"
 ROLE = "stress"

@@ -6,13 +6,13 @@ What it reports is a prediction: the memory is that of a simulated allocator, an
 import os
 from pathlib import Path
 
-from colocate.device import DeviceInfo, DeviceProcess, Memory, Vitals
+from colocate.device.base import DeviceInfo, DeviceProcess, Memory, Vitals
 from colocate.errors import DeviceError
-from colocate.probe.card import VirtualCard
+from colocate.probe.virtual_gpu.card import VirtualCard
 
 
 class VirtualDevice:
-    """A `colocate.device.Device` over a virtual card's state file.
+    """A `colocate.device.base.Device` over a virtual card's state file.
 
     Raises:
         DeviceError: the state file is missing or no virtual card.

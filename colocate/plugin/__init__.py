@@ -6,7 +6,7 @@ exist: the other modules are registered in `pytest_configure`, and not at all fo
 
 import pytest
 
-from colocate.plugin import configuration
+from colocate.plugin import session
 from colocate.plugin.options import add_options
 
 
@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Called by xdist for ``-n auto``, before anything is configured; None leaves the number to xdist."""
-    if not configuration.collects_cases(config) or configuration.only_looks(config):
+    if not session.collects_cases(config) or session.only_looks(config):
         return None
     from colocate.plugin import workers
 
@@ -28,12 +28,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Called by pytest to run its command; ``--explain`` is one of its own."""
-    if not configuration.collects_cases(config):
+    if not session.collects_cases(config):
         return None
     from colocate.plugin import workers
 
     if workers.are_elsewhere(config):
-        from colocate.plugin.queued import Replacing
+        from colocate.plugin.slurm_session import Replacing
 
         config.pluginmanager.register(Replacing(), "colocate-replacing")
     if not config.option.explain:
@@ -46,16 +46,16 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Called by pytest in every process once the arguments are read."""
-    if not configuration.collects_cases(config):
+    if not session.collects_cases(config):
         return
-    session = configuration.start(config)
+    current = session.start(config)
     from colocate.plugin import (
-        cards,
-        carrying,
+        archive,
         collection,
+        completeness,
+        devices,
         github,
-        ledger,
-        outcome,
+        outcomes,
         page,
         progress,
         proposals,
@@ -65,23 +65,23 @@ def pytest_configure(config: pytest.Config) -> None:
         workers,
     )
 
-    workers.prepare(config, session)
+    workers.prepare(config, current)
     # pluggy calls what was registered last first, and each of these needs what those above it have decided here. So at
     # the end of a session proposals are made, then remedies tried, then the page is written, which shows both.
     modules = (
-        cards,
+        devices,
         run_record,
         resume,
-        outcome,
+        outcomes,
         collection,
         workers,
-        ledger,
+        completeness,
         page,
         progress,
         remedies,
         proposals,
         github,
-        carrying,
+        archive,
     )
     for module in modules:
         module.register(config)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from colocate.plugin import selection
-from colocate.plugin.configuration import group_of, is_worker, lasting
+from colocate.plugin.session import group_of, is_worker, lasting
 
 SENTINEL = "__next__"
 

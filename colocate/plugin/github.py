@@ -2,9 +2,10 @@
 
 import pytest
 
-from colocate.plugin.configuration import Session, leads, session_of, terminal_of
-from colocate.report import github, page
-from colocate.report.stored import read_run
+from colocate.plugin.session import Session, leads, session_of, terminal_of
+from colocate.report import github
+from colocate.report.html import page
+from colocate.results.reader import read_run
 
 
 class GitHub:

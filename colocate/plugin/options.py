@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from colocate import arguments
+from colocate.cli import arguments
 from colocate.errors import ColocateError
 from colocate.plugin import stress, worth
 
@@ -100,7 +100,7 @@ def card(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: the text is neither.
     """
-    from colocate.cards import known_card  # pydantic costs 150 ms, which `pytest tests` need not pay
+    from colocate.plan.gpu_models import known_card
 
     try:
         known_card(text)

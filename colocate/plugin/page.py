@@ -1,6 +1,6 @@
 """The pytest-html page and ``summary.csv`` of a run, both rebuilt from what was recorded; plain ``pytest`` writes them.
 
-Only the controller writes. The parts of the page are `colocate.report.page`'s.
+Only the controller writes. The parts of the page are `colocate.report.html.page`'s.
 """
 
 import contextlib
@@ -16,12 +16,14 @@ import pytest
 
 from colocate import __version__
 from colocate.errors import ColocateError
-from colocate.plugin.configuration import Session, folder, group_of, leads, session_of, warn
-from colocate.report import journal, page
-from colocate.report.slim import LARGE
-from colocate.report.stored import read_run
-from colocate.report.summary import Summary
-from colocate.run_directory import RunDirectory, make_folder, write_text
+from colocate.files import make_folder, write_text
+from colocate.plugin.session import Session, folder, group_of, leads, session_of, warn
+from colocate.report.html import page
+from colocate.report.summary_csv import Summary
+from colocate.results import journal
+from colocate.results.layout import RunDirectory
+from colocate.results.reader import read_run
+from colocate.results.slim import LARGE
 
 # What pytest-metadata may show of the machine: an allow-list, for its own redaction fails under xdist.
 _SHOWN = ("Python", "Platform", "Packages", "Plugins")

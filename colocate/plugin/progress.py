@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 
-from colocate import live
-from colocate.plan import Group
-from colocate.plugin import internals
-from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of, terminal_of
-from colocate.plugin.outcome import Record
-from colocate.report.estimate import Estimate, estimate
-from colocate.report.words import basis_of, judged_text, line_of, over_budget_text, plural
-from colocate.screen import Screen, Through
-from colocate.units import format_mib, format_size
-from colocate.verdict import Outcome
+from colocate.plan.plan import Group
+from colocate.plugin import private_api
+from colocate.plugin.outcomes import Record
+from colocate.plugin.session import Session, folder, group_of, is_worker, only_looks, session_of, terminal_of
+from colocate.report import status_line
+from colocate.report.terminal import Screen, Through
+from colocate.results import status
+from colocate.results.durations import Estimate, estimate
+from colocate.results.text import basis_of, judged_text, line_of, over_budget_text
+from colocate.units import format_mib, format_size, plural
+from colocate.verdict.rules import Outcome
 
 # How often what changes is drawn again on a terminal; elsewhere a line comes every --progress seconds.
 REDRAW_S = 1.0
@@ -64,7 +65,7 @@ class Progress:
         lines = header(self.config, self.session)
         if self.terminal is None or not self.terminal.isatty:
             return lines
-        return [part for line in lines for part in folded(line, internals.width_of(self.terminal) - 1)]
+        return [part for line in lines for part in folded(line, private_api.width_of(self.terminal) - 1)]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self) -> None:
@@ -114,7 +115,7 @@ class Progress:
             widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
             for cells in rows:
                 padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True) if width]
-                yield _cut("  ".join(padded).rstrip(), internals.width_of(self.terminal) - 1)
+                yield _cut("  ".join(padded).rstrip(), private_api.width_of(self.terminal) - 1)
         together = self._side_by_side or 1
         decisions = self.session.decisions
         to_run = [g.id for g in self.session.selected if g.id not in decisions or decisions[g.id].kept is None]
@@ -147,7 +148,7 @@ class Progress:
         self.screen = Screen()
         every_s = REDRAW_S if self.screen.moves else float(self.config.option.progress)
         if every_s > 0:
-            internals.write_through(self.terminal, Through(internals.stream_of(self.terminal), self.screen))
+            private_api.write_through(self.terminal, Through(private_api.stream_of(self.terminal), self.screen))
             self.ticker = threading.Thread(target=self._tick, args=(every_s,), name="colocate-progress", daemon=True)
             self.ticker.start()
 
@@ -166,20 +167,20 @@ class Progress:
 
     def _running_lines(self, width: int) -> list[str]:
         assert self.session.run_directory is not None, "a session that runs groups has a run directory"
-        waiting = live.waiting(self.session.run_directory.path)
+        waiting = status_line.waiting(self.session.run_directory.path)
         running = dict(self.running)
-        seen = live.running(self.session.run_directory.path, self.folders)
+        seen = status.running(self.session.run_directory.path, self.folders)
         states = [state for state in seen if state.group in running]
-        lines = [live.line_of(state, self.estimate.seconds.get(state.group), width) for state in states]
+        lines = [status_line.line_of(state, self.estimate.seconds.get(state.group), width) for state in states]
         told = {state.group for state in states}
         now = time.monotonic()
-        lines += [f"{name}  {live.clock(now - since)}" for name, since in running.items() if name not in told]
+        lines += [f"{name}  {status_line.clock(now - since)}" for name, since in running.items() if name not in told]
         if not self.session.selected:
             return waiting
         return [
             *lines,
             *waiting,
-            live.status(len(self.finished), len(self.session.selected), len(running), self._left_s(running)),
+            status_line.status(len(self.finished), len(self.session.selected), len(running), self._left_s(running)),
         ]
 
     def _left_s(self, running: dict[str, float]) -> float | None:
@@ -205,9 +206,9 @@ class Progress:
             self.ticker.join()
             self.ticker = None
         if self.screen is not None:
-            stream = None if self.terminal is None else internals.stream_of(self.terminal)
+            stream = None if self.terminal is None else private_api.stream_of(self.terminal)
             if isinstance(stream, Through):
-                internals.write_through(self.terminal, stream.stream)
+                private_api.write_through(self.terminal, stream.stream)
             self.screen.close()
             self.screen = None
 
@@ -245,7 +246,7 @@ class Progress:
         lines = [(f"{count} {line_of(record)}", colour)]
         indent = " " * (len(count) + 1)
         reasons = textwrap.wrap(
-            "; ".join(record["reasons"]), max(40, internals.width_of(self.terminal) - len(indent) - 1)
+            "; ".join(record["reasons"]), max(40, private_api.width_of(self.terminal) - len(indent) - 1)
         )
         told = [text for text in record["warnings"] if text.startswith(_CLIFF)]
         told += [f"worth it? {record['worth']}"] if record.get("worth") else []
@@ -278,7 +279,7 @@ class Progress:
 
 def _planned(group: Group, seconds: float | None) -> tuple[str, ...]:
     """A group before it starts: how long it takes, what it may need and what it is."""
-    takes = "" if seconds is None else live.clock(seconds)
+    takes = "" if seconds is None else status_line.clock(seconds)
     needs = "" if group.expected_bytes is None else f"expects {format_mib(group.expected_bytes):>8}"
     return group.id, takes, group.tier or "", needs, " + ".join(training.name for training in group.trainings)
 
@@ -336,8 +337,9 @@ def _longest(records: Iterable[Record]) -> Iterator[str]:
     timed = [record for record in records if record.get("duration_s") and not record.get("kept")]
     timed.sort(key=lambda record: -record["duration_s"])
     if len(timed) > 1:
-        named = ", ".join(f"{record['group']} {live.clock(record['duration_s'])}" for record in timed[:4])
-        yield f"{live.clock(sum(record['duration_s'] for record in timed))} in {len(timed)} groups; longest {named}"
+        named = ", ".join(f"{record['group']} {status_line.clock(record['duration_s'])}" for record in timed[:4])
+        total = status_line.clock(sum(record["duration_s"] for record in timed))
+        yield f"{total} in {len(timed)} groups; longest {named}"
 
 
 def shown_path(config: pytest.Config, path: Path) -> str:

@@ -4,13 +4,13 @@ import textwrap
 
 import pytest
 
-from colocate.advice.outlook import Outlook, advise
-from colocate.foresight import Answer
-from colocate.plan import Group
-from colocate.plugin.configuration import Session, leads, say, session_of, warn
+from colocate.advice.forecast import Answer
+from colocate.advice.proposal_forecasts import Outlook, advise
+from colocate.advice.proposals import is_unfit
+from colocate.harness.simulation import Cache
+from colocate.plan.plan import Group
+from colocate.plugin.session import Session, leads, say, session_of, warn
 from colocate.plugin.signals import skippable
-from colocate.rehearsal import Cache
-from colocate.report.unfit import is_unfit
 from colocate.units import span_text
 
 REMEDY_BUDGET_S = 600.0

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
-from colocate.device.opening import Card, as_asked
-from colocate.plan import Group
-from colocate.plugin.configuration import Session, leads, say, session_of, warn
-from colocate.quarantine import Quarantine
-from colocate.report.words import peak_text
-from colocate.run_directory import GroupDirectory, RunDirectory
-from colocate.series import Attempt
-from colocate.trial import Trials
+from colocate.device.acquire import Card, as_asked
+from colocate.device.quarantine import Quarantine
+from colocate.harness.attempt import Trials
+from colocate.plan.plan import Group
+from colocate.plugin.session import Session, leads, say, session_of, warn
+from colocate.results.attempts import Attempt
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.text import peak_text
 
 
 class Remedying:

@@ -8,19 +8,20 @@ from typing import Any, Literal
 
 import pytest
 
-from colocate.device.opening import Card
+from colocate.device.acquire import Card
 from colocate.errors import ColocateError
-from colocate.plan import Group
-from colocate.plugin import cards, configuration
-from colocate.plugin.configuration import Session, folder, group_of, is_worker, only_looks, session_of
-from colocate.plugin.outcome import Record, properties, record_of
-from colocate.processes import boot_id
-from colocate.report.stored import read_run
-from colocate.report.tally import AGAIN
-from colocate.resume import Decision, decide, essentials, find_run, take_up, told
-from colocate.run_directory import GroupDirectory, RunDirectory, read_json, write_json
-from colocate.series import Settled, read_attempt, settled_groups
-from colocate.verdict import Outcome
+from colocate.files import read_json, write_json
+from colocate.harness.resume import Decision, decide, essentials, find_run, take_up, told
+from colocate.plan.plan import Group
+from colocate.plugin import devices, session
+from colocate.plugin.outcomes import Record, properties, record_of
+from colocate.plugin.session import Session, folder, group_of, is_worker, only_looks, session_of
+from colocate.process.procfs import boot_id
+from colocate.results.attempts import Settled, read_attempt, settled_groups
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.reader import read_run
+from colocate.verdict.plan_verdict import AGAIN
+from colocate.verdict.rules import Outcome
 
 _PHASES: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
 
@@ -93,7 +94,7 @@ def _sendable(decision: Decision) -> dict[str, Any]:
 
 def _received(config: pytest.Config) -> Iterator[Decision]:
     """What the controller of this worker decided."""
-    run, sent = configuration.run_directory_of(config), config.workerinput["colocate_decisions"]  # type: ignore[attr-defined]
+    run, sent = session.run_directory_of(config), config.workerinput["colocate_decisions"]  # type: ignore[attr-defined]
     found = settled_groups(run, essentials) if any(one["kept"] for one in sent) else {}
     for one in sent:
         done = tuple(read_attempt(GroupDirectory(run.path / name)) for name in one["done"])
@@ -177,10 +178,10 @@ def explain(config: pytest.Config) -> int:
     Raises:
         pytest.UsageError: plan or run cannot be used.
     """
-    session = configuration.start(config)
+    current = session.start(config)
     try:
-        run = find_run(folder(config, "results", session.home), config.option.resume or "", session.plan.name)
-        decisions = decide(run, session.plan.groups, _cards(config, session), early=config.option.until_decided)
+        run = find_run(folder(config, "results", current.home), config.option.resume or "", current.plan.name)
+        decisions = decide(run, current.plan.groups, _cards(config, current), early=config.option.until_decided)
     except ColocateError as error:
         raise pytest.UsageError(str(error)) from error
     print(f"run: {run.path}")
@@ -191,7 +192,7 @@ def explain(config: pytest.Config) -> int:
 
 def _cards(config: pytest.Config, session: Session) -> tuple[Card, ...]:
     try:
-        return cards.find(config, session.plan.limits.card_bytes).free
+        return devices.find(config, session.plan.limits.card_bytes).free
     except pytest.UsageError:  # busy or missing: then the cards are no reason
         return ()
 

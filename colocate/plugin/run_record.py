@@ -13,11 +13,12 @@ import pytest
 
 from colocate import __version__
 from colocate.errors import ColocateError
-from colocate.plan import Plan
-from colocate.plugin import cards, resume
-from colocate.plugin.configuration import Session, folder, is_worker, only_looks, session_of
-from colocate.processes import boot_id
-from colocate.run_directory import RunDirectory, write_json
+from colocate.files import write_json
+from colocate.plan.plan import Plan
+from colocate.plugin import devices, resume
+from colocate.plugin.session import Session, folder, is_worker, only_looks, session_of
+from colocate.process.procfs import boot_id
+from colocate.results.layout import RunDirectory
 
 SCHEMA = 1
 
@@ -47,7 +48,7 @@ def run_record(config: pytest.Config, session: Session) -> dict[str, Any]:
         "boot_id": boot_id(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "plan": plan_record(session.plan),
-        "card": {"choice": session.choice, "cards": [cards.sendable(card) for card in session.cards]},
+        "card": {"choice": session.choice, "cards": [devices.sendable(card) for card in session.cards]},
         "arguments": [str(argument) for argument in config.invocation_params.args],
         "versions": {"colocate": __version__, "python": platform.python_version(), "pytest": pytest.__version__},
     }

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from colocate import arguments
+from colocate.cli import arguments
 from colocate.errors import ColocateError
 from colocate.units import format_mib
 
 if TYPE_CHECKING:
-    from colocate.device import Device
-    from colocate.plan import Group
-    from colocate.plugin.outcome import Record
-    from colocate.series import Settled
+    from colocate.device.base import Device
+    from colocate.plan.plan import Group
+    from colocate.plugin.outcomes import Record
+    from colocate.results.attempts import Settled
 
 DEFAULT = "64MB"
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from colocate.device.opening import Card, as_asked
+from colocate.device.acquire import Card, as_asked
+from colocate.device.quarantine import Quarantine
 from colocate.errors import ColocateError
-from colocate.plugin import cards
-from colocate.plugin.configuration import Session, group_of, leads, session_of
-from colocate.plugin.elsewhere import Elsewhere
-from colocate.plugin.internals import xdist_session
+from colocate.plugin import devices
+from colocate.plugin.private_api import xdist_session
 from colocate.plugin.scheduler import OneGroupAtATime
-from colocate.quarantine import Quarantine
+from colocate.plugin.session import Session, group_of, leads, session_of
+from colocate.plugin.slurm_workers import Elsewhere
 from colocate.units import GIB
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -35,7 +35,7 @@ def num_workers(config: pytest.Config) -> int:
     """
     if are_elsewhere(config):
         return elsewhere_of(config).most_workers
-    found = cards.find(config, card_bytes=8 * GIB).free  # the plan is not read yet, and only the number matters
+    found = devices.find(config, card_bytes=8 * GIB).free  # the plan is not read yet, and only the number matters
     if found[0].kind == "virtual":
         return max(1, len(os.sched_getaffinity(0)) // 2)  # a group is two trainings
     return len(found)
@@ -64,7 +64,7 @@ def elsewhere_of(config: pytest.Config) -> Elsewhere:
 
 
 def prepare(config: pytest.Config, session: Session) -> None:
-    """Tell xdist, before it is configured, that there are workers; which they are is `colocate.plugin.queued`'s."""
+    """Tell xdist, before it is configured, that there are workers; which they are is `plugin.slurm_session`'s."""
     option = config.option
     if option.slurm and not option.on and leads(config):  # a worker is told of the one and not the other
         raise pytest.UsageError(f"--slurm: expected --on=slurm beside it, got {option.slurm!r} alone")
@@ -110,8 +110,8 @@ class Workers:
         directory = self.session.run_directory
         assert directory is not None, "a session with workers runs groups"
         node.workerinput["colocate_run"] = str(directory.path)
-        node.workerinput["colocate_card"] = cards.sendable(self._card_of(node))
-        node.workerinput["colocate_cards"] = [cards.sendable(card) for card in self._bound or self.session.cards]
+        node.workerinput["colocate_card"] = devices.sendable(self._card_of(node))
+        node.workerinput["colocate_cards"] = [devices.sendable(card) for card in self._bound or self.session.cards]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> OneGroupAtATime:

@@ -8,10 +8,10 @@ import pytest
 from colocate.errors import ColocateError
 
 if TYPE_CHECKING:
-    from colocate.device import Device
-    from colocate.plan import Group
-    from colocate.plugin.outcome import Record
-    from colocate.series import Settled
+    from colocate.device.base import Device
+    from colocate.plan.plan import Group
+    from colocate.plugin.outcomes import Record
+    from colocate.results.attempts import Settled
 
 _log = logging.getLogger("colocate")
 
@@ -30,7 +30,7 @@ def compared(config: pytest.Config, device: "Device", group: "Group", settled: "
 
     What goes wrong here costs the answer, never the verdict.
     """
-    from colocate.advice.references import Cache, settle
+    from colocate.advice.solo_runs import Cache, settle
 
     if not config.getoption("worth") or not settled.verdict.feasible or group.background is None:
         return record

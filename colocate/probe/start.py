@@ -67,7 +67,7 @@ def _emulate(torch: ModuleType, card: str) -> None:
     record = Record(os.environ.get(PROBE), "virtual", torch.__version__)
     record.fields.update(context_bytes=None, batches_per_pass=None, passes_cut=0, convolutions=False, unsupported=None)
     try:
-        from .emulation import emulate
+        from .virtual_gpu.emulation import emulate
 
         batches = os.environ.get(BATCHES_PER_PASS)
         emulate(card, record, watcher, int(batches) if batches else None)

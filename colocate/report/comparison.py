@@ -4,12 +4,13 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from colocate.evidence import ROLES
-from colocate.report.markup import Html, el, scrolling_table
-from colocate.report.stored import Row, mapping
-from colocate.report.words import Record, colour, duration_text, is_early, judged_text, outcome_text, peak_text, plural
-from colocate.units import MIB, format_mib, to_mib
-from colocate.verdict import Outcome
+from colocate.plan.roles import ROLES
+from colocate.report.html.elements import Html, el, scrolling_table
+from colocate.results.reader import Row, mapping
+from colocate.results.schema import Record
+from colocate.results.text import colour, is_early, judged_text, outcome_text, peak_text
+from colocate.units import MIB, duration_text, format_mib, plural, to_mib
+from colocate.verdict.rules import Outcome
 
 # Peaks of two runs of the same group wander by some MiB; below this they count as the same.
 SAME_BYTES = MIB

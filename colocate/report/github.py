@@ -8,18 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from colocate.report.comparison import SAME_BYTES, Change, Comparison, settings_text, summary
-from colocate.report.stored import Part
-from colocate.report.words import (
-    Record,
-    duration_text,
-    headroom_text,
-    judged_text,
-    outcome_text,
-    over_budget_bytes,
-    peak_text,
-)
-from colocate.units import format_mib, to_mib
-from colocate.verdict import Outcome
+from colocate.results.reader import Part
+from colocate.results.schema import Record
+from colocate.results.text import headroom_text, judged_text, outcome_text, over_budget_bytes, peak_text
+from colocate.units import duration_text, format_mib, to_mib
+from colocate.verdict.rules import Outcome
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 ACTIONS = "GITHUB_ACTIONS"

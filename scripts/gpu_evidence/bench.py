@@ -6,15 +6,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from colocate.cards import card_of_size
-from colocate.catalog import Catalog, Training
-from colocate.device import Device, DeviceInfo
-from colocate.device.nvidia import NvidiaDevice, is_simulated
-from colocate.device.opening import Card, new_virtual
-from colocate.plan import Group, Plan
-from colocate.run_directory import RunDirectory, read_json, write_json
-from colocate.series import Attempt
-from colocate.trial import Trials
+from colocate.device.acquire import Card, new_virtual
+from colocate.device.base import Device, DeviceInfo
+from colocate.device.nvml import NvidiaDevice, is_simulated
+from colocate.files import read_json, write_json
+from colocate.harness.attempt import Trials
+from colocate.plan.catalog import Catalog, Training
+from colocate.plan.gpu_models import card_of_size
+from colocate.plan.plan import Group, Plan
+from colocate.results.attempts import Attempt
+from colocate.results.layout import RunDirectory
 from colocate.units import GIB
 
 # The virtual stand-in for a large card.

@@ -11,12 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from colocate.device.opening import Card
-from colocate.plan import load_plan
-from colocate.probe.card import VirtualCard
-from colocate.processes import with_cookie
-from colocate.run_directory import RunDirectory
-from colocate.trial import Trials
+from colocate.device.acquire import Card
+from colocate.harness.attempt import Trials
+from colocate.plan.plan import load_plan
+from colocate.probe.virtual_gpu.card import VirtualCard
+from colocate.process.procfs import with_cookie
+from colocate.results.layout import RunDirectory
 from gpu_evidence.bench import Bench
 
 LOOKS_S = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0)

@@ -15,10 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from colocate import environment
-from colocate.catalog import Training
-from colocate.monitor import Monitor
-from colocate.runner import Command, Process, start
+from colocate.harness import environment
+from colocate.harness.sampler import Monitor
+from colocate.plan.catalog import Training
+from colocate.process.runner import Command, Process, start
 from gpu_evidence.bench import Bench, distinct, shortened
 
 TARGET = 0.005

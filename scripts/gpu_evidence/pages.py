@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from colocate.errors import ColocateError
-from colocate.recordings import read_trace
-from colocate.report.page import Report, document
-from colocate.report.stored import read_run
-from colocate.report.timeline import downsampled
-from colocate.run_directory import write_json, write_text
+from colocate.files import write_json, write_text
+from colocate.report.html.memory_chart import downsampled
+from colocate.report.html.page import Report, document
+from colocate.results.reader import read_run
+from colocate.results.trace_files import read_trace
 from colocate.units import format_mib
 from gpu_evidence.bench import Bench
 from gpu_evidence.units import file_name

@@ -7,15 +7,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from colocate.cards import known_card
-from colocate.catalog import load_catalog
-from colocate.device import DeviceInfo
-from colocate.device.choice import choose_device
-from colocate.device.nvidia import NvidiaDevice
-from colocate.device.opening import Card
+from colocate.device.acquire import Card
+from colocate.device.base import DeviceInfo
+from colocate.device.nvml import NvidiaDevice
+from colocate.device.select import choose_device
 from colocate.errors import ColocateError
-from colocate.plan import load_plan
-from colocate.run_directory import safe_name, write_json
+from colocate.files import safe_name, write_json
+from colocate.plan.catalog import load_catalog
+from colocate.plan.gpu_models import known_card
+from colocate.plan.plan import load_plan
 from gpu_evidence import pages
 from gpu_evidence.bench import WHOLE_VIRTUAL_BYTES, Bench, stored
 from gpu_evidence.units import CUT, DONE, Result, Unit, file_name, units

@@ -9,9 +9,9 @@ import time
 from contextlib import closing
 from typing import Any
 
-from colocate.evidence import Sample
-from colocate.monitor import Monitor
+from colocate.harness.sampler import Monitor
 from colocate.units import MIB
+from colocate.verdict.evidence import Sample
 from gpu_evidence.bench import Bench
 from gpu_evidence.overhead import _running, _wait_for_steps, subject
 

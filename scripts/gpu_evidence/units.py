@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from colocate import __version__
-from colocate.cards import VIRTUAL, card_called, card_of_size, table
-from colocate.foresight import forecast, keyed, needed, program_of
-from colocate.plan import Group
-from colocate.rehearsal import rehearse
-from colocate.series import Attempt
-from colocate.variant import alone
-from colocate.versions import packages
+from colocate.advice.forecast import forecast, keyed, needed, program_of
+from colocate.harness.simulation import rehearse
+from colocate.plan.gpu_models import VIRTUAL, card_called, card_of_size, table
+from colocate.plan.overrides import alone
+from colocate.plan.plan import Group
+from colocate.results.attempts import Attempt
+from colocate.results.versions import packages
 from gpu_evidence import kill, overhead, smi
 from gpu_evidence.bench import Bench, distinct, is_ours, shortened
 
@@ -78,7 +78,7 @@ def _ordered(groups: list[Group]) -> list[Group]:
 
 def machine(bench: Bench) -> Result:
     """The doctor's findings, versions, and what nvidia-smi says."""
-    doctor = _said([sys.executable, "-m", "colocate.cli", "doctor", f"--plan={bench.plan.path}"], bench)
+    doctor = _said([sys.executable, "-m", "colocate", "doctor", f"--plan={bench.plan.path}"], bench)
     found: Result = {
         "state": DONE,
         "card": bench.info.name,

@@ -16,22 +16,22 @@ from typing import Any
 
 import builders
 
-from colocate import live
-from colocate.catalog import Training, load_catalog
 from colocate.errors import ColocateError, PlanError
-from colocate.events import EventReader
-from colocate.heartbeat import QUEUE
-from colocate.plan import Group, Limits, load_plan
-from colocate.record import write_record
-from colocate.report import journal
-from colocate.report.following import Following
-from colocate.report.page import Report, document
-from colocate.report.stored import parts, read_run
-from colocate.report.summary import write_summary
-from colocate.resume import decide, find_run
-from colocate.run_directory import GroupDirectory, RunDirectory, write_json
-from colocate.verification import verify
-from colocate.watch import Watch
+from colocate.files import write_json
+from colocate.harness.resume import decide, find_run
+from colocate.harness.training_events import EventReader
+from colocate.harness.training_monitor import Watch
+from colocate.plan.catalog import Training, load_catalog
+from colocate.plan.plan import Group, Limits, load_plan
+from colocate.report.follow import Following
+from colocate.report.html.page import Report, document
+from colocate.report.summary_csv import write_summary
+from colocate.results import journal, status
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.progress_file import QUEUE
+from colocate.results.reader import parts, read_run
+from colocate.results.record import write_record
+from colocate.results.verify import verify
 
 Target = Callable[[bytes, Path], None]
 
@@ -127,10 +127,10 @@ def heartbeat(data: bytes, folder: Path) -> None:
     _file(folder, directory.probe("foreground") / "7.json", data)
     (directory.run.path / QUEUE).parent.mkdir(exist_ok=True)
     _file(folder, directory.run.path / QUEUE, data)
-    assert all(isinstance(line, str) for line in live.waiting(directory.run.path))
-    for state in live.running(directory.run.path):
+    assert all(isinstance(line, str) for line in status.waiting(directory.run.path))
+    for state in status.running(directory.run.path):
         for width in (20, 200):
-            assert len(live.line_of(state, 10.0, width)) <= width
+            assert len(status.line_of(state, 10.0, width)) <= width
 
 
 TARGETS: dict[str, Target] = {

@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from colocate.runner import Command, start
+from colocate.process.runner import Command, start
 
 
 def main() -> None:

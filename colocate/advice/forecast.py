@@ -1,0 +1,114 @@
+"""What rehearsals say about a card: whether a training or a group fits.
+
+Arithmetic over `colocate.harness.simulation`; runs programs only through it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from colocate.errors import PlanError
+from colocate.harness.simulation import Parts, Program, Rehearsal
+from colocate.plan.catalog import Training
+from colocate.plan.plan import Group
+from colocate.verdict.predicted_peak import PeakRange
+
+
+class Answer(StrEnum):
+    """Whether a predicted peak stays below a limit."""
+
+    FITS = "fits"
+    UNDECIDED = "undecided"
+    DOES_NOT_FIT = "does not fit"
+    UNKNOWN = "not predicted"
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """One or more programs on one card at once; ``base_bytes`` is what the card holds without them.
+
+    ``refused`` is why nothing is said of a group at all: it is for another card than the one that is asked about.
+    """
+
+    name: str
+    members: tuple[Rehearsal, ...]
+    base_bytes: int
+    limit_bytes: int
+    refused: str | None = None
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why there is no prediction; empty where there is one."""
+        if self.refused is not None:
+            return (self.refused,)
+        return tuple(f"{one.name} {one.failure}" for one in self.members if one.failure is not None)
+
+    @property
+    def peak(self) -> PeakRange | None:
+        """The card's peak with all of them at theirs; None where one of them is not known."""
+        ranges = [one.peak for one in self.members if one.peak is not None]
+        if self.refused is not None or len(ranges) < len(self.members):
+            return None
+        return sum(ranges, start=PeakRange(self.base_bytes, self.base_bytes, self.base_bytes))
+
+    @property
+    def parts(self) -> Parts | None:
+        """What the peak is made of, without what the card holds anyway."""
+        known = [one.parts for one in self.members if one.parts is not None]
+        if self.refused is not None or len(known) < len(self.members):
+            return None
+        return sum(known[1:], start=known[0])
+
+    @property
+    def answer(self) -> Answer:
+        """Whether it stays below the limit."""
+        return answer_of(self.peak, self.limit_bytes)
+
+
+def answer_of(peak: PeakRange | None, limit_bytes: int) -> Answer:
+    """As a verdict is reached: the whole interval on one side of the limit, or undecided."""
+    if peak is None:
+        return Answer.UNKNOWN
+    if peak.high_bytes < limit_bytes:
+        return Answer.FITS
+    return Answer.DOES_NOT_FIT if peak.low_bytes >= limit_bytes else Answer.UNDECIDED
+
+
+def program_of(training: Training) -> Program:
+    """A training of a plan as a program, shortened as on the virtual card."""
+    return Program(training.name, tuple(training.command(rehearsal=True)), training.cwd, training.env)
+
+
+def needed(groups: Sequence[Group]) -> list[Training]:
+    """The different trainings of the groups that use the card, in order of their first appearance.
+
+    Raises:
+        PlanError: one of them cannot be run.
+    """
+    found: dict[Program, Training] = {}
+    for group in groups:
+        for training in group.trainings:
+            if training.uses_gpu:
+                found.setdefault(keyed(program_of(training)), training)
+    missing = [training.missing for training in found.values() if training.missing]
+    if missing:
+        raise PlanError(*missing)
+    return list(found.values())
+
+
+def forecast(group: Group, known: Mapping[Program, Rehearsal], base_bytes: int, limit_bytes: int) -> Forecast:
+    """A group out of its members' rehearsals."""
+    members = tuple(known[keyed(program_of(training))] for training in group.trainings if training.uses_gpu)
+    return Forecast(group.id, members, base_bytes, limit_bytes)
+
+
+def keyed(program: Program) -> Program:
+    """The same program, with an environment that can be part of a key."""
+    return replace(program, env=_Frozen(program.env))
+
+
+class _Frozen(dict[str, str]):
+    """Variables that can be part of a key."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))

@@ -1,0 +1,185 @@
+"""The plan that follows from a run: its recommended pairs as they stood in its plan, with full epochs."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from colocate.errors import ColocateError
+from colocate.files import read_json
+from colocate.plan.catalog import Catalog, load_catalog
+from colocate.plan.roles import ROLES
+from colocate.results.reader import Part, Row, StoredRun, mapping, parts
+from colocate.results.text import peak_text
+from colocate.units import to_mib
+from colocate.verdict.rules import Outcome
+
+LEFT_OUT = ("$schema", "catalog", "description", "not_run")  # of the plan that was run
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """A settings file that `colocate.plan.plan.load_plan` accepts, and what its reader should know."""
+
+    document: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def follow_up(run: StoredRun, folder: Path, classes: tuple[str, ...], epochs: int | None = None) -> FollowUp:
+    """The plan of a run's recommended pairs.
+
+    Args:
+        run: The run that recommends.
+        folder: Where the plan will lie; its paths start there.
+        classes: Of ``stable`` and ``usable``, those to take.
+        epochs: Epochs of every training; None takes the catalog's default, and where it has none leaves them out, which
+            is the program's own default.
+
+    Raises:
+        ColocateError: the run's plan cannot be read any more.
+    """
+    document, home = _plan_of(run)
+    recommended = {row.group: row for part in parts([run]) for row in what_next(part).recommended}
+    taken = {name: row for name, row in recommended.items() if row.record["stability"] in classes}
+    entries = list(_Entries(run, _catalog_of(run), home, folder, epochs).of(document, taken))
+    document = {key: value for key, value in document.items() if key not in LEFT_OUT}
+    document |= {
+        "experiment_name": f"{run.plan_name}_next"[:100],
+        "description": f"Pairs that {run.name} recommends for long runs, with full epochs.",
+        "experiments": entries,
+    }
+    if run.plan.get("catalog"):
+        document["catalog"] = os.path.relpath(str(run.plan["catalog"]), folder)
+    return FollowUp(document, list(_notes(parts([run]), taken, entries)))
+
+
+def _notes(found: list[Part], taken: Mapping[str, Row], entries: list[dict[str, Any]]) -> Iterator[str]:
+    if any(row.record["basis"] == "predicted" for row in taken.values()):
+        yield "these pairs are predicted to fit, on a simulated allocator; measure them with one epoch first"
+    if any("command" in mapping(entry.get(role)) or "command" in entry for entry in entries for role in ROLES):
+        yield "commands of your own are taken as they are; set their epochs yourself"
+    left = [name for part in found for row in part.counting if (name := row.group) not in taken]
+    if left:
+        yield f"left out: {', '.join(left)}"
+
+
+def _plan_of(run: StoredRun) -> tuple[dict[str, Any], Path]:
+    """The run's plan as a settings file, and the folder in which its paths start."""
+    path = Path(str(run.plan.get("path") or ""))
+    document = run.plan.get("document")
+    if document is None:
+        document = read_json(path)
+    if not isinstance(document, dict) or not isinstance(document.get("experiments"), list):
+        raise ColocateError(f"{run.path / 'run.json'}: expected the plan of the run, found none")
+    return document, path.parent
+
+
+def _catalog_of(run: StoredRun) -> Catalog | None:
+    """The catalog that the run was made with, where it still can be read."""
+    try:
+        return load_catalog(Path(str(run.plan["catalog"]))) if run.plan.get("catalog") else None
+    except (ColocateError, OSError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Makes the entries of the new plan out of those of the run's.
+
+    Args:
+        run: The run that recommends.
+        catalog: That of its plan.
+        home: The folder in which paths of its plan start.
+        folder: That in which paths of the new one start.
+        epochs: As in `follow_up`.
+    """
+
+    run: StoredRun
+    catalog: Catalog | None
+    home: Path
+    folder: Path
+    epochs: int | None
+
+    def of(self, document: dict[str, Any], taken: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+        """The entries of the groups that are taken, in the plan's order."""
+        ids = [str(name) for name in self.run.plan.get("groups") or ()]
+        for place, entry in enumerate(document["experiments"]):
+            name = entry.get("id") or (ids[place] if place < len(ids) else None)
+            if name in taken:
+                yield self._entry({"id": str(name), **entry}, taken[str(name)])
+
+    def _entry(self, entry: dict[str, Any], row: Row) -> dict[str, Any]:
+        """One pair: its id stays, so that the two runs can be compared."""
+        own = self._minutes(entry)
+        if own is not None:
+            entry["expected_minutes"] = own
+        if row.record["peak_bytes"] is not None:
+            entry["expected_memory"] = f"{to_mib(row.record['peak_bytes']):.0f}MB"
+        basis = row.record["basis"]
+        entry["note"] = f"{row.record['stability']}: {basis} peak {peak_text(row.record)} in {self.run.name}"
+        for role in ROLES:
+            if isinstance(entry.get(role), dict):
+                entry[role] = self._member(dict(entry[role]))
+        return self._member(entry)
+
+    def _member(self, member: dict[str, Any]) -> dict[str, Any]:
+        """A command starts in the folder of its plan unless told otherwise: from the new plan's it must be told."""
+        if "command" in member:
+            member["cwd"] = os.path.relpath(self.home / str(member.get("cwd") or "."), self.folder)
+        return self._at_full_length(member)
+
+    def _minutes(self, entry: Mapping[str, Any]) -> float | None:
+        """The plan's minutes for as many epochs as the foreground will have; None where one of them is not known."""
+        foreground = mapping(entry.get("foreground")) or entry
+        before = mapping(foreground.get("hyperparameters")).get("epochs")
+        after = mapping(self._at_full_length(dict(foreground)).get("hyperparameters")).get("epochs")
+        minutes = entry.get("expected_minutes")
+        known = all(isinstance(value, int | float) and value > 0 for value in (before, after, minutes))
+        return round(minutes * after / before, 2) if known and minutes and before and after else None
+
+    def _at_full_length(self, member: dict[str, Any]) -> dict[str, Any]:
+        """The member with all its epochs, where it is one of a catalog."""
+        hyperparameters = member.get("hyperparameters")
+        if not isinstance(hyperparameters, dict) or "epochs" not in hyperparameters:
+            return member
+        repository, model = str(member.get("repo")), str(member.get("model"))
+        supported = self.catalog.supported(repository, model) if self.catalog else {}
+        default = supported["epochs"].default if "epochs" in supported else None
+        wanted = self.epochs if self.epochs is not None else default
+        kept = {name: value for name, value in hyperparameters.items() if name != "epochs"}
+        member["hyperparameters"] = {"epochs": wanted, **kept} if isinstance(wanted, int) else kept
+        return member
+
+
+@dataclass(frozen=True)
+class Next:
+    """The pairs of a part by what is recommended for a long run."""
+
+    stable: tuple[Row, ...]
+    usable: tuple[Row, ...]
+    not_recommended: tuple[Row, ...]
+
+    @property
+    def recommended(self) -> tuple[Row, ...]:
+        """Those that a follow-up plan takes."""
+        return (*self.stable, *self.usable)
+
+
+def what_next(part: Part) -> Next:
+    """Feasible pairs by class: stable ones run alone, usable ones want an eye on them, the others stay apart."""
+    rows = part.counting
+    fits = [row for row in rows if row.record["outcome"] == Outcome.FEASIBLE]
+    stable = tuple(row for row in fits if row.record["stability"] == "stable")
+    usable = tuple(row for row in fits if row.record["stability"] == "usable")
+    taken = {row.group for row in (*stable, *usable)}
+    return Next(stable, usable, tuple(row for row in rows if row.group not in taken))
+
+
+def not_recommended_because(row: Row) -> str:
+    """Why a pair is not for long runs, in few words."""
+    outcome, class_ = row.record["outcome"], row.record["stability"]
+    if outcome == Outcome.FEASIBLE:
+        return f"fits, but {class_ or 'of no known class'}"
+    codes = ", ".join(row.record["codes"])
+    return f"{str(outcome).lower()}" + (f": {codes}" if codes else "")

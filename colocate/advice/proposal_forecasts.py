@@ -1,0 +1,328 @@
+"""What proposals are predicted to bring: their trainings rehearsed on a virtual card, the cheapest proposals first.
+
+Owns the search for the mildest setting that fits, and ``proposals.json`` of a run, from which page and commands show
+the same without running anything. What is proposed is `colocate.advice.proposals`' business.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+from colocate.advice.forecast import Answer, Forecast, keyed, program_of
+from colocate.advice.proposals import Proposal, Step, held_bytes, proposals
+from colocate.errors import PlanError
+from colocate.files import read_json
+from colocate.harness.simulation import Cache, Program, Rehearsal, rehearse
+from colocate.plan.catalog import Catalog, Training
+from colocate.plan.gpu_models import KnownCard, card_called, card_of_size, known_card
+from colocate.plan.overrides import varied
+from colocate.plan.plan import Group
+from colocate.plan.roles import ROLES, Role
+from colocate.results import advice_files
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.record import read_bare_evidence
+from colocate.verdict.evidence import Evidence
+from colocate.verdict.predicted_peak import member_range
+
+TIMEOUT_S = 600.0
+OUT_OF_TIME = "there was no time left to predict it"
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A proposal with what is predicted of it.
+
+    ``step`` is the mildest of its settings that is predicted to fit, else the last one tried; None where there is
+    nothing to try. Without a ``forecast`` the reason stands in ``why_not``.
+    """
+
+    proposal: Proposal
+    step: Step | None = None
+    forecast: Forecast | None = None
+    why_not: str | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """Whether the group is predicted to fit with it."""
+        return Answer.UNKNOWN if self.forecast is None else self.forecast.answer
+
+
+@dataclass
+class Predictor:
+    """Rehearses what it is asked about, as long as there is time; every program once.
+
+    Args:
+        card: The card whose figures the programs see.
+        until_t: Instant of `time.monotonic` after which nothing more is started; None is never.
+        cache: Where results of earlier calls are, and go.
+    """
+
+    card: KnownCard
+    until_t: float | None = None
+    cache: Cache | None = None
+    known: dict[Program, Rehearsal] = field(default_factory=dict)
+
+    def rehearsed(self, programs: Sequence[Program]) -> None:
+        """Rehearse these in their order, as many at once as there are processors, until the time is up.
+
+        Raises:
+            TrainingError: a program could not be started.
+        """
+        waiting = [one for one in dict.fromkeys(map(keyed, programs)) if one not in self.known]
+        at_once = os.cpu_count() or 1
+        while waiting and not self.is_over:
+            some, waiting = waiting[:at_once], waiting[at_once:]
+            found = rehearse(some, self.card, cache=self.cache, timeout_s=TIMEOUT_S)
+            self.known.update(zip(some, found, strict=True))
+
+    @property
+    def is_over(self) -> bool:
+        """The time is up."""
+        return self.until_t is not None and time.monotonic() >= self.until_t
+
+
+def card_of(evidence: Evidence) -> KnownCard:
+    """The card to rehearse on: that of the evidence, by its name where the table has it, else by its size."""
+    device = evidence.device
+    if device.kind == "virtual":
+        return card_called(device.name, device.total_bytes)
+    try:
+        return known_card(device.name)
+    except PlanError:
+        return card_of_size(device.total_bytes)
+
+
+def outlooks(
+    group: Group, evidence: Evidence, found: Sequence[Proposal], catalog: Catalog | None, predictor: Predictor
+) -> list[Outlook]:
+    """What is predicted of proposals for a group, in their order.
+
+    The member that a proposal leaves alone counts as it was seen, where it was predicted already; everything that was
+    measured is predicted anew, so that the figures can be compared with each other only.
+
+    Raises:
+        TrainingError: a program could not be started.
+    """
+    why_not = _why_not(evidence)
+    if why_not is not None:
+        return [Outlook(one, next(iter(one.steps), None), why_not=why_not if one.steps else None) for one in found]
+    searches = [_Search(one) for one in found]
+    forecaster = _Forecaster(group, evidence, catalog, predictor)
+    while asked := [(search, step) for search in searches if (step := search.next()) is not None]:
+        predictor.rehearsed([program for _, step in asked for program in forecaster.programs(step)])
+        for search, step in asked:
+            search.take(forecaster.forecast(step))
+    return [search.outlook for search in searches]
+
+
+def _why_not(evidence: Evidence) -> str | None:
+    """Why nothing can be predicted for a group."""
+    silent = [one.name for one in evidence.members if one.uses_gpu and one.lives and not one.allocators]
+    return f"{', '.join(silent)} told nothing of a PyTorch allocator" if silent else None
+
+
+class _Forecaster:
+    """Forecasts of one group with one thing changed."""
+
+    def __init__(self, group: Group, evidence: Evidence, catalog: Catalog | None, predictor: Predictor) -> None:
+        self._group = group
+        self._evidence = evidence
+        self._catalog = catalog
+        self._predictor = predictor
+
+    def _changed(self, step: Step) -> Iterator[tuple[Training, Role, bool]]:
+        """The trainings that use the card, each with whether the step changes it."""
+        other = varied(self._group, step.change, self._catalog)
+        for role in ROLES:
+            training = other.training(role)
+            if training is not None and training.uses_gpu:
+                yield training, role, role == step.change.role
+
+    def programs(self, step: Step) -> list[Program]:
+        """What has to be rehearsed for it."""
+        return [
+            program_of(training)
+            for training, role, is_changed in self._changed(step)
+            if is_changed or self._seen(role) is None
+        ]
+
+    def forecast(self, step: Step) -> Forecast | None:
+        """The group with the change made; None where there was no time for it."""
+        members = [self._member(training, role, is_changed) for training, role, is_changed in self._changed(step)]
+        if any(one is None for one in members):
+            return None
+        base_bytes = self._evidence.baseline_bytes
+        base_bytes = self._predictor.card.baseline_bytes if base_bytes is None else base_bytes
+        known = tuple(one for one in members if one is not None)
+        return Forecast(self._group.id, known, base_bytes, self._group.limits.peak_bytes)
+
+    def _member(self, training: Training, role: Role, is_changed: bool) -> Rehearsal | None:
+        seen = None if is_changed else self._seen(role)
+        return seen or _only_if_it_held(self._predictor.known.get(keyed(program_of(training))))
+
+    def _seen(self, role: Role) -> Rehearsal | None:
+        """A member as the virtual card saw it; on a real card nothing was predicted."""
+        member = self._evidence.member(role)
+        if member is None or self._evidence.device.kind != "virtual":
+            return None
+        peak = member_range(member)
+        return None if peak is None else Rehearsal(member.name, member.argv, 0.0, peak=peak)
+
+
+def _only_if_it_held(rehearsal: Rehearsal | None) -> Rehearsal | None:
+    """A program that was seen on the card and held nothing in its rehearsal was not rehearsed well."""
+    if rehearsal is None or rehearsal.peak is None or rehearsal.peak.expected_bytes:
+        return rehearsal
+    return Rehearsal(rehearsal.name, rehearsal.argv, rehearsal.duration_s, failure="did not use the card")
+
+
+class _Search:
+    """For the mildest step of a proposal that fits: the first one tried, then bisection where memory only falls."""
+
+    def __init__(self, proposal: Proposal) -> None:
+        self._proposal = proposal
+        self._low, self._high = 0, len(proposal.steps)  # the first that fits lies here; the end means none
+        self._place = 0
+        self._tried: dict[int, Forecast] = {}
+        self._over = False
+
+    def next(self) -> Step | None:
+        """The step to be predicted now; None when nothing is left to ask."""
+        if self._over or self._low >= self._high:
+            return None
+        self._place = (self._low + self._high) // 2 if self._proposal.rising and self._tried else self._low
+        return self._proposal.steps[self._place]
+
+    def take(self, forecast: Forecast | None) -> None:
+        """Take in what came of it."""
+        if forecast is None:
+            self._over = True
+            return
+        self._tried[self._place] = forecast
+        if forecast.answer is Answer.FITS:
+            self._high = self._place
+        else:
+            self._low = self._place + 1
+
+    @property
+    def outlook(self) -> Outlook:
+        """What is known in the end."""
+        steps = self._proposal.steps
+        if not steps:
+            return Outlook(self._proposal)
+        fitting = [place for place, one in self._tried.items() if one.answer is Answer.FITS]
+        known = [place for place, one in self._tried.items() if one.peak is not None]
+        place = min(fitting, default=max(known, default=max(self._tried, default=None)))
+        if place is None:
+            return Outlook(self._proposal, steps[0], why_not=OUT_OF_TIME)
+        forecast = self._tried[place]
+        return Outlook(self._proposal, steps[place], forecast, "; ".join(forecast.failures) or None)
+
+
+# --- the groups of a run ----------------------------------------------------------------------------------------------
+
+# The sizes of models seen in so many groups are enough to say which of a repository are smaller.
+MOST_KNOWN = 200
+
+
+def advise(
+    run: RunDirectory,
+    wanted: Sequence[tuple[Group, GroupDirectory]],
+    catalog: Catalog | None,
+    *,
+    budget_s: float,
+    cache: Cache | None = None,
+) -> Iterator[tuple[Group, list[Outlook]]]:
+    """Proposals for the groups of a run that do not fit, each with what is predicted of it, and into the run's file.
+
+    Groups whose proposals stand there already are left out. An interruption ends the predictions, not the proposals.
+
+    Args:
+        run: The run directory.
+        wanted: The groups, each with the folder of the record that decides.
+        catalog: That of the plan.
+        budget_s: Seconds for all predictions together; 0 predicts nothing.
+        cache: As in `Predictor`.
+
+    Raises:
+        ColocateError: a program could not be started.
+        OSError: the file cannot be written.
+    """
+    until_t, entries, known = time.monotonic() + budget_s, advice_files.read(run.proposals), _known_models(run)
+    try:
+        for group, directory in wanted:
+            evidence = read_bare_evidence(directory)
+            if evidence is None or _is_complete(entries.get(group.id), group):
+                continue
+            predictor = Predictor(card_of(evidence), until_t, cache)
+            found = proposals(group, evidence, catalog, known)
+            try:
+                outlooks_ = outlooks(group, evidence, found, catalog, predictor)
+            except KeyboardInterrupt:
+                until_t = 0.0
+                predictor.until_t = until_t
+                outlooks_ = outlooks(group, evidence, found, catalog, predictor)
+            entries[group.id] = _document(group, outlooks_, predictor.card)
+            yield group, outlooks_
+    finally:
+        if entries:
+            advice_files.write(run.proposals, entries)
+
+
+def _known_models(run: RunDirectory) -> dict[tuple[str, str], int]:
+    """The most that each model of a repository held in any group of the run."""
+    found: dict[tuple[str, str], int] = {}
+    for directory in islice(run.groups(), MOST_KNOWN):
+        evidence = read_bare_evidence(directory)
+        for member in () if evidence is None else evidence.members:
+            assert evidence is not None
+            held = held_bytes(member, virtual=evidence.device.kind == "virtual")
+            names = _names(directory, member.role)
+            if held is not None and names is not None:
+                found[names] = max(found.get(names, 0), held)
+    return found
+
+
+def _names(directory: GroupDirectory, role: Role) -> tuple[str, str] | None:
+    settings = read_json(directory.experiment).get(role) or {}
+    repository, model = settings.get("repository"), settings.get("model")
+    return (str(repository), str(model)) if repository and model else None
+
+
+def _is_complete(entry: Mapping[str, Any] | None, group: Group) -> bool:
+    """The group is still the same, and nothing was left out for want of time."""
+    if entry is None or entry.get("content_hash") != group.content_hash:
+        return False
+    return all(one.get("why_not") != OUT_OF_TIME for one in entry.get("proposals") or ())
+
+
+def _document(group: Group, found: Sequence[Outlook], card: KnownCard) -> dict[str, Any]:
+    return {
+        "content_hash": group.content_hash,
+        "card": card.name,
+        "limit_bytes": group.limits.peak_bytes,
+        "proposals": [_entry(one) for one in found],
+    }
+
+
+def _entry(one: Outlook) -> dict[str, Any]:
+    peak = None if one.forecast is None else one.forecast.peak
+    return {
+        "kind": str(one.proposal.kind),
+        "role": one.proposal.role,
+        "training": one.proposal.training,
+        "text": one.proposal.text(one.step),
+        "settings": None if one.step is None else one.step.settings,
+        "why": None if one.step is None else one.step.why,
+        "change": None if one.step is None else _change(one.step),
+        "peak": None if peak is None else asdict(peak),
+        "answer": None if one.forecast is None else str(one.answer),
+        "why_not": one.why_not,
+    }
+
+
+def _change(step: Step) -> Mapping[str, Any]:
+    return {name: value for name, value in asdict(step.change).items() if value}

@@ -1,0 +1,324 @@
+"""Is sharing worth it? A training's speed together against alone, time and energy for the same work. Pure.
+
+The work is what both did while the foreground trained beside the background: the foreground's epochs, and so many steps
+of the background. *Together* is how long that took. *One after the other* is the time of the same epochs alone, plus
+the time that so many steps of the background take alone, phase by phase. Start-up counts on neither side, and what the
+background did between its steps (saving, starting again) counts for nothing, which speaks against sharing and not for
+it.
+
+Time is known on a real card only: on the virtual one nothing is claimed.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
+
+from colocate.results.trace_files import EnergyReading
+from colocate.verdict.evidence import STEP_KINDS, Evidence, Interval, Mark, Member
+from colocate.verdict.overlap import foreground_window
+from colocate.verdict.rules import Outcome, judge
+
+NOT_PREDICTED = "time is not predicted: the virtual card computes nothing; run the group on a GPU"
+
+
+class Pace(NamedTuple):
+    """How many steps of one phase took how many seconds."""
+
+    steps: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """What one run of a training alone showed.
+
+    ``duration_s`` and ``energy_j`` are those of its window, from the first sign of training to the end of its last
+    epoch, ``samples`` and ``epoch_steps`` of its epochs. ``finished`` is False for a run that was ended because it had
+    done the work that it was to be compared in.
+    """
+
+    name: str
+    duration_s: float
+    finished: bool
+    paces: Mapping[str, Pace]
+    epoch_steps: tuple[int, ...] = ()
+    samples: int | None = None
+    energy_j: float | None = None
+    idle_w: float | None = None
+    record: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """One meeting of two trainings against both one after the other.
+
+    ``background_steps`` are those that it made while the foreground trained, ``background_alone_s`` what they take
+    alone. Energies are the card's, idle share included; ``idle_w`` is what it drew before anything was started.
+    """
+
+    together_s: float
+    foreground_alone_s: float
+    background_steps: float
+    background_alone_s: float
+    foreground_samples: int | None = None
+    together_j: float | None = None
+    sequential_j: float | None = None
+    foreground_alone_j: float | None = None
+    idle_w: float | None = None
+
+    @property
+    def sequential_s(self) -> float:
+        """One after the other."""
+        return self.foreground_alone_s + self.background_alone_s
+
+    @property
+    def time_saved(self) -> float:
+        """Share of the time that sharing saves; negative where it costs time."""
+        return 1 - self.together_s / self.sequential_s
+
+    @property
+    def foreground_slowdown(self) -> float:
+        """How much longer the foreground takes beside the background."""
+        return self.together_s / self.foreground_alone_s
+
+    @property
+    def background_slowdown(self) -> float:
+        """How much longer the background's steps take beside the foreground; infinite if it made none."""
+        return self.together_s / self.background_alone_s if self.background_alone_s else float("inf")
+
+    @property
+    def energy_saved(self) -> float | None:
+        """Share of the card's energy that sharing saves; None where the counter was not read."""
+        if not self.together_j or not self.sequential_j:
+            return None
+        return 1 - self.together_j / self.sequential_j
+
+    @property
+    def idle_share(self) -> float | None:
+        """How much of the energy together the card would have taken doing nothing; None where that was not read."""
+        if not self.together_j or self.idle_w is None:
+            return None
+        return min(1.0, self.idle_w * self.together_s / self.together_j)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWorth:
+    """What a group's runs come to: one entry per pair of runs that could be compared, or why there is none."""
+
+    runs: tuple[Worth, ...] = ()
+    unknown: str | None = None
+    foreground: tuple[Alone, ...] = ()
+    background: tuple[Alone, ...] = field(default=())
+
+    @property
+    def saved(self) -> tuple[float, float] | None:
+        """The least and the most that sharing saved, as shares of the time."""
+        found = [run.time_saved for run in self.runs]
+        return (min(found), max(found)) if found else None
+
+    def __str__(self) -> str:
+        if self.saved is None:
+            return f"not known: {self.unknown}"
+        least, most = self.saved
+        if least > 0:
+            return f"sharing saves {_percent(least, most)} of the time"
+        if most <= 0:
+            return f"don't: sharing takes {_percent(-most, -least)} more time"
+        return f"no clear gain: from {-least:.0%} more to {most:.0%} less time"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        document: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        return document
+
+    @classmethod
+    def from_json(cls, document: Any) -> "GroupWorth":
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            pydantic.ValidationError: the document is no such answer.
+        """
+        return _ADAPTER.validate_python(document)
+
+
+def _percent(least: float, most: float) -> str:
+    low, high = f"{least:.0%}", f"{most:.0%}"
+    return low if low == high else f"{low} to {high}"
+
+
+# What makes a training slower that runs alone, or hides what it did: its time is no measure then.
+DISTURBED = frozenset({"foreign_process", "sensor_lost"})
+
+
+def group_worth(
+    pairs: Sequence[tuple[Evidence, Sequence[EnergyReading]]],
+    foreground: Sequence[Alone],
+    background: Sequence[Alone],
+) -> GroupWorth:
+    """All runs of a group against all runs of its members alone.
+
+    Args:
+        pairs: the group's runs, each with the readings of the card's counter.
+        foreground: runs of the foreground alone, at least one.
+        background: runs of the background alone, at least one.
+    """
+    runs: list[Worth] = []
+    for evidence, energy in pairs:
+        why = why_not(evidence)
+        if why is not None:
+            return GroupWorth(unknown=why, foreground=tuple(foreground), background=tuple(background))
+        for ours in foreground:
+            for theirs in background:
+                found = compare(evidence, energy, ours, theirs)
+                if isinstance(found, str):
+                    return GroupWorth(unknown=found, foreground=tuple(foreground), background=tuple(background))
+                runs.append(found)
+    return GroupWorth(tuple(runs), None if runs else "nothing was run alone", tuple(foreground), tuple(background))
+
+
+def why_not(evidence: Evidence) -> str | None:
+    """Why nothing can be said of a run, whatever runs alone show; None where something can."""
+    if evidence.device.basis != "measured":
+        return NOT_PREDICTED
+    if evidence.background is None:
+        return "the group has no background"
+    if judge(evidence).outcome is not Outcome.FEASIBLE:
+        return "only trainings that were shown to fit are compared"
+    if evidence.foreground.epoch_cut or not evidence.foreground.epochs:
+        return f"{evidence.foreground.name} tells of no whole epoch"
+    return None
+
+
+def compare(evidence: Evidence, energy: Sequence[EnergyReading], foreground: Alone, background: Alone) -> Worth | str:
+    """One run of the group against one of each member; or why the two cannot be compared."""
+    window = foreground_window(evidence)
+    assert window is not None, "an epoch has ended"
+    assert evidence.background is not None, "asked for in why_not"
+    steps = tuple(epoch.steps for epoch in evidence.foreground.epochs)
+    if not foreground.finished or foreground.epoch_steps != steps:
+        return f"{foreground.name} did {_epochs(foreground.epoch_steps)} alone and {_epochs(steps)} together"
+    together = paces(evidence.background.marks, window)
+    missing = [phase for phase, pace in together.items() if pace.steps and not _known(background.paces.get(phase))]
+    if not together or missing:
+        of = f"the phase {missing[0]} of " if missing else ""
+        return f"the steps of {of}{background.name} are not counted, together and alone"
+    theirs_s = sum(
+        pace.steps * _seconds_a_step(background.paces[phase]) for phase, pace in together.items() if pace.steps
+    )
+    alone_j = None
+    if foreground.energy_j is not None and background.energy_j is not None:
+        alone_j = foreground.energy_j + background.energy_j / background.duration_s * theirs_s
+    return Worth(
+        together_s=window[1] - window[0],
+        foreground_alone_s=foreground.duration_s,
+        background_steps=sum(pace.steps for pace in together.values()),
+        background_alone_s=theirs_s,
+        foreground_samples=_samples(evidence.foreground),
+        together_j=energy_between(energy, window),
+        sequential_j=alone_j,
+        foreground_alone_j=foreground.energy_j,
+        idle_w=_idle_w(evidence, energy),
+    )
+
+
+def alone_of(evidence: Evidence, energy: Sequence[EnergyReading], record: str) -> Alone | str:
+    """What a run of a training alone showed, or why it shows nothing."""
+    member, window = evidence.foreground, foreground_window(evidence)
+    if evidence.device.basis != "measured":
+        return NOT_PREDICTED
+    disturbed = [reason for reason in judge(evidence).reasons if reason.code in DISTURBED]
+    if evidence.faults or disturbed:
+        return f"{member.name} alone: {evidence.faults[0][1] if evidence.faults else disturbed[0].text}"
+    if window is None or window[1] <= window[0]:
+        return f"{member.name} showed no training alone"
+    end = member.last_exit
+    return Alone(
+        name=member.name,
+        duration_s=window[1] - window[0],
+        finished=bool(member.epochs) and end is not None and end.ok and not member.epoch_cut,
+        paces=paces(member.marks, window),
+        epoch_steps=tuple(epoch.steps for epoch in member.epochs),
+        samples=_samples(member),
+        energy_j=energy_between(energy, window),
+        idle_w=_idle_w(evidence, energy),
+        record=record,
+    )
+
+
+def paces(marks: Sequence[Mark], window: Interval) -> dict[str, Pace]:
+    """Steps and seconds of every phase inside a window; a step that is only partly inside counts for its part."""
+    found: defaultdict[str, Pace] = defaultdict(lambda: Pace(0.0, 0.0))
+    for phase, start_s, end_s, steps in _stretches(marks):
+        inside_s = min(end_s, window[1]) - max(start_s, window[0])
+        if inside_s > 0:
+            share = inside_s / (end_s - start_s)
+            found[phase] = Pace(found[phase].steps + steps * share, found[phase].seconds + inside_s)
+    return dict(found)
+
+
+def _stretches(marks: Sequence[Mark]) -> Iterator[tuple[str, float, float, int]]:
+    """From sign to sign of one process: phase, start, end and steps made; where steps are not counted, nothing."""
+    by_pid: defaultdict[int, list[Mark]] = defaultdict(list)
+    for mark in marks:
+        by_pid[mark.pid].append(mark)
+    for own in by_pid.values():
+        for before, mark in pairwise(own):
+            if mark.kind not in STEP_KINDS or mark.step is None or mark.elapsed_s <= before.elapsed_s:
+                continue
+            same = before.kind in STEP_KINDS and before.phase == mark.phase and before.step is not None
+            begins = before.kind == "phase" and before.phase == mark.phase
+            if same and before.step is not None and mark.step > before.step:
+                yield mark.phase or "train", before.elapsed_s, mark.elapsed_s, mark.step - before.step
+            elif begins:
+                yield mark.phase or "train", before.elapsed_s, mark.elapsed_s, mark.step
+
+
+def energy_between(readings: Sequence[EnergyReading], window: Interval) -> float | None:
+    """Joules that the card's counter ran on in a window, between two readings in a straight line.
+
+    None where it was not read before and after, and where it went back.
+    """
+    known = [(one.elapsed_s, one.energy_j) for one in readings if one.energy_j is not None]
+    if any(later[1] < earlier[1] for earlier, later in pairwise(known)):
+        return None
+    begun, ended = _counter_at(known, window[0]), _counter_at(known, window[1])
+    return None if begun is None or ended is None else ended - begun
+
+
+def _counter_at(known: Sequence[tuple[float, float]], time_s: float) -> float | None:
+    for (before_s, before_j), (after_s, after_j) in pairwise(known):
+        if before_s <= time_s <= after_s and after_s > before_s:
+            return before_j + (after_j - before_j) * (time_s - before_s) / (after_s - before_s)
+    return None
+
+
+def _idle_w(evidence: Evidence, readings: Sequence[EnergyReading]) -> float | None:
+    """What the card drew before anything of ours was started; None where it was not read by then."""
+    starts = [member.lives[0].started_s for member in evidence.members if member.lives]
+    before = [one.power_w for one in readings if one.power_w is not None and one.elapsed_s < min(starts, default=0.0)]
+    return sum(before) / len(before) if before else None
+
+
+def _samples(member: Member) -> int | None:
+    told = [epoch.samples for epoch in member.epochs]
+    return sum(one for one in told if one is not None) if told and None not in told else None
+
+
+def _known(pace: Pace | None) -> bool:
+    return pace is not None and pace.steps > 0 and pace.seconds > 0
+
+
+def _seconds_a_step(pace: Pace) -> float:
+    return pace.seconds / pace.steps
+
+
+def _epochs(steps: Sequence[int]) -> str:
+    return f"{len(steps)} epoch(s) of {', '.join(map(str, steps)) or 'no'} steps"
+
+
+_ADAPTER = TypeAdapter(GroupWorth)
+"""JSON of an answer."""

@@ -1,0 +1,1 @@
+"""The `colocate` command: everything around a run that needs no pytest."""

@@ -1,0 +1,167 @@
+"""The subcommands of ``colocate``, one module each.
+
+A module has ``add(commands)``, which declares its arguments and sets ``run``, a function from the parsed options to an
+exit code: 0 well, 1 a finding, 2 input that cannot be used, 3 undecided. What it needs it imports when it runs, so that
+``--help`` is quick.
+"""
+
+import argparse
+import contextlib
+import os
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from colocate.cli.arguments import DEVICES, seconds, whole
+from colocate.errors import ColocateError, PlanError
+
+if TYPE_CHECKING:
+    from colocate.device.acquire import Card
+    from colocate.harness.simulation import Cache
+    from colocate.plan.gpu_models import KnownCard
+    from colocate.report.comparison import Comparison
+    from colocate.report.html.page import Report
+    from colocate.results.reader import StoredRun
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+WELL, FINDING, USAGE, UNDECIDED = 0, 1, 2, 3
+
+
+def new(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """Declare a subcommand; ``example`` is shown below its arguments in ``--help``: one line, or a whole text."""
+    if "\n" not in example:
+        return commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+    raw = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=summary, description=summary, epilog=example, formatter_class=raw)
+
+
+def near(path: Path) -> str:
+    """A path as one would type it from here."""
+    return os.path.relpath(path)
+
+
+def tell_plan(path: Path, what: str) -> None:
+    """Print where a plan was written, what is in it, and how to run it."""
+    print(f"plan: {near(path)}: {what}")
+    print(f"run:  pytest feasibility --plan={near(path)}")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into an error of one line.
+
+    Raises:
+        ColocateError: the file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ColocateError(f"{near(path)}: expected to be written, got {error.strerror or error}") from error
+
+
+def write_page(runs: "list[StoredRun]", out: Path, comparison: "Comparison | None" = None) -> "Report":
+    """Write the page of some runs; what it is about.
+
+    Raises:
+        ColocateError: it cannot be written.
+    """
+    from colocate.files import make_folder
+    from colocate.report.html.page import Report, write
+
+    report = Report.of(runs, out.resolve().parent, comparison, out.name)
+    make_folder(report.folder)
+    with writing(out):
+        write(report)
+    return report
+
+
+def latest_run() -> Path:
+    """The latest run directory below ``results``.
+
+    Raises:
+        ColocateError: there is none.
+    """
+    found = max(Path("results").glob("run_*"), key=lambda path: path.name, default=None)
+    if found is None:
+        raise ColocateError("results: expected a run directory in it, found none; name one")
+    return found
+
+
+# --- arguments that several commands have -----------------------------------------------------------------------------
+
+
+def takes_card(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare ``--device`` and ``--card``; ``what`` says what the latter may be."""
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="the card (auto)")
+    parser.add_argument("--card", metavar="CARD", help=what)
+
+
+def takes_rehearsals(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--timeout`` and ``--no-cache``."""
+    parser.add_argument("--timeout", type=whole, default=600, metavar="S", help="seconds per rehearsal (600)")
+    parser.add_argument("--no-cache", action="store_true", help="rehearse everything again, and keep nothing")
+
+
+def takes_records(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--results`` and ``--wait``."""
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="for records (results)")
+    takes_wait(parser)
+
+
+def takes_wait(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--wait``."""
+    parser.add_argument("--wait", type=seconds, default=0.0, metavar="S", help="seconds to wait for a busy card (0)")
+
+
+def takes_json(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def cache(options: argparse.Namespace) -> "Cache | None":
+    """Where rehearsals of earlier calls are; None with ``--no-cache``."""
+    from colocate.harness.simulation import Cache
+
+    return None if options.no_cache else Cache.of_user()
+
+
+def known_card(options: argparse.Namespace, card_bytes: int) -> "KnownCard":
+    """The card that ``--card`` names, else one of a size."""
+    from colocate.plan import gpu_models
+
+    return gpu_models.known_card(options.card) if options.card else gpu_models.card_of_size(card_bytes)
+
+
+def free_card(options: argparse.Namespace, virtual: "KnownCard", asked: str | None = None) -> "tuple[Card, str]":
+    """A card to run on, and a sentence about the choice; a GPU with a size is used as a card of that size.
+
+    Args:
+        options: With ``device`` and ``card``.
+        virtual: The card where there is no GPU, and the size that a GPU is to have where ``--card`` asks for one.
+        asked: The card that the group is for.
+
+    Raises:
+        PlanError: none is free, or none is the one that was asked for.
+        DeviceError: there is none.
+    """
+    from colocate.device.acquire import as_asked, find_cards
+
+    found = find_cards(options.device, card_bytes=virtual.total_bytes, name=virtual.name, small=bool(options.card))
+    if not found.free:
+        raise PlanError(f"card: expected a free one, found none ({'; '.join(found.busy)})")
+    # Not the first by next(): in this package that name is the subcommand's module once it has been imported.
+    suited = [card for one in found.free if (card := as_asked(one, asked)) is not None]
+    if not suited:
+        raise PlanError(f"card: expected {asked!r} as the group asks, found {', '.join(map(str, found.free))}")
+    return suited[0], found.sentence
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+WIDTH = 80
+
+
+def wrapped(text: str, indent: str = "  ") -> list[str]:
+    """Lines of at most 80 columns, the second and later ones indented."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent)

@@ -1,0 +1,325 @@
+"""Looks at a machine before a run: what is here, what works, and how to mend what does not.
+
+Starts nothing on a GPU. The virtual card is tried with a program of two lines, because only that shows that the
+emulation fits the torch at hand.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from colocate import __version__
+from colocate.device import nvml
+from colocate.device.cpu_energy import POWERCAP, CpuEnergyMeter
+from colocate.device.lock import locked
+from colocate.device.select import refuse_hidden_library
+from colocate.errors import ColocateError, DeviceError
+from colocate.harness import environment
+from colocate.plan.plan import load_plan
+from colocate.probe.virtual_gpu.card import VirtualCard
+from colocate.process import slurm
+from colocate.process.procfs import sees_all_processes
+from colocate.units import GIB, MIB, format_mib, format_size
+
+State = Literal["well", "less", "bad"]
+MARKS: dict[State, str] = {"well": "ok", "less": "less", "bad": "no"}
+
+NEEDED = ("pytest", "pytest-xdist", "pytest-html", "nvidia-ml-py", "pydantic", "pandas", "psutil")
+WORKLOADS = ("torchvision", "timm", "transformers", "scikit-learn")
+DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
+
+# A run of the twelve groups writes some 10 MiB; checkpoints of trainings are theirs. DataLoader workers pass their
+# batches through shared memory, of which Docker gives 64 MiB.
+ROOM_BYTES = 1 * GIB
+SHARED_BYTES = 512 * MIB
+HOST_BYTES = 8 * GIB
+
+TRIAL_S = 60.0
+_TRIAL = "import torch; x = torch.zeros(1 << 20, device='cuda'); print(torch.cuda.memory_allocated())"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: whether it is well, whether less is possible without it, or no run at all."""
+
+    about: str
+    state: State
+    text: str
+    cure: str = ""
+
+
+def examine(plan: Path | None, results: Path, *, quick: bool = False) -> Iterator[Finding]:
+    """Everything, as it is found. ``quick`` leaves out the trial of the virtual card, which loads torch."""
+    yield _python()
+    yield _packages("packages", NEEDED, "bad", "pip install -e .")
+    yield _torch()
+    yield _packages("trainings' packages", WORKLOADS, "less", "pip install -e '.[workloads]'")
+    yield from _cards()
+    if not quick:
+        yield _virtual_card()
+    yield _plan(plan)
+    yield _disk(results)
+    yield _shared_memory()
+    yield _host_memory()
+    yield _processes()
+    yield _cpu_energy()
+    yield _compiler()
+    yield _slurm()
+
+
+def verdict_of(findings: list[Finding]) -> tuple[bool, str]:
+    """Whether a run is possible, and of what kind, in a sentence."""
+    states = {finding.about: finding.state for finding in findings}
+    broken = [f.about for f in findings if f.state == "bad" and f.about not in ("GPU", "virtual card")]
+    if broken:
+        return False, f"no run is possible before this is mended: {', '.join(broken)}"
+    if states.get("GPU") == "well":
+        return True, "ready to measure: pytest feasibility"
+    if states.get("GPU") == "bad":
+        return False, "the GPU cannot be used as it is; mend it, or predict with: pytest feasibility --device=virtual"
+    if states.get("virtual card", "well") == "well" and states.get("torch") == "well":
+        return True, "ready to predict on a virtual card, which needs no GPU: pytest feasibility"
+    return False, "no run is possible: there is no GPU, and the virtual card does not work"
+
+
+def _python() -> Finding:
+    return Finding("Python", "well", f"{sys.version.split()[0]} at {sys.executable}; colocate {__version__}")
+
+
+def _packages(about: str, names: tuple[str, ...], state: State, cure: str) -> Finding:
+    found = {name: _version(name) for name in names}
+    missing = [name for name, number in found.items() if number is None]
+    if missing:
+        return Finding(about, state, f"missing: {', '.join(missing)}", cure)
+    return Finding(about, "well", ", ".join(f"{name} {number}" for name, number in found.items()))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _torch() -> Finding:
+    """The build of torch, read from its files: importing it would take seconds."""
+    number, spec = _version("torch"), find_spec("torch")
+    if number is None or spec is None or spec.origin is None:
+        text = "not installed; only trainings in an environment of their own can be run"
+        return Finding("torch", "less", text, "pip install -e '.[workloads]'")
+    built = Path(spec.origin).with_name("version.py")
+    match = re.search(r"^cuda[^=]*= ['\"]([\d.]+)", built.read_text() if built.exists() else "", re.MULTILINE)
+    return Finding("torch", "well", f"{number}, {f'built for CUDA {match[1]}' if match else 'a build without CUDA'}")
+
+
+# --- cards
+
+
+def _cards() -> Iterator[Finding]:
+    if not nvml.library_present():
+        try:
+            refuse_hidden_library()
+        except DeviceError as error:
+            yield Finding("GPU", "bad", str(error))
+            return
+        text = f"none: {nvml.LIBRARY} is not there; predictions on the virtual card, verify, report and next still work"
+        yield Finding("GPU", "less", text, "to measure, install the NVIDIA driver (in a container: --gpus all)")
+        return
+    try:
+        survey = nvml.survey_devices()
+    except DeviceError as error:
+        yield Finding("GPU", "bad", str(error))
+        return
+    for failure in survey.failures:
+        yield Finding("GPU left out", "less", str(failure))
+    if not survey.devices:
+        yield Finding("GPU", "bad", "the driver is here and knows no card", "check nvidia-smi -L")
+        return
+    busy = [reason for device in survey.devices if (reason := _held(device.uuid))]
+    names = ", ".join(f"{device.name}, {format_size(device.total_bytes)}" for device in survey.devices)
+    first = survey.devices[0]
+    driver = f"driver {first.driver_version}, CUDA {first.cuda_version}, NVML {first.nvml_version}"
+    stamp = " (SIMULATED)" if any(nvml.is_simulated(device) for device in survey.devices) else ""
+    yield Finding("GPU", "well", f"{names}; {driver}{stamp}; {len(survey.devices) - len(busy)} free")
+    for reason in busy:
+        yield Finding("GPU in use", "less", reason, "wait with pytest feasibility --wait=600")
+    yield _build_for_card(first.cuda_version)
+    yield _accounting(all(device.accounting for device in survey.devices))
+
+
+def _held(uuid: str) -> str | None:
+    try:
+        with locked(uuid, "colocate doctor"):
+            return None
+    except DeviceError as error:
+        return str(error)
+
+
+def _build_for_card(driver_cuda: str | None) -> Finding:
+    found = _torch()
+    match = re.search(r"CUDA (\d+)", found.text)
+    if match is None:
+        cure = "install a build of torch for CUDA"
+        return Finding("torch on the GPU", "bad", f"expected torch with CUDA, found {found.text}", cure)
+    if driver_cuda and driver_cuda.split(".")[0].isdecimal() and int(match[1]) > int(driver_cuda.split(".")[0]):
+        text = f"torch is built for CUDA {match[1]}, the driver goes up to {driver_cuda}"
+        return Finding("torch on the GPU", "bad", text, "update the driver, or install an older build of torch")
+    return Finding("torch on the GPU", "well", "its CUDA is one that the driver knows")
+
+
+def _accounting(on: bool) -> Finding:
+    if on:
+        return Finding("accounting", "well", "on: the driver keeps the exact peak of every process")
+    text = "off: peaks rest on samples and on PyTorch's allocator"
+    return Finding(
+        "accounting", "less", text, "sudo nvidia-smi --accounting-mode=1 (lasts until the driver is unloaded)"
+    )
+
+
+def _virtual_card() -> Finding:
+    """A program of two lines on a virtual card of 1 GB."""
+    if _version("torch") is None:
+        return Finding("virtual card", "less", "cannot be tried without torch", "pip install -e '.[workloads]'")
+    with tempfile.TemporaryDirectory(prefix="colocate-doctor-") as name:
+        folder = Path(name)
+        card = folder / "card"
+        VirtualCard.create(card, name="doctor", total_bytes=GIB, baseline_bytes=0)
+        (folder / "probe").mkdir()
+        env = environment.for_training(
+            os.environ,
+            cookie="doctor/doctor/foreground",
+            events=folder / "events",
+            probe=folder / "probe",
+            uuid=None,
+            virtual_card=card,
+        )
+        return _tried([sys.executable, "-c", _TRIAL], env, folder)
+
+
+def _tried(argv: list[str], env: dict[str, str], folder: Path) -> Finding:
+    cure = "see docs/virtual-gpu.md for the versions of torch that it fits"
+    try:
+        done = subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, timeout=TRIAL_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("virtual card", "bad", f"its trial failed: {error}", cure)
+    if done.returncode != 0 or done.stdout.strip() != str(4 * MIB):
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing"]
+        return Finding("virtual card", "bad", f"its trial ended with {done.returncode} and said {said[0]!r}", cure)
+    return Finding("virtual card", "well", "works with this torch")
+
+
+# --- the rest of the machine
+
+
+def _plan(path: Path | None) -> Finding:
+    path = path or next(
+        (p for p in (DEFAULT_PLAN, Path(__file__).parents[2] / DEFAULT_PLAN) if p.exists()), DEFAULT_PLAN
+    )
+    try:
+        plan = load_plan(path)
+    except ColocateError as error:
+        return Finding("plan", "bad", str(error).replace("\n", "; "))
+    missing = {group.id: group.missing for group in plan.groups if group.missing}
+    if missing:
+        first = next(iter(missing.values()))
+        return Finding("plan", "less", f"{path}: {len(missing)} of {len(plan.groups)} groups cannot be run: {first}")
+    return Finding("plan", "well", f"{path}: {len(plan.groups)} groups, all trainings are there")
+
+
+def _disk(results: Path) -> Finding:
+    folder = results.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        return Finding("disk", "bad", f"{folder} cannot be written", "choose another folder with --results=DIR")
+    free = shutil.disk_usage(folder).free
+    text = f"{format_mib(free)} free for {results}"
+    if free < ROOM_BYTES:
+        return Finding("disk", "less", text, "make room: logs and records of a run need some MiB, checkpoints more")
+    return Finding("disk", "well", text)
+
+
+def _shared_memory() -> Finding:
+    try:
+        size = shutil.disk_usage("/dev/shm").total
+    except OSError:
+        return Finding("shared memory", "less", "/dev/shm is not there; data loaders with workers need it")
+    if size < SHARED_BYTES:
+        text = f"/dev/shm has {format_mib(size)}; data loaders with workers may die of it"
+        return Finding("shared memory", "less", text, "in Docker: --shm-size=2g")
+    return Finding("shared memory", "well", format_mib(size))
+
+
+def _host_memory() -> Finding:
+    import psutil
+
+    memory, limit = psutil.virtual_memory(), _control_group_limit()
+    size = memory.total if limit is None else min(limit, memory.total)
+    cores = len(os.sched_getaffinity(0))
+    text = f"{format_mib(size)}{'' if limit is None else ' (limit of the control group)'}, {cores} cores"
+    if size < HOST_BYTES or cores < 2:
+        return Finding(
+            "host", "less", text, "two trainings want 8 GB and 2 cores; with less they are slow or are killed"
+        )
+    return Finding("host", "well", text)
+
+
+def _control_group_limit() -> int | None:
+    """The smallest memory limit of the control groups that this process is in."""
+    found = []
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal() and int(text) < 2**60:
+            found.append(int(text))
+    return min(found, default=None)
+
+
+def _processes() -> Finding:
+    if sees_all_processes():
+        return Finding("processes", "well", "all can be seen, so whoever uses the card can be named")
+    text = "those of others are hidden here; a stranger on the card is seen, but not named"
+    return Finding("processes", "less", text, "in Docker: --pid=host")
+
+
+def _cpu_energy() -> Finding:
+    if CpuEnergyMeter().energy_j() is not None:
+        return Finding("processors' energy", "well", "can be read")
+    if any(POWERCAP.glob("intel-rapl:*")):
+        cure = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj (until the next start)"
+        return Finding("processors' energy", "less", "only root may read it", cure)
+    return Finding("processors' energy", "less", "this machine has no counter; the figure stays empty")
+
+
+def _compiler() -> Finding:
+    found = shutil.which("gcc") or shutil.which("cc")
+    if found is None:
+        text = "none; trainings that use torch.compile and the tests of this project want one"
+        return Finding("C compiler", "less", text, "apt-get install gcc libc6-dev")
+    return Finding("C compiler", "well", found)
+
+
+def _slurm() -> Finding:
+    found = slurm.version()
+    if found is None:
+        return Finding("Slurm", "well", "not here; only --on=slurm needs it")
+    try:
+        nodes = slurm.nodes(None)
+    except ColocateError as error:
+        return Finding(
+            "Slurm", "less", f"{found}, which does not answer: {error}", "check sinfo; only --on=slurm needs it"
+        )
+    gpus = sum(node.gpus for node in nodes)
+    text = f"{found}; {len(nodes)} nodes with {gpus} GPUs take jobs in the default partition"
+    return Finding("Slurm", "well", text)

@@ -1,0 +1,236 @@
+"""``colocate fit``: the largest batch, or any other number, with which a group still fits beside its background."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colocate.cli import common as command
+from colocate.cli.arguments import DEFAULT_PLAN, group_named, number
+from colocate.errors import PlanError
+from colocate.units import format_mib, mib_text, span_text
+
+if TYPE_CHECKING:
+    from colocate.advice.fit import Fit, Grid, Tried, Variable
+    from colocate.advice.forecast import Forecast
+    from colocate.device.base import Basis
+    from colocate.plan.catalog import Catalog
+    from colocate.plan.gpu_models import KnownCard
+    from colocate.plan.plan import Group, Plan
+
+MOST = 1 << 16  # a larger batch is not looked for
+CONFIRMATIONS = {"measured": 2, "predicted": 1}  # a prediction comes out the same every time
+SCHEMA = 1
+
+EPILOG = """\
+examples:
+  colocate fit group09                                foreground.batch_size
+  colocate fit group09 --vary background.batch_size
+  colocate fit group01 --plan mine.json --vary foreground.--max-len --step 64
+
+exit codes: 0 the largest value is found and confirmed, 1 not even the least
+fits, 3 undecided, 2 wrong input
+"""
+
+
+def add(commands: command.Commands) -> None:
+    """Declare the arguments."""
+    parser = command.new(
+        commands, "fit", "Find the largest batch, or other number, with which a group still fits.", EPILOG
+    )
+    parser.add_argument("group", metavar="GROUP", help="id of a group of the plan")
+    parser.add_argument("--vary", metavar="MEMBER.NAME", help="what varies (foreground.batch_size)")
+    parser.add_argument("--plan", type=Path, default=DEFAULT_PLAN, metavar="FILE", help=f"the plan ({DEFAULT_PLAN})")
+    command.takes_card(parser, "its size or name (a GPU's own, else the plan's)")
+    parser.add_argument("--least", type=number, metavar="N", help="the least value that is looked at (the step)")
+    parser.add_argument("--most", type=number, metavar="N", help=f"the greatest value that is looked at ({MOST})")
+    parser.add_argument("--step", type=number, metavar="N", help="values are this far apart (1)")
+    parser.add_argument(
+        "--confirm", type=int, choices=range(10), metavar="N", help="runs that confirm it (2 measured, 1 predicted)"
+    )
+    command.takes_records(parser)
+    command.takes_rehearsals(parser)
+    command.takes_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Search, tell every trial as it comes, then the answer; the exit code says what was found."""
+    from colocate.advice.fit import LargestValue, variable
+    from colocate.files import write_json
+    from colocate.harness.attempt import Trials
+    from colocate.plan.plan import load_plan
+    from colocate.results.layout import RunDirectory
+
+    plan = load_plan(options.plan)
+    group, catalog = _group(plan, options.group), plan.load_catalog()
+    if group.missing:
+        raise PlanError(f"{group.id}: {group.missing}")
+    varies = variable(group, options.vary or _usual(group, catalog), catalog)
+    grid = _grid(varies, options)
+    card, sentence = command.free_card(options, command.known_card(options, plan.limits.card_bytes), group.card)
+    basis: Basis = "measured" if card.kind == "nvidia" else "predicted"
+    confirmations = CONFIRMATIONS[basis] if options.confirm is None else options.confirm
+    records = RunDirectory.new(options.results, datetime.now(), "fit")
+    print(f"{sentence}\nrecords: {command.near(records.path)}", file=sys.stderr)
+    search = LargestValue(
+        group=group,
+        variable=varies,
+        grid=grid,
+        catalog=catalog,
+        basis=basis,
+        foresee=_foresight(options, card.figures),
+        attempt=Trials(records, plan.name, card, options.wait).attempt,
+        confirmations=confirmations,
+        tell=lambda tried: print(_line(tried), file=sys.stderr, flush=True),
+    )
+    with records.locked():
+        try:
+            fit = search.find()
+        finally:
+            records.release()
+    document = _document(plan, group, fit, confirmations)
+    with command.writing(records.path):
+        write_json(records.path / "fit.json", document)
+    if options.json:
+        print(json.dumps(document, indent=2, default=str))
+    else:
+        _print(group, fit, confirmations, document)
+    return _exit_code(fit, confirmations)
+
+
+def _group(plan: "Plan", name: str) -> "Group":
+    found = group_named(name, plan.ids)
+    if found is None:
+        raise PlanError(f"group: expected one of {', '.join(plan.ids)}, got {name!r}")
+    return plan.by_id[found]
+
+
+def _usual(group: "Group", catalog: "Catalog | None") -> str:
+    """The foreground's batch, by the catalog's name or the usual option."""
+    return "foreground.batch_size" if group.foreground.repository and catalog else "foreground.--batch-size"
+
+
+def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":
+    from colocate.advice.fit import Grid
+
+    if varies.kind == "float" and options.step is None:
+        raise PlanError(f"--step: expected how far apart the values of {varies} are, for it is no whole number")
+    step = options.step or 1
+    least = options.least or step
+    most = options.most or MOST
+    whole = all(isinstance(one, int) for one in (step, least, most))
+    if varies.kind == "int" and not whole:
+        raise PlanError(f"{varies}: expected whole numbers for --least, --most and --step")
+    if most < least:
+        raise PlanError(f"--most: expected at least {least}, got {most}")
+    return Grid(least, most, step)
+
+
+def _foresight(options: argparse.Namespace, card: "KnownCard") -> "Callable[[Group], Forecast]":
+    from colocate.advice.forecast import forecast, keyed, program_of
+    from colocate.harness.simulation import Program, Rehearsal, rehearse
+
+    known: dict[Program, Rehearsal] = {}
+    cache = command.cache(options)
+
+    def foresee(group: "Group") -> "Forecast":
+        programs = [keyed(program_of(training)) for training in group.trainings if training.uses_gpu]
+        new = [one for one in dict.fromkeys(programs) if one not in known or known[one].failure is not None]
+        known.update(zip(new, rehearse(new, card, cache=cache, timeout_s=options.timeout), strict=True))
+        return forecast(group, known, card.baseline_bytes, group.limits.peak_bytes)
+
+    return foresee
+
+
+def _exit_code(fit: "Fit", confirmations: int) -> int:
+    if fit.largest is not None:
+        return command.WELL if fit.confirmations >= confirmations else command.UNDECIDED
+    return command.FINDING if fit.refused is not None and fit.undecided is None else command.UNDECIDED
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _line(tried: "Tried") -> str:
+    peak = tried.peak
+    figures = ""
+    if peak is not None:
+        bounds = "" if peak.low_bytes == peak.high_bytes else span_text(peak.low_bytes, peak.high_bytes)
+        figures = f"{mib_text(peak.expected_bytes):>6} {bounds:>11} {mib_text(tried.headroom_bytes):>8}"
+    what = f"{tried.how} ({tried.basis})"
+    return f"{tried.value:>8}  {what:20} {tried.answer:14} {figures:27} {tried.why}".rstrip()
+
+
+def _print(group: "Group", fit: "Fit", confirmations: int, document: dict[str, Any]) -> None:
+    names = " + ".join(training.name for training in group.trainings)
+    print(f"{group.id}: {names}, limit {format_mib(group.limits.peak_bytes)}: largest {fit.variable}, {fit.basis}\n")
+    head = f"{'value':>8}  {'trial':20} {'answer':14} {'peak':>6} {'range':>11} {'headroom':>8} why"
+    print("\n".join([head, *map(_line, sorted(fit.trials, key=lambda one: one.value))]), end="\n\n")
+    for text in _sentences(fit, confirmations):
+        print("\n".join(command.wrapped(text)))
+    if document["settings"] is not None:
+        print("\nto copy into the plan:\n" + json.dumps(document["settings"], indent=2, ensure_ascii=False))
+
+
+def _sentences(fit: "Fit", confirmations: int) -> Iterator[str]:
+    name = fit.variable.name
+    if fit.largest is None:
+        known = "no value is known to fit" if fit.refused is None or fit.undecided else "no value fits"
+        yield f"{name}: {known}" + (f"; {fit.refused} does not" if fit.refused is not None else "")
+    else:
+        yield f"{name} {fit.largest} fits, with a headroom of {format_mib(fit.headroom_bytes, beside=0)}"
+        yield f"{_runs(fit, confirmations)}"
+    if fit.undecided is not None:
+        low, high = fit.undecided
+        span = f"{low}" if low == high else f"{low} to {high}"
+        yield f"unknown for {span}: " + ("measure" if fit.basis == "predicted" else "its runs carried no verdict")
+    if fit.refused is not None and fit.largest is not None:
+        yield f"{fit.refused} does not fit"
+    if fit.at_most:
+        yield "larger values were not looked at; see --most"
+    if fit.unpredicted:
+        yield f"not predicted: {fit.unpredicted}"
+    for value, below in fit.surprises:
+        yield f"memory does not grow steadily with {name}: {value} fits although {below} does not"
+    if not fit.surprises:
+        yield f"memory was taken to grow with {name}; the values next to the turn agree"
+
+
+def _runs(fit: "Fit", confirmations: int) -> str:
+    if not confirmations:
+        return "no run was asked to confirm it"
+    if fit.confirmations < confirmations:
+        return "its runs did not confirm it"
+    runs = f"{fit.confirmations} run{'s' if fit.confirmations > 1 else ''} of the group"
+    cut = "of shortened epochs, " if fit.basis == "predicted" else ""
+    return f"confirmed by {runs}, {cut}evaluation and last batch included"
+
+
+def _document(plan: "Plan", group: "Group", fit: "Fit", confirmations: int) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "plan": plan.name,
+        "group": group.id,
+        **asdict(fit),
+        "variable": str(fit.variable),
+        "given": fit.variable.given,
+        "headroom_bytes": fit.headroom_bytes,
+        "limit_bytes": group.limits.peak_bytes,
+        "confirmed": fit.largest is not None and fit.confirmations >= confirmations,
+        "settings": _settings(plan, group, fit),
+    }
+
+
+def _settings(plan: "Plan", group: "Group", fit: "Fit") -> dict[str, Any] | None:
+    """The member as it is to stand in the plan."""
+    from colocate.plan.overrides import rewritten, varied
+
+    if fit.largest is None:
+        return None
+    change = fit.variable.change(fit.largest)
+    return {fit.variable.role: rewritten(plan.entry(group), change, varied(group, change, plan.load_catalog()))}

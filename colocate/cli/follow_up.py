@@ -1,0 +1,55 @@
+"""``colocate next``: a plan of the pairs that a run recommends, at full length."""
+
+import argparse
+from pathlib import Path
+
+from colocate.cli import common as command
+from colocate.cli.arguments import whole
+
+
+def add(commands: command.Commands) -> None:
+    """Declare the arguments."""
+    parser = command.new(
+        commands,
+        "next",
+        "Write the plan that follows from a run: its stable and usable pairs with full epochs, ready to run.",
+        "colocate next results/run_20261124_053000",
+    )
+    parser.add_argument("directory", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the plan goes (next.json in the run directory)")
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        choices=("stable", "usable"),
+        action="append",
+        help="only pairs of this class (both)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=whole,
+        metavar="N",
+        help="epochs of every training (the catalog's default, else the program's own)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the plan, load it as a check, and tell how to run it; a finding where nothing is recommended."""
+    from colocate.advice.next_plan import follow_up
+    from colocate.files import make_folder, write_json
+    from colocate.plan.plan import load_plan
+    from colocate.results.reader import read_run
+
+    stored = read_run(options.directory)
+    out: Path = options.out or options.directory / "next.json"
+    plan = follow_up(stored, out.resolve().parent, tuple(options.classes or ("stable", "usable")), options.epochs)
+    for line in plan.notes:
+        print(line)
+    if not plan.document["experiments"]:
+        print(f"{stored.name}: no pair is recommended for a long run; no plan is written")
+        return command.FINDING
+    make_folder(out.resolve().parent)
+    with command.writing(out):
+        write_json(out, plan.document)
+    command.tell_plan(out, ", ".join(load_plan(out).ids))
+    return command.WELL

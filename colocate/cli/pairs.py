@@ -1,0 +1,233 @@
+"""``colocate pairs``: the plan of all ordered pairs of many trainings, or of a choice of them."""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colocate.cli import common as command
+from colocate.cli.training_set import CARD, SOLO_HEAD, Task, save, solo_line, takes_epochs, takes_limit
+from colocate.errors import PlanError
+from colocate.units import format_mib, format_size, mib_text, span_text
+
+if TYPE_CHECKING:
+    from colocate.advice.pairing import OrderedPair
+    from colocate.advice.solo_profiles import Solo
+    from colocate.plan.catalog import Training
+
+DEFAULT_OUT = Path("pairs.json")
+MOST_LISTED = 20  # of the pairs that cannot fit; the plan has them all
+
+EPILOG = """\
+examples:
+  colocate pairs                                     all pairs of the catalog
+  colocate pairs --models=mnist,siamese,VulBERTa/mlp
+  colocate pairs --from settings/parallel_feasibility_test.json --card=24GB
+  colocate pairs --each-foreground-once --tiers=medium,high
+
+exit codes: 0 a plan was written, 1 no pair is left to be run, 2 wrong input
+"""
+
+
+def add(commands: command.Commands) -> None:
+    """Declare the arguments."""
+    parser = command.new(commands, "pairs", "Write the plan of all ordered pairs of trainings, or of a choice.", EPILOG)
+    parser.add_argument("--models", type=words, metavar="NAME,...", help="MODEL or REPOSITORY/MODEL (all there are)")
+    parser.add_argument("--catalog", type=Path, metavar="FILE", help="where they are from (settings/models.json)")
+    parser.add_argument("--from", dest="plan", type=Path, metavar="PLAN", help="the trainings of a plan instead")
+    parser.add_argument("--tiers", type=words, metavar="TIER,...", help="only pairs of these tiers, by predicted peak")
+    parser.add_argument("--each-foreground-once", action="store_true", help="one pair per training, spread evenly")
+    parser.add_argument("--with-itself", action="store_true", help="every training beside itself too")
+    parser.add_argument("--all", action="store_true", help="run those too that cannot fit by their floor")
+    parser.add_argument("--card", metavar="CARD", help=CARD)
+    takes_limit(parser)
+    takes_epochs(parser)
+    command.takes_rehearsals(parser)
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FILE", help=f"the plan ({DEFAULT_OUT})")
+    parser.set_defaults(run=run)
+
+
+def words(text: str) -> list[str]:
+    """The words of ``a,b,c``, each once.
+
+    Raises:
+        argparse.ArgumentTypeError: there is none.
+    """
+    found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected words with commas between them, got {text!r}")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Solo rehearsals, all pairs out of them, the choice, the plan."""
+    from colocate.advice.pairing import each_foreground_once, ordered_pairs
+
+    _check_tiers(options.tiers or ())
+    task = Task.of(options)
+    if options.models:
+        task = replace(task, trainings=_named(task.trainings, options.models))
+    solos = task.predicted(options)
+    base, limit = task.card.baseline_bytes, task.limits.peak_bytes
+    every = list(ordered_pairs(solos, base, limit, with_itself=options.with_itself))
+    asked = [pair for pair in every if not options.tiers or (pair.tier or "unknown") in options.tiers]
+    left = [pair for pair in asked if pair.impossible and not options.all]
+    chosen = [pair for pair in asked if options.all or not pair.impossible]
+    if options.each_foreground_once:
+        chosen = each_foreground_once(chosen)
+    for line in _lines(task, options, solos, every, asked, chosen, left):
+        print(line)
+    if not chosen:
+        print("\nno pair is left to be run; no plan is written")
+        return command.FINDING
+    _write(task, options.out, solos, chosen, left)
+    return command.WELL
+
+
+def _check_tiers(tiers: Sequence[str]) -> None:
+    from colocate.advice.pairing import TIERS, UNKNOWN
+    from colocate.plan.validation import unknown
+
+    known = (*TIERS, UNKNOWN)
+    for tier in tiers:
+        if tier not in known:
+            raise PlanError(f"--tiers: {unknown(tier, known)}")
+
+
+def _named(trainings: "Sequence[Training]", names: Sequence[str]) -> "list[Training]":
+    """The trainings that the names mean, in the order of the names; of a plan one name may mean several.
+
+    Raises:
+        PlanError: a name means none, or models of several repositories.
+    """
+    found = [_of_name(trainings, name) for name in names]
+    return list({id(training): training for several in found for training in several}.values())
+
+
+def _of_name(trainings: "Sequence[Training]", name: str) -> "list[Training]":
+    from colocate.plan.validation import shown, suggestion
+
+    full = {id(one): f"{one.repository}/{one.model}" if one.repository else one.name for one in trainings}
+    exact = [one for one in trainings if name in (full[id(one)], one.name)]
+    found = exact or [one for one in trainings if one.model == name]
+    meant = list(dict.fromkeys(full[id(one)] for one in found))
+    if len(meant) > 1:
+        raise PlanError(f"--models: expected one of {', '.join(meant)}, got {shown(name)}")
+    if not found:
+        known = list(dict.fromkeys(word for one in trainings for word in (one.model, full[id(one)]) if word))
+        raise PlanError(f"--models: expected MODEL or REPOSITORY/MODEL, got {shown(name)}{suggestion(name, known)}")
+    return found
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _lines(
+    task: Task,
+    options: argparse.Namespace,
+    solos: "Sequence[Solo]",
+    every: "Sequence[OrderedPair]",
+    asked: "Sequence[OrderedPair]",
+    chosen: "Sequence[OrderedPair]",
+    left: "Sequence[OrderedPair]",
+) -> Iterator[str]:
+    limit, base = task.limits.peak_bytes, task.card.baseline_bytes
+    yield f"{task.name}: {len(solos)} trainings on {format_size(task.card.total_bytes)} cards, predicted"
+    yield f"limit {format_mib(limit)}, {format_mib(base)} in use before anything starts"
+    yield ""
+    yield SOLO_HEAD
+    yield from map(solo_line, solos)
+    yield ""
+    of_tiers = f"; {len(asked)} of the tiers asked for" if options.tiers else ""
+    yield f"{len(every)} ordered pairs{of_tiers}"
+    yield from _table(asked, chosen)
+    unknown = sum(pair.peak is None for pair in chosen)
+    if unknown:
+        yield from command.wrapped(
+            f"{unknown} pairs of the plan are not predicted, and have no expected_memory and no tier"
+        )
+    if options.each_foreground_once:
+        yield from command.wrapped(_once(solos, chosen))
+    if left:
+        yield ""
+        yield from command.wrapped(
+            f"not run, {len(left)} pairs: the least that both need is not below {format_mib(limit)}"
+        )
+        for pair in left[:MOST_LISTED]:
+            yield from command.wrapped(f"  {pair.id}: at least {mib_text(pair.floor_bytes)} MiB")
+        if len(left) > MOST_LISTED:
+            yield f"  and {len(left) - MOST_LISTED} more, all under not_run in the plan"
+
+
+def _table(asked: "Sequence[OrderedPair]", chosen: "Sequence[OrderedPair]") -> Iterator[str]:
+    from colocate.advice.forecast import Answer
+    from colocate.advice.pairing import TIERS, UNKNOWN
+
+    widths = {answer: len(answer) for answer in Answer}
+    yield f"{'tier':10} {'pairs':>6} {'to run':>6}  " + "  ".join(widths)
+    counts = Counter((pair.tier or UNKNOWN, pair.answer) for pair in asked)
+    running = Counter(pair.tier or UNKNOWN for pair in chosen)
+    for tier in (*TIERS, UNKNOWN):
+        numbers = {answer: counts[tier, answer] for answer in Answer}
+        if any(numbers.values()):
+            columns = "  ".join(f"{number or '':>{widths[answer]}}" for answer, number in numbers.items())
+            yield f"{tier:10} {sum(numbers.values()):>6} {running[tier]:>6}  {columns}".rstrip()
+
+
+def _once(solos: "Sequence[Solo]", chosen: "Sequence[OrderedPair]") -> str:
+    taken = Counter(pair.background for pair in chosen)
+    most = max(taken.values(), default=0)
+    without = [
+        solo.training.name for place, solo in enumerate(solos) if place not in {one.foreground for one in chosen}
+    ]
+    text = f"{len(chosen)} foregrounds, once each; a background at most {most} time{'s' if most != 1 else ''}"
+    return text + (f"; never a foreground, for no pair is left: {', '.join(without)}" if without else "")
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    task: Task, out: Path, solos: "Sequence[Solo]", chosen: "Sequence[OrderedPair]", left: "Sequence[OrderedPair]"
+) -> None:
+    folder = out.resolve().parent
+    members = [task.member(solo.training, folder) for solo in solos]
+
+    def entries(pairs: "Sequence[OrderedPair]") -> list[dict[str, Any]]:
+        return [_entry(pair, members, solos, task) for pair in pairs]
+
+    document = task.document("pairs", "Ordered pairs of trainings, by colocate pairs.", entries(chosen), folder)
+    if left:
+        document["not_run"] = entries(left)
+    written = save(document, out)
+    print()
+    command.tell_plan(out, f"{written} groups" + (f", {len(left)} not run" if left else ""))
+
+
+def _entry(
+    pair: "OrderedPair", members: Sequence[dict[str, Any]], solos: "Sequence[Solo]", task: Task
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": pair.id, **task.wish}
+    if pair.peak is not None:
+        entry["tier"] = pair.tier
+        if pair.peak.expected_bytes <= task.limits.card_bytes:  # a plan refuses to expect more than the card has
+            entry["expected_memory"] = f"{mib_text(pair.peak.expected_bytes)}MB"
+    return entry | {
+        "mode": "parallel",
+        "foreground": {"mode": "default", **members[pair.foreground]},
+        "background": members[pair.background],
+        "note": _note(pair, solos),
+    }
+
+
+def _note(pair: "OrderedPair", solos: "Sequence[Solo]") -> str:
+    if pair.peak is None:
+        both = (solos[pair.foreground], solos[pair.background])
+        return "not predicted: " + "; ".join(
+            dict.fromkeys(f"{one.training.name} {one.why}" for one in both if one.load is None)
+        )
+    text = f"predicted {span_text(pair.peak.low_bytes, pair.peak.high_bytes)} MiB: {pair.answer}"
+    least = f", needs at least {mib_text(pair.floor_bytes)} MiB"
+    return text + (least if pair.impossible else "")

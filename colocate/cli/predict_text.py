@@ -1,0 +1,186 @@
+"""What ``colocate predict`` says: its tables, its sentences and its JSON."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from colocate.cli import common as command
+from colocate.cli.progress import short
+from colocate.units import format_mib, format_size, mib_text, span_text
+
+if TYPE_CHECKING:
+    from colocate.advice.forecast import Forecast
+    from colocate.harness.simulation import Rehearsal
+    from colocate.plan.gpu_models import KnownCard
+    from colocate.verdict.predicted_peak import PeakRange
+
+PARTS = ("parameters", "gradients", "optimizer", "activations", "workspaces", "fragmentation", "context")
+INDENT = "    "
+
+
+class Predicted(NamedTuple):
+    """What is predicted for one card."""
+
+    card: "KnownCard"
+    rehearsals: "Sequence[Rehearsal]"
+    forecasts: "Sequence[Forecast]"
+
+
+def title(card: "KnownCard", limit_bytes: int, name: str) -> str:
+    """What is predicted, on which card, below which limit."""
+    text = f"{name}: predicted for a {card.name} of {format_size(card.total_bytes)}"
+    if format_size(card.total_bytes) in card.name:
+        text = f"{name}: predicted for a {card.name}"
+    return f"{text}, limit {format_mib(limit_bytes)}; nothing was measured"
+
+
+def training_table(rehearsals: "Sequence[Rehearsal]") -> list[str]:
+    """What every training needs, in MiB, and what of."""
+    head = f"{'training, MiB':22}{'param':>6}{'grad':>6}{'optim':>6}{'activ':>6}{'work':>5}{'frag':>5}{'ctx':>4}"
+    return [f"{head}{'peak':>6} {'range':>10}", *map(line_of, rehearsals)]
+
+
+def line_of(one: "Rehearsal") -> str:
+    """A row of that table."""
+    name = f"{short(one.name, 22):22}"
+    if one.peak is None or one.parts is None:
+        return f"{name} {one.failure}" if one.peak is None else f"{name} {mib_text(one.peak.expected_bytes)}"
+    figures = [getattr(one.parts, part) for part in PARTS]
+    columns = "".join(
+        f"{mib_text(value):>{width}}" for value, width in zip(figures, (6, 6, 6, 6, 5, 5, 4), strict=True)
+    )
+    return f"{name}{columns}{mib_text(one.peak.expected_bytes):>6} {_range(one.peak):>10}"
+
+
+def _range(peak: "PeakRange", limit_bytes: int | None = None) -> str:
+    return span_text(peak.low_bytes, peak.high_bytes, beside=limit_bytes)
+
+
+def group_table(forecasts: "Iterable[Forecast]", names: dict[str, str]) -> list[str]:
+    """What every group needs, and whether it fits."""
+    lines = [f"{'group':8} {'members':37}{'peak':>6} {'range':>11} answer"]
+    for one in forecasts:
+        head = f"{one.name:8} {short(names[one.name], 37):37}"
+        lines.append(
+            f"{head}{'':>6} {'':>11} {one.answer}"
+            if one.peak is None
+            else f"{head}{mib_text(one.peak.expected_bytes):>6} {_range(one.peak, one.limit_bytes):>11} {one.answer}"
+        )
+    return lines
+
+
+def other_limits(forecasts: "Iterable[Forecast]", limit_bytes: int) -> list[str]:
+    """The groups whose limit is not the one that the title names."""
+    found: dict[int, list[str]] = {}
+    for one in forecasts:
+        if one.limit_bytes != limit_bytes and one.refused is None:
+            found.setdefault(one.limit_bytes, []).append(one.name)
+    return [
+        line
+        for limit, names in found.items()
+        for line in command.wrapped(f"limit {format_mib(limit)}: {', '.join(names)}", INDENT)
+    ]
+
+
+def curve_table(curve: "dict[int, Forecast]") -> list[str]:
+    """What every batch size needs, and whether it fits."""
+    lines = [f"{'batch':>8} {'activations':>12} {'peak':>8} {'range':>13}  answer"]
+    for size, one in curve.items():
+        parts, peak = one.members[0].parts, one.peak
+        if parts is None or peak is None:
+            lines.append(f"{size:>8} {'':>12} {'':>8} {'':>13}  {one.answer}")
+            continue
+        figures = (
+            f"{mib_text(parts.activations):>12} {mib_text(peak.expected_bytes):>8} {_range(peak, one.limit_bytes):>13}"
+        )
+        lines.append(f"{size:>8} {figures}  {one.answer}")
+    return lines
+
+
+def parts_of(one: "Rehearsal") -> list[str]:
+    """One training at length."""
+    if one.peak is None:
+        return []
+    lines = []
+    if one.parts is not None:
+        lines += [f"  {part:16}{mib_text(getattr(one.parts, part)):>7} MiB" for part in PARTS]
+    lines.append(f"  {'peak':16}{mib_text(one.peak.expected_bytes):>7} MiB, range {_range(one.peak)}")
+    if one.floor_bytes is not None:
+        lines.append(f"  {'floor':16}{mib_text(one.floor_bytes):>7} MiB: the least it runs in, giving back its cache")
+    return lines
+
+
+def total(one: "Forecast") -> list[str]:
+    """The card with all of them on it."""
+    peak = one.peak
+    if peak is None:
+        return []
+    base = f"  {'rest of the card':16}{mib_text(one.base_bytes):>7} MiB before anything starts"
+    return [
+        base,
+        f"  {'card':16}{mib_text(peak.expected_bytes):>7} MiB, range {_range(peak, one.limit_bytes)}: {one.answer}",
+    ]
+
+
+def explained(rehearsals: "Sequence[Rehearsal]", forecasts: "Iterable[Forecast]") -> list[str]:
+    """Why something is not predicted, what the ranges rest on, and what was assumed."""
+    lines: list[str] = []
+    failures = dict.fromkeys(text for one in forecasts for text in one.failures)
+    for text in failures:
+        lines += command.wrapped("not predicted: " + text, INDENT)
+    for one in rehearsals:
+        lines += [f"    | {line[: command.WIDTH - 6]}" for line in one.last_lines if one.failure]
+    workspaces = {one.name: one.workspace_bytes for one in rehearsals if one.workspace_bytes}
+    listed = ", ".join(f"{name} +{format_mib(size)}" for name, size in workspaces.items())
+    for text in dict.fromkeys(text for one in rehearsals for text in one.rests_on):
+        whose = f": {listed}" if listed and text.startswith("workspaces") else ""
+        lines += command.wrapped("range: " + text + whose, INDENT)
+    notes: dict[str, list[str]] = {}
+    for one in rehearsals:
+        for text in one.notes:
+            notes.setdefault(text, []).append(one.name)
+    for text, names in notes.items():
+        whose = "" if len(names) == len(rehearsals) else f" ({', '.join(dict.fromkeys(names))})"
+        lines += command.wrapped("assumed: " + text + whose, INDENT)
+    return lines
+
+
+def not_modelled(forecasts: "Iterable[Forecast]") -> list[str]:
+    """What no prediction knows of, where there is one."""
+    from colocate.harness.simulation import NOT_MODELLED
+
+    if all(one.failures for one in forecasts):
+        return []
+    return [line for text in NOT_MODELLED for line in command.wrapped("not modelled: " + text, INDENT)]
+
+
+def document(predictions: "Sequence[Predicted]") -> dict[str, Any]:
+    """Everything as JSON types; every training and every forecast names its card."""
+    from colocate.harness.simulation import NOT_MODELLED
+
+    return {
+        "schema": 1,
+        "basis": "predicted",
+        "cards": [asdict(one.card) | {"sources": dict(one.card.sources)} for one in predictions],
+        "not_modelled": list(NOT_MODELLED),
+        "trainings": [
+            asdict(training) | {"argv": list(training.argv), "card": one.card.name}
+            for one in predictions
+            for training in dict.fromkeys(one.rehearsals)
+        ],
+        "forecasts": [_forecast(forecast, one.card) for one in predictions for forecast in one.forecasts],
+    }
+
+
+def _forecast(one: "Forecast", card: "KnownCard") -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "card": card.name,
+        "members": [member.name for member in one.members],
+        "base_bytes": one.base_bytes,
+        "limit_bytes": one.limit_bytes,
+        "peak": None if one.peak is None else asdict(one.peak),
+        "parts": None if one.parts is None else asdict(one.parts),
+        "answer": str(one.answer),
+        "failures": list(one.failures),
+    }

@@ -1,0 +1,210 @@
+"""What the subcommands about many trainings share: where these are from, on which card, and how a plan holds them."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colocate.cli import common as command
+from colocate.cli.arguments import size, whole
+from colocate.errors import PlanError
+from colocate.units import format_mib, mib_text, span_text, to_mib
+
+if TYPE_CHECKING:
+    from colocate.advice.solo_profiles import Solo
+    from colocate.plan.catalog import Catalog, Training
+    from colocate.plan.gpu_models import KnownCard
+    from colocate.plan.plan import Limits, Plan
+
+DEFAULT_CATALOG = Path("settings/models.json")
+CARD = "a size, or a name of settings/cards.json (8GB)"
+
+
+def takes_limit(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--limit``."""
+    parser.add_argument("--limit", type=size, metavar="SIZE", help="a card's use stays below this (the plan's)")
+
+
+def takes_epochs(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--epochs``."""
+    parser.add_argument("--epochs", type=whole, default=1, metavar="N", help="epochs of a catalog's models (1)")
+
+
+@dataclass
+class Task:
+    """Trainings that are to share cards, and which cards.
+
+    ``asked`` is the card that all groups of their plan ask for, and that those of a new plan are to ask for.
+    """
+
+    name: str
+    trainings: "list[Training]"
+    catalog: "Catalog | None"
+    card: "KnownCard"
+    limits: "Limits"
+    asked: str | None = None
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Task":
+        """The task behind the options.
+
+        Raises:
+            PlanError: catalog, plan or card cannot be used, or the plan is for several cards and no option names one.
+        """
+        from colocate.advice.solo_profiles import of_catalog, of_plan
+        from colocate.plan.catalog import load_catalog
+        from colocate.plan.gpu_models import known_card
+        from colocate.plan.plan import Limits, load_plan
+
+        if options.plan and options.catalog:
+            raise PlanError("--from: expected a catalog or a plan, got both")
+        _check_kind(options.plan, "plan", "experiments", "models")
+        _check_kind(options.catalog, "catalog", "models", "experiments", f"; write --from={options.catalog}")
+        plan = load_plan(options.plan) if options.plan else None
+        limits = plan.limits if plan else Limits()
+        asked = _card_of_all(plan) if plan and not options.card else None
+        if plan and asked:
+            limits = _limits_of_all(plan, options)
+        card = known_card(asked) if asked else command.known_card(options, limits.card_bytes)
+        if card.total_bytes != limits.card_bytes:  # as for `colocate predict`: another card may be used as a whole
+            limits = limits.model_copy(update={"card_bytes": card.total_bytes, "peak_bytes": card.total_bytes})
+        if options.limit:
+            limits = limits.model_copy(update={"peak_bytes": options.limit})
+        if plan:
+            return cls(plan.name, of_plan(plan), plan.load_catalog(), card, limits, asked)
+        catalog = load_catalog(options.catalog or DEFAULT_CATALOG)
+        return cls(catalog.path.stem, of_catalog(catalog, options.epochs), catalog, card, limits)
+
+    def predicted(self, options: argparse.Namespace) -> "list[Solo]":
+        """What rehearsals say of each training alone, with a line that tells how far they are.
+
+        Raises:
+            TrainingError: a program could not be started.
+        """
+        from colocate.advice.solo_profiles import predicted
+        from colocate.cli.progress import Progress
+
+        cache = command.cache(options)
+        with Progress(len(self.trainings), sys.stderr) as progress:
+            return predicted(self.trainings, self.card, cache=cache, timeout_s=options.timeout, tell=progress.tell)
+
+    def document(self, kind: str, description: str, entries: Iterable[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        """A plan of these entries for a file in a folder, with the limits of the task."""
+        asked = self.limits.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        sizes = {"card": self.limits.card_bytes, "peak": self.limits.peak_bytes}
+        document = {
+            "experiment_name": f"{kind}_{self.name}"[:100],
+            "description": description,
+            "limits": asked | {name: f"{to_mib(size):.0f}MB" for name, size in sizes.items()},
+            "experiments": list(entries),
+        }
+        if self.catalog is not None:
+            document["catalog"] = os.path.relpath(self.catalog.path.resolve(), folder)
+        return document
+
+    @property
+    def wish(self) -> dict[str, str]:
+        """What an entry of a new plan says of its card."""
+        return {"card": self.asked} if self.asked else {}
+
+    def member(self, training: "Training", folder: Path) -> dict[str, Any]:
+        """The training as it stands in a plan in this folder."""
+        if training.repository is None:
+            return _own(training, folder)
+        given = dict(training.hyperparameters)
+        entry = {"repo": training.repository, "model": training.model, "hyperparameters": given}
+        of_catalog = self.catalog.repositories[training.repository].env if self.catalog else {}
+        added = {name: value for name, value in training.env.items() if of_catalog.get(name) != value}
+        return {**entry, "env": added} if added else entry
+
+
+def _check_kind(path: Path | None, kind: str, key: str, other: str, hint: str = "") -> None:
+    """A plan in the place of a catalog, or the other way round, would be a list of wrong keys."""
+    try:
+        document = {} if path is None else json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # whoever reads it in earnest says why
+    if isinstance(document, dict) and other in document and key not in document:
+        found = {"models": "catalog", "experiments": "plan"}[other]
+        raise PlanError(f"{path}: expected a {kind}, found a {found}{hint}")
+
+
+def _card_of_all(plan: "Plan") -> str | None:
+    """The card that every group of a plan asks for; None where none asks.
+
+    Raises:
+        PlanError: they are for several cards.
+    """
+    first: dict[str | None, str] = {}
+    for group in plan.groups:
+        first.setdefault(group.card, group.id)
+    if len(first) > 1:
+        found = ", ".join(f"{name} for {repr(card) if card else 'that of the plan'}" for card, name in first.items())
+        raise PlanError(f"{plan.path}: expected groups for one card, found {found}; name the card with --card")
+    return next(iter(first))
+
+
+def _limits_of_all(plan: "Plan", options: argparse.Namespace) -> "Limits":
+    """What holds for every group of a plan whose groups ask for a card.
+
+    Raises:
+        PlanError: they have different limits, and no option names one.
+    """
+    found = {group.limits.peak_bytes: group for group in plan.groups}
+    if len(found) > 1 and not options.limit:
+        sizes = ", ".join(map(format_mib, found))
+        raise PlanError(f"{plan.path}: expected groups with one limit, found {sizes}; name it with --limit")
+    return plan.groups[0].limits
+
+
+def _own(training: "Training", folder: Path) -> dict[str, Any]:
+    told = {
+        "command": ["{python}" if word == sys.executable else word for word in training.argv],
+        "name": training.name,
+        "cwd": os.path.relpath(training.cwd, folder),
+        "env": dict(training.env),
+        "uses_gpu": training.uses_gpu,
+        "repeat_args": list(training.repeat_args),
+        "rehearsal_args": list(training.rehearsal_args),
+        "ready_timeout_s": training.ready_timeout_s,
+        "ready_pattern": training.ready_pattern,
+        "progress_pattern": training.progress_pattern,
+        "metric_patterns": dict(training.metric_patterns),
+    }
+    return {name: value for name, value in told.items() if value not in (None, {}, [])}
+
+
+def save(document: dict[str, Any], out: Path) -> int:
+    """Write a plan, load it as a check; how many groups it has.
+
+    Raises:
+        ColocateError: it cannot be written.
+        PlanError: it does not load.
+    """
+    from colocate.files import make_folder, write_json
+    from colocate.plan.plan import load_plan
+
+    make_folder(out.resolve().parent)
+    with command.writing(out):
+        write_json(out, document)
+    return len(load_plan(out).groups)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+SOLO_HEAD = f"{'alone':44} {'peak':>6} {'range':>11}  MiB"
+
+
+def solo_line(solo: "Solo") -> str:
+    """What a training takes alone, as a line of a table below `SOLO_HEAD`."""
+    name = solo.training.name if len(solo.training.name) <= 44 else solo.training.name[:43] + "…"
+    if solo.load is None:
+        return f"{name:44} not known: {solo.why}"
+    if not solo.training.uses_gpu:
+        return f"{name:44} uses no card"
+    peak = solo.load.peak
+    return f"{name:44} {mib_text(peak.expected_bytes):>6} {span_text(peak.low_bytes, peak.high_bytes):>11}"

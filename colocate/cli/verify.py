@@ -1,0 +1,30 @@
+"""``colocate verify``: judge recorded groups again."""
+
+import argparse
+from pathlib import Path
+
+from colocate.cli import common as command
+
+
+def add(commands: command.Commands) -> None:
+    """Declare the arguments."""
+    parser = command.new(
+        commands,
+        "verify",
+        "Judge recorded groups again from what is on disk; needs no GPU.",
+        "colocate verify results/run_20261124_053000",
+    )
+    parser.add_argument(
+        "directory", type=Path, nargs="+", metavar="RUN", help="a run directory, or the folder of one group in it"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """One line per group; a finding where a verdict does not follow from its record."""
+    from colocate.results.verify import verify
+
+    groups = [group for directory in options.directory for group in verify(directory)]
+    for group in groups:
+        print(group)
+    return command.WELL if all(group.agrees for group in groups) else command.FINDING

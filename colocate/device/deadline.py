@@ -1,0 +1,48 @@
+"""A card asked with a deadline, by those who would otherwise wait for its driver as long as it likes."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from colocate.errors import CardLost
+
+ANSWER_S = 15.0
+"""A driver that is busy answers within some six seconds (https://github.com/netdata/netdata/issues/14522)."""
+
+T = TypeVar("T")
+
+
+class Patience:
+    """Asks in a thread of its own. A card that once did not answer in time is not asked again: it is ``mute``."""
+
+    def __init__(self, uuid: str) -> None:
+        self.mute: str | None = None
+        self._uuid = uuid
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """The answer, or the error that came in its place.
+
+        Raises:
+            CardLost: there was none in time, now or earlier. The call is left behind in its thread.
+            DeviceError: what the question raised.
+        """
+        if self.mute is not None:
+            raise CardLost(self.mute)
+        answers: list[T] = []
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                answers.append(question())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work, name="asking-the-card", daemon=True)
+        thread.start()
+        thread.join(ANSWER_S)
+        if errors:
+            raise errors[0]
+        if not answers:
+            self.mute = f"{self._uuid}: expected an answer within {ANSWER_S:g} s, found the driver silent; see dmesg"
+            raise CardLost(self.mute)
+        return answers[0]

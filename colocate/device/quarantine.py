@@ -1,0 +1,57 @@
+"""Cards that nothing may be measured on for the rest of a run: one file per card, seen by every worker of the run.
+
+A card that is lost, holds a process that cannot be ended, or does not come back to its baseline would spoil whatever
+is measured next. The other cards of the machine go on.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from colocate.errors import CardLost, ColocateError
+from colocate.files import make_folder, read_json, write_json
+
+
+class Quarantine:
+    """The quarantined cards of one run, in a folder of its run directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, uuid: str, why: str) -> None:
+        """Let nothing more be started on this card.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        make_folder(self._folder)
+        write_json(self._file(uuid), {"uuid": uuid, "why": why, "since": datetime.now(UTC).isoformat()})
+
+    def why(self, uuid: str | None) -> str | None:
+        """Why this card must not be used; None when it may, as the virtual card always, which has no UUID here."""
+        if uuid is None or not self._file(uuid).exists():
+            return None
+        try:
+            return str(read_json(self._file(uuid))["why"])
+        except (ColocateError, KeyError, TypeError) as error:
+            return f"its note cannot be read ({error})"
+
+    @contextmanager
+    def watching(self, uuid: str | None) -> Iterator[str | None]:
+        """Why a card must not be used; one that is lost on opening, or later where nobody notices, goes into here."""
+        try:
+            yield self.why(uuid)
+        except CardLost as error:
+            if uuid is not None:
+                self.add(uuid, str(error))
+            raise
+
+    def lift(self) -> None:
+        """Forget them all: whoever resumes a run had the time to look after its cards."""
+        for file in self._folder.glob("*.json"):
+            file.unlink(missing_ok=True)
+
+    def _file(self, uuid: str) -> Path:
+        return self._folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', uuid)}.json"

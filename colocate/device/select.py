@@ -1,0 +1,94 @@
+"""Which kind of card a run uses. Decides and explains; opens no card and knows nothing of how a virtual one is made."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from colocate.device import nvml
+from colocate.device.base import DeviceInfo
+from colocate.device.visible_devices import visible_devices
+from colocate.errors import DeviceError
+
+Kind = Literal["auto", "nvidia", "virtual"]
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+DEVICE_FOLDER = "/dev"
+# Where the library lies on machines whose loader does not look there by itself: Kubernetes' device plugin, WSL.
+LIBRARY_FOLDERS = ("/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/usr/lib/wsl/lib", "/usr/lib64/nvidia")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The kind of card to use, those that may be used (none for a virtual card), and why in a sentence."""
+
+    kind: Literal["nvidia", "virtual"]
+    devices: tuple[DeviceInfo, ...]
+    sentence: str
+
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        """The UUIDs of the cards."""
+        return tuple(device.uuid for device in self.devices)
+
+
+def choose_device(kind: Kind, environment: Mapping[str, str] = os.environ) -> Choice:
+    """Decides between an NVIDIA card and the virtual one.
+
+    ``"auto"`` takes an NVIDIA card wherever the NVML library is there. A driver that fails, or cards that are all
+    hidden, are an error and never a silent change to the virtual card: a prediction would then pass for a measurement.
+
+    Args:
+        kind: What the user asked for.
+        environment: Where ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER`` are read.
+
+    Raises:
+        DeviceError: a card is asked for, or the NVML library is there, and no card can be used. Names the cure.
+    """
+    if kind == "virtual":
+        return Choice("virtual", (), "predicting on a virtual card, as asked; no number is measured on a GPU")
+    if kind == "auto" and not nvml.library_present():
+        refuse_hidden_library()
+        return Choice(
+            "virtual",
+            (),
+            f"no NVIDIA driver on this machine ({nvml.LIBRARY} is not there): predicting on a virtual card; "
+            "no number is measured on a GPU",
+        )
+    return _nvidia_cards(environment)
+
+
+def refuse_hidden_library() -> None:
+    """A card without its library is a container or a path that is set up by half, and no machine without a card.
+
+    Raises:
+        DeviceError: this machine has a card's device file, and no library. Names the cure.
+    """
+    cards = sorted(Path(DEVICE_FOLDER).glob("nvidia[0-9]*"))
+    if not cards:
+        return
+    found = next((folder for folder in LIBRARY_FOLDERS if (Path(folder) / nvml.LIBRARY).exists()), None)
+    cure = f"add {found} to LD_LIBRARY_PATH" if found else "pass the driver's libraries in (--gpus all)"
+    raise DeviceError(
+        f"{nvml.LIBRARY}: expected beside {cards[0]}, found no library that loads; {cure}, or use --device virtual"
+    )
+
+
+def _nvidia_cards(environment: Mapping[str, str]) -> Choice:
+    selector = environment.get(VISIBLE)
+    survey = nvml.survey_devices()
+    devices = visible_devices(survey.answering(), selector, order=environment.get("CUDA_DEVICE_ORDER"))
+    if not devices and selector is not None:
+        raise DeviceError(
+            f"{VISIBLE}: expected at least one card of this machine, found {selector!r}; unset it, name a card "
+            "(nvidia-smi -L), or use --device virtual"
+        )
+    if not devices:
+        raise DeviceError("NVML: expected at least one card, found none; check nvidia-smi -L, or use --device virtual")
+    named = ", ".join(f"{device.name} ({device.uuid})" for device in devices)
+    simulated = any(nvml.is_simulated(device) for device in devices)
+    verb = "pretending to measure (simulated NVML) on" if simulated else "measuring on"
+    left_out = f"; left out: {'; '.join(map(str, survey.failures))}" if survey.failures else ""
+    return Choice("nvidia", devices, f"{verb} {named}{left_out}")

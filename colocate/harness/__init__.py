@@ -1,0 +1,1 @@
+"""Run one group under observation and record what was seen."""

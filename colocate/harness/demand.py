@@ -1,0 +1,53 @@
+"""What a training wants of the card that it did not get: it is run once more, alone, on a card that refuses nothing.
+
+How far a program got on a full card says little about what it wanted. That decides whether a real card, whose
+allocator may differ by some percent, would have been too small as well.
+"""
+
+import os
+from pathlib import Path
+
+from colocate.harness import environment
+from colocate.harness.training_events import ProbeReader
+from colocate.plan.catalog import Training
+from colocate.probe.virtual_gpu.card import VirtualCard
+from colocate.process.runner import Command, start
+from colocate.verdict.evidence import Allocator
+
+TERMINATION_GRACE_S = 2.0
+
+
+def wanted_alone(
+    training: Training, card: Path, folder: Path, *, cookie: str, timeout_s: float
+) -> tuple[Allocator, ...]:
+    """The allocators of a rehearsal alone; what it has shown after ``timeout_s`` seconds counts.
+
+    Args:
+        training: a training that ran out of memory on a virtual card.
+        card: the state file of that card.
+        folder: where state, events, log and records of the rehearsal go; made if it is not there.
+        cookie: marks its processes as ours.
+        timeout_s: how long it may take.
+
+    Raises:
+        TrainingError: it could not be started.
+    """
+    probe = folder / "probe"
+    probe.mkdir(parents=True, exist_ok=True)
+    state = folder / "virtual_card"
+    VirtualCard.open(card).copy(state, refuses=False)
+    env = environment.for_training(
+        {**os.environ, **training.env},
+        cookie=cookie,
+        events=folder / "events.jsonl",
+        probe=probe,
+        uuid=None,
+        virtual_card=state,
+    )
+    command = Command(tuple(training.command(rehearsal=True)), training.cwd, env)
+    with start(command, log=folder / "training.log", cookie=cookie) as process:
+        process.wait(timeout_s)
+        process.stop(TERMINATION_GRACE_S)
+    reader = ProbeReader(probe)
+    reader.poll()
+    return reader.allocators

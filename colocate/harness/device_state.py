@@ -1,0 +1,196 @@
+"""The card around one group: clean before it, who holds memory during it, back at its baseline after it.
+
+Says what it finds in words and codes; what follows from that is `colocate.verdict.rules`'s business.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from colocate.device.base import Device, DeviceProcess
+from colocate.device.deadline import Patience
+from colocate.errors import DeviceError, NoBallast
+from colocate.harness.gpu_processes import Holders, is_being_ended, is_left_behind, unlisted
+from colocate.harness.sampler import Monitor
+from colocate.plan.roles import Role
+from colocate.process.procfs import ProcessId, describe, end, identify
+from colocate.process.runner import Process
+from colocate.units import format_mib
+
+# How far above its baseline a card may stay: what NVML reads on an idle card with a desktop wanders by some tens of
+# MiB, and the smallest CUDA context is above 200 MiB.
+BASELINE_TOLERANCE_BYTES = 64 * 1024**2
+
+# Memory on a card at the start that no listed process accounts for: what a driver keeps for itself is below 300 MiB.
+UNEXPLAINED_BYTES = 512 * 1024**2
+
+# A supervisor whose harness was killed ends its trainings within 5 s; a worker's successor may be here before that.
+LEFTOVERS_S = 6.0
+ORPHAN_GRACE_S = 2.0
+
+WaitUntil = Callable[[Callable[[], bool], float], bool]
+"""Waits for a condition up to a deadline in monotonic seconds, and says whether it holds."""
+
+_log = logging.getLogger("colocate")
+
+
+class Occupancy:
+    """What a card holds before, during and after one group.
+
+    Attributes:
+        holders: everybody who was seen on the card.
+        baseline_bytes: in use before anything was started; None until it was read.
+        final_bytes: in use at the last look after the group.
+        returned: the card came back to its baseline; None until it was waited for.
+        faults: what forbids a verdict, as code and sentence.
+        notes: what is worth saying, likewise.
+    """
+
+    def __init__(self, device: Device, monitor: Monitor, *, run: str, group: str, place: Path, virtual: bool) -> None:
+        self.holders = Holders(run, group, place)
+        self.baseline_bytes: int | None = None
+        self.final_bytes: int | None = None
+        self.returned: bool | None = None
+        self.faults: list[tuple[str, str]] = []
+        self.notes: list[tuple[str, str]] = []
+        self._device = device
+        self._patience = Patience(device.info.uuid)
+        self._ask = self._patience.ask
+        self._monitor = monitor
+        self._run = run
+        self._virtual = virtual
+
+    @property
+    def mute(self) -> str | None:
+        """Why nothing more is asked of the card; None as long as it answers."""
+        return self._patience.mute
+
+    # Before.
+
+    def look(self, wait_s: float, wait_until: WaitUntil) -> None:
+        """See whether the card is free, still not after ``wait_s`` seconds, and what it holds.
+
+        What an earlier run of ours has left there is ended first, after saying so. A free card is then made ready.
+        """
+        try:
+            self._end_orphans()
+            wait_s = max(wait_s, LEFTOVERS_S if any(map(is_being_ended, self._strangers())) else 0.0)
+            wait_until(lambda: not self._strangers(), time.monotonic() + wait_s)
+            strangers = self._strangers()
+            if not strangers:
+                self._device.prepare()
+            self.holders.begin(time.monotonic() - self._monitor.started_s)
+            if self._device.info.ballast is not None:
+                self._monitor.ask_for_processes()  # or the ballast of a short group would be on no list
+            self.baseline_bytes = self._ask(self._device.memory).used_bytes
+            self._note_unexplained(self.baseline_bytes)
+        except NoBallast as error:
+            self.faults.append(("no_ballast", str(error)))
+            return
+        except DeviceError as error:
+            self.faults.append(("sensor_lost", str(error)))
+            return
+        if strangers:
+            names = "; ".join(describe(process.pid) for process in strangers)
+            text = f"expected a card that nobody uses, found {names}; end them, or wait with --wait=SECONDS"
+            self.faults.append(("foreign_process", text))
+
+    def _listed(self) -> tuple[DeviceProcess, ...]:
+        """Who holds memory by the driver's list; nobody where it tells none."""
+        return self._ask(self._device.processes) or ()
+
+    def _strangers(self) -> list[ProcessId]:
+        return self.holders.strangers(self._listed())
+
+    def _end_orphans(self) -> None:
+        """Nobody else's process is touched."""
+        orphans = [process for process in self._strangers() if is_left_behind(process, self._run)]
+        if not orphans:
+            return
+        text = "ended what an earlier run had left on the card: " + "; ".join(describe(one.pid) for one in orphans)
+        _log.warning(text)
+        self.notes.append(("orphan_ended", text))
+        end(orphans, ORPHAN_GRACE_S)
+
+    def _note_unexplained(self, baseline_bytes: int) -> None:
+        """Memory that no living process of the list accounts for is never taken for a clean card in silence."""
+        listed = [process for process in self._listed() if not process.ballast]
+        seen = [process for process in listed if identify(process.pid) is not None]
+        unexplained = baseline_bytes - sum(process.used_bytes or 0 for process in seen)
+        if self._virtual or unexplained <= UNEXPLAINED_BYTES:
+            return
+        unseen = [str(process.pid) for process in listed if process not in seen]
+        by = f"processes that cannot be seen from here, pid {', '.join(unseen)}" if unseen else ""
+        text = f"{format_mib(unexplained)} were in use before the group, by {by or 'no process that the driver lists'}"
+        self.notes.append(("unexplained_baseline", text + self._hidden_holders()))
+
+    # During.
+
+    def update(self, members: Mapping[Role, Sequence[Process]]) -> None:
+        """Take in the lists of processes that came since the last call."""
+        if self.holders.take(self._monitor.process_lists(), members):
+            self._look_elsewhere()
+
+    @property
+    def listed_s(self) -> float:
+        """When the last list of processes was read, in seconds since the monitor's start."""
+        return self.holders.listed_s
+
+    def has_grown(self) -> bool:
+        """More is in use than before the group; says nothing about by whom."""
+        latest = self._monitor.latest()
+        if latest is None or self.baseline_bytes is None:
+            return False
+        return latest.used_bytes > self.baseline_bytes + BASELINE_TOLERANCE_BYTES
+
+    def process_peak_bytes(self, pid: int) -> int | None:
+        """The driver's own maximum for a process, where it answers."""
+        try:
+            return self._ask(lambda: self._device.process_peak_bytes(pid))
+        except DeviceError:
+            return None
+
+    def _look_elsewhere(self) -> None:
+        """A member on another card does not put its whole load on ours."""
+        try:
+            found = [(uuid, pid) for uuid, pid in self._ask(self._device.processes_elsewhere) if self.holders.ours(pid)]
+        except DeviceError:
+            return
+        for uuid, pid in found:
+            if not any(code == "other_card" for code, _ in self.faults):
+                self.faults.append(("other_card", f"the {self.holders.ours(pid)} used another card too, {uuid}"))
+
+    # After.
+
+    def wait_for_baseline(self, settle_s: float, wait_until: WaitUntil) -> None:
+        """Wait up to ``settle_s`` seconds for the card to come back; name who keeps it from that."""
+        if self.baseline_bytes is None:
+            return
+        self.returned = wait_until(self._is_back, time.monotonic() + settle_s)
+        if not self.returned:
+            self._name_holders()
+
+    def _is_back(self) -> bool:
+        try:
+            self.final_bytes = self._ask(self._device.memory).used_bytes
+        except DeviceError:
+            return False
+        assert self.baseline_bytes is not None
+        return self.final_bytes <= self.baseline_bytes + BASELINE_TOLERANCE_BYTES
+
+    def _name_holders(self) -> None:
+        try:
+            listed = [describe(one.pid) for one in self._listed() if not one.ballast]
+        except DeviceError:
+            listed = []
+        names = ("; on the driver's list: " + "; ".join(listed) if listed else "") + self._hidden_holders()
+        if names:
+            self.notes.append(("holders_left", f"after the group{names}"))
+
+    def _hidden_holders(self) -> str:
+        try:
+            found = unlisted(self._listed())
+        except DeviceError:
+            found = unlisted(())
+        return "; not on it but with the card open: " + "; ".join(describe(one.pid) for one in found) if found else ""

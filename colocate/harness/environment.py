@@ -1,0 +1,62 @@
+"""The environment that a training starts with: what it may tell us by, and which card it sees.
+
+The names are a contract with `workloads/` and `colocate.probe`, which import nothing of ours; tests/test_environment.py
+keeps the three in step.
+"""
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+COOKIE = "COLOCATE_COOKIE"
+EVENTS = "COLOCATE_EVENTS"
+PROBE = "COLOCATE_PROBE"
+VIRTUAL_CARD = "COLOCATE_VIRTUAL_CARD"
+BATCHES_PER_PASS = "COLOCATE_BATCHES_PER_PASS"
+
+INJECTED = Path(__file__).parents[1] / "probe" / "inject"
+
+# On the virtual card every pass over data is cut to its first three batches and its last, smaller one: memory repeats
+# itself from the second optimizer step on, and the short last batch may need other blocks.
+REHEARSED_BATCHES = 4
+
+
+def host() -> str:
+    """The name of this machine; in a job of Slurm that of the node."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def for_training(
+    base: Mapping[str, str],
+    *,
+    cookie: str,
+    events: Path,
+    probe: Path,
+    uuid: str | None,
+    virtual_card: Path | None,
+    whole: bool = False,
+) -> dict[str, str]:
+    """A complete environment: the caller's, the probe in front of PYTHONPATH, and exactly one card in sight.
+
+    Args:
+        base: The caller's environment with the training's own additions.
+        cookie: Marks every process of the training as ours.
+        events: File to which a training that knows us appends its events.
+        probe: Folder in which the injected probe keeps its records.
+        uuid: The GPU to be used, or None to hide all of them.
+        virtual_card: State file of the virtual card to be emulated, or None.
+        whole: Leave passes over the data as long as they are, also on the virtual card.
+    """
+    environment = {name: value for name, value in base.items() if not name.startswith("COLOCATE_")}
+    environment["PYTHONPATH"] = ":".join(filter(None, [str(INJECTED), base.get("PYTHONPATH")]))
+    environment["CUDA_VISIBLE_DEVICES"] = uuid or ""
+    environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    environment[COOKIE] = cookie
+    environment[EVENTS] = str(events.absolute())  # the training has a working folder of its own
+    environment[PROBE] = str(probe.absolute())
+    if virtual_card is not None:
+        environment[VIRTUAL_CARD] = str(virtual_card.absolute())
+        if not whole:
+            environment[BATCHES_PER_PASS] = str(REHEARSED_BATCHES)
+    return environment

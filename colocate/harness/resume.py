@@ -1,0 +1,262 @@
+"""What of a run still holds when it is taken up again, what is run once more, and why.
+
+A group is kept when its verdict is on disk, follows from its record, and nothing changed that decides how it runs:
+settings and command (`Group.content_hash`), package versions, kind and size of the card. What was interrupted, or
+spoiled by something that may be gone now, is run again; what was never started is started.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from colocate.device.acquire import Card, as_asked
+from colocate.device.quarantine import Quarantine
+from colocate.errors import ColocateError
+from colocate.files import read_json, write_json
+from colocate.harness.gpu_processes import is_unwatched
+from colocate.plan.gpu_models import is_of_size
+from colocate.plan.plan import Group
+from colocate.plan.roles import ROLES
+from colocate.process.procfs import boot_id, describe, end, with_cookie
+from colocate.results.attempts import Attempt, Settled, settled, settled_groups
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.progress_file import QUEUE
+from colocate.results.record import read_record
+from colocate.results.versions import packages
+from colocate.verdict.rules import judge
+
+# Ends of an attempt that say nothing about the group and that somebody may have mended meanwhile.
+SPOILED = frozenset(
+    {
+        *("interrupted", "supervisor_lost", "log_failed", "disk_full", "unkillable", "record_damaged"),
+        *("sensor_lost", "sensor_gap", "sensor_contradicted", "probe_lost", "no_samples", "no_baseline"),
+        *("foreign_process", "card_not_returned"),
+    }
+)
+_ESSENTIAL = ("versions", "device", "decided_early", "run", "attempt")
+_GRACE_S = 2.0
+
+MOST_TOLD = 20  # groups of which the same is to be said are told one by one up to this number
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one group: kept with its verdict, or run; ``done`` are runs of it that need not be repeated."""
+
+    group: str
+    why: str
+    kept: Settled | None = None
+    done: tuple[Attempt, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.group} {'kept' if self.kept else 'runs'}: {self.why}"
+
+
+def find_run(results: Path, name: str, plan: str) -> RunDirectory:
+    """The run of this name below the results or at this path; for an empty name the latest of this plan.
+
+    Raises:
+        ColocateError: there is none, or it is of another plan.
+    """
+    if name:
+        for path in (results / name, Path(name)):
+            if (path / "run.json").is_file():
+                return _of_plan(RunDirectory(path.resolve()), plan)
+        raise ColocateError(
+            f"--resume={name}: expected a run directory, found no run.json in it or in {results / name}"
+        )
+    records = sorted(results.glob("run_*/run.json"), key=lambda it: (it.stat().st_mtime_ns, it.parent.name))
+    runs = [RunDirectory(record.parent.resolve()) for record in records]
+    found = next((run for run in reversed(runs) if _plan_of(run) == plan), None)
+    if found is None:
+        raise ColocateError(
+            f"--resume: expected a run of {plan} below {results}, found none; start one without --resume"
+        )
+    return found
+
+
+def _of_plan(run: RunDirectory, plan: str) -> RunDirectory:
+    if _plan_of(run) != plan:
+        raise ColocateError(f"{run.path}: expected a run of {plan}, found one of {_plan_of(run)}")
+    return run
+
+
+def _plan_of(run: RunDirectory) -> str | None:
+    try:
+        return str(read_json(run.record)["plan"]["name"])
+    except (ColocateError, KeyError, TypeError):
+        return None
+
+
+def take_up(run: RunDirectory) -> list[str]:
+    """Make a run fit to go on, by whoever holds its lock; what was done, a line each.
+
+    Trainings of the run that nobody watches any more are ended, a record that only lacks its verdict gets it, the
+    quarantine of cards is lifted, and nothing waits in a queue any more.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    lines = []
+    orphans = [process for process in with_cookie(run.name) if is_unwatched(process)]
+    if orphans:
+        lines.append("ended what the run had left: " + "; ".join(describe(process.pid) for process in orphans))
+        end(orphans, _GRACE_S)
+    for experiment in sorted(run.path.glob("*/experiment.json")):
+        directory = GroupDirectory(experiment.parent)
+        if not directory.verdict.exists() and _judge(directory):
+            lines.append(f"{directory.path.name}: judged from its record, which was whole")
+    Quarantine(run.quarantine).lift()
+    (run.path / QUEUE).unlink(missing_ok=True)
+    return lines
+
+
+def _judge(directory: GroupDirectory) -> bool:
+    try:
+        evidence = read_record(directory).evidence
+    except ColocateError:
+        return False
+    write_json(directory.verdict, judge(evidence).to_json())
+    return True
+
+
+def decide(
+    run: RunDirectory, groups: Iterable[Group], cards: Iterable[Card], *, early: bool = True
+) -> tuple[Decision, ...]:
+    """One decision per group of the plan, in its order; ``early`` keeps those too that were decided early."""
+    found, allowed = settled_groups(run, essentials, every=True), tuple(cards)
+    rebooted = _rebooted(run)
+    return tuple(_decide(run, group, found.get(group.id), allowed, rebooted, early) for group in groups)
+
+
+def essentials(experiment: dict[str, Any]) -> dict[str, Any]:
+    """What of a record decides whether it still holds: a session's memory need not hold ten thousand whole ones."""
+    evidence = experiment["evidence"]
+    some = {name: evidence[name] for name in _ESSENTIAL if name in evidence}
+    for role in ROLES:
+        some[role] = {"argv": _words_of(evidence.get(role))}
+    return {"timestamp": experiment["timestamp"], "group": experiment["group"], "evidence": some}
+
+
+def _words_of(member: Any) -> list[Any]:
+    words = member.get("argv") if isinstance(member, dict) else None
+    return words if isinstance(words, list) else []
+
+
+def told(decisions: Sequence[Decision]) -> list[str]:
+    """A line for each decision, in the plan's order; of very many alike one for all of them."""
+    alike: dict[tuple[bool, str], list[str]] = {}
+    for one in decisions:
+        alike.setdefault((one.kept is not None, one.why), []).append(one.group)
+    many = {what: names for what, names in alike.items() if len(names) > MOST_TOLD}
+    lines = [
+        f"{len(names)} groups from {names[0]} to {names[-1]} {'kept' if kept else 'run'}: {why}"
+        for (kept, why), names in many.items()
+    ]
+    return [*lines, *(str(one) for one in decisions if (one.kept is not None, one.why) not in many)]
+
+
+def _decide(
+    run: RunDirectory, group: Group, found: Settled | None, cards: tuple[Card, ...], rebooted: bool, early: bool
+) -> Decision:
+    if found is None:
+        return Decision(group.id, _why_without_verdict(run, group, rebooted))
+    sound, reasons = [], []
+    for attempt in found.last:
+        reason = _why_again(attempt, group, cards)
+        if reason is None and not early and attempt.verdict.feasible and attempt.evidence.get("decided_early"):
+            reason = "it was decided early, and now a whole run is asked for"
+        if reason is None:
+            sound.append(attempt)
+        else:
+            reasons.append(reason)
+    if reasons:
+        return Decision(group.id, reasons[0], done=tuple(sound))
+    if len(sound) < group.runs:
+        return Decision(group.id, f"{len(sound)} of its {group.runs} runs are done", done=tuple(sound))
+    kept = settled([attempt for attempt in found.attempts if attempt.place[0] <= group.runs], group.runs)
+    return Decision(group.id, f"{kept.verdict.outcome}, and nothing changed since", kept=kept)
+
+
+def _why_without_verdict(run: RunDirectory, group: Group, rebooted: bool) -> str:
+    parallel = group.background is not None
+    directory = run.group(group.foreground.name, group.number, parallel=parallel)
+    if directory.verdict.exists():
+        return "its record is damaged"
+    if not directory.path.exists():
+        return "it was never started"
+    return "it was interrupted" + (", and the machine was started anew since" if rebooted else "")
+
+
+def _why_again(attempt: Attempt, group: Group, cards: tuple[Card, ...]) -> str | None:
+    """What keeps an attempt from counting any more, or None."""
+    if attempt.group.get("content_hash") != group.content_hash:
+        return f"its settings changed{_changed_words(attempt, group)}"
+    changed = _changed_versions(attempt.evidence.get("versions", {}))
+    if changed:
+        return f"versions changed: {', '.join(changed)}"
+    device = attempt.evidence["device"]
+    suited = [found for card in cards if (found := as_asked(card, group.card)) is not None]
+    if cards and not any(_is_same(card, device) for card in suited):
+        return f"it ran on another card, {device['name']}"
+    spoiled = [code for code in attempt.verdict.codes if code in SPOILED]
+    if spoiled:
+        return f"it was spoiled: {', '.join(spoiled)}"
+    return _damage(attempt)
+
+
+def _changed_words(attempt: Attempt, group: Group) -> str:
+    """The first word of a command line that is another one now; empty where the change is elsewhere."""
+    virtual = attempt.evidence["device"]["kind"] == "virtual"
+    for role, training in zip(ROLES, group.trainings, strict=False):
+        now = training.command(repeat=role == "background", rehearsal=virtual)
+        for then, word in zip_longest(attempt.evidence[role]["argv"], now, fillvalue="nothing"):
+            if then != word:
+                return f": {training.name} has {word} in place of {then}"
+    return ""
+
+
+def _damage(attempt: Attempt) -> str | None:
+    try:
+        again = judge(read_record(attempt.directory).evidence)
+    except ColocateError:
+        return "its record is damaged"
+    if "record_damaged" in again.codes:
+        return "its record is damaged"
+    return None if again == attempt.verdict else "its verdict does not follow from its record"
+
+
+def _changed_versions(then: Mapping[str, str]) -> list[str]:
+    now = packages()
+    names = sorted((now.keys() | then.keys()) - {"kernel"})
+    return [
+        f"{name} {then.get(name, 'none')} to {now.get(name, 'none')}"
+        for name in names
+        if then.get(name) != now.get(name)
+    ]
+
+
+def _is_same(card: Card, device: Mapping[str, Any]) -> bool:
+    if card.kind != device["kind"]:
+        return False
+    if card.uuid is not None:
+        return bool(card.uuid == device["uuid"]) and _is_of_the_size(card, device)
+    return bool(card.total_bytes == device["total_bytes"])
+
+
+def _is_of_the_size(card: Card, device: Mapping[str, Any]) -> bool:
+    """A GPU may be used as a smaller card, or as what it is."""
+    if device.get("ballast"):
+        return bool(card.total_bytes == device["total_bytes"])
+    return card.total_bytes is None or is_of_size(device["total_bytes"], card.total_bytes)
+
+
+def _rebooted(run: RunDirectory) -> bool:
+    try:
+        known = read_json(run.record)
+        sessions = known.get("sessions") or [known]
+        return bool(sessions[-1]["boot_id"] != boot_id())
+    except (ColocateError, KeyError, TypeError, AttributeError, IndexError):
+        return False

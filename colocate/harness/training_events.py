@@ -1,0 +1,317 @@
+"""Reads what trainings tell: events that they write themselves, and the records of the probe inside them.
+
+Both are files that another process is writing at this moment, so a torn last line is read again later and a line that
+is no event is counted and left out. Nothing that a training puts there may hold up the harness or fill its memory.
+Times are monotonic seconds here; `colocate.harness.group_run` makes them relative.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from colocate.files import content, line, number, opened, parse, whole
+from colocate.verdict.evidence import STEP_KINDS, Allocator, Epoch, Mark, OutOfMemory
+
+# Two signs of progress a second are enough to prove overlap, and keep the record of a long run small.
+_MARK_EVERY_S = 0.5
+
+_MOST_STEPS = 1024  # of a process's history; the probe keeps 256
+
+# Ten steps a second for a day are 130 MB, of which 170,000 signs of progress are kept.
+MOST_BYTES = 256 * 1024**2
+MOST_MARKS = 200_000
+_AT_ONCE_BYTES = 256 * 1024  # per look, twenty times a second: reading a flood takes no more than a few per cent
+_LONGEST_LINE_BYTES = 64 * 1024
+_LARGEST_RECORD_BYTES = 1024**2
+MOST_RECORDS = 1000  # a training with a thousand processes that use PyTorch
+
+# How far the clocks of two processors of one machine may be apart.
+_CLOCK_S = 1.0
+
+
+class Progress:
+    """Signs of progress in order; of many steps in a row it keeps the first, the last and two a second."""
+
+    def __init__(self) -> None:
+        self.longest_pause_s = 0.0
+        self.overflowed = False
+        self._by_pid: dict[int, list[Mark]] = {}
+        self._kept = 0
+
+    def add(self, mark: Mark) -> None:
+        """Take one more sign of progress of its process."""
+        marks = self._by_pid.setdefault(mark.pid, [])
+        if marks:
+            self.longest_pause_s = max(self.longest_pause_s, mark.elapsed_s - marks[-1].elapsed_s)
+        if len(marks) > 1 and all(_close(mark, other) for other in marks[-2:]):
+            marks[-1] = mark
+        elif self._kept < MOST_MARKS:
+            marks.append(mark)
+            self._kept += 1
+        else:
+            self.overflowed = True
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """All kept signs, by time."""
+        return tuple(sorted((mark for marks in self._by_pid.values() for mark in marks), key=lambda m: m.elapsed_s))
+
+    @property
+    def latest_s(self) -> float | None:
+        """When the last sign came."""
+        return max((marks[-1].elapsed_s for marks in self._by_pid.values() if marks), default=None)
+
+
+class EventReader:
+    """Follows one events file.
+
+    Args:
+        path: The file, which need not be there yet.
+        since_t: Before this instant nothing can have happened; what is told of such a time is no event.
+    """
+
+    def __init__(self, path: Path, since_t: float = 0.0) -> None:
+        self._path = path
+        self._since_t = since_t
+        self._position = self._num_bytes = 0
+        self._inode: int | None = None
+        self._skipping = False
+        self.progress = Progress()
+        self.epochs: list[Epoch] = []
+        self.out_of_memory: list[OutOfMemory] = []
+        self.data: str | None = None
+        self.bad_lines = 0
+        self.num_steps = 0
+        self.trouble: str | None = None
+
+    def poll(self) -> bool:
+        """Read a piece of what was appended since the last call; whether there may be more of it."""
+        if self.trouble is not None:
+            return False
+        try:
+            piece = self._read()
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            self.trouble = f"{self._path}: expected the events of a training, got {error}"
+            return False
+        before = self._position
+        for text in self._whole_lines(piece):
+            self._take(text)
+        self._num_bytes += self._position - before
+        if self._num_bytes > MOST_BYTES or self.progress.overflowed:
+            self.trouble = f"{self._path}: expected some events, found more than anybody can judge by"
+        return len(piece) == _AT_ONCE_BYTES
+
+    def finish(self) -> None:
+        """Read all that is there."""
+        while self.poll():
+            pass
+
+    def _read(self) -> bytes:
+        handle = opened(self._path)
+        try:
+            status = os.fstat(handle)
+            if status.st_ino != self._inode or status.st_size < self._position:  # begun anew by a later life
+                self._inode, self._position, self._skipping = status.st_ino, 0, False
+            return os.pread(handle, _AT_ONCE_BYTES, self._position)
+        finally:
+            os.close(handle)
+
+    def _whole_lines(self, piece: bytes) -> Iterator[bytes]:
+        """Whole lines; of one that does not end the rest is passed over."""
+        text, newline, rest = piece.rpartition(b"\n")
+        self._position += len(text) + len(newline)
+        lines = text.split(b"\n") if newline else []
+        if self._skipping and newline:
+            self._skipping = False
+            lines = lines[1:]
+        if len(rest) > _LONGEST_LINE_BYTES:
+            self.bad_lines += not self._skipping
+            self._position += len(rest)
+            self._skipping = True
+        return (one for one in lines if one.strip())
+
+    def _take(self, text: bytes) -> None:
+        try:
+            event = parse(text)
+            time_s, pid, kind = _instant(event["t"], self._since_t), int(event["pid"]), str(event["event"])[:40]
+            self._record(time_s, pid, kind, event)
+        except (ValueError, KeyError, TypeError, OverflowError):
+            self.bad_lines += 1
+
+    def _record(self, time_s: float, pid: int, kind: str, event: Mapping[str, Any]) -> None:
+        mark = Mark(time_s, pid, kind, line(event.get("phase")), whole(event.get("step")))
+        if kind == "epoch_end":
+            self.epochs.append(_epoch(time_s, event))
+        elif kind == "end" and event.get("exit") == "out_of_memory":
+            self.out_of_memory.append(_out_of_memory("event", time_s, event))
+        elif kind == "ready":
+            self.data = line(event.get("data"))
+        self.num_steps += kind == "step"
+        self.progress.add(mark)
+
+
+class ProbeReader:
+    """Follows the folder in which the probe keeps one record per process; ``since_t`` as for the events.
+
+    ``histories`` has what every process held over time, as its record tells.
+    """
+
+    def __init__(self, folder: Path, since_t: float = 0.0) -> None:
+        self._folder = folder
+        self._since_t = since_t
+        self._versions: dict[str, tuple[int, ...]] = {}
+        self._steps: dict[int, int] = {}
+        self._ooms: dict[int, OutOfMemory] = {}
+        self._allocators: dict[int, Allocator] = {}
+        self.histories: dict[int, tuple[tuple[float, int], ...]] = {}
+        self.progress = Progress()
+        self.trouble: str | None = None
+
+    def poll(self) -> None:
+        """Read every record again that has changed."""
+        for path, version in self._changed():
+            try:
+                self._take(path, parse(content(path, _LARGEST_RECORD_BYTES)))
+                self._versions[path.name] = version
+            except (OSError, ValueError, KeyError, TypeError, OverflowError, AttributeError):
+                continue  # Not whole yet, or gone: the next record replaces it.
+
+    def _changed(self) -> Iterator[tuple[Path, tuple[int, ...]]]:
+        try:
+            entries = [entry for entry in os.scandir(self._folder) if entry.name.endswith(".json")]
+        except OSError:
+            return
+        if len(entries) > MOST_RECORDS:
+            self.trouble = f"{self._folder}: expected at most {MOST_RECORDS} records of processes, found {len(entries)}"
+        for entry in sorted(entries, key=lambda entry: entry.name)[:MOST_RECORDS]:
+            try:
+                status = entry.stat()
+            except OSError:
+                continue
+            version = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if self._versions.get(entry.name) != version:
+                yield self._folder / entry.name, version
+
+    def _take(self, path: Path, record: Mapping[str, Any]) -> None:
+        pid, steps = int(record["pid"]), whole(record.get("optimizer_steps")) or 0
+        if path.stem != str(pid):
+            raise ValueError("a record bears the number of its process")
+        allocator = _allocator(pid, steps, record)
+        if record.get("num_ooms"):
+            self._ooms[pid] = _probe_out_of_memory(int(record["num_ooms"]), record.get("last_oom") or {})
+        if steps > self._steps.get(pid, 0) and record.get("last_step_t") is not None:
+            last_step_s = _instant(record["last_step_t"], self._since_t)
+            if pid not in self._steps and record.get("first_step_t") is not None:
+                first_step_s = _instant(record["first_step_t"], self._since_t)
+                self.progress.add(Mark(first_step_s, pid, "optimizer", step=1))
+            self.progress.add(Mark(last_step_s, pid, "optimizer", step=steps))
+            self._steps[pid] = steps
+        self._allocators[pid] = _with_maxima_of(self._allocators.get(pid), allocator)
+        self.histories[pid] = _history(record.get("history"), self._since_t)
+
+    @property
+    def allocators(self) -> tuple[Allocator, ...]:
+        """The last record of every process."""
+        return tuple(self._allocators.values())
+
+    @property
+    def out_of_memory(self) -> tuple[OutOfMemory, ...]:
+        """What the allocators counted, also when the program went on."""
+        return tuple(self._ooms.values())
+
+
+def _close(mark: Mark, earlier: Mark) -> bool:
+    same = mark.kind in STEP_KINDS and (mark.kind, mark.phase) == (earlier.kind, earlier.phase)
+    return same and mark.elapsed_s - earlier.elapsed_s < _MARK_EVERY_S
+
+
+def _instant(value: Any, since_t: float) -> float:
+    """A time of the monotonic clock between the beginning and now: another clock tells nothing that can be compared."""
+    time_t = number(value)
+    if time_t is None or not since_t - _CLOCK_S <= time_t <= time.monotonic() + _CLOCK_S:
+        raise ValueError(f"expected a time of this run, got {value!r:.80}")
+    return time_t
+
+
+def _epoch(time_s: float, event: Mapping[str, Any]) -> Epoch:
+    told = event.get("metrics")
+    metrics = {line(name) or "": number(value) for name, value in told.items()} if isinstance(told, dict) else {}
+    finite = {name: value for name, value in metrics.items() if value is not None}
+    place, steps, full = (whole(event[name]) for name in ("epoch", "steps", "steps_full"))
+    if place is None or steps is None or full is None:
+        raise ValueError("an epoch is counted in whole numbers")
+    cut = bool(event["cut"]) or steps < full
+    return Epoch(
+        time_s, place, steps, full, cut, finite, number(event.get("samples_per_s")), whole(event.get("samples"))
+    )
+
+
+def _out_of_memory(source: Any, time_s: float, event: Mapping[str, Any]) -> OutOfMemory:
+    return OutOfMemory(
+        source=source,
+        message=line(event.get("message")) or "out of memory",
+        elapsed_s=time_s,
+        requested_bytes=whole(event.get("requested_bytes")),
+        reserved_bytes=whole(event.get("reserved_bytes")),
+    )
+
+
+def _probe_out_of_memory(count: int, last: Mapping[str, Any]) -> OutOfMemory:
+    return OutOfMemory(
+        source="probe",
+        message=line(last.get("message")) or "out of memory",
+        count=count,
+        elapsed_s=number(last.get("t")),
+        requested_bytes=whole(last.get("requested_bytes")),
+        reserved_bytes=whole(last.get("reserved_bytes")),
+    )
+
+
+def _history(value: Any, since_t: float) -> tuple[tuple[float, int], ...]:
+    """What a process held over time; empty where the list is not what the probe would write."""
+    if not isinstance(value, list) or len(value) > _MOST_STEPS:
+        return ()
+    steps = [(_instant(time_t, since_t), whole(size)) for time_t, size in value]
+    known = tuple((time_t, size) for time_t, size in steps if size is not None)
+    return known if len(known) == len(steps) and list(known) == sorted(known, key=lambda step: step[0]) else ()
+
+
+def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
+    return Allocator(
+        pid=pid,
+        mode="virtual" if record.get("mode") == "virtual" else "cuda",
+        torch=line(record.get("torch")),
+        optimizer_steps=steps,
+        max_allocated_bytes=whole(record.get("max_allocated_bytes")),
+        max_reserved_bytes=whole(record.get("max_reserved_bytes")),
+        num_ooms=whole(record.get("num_ooms")) or 0,
+        num_alloc_retries=whole(record.get("num_alloc_retries")) or 0,
+        context_bytes=whole(record.get("context_bytes")),
+        context_range_bytes=_pair(record.get("context_range_bytes")),
+        max_reserved_bound_bytes=whole(record.get("max_reserved_bound_bytes")),
+        convolutions=bool(record.get("convolutions")),
+        batches_per_pass=whole(record.get("batches_per_pass")),
+        passes_cut=whole(record.get("passes_cut")) or 0,
+        notes=tuple(line(note, 300) or "" for note in record.get("notes") or ()),
+        unsupported=line(record.get("unsupported")),
+    )
+
+
+def _with_maxima_of(earlier: Allocator | None, latest: Allocator) -> Allocator:
+    """What was once a maximum stays one, whatever a later record tells."""
+    if earlier is None:
+        return latest
+    names = ("max_allocated_bytes", "max_reserved_bytes", "num_ooms", "num_alloc_retries")
+    both = {name: (getattr(earlier, name), getattr(latest, name)) for name in names}
+    known = {name: [value for value in two if value is not None] for name, two in both.items()}
+    return replace(latest, **{name: max(values) for name, values in known.items() if values})
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    low, high = map(whole, value) if isinstance(value, list) and len(value) == 2 else (None, None)
+    return None if low is None or high is None else (low, high)

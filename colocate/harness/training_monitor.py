@@ -1,0 +1,262 @@
+"""One training of a group while it runs: its processes and everything it tells, gathered into a `Member`.
+
+Knows no card: which member holds memory there is told by `colocate.harness.group_run`.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Literal
+
+from colocate.harness.training_events import EventReader, ProbeReader, Progress
+from colocate.plan.catalog import Training
+from colocate.plan.roles import Role
+from colocate.process.output import OUT_OF_MEMORY, Match
+from colocate.process.procfs import describe
+from colocate.process.runner import Process
+from colocate.results.layout import GroupDirectory
+from colocate.verdict.evidence import Allocator, Life, Mark, Member, OutOfMemory, ProcessPeak
+from colocate.verdict.memory_history import by_allocators, by_lists
+
+LAST_LINES = 20
+_PROGRESS = "progress"
+_TRACEBACK = "traceback"
+_METRIC = "metric:"
+_PROBE_LOST = "probe_lost"
+
+
+class Watch:
+    """Follows one training over all its processes."""
+
+    def __init__(self, role: Role, training: Training, directory: GroupDirectory) -> None:
+        self.role = role
+        self.training = training
+        self.processes: list[Process] = []
+        self.ready_t: float | None = None
+        self.gave_up: str | None = None
+        self.wanted: tuple[Allocator, ...] = ()
+        self.stalled_after_s: float | None = None
+        self.timed_out_after_s: float | None = None
+        self.held_bytes: int | None = None
+        self.held_card = False
+        self.process_peaks: tuple[ProcessPeak, ...] = ()
+        self.listed: tuple[tuple[float, int], ...] = ()
+        self._directory = directory
+        self._events = EventReader(directory.events(role), time.monotonic())
+        self._probe = ProbeReader(directory.probe(role), time.monotonic())
+        self._lines = Progress()
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """What to look for in the training's output: out-of-memory texts, tracebacks, progress and metrics."""
+        patterns = {**OUT_OF_MEMORY, _TRACEBACK: r"^Traceback \(most recent call last\):"}
+        patterns[_PROBE_LOST] = r"^colocate: probe (?:record given up|not started)"  # colocate.probe: record and start
+        if self.training.progress_pattern:
+            patterns[_PROGRESS] = self.training.progress_pattern
+        # As in the study's catalogs, letters of either case match and the last match wins.
+        metrics = {_METRIC + name: f"(?i:{pattern})" for name, pattern in self.training.metric_patterns.items()}
+        return patterns | metrics
+
+    def poll(self) -> None:
+        """Read what came since the last call."""
+        for process in self.processes[-1:]:
+            process.poll()
+        self._events.poll()
+        self._probe.poll()
+        if any(allocator.max_reserved_bytes for allocator in self._probe.allocators):
+            self.held_card = True
+
+    def ask_for_peaks(self, listed: Iterable[int], peak_bytes: Callable[[int], int | None]) -> None:
+        """Have the driver's own maximum of every process of this training that is known, also of ended ones.
+
+        ``listed`` are its processes on the driver's list. Those of its trees that nobody saw there are asked for too:
+        a short life falls between two lists.
+        """
+        told = {allocator.pid for allocator in self._probe.allocators}
+        lives = {pid: number for number, process in enumerate(self.processes) for pid in process.pids}
+        pids = sorted({*lives, *told, *listed} - {0})
+        asked = {pid: peak_bytes(pid) for pid in pids}
+        last = len(self.processes) - 1
+        self.process_peaks = tuple(
+            ProcessPeak(pid, lives.get(pid, last), used) for pid, used in asked.items() if used is not None
+        )
+        self.held_card = self.held_card or bool(self.process_peaks)
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The numbers of all its processes that were seen."""
+        return frozenset(pid for process in self.processes for pid in process.pids)
+
+    @property
+    def told_by(self) -> frozenset[int]:
+        """The processes that, as its events have it, wrote them."""
+        return frozenset(mark.pid for mark in self._events.progress.marks)
+
+    def process_faults(self) -> Iterator[tuple[str, str]]:
+        """What went wrong around it, not in it: whatever it did cannot be known, or harms who comes next."""
+        for text in filter(None, (self._events.trouble, self._probe.trouble)):
+            yield "events_unreadable", text
+        for process in self.processes:
+            if process.unkillable:
+                names = "; ".join(describe(one.pid) for one in process.unkillable)
+                yield "unkillable", f"{self.training.name} left processes that could not be ended: {names}"
+            if process.too_many:
+                yield "too_many_processes", process.too_many
+            if process.log_failed:
+                yield "log_failed", process.log_failed
+            if process.supervisor_lost:
+                yield "supervisor_lost", process.supervisor_lost
+
+    def notes(self) -> Iterator[tuple[str, str]]:
+        """What is odd about them but harms nobody."""
+        if self._events.bad_lines:
+            text = f"{self._events.bad_lines} lines of its events are none, or of another time than that of the run"
+            yield "bad_events", f"{self.training.name}: {text}"
+
+    @property
+    def tells_events(self) -> bool:
+        """It writes events of its own."""
+        return bool(self._events.progress.marks)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps known so far, from whichever source has seen more."""
+        counted = sum(allocator.optimizer_steps for allocator in self._probe.allocators)
+        return max(self._events.num_steps, counted, len(self._progress_lines()))
+
+    @property
+    def rehearsed_t(self) -> float | None:
+        """When it was first through with everything: an epoch that it tells of, or the whole program."""
+        ends = [epoch.elapsed_s for epoch in self._events.epochs[:1]]
+        ends += [process.exit.ended_s for process in self.processes if process.exit is not None and process.exit.ok]
+        return min(ends, default=None)
+
+    @property
+    def stepping_s(self) -> float:
+        """How long it has made steps by now, of which PyTorch or its log tells."""
+        signs = [mark.elapsed_s for mark in self._probe.progress.marks] + [line.t for line in self._progress_lines()]
+        return max(signs) - min(signs) if signs else 0.0
+
+    @property
+    def latest_t(self) -> float | None:
+        """When it last gave a sign of life: a byte of output or a step."""
+        signs = [self._events.progress.latest_s, self._probe.progress.latest_s]
+        signs += [time for process in self.processes[-1:] for time in (process.started_t, process.last_output_t)]
+        return max((sign for sign in signs if sign is not None), default=None)
+
+    def stepped_since(self, time_t: float) -> bool:
+        """It made progress after an instant."""
+        signs = [self._events.progress.latest_s, self._probe.progress.latest_s]
+        signs += [match.t for match in self._progress_lines()[-1:]]
+        return any(sign is not None and sign > time_t for sign in signs)
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Anybody has told of an out-of-memory of this training."""
+        return bool(self._out_of_memory(0.0))
+
+    @property
+    def longest_pause_s(self) -> float:
+        """The longest time between two signs of progress so far."""
+        return max(self._events.progress.longest_pause_s, self._probe.progress.longest_pause_s)
+
+    def member(self, origin_t: float) -> Member:
+        """Everything so far as a record, with times relative to ``origin_t``."""
+        self.poll()
+        self._events.finish()
+        lives = tuple(self._life(process, origin_t) for process in self.processes)
+        held, held_by = self._held(origin_t, lives)
+        return Member(
+            role=self.role,
+            name=self.training.name,
+            argv=self.training.argv,
+            uses_gpu=self.training.uses_gpu,
+            lives=lives,
+            ready_s=None if self.ready_t is None else self.ready_t - origin_t,
+            gave_up=self.gave_up,
+            stalled_after_s=self.stalled_after_s,
+            timed_out_after_s=self.timed_out_after_s,
+            held_card=self.held_card,
+            held_bytes=self.held_bytes,
+            process_peaks=self.process_peaks,
+            held=held,
+            held_by=held_by,
+            probe_lost=self._probe_lost,
+            marks=tuple(replace(mark, elapsed_s=mark.elapsed_s - origin_t) for mark in self.marks),
+            epochs=tuple(replace(epoch, elapsed_s=epoch.elapsed_s - origin_t) for epoch in self._events.epochs),
+            out_of_memory=tuple(self._out_of_memory(origin_t)),
+            allocators=self._probe.allocators,
+            wanted=self.wanted,
+            data=self._events.data,
+            tracebacks=sum(process.match_counts.get(_TRACEBACK, 0) for process in self.processes),
+            expects_metrics=bool(self.training.metric_patterns),
+            metrics=self._metrics(),
+        )
+
+    def _held(
+        self, origin_t: float, lives: tuple[Life, ...]
+    ) -> tuple[tuple[tuple[float, int], ...], Literal["allocator", "processes"] | None]:
+        """What it held over time, and who told: its allocators, else the driver's lists."""
+        end_s = time.monotonic() - origin_t
+        histories = {
+            pid: tuple((at - origin_t, size) for at, size in steps) for pid, steps in self._probe.histories.items()
+        }
+        told = by_allocators(histories, self._probe.allocators, lives, end_s)
+        if told and not self._probe_lost:  # a record that was given up says nothing of what came later
+            return told, "allocator"
+        listed = by_lists(self.listed, end_s)
+        return listed, "processes" if listed else None
+
+    @property
+    def _probe_lost(self) -> bool:
+        return any(match.name == _PROBE_LOST for process in self.processes for match in process.matches)
+
+    def _life(self, process: Process, origin_t: float) -> Life:
+        end = process.exit
+        ended = None if end is None else replace(end, ended_s=end.ended_s - origin_t)
+        log = process.log.relative_to(self._directory.path)
+        return Life(str(log), process.started_t - origin_t, ended, process.last_lines(LAST_LINES), process.leftovers)
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """Its own events where it writes any, else lines of its log, else the steps that the probe counted."""
+        if self.tells_events:
+            return self._events.progress.marks
+        return self._line_marks() or self._probe.progress.marks
+
+    def _line_marks(self) -> tuple[Mark, ...]:
+        progress = Progress()
+        for process in self.processes:
+            for match in process.matches:
+                if match.name == _PROGRESS:
+                    progress.add(Mark(match.t, process.pid, "pattern"))
+        return progress.marks
+
+    def _progress_lines(self) -> list[Match]:
+        return [match for process in self.processes for match in process.matches if match.name == _PROGRESS]
+
+    def _out_of_memory(self, origin_t: float) -> list[OutOfMemory]:
+        told = [*self._events.out_of_memory, *self._probe.out_of_memory]
+        lines = [match for process in self.processes for match in process.matches if match.name in OUT_OF_MEMORY]
+        if lines and not told:
+            told = [OutOfMemory("log", lines[0].text, len(lines), lines[0].t)]
+        return [replace(o, elapsed_s=None if o.elapsed_s is None else o.elapsed_s - origin_t) for o in told]
+
+    def _metrics(self) -> dict[str, float]:
+        """The last value of every metric that the catalog looks for in the log."""
+        found: dict[str, float] = {}
+        for process in self.processes:
+            for match in process.matches:
+                name = match.name.removeprefix(_METRIC)
+                if name != match.name:
+                    found |= _number(name, self.training.metric_patterns[name], match.text)
+        return found
+
+
+def _number(name: str, pattern: str, text: str) -> dict[str, float]:
+    match = re.search(pattern, text, re.IGNORECASE)
+    try:
+        return {name: float(match[1])} if match else {}
+    except (ValueError, IndexError):
+        return {}

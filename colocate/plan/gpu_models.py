@@ -1,0 +1,279 @@
+"""The table of known cards, `settings/cards.json`, and what ``--card`` means.
+
+Figures with their sources only; creates no card and knows no device.
+``python -m colocate.plan.gpu_models --write-schema`` writes the table's JSON Schema.
+"""
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from colocate.errors import PlanError
+from colocate.plan.validation import Mistakes, Settings, Size, matching, read_json, suggestion, validated
+from colocate.units import format_size, parse_size
+
+TABLE = Path(__file__).parents[2] / "settings" / "cards.json"
+SCHEMA = "cards.schema.json"
+
+# A card of nearly the wanted size is taken as it is: the same product has, by driver and board, some MiB more or less
+# than its name says (81559 MiB of "80 GB").
+SAME_SIZE = 0.02
+
+# What makes another product of a name that goes before it.
+_VARIANTS = frozenset({"ti", "super", "d", "laptop", "max", "mobile", "ada", "mig"})
+
+VIRTUAL = " (virtual)"  # added to the name of a card that is only emulated
+
+_CAPABILITY = r"\d{1,2}\.\d"
+Capability = Annotated[
+    str,
+    AfterValidator(matching(_CAPABILITY, "a compute capability such as '8.6'")),
+    Field(json_schema_extra={"pattern": f"^{_CAPABILITY}$"}),
+]
+
+
+class Context(Settings):
+    """What one process holds besides its tensors, and from what to what that may be."""
+
+    expected: Size
+    low: Size
+    high: Size
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.low <= self.expected <= self.high:
+            raise ValueError("expected low, expected and high in this order")
+        return self
+
+
+class Row(Settings):
+    """The figures of one card but its name and size; ``sources`` says where each is from, or ``estimated``."""
+
+    compute_capability: Capability
+    context: Context
+    cublas_workspace: Size
+    baseline: Size
+    sources: dict[str, str]
+
+    @model_validator(mode="after")
+    def _sourced(self) -> Self:
+        figures = set(type(self).model_fields) - {"sources", "name"}
+        if set(self.sources) != figures:
+            raise ValueError(f"expected sources for {', '.join(sorted(figures))}")
+        return self
+
+
+class NamedRow(Row):
+    """A card that is sold under a name."""
+
+    name: str = Field(min_length=1, max_length=100)
+    total: Size
+
+
+class CardsFile(Settings):
+    """The whole table."""
+
+    model_config = Settings.model_config | {"title": "Known cards"}
+
+    schema_: str | None = Field(None, alias="$schema")
+    description: str | None = None
+    any_size: Row
+    cards: list[NamedRow]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCard:
+    """A card that can be emulated; sizes in bytes."""
+
+    name: str
+    total_bytes: int
+    capability: tuple[int, int]
+    context_bytes: int
+    context_range_bytes: tuple[int, int]
+    workspace_bytes: int
+    baseline_bytes: int
+    sources: tuple[tuple[str, str], ...]
+
+    def source(self, figure: str) -> str:
+        """Where a figure is from."""
+        return dict(self.sources)[figure]
+
+
+# Where the package is installed without the project's settings folder: sizes work, names do not.
+_WITHOUT_TABLE = CardsFile.model_validate(
+    {
+        "any_size": {
+            "compute_capability": "8.6",
+            "context": {"expected": "344MB", "low": "244MB", "high": "494MB"},
+            "cublas_workspace": "8.125MB",
+            "baseline": "232MB",
+            "sources": dict.fromkeys(
+                ("compute_capability", "context", "cublas_workspace", "baseline"), "settings/cards.json of the project"
+            ),
+        },
+        "cards": [],
+    }
+)
+
+
+@cache
+def table(path: Path = TABLE) -> CardsFile:
+    """The table in a file.
+
+    Raises:
+        PlanError: the file cannot be read or contains mistakes; all of them, one per line.
+    """
+    if path == TABLE and not path.is_file():
+        return _WITHOUT_TABLE
+    mistakes = Mistakes(str(path))
+    document = read_json(path, mistakes)
+    read = validated(CardsFile, document, (), mistakes)
+    mistakes.raise_if_any()
+    assert read is not None
+    return read
+
+
+def known_card(text: str) -> KnownCard:
+    """The card that ``--card`` means: a size such as ``8GB``, or a name of the table such as ``RTX 3080``.
+
+    Raises:
+        PlanError: neither.
+    """
+    try:
+        total_bytes = parse_size(text)
+    except ValueError:
+        return _named(text)
+    if total_bytes <= 0:
+        raise PlanError(f"--card: expected a size above zero, got {text!r}")
+    return card_of_size(total_bytes)
+
+
+def card_of_size(total_bytes: int) -> KnownCard:
+    """A card of which only the size is known."""
+    return _card(table().any_size, f"virtual {format_size(total_bytes)} card", total_bytes)
+
+
+def card_called(name: str, total_bytes: int) -> KnownCard:
+    """The card behind the name of an emulated device."""
+    rows = [row for row in table().cards if row.name + VIRTUAL == name]
+    return _card(rows[0], name, total_bytes) if rows else card_of_size(total_bytes)
+
+
+def is_of_size(card_bytes: int, wanted_bytes: int) -> bool:
+    """The card has the wanted size already and needs no ballast."""
+    return abs(card_bytes - wanted_bytes) <= SAME_SIZE * wanted_bytes
+
+
+def asked_bytes(asked: str) -> int | None:
+    """The size of the card that a group asks for; None for a name that is not in the table."""
+    try:
+        return known_card(asked).total_bytes
+    except PlanError:
+        return None
+
+
+def satisfies(name: str, total_bytes: int, asked: str) -> bool:
+    """A card is what a group asks for: of that size, or of that product.
+
+    ``"RTX 3080"`` is an ``NVIDIA GeForce RTX 3080`` and no ``RTX 3080 Ti``; a MIG instance is not its card.
+    """
+    try:
+        return is_of_size(total_bytes, parse_size(asked))
+    except ValueError:
+        return _is_called(name, asked)
+
+
+@cache
+def may_mean(word: str, asked: str) -> bool:
+    """A cluster's word for its cards, such as ``rtx_3080`` or ``nvidia_a100-sxm4-80gb``, may mean a card asked for.
+
+    A size is looked for in the word, then in the table. A word without a digit, such as ``rtx``, means too many cards.
+    """
+    if not any(map(str.isdigit, word)):
+        return False
+    try:
+        wanted_bytes = parse_size(asked)
+    except ValueError:
+        return _is_called(word, asked) or _is_called(asked, word)
+    sizes = [parse_size(size) for size in re.split(r"[^a-z0-9]+", word.lower()) if re.fullmatch(r"\d+gb", size)]
+    rows = [row.total for row in table().cards if _is_called(row.name, word)]
+    return any(is_of_size(size, wanted_bytes) for size in sizes or (rows if len(rows) == 1 else ()))
+
+
+def _is_called(name: str, asked: str) -> bool:
+    wanted = _plain(asked)
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word not in ("", "nvidia", "geforce")]
+    if "mig" in words and "mig" not in wanted:
+        return False
+    return any(
+        "".join(words[start:end]) == wanted and not _VARIANTS & set(words[end : end + 1])
+        for start in range(len(words))
+        for end in range(start + 1, len(words) + 1)
+    )
+
+
+def checked_wish(text: str) -> str:
+    """The card that a group asks for, as it was written.
+
+    Raises:
+        ValueError: it is neither a size above zero nor a name.
+    """
+    try:
+        sound = parse_size(text) > 0
+    except ValueError:
+        sound = len(text) <= 100 and any(character.isalpha() for character in _plain(text))
+    if not sound:
+        raise ValueError(f"expected a size such as '24GB' or a card's name such as 'RTX 3080', got {text!r}")
+    return text
+
+
+def _named(text: str) -> KnownCard:
+    rows = {_plain(row.name): row for row in table().cards}
+    wanted = _plain(text)
+    found = [row for name, row in rows.items() if wanted and wanted in name]
+    exact = [row for name, row in rows.items() if name == wanted]
+    for row in exact or found[:1] if len(exact or found) == 1 else ():
+        return _card(row, row.name + VIRTUAL, row.total)
+    known = [row.name for row in table().cards]
+    what = "one of the table's names" if not found else "one name: " + ", ".join(repr(row.name) for row in found)
+    hint = suggestion(text, known)
+    raise PlanError(
+        f"--card: expected a size such as 8GB or {what}, got {text!r}{hint}; settings/cards.json has {', '.join(known)}"
+    )
+
+
+def _plain(name: str) -> str:
+    """A name without what people leave out."""
+    return re.sub(r"nvidia|geforce|[^a-z0-9]", "", name.lower())
+
+
+def _card(row: Row, name: str, total_bytes: int) -> KnownCard:
+    major, minor = row.compute_capability.split(".")
+    return KnownCard(
+        name=name,
+        total_bytes=total_bytes,
+        capability=(int(major), int(minor)),
+        context_bytes=row.context.expected,
+        context_range_bytes=(row.context.low, row.context.high),
+        workspace_bytes=row.cublas_workspace,
+        baseline_bytes=row.baseline,
+        sources=tuple(row.sources.items()),
+    )
+
+
+def schema() -> str:
+    """The JSON Schema of the table."""
+    document: dict[str, Any] = CardsFile.model_json_schema()
+    return json.dumps(document, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write-schema"]:
+        sys.exit("usage: python -m colocate.plan.gpu_models --write-schema")
+    (TABLE.parent / SCHEMA).write_text(schema(), encoding="utf-8")

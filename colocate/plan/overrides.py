@@ -1,0 +1,122 @@
+"""A group with something changed in one of its trainings: a hyperparameter, an option, a variable, or the model.
+
+Pure: it makes the changed group and the settings that say so; what comes of it is for others to run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from colocate.errors import PlanError
+from colocate.plan.catalog import Catalog, Training
+from colocate.plan.catalog_schema import Value
+from colocate.plan.plan import Group
+from colocate.plan.roles import Role
+from colocate.plan.validation import Mistakes
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be different in one member of a group.
+
+    Args:
+        role: Which member.
+        hyperparameters: Values to set, by the catalog's names.
+        options: Values to set of a command of one's own, by the option, such as ``--batch-size``.
+        model: Another model of the same repository, or None. It gets the hyperparameters that it knows.
+        env: Variables to add.
+    """
+
+    role: Role
+    hyperparameters: Mapping[str, Value] = field(default_factory=dict)
+    options: Mapping[str, Value] = field(default_factory=dict)
+    model: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def varied(group: Group, change: Change, catalog: Catalog | None) -> Group:
+    """The group with the change made; the catalog makes the new command lines of its trainings.
+
+    Raises:
+        PlanError: the training does not know what is to be changed, or the group has no such member.
+    """
+    training = group.training(change.role)
+    if training is None:
+        raise PlanError(f"{group.id}: expected a {change.role}, found none")
+    changed = replace(_of_catalog(training, change, catalog), env={**training.env, **change.env})
+    for option, value in change.options.items():
+        changed = replace(changed, argv=with_flag(changed.argv, option, value))
+    if change.role == "foreground":
+        return replace(group, foreground=changed)
+    return replace(group, background=changed)
+
+
+def rewritten(entry: Mapping[str, Any], change: Change, group: Group) -> dict[str, Any]:
+    """The member that a plan's entry has after the change, to be copied there: every other key stays as it was.
+
+    Args:
+        entry: The group as it stands in the plan.
+        change: What was changed.
+        group: The changed group, which knows what its model takes.
+    """
+    member: dict[str, Any] = dict(entry.get(change.role) or _own_member(entry))
+    training = group.training(change.role) or group.foreground
+    if change.hyperparameters or change.model is not None:
+        given = {**member.get("hyperparameters", {}), **change.hyperparameters}
+        member["hyperparameters"] = {name: value for name, value in given.items() if name in training.hyperparameters}
+    if change.model is not None:
+        member["model"] = change.model
+    if change.env:
+        member["env"] = {**member.get("env", {}), **change.env}
+    for option, value in change.options.items():
+        member["command"] = list(with_flag(member["command"], option, value))
+    return member
+
+
+def _own_member(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The one training of an entry of mode default, which stands in the entry itself."""
+    return {key: entry[key] for key in ("repo", "model", "hyperparameters", "command", "name", "env") if key in entry}
+
+
+def alone(training: Training, like: Group) -> Group:
+    """A training by itself, under the limits of a group."""
+    return replace(like, foreground=training, background=None, expected_bytes=None, tolerance_bytes=None, runs=1)
+
+
+def _of_catalog(training: Training, change: Change, catalog: Catalog | None) -> Training:
+    if not change.hyperparameters and change.model is None:
+        return training
+    if training.repository is None or training.model is None or catalog is None:
+        wanted = ", ".join(change.hyperparameters) or "model"
+        raise PlanError(f"{wanted}: expected a training of the catalog, {training.name} is a command; name its option")
+    mistakes = Mistakes(training.name)
+    model = change.model or training.model
+    own: dict[str, Any] = dict(training.hyperparameters)
+    if change.model is not None:  # what the other model has no hyperparameter for would be nobody's
+        own = {name: value for name, value in own.items() if name in catalog.supported(training.repository, model)}
+    found = catalog.training(training.repository, model, {**own, **change.hyperparameters}, (), mistakes)
+    mistakes.raise_if_any()
+    assert found is not None
+    return found
+
+
+def with_flag(argv: Sequence[str], flag: str, value: Value) -> tuple[str, ...]:
+    """A command line in which an option has this value: replaced where it stands, else added."""
+    words, replaced = list(argv), False
+    for place, word in enumerate(words):
+        if word == flag and place + 1 < len(words):
+            words[place + 1], replaced = str(value), True
+        elif word.startswith(f"{flag}="):
+            words[place], replaced = f"{flag}={value}", True
+    return tuple(words if replaced else [*words, flag, str(value)])
+
+
+def option_text(argv: Sequence[str], option: str) -> str | None:
+    """What a command line gives to an option, the last time where there are several; None without the option."""
+    text: str | None = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == option:
+            text = following
+        elif word.startswith(f"{option}="):
+            text = word.removeprefix(f"{option}=")
+    return text

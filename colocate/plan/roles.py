@@ -1,0 +1,7 @@
+"""TODO."""
+
+from typing import Literal
+
+Role = Literal["foreground", "background"]
+
+ROLES: tuple[Role, ...] = ("foreground", "background")

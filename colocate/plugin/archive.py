@@ -1,0 +1,62 @@
+"""``--journal FILE``: everything that a page needs of the groups of this session, in one file to take elsewhere."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from colocate.errors import ColocateError
+from colocate.plugin.session import Session, group_of, leads, run_directory_of, session_of, warn
+from colocate.results.archive import Writer
+from colocate.results.layout import RunDirectory
+
+
+class Carrying:
+    """Hooks in the controller or the only process."""
+
+    def __init__(self, config: pytest.Config, session: Session, run: RunDirectory) -> None:
+        self.config = config
+        self.session = session
+        self.writer = Writer(Path(os.path.abspath(config.invocation_params.dir / config.option.journal)), run)  # noqa: PTH100
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Carry a group once it is done and the run's own journal has it."""
+        group = group_of(self.config, report.nodeid)
+        if group is None or report.when != "teardown":
+            return
+        record = self.session.records.get(group.id) or getattr(report, "colocate", None)
+        directory = None if record is None else record.get("directory")
+        with self._told():
+            self.writer.group(Path(directory).name if directory else "")
+
+    def pytest_unconfigure(self) -> None:
+        """Carry the rest."""
+        with self._told():
+            self.writer.end()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A journal file that cannot be written costs nothing but itself: the records are on disk."""
+        try:
+            yield
+        except (OSError, ColocateError) as error:
+            warn(self.config, f"--journal: expected to be written, got {error}")
+
+
+def register(config: pytest.Config) -> None:
+    """Take part in this session.
+
+    Raises:
+        pytest.UsageError: the file cannot be written.
+    """
+    if config.option.journal is None or not leads(config):
+        return
+    try:
+        carrying = Carrying(config, session_of(config), run_directory_of(config))
+    except ColocateError as error:
+        run_directory_of(config).discard()
+        raise pytest.UsageError(str(error)) from error
+    config.pluginmanager.register(carrying, "colocate-carrying")

@@ -1,0 +1,272 @@
+"""Every selected group ends with exactly one outcome, in terminal, JUnit and HTML, however the run ends.
+
+pytest itself forgets the group that was running when the run was interrupted, those not started by then, and those
+whose process died: such a report looks green. Here they become INTERRUPTED, NOT RUN and CRASHED.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Generator, Iterator
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from colocate.plugin import private_api
+from colocate.plugin.outcomes import CRASHED, INTERRUPTED, NOT_RUN, Record, properties, unjudged
+from colocate.plugin.session import Session, all_cases, group_of, is_worker, only_looks, session_of
+from colocate.plugin.signals import Interruption
+
+if TYPE_CHECKING:
+    from colocate.plan.plan import Group
+
+# A worker that was told to end stops its trainings first: they get some seconds of grace, then their card must be free.
+WORKERS_GRACE_S = 30.0
+
+
+_CUT_OFF = (CRASHED, INTERRUPTED)
+
+
+class Ledger:
+    """Which groups were planned, started, judged and done; lives in the controller, or in the only process."""
+
+    def __init__(self, config: pytest.Config, interruption: Interruption) -> None:
+        self.config = config
+        self.session: Session = session_of(config)
+        self.interruption = interruption
+        self.planned: list[str] = []
+        self.started: set[str] = set()
+        self.latest: dict[str, pytest.TestReport] = {}
+        self.judged: dict[str, pytest.TestReport] = {}
+        self.done: set[str] = set()
+        self.cleaning_up = ""
+        self.setbacks: dict[str, str] = {}
+
+    # What pytest and xdist tell.
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note the selection of a run without workers."""
+        if session.items:
+            self._plan([item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
+        """Note the selection of a run with workers."""
+        self._plan(ids)
+
+    def _plan(self, nodeids: list[str]) -> None:
+        found = {nodeid: group for nodeid in nodeids if (group := group_of(self.config, nodeid)) is not None}
+        self.planned, self.session.selected = list(found), tuple(found.values())
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note that a group runs."""
+        self.started.add(nodeid)
+
+    def lost(self, nodeid: str, why: str) -> None:
+        """Note that a group was lost with its worker and is run again; nothing of its first time counts."""
+        self.setbacks[nodeid] = why
+        self.started.discard(nodeid)
+        self.latest.pop(nodeid, None)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
+        """Keep the record of a group before others look for it; a group that was cut off is done with that."""
+        _share(report, self.latest.get(report.nodeid))
+        record: Record | None = getattr(report, "colocate", None)
+        if record is not None:
+            if report.nodeid in self.setbacks:
+                again = f"run again after {self.setbacks[report.nodeid]} [worker_lost]"
+                record["warnings"] = [*(text for text in record["warnings"] if text != again), again]
+            self.session.records[record["group"]] = record
+        self.latest[report.nodeid] = report
+        if report.when == "call" or not report.passed:
+            self.judged[report.nodeid] = report
+        if report.when == "teardown":
+            self.done.add(report.nodeid)
+        yield
+        if record is not None and record["outcome"] in _CUT_OFF and report.when != "teardown":
+            self.config.hook.pytest_runtest_logreport(report=self._report(report.nodeid, "passed"))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """Called by xdist for the group whose worker died; as it comes, pytest-html would not show the report."""
+        report.when = "setup"
+        report.duration = 0.0
+        if crashitem in self.judged:  # the verdict was there; what died was only the cleaning up
+            report.when, report.outcome, report.longrepr = "teardown", "passed", None
+        else:
+            died = f"the process that ran this group died ({report.longreprtext.splitlines()[-1]})"
+            if crashitem in self.setbacks:
+                died += f"; so did it before: {self.setbacks[crashitem]}"
+            self._end_as(report, CRASHED, died)
+
+    # How a run ends.
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """Called by pytest at once; pass the request on to the workers."""
+        if self.interruption.received is not None:
+            signal_workers(self.config, signal.SIGTERM)  # SIGINT may be ignored there
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Generator[None, None, None]:
+        """Close the ledger before anybody writes a report, and set the exit code afterwards."""
+        self.interruption.ending = True
+        if exitstatus == pytest.ExitCode.INTERRUPTED:
+            wait_for_workers(self.config)
+        self._end_fixtures(session)
+        if not self.planned and self.session.elsewhere is not None:
+            self.planned = all_cases(self.config)
+        for report in list(self._missing(session)):
+            self.config.hook.pytest_runtest_logreport(report=report)
+            if report.skipped:
+                private_api.run_first_with_lf(self.config, report.nodeid)
+        try:
+            yield
+        finally:
+            session.exitstatus = self._exit_code(session, exitstatus)
+
+    def pytest_unconfigure(self) -> None:
+        """Give the signals back."""
+        self.interruption.restore()
+
+    def _end_fixtures(self, session: pytest.Session) -> None:
+        """End what was interrupted before it is reported: its fixtures write its record. pytest would do it later."""
+        try:
+            private_api.end_fixtures(session)
+        except Exception as error:  # whatever a fixture raises must not cost the reports of the other groups
+            self.cleaning_up = f"; cleaning up failed: {type(error).__name__}: {error}"
+
+    def _missing(self, session: pytest.Session) -> Iterator[pytest.TestReport]:
+        """A report for each planned group that has none that ends it."""
+        for nodeid in self.planned:
+            if nodeid in self.done:
+                continue
+            if nodeid in self.judged:
+                yield self._report(nodeid, "passed")
+            elif nodeid in self.started:
+                report = self._report(nodeid, "failed", when="setup")  # JUnit would count a failed teardown twice
+                yield self._end_as(report, INTERRUPTED, f"while it ran, {self._why(session)}{self.cleaning_up}")
+            else:
+                yield self._end_as(self._report(nodeid, "skipped"), NOT_RUN, self._why(session))
+
+    def _report(self, nodeid: str, outcome: Any, when: Any = "teardown") -> pytest.TestReport:
+        path, _, name = nodeid.partition("::")
+        location = (path, None, name.replace("::", "."))
+        report = pytest.TestReport(nodeid, location, {}, outcome, None, when)
+        latest = self.latest.get(nodeid)
+        for attribute in ("node", "worker_id", "item_index", "colocate"):  # JUnit finds a test's entry by the first
+            if hasattr(latest, attribute):
+                setattr(report, attribute, getattr(latest, attribute))
+        return report
+
+    def _end_as(self, report: pytest.TestReport, outcome: str, why: str) -> pytest.TestReport:
+        group = group_of(self.config, report.nodeid)
+        assert group is not None, "only groups are in the ledger"
+        text = f"{outcome}: {why}"
+        report.longrepr = (report.nodeid.partition("::")[0], 0, text) if report.skipped else text
+        record = unjudged(group, outcome, why)
+        record["directory"] = self._directory(group) if report.failed else None
+        report.colocate = record  # type: ignore[attr-defined]
+        report.user_properties += properties(record)
+        return report
+
+    def _directory(self, group: "Group") -> str | None:
+        """Where the group wrote what it had until it was cut off."""
+        run = self.session.run_directory
+        assert run is not None, "a ledger is kept of what is run"
+        path = run.group(group.foreground.name, group.number, parallel=group.background is not None).path
+        return str(path) if path.exists() else None
+
+    def _why(self, session: pytest.Session) -> str:
+        if self.interruption.received is not None:
+            return f"the run was ended by {self.interruption.received.name}"
+        return f"the run ended early ({private_api.why_stopped(self.config, session) or 'see above'})"
+
+    def _exit_code(self, session: pytest.Session, exitstatus: int) -> int:
+        if exitstatus == pytest.ExitCode.INTERRUPTED and self.interruption.exit_code is not None:
+            return self.interruption.exit_code
+        stopped = exitstatus == pytest.ExitCode.INTERRUPTED and session.testsfailed  # -x under xdist, which says 2
+        if stopped or (exitstatus == pytest.ExitCode.OK and session.testsfailed):
+            exitstatus = pytest.ExitCode.TESTS_FAILED
+        judged = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if judged and self.config.getoption("gate") == "plan":
+            return pytest.ExitCode.OK if self.session.tally().holding == "holds" else pytest.ExitCode.TESTS_FAILED
+        return exitstatus
+
+
+def _share(report: pytest.TestReport, former: pytest.TestReport | None) -> None:
+    """Let a group's reports have what they have in common once: pytest keeps all of them, and xdist sends copies."""
+    for name in ("colocate", "keywords", "user_properties", "location"):
+        known = getattr(former, name, None)
+        if known is not None and getattr(report, name, None) == known:
+            setattr(report, name, known)
+
+
+def signal_workers(config: pytest.Config, number: signal.Signals) -> None:
+    """Send a signal to every worker, on this machine or in a job."""
+    elsewhere = session_of(config).elsewhere
+    if elsewhere is not None:
+        if number == signal.SIGKILL:
+            elsewhere.kill()
+        else:
+            private_api.xdist_session(config).tell_to_end()
+        return
+    for process in private_api.worker_processes(config):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+def wait_for_workers(config: pytest.Config) -> None:
+    """Let workers end their groups, take in what they still report, then end them."""
+    distributed = private_api.xdist_session(config)
+    if distributed is None or distributed.nodemanager is None:
+        return
+    waiting = private_api.active_workers(distributed)
+    deadline = time.monotonic() + WORKERS_GRACE_S
+    while waiting and time.monotonic() < deadline:
+        try:
+            name, event = distributed.queue.get(timeout=0.2)
+        except Empty:
+            continue
+        if name == "testreport":
+            event["rep"].node = event["node"]
+            config.hook.pytest_runtest_logreport(report=event["rep"])
+        elif name == "logstart":
+            config.hook.pytest_runtest_logstart(nodeid=event["nodeid"], location=event["location"])
+        elif name in ("workerfinished", "errordown"):
+            waiting.discard(event["node"])
+    distributed.nodemanager.teardown_nodes()
+
+
+class WorkerSignals:
+    """A worker ends its group cleanly when it is told to end."""
+
+    def __init__(self) -> None:
+        self.interruption = Interruption(kill=None)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self) -> None:
+        """Take the signals over."""
+        self.interruption.install()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self) -> Generator[None, None, None]:
+        """Do not interrupt what is ending anyway."""
+        self.interruption.ending = True
+        yield
+
+    def pytest_unconfigure(self) -> None:
+        """Give the signals back."""
+        self.interruption.restore()
+
+
+def register(config: pytest.Config) -> None:
+    """Take part in this session."""
+    if is_worker(config):
+        config.pluginmanager.register(WorkerSignals(), "colocate-signals")
+    elif not only_looks(config):
+        interruption = Interruption(kill=lambda: signal_workers(config, signal.SIGKILL))
+        interruption.install()
+        config.pluginmanager.register(Ledger(config, interruption), "colocate-ledger")

@@ -1,0 +1,244 @@
+"""Runs every operator: the host's for real, the device's as shapes, with what they allocate.
+
+Owns the order of events inside one operator: copies of operands, results, workspace, release. Which operators need
+what is known in `operators`, true values in `values`, blocks in `memory`.
+"""
+
+import functools
+import sys
+import threading
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+    unset_fake_temporarily,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..record import Record
+from . import operators
+from .memory import DeviceMemory
+from .trace import WORKSPACES
+from .values import KnownValues
+
+aten = torch.ops.aten
+
+NO_FAKE_KERNEL = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+
+class UnsupportedError(RuntimeError):
+    """The program does something that has no counterpart on the emulated device."""
+
+
+class Emulator:
+    """The emulated device of this process, shared by all its threads."""
+
+    def __init__(self, memory: DeviceMemory, record: Record, workspace_bytes: int) -> None:
+        self.memory = memory
+        self.record = record
+        self.values = KnownValues(memory)
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._workspace_bytes = workspace_bytes
+        self._handles_with_workspace: set[tuple[int, int]] = set()
+
+    @property
+    def workspaces_bytes(self) -> int:
+        """What cuBLAS handles hold for good by now."""
+        return self._workspace_bytes * len(self._handles_with_workspace)
+
+    def run(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Do one operator that concerns the device."""
+        if function in HOST_READS:
+            answer = HOST_READS[function](self, args, kwargs)
+            if answer is not NotImplemented:
+                return answer
+        copies = [self.memory.malloc(num_bytes) for num_bytes in operators.copies_before(function, args)]
+        try:
+            result = self._compute(function, types, args, kwargs)
+            fresh: list[Any] = []
+            result = self._registered(result, fresh)
+            self._take_workspace(function, args, result)
+        finally:
+            for block in copies:
+                self.memory.free(block)
+        self.values.follow(function, args, kwargs, fresh, result)
+        return result
+
+    def unsupported(self, reason: str) -> UnsupportedError:
+        """An error to raise, after the record and the terminal have been told."""
+        self.record.fields["unsupported"] = self.record.fields["unsupported"] or reason
+        self.record.write()
+        print(f"colocate: not emulated: {reason}; it needs a real card", file=sys.stderr, flush=True)
+        return UnsupportedError(reason)
+
+    def _compute(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if operators.returns_nothing(function):
+            return None
+        try:
+            selection = operators.selection(function, args)
+            if selection is not None:
+                with self.fake_mode:
+                    return selection(self._count, *args, **kwargs)
+            replacement = operators.replacement(function)
+            if replacement is not None:
+                self._note_upper_bound(function)
+                with self.fake_mode:
+                    return replacement(*args, **kwargs)
+            args = _with_stand_ins(self, function, args)
+            return self.fake_mode.dispatch(function, types, args, kwargs)
+        except NO_FAKE_KERNEL as error:
+            values = self.values.compute(function, args, kwargs)
+            if values is not None:  # the host can tell the size that no fake kernel can
+                with self.fake_mode:
+                    return operators.empty(tuple(values.shape), values.dtype)
+            reason = f"expected operators with a fake kernel, found {function} ({type(error).__name__})"
+            raise self.unsupported(reason) from error
+
+    def _count(self, mask: Any) -> int:
+        """Elements of a mask that are set, or all of them where nobody knows."""
+        with unset_fake_temporarily():
+            known = self.values.of(mask) if isinstance(mask, FakeTensor) else mask
+            if known is not None:
+                return int(known.count_nonzero())
+        self.record.note("upper bound assumed for a selection by values that are not known")
+        return int(mask.numel())
+
+    def _note_upper_bound(self, function: Any) -> None:
+        name = operators.operator_name(function)
+        if name in operators.UPPER_BOUNDS:
+            self.record.note(f"upper bound assumed for the result of {name}")
+
+    def _registered(self, result: Any, fresh: list[Any]) -> Any:
+        """The same results, their new storages having blocks now; what lies on the host becomes a real tensor."""
+        if isinstance(result, FakeTensor):
+            if result.fake_device.type != "cuda":
+                return self._host_tensor(result)
+            if self.memory.register(result) is not None:
+                fresh.append(result)
+            return result
+        if type(result) in (tuple, list):
+            return type(result)(self._registered(one, fresh) for one in result)
+        return result
+
+    def _host_tensor(self, tensor: Any) -> Any:
+        fill = 1 if tensor.dtype.is_floating_point or tensor.dtype.is_complex else 0
+        return torch.full(tuple(tensor.shape), fill, dtype=tensor.dtype)
+
+    def _take_workspace(self, function: Any, args: Any, result: Any) -> None:
+        if function in operators.MATRIX_PRODUCTS:
+            # One workspace per cuBLAS handle and stream; the backward pass has a thread and a handle of its own.
+            handle = threading.get_ident(), self.memory.stream
+            if handle not in self._handles_with_workspace:
+                self._handles_with_workspace.add(handle)
+                self.memory.mark(self.memory.malloc(self._workspace_bytes), WORKSPACES)
+        elif function in operators.CONVOLUTIONS:
+            self._note_convolution()
+            self.memory.convolved(operators.convolution(function, args, result))
+        elif function in operators.RECURRENT:
+            block = self.memory.malloc(operators.workspace_after(function, args))
+            self.memory.mark(block, WORKSPACES)
+            self.memory.free(block)
+
+    def _note_convolution(self) -> None:
+        self.record.fields["convolutions"] = True
+        if torch.backends.cudnn.benchmark:
+            self.record.note("cudnn.benchmark is on: every plan is tried, with the largest workspace among them")
+
+
+class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
+    """Sends operators of one thread to the emulator if a tensor or the wished device is the emulated one."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        super().__init__()
+        self._emulator = emulator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for every operator below autograd."""
+        if torch.is_inference_mode_enabled() and _is_composed(func):
+            with self:  # autograd, which takes such an operator apart, is not there
+                return func.decompose(*args, **(kwargs or {}))
+        for one in types:
+            if issubclass(one, FakeTensor):
+                return self._emulator.run(func, types, args, kwargs or {})
+        if kwargs:
+            device = kwargs.get("device")
+            if device is not None and _is_emulated(torch.device(device)):
+                return self._emulator.run(func, types, args, kwargs)
+            return func(*args, **kwargs)
+        return func(*args)
+
+
+@functools.cache
+def _is_composed(function: Any) -> bool:
+    """It is made of other operators and has no kernel of its own."""
+    composed = "CompositeImplicitAutograd"
+    known = function.namespace == "aten"
+    return bool(known and torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), composed))
+
+
+def _is_emulated(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    if device.index:
+        raise getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: invalid device ordinal")
+    return True
+
+
+def _with_stand_ins(emulator: Emulator, function: Any, args: Any) -> Any:
+    """Arguments of a transfer or a factory, in which host tensors are replaced by fake ones without data."""
+    if not args or not isinstance(args[0], torch.Tensor) or isinstance(args[0], FakeTensor):
+        return args
+    if len(args) > 1 and any(isinstance(arg, FakeTensor) for arg in args[1:]):
+        return args
+    real = args[0]
+    with emulator.fake_mode:
+        stand_in = torch.empty_strided(real.size(), real.stride(), dtype=real.dtype, device="cpu")
+    return (stand_in, *args[1:])
+
+
+# --- operators that bring something to the host ---------------------------------------------------------------------
+
+
+def _item(emulator: Emulator, args: Any, kwargs: Any) -> Any:
+    return emulator.values.scalar(args[0])
+
+
+def _equal(emulator: Emulator, args: Any, kwargs: Any) -> Any:
+    left, right = (emulator.values.of(arg) if isinstance(arg, FakeTensor) else arg for arg in args)
+    return True if left is None or right is None else torch.equal(left, right)
+
+
+def _copy(emulator: Emulator, args: Any, kwargs: Any) -> Any:
+    target, source = args[0], args[1]
+    if not isinstance(target, FakeTensor):
+        return target.copy_(emulator.values.read(source))
+    if not isinstance(source, FakeTensor):  # host to device, into memory that is already there
+        emulator.values.follow(aten.copy_.default, args, kwargs, [], target)
+        return target
+    return NotImplemented
+
+
+def _to_host(emulator: Emulator, args: Any, kwargs: Any) -> Any:
+    device = kwargs.get("device")
+    if device is None or torch.device(device).type != "cpu":
+        return NotImplemented
+    return emulator.values.read(args[0]).to(kwargs.get("dtype") or args[0].dtype)
+
+
+HOST_READS = {
+    aten._local_scalar_dense.default: _item,
+    aten.equal.default: _equal,
+    aten.copy_.default: _copy,
+    aten._to_copy.default: _to_host,
+}

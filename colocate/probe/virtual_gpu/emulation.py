@@ -1,0 +1,266 @@
+"""Puts this process on a virtual card: assembles guard, memory, dispatch and patches, and proves that they work.
+
+The emulation sleeps until the program first asks torch for its device (``torch.cuda._lazy_init``, which every binding
+calls): a program that stays on the CPU runs as ever.
+"""
+
+import atexit
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..counting import count_steps
+from ..imports import AfterImport
+from ..origin import files_of_program, installed_packages
+from ..record import Record
+from . import guard, kernels
+from .allocator import CachingAllocator, Settings
+from .attribution import Attribution
+from .card import CardFull, VirtualCard
+from .convolutions import workspace_bound
+from .cuda_interface import capability_of, install_cuda_interface
+from .dispatch import EmulationMode, Emulator, UnsupportedError
+from .framework import install_framework_patches
+from .libraries import prepare_libraries
+from .loaders import cut_loaders
+from .memory import DeviceMemory
+from .operators import DEVICE, matrix_workspace_bytes
+from .saving import install_saving
+from .trace import Trace, Twin
+
+# PyTorch reads both; the first is the newer name.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+# Set where a prediction wants to know who asked for what, and when.
+TRACE = "COLOCATE_TRACE"
+
+# Far more than torch's backward thread needs to drop a pass once it may; nothing tells when it has.
+BACKWARD_THREAD_S = 0.2
+
+# What errors say that come from a fake tensor in the hands of code which wants real memory.
+SIGNS_OF_NATIVE_CODE = (
+    "data is not allocated yet",
+    "Cannot access data pointer of",
+    "0 active drivers",
+    "CUDA driver initialization failed",
+    "Found no NVIDIA driver",
+)
+
+
+def emulate(card_path: str, record: Record, watcher: AfterImport, batches_per_pass: int | None) -> None:
+    """Emulate the card for the rest of this process's life.
+
+    Args:
+        card_path: state file of the virtual card.
+        record: where the readings go.
+        watcher: for libraries that need a patch of their own once imported.
+        batches_per_pass: how many batches each pass over a DataLoader yields; None for all.
+
+    Raises:
+        Exception: torch or the card is not as expected. The process must not go on.
+    """
+    _hide_real_cards()
+    card = VirtualCard.open(card_path)
+    guard.install()
+    device = EmulatedDevice(card, record)
+    kernels.register(device.emulator.values.assume)
+    device.install(watcher)
+    count_steps(record)
+    if batches_per_pass is not None:
+        cut_loaders(batches_per_pass, record)
+    record.keep_writing()
+
+
+def _hide_real_cards() -> None:
+    """A card that is really there must not take part; the program reads its environment as it was."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.cuda.is_available()  # the driver reads the variable once
+    if visible is None:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
+class EmulatedDevice:
+    """The parts of the emulation, and when they wake up."""
+
+    def __init__(self, card: VirtualCard, record: Record) -> None:
+        text = next(filter(None, (os.environ.get(name) for name in ALLOCATOR_VARIABLES)), "")
+        settings, notes = Settings.parse(text)
+        self.card = card
+        self.record = record
+        self.trace = Trace(settings) if os.environ.get(TRACE) else None
+        self.twin = Twin(workspace_bound, CachingAllocator(settings=settings))
+        self.memory = DeviceMemory(card, settings, self._out_of_memory, (self.twin,), self.trace)
+        workspace_bytes = matrix_workspace_bytes(capability_of(card)[0], card.workspace_bytes)
+        # Imports torch._dynamo, a second that a program with an optimizer pays anyway; it lists torch's functions and
+        # must see them before they are patched.
+        self.emulator = Emulator(self.memory, record, workspace_bytes)
+        self.awake = False
+        record.fields["notes"].extend(notes)
+        record.fields["context_bytes"] = card.context_bytes
+        record.fields["context_range_bytes"] = list(card.context_range_bytes)
+        record.read = self.readings
+
+    def install(self, watcher: AfterImport) -> None:
+        """Patch what programs call; no operator is touched before :meth:`wake`."""
+        install_cuda_interface(self, self.card, self.emulator.unsupported)
+        install_framework_patches(self.emulator)
+        install_saving(self.emulator)
+        prepare_libraries(watcher, self.emulator.unsupported)
+        if self.trace is not None and self.record.path is not None:
+            self._keep_trace(self.trace, self.record.path.with_suffix(".trace"))
+        self._run_threads_under_emulation()
+        self._tell_why_programs_end()
+        atexit.register(self._let_the_backward_thread_end)
+
+    def wake(self) -> None:
+        """The program wants its device: claim the context, and from now on see this thread's operators.
+
+        Raises:
+            UnsupportedError: the self-test failed.
+            RuntimeError: the card has no room for the context (torch's ``AcceleratorError`` where it has one).
+        """
+        if self.awake:
+            return
+        self._prove()
+        try:
+            self.memory.context.create()
+        except CardFull as full:
+            message = f"CUDA error: out of memory ({full.free_bytes} bytes free for the context of this process)"
+            self._out_of_memory(message, full.requested_bytes)
+            self.memory.allocator.num_ooms += 1
+            raise getattr(torch, "AcceleratorError", RuntimeError)(message) from full
+        self.awake = True
+        if threading.current_thread() is not threading.main_thread():
+            self.record.note("the device was first used outside the main thread, whose operators are not seen")
+        else:
+            EmulationMode(self.emulator).__enter__()
+
+    def _prove(self) -> None:
+        """The self-test; not earlier, because its backward pass needs torch's import to be over."""
+        try:
+            prove()
+        except Exception as error:
+            raise self.emulator.unsupported(f"self-test failed: {type(error).__name__}: {error}") from error
+
+    def _keep_trace(self, trace: Trace, path: Path) -> None:
+        """Write the trace, and which code ran, when this process ends; forked children excepted."""
+        attribution = Attribution(self.memory)
+        attribution.install()
+        process = os.getpid()
+
+        def write() -> None:
+            if os.getpid() == process:
+                attribution.mark_gradients()
+                trace.write(path)
+                self.record.fields.update(files=files_of_program(), packages=installed_packages())
+                self.record.write()
+
+        atexit.register(write)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # or nothing is written
+
+    def readings(self) -> dict[str, Any]:
+        """The fields of the record that change."""
+        allocator = self.memory.allocator
+        return {
+            "allocated_bytes": allocator.allocated.current,
+            "reserved_bytes": allocator.reserved.current,
+            "reserved_grown_bytes": allocator.reserved.grown,
+            "max_allocated_bytes": allocator.allocated.highest,
+            "max_reserved_bytes": allocator.reserved.highest,
+            "max_reserved_bound_bytes": max(allocator.reserved.highest, self.twin.allocator.reserved.highest),
+            "num_ooms": allocator.num_ooms,
+            "num_alloc_retries": allocator.num_alloc_retries,
+        }
+
+    def _out_of_memory(self, message: str, requested_bytes: int) -> None:
+        allocator = self.memory.allocator
+        self.record.out_of_memory(
+            message,
+            requested_bytes=requested_bytes,
+            allocated_bytes=allocator.allocated.current,
+            reserved_bytes=allocator.reserved.current,
+        )
+
+    def _let_the_backward_thread_end(self) -> None:
+        """After a backward pass torch's own thread may still be releasing Python objects of that pass.
+
+        If the interpreter ends meanwhile, the process dies of std::terminate and its exit code is lost.
+        """
+        if self.awake:
+            time.sleep(BACKWARD_THREAD_S)
+
+    def _run_threads_under_emulation(self) -> None:
+        """Dispatch modes belong to a thread, so each new one gets its own."""
+        start = threading.Thread.start
+
+        def start_emulated(thread: threading.Thread) -> None:
+            run = thread.run
+
+            def run_emulated() -> None:
+                with EmulationMode(self.emulator):
+                    run()
+
+            thread.run = run_emulated  # type: ignore[method-assign]
+            start(thread)
+
+        threading.Thread.start = start_emulated  # type: ignore[method-assign, assignment]
+
+    def _tell_why_programs_end(self) -> None:
+        """An error of native code that met a tensor without data is ours, not the program's."""
+        show = sys.excepthook
+
+        def show_and_tell(kind: Any, error: BaseException, traceback: Any) -> None:
+            show(kind, error, traceback)
+            if kind is not UnsupportedError and any(sign in str(error) for sign in SIGNS_OF_NATIVE_CODE):
+                self.emulator.unsupported(f"{kind.__name__}: {str(error).splitlines()[0]}")
+
+        sys.excepthook = show_and_tell
+
+
+def prove() -> None:
+    """Allocate, go backward and release on an emulated device of its own.
+
+    Raises:
+        RuntimeError: a step did not leave the expected bytes.
+    """
+    memory = DeviceMemory(BottomlessCard(), Settings(), lambda message, num_bytes: None)
+    emulator = Emulator(memory, Record(None, "virtual", torch.__version__), matrix_workspace_bytes(0))
+    tensor_bytes = 256 * 256 * 4
+    with EmulationMode(emulator), torch.inference_mode(False), torch.enable_grad():
+        # Not torch.ones(): its binding would wake the program's device.
+        weight = torch.ops.aten.ones.default([256, 256], device=DEVICE).requires_grad_()
+        (weight @ weight).sum().backward()
+        gradient = weight.grad
+        held_bytes = memory.settle().allocated.current
+        if gradient is None or gradient.device != DEVICE or held_bytes < 2 * tensor_bytes:
+            raise RuntimeError(f"self-test: expected a gradient on the device, found {held_bytes} bytes allocated")
+        del weight, gradient
+    gc.collect()
+    left_bytes = memory.settle().allocated.current
+    if left_bytes >= tensor_bytes + emulator.workspaces_bytes:
+        raise RuntimeError(f"self-test: expected released tensors to leave the device, found {left_bytes} bytes")
+
+
+class BottomlessCard:
+    """Stands for a card in the self-test: never full, and shared with nobody."""
+
+    context_bytes = 0
+    total_bytes = free_bytes = 1 << 60
+
+    def processes(self) -> list[tuple[int, int]]:
+        """Nobody."""
+        return []
+
+    def claim(self, used_bytes: int) -> None:
+        """Nothing to do."""

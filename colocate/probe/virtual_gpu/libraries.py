@@ -1,0 +1,107 @@
+"""Patches of other people's libraries, applied when the program imports them.
+
+Only what keeps a library from importing, makes it ask whether it is being traced, or needs a real device; nothing here
+knows memory.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..imports import AfterImport
+
+_kept: list[Any] = []  # a library that is collected takes its operators along
+
+
+def prepare_libraries(watcher: AfterImport, unsupported: Callable[[str], Exception]) -> None:
+    """Wait for the libraries that need help, and for those that cannot be helped."""
+    # By its modules: torchvision itself may be half imported now, when it is what imports torch.
+    watcher.when("torchvision._meta_registrations", lambda module: None, before=_tolerate_missing_operators)
+    watcher.when("torchvision.ops", _finish_torchvision)
+    watcher.when("transformers.utils.import_utils", _hide_fake_tensors)
+    watcher.when("triton.runtime.jit", lambda jit: _refuse_kernels(jit, unsupported))
+    watcher.when("torch.utils.cpp_extension", lambda module: _refuse_extensions(module, unsupported))
+    watcher.when("cupy", lambda module: _refuse_import(module, unsupported))
+    watcher.when("numba.cuda", lambda module: _refuse_kernel_decorator(module, unsupported))
+
+
+def _tolerate_missing_operators() -> None:
+    """The torchvision wheel for CUDA does not import beside a CPU build of torch.
+
+    Its compiled operators cannot be loaded then, and it registers fake kernels for them without looking.
+    """
+    register = torch.library.register_fake
+
+    def register_if_possible(operator: Any, function: Any = None, /, **options: Any) -> Any:
+        if not (isinstance(operator, str) and operator.startswith("torchvision::")):
+            return register(operator, function, **options)
+        if function is None:
+            return lambda later: register_if_possible(operator, later, **options)
+        try:
+            return register(operator, function, **options)
+        except RuntimeError:  # operator torchvision::... does not exist
+            return function
+
+    torch.library.register_fake = register_if_possible
+
+
+def _finish_torchvision(ops: ModuleType) -> None:
+    """Give a torchvision without compiled operators its most used one, non-maximum suppression."""
+    from torchvision.extension import _has_ops
+
+    if _has_ops():
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.impl("nms", lambda boxes, scores, threshold: torch.arange(boxes.shape[0]), "CPU")
+    ops.boxes._assert_has_ops = lambda: None
+    _kept.append(library)
+
+
+def _hide_fake_tensors(import_utils: Any) -> None:
+    """The transformers library takes a fake tensor for a sign of tracing and leaves out shortcuts that a card takes."""
+    if hasattr(import_utils, "is_fake_tensor"):
+        import_utils.is_fake_tensor = lambda tensor: False
+
+
+def _refuse_kernels(jit: Any, unsupported: Callable[[str], Exception]) -> None:
+    """A Triton kernel is compiled for a card and computes on its memory; importing one does no harm."""
+
+    def run(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        raise unsupported(f"expected kernels of torch, found the Triton kernel {getattr(kernel, '__name__', kernel)}")
+
+    jit.JITFunction.run = run
+
+
+def _refuse_extensions(module: Any, unsupported: Callable[[str], Exception]) -> None:
+    """CUDA code that is compiled on the spot computes on a card's memory; C++ for the host does not."""
+    load, load_inline = module.load, module.load_inline
+
+    def load_host_only(name: str, sources: Any, *args: Any, **kwargs: Any) -> Any:
+        listed = [sources] if isinstance(sources, str) else list(sources)
+        if kwargs.get("with_cuda") or any(str(source).endswith((".cu", ".cuh")) for source in listed):
+            raise unsupported(f"expected kernels of torch, found the custom CUDA extension {name!r}")
+        return load(name, sources, *args, **kwargs)
+
+    def load_inline_host_only(name: str, cpp_sources: Any, cuda_sources: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if cuda_sources or kwargs.get("with_cuda"):
+            raise unsupported(f"expected kernels of torch, found the custom CUDA extension {name!r}")
+        return load_inline(name, cpp_sources, cuda_sources, *args, **kwargs)
+
+    module.load, module.load_inline = load_host_only, load_inline_host_only
+
+
+def _refuse_import(module: Any, unsupported: Callable[[str], Exception]) -> None:
+    """A library that is good for nothing but computing on a card with kernels of its own."""
+    raise unsupported(f"expected kernels of torch, found {module.__name__}")
+
+
+def _refuse_kernel_decorator(module: Any, unsupported: Callable[[str], Exception]) -> None:
+    """Kernels written for Numba are compiled for a card; importing its package does no harm."""
+
+    def jit(*args: Any, **kwargs: Any) -> Any:
+        raise unsupported("expected kernels of torch, found a kernel of numba.cuda")
+
+    module.jit = jit

@@ -1,0 +1,557 @@
+"""The supervisor: a tiny process around one life of a training, from its start to the end of its last descendant.
+
+`process.runner` starts it as a program of its own, so that a training never outlives the harness, however that ends.
+It knows neither GPU nor pytest, and loads little more than 30 ms of the standard library.
+
+It is the subreaper of the training's tree: whatever a descendant does (a session of its own, a double fork, closed
+descriptors), it stays below the supervisor, and "no children left" is the kernel's word that the tree is gone. A
+variable in the environment marks the tree as well, for those whom another program starts on the training's behalf.
+
+Both sides speak JSON lines. The harness writes on the supervisor's standard input first `Orders`, then
+
+    {"stop": 10.0}   end the tree: SIGTERM, so many seconds, SIGKILL; asked again, the shorter time counts
+    {"leave": true}  the exit is known, go
+
+and the end of the file, or of the harness' process, means stop as well. The supervisor answers on standard output:
+
+    started     pid, start_time, t
+    failed      text: the program could not be started
+    output      t: when the training last printed anything, at most twice a second
+    match       t, name, text, count: a line with one of the patterns, at most ten a second and pattern
+    log_failed  t, text: the log cannot be written; the training goes on and is still searched
+    exit        how it ended, once the whole tree is gone; again after every further stop
+    crashed     text: our own mistake; the tree was killed
+
+Guarantees. The tree ends when the harness asks, when it dies by whatever signal (within 5 s), and when the supervisor
+is told to end. If the supervisor itself is killed by SIGKILL, the kernel kills the training's first process
+(PR_SET_PDEATHSIG); its descendants are then ended by the harness, which finds them by their environment. Only if both
+are killed at the same moment can a descendant stay behind: the next run finds it by its cookie.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Any, NoReturn, TypedDict
+
+from colocate.process import procfs
+from colocate.process.output import CappedLog, Scanner, text_of
+from colocate.process.procfs import ProcessId
+
+LIFE = "COLOCATE_LIFE"
+"""Environment variable that is unlike for any two lives; the cookie is shared by all lives of a training."""
+
+MAX_PROCESSES = 4096
+"""What a tree may have at once before it counts as a fork bomb. A training of 192 data loaders has some 200.
+
+The kernel's own limit cannot stand for it: RLIMIT_NPROC counts whatever else the user runs, and holds for no root.
+"""
+
+LINGER_S = 1.0
+"""What is left of a tree after its first process ended may go by itself so long: data loaders need some 100 ms."""
+LEFTOVER_GRACE_S = 2.0
+ORPHAN_GRACE_S = 2.0
+"""From SIGTERM to SIGKILL when the harness has died: everything has to be gone within 5 s."""
+
+
+_TICK_S = 0.5
+_COUNT_S = 10.0
+_SCAN_S = 0.05
+_CHUNK_BYTES = 256 * 1024
+_PIPE_BYTES = 1024 * 1024  # the most that Linux grants to everybody: output does not wait for us to be scheduled
+_WAITING_BYTES = 256 * 1024
+_MATCHES_PER_S = 10
+_MOST_DESCRIBED = 20
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_RESET_SIGNALS = (*_END_SIGNALS, signal.SIGQUIT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
+
+_RUNNING, _LINGERING, _ENDING, _KILLING = "running", "lingering", "ending", "killing"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Orders(TypedDict):
+    """What the harness wants started; ``life`` is the value of `LIFE` in ``env``."""
+
+    argv: list[str]
+    cwd: str
+    env: dict[str, str]
+    log: str
+    life: str
+    patterns: dict[str, str]
+    max_processes: int
+
+
+class LaunchError(Exception):
+    """The training could not be started; says what was expected and what the system answered."""
+
+
+class Channel:
+    """JSON lines to and from the harness. Never blocks: a harness that does not listen must not hold up a training."""
+
+    def __init__(self, orders: int, events: int) -> None:
+        self.closed = False
+        self._orders = orders
+        self._events = events
+        self._harness = os.getppid()
+        self._arrived = b""
+        self._waiting = bytearray()
+        os.set_blocking(orders, False)
+        os.set_blocking(events, False)
+
+    def register(self, poller: select.poll) -> None:
+        """Wake the poller for orders, and for room when events wait to be sent."""
+        if not self.closed:
+            poller.register(self._orders, select.POLLIN)
+            poller.register(self._events, select.POLLOUT if self._waiting else 0)
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next order, None when none has arrived. Sets ``closed`` when the harness is gone.
+
+        That is at the end of the file, or when it is no more our parent: a process that was forked off the harness may
+        hold our input open beyond its death.
+        """
+        try:
+            while data := os.read(self._orders, 1 << 16):
+                self._arrived += data
+            self.closed = True
+        except BlockingIOError:
+            self.closed = self.closed or os.getppid() != self._harness
+        line, end, rest = self._arrived.partition(b"\n")
+        if not end:
+            return None
+        self._arrived = rest
+        order: dict[str, Any] = json.loads(line)
+        return order
+
+    def wait_for_order(self, timeout_s: float = float("inf")) -> dict[str, Any] | None:
+        """The next order as soon as there is one; None when the harness has gone or the time is over."""
+        deadline = time.monotonic() + timeout_s
+        while (order := self.receive()) is None and not self.closed and time.monotonic() < deadline:
+            self.flush()
+            poller = select.poll()
+            self.register(poller)
+            poller.poll(_TICK_S * 1000)
+        return order
+
+    def send(self, event: str, *, optional: bool = False, **fields: Any) -> None:
+        """Send an event as soon as there is room; an optional one is dropped when too many wait already."""
+        if not (optional and len(self._waiting) > _WAITING_BYTES):
+            # The empty line in front ends whatever an interrupted harness may have lost half of.
+            self._waiting += b"\n%s\n" % json.dumps({"event": event, **fields}).encode()
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what there is room for."""
+        try:
+            while self._waiting and not self.closed:
+                del self._waiting[: os.write(self._events, self._waiting)]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self.closed = True
+
+
+class Supervisor:
+    """One running training: copies its output, carries out orders, and ends its whole tree."""
+
+    def __init__(self, orders: Orders, channel: Channel, log: CappedLog) -> None:
+        self._channel = channel
+        self._log = log
+        self._life = orders["life"]
+        self._scanner = Scanner(orders["patterns"])
+        self._oom_kills = procfs.host_oom_kills()
+        self._wake = _wake_on_signals()
+        self._output: int | None = None
+        self._output_bytes = 0
+        self._last_output_t: float | None = None
+        self._told_output_t: float | None = None
+        self._allowed: dict[str, tuple[int, int]] = {}
+        self._log_failure_told = False
+
+        self._main = ProcessId(0, 0)
+        self._status: int | None = None
+        self._ended_t: float | None = None
+        self._cpu_s = 0.0
+        self._max_rss_bytes: int | None = None
+
+        self._phase = _RUNNING
+        self._deadline = float("inf")
+        self._next_scan = 0.0
+        self._asked: set[ProcessId] = set()
+        self._abandoned = False
+        self._stopped = False
+        self._childless = False
+        self._over = False
+        self._leftovers: list[str] = []
+        self._unkillable: list[ProcessId] = []
+
+        self._max_processes = orders["max_processes"]
+        self._too_many: int | None = None
+        self._fewest_tasks: int | None = None
+        self._next_count = 0.0
+        self._next_precise_count = 0.0
+
+    def start(self, orders: Orders) -> None:
+        """Start the training and tell the harness.
+
+        Raises:
+            LaunchError: it could not be started.
+        """
+        self._output, training_end = os.pipe()
+        os.set_blocking(self._output, False)
+        try:
+            _widen(training_end)
+            pid = launch(orders, training_end)
+        finally:
+            os.close(training_end)
+        self._main = procfs.identify(pid) or ProcessId(pid, 0)
+        self._channel.send("started", pid=pid, start_time=self._main.start_time, t=time.monotonic())
+
+    def run(self) -> None:
+        """Until the tree is gone, or would not go, and the harness knows."""
+        while not self._over:
+            self._wait()
+            self._copy()
+            self._obey()
+            self._reap()
+            self._count()
+            self._act()
+            self._report()
+        self._finish()
+
+    def kill(self) -> None:
+        """The last resort after a mistake of ours: SIGKILL to everything that is found."""
+        for _ in range(20):
+            self._send_all(signal.SIGKILL, self._members())
+            self._reap()
+            if self._childless:
+                break
+            time.sleep(_SCAN_S)
+
+    def _wait(self) -> None:
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        if self._output is not None:
+            poller.register(self._output, select.POLLIN)
+        self._channel.register(poller)
+        poller.poll((_TICK_S if self._phase == _RUNNING else _SCAN_S) * 1000)
+
+    def _copy(self) -> bool:
+        """Move one piece of output to the log and search it; False when none is there."""
+        if self._output is None:
+            return False
+        try:
+            data = os.read(self._output, _CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:  # closed by the training; it may well go on without
+            os.close(self._output)
+            self._output = None
+            return False
+        self._last_output_t = time.monotonic()
+        self._output_bytes += len(data)
+        self._log.write(data)
+        self._tell_matches(self._scanner.feed(data))
+        return True
+
+    def _tell_matches(self, found: list[tuple[str, bytes]]) -> None:
+        t = time.monotonic()
+        for name, excerpt in found:
+            if self._may_tell(name, int(t)):
+                count = self._scanner.counts[name]
+                self._channel.send("match", optional=True, t=t, name=name, text=text_of(excerpt), count=count)
+
+    def _may_tell(self, name: str, second: int) -> bool:
+        latest, told = self._allowed.get(name, (second, 0))
+        self._allowed[name] = (second, told + 1 if latest == second else 1)
+        return self._allowed[name][1] <= _MATCHES_PER_S
+
+    def _obey(self) -> None:
+        try:
+            told_to_end = set(os.read(self._wake, 4096)) & set(_END_SIGNALS)
+        except BlockingIOError:
+            told_to_end = set()
+        while (order := self._channel.receive()) is not None:
+            if "stop" in order:
+                self._stop(order["stop"])
+        if (self._channel.closed or told_to_end) and not self._abandoned:
+            self._abandoned = True
+            self._stop(ORPHAN_GRACE_S)
+
+    def _stop(self, grace_s: float) -> None:
+        self._reap()  # what has ended until now has ended by itself
+        self._stopped = self._stopped or self._status is None
+        self._end(grace_s)
+
+    def _end(self, grace_s: float) -> None:
+        deadline = time.monotonic() + grace_s
+        if self._phase == _ENDING:
+            self._deadline = min(self._deadline, deadline)
+        elif self._phase != _KILLING:
+            self._phase, self._deadline, self._next_scan = _ENDING, deadline, 0.0
+
+    def _reap(self) -> None:
+        """Collect children that have ended, adopted ones included, and what they used."""
+        try:
+            while True:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                if pid == 0:
+                    self._childless = False
+                    return
+                self._cpu_s += usage.ru_utime + usage.ru_stime
+                self._max_rss_bytes = max(self._max_rss_bytes or 0, usage.ru_maxrss * 1024)
+                if pid == self._main.pid and self._status is None:
+                    self._status, self._ended_t = status, time.monotonic()
+        except ChildProcessError:
+            self._childless = True
+
+    def _count(self) -> None:
+        """Kill a tree that grows without end, before it takes the machine with it.
+
+        A look at all processes costs milliseconds: it is taken every ten seconds, and at once when the machine has so
+        many more tasks than before that they may be ours.
+        """
+        now = time.monotonic()
+        if self._phase == _KILLING or now < self._next_precise_count:
+            return
+        tasks = procfs.num_tasks() or 0
+        self._fewest_tasks = min(tasks, self._fewest_tasks or tasks)
+        if now < self._next_count and tasks - self._fewest_tasks < self._max_processes // 2:
+            return
+        number = len(procfs.descendants(os.getpid()))
+        took_s = time.monotonic() - now
+        self._next_count, self._next_precise_count = now + _COUNT_S, now + 20 * took_s  # at most a twentieth of a core
+        if number > self._max_processes:
+            self._too_many = number
+            self._stopped = self._stopped or self._status is None
+            self._phase, self._deadline, self._next_scan = _KILLING, time.monotonic() + procfs.KILL_WAIT_S, 0.0
+
+    def _act(self) -> None:
+        now = time.monotonic()
+        if self._childless and not self._members():
+            self._over = True
+        elif self._phase == _RUNNING and self._status is not None:
+            self._phase, self._deadline = _LINGERING, now + LINGER_S
+        elif self._phase == _LINGERING and now >= self._deadline:
+            self._leftovers = _described(self._members())
+            self._end(LEFTOVER_GRACE_S)
+        elif self._phase == _ENDING and now >= self._deadline:
+            self._phase, self._deadline, self._next_scan = _KILLING, now + procfs.KILL_WAIT_S, 0.0
+        if self._phase in (_ENDING, _KILLING) and now >= self._next_scan:
+            self._press(now)
+            self._next_scan = time.monotonic() + _SCAN_S
+
+    def _press(self, now: float) -> None:
+        """Signal what is there now: newcomers get SIGTERM once, and at last everything gets SIGKILL again and again."""
+        members = self._members()
+        if self._phase == _ENDING:
+            # SIGCONT as well, or a stopped process would not hear of it.
+            self._send_all(signal.SIGTERM, members - self._asked)
+            self._send_all(signal.SIGCONT, members - self._asked)
+            self._asked |= members
+        elif now < self._deadline:
+            self._kill_group(members)
+            self._send_all(signal.SIGKILL, members)
+        else:
+            self._unkillable = sorted(members)
+            self._over = True
+
+    def _members(self) -> frozenset[ProcessId]:
+        try:
+            return procfs.descendants(os.getpid()) | frozenset(procfs.with_variable(LIFE, self._life))
+        except OSError:  # the system has no descriptor left to look around with; the first process we know by heart
+            return frozenset({self._main} if self._status is None else ())
+
+    def _send_all(self, number: int, members: frozenset[ProcessId]) -> None:
+        for process in members:
+            try:
+                procfs.send(process, number)
+            except PermissionError:  # a set-user-ID program; it shows as unkillable if it does not go
+                continue
+
+    def _kill_group(self, members: frozenset[ProcessId]) -> None:
+        """All of the training's process group at one instant, which a process that forks and exits cannot evade."""
+        try:
+            if any(os.getpgid(process.pid) == self._main.pid for process in members):
+                os.killpg(self._main.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if self._last_output_t != self._told_output_t and now >= (self._told_output_t or 0.0) + _TICK_S:
+            self._told_output_t = self._last_output_t
+            self._channel.send("output", optional=True, t=self._last_output_t)
+        if self._log.failed and not self._log_failure_told:
+            self._log_failure_told = True
+            self._channel.send("log_failed", t=now, text=self._log.failed)
+        self._channel.flush()
+
+    def _finish(self) -> None:
+        """Tell how it ended until the harness has heard: it may have been interrupted while it read."""
+        for _ in range(_PIPE_BYTES // _CHUNK_BYTES + 1):  # a pipe that an unkillable process keeps filling has an end
+            if not self._copy():
+                break
+        self._tell_matches(self._scanner.close())
+        self._log.close()
+        self._report()
+        exit_fields = self._exit_fields()
+        self._channel.send("exit", **exit_fields)
+        while not self._channel.closed:
+            order = self._channel.wait_for_order()
+            if order is None or "leave" in order:
+                return
+            self._channel.send("exit", **exit_fields)
+
+    def _exit_fields(self) -> dict[str, Any]:
+        exit_code = None if self._status is None else os.waitstatus_to_exitcode(self._status)
+        return {
+            "code": exit_code if exit_code is not None and exit_code >= 0 else None,
+            "signal": _signal_name(-exit_code) if exit_code is not None and exit_code < 0 else None,
+            "ended_t": self._ended_t or time.monotonic(),
+            "stopped": self._stopped,
+            "cpu_s": self._cpu_s,
+            "max_rss_bytes": self._max_rss_bytes,
+            "host_oom_kills": _difference(self._oom_kills, procfs.host_oom_kills()),
+            "counts": dict(self._scanner.counts),
+            "last_output_t": self._last_output_t,
+            "output_bytes": self._output_bytes,
+            "leftovers": self._leftovers,
+            "unkillable": self._unkillable,
+            "too_many": self._too_many,
+        }
+
+
+def launch(orders: Orders, output: int) -> int:
+    """Start a training in a session of its own with its output on a descriptor; returns its process number.
+
+    Raises:
+        LaunchError: there is no such folder or program, or the system refuses to start it.
+    """
+    answer, training_end = os.pipe()  # closes by itself when the program is executed
+    supervisor = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        raise LaunchError(f"{orders['argv'][0]}: expected to start a process, got {error.strerror!r}") from error
+    if pid == 0:
+        _become_training(orders, output, training_end, supervisor)
+    os.close(training_end)
+    failure = b"".join(iter(lambda: os.read(answer, 4096), b""))
+    os.close(answer)
+    if failure:
+        os.waitpid(pid, 0)
+        raise LaunchError(failure.decode(errors="replace"))
+    return pid
+
+
+def _become_training(orders: Orders, output: int, answer: int, supervisor: int) -> NoReturn:
+    """The forked child up to the execution of the program, or up to saying why not. Never returns, never unwinds."""
+    program, folder = orders["argv"][0], orders["cwd"]
+    expected = f"{program}: expected a process"
+    try:
+        _detach(supervisor)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (output, 1), (output, 2)):
+            os.dup2(source, target)
+        expected = f"{folder}: expected a working directory"
+        os.chdir(folder)
+        expected = f"{program}: expected a program that can be started in {folder}"
+        os.execvpe(program, orders["argv"], orders["env"])
+    except OSError as error:
+        os.write(answer, f"{expected}, got {error.strerror!r}".encode(errors="replace"))
+    except BaseException as error:  # whatever it is, two supervisors must not go on from here
+        os.write(answer, f"{expected}, got {error!r}".encode(errors="replace"))
+    finally:
+        os._exit(127)
+
+
+def _detach(supervisor: int) -> None:
+    """Clean signals, a session of its own, no core files, and SIGKILL from the kernel should the supervisor vanish.
+
+    Core files of a training are as large as its memory. Numbers of processes and descriptors stay as they are: data
+    loaders legitimately need many, and both limits count what other processes of the same user have.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in _RESET_SIGNALS:  # what the harness ignores, e.g. under nohup, must not be ignored by the training
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:  # it ended before the line above could take effect
+        os._exit(127)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _wake_on_signals() -> int:
+    """A descriptor that becomes readable, with the signal's number, when a child ends or we are told to end."""
+    wake, signals = os.pipe()
+    for descriptor in (wake, signals):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
+    for number in (*_END_SIGNALS, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    return wake
+
+
+def _widen(pipe: int) -> None:
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    except OSError:  # a user may own so many pages of pipes only; 64 KiB do as well
+        return
+
+
+def _described(members: frozenset[ProcessId]) -> list[str]:
+    shown = [procfs.describe(process.pid) for process in sorted(members)[:_MOST_DESCRIBED]]
+    return shown + ([f"and {len(members) - len(shown)} more"] if len(members) > len(shown) else [])
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"SIG{number}"
+
+
+def _difference(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
+
+
+def main() -> None:
+    """Supervise one training as the harness orders on standard input."""
+    channel = Channel(0, 1)
+    orders: Any = channel.wait_for_order()
+    if orders is None:
+        return
+    supervisor: Supervisor | None = None
+    try:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        supervisor = Supervisor(orders, channel, CappedLog(Path(orders["log"])))
+        supervisor.start(orders)
+        supervisor.run()
+    except LaunchError as error:
+        channel.send("failed", text=str(error))
+        channel.wait_for_order()
+    except BaseException:
+        import traceback  # costs 2 ms that only a mistake has to pay
+
+        if supervisor is not None:
+            supervisor.kill()
+        channel.send("crashed", text=traceback.format_exc())
+        channel.wait_for_order(timeout_s=_TICK_S)
+        raise

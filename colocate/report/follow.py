@@ -1,0 +1,69 @@
+"""A run followed from outside while it goes on: its finished groups, its running ones, and its end."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from colocate.errors import ColocateError
+from colocate.report import status_line
+from colocate.results import journal, status
+from colocate.results.durations import Estimate
+from colocate.results.schema import Record
+from colocate.results.text import line_of
+from colocate.units import plural
+from colocate.verdict.rules import Outcome
+
+
+class Following:
+    """Reads the run's files again whenever it is asked.
+
+    Raises:
+        ColocateError: there is no run in this folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        if not (run / "run.json").exists():
+            raise ColocateError(f"{run}: expected a run directory, found no run.json in it")
+        self._told: dict[str, Record] = {}
+        self._finished: set[str] = set()
+        self._reader = journal.Reader(run)
+        self._journal = self._reader.read()
+
+    @property
+    def ended(self) -> bool:
+        """The run has said that it ended."""
+        return self._journal.ended_at is not None
+
+    def finished(self) -> Iterator[str]:
+        """A line for every group that has ended since the last call."""
+        self._journal = self._reader.read()
+        for name, record in self._journal.records.items():
+            if self._told.get(name) is not record:
+                self._told[name] = record
+                yield line_of(record)
+
+    def lines(self, width: int) -> list[str]:
+        """A line for every running group, for what waits in a queue, and one for the whole."""
+        found, name = self._journal, self._run.name
+        if self.ended:
+            return [f"{name}: ended, {self._ending()}"[:width]]
+        states = [state for state in status.running(self._run, self._finished) if state.group not in found.fresh]
+        lines = [status_line.line_of(state, found.estimates.get(state.group), width) for state in states]
+        lines += status_line.waiting(self._run)
+        if not found.selected:
+            return [*lines, f"{name}: no group has begun"[:width]]
+        done = sum(group in found.fresh for group in found.selected)
+        whole = status_line.status(done, len(found.selected), len(states), self._left_s(states))
+        return [*lines, f"{name}: {whole}"[:width]]
+
+    def _ending(self) -> str:
+        outcomes = [record["outcome"] for record in self._journal.records.values()]
+        judged = sum(outcome in set(Outcome) for outcome in outcomes)
+        others = len(outcomes) - judged
+        return f"{plural(judged, 'group')} judged" + (f", {others} without a verdict" if others else "")
+
+    def _left_s(self, states: list[status.GroupState]) -> float | None:
+        found = self._journal
+        took = {name: record["duration_s"] for name, record in found.records.items()}
+        passed_s = [state.elapsed_s for state in states]
+        return Estimate(found.estimates).left_s(found.selected, found.fresh, took, passed_s, max(1, len(states)))

@@ -1,0 +1,40 @@
+"""What the page says of a smaller card that a ballast made of a larger one: which, how, and what it cannot imitate."""
+
+from collections.abc import Iterable, Iterator
+
+from colocate.results.reader import Row, mapping, number
+from colocate.units import GIB, format_mib, plural
+
+CANNOT = (
+    "Memory runs out as on a card of that size. Its speed, the size of a CUDA context, the workspaces of cuBLAS and "
+    "cuDNN and the choice of kernels are those of the large card, and a program that asks how much memory the card has "
+    "is told the large card's."
+)
+
+
+def ballast_bytes(row: Row) -> int | None:
+    """What the ballast held, its context included; None on a card that had none."""
+    return number(mapping(row.device.get("ballast")).get("held_bytes"))
+
+
+def warnings(rows: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
+    """One banner, as kind, head and text, where groups ran on such a card."""
+    found = [row for row in rows if ballast_bytes(row) is not None]
+    if not found:
+        return
+    names = dict.fromkeys(str(row.record["device_name"]) for row in found)
+    yield "", "A SMALLER CARD ON A LARGER ONE:", f" {plural(len(found), 'group')} ran on {', '.join(names)}. {CANNOT}"
+
+
+def caption(row: Row) -> str:
+    """What a picture of the card's memory leaves out."""
+    held = ballast_bytes(row)
+    return "" if held is None else f"The ballast of {held / GIB:.1f} GiB below it is not drawn. "
+
+
+def fact(row: Row) -> str:
+    """The ballast as a cell."""
+    held, card = ballast_bytes(row), mapping(row.device.get("ballast"))
+    if held is None:
+        return ""
+    return f"{format_mib(held)} of {format_mib(number(card.get('card_bytes')))}, process {card.get('pid')}"

@@ -1,0 +1,84 @@
+"""TODO."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from colocate.files import line, number
+from colocate.results import progress_file
+from colocate.results.status import SILENT_S, GroupState, _json
+from colocate.units import mib_text
+
+
+def waiting(run: Path) -> list[str]:
+    """A line for each reason why workers of a run wait in a queue, as the run itself told it last."""
+    document = _json(run / progress_file.QUEUE)
+    rows = document.get("waiting")
+    by_reason: dict[str, list[str]] = {}
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and (name := line(row.get("name"))):
+            by_reason.setdefault(line(row.get("reason")) or "no reason told", []).append(name)
+    told = number(document.get("at"))
+    silent_s = 0.0 if told is None else time.time() - told
+    news = f", no news for {clock(silent_s)}" if silent_s > SILENT_S else ""
+    return [
+        f"{'1 worker waits' if len(names) == 1 else f'{len(names)} workers wait'} in {line(document.get('place'))}: "
+        f"{reason} ({', '.join(names)}){news}"
+        for reason, names in by_reason.items()
+    ]
+
+
+def clock(seconds: float) -> str:
+    """A duration such as ``3:05`` or ``1:02:09``."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def line_of(state: GroupState, expected_s: float | None, width: int) -> str:
+    """A running group on one line of at most ``width`` characters; with less room it tells less."""
+    pieces = dict(_pieces(state, expected_s))
+    for left_out in ("", "elapsed", "members", "used", "left"):
+        pieces.pop(left_out, None)
+        text = "  ".join(pieces.values())
+        if len(text) <= width:
+            return text
+    return text[:width]
+
+
+def _pieces(state: GroupState, expected_s: float | None) -> Iterator[tuple[str, str]]:
+    yield "group", state.group
+    yield "stage", _stage(state)
+    sizes = [mib_text(member.used_bytes) for member in (state.foreground, state.background) if member is not None]
+    if any(sizes):
+        yield "members", " + ".join(size or "?" for size in sizes)
+    if state.used_bytes is not None:
+        yield "used", f"card {mib_text(state.used_bytes)}"
+    if state.peak_bytes is not None:
+        of = f" of {mib_text(state.limit_bytes)}" if state.limit_bytes is not None else ""
+        yield "peak", f"peak {mib_text(state.peak_bytes, beside=state.limit_bytes)}{of} MiB"
+    yield "elapsed", clock(state.elapsed_s)
+    left = state.left_s(expected_s)
+    if state.silent_s > SILENT_S:
+        yield "left", f"no news for {clock(state.silent_s)}"
+    elif left is not None:
+        yield "left", f"{clock(left)} left"
+
+
+def _stage(state: GroupState) -> str:
+    member = state.foreground
+    if state.stage != "foreground":
+        return {"background": "background starts", "ending": "ends", "preflight": "looks at the card"}.get(
+            state.stage, state.stage
+        )
+    if member.phase is None:
+        return "foreground starts"
+    epoch = f"epoch {member.epoch}/{state.epochs} " if state.epochs > 1 and member.epoch else ""
+    steps = f" {member.step}/{member.steps}" if member.step and member.steps else ""
+    return f"{epoch}{member.phase}{steps}"
+
+
+def status(done: int, total: int, num_running: int, left_s: float | None) -> str:
+    """The run in one line."""
+    left = f", about {clock(left_s)} left" if left_s is not None else ""
+    return f"{done} of {total} groups done, {num_running} running{left}"

@@ -1,0 +1,209 @@
+"""A journal file: some groups of a run in one file that carries all that a page needs of them.
+
+JSON lines, each for itself, so that a torn one costs its group only::
+
+    {"event": "run", "name": ..., "record": run.json}       a session begins; a file may have several
+    {"event": "started" | "ended", ...}                     as in the run's own journal
+    {"event": "file", "path": ..., "gzip": ...}             a file of the run directory, base64 of its gzip
+    {"event": "group", "record": ..., "files": [...]}       how a group ended, and which files belong to it
+
+Records, traces and readings are carried whole, so that merged runs can be judged again; of logs the end.
+"""
+
+import base64
+import contextlib
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from colocate.errors import ColocateError
+from colocate.files import content, parse, read_json, safe_name, tail
+from colocate.results import journal
+from colocate.results.layout import RunDirectory
+
+LOG_BYTES = 64 * 1024
+
+# What no page reads: the record has it already, or it means something only while the group runs.
+_LEFT_OUT = frozenset({"events", "probe", "virtual_card", "progress.json"})
+_MADE_AGAIN = frozenset({"run.json", journal.NAME, "summary.csv", "report.html"})
+_AGAIN = r"(_run\d+)?(_attempt\d+)?"
+
+
+class Writer:
+    """Appends the groups of one run to a journal file.
+
+    Raises:
+        ColocateError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, run: RunDirectory) -> None:
+        self.path = path
+        self._run = run
+        self._told = len(self._lines())  # what earlier sessions of the run told is theirs to carry
+        self._carried: set[str] = set()
+        self._begun = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab"):
+                pass
+        except OSError as error:
+            raise ColocateError(
+                f"--journal={path}: expected a file that can be written, got {error.strerror}"
+            ) from error
+
+    def group(self, folder: str) -> None:
+        """Carry a group that has ended: the folders of all its attempts, then what the run's journal says of it."""
+        self._begin()
+        name = re.compile(re.escape(re.sub(f"{_AGAIN}$", "", folder)) + _AGAIN) if folder else None
+        folders = [path for path in sorted(self._run.path.iterdir()) if name and name.fullmatch(path.name)]
+        self._journal([carried for path in folders for carried in self._files(path)])
+
+    def end(self) -> None:
+        """Carry what else lies in the run directory, such as side runs, and the end of the journal."""
+        if not self._begun:
+            return
+        self._files(self._run.path)
+        self._journal([])
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._mend()
+            self._write({"event": "run", "name": self._run.name, "record": read_json(self._run.record)})
+
+    def _mend(self) -> None:
+        """Half a line that an earlier session left must not swallow the first one of this."""
+        with self.path.open("rb+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+
+    def _files(self, folder: Path) -> list[str]:
+        found = []
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(self._run.path).as_posix()
+            unwanted = set(name.split("/")) & _LEFT_OUT or name in _MADE_AGAIN or path.name.startswith(".")
+            if unwanted or name in self._carried or not path.is_file():
+                continue
+            with contextlib.suppress(OSError, ValueError):  # one that vanished, or is no file any more
+                data = tail(path, LOG_BYTES) if path.suffix == ".log" else content(path)
+                self._write({"event": "file", "path": name, "gzip": base64.b64encode(gzip.compress(data)).decode()})
+                self._carried.add(name)
+                found.append(name)
+        return found
+
+    def _journal(self, files: list[str]) -> None:
+        """The lines that the run's journal has got since the last time."""
+        lines = self._lines()
+        for line in lines[self._told :]:
+            with contextlib.suppress(ValueError):  # half a line of a session that was killed, and what follows it
+                document = parse(line)
+                self._write({**document, "files": files} if document.get("event") == "group" else document)
+        self._told = len(lines)
+
+    def _lines(self) -> list[bytes]:
+        with contextlib.suppress(OSError, ValueError):
+            return content(self._run.path / journal.NAME).splitlines()
+        return []
+
+    def _write(self, document: dict[str, Any]) -> None:
+        """One line in one write, on the disk before anything else happens."""
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            data = json.dumps(document).encode() + b"\n"
+            while data:
+                data = data[os.write(handle, data) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@dataclass
+class Session:
+    """What one session put into a journal file."""
+
+    source: Path
+    name: str
+    record: dict[str, Any]
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    selected: list[str] = field(default_factory=list)
+    estimates: dict[str, float] = field(default_factory=dict)
+    ended_at: str | None = None
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What was recorded of the plan."""
+        found = self.record.get("plan")
+        return found if isinstance(found, dict) else {}
+
+
+def read(path: Path) -> tuple[list[Session], list[str]]:
+    """The sessions of a journal file, and what of it could not be used, a line each.
+
+    Raises:
+        ColocateError: the file is not there, or holds no session.
+    """
+    found: list[Session] = []
+    faults: list[str] = []
+    try:
+        lines = content(path).split(b"\n")
+    except FileNotFoundError as error:
+        raise ColocateError(f"{path}: expected a journal file, there is none") from error
+    except (OSError, ValueError) as error:
+        raise ColocateError(f"{path}: expected a journal file, got {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                _take(path, found, parse(line))
+            except (ValueError, KeyError, TypeError, zlib.error, OSError) as error:
+                torn = "torn" if number == len(lines) else "damaged"
+                faults.append(f"{path}: line {number} is {torn} and left out ({error})")
+    if not found:
+        raise ColocateError(f"{path}: expected a journal file, found no session in it")
+    for session in found:
+        faults += _incomplete(session)
+    return found, faults
+
+
+def _take(path: Path, found: list[Session], line: dict[str, Any]) -> None:
+    kind = line["event"]
+    if kind == "run":
+        found.append(Session(path, safe_name(str(line["name"])), dict(line["record"])))
+        return
+    if not found:
+        raise ValueError("no session began before it")
+    session = found[-1]
+    if kind == "file":
+        session.files[_inside(str(line["path"]))] = gzip.decompress(base64.b64decode(line["gzip"]))
+    elif kind == "started":
+        session.selected += [str(name) for name in line["groups"]]
+        session.estimates |= line.get("estimates") or {}
+    elif kind == "group":
+        session.groups[str(line["record"]["group"])] = line
+    elif kind == "ended":
+        session.ended_at = str(line["at"])
+
+
+def _inside(name: str) -> str:
+    """A path below the run directory, and nowhere else."""
+    words = name.split("/")
+    if any(safe_name(word) != word for word in words):
+        raise ValueError(f"expected a path inside a run directory, got {name!r}")
+    return name
+
+
+def _incomplete(session: Session) -> Iterator[str]:
+    """Groups that are named and not whole are left out: each costs itself only."""
+    for name, line in list(session.groups.items()):
+        missing = [file for file in line.get("files") or () if file not in session.files]
+        if missing:
+            del session.groups[name]
+            yield f"{session.source}: {name} is left out, {', '.join(missing)} cannot be read"

@@ -1,0 +1,208 @@
+"""A group in a run directory: its runs, the attempts at each of them, and the one verdict that they come to together.
+
+A run is what the plan asks for, one or several. An attempt is a run that was begun: when a stranger, a blind sensor or
+an interruption spoiled it, the next attempt stands beside it, and the last one counts. Reads records, starts nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+from colocate.errors import ColocateError
+from colocate.files import read_json
+from colocate.plan.plan import Group
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.verdict.aggregate import _WORST_LAST, combine
+from colocate.verdict.evidence import SCHEMA
+from colocate.verdict.rules import Outcome, Reason, Verdict
+
+Slimming = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One finished attempt: its record on disk without the samples, and its verdict."""
+
+    directory: GroupDirectory
+    experiment: dict[str, Any]
+    verdict: Verdict
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """What the plan said of the group then."""
+        found: dict[str, Any] = self.experiment["group"]
+        return found
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What was seen, without the samples."""
+        found: dict[str, Any] = self.experiment["evidence"]
+        return found
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The number of the run and of the attempt at it."""
+        return (self.evidence.get("run", 1), self.evidence.get("attempt", 1))
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What the attempts at one group come to: the deciding attempt, the verdict, and all attempts in order."""
+
+    deciding: Attempt
+    verdict: Verdict
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def last(self) -> tuple[Attempt, ...]:
+        """The attempt of every run that counts."""
+        return _last_of_each_run(self.attempts)
+
+
+def settled(attempts: Sequence[Attempt], runs: int = 1) -> Settled:
+    """What attempts at one group, at least one, come to: of every run the last attempt counts.
+
+    A group that was seen to fit in fewer ``runs`` than the plan asks for is inconclusive.
+    """
+    ordered = _in_order(attempts)
+    last = _last_of_each_run(ordered)
+    verdict = combine([attempt.verdict for attempt in last])
+    if verdict.feasible and len(last) < runs:
+        reason = Reason("runs_missing", f"{len(last)} of the {runs} runs that the plan asks for are done")
+        verdict = replace(verdict, outcome=Outcome.INCONCLUSIVE, reasons=(reason,))
+    deciding = max(last, key=lambda one: (_WORST_LAST.index(one.verdict.outcome), one.verdict.peak_bytes or 0))
+    earlier = [attempt for attempt in ordered if attempt not in last]
+    if earlier:
+        ends = ", ".join(f"{one.directory.path.name} ({_ending(one.verdict)})" for one in earlier)
+        verdict = replace(verdict, warnings=(*verdict.warnings, Reason("repeated", f"repeated after {ends}")))
+    return Settled(deciding, verdict, tuple(ordered))
+
+
+def _in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """As they were begun. The clock may have been set back meanwhile: those beside each other go by their numbers."""
+    begun: dict[str, str] = {}
+    keys: dict[int, tuple[str, tuple[int, int]]] = {}
+    for attempt in sorted(attempts, key=lambda one: one.place):
+        name = attempt.directory.path.name.removesuffix(f"_attempt{attempt.place[1]}")
+        begun[name] = max(attempt.experiment["timestamp"] or "", begun.get(name, ""))
+        keys[id(attempt)] = (begun[name], attempt.place)
+    return sorted(attempts, key=lambda one: keys[id(one)])
+
+
+def _last_of_each_run(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
+    last = {attempt.place[0]: attempt for attempt in attempts}
+    return tuple(last[number] for number in sorted(last))
+
+
+def whole(experiment: dict[str, Any]) -> dict[str, Any]:
+    """A record with everything in it."""
+    return experiment
+
+
+def settled_groups(run: RunDirectory, slim: Slimming = whole, *, every: bool = False) -> dict[str, Settled]:
+    """What every group of a run came to, by its id; a record that cannot be read is left out.
+
+    So is one of other settings than the run's plan has by now, as after an edit and ``--resume``, but with ``every``.
+    ``slim`` says what of each record is kept: ten thousand whole ones do not fit into a report's memory.
+    """
+    asked = {} if every else asked_of(run)
+    found: dict[str, list[Attempt]] = {}
+    for attempt in _attempts(run.groups()):
+        name = str(attempt.group["id"])
+        if not is_outdated(name, attempt.group, asked):
+            kept = replace(attempt, experiment=slim(attempt.experiment))
+            found.setdefault(name, []).append(kept)
+    return {name: settled(attempts, asked[name][1] if name in asked else 1) for name, attempts in found.items()}
+
+
+def asked_of(run: RunDirectory) -> dict[str, tuple[str, int]]:
+    """The hash of the settings and the number of runs of every group, by the plan of the latest session."""
+    try:
+        asked = read_json(run.record)["plan"]["asked"]
+        return {str(name): (str(one["content_hash"]), int(one["runs"])) for name, one in asked.items()}
+    except (ColocateError, AttributeError, KeyError, TypeError, ValueError):
+        return {}  # a run of an older version, or a damaged one
+
+
+def is_outdated(name: str, told: Mapping[str, Any], asked: Mapping[str, tuple[str, int]]) -> bool:
+    """What is told of a group is of other settings than the run's plan has by now."""
+    known = told.get("content_hash")
+    return known is not None and name in asked and known != asked[name][0]
+
+
+def settled_group(run: RunDirectory, group: Group) -> Settled | None:
+    """What one group of a run came to, without a look at the others; None where nothing of it can be read."""
+    found = _attempts(_directories(run, group))
+    attempts = [attempt for attempt in found if attempt.group.get("content_hash") in (None, group.content_hash)]
+    return settled(attempts, group.runs) if attempts else None
+
+
+def _directories(run: RunDirectory, group: Group) -> Iterator[GroupDirectory]:
+    name, parallel = group.foreground.name, group.background is not None
+    for repeat in range(1, group.runs + 1):
+        for attempt in count(1):
+            directory = run.group(name, group.number, parallel=parallel, repeat=repeat, attempt=attempt)
+            if not directory.path.exists():
+                break
+            if directory.verdict.exists():
+                yield directory
+
+
+def kept_groups(run: RunDirectory) -> frozenset[str]:
+    """The groups that the latest session of a run took over from an earlier one."""
+    return _decided(run, "kept")
+
+
+def again_of(run: RunDirectory) -> frozenset[str]:
+    """The groups that the latest session of a run was to run, because no verdict of an earlier one holds."""
+    return _decided(run, "again")
+
+
+def _decided(run: RunDirectory, what: str) -> frozenset[str]:
+    try:
+        sessions = read_json(run.record).get("sessions") or [{}]
+        return frozenset(sessions[-1].get(what, ()))
+    except (ColocateError, AttributeError, TypeError):
+        return frozenset()
+
+
+def read_attempt(directory: GroupDirectory) -> Attempt:
+    """One attempt from disk.
+
+    Raises:
+        ColocateError: its record is missing, cut short or of another schema.
+    """
+    experiment, verdict = read_json(directory.experiment), read_json(directory.verdict)
+    try:
+        attempt = Attempt(directory, experiment, Verdict.from_json(verdict))
+        if attempt.evidence["schema"] != SCHEMA:
+            raise ValueError(f"schema {attempt.evidence['schema']!r}")
+        _expect_whole(attempt)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ColocateError(f"{directory.path}: expected a record of this version, got {error}") from error
+    return attempt
+
+
+def _expect_whole(attempt: Attempt) -> None:
+    """What others take for granted of every attempt; the rest of its evidence is checked by whoever judges it."""
+    evidence, group, device = attempt.evidence, attempt.group, attempt.evidence["device"]
+    texts = [group["id"], attempt.experiment["timestamp"] or "", device["kind"], device["name"], device["uuid"]]
+    numbers = [group["number"], *attempt.place, device["total_bytes"]]
+    named = evidence.get("versions", {})
+    if not all(isinstance(text, str) for text in texts) or not group["id"]:
+        raise ValueError(f"expected names in quotes, got {texts!r:.200}")
+    if not all(type(number) is int for number in numbers) or not isinstance(named, dict):
+        raise ValueError(f"expected whole numbers and a table of versions, got {numbers!r:.200}")
+
+
+def _attempts(directories: Iterable[GroupDirectory]) -> Iterator[Attempt]:
+    for directory in directories:
+        try:
+            yield read_attempt(directory)
+        except ColocateError:
+            continue  # `colocate verify` names it; the other groups are not its hostages
+
+
+def _ending(verdict: Verdict) -> str:
+    return ", ".join(verdict.codes) or str(verdict.outcome)

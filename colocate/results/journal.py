@@ -1,0 +1,117 @@
+"""``journal.jsonl`` of a run: how each of its groups ended, one line each, appended as it happens.
+
+Groups that were interrupted, crashed or never begun leave no verdict on disk; here they are, so that a page can be
+rebuilt with all of them. The first writer is the controller of the session, and it is the only one.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypedDict
+
+from colocate.files import parse
+from colocate.results.lenient import salvaged
+from colocate.results.schema import GroupRecord
+
+NAME = "journal.jsonl"
+NOT_RUN = "NOT RUN"
+"""The outcome of a group that was never begun."""
+
+_LONGEST_S = 3e9  # a century: an estimate that nobody meant
+
+
+def append(run: Path, event: str, **fields: Any) -> None:
+    """Add one line with the time of now, in one write.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **fields}) + "\n"
+    handle = os.open(run / NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+@dataclass
+class Journal:
+    """What a journal tells: the last record of every group, and when the run was last begun and ended.
+
+    ``fresh`` are the groups that ended since it was last begun.
+    """
+
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    selected: tuple[str, ...] = ()
+    fresh: set[str] = field(default_factory=set)
+    estimates: dict[str, float] = field(default_factory=dict)
+    started_at: str | None = None
+    ended_at: str | None = None
+
+
+def read(run: Path) -> Journal:
+    """The journal of a run; an empty one where there is none, and without the lines that cannot be read."""
+    return Reader(run).read(to_the_end=True)
+
+
+class Reader:
+    """A journal that is being written: what it has told by now, each of its lines read once."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / NAME
+        self._offset = 0
+        self._journal = Journal()
+
+    def read(self, *, to_the_end: bool = False) -> Journal:
+        """Everything so far; the same object each time. A last line without its end waits for the next call."""
+        for line in _lines(self._new(to_the_end)):
+            _take(self._journal, line)
+        return self._journal
+
+    def _new(self, to_the_end: bool) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                content = file.read()
+        except OSError:
+            return b""
+        whole = content if to_the_end else content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return whole
+
+
+def _take(journal: Journal, line: Mapping[str, Any]) -> None:
+    kind = line["event"]
+    if kind == "started":
+        journal.started_at, journal.ended_at = journal.started_at or line["at"], None
+        journal.selected, journal.fresh = tuple(line["groups"]), set()
+        journal.estimates = {name: value for name, value in line["estimates"].items() if 0 <= value <= _LONGEST_S}
+    elif kind == "ended":
+        journal.ended_at = line["at"]
+    elif kind == "group" and line["record"]["group"]:
+        name = line["record"]["group"]
+        journal.fresh.add(name)
+        took = line["record"]["duration_s"]
+        journal.records[name] = {**line["record"], "duration_s": took if 0 <= (took or 0) <= _LONGEST_S else None}
+        journal.texts[name] = line["text"] or ""
+
+
+class _Line(TypedDict):
+    at: str | None
+    event: str | None
+    groups: tuple[str, ...]
+    estimates: dict[str, float]
+    record: GroupRecord
+    text: str | None
+
+
+def _lines(content: bytes) -> Iterator[Mapping[str, Any]]:
+    for line in content.splitlines():
+        try:
+            yield salvaged(parse(line), _Line)
+        except ValueError:
+            continue  # the torn last line of a run that was cut off

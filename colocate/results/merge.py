@@ -1,0 +1,272 @@
+"""Journal files become a run directory: each group once, plans never mixed, kinds of cards kept apart."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from colocate.errors import ColocateError
+from colocate.files import make_folder, parse, write_json, write_text
+from colocate.results import archive, journal
+from colocate.results.archive import Session
+from colocate.results.attempts import settled_groups
+from colocate.results.layout import RunDirectory
+from colocate.results.reader import mapping
+from colocate.results.verify import verify
+from colocate.verdict.rules import Outcome
+
+Card = tuple[str, str]
+"""Name and basis: what `colocate.results.reader` keeps apart too."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A group as one session ended it."""
+
+    session: Session
+    group: str
+    line: dict[str, Any]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How it ended."""
+        found: dict[str, Any] = self.line["record"]
+        return found
+
+    @property
+    def card(self) -> Card | None:
+        """The card that it ran on; None where it never got one."""
+        name, basis = self.record.get("device_name"), self.record.get("basis")
+        return (str(name), str(basis)) if name and basis else None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One run directory for each kind of card, what is missing from them, and what else there is to know."""
+
+    runs: tuple[RunDirectory, ...]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def merge(paths: Sequence[Path], results: Path, now: datetime) -> Merged:
+    """Make run directories of journal files.
+
+    Raises:
+        ColocateError: a file is no journal, they are of different plans, or nothing can be written.
+    """
+    sessions: list[Session] = []
+    missing: list[str] = []
+    notes: list[str] = []
+    for path in paths:
+        found, faults = archive.read(path)
+        sessions += found
+        missing += [*faults, *(fault for session in found for fault in _untrue(session))]
+    missing += _outdated(sessions)
+    _refuse_other_plans(sessions)
+    runs = []
+    for entries in _by_card(sessions).values():
+        run = RunDirectory.new(results, now)
+        chosen, repeated = _latest(entries)
+        notes += repeated
+        _write(run, sessions, chosen)
+        runs.append(run)
+    return Merged(tuple(runs), (*missing, *_missing(sessions)), (*notes, *_versions(sessions)))
+
+
+def _untrue(session: Session) -> Iterator[str]:
+    """Groups whose verdict does not follow from the record that the journal carries are left out."""
+    for name, line in list(session.groups.items()):
+        why = _why_untrue(session, name, line)
+        if why is not None:
+            del session.groups[name]
+            yield f"{session.source}: {name} is left out, {why}"
+
+
+def _why_untrue(session: Session, name: str, line: dict[str, Any]) -> str | None:
+    said = line["record"].get("outcome")
+    if said not in set(Outcome):
+        return None
+    with TemporaryDirectory(prefix="colocate-merge-") as folder:
+        run = RunDirectory(Path(folder) / session.name)
+        for file in line.get("files") or ():
+            _put(run, file, session.files[file])
+        found = settled_groups(run).get(name)
+        if found is None:
+            return f"it carries no record of its verdict, {said}"
+        if found.verdict.outcome != said:
+            return f"it says {said}, its record {found.verdict.outcome}"
+        return next((f"its record does not agree: {one.text}" for one in verify(run.path) if not one.agrees), None)
+
+
+def _missing(sessions: Sequence[Session]) -> Iterator[str]:
+    """Groups without an outcome: a job that was cut off, or that never began."""
+    ended = {group for session in sessions for group in session.groups}
+    begun = [name for session in sessions for name in session.selected if name not in ended]
+    for name in dict.fromkeys(begun):
+        sources = ", ".join(session.source.name for session in sessions if name in session.selected)
+        yield f"{name}: begun and without an outcome ({sources})"
+    absent = [str(name) for name in sessions[0].plan.get("groups") or () if name not in ended and name not in begun]
+    if absent:
+        yield f"in no journal: {', '.join(absent)}"
+
+
+def _outdated(sessions: Sequence[Session]) -> Iterator[str]:
+    """A run that was resumed has the plan of its latest session, and no verdict that one found to hold no more."""
+    for earlier in sessions:
+        for later in sessions:
+            if not _is_resumed_by(earlier, later):
+                continue
+            earlier.record["plan"] = later.plan
+            again = _resumed(later)[-1].get("again") or {}
+            for name in sorted(again.keys() & earlier.groups.keys() - later.groups.keys()):
+                del earlier.groups[name]
+                yield f"{earlier.source}: {name} is left out, it is to be run again: {again[name]}"
+
+
+def _is_resumed_by(earlier: Session, later: Session) -> bool:
+    """Names alone do not tell: two machines may begin a run in the same second."""
+    alike = all(earlier.record.get(name) == later.record.get(name) for name in ("started_at", "boot_id"))
+    return alike and earlier.name == later.name and len(_resumed(earlier)) < len(_resumed(later))
+
+
+def _resumed(session: Session) -> list[dict[str, Any]]:
+    """The sessions of its run up to it, but for the first."""
+    found = session.record.get("sessions")
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _refuse_other_plans(sessions: Sequence[Session]) -> None:
+    plans: dict[str, Session] = {}
+    for session in sessions:
+        plans.setdefault(str(session.plan.get("content_hash")), session)
+    if len(plans) > 1:
+        named = "; ".join(f"{one.source}: {one.plan.get('name')} in {one.name}" for one in plans.values())
+        raise ColocateError(f"merge: expected journals of one plan with the same settings, found {len(plans)}: {named}")
+
+
+def _by_card(sessions: Sequence[Session]) -> dict[Card, list[Entry]]:
+    """The groups by the card that they ran on; those that never got one go with the others of their session."""
+    entries = [Entry(session, group, line) for session in sessions for group, line in session.groups.items()]
+    cards = {id(entry.session): entry.card for entry in entries if entry.card}
+    first = next(iter(cards.values()), None) or ("", "")
+    found: dict[Card, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.card or cards.get(id(entry.session)) or first, []).append(entry)
+    return found or {first: []}
+
+
+def _latest(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
+    """Each group as it ended last; an earlier ending is named."""
+    chosen: dict[str, Entry] = {}
+    notes: dict[str, list[str]] = {}
+    for entry in sorted(entries, key=lambda entry: str(entry.line.get("at"))):
+        earlier = chosen.get(entry.group)
+        if earlier is not None:
+            text = f"{earlier.record.get('outcome')} at {earlier.line.get('at')} in {earlier.session.source.name}"
+            notes.setdefault(entry.group, []).append(text)
+        chosen[entry.group] = entry
+    noted = []
+    for group, before in notes.items():
+        text = f"the later of {len(before) + 1} journals counts; before: {', '.join(before)} [merged]"
+        chosen[group].record["warnings"] = [*(chosen[group].record.get("warnings") or ()), text]
+        noted.append(f"{group}: {text}")
+    return list(chosen.values()), noted
+
+
+def _write(run: RunDirectory, sessions: Sequence[Session], chosen: Sequence[Entry]) -> None:
+    used = [session for session in sessions if any(entry.session is session for entry in chosen)] or list(sessions)
+    owned = {name for session in sessions for line in session.groups.values() for name in line.get("files") or ()}
+    folders = {name.split("/")[0] for entry in chosen for name in entry.line.get("files") or ()}
+    for session in used:  # what belongs to no group, such as side runs
+        for name, data in session.files.items():
+            top, inside, _ = name.partition("/")
+            left_out = inside and top not in folders and not top.startswith(f"{session.name}_")
+            if name not in owned and not left_out and name != run.proposals.name:
+                _put(run, name.replace(f"{session.name}_", f"{run.name}_", 1), data)
+    for entry in chosen:
+        for name in entry.line.get("files") or ():
+            _put(run, name, entry.session.files[name])
+    proposals = _proposals(run.proposals.name, chosen)
+    if proposals is not None:
+        write_json(run.proposals, proposals)
+    write_json(run.record, _record(used, chosen))
+    order = [str(name) for name in used[0].plan.get("groups") or ()]
+    lines = list(_journal(used, chosen, order))
+    write_text(run.path / journal.NAME, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _proposals(name: str, chosen: Sequence[Entry]) -> dict[str, Any] | None:
+    """What was proposed for the groups, each as its own session has it."""
+    found: dict[str, Any] = {}
+    document: dict[str, Any] = {}
+    for entry in chosen:
+        with contextlib.suppress(KeyError, ValueError):
+            document = parse(entry.session.files[name])
+            found[entry.group] = document["groups"][entry.group]
+    return {**document, "groups": found} if found else None
+
+
+def _put(run: RunDirectory, name: str, data: bytes) -> None:
+    path = run.path / name
+    make_folder(path.parent)
+    earlier = path.read_bytes() if path.suffix == ".jsonl" and path.exists() else b""  # journals of side runs add up
+    path.write_bytes(earlier + data)
+
+
+def _record(used: Sequence[Session], chosen: Sequence[Entry]) -> dict[str, Any]:
+    """``run.json`` of the first session, with the cards of all, and where everything is from."""
+    cards: list[Any] = []
+    for session in used:
+        told = session.record.get("card")
+        cards += [one for one in (told.get("cards") or () if isinstance(told, dict) else ()) if one not in cards]
+    starts = [str(session.record["started_at"]) for session in used if session.record.get("started_at")]
+    merged = [
+        {
+            "journal": session.source.name,
+            "run": session.name,
+            "groups": sorted(e.group for e in chosen if e.session is session),
+        }
+        for session in used
+    ]
+    first = {name: value for name, value in used[0].record.items() if name != "sessions"}  # a merged run has none
+    plan = {**used[0].plan, "asked": {**mapping(used[0].plan.get("asked")), **dict(_asked(chosen))}}
+    document = {**first, "plan": plan, "card": {**(first.get("card") or {}), "cards": cards}, "merged": merged}
+    return document | ({"started_at": min(starts)} if starts else {})
+
+
+def _asked(chosen: Sequence[Entry]) -> Iterator[tuple[str, Any]]:
+    """What was asked of each group where it ran: machines keep the programs in places of their own."""
+    for entry in chosen:
+        asked = mapping(entry.session.plan.get("asked"))
+        if entry.group in asked:
+            yield entry.group, asked[entry.group]
+
+
+def _journal(used: Sequence[Session], chosen: Sequence[Entry], order: Sequence[str]) -> Iterator[dict[str, Any]]:
+    selected = {name for session in used for name in session.selected}
+    estimates = {name: value for session in used for name, value in session.estimates.items()}
+    starts = [str(session.record.get("started_at")) for session in used]
+    groups = [name for name in order if name in selected] + sorted(selected - set(order))
+    yield {"at": min(starts), "event": "started", "groups": groups, "estimates": estimates}
+    lines = sorted(chosen, key=lambda entry: str(entry.line.get("at")))
+    for entry in lines:
+        yield {name: value for name, value in entry.line.items() if name != "files"}
+    ends = [session.ended_at for session in used if session.ended_at] + [str(entry.line.get("at")) for entry in lines]
+    yield {"at": max(ends, default=min(starts)), "event": "ended"}
+
+
+def _versions(sessions: Sequence[Session]) -> Iterator[str]:
+    """Whatever the groups were run with differently."""
+    found: dict[str, set[str]] = {}
+    for session in sessions:
+        versions = session.record.get("versions")
+        for name, value in (versions if isinstance(versions, dict) else {}).items():
+            found.setdefault(name, set()).add(str(value))
+    for name, values in found.items():
+        if len(values) > 1:
+            yield f"the journals were made with different versions of {name}: {', '.join(sorted(values))}"

@@ -1,0 +1,83 @@
+"""How numbers and verdicts are put into words, alike in terminal and page. Knows neither of them."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from colocate.results.schema import Record
+from colocate.units import format_mib, plural, span_text
+from colocate.verdict.rules import Outcome
+
+_COLOURS = {Outcome.FEASIBLE.value: "v-ok", Outcome.INFEASIBLE.value: "v-bad"}
+
+
+def colour(outcome: str) -> str:
+    """The class that colours an outcome."""
+    return _COLOURS.get(outcome, "v-warn")
+
+
+def peak_text(record: Record) -> str:
+    """The card's peak: one number when measured, the interval when predicted."""
+    low, high, limit = record["peak_low_bytes"], record["peak_high_bytes"], record.get("limit_bytes")
+    if low is None or high is None or low == high:
+        return format_mib(record["peak_bytes"], beside=limit)
+    return f"{span_text(low, high, beside=limit)} MiB"
+
+
+def is_early(record: Record | None) -> bool:
+    """A run of it was ended before its foreground's own end, because its verdict was decided."""
+    return record is not None and any(text.endswith("[decided_early]") for text in record.get("warnings") or ())
+
+
+def outcome_text(record: Record) -> str:
+    """The outcome, its basis, and whether it was decided early: what was not seen must not pass for seen."""
+    return f"{judged_text(record)}{', decided early' if is_early(record) else ''}"
+
+
+def headroom_text(record: Record) -> str:
+    """Limit minus peak; below zero when the peak is over the limit."""
+    return format_mib(record["headroom_bytes"], beside=0)
+
+
+def over_budget_bytes(record: Record) -> int | None:
+    """By how much the peak is above the plan's budget; None where it is not, or where one of the two is not known."""
+    budget, peak = record.get("budget_bytes"), record.get("peak_bytes")
+    return peak - budget if isinstance(budget, int) and isinstance(peak, int) and peak > budget else None
+
+
+def over_budget_text(records: Iterable[Record]) -> str | None:
+    """The groups over their budget, the furthest first, and by how much; None where none is."""
+    found = [(over, record) for record in records if (over := over_budget_bytes(record)) is not None]
+    found.sort(key=lambda one: -one[0])
+    named = ", ".join(f"{record['group']} by {format_mib(over, beside=0)}" for over, record in found)
+    return f"{plural(len(found), 'group')} over budget: {named}" if found else None
+
+
+def judged_text(record: Record) -> str:
+    """Such as ``FEASIBLE (measured)``; a verdict that rests on nothing, as when nothing was started, has no basis."""
+    return f"{record['outcome']} ({record['basis']})" if record["basis"] else str(record["outcome"])
+
+
+def line_of(record: Record) -> str:
+    """One group on one line of at most 80 columns: verdict, basis, peak and headroom."""
+    if record["outcome"] not in set(Outcome):
+        return f"{record['group']} {record['outcome']}"
+    numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
+    over = over_budget_bytes(record)
+    if over is not None:
+        numbers += f", {format_mib(over, beside=0)} over budget"
+    if record.get("kept"):
+        numbers += ", kept"
+    if is_early(record):
+        numbers += ", decided early"
+    return f"{record['group']} {judged_text(record)} {numbers}"
+
+
+def basis_of(records: Iterable[Record]) -> str:
+    """What the verdicts of a run rest on, and on which cards: ``measured on NVIDIA RTX A2000``."""
+    judged = [record for record in records if record["basis"]]
+    if not judged:
+        return "none: nothing was judged"
+    kinds = Counter(record["basis"] for record in judged)
+    names = ", ".join(dict.fromkeys(record["device_name"] for record in judged if record["device_name"]))
+    words = ", ".join(kind if len(kinds) == 1 else f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    return words + (f" on {names}" if names else "")

@@ -1,0 +1,53 @@
+"""Judges recorded groups again: the verdict must follow from what is on disk, today as on the day of the run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from colocate.errors import ColocateError
+from colocate.results.layout import GroupDirectory
+from colocate.results.record import read_record
+from colocate.verdict.rules import judge
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One group judged again."""
+
+    group: str
+    agrees: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.group}: {self.text}"
+
+
+def verify(directory: Path) -> Iterator[Verified]:
+    """Judge the groups below a run directory, or the one group whose folder this is.
+
+    A record that cannot be read, or without a verdict, does not agree.
+
+    Raises:
+        ColocateError: there is no record in this folder.
+    """
+    groups = [GroupDirectory(path.parent) for path in sorted(directory.glob("*/experiment.json"))]
+    if GroupDirectory(directory).experiment.exists():
+        groups = [GroupDirectory(directory)]
+    if not groups:
+        raise ColocateError(f"{directory}: expected a run directory or the folder of a group, found no record in it")
+    return map(_verify, groups)
+
+
+def _verify(directory: GroupDirectory) -> Verified:
+    try:
+        record = read_record(directory)
+    except ColocateError as error:
+        return Verified(directory.path.name, False, str(error))
+    again = judge(record.evidence)
+    group = f"{record.evidence.group} ({directory.path.name})"
+    if record.verdict is None:
+        return Verified(group, False, f"no verdict on disk; judged now: {again}")
+    if record.verdict != again:
+        return Verified(group, False, f"expected {again}, found {record.verdict}")
+    early = " (decided early)" if record.evidence.decided_early is not None else ""
+    return Verified(group, True, f"agrees, {again}{early}")

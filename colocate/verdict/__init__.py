@@ -1,0 +1,1 @@
+"""Evidence becomes a verdict. Pure: reads no file, no clock and no GPU."""

@@ -1,0 +1,43 @@
+"""TODO."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from colocate.units import format_mib
+from colocate.verdict.rules import Outcome, Reason, Verdict
+
+_WORST_LAST = (Outcome.FEASIBLE, Outcome.INCONCLUSIVE, Outcome.INFEASIBLE)
+
+
+def _early(verdicts: Sequence[Verdict], worst: Verdict) -> list[Reason]:
+    """That another run than the worst one was decided early: the group was not seen as often as it seems."""
+    found = [one for verdict in verdicts for one in verdict.warnings if one.code == "decided_early"]
+    return [] if any(one.code == "decided_early" for one in worst.warnings) else found[:1]
+
+
+def combine(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict of a group that was run several times: it rests on the worst run, and the spread is shown.
+
+    A group that fits by less than its runs differ among themselves is inconclusive: the next run may not fit.
+    """
+    worst = max(verdicts, key=lambda verdict: (_WORST_LAST.index(verdict.outcome), verdict.peak_bytes or 0))
+    worst = replace(worst, warnings=(*worst.warnings, *_early(verdicts, worst)))
+    peaks = [verdict.peak_bytes for verdict in verdicts if verdict.peak_bytes is not None]
+    if len(verdicts) == 1 or not peaks:
+        return worst
+    highs = [verdict.peak_high_bytes for verdict in verdicts if verdict.peak_high_bytes is not None]
+    lows = [verdict.peak_low_bytes for verdict in verdicts if verdict.peak_low_bytes is not None]
+    spread, headroom = max(peaks) - min(peaks), worst.limit_bytes - max(highs)
+    text = f"{len(verdicts)} runs peaked at {', '.join(map(format_mib, peaks))}: a spread of {format_mib(spread)}"
+    together = replace(
+        worst,
+        peak_bytes=max(peaks),
+        peak_low_bytes=max(lows),
+        peak_high_bytes=max(highs),
+        headroom_bytes=headroom,
+        warnings=(*worst.warnings, Reason("spread", text)),
+    )
+    if worst.outcome is Outcome.FEASIBLE and headroom < spread:
+        reason = Reason("spread", f"{text}, more than the headroom of {format_mib(headroom, beside=spread)}")
+        return replace(together, outcome=Outcome.INCONCLUSIVE, reasons=(reason,))
+    return together

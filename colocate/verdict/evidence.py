@@ -1,0 +1,407 @@
+"""What was seen while one group ran, as frozen records: enough to judge again without a GPU.
+
+Times are seconds since the monitor started (``elapsed_s`` and names ending in ``_s``); sizes are bytes. None is what
+nobody could tell. Knows neither how the readings were taken nor what they mean: `colocate.verdict.rules` judges them.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+from pydantic import TypeAdapter
+
+from colocate.device.base import DeviceInfo
+from colocate.plan.roles import Role
+from colocate.process.exit_status import Exit
+
+SCHEMA = 1
+
+# What programs print that lost a process of their own to SIGKILL: PyTorch's data loader (torch/utils/data/_utils/
+# signal_handling.py: "DataLoader worker (pid 7) is killed by signal: Killed.") and joblib's loky ("{SIGKILL(-9)}").
+_WORKER_KILLED = re.compile(r"killed by signal: Killed|SIGKILL\(-9\)")
+_KILLED_CODE = 128 + 9  # what a shell around the program makes of SIGKILL
+
+# The last line of a traceback, such as `torch.OutOfMemoryError: CUDA out of memory.`, and how much of it is quoted.
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)\b")
+_WORD_CHARS = 200
+
+EVENT_KINDS = frozenset({"ready", "phase", "step", "epoch_end", "end"})
+STEP_KINDS = frozenset({"step", "optimizer", "pattern"})
+
+# Between two steps of a phase: so many usual steps, and so many seconds besides, are training, and more is a pause.
+_PAUSE_STEPS = 20
+_PAUSE_S = 5.0
+
+Owner = Literal["foreground", "background", "foreign", "unknown", "ballast"]
+Interval = tuple[float, float]
+
+
+class Sample(NamedTuple):
+    """One reading of the card's memory: all processes together."""
+
+    elapsed_s: float
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A stretch without a sample, and why.
+
+    ``asleep_s`` is time that the monotonic clock did not see, because the machine was suspended.
+    """
+
+    start_s: float
+    end_s: float
+    reason: str
+    asleep_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The samples of one run in order, and what the sampling itself cost.
+
+    ``missed_ticks`` counts samples that came too late to stand for their own tick; ``reading_s`` is the processor time
+    that the readings took, ``rejected`` counts implausible readings (outside 0 to the card's total).
+    """
+
+    samples: tuple[Sample, ...]
+    interval_s: float
+    gaps: tuple[Gap, ...] = ()
+    missed_ticks: int = 0
+    rejected: int = 0
+    reading_s: float | None = None
+    duration_s: float | None = None
+    lost: str | None = None
+
+    @property
+    def peak(self) -> Sample | None:
+        """The sample with the most memory in use, the first of equals; None without samples."""
+        return max(self.samples, key=lambda sample: sample.used_bytes, default=None)
+
+    def longest_gap_s(self, start_s: float, end_s: float) -> float:
+        """The longest time without a sample between two instants; all of it when there was no sample at all."""
+        inside = [sample.elapsed_s for sample in self.samples if start_s <= sample.elapsed_s <= end_s]
+        instants = [start_s, *inside, end_s]
+        asleep = [gap.asleep_s for gap in self.gaps if start_s <= gap.end_s and gap.start_s <= end_s]
+        return max([later - earlier for earlier, later in pairwise(instants)] + asleep)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A sign of progress of a training, and when.
+
+    ``kind`` is the event's name (``ready``, ``phase``, ``step``, ``epoch_end``), ``optimizer`` for steps that the
+    probe counted, or ``pattern`` for a line of the log that matched the catalog's progress pattern.
+    """
+
+    elapsed_s: float
+    pid: int
+    kind: str
+    phase: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """The record that a training writes when an epoch ends."""
+
+    elapsed_s: float
+    epoch: int
+    steps: int
+    steps_full: int
+    cut: bool
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples_per_s: float | None = None
+    samples: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """An out-of-memory, whoever told of it: the training's own event, the probe's counter, or a line of the log."""
+
+    source: Literal["event", "probe", "log"]
+    message: str
+    count: int = 1
+    elapsed_s: float | None = None
+    requested_bytes: int | None = None
+    reserved_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allocator:
+    """What PyTorch's allocator inside one process said last, read by the probe.
+
+    On the virtual card the allocator is simulated; ``context_bytes`` is then the estimated CUDA context,
+    ``context_range_bytes`` from what to what it may be, and ``max_reserved_bound_bytes`` the peak with the workspaces
+    that convolutions could take.
+    """
+
+    pid: int
+    mode: Literal["cuda", "virtual"]
+    torch: str | None = None
+    optimizer_steps: int = 0
+    max_allocated_bytes: int | None = None
+    max_reserved_bytes: int | None = None
+    num_ooms: int = 0
+    num_alloc_retries: int = 0
+    context_bytes: int | None = None
+    convolutions: bool = False
+    batches_per_pass: int | None = None
+    passes_cut: int = 0
+    notes: tuple[str, ...] = ()
+    unsupported: str | None = None
+    context_range_bytes: tuple[int, int] | None = None
+    max_reserved_bound_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One process of a training from start to end; a background that is restarted has several.
+
+    ``leftovers`` are descriptions of processes that outlived the first one and were ended by us.
+    """
+
+    log: str
+    started_s: float
+    exit: Exit | None = None
+    last_lines: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()
+
+    @property
+    def last_word(self) -> str:
+        """The line of its log that best tells why it failed: the last that names an exception, else the last of all."""
+        said = [line.strip() for line in self.last_lines if line.strip()]
+        return next((line for line in reversed(said) if _EXCEPTION.match(line)), said[-1] if said else "")[:_WORD_CHARS]
+
+    @property
+    def host_oom_kills(self) -> int:
+        """Kills for host memory that hit this life.
+
+        The kernel counts per control group, which others share: the count alone accuses nobody, and a SIGKILL alone
+        may come from anybody. Together with an end by SIGKILL, or a worker's, it is this life's own.
+        """
+        if self.exit is None or self.exit.ok or self.exit.stopped:
+            return 0
+        killed = self.exit.signal == "SIGKILL" or self.exit.code == _KILLED_CODE
+        lost_worker = any(_WORKER_KILLED.search(line) for line in self.last_lines)
+        return (self.exit.host_oom_kills or 0) if killed or lost_worker else 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPeak:
+    """The most that one process of a member ever held, by the driver's accounting; its life counts from 0."""
+
+    pid: int
+    life: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One of the two trainings of a group and everything it showed.
+
+    ``wanted`` is what it held when, after an out-of-memory on a virtual card, it was run alone on one that refuses
+    nothing. ``held`` is what it held over time, each pair a second and the bytes from then on: told by its allocators
+    (``held_by``), never below what they did hold, or by the driver's lists of processes, which miss what happens
+    between them. ``probe_lost``: a probe in it said that it would tell no more.
+    """
+
+    role: Role
+    name: str
+    argv: tuple[str, ...]
+    uses_gpu: bool = True
+    lives: tuple[Life, ...] = ()
+    ready_s: float | None = None
+    gave_up: str | None = None
+    stalled_after_s: float | None = None
+    timed_out_after_s: float | None = None
+    held_card: bool = False
+    held_bytes: int | None = None
+    process_peaks: tuple[ProcessPeak, ...] = ()
+    held: tuple[tuple[float, int], ...] = ()
+    held_by: Literal["allocator", "processes"] | None = None
+    probe_lost: bool = False
+    marks: tuple[Mark, ...] = ()
+    epochs: tuple[Epoch, ...] = ()
+    out_of_memory: tuple[OutOfMemory, ...] = ()
+    allocators: tuple[Allocator, ...] = ()
+    wanted: tuple[Allocator, ...] = ()
+    data: str | None = None
+    tracebacks: int = 0
+    expects_metrics: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def last_exit(self) -> Exit | None:
+        """How the latest process ended; None while it runs or when none was started."""
+        return self.lives[-1].exit if self.lives else None
+
+    @property
+    def life(self) -> Interval | None:
+        """From its first start to its last exit; None while it runs or when none was started."""
+        end = self.last_exit
+        return None if end is None else (self.lives[0].started_s, end.ended_s)
+
+    @property
+    def host_oom_kills(self) -> int:
+        """Processes of this member that the kernel is known to have killed for host memory."""
+        return sum(life.host_oom_kills for life in self.lives)
+
+    @property
+    def tells_events(self) -> bool:
+        """It writes events, so the end of an epoch is something it says and not something to be guessed."""
+        return any(mark.kind in EVENT_KINDS for mark in self.marks)
+
+    @property
+    def epoch_cut(self) -> bool:
+        """It did fewer steps than a full epoch has."""
+        return any(epoch.cut for epoch in self.epochs) or any(one.passes_cut for one in self.allocators)
+
+    def strides(self, longest_pause_s: float) -> tuple[tuple[Mark, Mark], ...]:
+        """Neighbouring signs of progress of one process: between the two it demonstrably trained.
+
+        Progress that pauses longer than ``longest_pause_s`` is a stall, not training. Between two steps of one phase
+        nothing else is done that takes long, so much less is a pause there: it waited, was stopped or starved.
+        """
+        pairs = self._neighbours()
+        in_a_phase_s = min(longest_pause_s, _PAUSE_STEPS * _usual_step_s(pairs) + _PAUSE_S)
+        return tuple(
+            (earlier, mark)
+            for earlier, mark in pairs
+            if mark.elapsed_s - earlier.elapsed_s <= (in_a_phase_s if _is_step(earlier, mark) else longest_pause_s)
+        )
+
+    def _neighbours(self) -> list[tuple[Mark, Mark]]:
+        pairs: list[tuple[Mark, Mark]] = []
+        latest: dict[int, Mark] = {}
+        for mark in self.marks:
+            if mark.pid in latest:
+                pairs.append((latest[mark.pid], mark))
+            latest[mark.pid] = mark
+        return pairs
+
+    def training_intervals(self, longest_pause_s: float) -> tuple[Interval, ...]:
+        """When it demonstrably trained."""
+        return merged((earlier.elapsed_s, later.elapsed_s) for earlier, later in self.strides(longest_pause_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that was seen holding memory on the card, and from when to when.
+
+    ``start_time`` (clock ticks since boot) tells it from a later process of the same number. An ``unknown`` one is on
+    the driver's list but not among the processes that can be seen here, as in a container that gets the host's numbers.
+    The ``ballast`` is what makes a large card a small one; no reading of memory counts it.
+    """
+
+    pid: int
+    owner: Owner
+    name: str
+    first_s: float
+    last_s: float
+    max_used_bytes: int | None = None
+    start_time: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the plan allows and demands; copied into the evidence so that it can be judged by itself."""
+
+    peak_bytes: int
+    card_bytes: int
+    overlap: float = 0.8
+    longest_gap_s: float = 2.0
+    stall_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that was observed of one group; `colocate.verdict.rules.judge` needs nothing else.
+
+    ``faults`` are failures of the harness or the card, each with its reason code; any of them forbids a verdict.
+    ``notes`` are what else is worth knowing, coded alike. ``attempt`` counts the times that this run of the group was
+    begun, ``run`` the runs that the plan asks for. ``host`` is the machine. ``decided_early`` says why the foreground
+    was ended before its own end, because nothing could change the verdict any more; None in a whole run.
+    """
+
+    group: str
+    plan: str
+    device: DeviceInfo
+    limits: Limits
+    baseline_bytes: int | None
+    trace: Trace
+    foreground: Member
+    background: Member | None
+    holders: tuple[Holder, ...] = ()
+    returned_to_baseline: bool | None = None
+    final_bytes: int | None = None
+    faults: tuple[tuple[str, str], ...] = ()
+    started_at: str | None = None
+    duration_s: float | None = None
+    fixed_s: float | None = None
+    gpu_energy_j: float | None = None
+    cpu_energy_j: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    attempt: int = 1
+    run: int = 1
+    notes: tuple[tuple[str, str], ...] = ()
+    host: str | None = None
+    decided_early: str | None = None
+    schema: int = SCHEMA
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Foreground first, then the background if the group has one."""
+        return (self.foreground,) if self.background is None else (self.foreground, self.background)
+
+    def member(self, role: Role) -> Member | None:
+        """The member of a role; None for the background of a group that has none."""
+        return self.foreground if role == "foreground" else self.background
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the samples, which go into ``trace.csv``, as JSON types."""
+        bare = replace(self, trace=replace(self.trace, samples=()))
+        document: dict[str, Any] = _ADAPTER.dump_python(bare, mode="json")
+        return document
+
+    @classmethod
+    def from_json(cls, document: Any, samples: Iterable[Sample]) -> "Evidence":
+        """The inverse of :meth:`to_json`, with the samples put back.
+
+        Raises:
+            pydantic.ValidationError: the document is no evidence of this schema.
+        """
+        bare = _ADAPTER.validate_python(document)
+        return replace(bare, trace=replace(bare.trace, samples=tuple(samples)))
+
+
+def _is_step(earlier: Mark, mark: Mark) -> bool:
+    """From one step to the next of the same phase, by the training's own word: no evaluation lies between."""
+    return earlier.kind == mark.kind == "step" and earlier.phase == mark.phase and mark.phase is not None
+
+
+def _usual_step_s(pairs: Iterable[tuple[Mark, Mark]]) -> float:
+    lengths = [mark.elapsed_s - earlier.elapsed_s for earlier, mark in pairs if _is_step(earlier, mark)]
+    return median(lengths) if lengths else 0.0
+
+
+def merged(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
+    """The same stretches of time without overlaps, in order."""
+    result: list[Interval] = []
+    for start, end in sorted(intervals):
+        if result and start <= result[-1][1]:
+            result[-1] = (result[-1][0], max(end, result[-1][1]))
+        else:
+            result.append((start, end))
+    return tuple(result)
+
+
+def common_s(left: Iterable[Interval], right: Iterable[Interval]) -> float:
+    """Seconds that two sets of merged intervals have in common."""
+    return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in left for b in right)
+
+
+_ADAPTER = TypeAdapter(Evidence)

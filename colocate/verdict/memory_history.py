@@ -1,0 +1,61 @@
+"""What a member of a group held over time, put together from what its processes told. Pure.
+
+Knows no card and no verdict; `colocate.verdict.worst_case_peak` makes use of it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import dropwhile
+
+from colocate.verdict.evidence import Allocator, Life
+from colocate.verdict.step_function import Step, Steps, summed
+
+# An hour of lists of processes has 720; a record stays small whatever a training does.
+MOST_STEPS = 512
+
+
+def by_allocators(
+    histories: Mapping[int, Sequence[Step]], allocators: Iterable[Allocator], lives: Sequence[Life], end_s: float
+) -> tuple[Step, ...]:
+    """The sum over all processes, contexts of simulated ones included; empty where one of them did not tell it all.
+
+    A process counts to the end of the life that it began in: when it ended earlier, nobody tells. One whose maximum is
+    not in its own history has lost a part of it, as when another program took its place.
+
+    Args:
+        histories: by pid, in seconds since the monitor's start.
+        allocators: what the processes said last.
+        lives: of the member, in order.
+        end_s: of what is not known to have ended.
+    """
+    allocators = tuple(allocators)
+    if not all(_is_whole(histories.get(one.pid, ()), one) for one in allocators):
+        return ()
+    contexts = {one.pid: one.context_bytes or 0 for one in allocators}
+    traces = []
+    for pid, history in histories.items():
+        steps = [(at, size + contexts.get(pid, 0)) for at, size in dropwhile(lambda step: not step[1], history)]
+        if steps:
+            traces.append(Steps.of(steps, _end_s(steps[0][0], lives, end_s)))
+    return _stored(summed(traces), end_s)
+
+
+def _is_whole(history: Sequence[Step], allocator: Allocator) -> bool:
+    return max((size for _, size in history), default=0) >= (allocator.max_reserved_bytes or 0)
+
+
+def by_lists(listed: Sequence[Step], end_s: float) -> tuple[Step, ...]:
+    """What the driver's lists said, each until the next."""
+    return _stored(Steps.of(listed, end_s), end_s) if any(size for _, size in listed) else ()
+
+
+def _stored(found: Steps, end_s: float) -> tuple[Step, ...]:
+    steps = found.coarse(MOST_STEPS)
+    ending = ((steps.end_s, 0),) if steps.steps and steps.end_s < end_s else ()
+    return (*steps.steps, *ending)
+
+
+def _end_s(begun_s: float, lives: Sequence[Life], end_s: float) -> float:
+    """When the life ended in which something began."""
+    ends = [life.exit.ended_s for life in lives if life.started_s <= begun_s and life.exit is not None]
+    later = [end for end in ends if end > begun_s]
+    return min(later, default=end_s)

@@ -1,0 +1,92 @@
+"""How far a peak seen on the virtual card may be from a real one.
+
+Pure arithmetic on what the probe recorded; docs/prediction-accuracy.md has the comparisons from which the margins
+come, and how often the intervals held.
+"""
+
+from dataclasses import dataclass
+
+from colocate.units import MIB
+from colocate.verdict.evidence import Allocator, Evidence, Member
+
+# Shares of the allocator's reserved memory; docs/prediction-accuracy.md says on which data they were chosen. Upwards it
+# is what workspaces do not explain; downwards, simulated fragmentation that a card did not have.
+LESS = 0.12
+MORE = 0.04
+
+# Of a record without a bound for the workspaces of convolutions, as older ones are.
+MORE_WITHOUT_BOUND = 0.20
+
+# A CUDA context beyond the estimate written into the card, where a record does not say: see settings/cards.json.
+CONTEXT_LESS_BYTES = 100 * MIB
+CONTEXT_MORE_BYTES = 150 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class PeakRange:
+    """A peak of the card in bytes: the expected value and the ends of the interval it may lie in."""
+
+    low_bytes: int
+    expected_bytes: int
+    high_bytes: int
+
+    def __add__(self, other: "PeakRange") -> "PeakRange":
+        """Both at once. The ends are added too: contexts and versions err in one direction for both."""
+        return PeakRange(
+            self.low_bytes + other.low_bytes,
+            self.expected_bytes + other.expected_bytes,
+            self.high_bytes + other.high_bytes,
+        )
+
+
+def predicted_peak(evidence: Evidence) -> PeakRange | None:
+    """The card's peak when both members are at their own peaks at once; None when nothing was simulated.
+
+    Peaks of endless loops meet sooner or later, so no time shift is counted on. A background that was restarted
+    counts with its largest life. A member that was never started counts with nothing: what the other one alone wants
+    may be too much already.
+    """
+    if evidence.baseline_bytes is None or not evidence.trace.samples:
+        return None
+    ranges = [member_range(member) for member in evidence.members if member.uses_gpu and member.lives]
+    if any(range_ is None for range_ in ranges):
+        return None
+    base = evidence.baseline_bytes
+    total = sum((range_ for range_ in ranges if range_ is not None), start=PeakRange(base, base, base))
+    sampled = max(sample.used_bytes for sample in evidence.trace.samples)
+    expected = max(sampled, total.expected_bytes)
+    return PeakRange(total.low_bytes, expected, max(expected, total.high_bytes))
+
+
+def member_range(member: Member) -> PeakRange | None:
+    """What one training holds at most, context included: the demand, also where it did not fit any more."""
+    ranges = [allocator_range(allocator) for allocator in (*member.allocators, *member.wanted)]
+    known = [range_ for range_ in ranges if range_ is not None]
+    if not known:
+        return None
+    largest = max(known, key=lambda range_: range_.expected_bytes)
+    if member.wanted:
+        return largest
+    together = max((size for _, size in member.held), default=0) if member.held_by == "allocator" else 0
+    largest += PeakRange(0, 0, max(0, together - largest.expected_bytes))  # its other processes, which may have met it
+    unmet = max((event.requested_bytes or 0 for event in member.out_of_memory), default=0)
+    return largest + PeakRange(unmet, unmet, unmet)
+
+
+def allocator_range(allocator: Allocator) -> PeakRange | None:
+    """What one process holds at most, context included; None where nothing was simulated."""
+    reserved, context = allocator.max_reserved_bytes, allocator.context_bytes
+    if reserved is None or context is None:
+        return None
+    low, high = allocator.context_range_bytes or (
+        max(0, context - CONTEXT_LESS_BYTES),
+        context + CONTEXT_MORE_BYTES,
+    )
+    return PeakRange(round(reserved * (1 - LESS)) + low, reserved + context, _bound(allocator, reserved) + high)
+
+
+def _bound(allocator: Allocator, reserved: int) -> int:
+    """The most that the allocator may reserve, with the workspaces that convolutions could take."""
+    if allocator.max_reserved_bound_bytes is not None:
+        return round(max(reserved, allocator.max_reserved_bound_bytes) * (1 + MORE))
+    return round(reserved * (1 + (MORE_WITHOUT_BOUND if allocator.convolutions else MORE)))

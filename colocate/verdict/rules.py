@@ -1,0 +1,534 @@
+"""From evidence to verdict: a pure function of what was seen, with a reason code for everything it says.
+
+Read on from `judge`. Three stages are asked in this order, and the first that finds something decides:
+
+1. `_worthless`: nothing can be concluded (interrupted, foreign process, card lost, fault of the harness): INCONCLUSIVE;
+2. `_proven_infeasible`: it does not fit (out of memory, peak, failed foreground), whatever else is weak: INFEASIBLE;
+3. `_unproven`: the proof that it fits has a hole (no overlap, gaps, background that never loaded): INCONCLUSIVE.
+
+Nothing found is FEASIBLE. All reasons of the deciding stage are given, not only the first. docs/design.md has the rules
+and which reason codes speak of each, docs/reference.md what each code means; tests compare both with this file.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from colocate.device.base import Basis
+from colocate.units import MIB, format_mib
+from colocate.verdict import early_stopping
+from colocate.verdict.evidence import Evidence, Member, OutOfMemory
+from colocate.verdict.measured_peak import SPIKE_BYTES, PeakReading, left_no_trace, measured_peak, readings
+from colocate.verdict.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
+from colocate.verdict.predicted_peak import PeakRange, predicted_peak
+from colocate.verdict.worst_case_peak import Possible, possible_peak
+
+STABLE_BELOW_BYTES = 3000 * MIB
+USABLE_UP_TO_BYTES = 4000 * MIB
+
+# What a ballast leaves as it is.
+NOT_IMITATED = "speed, size of the contexts, workspaces and choice of kernels"
+
+Stability = Literal["stable", "usable", "high-risk"]
+
+
+class Outcome(StrEnum):
+    """The three answers."""
+
+    FEASIBLE = "FEASIBLE"
+    INFEASIBLE = "INFEASIBLE"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why: a code for machines and a sentence for people."""
+
+    code: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.code}]"
+
+
+def stability(peak_bytes: int) -> Stability:
+    """The class of a peak: stable below 3000 MiB, usable up to 4000 MiB, high-risk above."""
+    if peak_bytes < STABLE_BELOW_BYTES:
+        return "stable"
+    return "usable" if peak_bytes <= USABLE_UP_TO_BYTES else "high-risk"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer for one group with the numbers it rests on.
+
+    ``peak_bytes`` is the highest that the sources carry together or, predicted, the expected value of
+    ``peak_low_bytes`` to ``peak_high_bytes``; None when nothing was read. ``peaks`` has what each source told.
+    ``overlap`` is the share of the foreground's training time during which the background trained too. ``possible`` is
+    the peak of another meeting of the same two, which this run did not show.
+    """
+
+    outcome: Outcome
+    basis: Basis
+    reasons: tuple[Reason, ...]
+    warnings: tuple[Reason, ...]
+    peak_bytes: int | None
+    peak_low_bytes: int | None
+    peak_high_bytes: int | None
+    limit_bytes: int
+    headroom_bytes: int | None
+    stability: Stability | None
+    overlap: float | None
+    phases_together: PhasePairs
+    phases_apart: PhasePairs
+    epoch_cut: bool
+    peaks: tuple[PeakReading, ...] = ()
+    possible: Possible | None = None
+
+    @property
+    def feasible(self) -> bool:
+        """Every rule holds on trustworthy evidence."""
+        return self.outcome is Outcome.FEASIBLE
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The reason codes, most decisive first."""
+        return tuple(reason.code for reason in self.reasons)
+
+    @property
+    def out_of_memory(self) -> bool:
+        """One of the two trainings ran out of memory, on the card or on the host."""
+        return any(code.endswith("out_of_memory") for code in self.codes)
+
+    @property
+    def over_limit(self) -> bool:
+        """The card's peak reached the limit."""
+        return "peak_over_limit" in self.codes
+
+    @property
+    def epoch_finished(self) -> bool:
+        """The foreground did not fail, and nothing speaks against the end of its epoch."""
+        return not {"foreground_failed", "epoch_unfinished", "rehearsal_failed"} & set(self.codes)
+
+    def __str__(self) -> str:
+        reasons = "; ".join(map(str, self.reasons))
+        return f"{self.outcome} ({self.basis})" + (f": {reasons}" if reasons else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as JSON types."""
+        document: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        return document
+
+    @classmethod
+    def from_json(cls, document: Any) -> "Verdict":
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            pydantic.ValidationError: the document is no verdict.
+        """
+        return _ADAPTER.validate_python(document)
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Feasible, infeasible or inconclusive: what the evidence carries, and why."""
+    peak = _peak_range(evidence)
+    outcome, reasons = _decide(evidence, peak)
+    together, apart = phases_met(evidence)
+    return Verdict(
+        outcome=outcome,
+        basis=evidence.device.basis,
+        reasons=reasons,
+        warnings=tuple(_warnings(evidence, apart)),
+        peak_bytes=None if peak is None else peak.expected_bytes,
+        peak_low_bytes=None if peak is None else peak.low_bytes,
+        peak_high_bytes=None if peak is None else peak.high_bytes,
+        limit_bytes=evidence.limits.peak_bytes,
+        headroom_bytes=None if peak is None else evidence.limits.peak_bytes - peak.high_bytes,
+        stability=None if peak is None else stability(peak.expected_bytes),
+        overlap=overlap(evidence),
+        phases_together=together,
+        phases_apart=apart,
+        epoch_cut=evidence.foreground.epoch_cut,
+        peaks=readings(evidence),
+        possible=possible_peak(evidence),
+    )
+
+
+def _decide(evidence: Evidence, peak: PeakRange | None) -> tuple[Outcome, tuple[Reason, ...]]:
+    """The first stage that finds something, with all that it finds."""
+    stages = (
+        (Outcome.INCONCLUSIVE, _worthless(evidence)),
+        (Outcome.INFEASIBLE, _proven_infeasible(evidence, peak)),
+        (Outcome.INCONCLUSIVE, _unproven(evidence, peak)),
+    )
+    for outcome, stage in stages:
+        reasons = tuple(stage)
+        if reasons:
+            return outcome, reasons
+    return Outcome.FEASIBLE, ()
+
+
+# Stage 1: nothing can be concluded, in either direction.
+
+
+def _worthless(evidence: Evidence) -> Iterator[Reason]:
+    for code, text in evidence.faults:
+        yield Reason(code, text)
+    if evidence.trace.lost:
+        yield Reason("sensor_lost", f"the card stopped answering: {evidence.trace.lost}")
+    foreign = [holder for holder in evidence.holders if holder.owner == "foreign"]
+    if foreign and "foreign_process" not in dict(evidence.faults):
+        names = ", ".join(f"{holder.name}, from {holder.first_s:.1f} to {holder.last_s:.1f} s" for holder in foreign)
+        yield Reason("foreign_process", f"somebody else used the card: {names}")
+    for member in evidence.members:
+        unsupported = next((a.unsupported for a in member.allocators if a.unsupported), None)
+        if unsupported:
+            yield Reason("not_emulated", f"{member.name} cannot be emulated without a GPU: {unsupported}")
+    yield from _implausible(evidence)
+
+
+def _implausible(evidence: Evidence) -> Iterator[Reason]:
+    """A probe that tells more than the card has is no witness, neither of what it says nor of what it does not."""
+    if evidence.device.basis != "measured":
+        return
+    total = evidence.device.total_bytes
+    for member in evidence.members:
+        told = max((allocator.max_reserved_bytes or 0 for allocator in member.allocators), default=0)
+        if told > total:
+            text = (
+                f"the record of a process of {member.name} tells {format_mib(told)}, the card has {format_mib(total)}"
+            )
+            yield Reason("implausible_record", text)
+
+
+# Stage 2: it does not fit, and that is proven.
+
+
+def _proven_infeasible(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
+    limit = evidence.limits.peak_bytes
+    for member in evidence.members:
+        if member.out_of_memory and _out_of_memory_is_sound(evidence, peak):
+            yield Reason(f"{member.role}_out_of_memory", _out_of_memory_text(member, member.out_of_memory[0]))
+        if member.host_oom_kills:
+            text = f"the kernel killed {member.host_oom_kills} process(es) of {member.name} for host memory"
+            yield Reason(f"{member.role}_host_out_of_memory", text)
+    if peak is not None and peak.low_bytes >= limit:
+        yield Reason("peak_over_limit", f"peak {_peak_text(peak, limit)}, limit {format_mib(limit)}")
+    if evidence.device.basis == "measured":
+        yield from _foreground_unfinished(evidence)
+
+
+def _foreground_unfinished(evidence: Evidence) -> Iterator[Reason]:
+    text, end = _how_unfinished(evidence.foreground), evidence.foreground.last_exit
+    if text is None or end is None:
+        return
+    if end.ok:
+        yield Reason("epoch_unfinished", text)
+    else:
+        yield Reason("foreground_failed", text)
+
+
+def _how_unfinished(foreground: Member) -> str | None:
+    """What its end lacks, in words; None where it finished, and where its end says nothing about that."""
+    end = foreground.last_exit
+    if foreground.out_of_memory or end is None or not _started(foreground):
+        return None
+    if not end.ok:
+        text = f"{foreground.name} ended with {end} before its epoch was done{_last_word(foreground)}"
+        return None if end.stopped else text
+    if any(epoch.steps for epoch in foreground.epochs) or _went_on_without_us(foreground):
+        return None
+    missing = _missing_completion(foreground)
+    return None if missing is None else f"{foreground.name} ended with {end} but {missing}"
+
+
+def _missing_completion(member: Member) -> str | None:
+    """Why an exit code of 0 is not believed; None for a training that has no better way to tell."""
+    if member.tells_events:
+        return "wrote no record of a finished epoch"
+    if member.tracebacks:
+        return "its log holds a Python traceback"
+    if member.expects_metrics and not member.metrics:
+        return "its log holds none of the metrics that the catalog looks for"
+    return None
+
+
+# Stage 3: the proof that it fits has a hole.
+
+
+def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
+    if not evidence.trace.samples:
+        yield Reason("no_samples", "the card's memory was never read")
+    elif peak is None and evidence.foreground.lives:
+        yield Reason("peak_unknown", "the peak of a member is not known")
+    yield from _undecided(evidence, peak)
+    yield from _gaps(evidence)
+    yield from _contradicted(evidence, peak)
+    yield from _probe_lost(evidence)
+    yield from _rehearsal_failed(evidence)
+    yield from _foreground_unproven(evidence)
+    yield from _steps_unconfirmed(evidence)
+    if evidence.background is not None:
+        yield from _background_unproven(evidence, evidence.background)
+    if evidence.baseline_bytes is None:
+        yield Reason("no_baseline", "what the card held before the group is not known")
+    if evidence.returned_to_baseline is not True:
+        held = format_mib(evidence.final_bytes)
+        yield Reason("card_not_returned", f"after the group the card did not come back to its baseline: {held} in use")
+
+
+def _undecided(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
+    limit = evidence.limits.peak_bytes
+    for member in evidence.members:
+        if member.out_of_memory and not _out_of_memory_is_sound(evidence, peak):
+            text = (
+                f"{member.name} ran out of memory on the virtual card, but {_peak_text(peak, limit)} may fit; measure"
+            )
+            yield Reason("undecided", text)
+            return
+    if peak is None or not peak.low_bytes < limit <= peak.high_bytes:
+        return
+    if evidence.device.basis == "predicted":
+        text = f"predicted peak {_peak_text(peak, limit)} lies across the limit {format_mib(limit)}; measure"
+        yield Reason("undecided", text)
+    else:
+        own = ", ".join(_reading_text(reading) for reading in readings(evidence))
+        seen = _peak_text(peak, limit)
+        text = f"a peak between two samples may have reached the limit {format_mib(limit)}: {seen} ({own})"
+        yield Reason("peak_between_samples", text)
+
+
+def _gaps(evidence: Evidence) -> Iterator[Reason]:
+    """From the foreground's start to its exit: what it loads before it trains, and saves after, is in its peak too."""
+    spans = [span for span in (foreground_window(evidence), evidence.foreground.life) if span is not None]
+    if not spans or not evidence.trace.samples:
+        return
+    longest_s = evidence.trace.longest_gap_s(min(start for start, _ in spans), max(end for _, end in spans))
+    if longest_s > evidence.limits.longest_gap_s:
+        why = {gap.reason for gap in evidence.trace.gaps}
+        text = f"no sample for {longest_s:.1f} s while the foreground ran (at most {evidence.limits.longest_gap_s} s)"
+        yield Reason("sensor_gap", text + (f": {', '.join(sorted(why))}" if why else ""))
+
+
+def _contradicted(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
+    """The card cannot have held less than one of the processes on it: one of the driver's answers is wrong, or late."""
+    if peak is None or evidence.device.basis != "measured":
+        return
+    for holder in evidence.holders:
+        listed = 0 if holder.owner == "ballast" else holder.max_used_bytes or 0
+        if listed > peak.expected_bytes + SPIKE_BYTES:
+            text = f"the driver's list has {format_mib(listed)} for {holder.name}, the whole card {_peak_text(peak)}"
+            yield Reason("sensor_contradicted", text)
+
+
+def _probe_lost(evidence: Evidence) -> Iterator[Reason]:
+    for member in evidence.members:
+        if member.probe_lost:
+            text = f"the probe in {member.name} fell silent: an out-of-memory or a peak after that is not known"
+            yield Reason("probe_lost", text)
+
+
+def _rehearsal_failed(evidence: Evidence) -> Iterator[Reason]:
+    """No value is computed on the virtual card: a program that fails there may fail of that, and not of sharing."""
+    text = _how_unfinished(evidence.foreground)
+    if text is not None and evidence.device.basis == "predicted":
+        yield Reason("rehearsal_failed", f"{text}; it may be the emulation's doing, which computes no values")
+
+
+def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
+    foreground, background = evidence.foreground, evidence.background
+    end = foreground.last_exit
+    if not foreground.lives:
+        if background is None or background.ready_s is not None:
+            yield Reason("foreground_not_started", f"{foreground.name} was never started")
+    elif foreground.stalled_after_s is not None:
+        after = f"no output and no step for {foreground.stalled_after_s:.0f} s"
+        yield Reason("foreground_hang", f"{foreground.name} hung and was stopped: {after}")
+    elif foreground.timed_out_after_s is not None:
+        text = f"{foreground.name} did not end within {foreground.timed_out_after_s:.0f} s and was stopped"
+        yield Reason("foreground_timeout", text)
+    elif not _started(foreground):
+        text = f"{foreground.name} ended with {end} before it trained{_last_word(foreground)}"
+        yield Reason("foreground_not_started", text)
+    elif (end is None or end.stopped) and not _may_end_early(evidence):
+        yield Reason("foreground_not_ended", f"{foreground.name} was still running when the group was ended")
+    elif _went_on_without_us(foreground) and evidence.decided_early is None:
+        names = "; ".join(foreground.lives[-1].leftovers)
+        text = f"{foreground.name} ended with {end} and left processes that had to be ended: {names}"
+        yield Reason("foreground_detached", text)
+    elif foreground.uses_gpu and (not foreground.held_card or left_no_trace(evidence)):
+        yield Reason("foreground_off_card", f"{foreground.name} never held memory on the card")
+    elif not foreground.uses_gpu and not foreground.marks:
+        yield Reason("foreground_idle", f"{foreground.name} is declared to train on the CPU but showed no step")
+    elif evidence.device.basis == "measured" and foreground.epoch_cut:
+        yield Reason("epoch_cut", f"{foreground.name} was told to cut its epoch: {_epoch_text(foreground)}")
+
+
+def _steps_unconfirmed(evidence: Evidence) -> Iterator[Reason]:
+    """An epoch of which PyTorch, loaded in the same training, saw not one step of an optimizer."""
+    member = evidence.foreground
+    told = max((epoch.steps for epoch in member.epochs), default=0)
+    silent = member.allocators and not any(allocator.optimizer_steps for allocator in member.allocators)
+    if evidence.device.basis == "measured" and told and silent:
+        text = f"{member.name} tells of an epoch of {told} steps, PyTorch counted none of them"
+        yield Reason("epoch_contradicted", text)
+
+
+def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Reason]:
+    lives = len(background.lives)
+    if background.gave_up is not None:
+        yield Reason("background_gave_up", f"{background.name}: {background.gave_up}{_last_word(background)}")
+    if background.ready_s is None:
+        text = f"{background.name} never was ready ({lives} start(s)): {_what_it_lacked(background)}"
+        yield Reason("background_never_ready", text)
+    if background.uses_gpu and not background.held_card:
+        yield Reason("background_off_card", f"{background.name} never held memory on the card")
+    if foreground_window(evidence) is None:
+        return
+    share, floor = overlap(evidence), evidence.limits.overlap
+    if share is None or share < floor:
+        seen = "unknown" if share is None else f"{share:.0%}"
+        text = f"{background.name} trained beside the foreground for {seen} of its time (at least {floor:.0%} needed)"
+        yield Reason("too_little_overlap", text)
+    if steps_beside(evidence) == 0:
+        yield Reason("background_no_step", f"{background.name} made no step while the foreground trained")
+
+
+def _what_it_lacked(background: Member) -> str:
+    """Of the signs that a background is ready, the first that was not there."""
+    if background.uses_gpu and not background.held_card:
+        return "it held no memory on the card"
+    if not background.marks and not any(allocator.optimizer_steps for allocator in background.allocators):
+        return "it made no step"
+    return "its first epoch was not over"
+
+
+def _last_word(member: Member) -> str:
+    """What its log says last of a failure, as the end of a sentence; a failure alone has one."""
+    failed = [life for life in member.lives if life.exit and not life.exit.ok and not life.exit.stopped]
+    return f": {failed[-1].last_word}" if failed and failed[-1].last_word else ""
+
+
+# What is worth saying although it does not decide.
+
+
+def _warnings(evidence: Evidence, apart: PhasePairs) -> Iterator[Reason]:
+    for member in evidence.members:
+        yield from _warnings_of(member)
+    if apart:
+        pairs = ", ".join(f"{ours} beside {theirs}" for ours, theirs in apart)
+        yield Reason("phases_not_seen_together", f"not seen together (foreground beside background): {pairs}")
+    end = evidence.foreground.last_exit
+    if end is not None and end.ok and not evidence.foreground.tells_events:
+        text = f"{evidence.foreground.name} writes no events: that it finished rests on its exit code"
+        yield Reason("completion_by_exit_code", text)
+    if evidence.decided_early is not None:
+        yield Reason("decided_early", f"ended before the foreground's own end: {evidence.decided_early}")
+    yield from _spike(evidence)
+    yield from _possible(evidence)
+    if evidence.device.ballast is not None:
+        text = f"{evidence.device.name}: only the memory is that of a smaller card; {NOT_IMITATED} are the large one's"
+        yield Reason("small_card", text)
+    for note in _notes(evidence):
+        yield Reason("assumption", note)
+    for code, text in evidence.notes:
+        yield Reason(code, text)
+
+
+def _warnings_of(member: Member) -> Iterator[Reason]:
+    retries = sum(allocator.num_alloc_retries for allocator in member.allocators)
+    if retries and not any(allocator.num_ooms for allocator in member.allocators):
+        text = f"{member.name} got through only by flushing its allocator's cache {retries} time(s)"
+        yield Reason("tight", text)
+    left = [name for life in member.lives for name in life.leftovers]
+    if left:
+        yield Reason("leftovers", f"{member.name} left processes that had to be ended: {'; '.join(left)}")
+    failed = [life.exit for life in member.lives if life.exit and not life.exit.ok and not life.exit.stopped]
+    if member.role == "background" and failed:
+        yield Reason("background_restarted", f"{member.name} failed {len(failed)} time(s), last with {failed[-1]}")
+
+
+def _spike(evidence: Evidence) -> Iterator[Reason]:
+    """The gap between the samples and the sources that miss nothing."""
+    sampled, peak = evidence.trace.peak, _peak_range(evidence)
+    if evidence.device.basis == "predicted" or sampled is None or peak is None:
+        return
+    gap_bytes = peak.expected_bytes - sampled.used_bytes
+    if gap_bytes > SPIKE_BYTES:
+        own = ", ".join(_reading_text(reading) for reading in readings(evidence))
+        yield Reason("spike", f"the samples missed {format_mib(gap_bytes)} of the peak ({own})")
+
+
+def _possible(evidence: Evidence) -> Iterator[Reason]:
+    """What did not happen but may: on the virtual card the verdict itself rests on it."""
+    seen, possible, limit = _peak_range(evidence), possible_peak(evidence), evidence.limits.peak_bytes
+    if evidence.device.basis == "predicted" or seen is None or possible is None:
+        return
+    if seen.high_bytes < limit <= possible.peak_bytes:
+        text = f"{format_mib(possible.peak_bytes, beside=limit)} are possible, limit {format_mib(limit)}, {possible}"
+        most = format_mib(seen.high_bytes, beside=limit)
+        yield Reason("possible_peak_over_limit", f"{text}; at once at most {most} were seen")
+
+
+def _notes(evidence: Evidence) -> tuple[str, ...]:
+    notes = [f"{m.name}: {note}" for m in evidence.members for a in m.allocators for note in a.notes]
+    return tuple(dict.fromkeys(notes))
+
+
+# What several stages ask.
+
+
+def _peak_range(evidence: Evidence) -> PeakRange | None:
+    """The card's peak: bounds that meet in one number where the sources agree; None when nothing was read."""
+    return predicted_peak(evidence) if evidence.device.basis == "predicted" else measured_peak(evidence)
+
+
+def _out_of_memory_is_sound(evidence: Evidence, peak: PeakRange | None) -> bool:
+    """A real card's out-of-memory is a fact; a virtual one only when even the low end of the demand does not fit."""
+    if evidence.device.basis == "measured":
+        return True
+    return peak is not None and peak.low_bytes >= evidence.limits.peak_bytes
+
+
+def _out_of_memory_text(member: Member, event: OutOfMemory) -> str:
+    asked = "" if event.requested_bytes is None else f", asking for {format_mib(event.requested_bytes)}"
+    exit_ = member.last_exit
+    ending = " and went on" if exit_ is not None and exit_.ok else ""
+    return f"{member.name} ran out of memory{asked}{ending} (seen in: {event.source})"
+
+
+def _reading_text(reading: PeakReading) -> str:
+    return f"{reading.source} of the {reading.of}: {format_mib(reading.used_bytes)}"
+
+
+def _peak_text(peak: PeakRange | None, limit_bytes: int | None = None) -> str:
+    if peak is None:
+        return "unknown"
+    sizes = (peak.expected_bytes, peak.low_bytes, peak.high_bytes)
+    expected, low, high = (format_mib(size, beside=limit_bytes) for size in sizes)
+    return expected if peak.low_bytes == peak.high_bytes else f"{expected} ({low} to {high})"
+
+
+def _may_end_early(evidence: Evidence) -> bool:
+    """The harness ended the foreground because everything repeated, and the record shows that it did."""
+    return evidence.decided_early is not None and early_stopping.repeats(evidence)
+
+
+def _started(member: Member) -> bool:
+    """It trained or at least reached the card: an end after that says something about sharing."""
+    return bool(member.marks) or member.held_card or bool(member.epochs)
+
+
+def _went_on_without_us(member: Member) -> bool:
+    """Its first process ended without an epoch while others of it still ran, as in a program that daemonises."""
+    return bool(member.lives and member.lives[-1].leftovers) and not any(epoch.steps for epoch in member.epochs)
+
+
+def _epoch_text(member: Member) -> str:
+    return ", ".join(f"{epoch.steps} of {epoch.steps_full} steps" for epoch in member.epochs) or "some passes were cut"
+
+
+_ADAPTER = TypeAdapter(Verdict)
