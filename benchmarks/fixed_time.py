@@ -1,7 +1,7 @@
 """How much time the harness adds to a group beyond its trainings, beside the fixed waits of the study.
 
-Runs groups of stand-in trainings on the simulated card, one after the other: a background that loads the card and a
-foreground of known length. What the harness adds is everything from the first look at the card to the verdict on disk,
+Runs groups of stand-in trainings on the simulated GPU, one after the other: a background that loads the GPU and a
+foreground of known length. What the harness adds is everything from the first look at the GPU to the verdict on disk,
 less the time until the background was ready and less the foreground's own.
 """
 
@@ -33,8 +33,8 @@ def added_s(evidence: Evidence) -> float:
     end = foreground.last_exit
     if background is None or background.ready_s is None or end is None or evidence.duration_s is None:
         raise ValueError("expected the record of a finished group with a background")
-    getting_ready_s = background.ready_s - background.lives[0].started_s
-    return evidence.duration_s - getting_ready_s - (end.ended_s - foreground.lives[0].started_s)
+    getting_ready_s = background.ready_s - background.process_runs[0].started_s
+    return evidence.duration_s - getting_ready_s - (end.ended_s - foreground.process_runs[0].started_s)
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
         library = build_library(folder)
         preload(library)
         with FakeNvml.create(folder / "state", library) as fake:
-            fake.add_card()
+            fake.add_gpu()
             os.environ.update(fake.environment)
             for number in range(options.groups):
                 verdict = judged(group(foreground, background), fake.uuid(), folder / str(number))

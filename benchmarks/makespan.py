@@ -1,8 +1,8 @@
-"""How long twelve groups of 2 to 40 minutes take on four cards, beside the ideal: python benchmarks/makespan.py.
+"""How long twelve groups of 2 to 40 minutes take on four GPUs, beside the ideal: python benchmarks/makespan.py.
 
-A minute is scaled to ``--second-per-minute`` seconds. Everything of pytest and xdist is real and the cards are those of
+A minute is scaled to ``--second-per-minute`` seconds. Everything of pytest and xdist is real and the GPUs are those of
 the fake NVML library; a group sleeps in place of two trainings, so what is measured is the order and the gaps between
-groups. Nothing is subtracted. The ideal is the sum over the cards, or the longest group where that is more.
+groups. Nothing is subtracted. The ideal is the sum over the GPUs, or the longest group where that is more.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from stand_in_project import Project  # noqa: E402
 MINUTES = (2, 40, 7, 15, 3, 30, 9, 20, 4, 12, 8, 10)
 
 
-def makespan_s(folder: Path, minutes: tuple[int, ...], cards: int, second_per_minute: float) -> float:
+def makespan_s(folder: Path, minutes: tuple[int, ...], gpus: int, second_per_minute: float) -> float:
     """Seconds from the start of the first group to the end of the last."""
     ways = {f"group{n:02}": f"sleep {length * second_per_minute}" for n, length in enumerate(minutes, start=1)}
     (folder / "project").mkdir()
@@ -34,8 +34,8 @@ def makespan_s(folder: Path, minutes: tuple[int, ...], cards: int, second_per_mi
     plan.write_text(json.dumps(document))
     library = build_library(folder)
     with FakeNvml.create(folder / "state", library) as fake:
-        for _ in range(cards):
-            fake.add_card()
+        for _ in range(gpus):
+            fake.add_gpu()
         environment = {**fake.environment, "COLOCATE_LOCK_FOLDER": str(folder / "locks")}
         process = project.start("feasibility", "--device=nvidia", "-n", "auto", **environment)
         out, _ = process.communicate()
@@ -46,14 +46,14 @@ def makespan_s(folder: Path, minutes: tuple[int, ...], cards: int, second_per_mi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cards", type=int, default=4)
+    parser.add_argument("--gpus", type=int, default=4)
     parser.add_argument("--second-per-minute", type=float, default=1.0)
     options = parser.parse_args()
-    ideal_s = max(sum(MINUTES) / options.cards, max(MINUTES)) * options.second_per_minute
+    ideal_s = max(sum(MINUTES) / options.gpus, max(MINUTES)) * options.second_per_minute
     with tempfile.TemporaryDirectory() as folder:
-        took_s = makespan_s(Path(folder), MINUTES, options.cards, options.second_per_minute)
+        took_s = makespan_s(Path(folder), MINUTES, options.gpus, options.second_per_minute)
     load = os.getloadavg()[0]
-    print(f"{len(MINUTES)} groups on {options.cards} cards: {took_s:.1f} s, ideal {ideal_s:.1f} s")
+    print(f"{len(MINUTES)} groups on {options.gpus} GPUs: {took_s:.1f} s, ideal {ideal_s:.1f} s")
     print(f"{took_s / ideal_s:.3f} of the ideal; load of the machine {load:.1f}")
 
 

@@ -1,10 +1,10 @@
-"""How exact predictions are: the emulated card against published measurements on real ones.
+"""How exact predictions are: the emulated GPU against published measurements on real ones.
 
     python benchmarks/prediction_accuracy.py            a sixth of the timm rows, and all others
     python benchmarks/prediction_accuracy.py --all      everything; about half an hour on two cores
     python benchmarks/prediction_accuracy.py --write    also writes docs/prediction-accuracy.md
     python benchmarks/prediction_accuracy.py --evidence docs/evidence/CARD-DATE
-                                                        only compares what was measured on a card of ours
+                                                        only compares what was measured on a GPU of ours
 
 Every case trains a few steps in a forked process under the emulation; results are kept (``--fresh`` forgets them).
 The margins of `colocate.verdict.predicted_peak` and `colocate.probe.virtual_gpu.convolutions` were chosen on the models of the half `fit`; what
@@ -49,7 +49,7 @@ BERT_CONTEXT_MIB = 1343
 
 @dataclass(frozen=True)
 class Case:
-    """One published figure in MiB. ``quantity`` is what was read: card, reserved or allocated memory."""
+    """One published figure in MiB. ``quantity`` is what was read: GPU, reserved or allocated memory."""
 
     name: str
     source: str
@@ -90,7 +90,7 @@ def timm_cases() -> list[Case]:
         rows = [(row["model"], int(row["batch_size"]), int(row["measured_mib"])) for row in csv.DictReader(file)]
     failed = set(_failed(rows))
     return [
-        Case(f"{model}, batch {batch}", "timm", model, measured, "card", (model, batch))
+        Case(f"{model}, batch {batch}", "timm", model, measured, "gpu", (model, batch))
         for model, batch, measured in rows
         if (model, batch) not in failed
     ]
@@ -123,11 +123,11 @@ def bert_cases() -> list[Case]:
         "batch 4, Adafactor": (12295, 4, 1, False, False, "adafactor"),
         "1 x 4, checkpointing, fp16, Adafactor": (4847, 1, 4, True, True, "adafactor"),
     }
-    return [Case(f"BERT-large {name}", "bert", "bert", row[0], "card", row[1:]) for name, row in rows.items()]
+    return [Case(f"BERT-large {name}", "bert", "bert", row[0], "gpu", row[1:]) for name, row in rows.items()]
 
 
 def xmem_cases() -> list[Case]:
-    """The xMem artefact (arXiv 2510.21048): RTX 3060 or an 8 GB card, torch 2.6, images of 86 pixels, no context."""
+    """The xMem artefact (arXiv 2510.21048): RTX 3060 or an 8 GB GPU, torch 2.6, images of 86 pixels, no context."""
     rows = [
         ("convnext_tiny", "AdamW", 400, 6386),
         ("convnext_tiny", "SGD", 700, 10520),
@@ -156,16 +156,16 @@ def other_cases() -> list[Case]:
 
 
 def emulated(folder: str) -> Any:
-    """Put this process on a bottomless virtual card; returns its record."""
+    """Put this process on a bottomless virtual GPU; returns its record."""
     import torch
 
     from colocate.probe.imports import AfterImport
     from colocate.probe.record import Record
     from colocate.probe.virtual_gpu import emulation
-    from colocate.probe.virtual_gpu.card import VirtualCard
+    from colocate.probe.virtual_gpu.state import VirtualGpu
 
-    state = Path(folder, "card.json")
-    VirtualCard.create(state, name="NVIDIA A100 (virtual)", total_bytes=10**15)
+    state = Path(folder, "GPU.json")
+    VirtualGpu.create(state, name="NVIDIA A100 (virtual)", total_bytes=10**15)
     record = Record(folder, "virtual", torch.__version__)
     record.fields.update(context_bytes=None, batches_per_pass=None, passes_cut=0, convolutions=False, unsupported=None)
     watcher = AfterImport()
@@ -294,9 +294,9 @@ def keep_input_of_softmax() -> None:
     torch.nn.functional.softmax = softmax
 
 
-def found(case: Case, kept: Path, fresh: bool) -> Found | None:
+def found(case: Case, reused: Path, fresh: bool) -> Found | None:
     """What the emulation says of a case, run now or known; None where it failed."""
-    path = kept / f"{case.source}-{hashlib.sha256(repr(case).encode()).hexdigest()[:16]}.json"
+    path = reused / f"{case.source}-{hashlib.sha256(repr(case).encode()).hexdigest()[:16]}.json"
     if path.is_file() and not fresh:
         return Found(**json.loads(path.read_text()))
     started = time.monotonic()
@@ -311,15 +311,15 @@ def found(case: Case, kept: Path, fresh: bool) -> Found | None:
         if not result.is_file():
             return None
         one = Found(**json.loads(result.read_text()), seconds=time.monotonic() - started)
-    kept.mkdir(parents=True, exist_ok=True)
+    reused.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(one)))
     return one
 
 
-def all_found(wanted: Sequence[Case], kept: Path, fresh: bool) -> dict[Case, Found]:
+def all_found(wanted: Sequence[Case], reused: Path, fresh: bool) -> dict[Case, Found]:
     results: dict[Case, Found] = {}
     for number, case in enumerate(wanted, 1):
-        one = found(case, kept, fresh)
+        one = found(case, reused, fresh)
         if one is None:
             print(f"failed: {case.source} {case.name}", file=sys.stderr)
         else:
@@ -355,7 +355,7 @@ class Row:
 def compared(results: dict[Case, Found]) -> list[Row]:
     """All cases.
 
-    The context and rest of the timm card, which nobody read, are one constant: the median gap of the fit half.
+    The context and rest of the timm GPU, which nobody read, are one constant: the median gap of the fit half.
     """
     gaps = [
         case.measured_mib - one.reserved / MIB
@@ -423,7 +423,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
     lines.append(summary("timm, check half", of(lambda row: row.case.source == "timm" and row.case.half == "check")))
     lines.append(summary("timm, fit half", of(lambda row: row.case.source == "timm" and row.case.half == "fit")))
     lines.append(summary("BERT-large, V100", of(lambda row: row.case.source == "bert")))
-    lines.append(summary("xMem, RTX 3060 / 8 GB card", of(lambda row: row.case.source == "xmem")))
+    lines.append(summary("xMem, RTX 3060 / 8 GB GPU", of(lambda row: row.case.source == "xmem")))
     lines.append(summary("mmpretrain, allocated", of(lambda row: row.case.source == "mmpretrain")))
     lines.append(summary("everything", rows))
     return lines
@@ -476,7 +476,7 @@ def of_our_own(folder: Path) -> Iterator[str]:
     """Trainings and groups that were predicted and measured on the same machine."""
     document = read_evidence(folder)
     found = list(comparisons(document))
-    yield f"{document['card']}, driver {document['driver']} ({folder.name}); beyond the card's baseline"
+    yield f"{document['gpu']}, driver {document['driver']} ({folder.name}); beyond the GPU's baseline"
     if not found:
         yield "nothing was both predicted and measured: scripts/gpu-evidence --only predictions"
         return
@@ -499,11 +499,11 @@ PREFACE = """\
 
 Written by `python benchmarks/prediction_accuracy.py --all --write` on {date}: Python {python}, {packages}.
 {number} of {total} published figures were compared.
-No figure here was measured by us: each is somebody else's, on a card, driver and PyTorch of their own, while the prediction is of the versions above.
+No figure here was measured by us: each is somebody else's, on a GPU, driver and PyTorch of their own, while the prediction is of the versions above.
 
 ## The interval
 
-A prediction is the reserved memory of the simulated allocator and the context of the card's row in `settings/cards.json`.
+A prediction is the reserved memory of the simulated allocator and the context of the GPU's row in `settings/gpu_models.json`.
 Its interval goes
 
 - up to the reserved memory that results if every dense convolution takes a workspace of {operands} times its operands (input, weights, output) while it runs, {benchmark} times with `cudnn.benchmark`, plus {more:.0%}, plus the most that the context may be;
@@ -517,7 +517,7 @@ The factors and shares were chosen on half of the timm models (the half follows 
 What came to pass: the factor of {benchmark} with `cudnn.benchmark` is the smallest of 2, 4, 6 and 8 that left less than one in twenty of the fit half above its interval.
 The lower share was widened from 10 to {less:.0%} after a first look at 91 rows of the check half, so the check half is not innocent of it; the upper share, on which "fits" rests, was set before any row was seen, and the factor {operands} is a guess from the operands alone.
 After a first complete comparison the loop that stands for timm's script was replaced by timm's own prefetching loader and the order of its script (gradients forgotten right after the step), which moved the median error of all rows from 3.4 to 3.0 %; a fault of the emulation found there, masks padded for every sample, was mended.
-Of the timm rows the context and whatever else was on the card is one constant, the median gap of the fit half; the interval around it is as wide as the one that users get.
+Of the timm rows the context and whatever else was on the GPU is one constant, the median gap of the fit half; the interval around it is as wide as the one that users get.
 Rows whose readings stop growing with the batch, because the run must have failed, are left out.
 
 ## Result
@@ -544,8 +544,8 @@ For these a prediction is made, and nothing published could be compared:
 - **1-D and 3-D convolutions**, transposed ones, and convolutions in half precision or channels_last;
 - **attention in half precision** (flash), beyond what BERT's mixed precision shows with plain attention;
 - **dense convolutions without `cudnn.benchmark`**: the ten figures of xMem and mmpretrain are all there is, and two of them, a MnasNet at batch 200, needed more than the interval allows;
-- **two processes on one card**: a fuller card makes cuDNN choose smaller workspaces, which no solo figure shows;
-- **contexts**: three readings on three cards; all others are estimated.
+- **two processes on one GPU**: a fuller GPU makes cuDNN choose smaller workspaces, which no solo figure shows;
+- **contexts**: three readings on three GPUs; all others are estimated.
 
 With a GPU at hand, `colocate` measures instead of predicting.
 """
@@ -571,9 +571,9 @@ def main() -> None:
     everything = cases()
     wanted = [case for index, case in enumerate(everything) if options.all or case.source != "timm" or index % 6 == 0]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    kept = home / "colocate" / "accuracy" / f"torch-{torch.__version__}"
+    reused = home / "colocate" / "accuracy" / f"torch-{torch.__version__}"
     part, parts = map(int, options.part.split("/"))
-    rows = compared(all_found(wanted[part::parts], kept, options.fresh))
+    rows = compared(all_found(wanted[part::parts], reused, options.fresh))
     print("\n".join(tables(rows)))
     if options.write:
         PAGE.write_text(page(rows, len(everything)))

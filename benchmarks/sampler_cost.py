@@ -1,4 +1,4 @@
-"""What a sample of the card's memory costs, beside other ways to get it, on the simulated card.
+"""What a sample of the GPU's memory costs, beside other ways to get it, on the simulated GPU.
 
 Three ways are measured in one run on the same fake NVML library: colocate's monitor, nvitop's `Device.memory_info`, and
 starting a program that prints the number, as scripts do with nvidia-smi. The fake library answers at once, so these are
@@ -36,13 +36,13 @@ QUERY = r"""
 #include <stdio.h>
 struct memory { unsigned version; unsigned long long total, reserved, free, used; };
 int main(void) {
-    void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW), *card;
+    void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW), *GPU;
     if (!library) return 1;
     int (*init)(unsigned) = (int (*)(unsigned))dlsym(library, "nvmlInitWithFlags");
     int (*find)(unsigned, void **) = (int (*)(unsigned, void **))dlsym(library, "nvmlDeviceGetHandleByIndex_v2");
     int (*ask)(void *, void *) = (int (*)(void *, void *))dlsym(library, "nvmlDeviceGetMemoryInfo_v2");
     struct memory memory = {2u << 24 | sizeof memory, 0, 0, 0, 0};
-    if (init(0) || find(0, &card) || ask(card, &memory)) return 1;
+    if (init(0) || find(0, &GPU) || ask(GPU, &memory)) return 1;
     printf("%llu MiB\n", memory.used >> 20);
     return 0;
 }
@@ -66,7 +66,7 @@ def main() -> None:
         preload(library)
         with FakeNvml.create(Path(folder) / "state", library) as fake:
             os.environ.update(fake.environment)
-            fake.add_card()
+            fake.add_gpu()
             for pid in (4_000_000, 4_000_001):
                 fake.foreign(1500 * MIB, pid=pid)
             report(measure(fake, build_query(Path(folder)), seconds))
@@ -83,20 +83,20 @@ def measure(fake: FakeNvml, query: Path, seconds: float) -> dict[str, Cost]:
     from nvitop import Device
 
     from colocate.device.nvml import NvidiaDevice
-    from colocate.harness.sampler import Monitor
+    from colocate.harness.sampler import Sampler
 
     with NvidiaDevice(fake.uuid()) as device:
-        monitor = Monitor(device)
-        card = Device(0)
+        monitor = Sampler(device)
+        gpu = Device(0)
         ways: dict[str, tuple[Callable[[], object], int]] = {
             "colocate": (lambda: monitor._sample(1.0), 20_000),
-            "nvitop": (card.memory_info, 20_000),
+            "nvitop": (gpu.memory_info, 20_000),
             "a program": (lambda: subprocess.run([query], check=True, stdout=subprocess.DEVNULL), 200),
         }
         costs = {"nothing": Cost(None, share_at_20_hz(lambda: None, seconds))}
         for name, (read, repetitions) in ways.items():
             costs[name] = Cost(back_to_back_us(read, repetitions), share_at_20_hz(read, seconds))
-        costs["the whole monitor"] = Cost(None, whole_monitor_percent(Monitor(device), seconds))
+        costs["the whole monitor"] = Cost(None, whole_monitor_percent(Sampler(device), seconds))
     return costs
 
 

@@ -7,7 +7,7 @@ The groups are pairs of the catalog's trainings; their records are made by hand 
 their steps), for nobody runs ten thousand groups to weigh a report. Every step is a process of its own, so that its
 memory is its own.
 
-A session is real: pytest with one worker for each of four cards of the fake NVML library, and stand-ins of half a
+A session is real: pytest with one worker for each of four GPUs of the fake NVML library, and stand-ins of half a
 second that mostly sleep in place of the trainings.
 """
 
@@ -194,7 +194,7 @@ def _shown(one: Cost) -> str:
 
 # --- sessions ---------------------------------------------------------------------------------------------------------
 
-CARDS = 4
+GPUS = 4
 FOREGROUND_S = 0.5
 
 
@@ -244,7 +244,7 @@ def session(num_groups: int, folder: Path) -> list[str]:
     return [
         str(num_groups),
         f"{whole_s:.0f} s",
-        f"{whole_s * CARDS / len(took) - FOREGROUND_S:.2f} s",
+        f"{whole_s * GPUS / len(took) - FOREGROUND_S:.2f} s",
         f"{early_s:.2f} s, {late_s:.2f} s",
         f"{controller.cpu_s / num_groups * 1000:.0f} ms",
         f"{controller.held_at(took[some - 1][0]):.0f}, {controller.held_at(took[-1][0]):.0f} MiB",
@@ -254,7 +254,7 @@ def session(num_groups: int, folder: Path) -> list[str]:
 
 
 def _run_session(num_groups: int, folder: Path) -> Controller:
-    """Run groups of half a second on all cards; all of them must be feasible."""
+    """Run groups of half a second on all GPUs; all of them must be feasible."""
     steps = ("--steps", str(round(FOREGROUND_S / 0.05)), "--step-s", "0.05")
     entry = {
         "foreground": sessions.stand_in("--hold", "700", "--probe", *steps),
@@ -263,8 +263,8 @@ def _run_session(num_groups: int, folder: Path) -> Controller:
     plan = sessions.plan(folder / "plan.json", [entry] * num_groups)
     library = build_library(folder)
     with FakeNvml.create(folder / "state", library) as fake, (folder / "out.txt").open("w+") as out:
-        for _ in range(CARDS):
-            fake.add_card()
+        for _ in range(GPUS):
+            fake.add_gpu()
         environment = {**os.environ, **fake.environment, "COLOCATE_LOCK_FOLDER": str(folder / "locks")}
         command = sessions.arguments(plan, folder, "--device=nvidia", "-n", "auto", "--predict=0", "-q")
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)

@@ -4,7 +4,7 @@
 
     ColocateError
       PlanError           the settings are wrong                      usage error, exit code 4
-      DeviceError         the card cannot be measured                 ERROR, or refused before the start
+      DeviceError         the GPU cannot be measured                 ERROR, or refused before the start
       TrainingError       a process could not be started or ended     ERROR
       InconclusiveError   the evidence cannot carry a verdict         ERROR
 
@@ -26,7 +26,7 @@ class PlanError(ColocateError):
 
 
 class DeviceError(ColocateError):
-    """The card could not be found, locked or read."""
+    """The GPU could not be found, locked or read."""
 
 
 class TrainingError(ColocateError):
@@ -37,16 +37,16 @@ class InconclusiveError(ColocateError):
     """What was observed is not enough to say feasible or infeasible."""
 
 
-class CardLost(DeviceError):
-    """The card does not answer any more and will not come back by itself: reading it again is no use."""
+class DeviceLost(DeviceError):
+    """The GPU does not answer any more and will not come back by itself: reading it again is no use."""
 
 
-class NoBallast(DeviceError):
-    """A small card cannot be made of this one: it is too small, holds too much, or the ballast does not run."""
+class BalloonError(DeviceError):
+    """A constrained GPU cannot be made of this one: it is too small, holds too much, or the balloon does not run."""
 
 
 class ImplausibleReading(DeviceError):
-    """The card answered a number that cannot be true, such as more memory in use than it has."""
+    """The GPU answered a number that cannot be true, such as more memory in use than it has."""
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from colocate.errors import ColocateError, printable
 
-_LARGEST = 2**63  # more than any card holds bytes and any training makes steps
+_LARGEST = 2**63  # more than any GPU holds bytes and any training makes steps
 
 
 def content(path: Path, most_bytes: int = 1 << 30) -> bytes:

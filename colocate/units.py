@@ -61,7 +61,7 @@ def format_mib(num_bytes: int | None, unknown: str = "unknown", *, beside: int |
 
 
 def format_size(num_bytes: int) -> str:
-    """A size of a card as people say it: ``"8 GB"``, or in MiB where it is no whole number of GiB."""
+    """A size of a GPU as people say it: ``"8 GB"``, or in MiB where it is no whole number of GiB."""
     return f"{num_bytes // GIB} GB" if num_bytes and num_bytes % GIB == 0 else format_mib(num_bytes)
 
 

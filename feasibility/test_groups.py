@@ -1,6 +1,6 @@
-"""Can these two trainings share one card? Every group of the plan is one case.
+"""Can these two trainings share one GPU? Every group of the plan is one case.
 
-The fixtures watch the card and keep the background training going; the body runs the foreground for one epoch and
+The fixtures watch the GPU and keep the background training going; the body runs the foreground for one epoch and
 checks what came of it. A group whose evidence carries no verdict is an error, never a pass.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from colocate.harness.group_run import Observation
+from colocate.harness.group_run import GroupRun
 from colocate.plugin.session import cases
 from colocate.verdict.rules import Verdict
 
@@ -19,7 +19,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.mark.usefixtures("background")
-def test_group(observation: Observation, conclude: Callable[[], Verdict]) -> None:
+def test_group(observation: GroupRun, conclude: Callable[[], Verdict]) -> None:
     """The foreground finishes its epoch beside the background, nobody runs out of memory, the peak stays below."""
     observation.run_foreground()
 

@@ -7,15 +7,26 @@ from colocate.device.base import DeviceInfo
 from colocate.plan.roles import Role
 from colocate.process.exit_status import Exit
 from colocate.units import MIB
-from colocate.verdict.evidence import Allocator, Epoch, Evidence, Life, Limits, Mark, Member, OutOfMemory, Sample, Trace
+from colocate.verdict.evidence import (
+    Allocator,
+    Epoch,
+    Evidence,
+    Limits,
+    Member,
+    OutOfMemory,
+    ProcessRun,
+    ProgressEvent,
+    Sample,
+    Trace,
+)
 
-CARD_BYTES = 8192 * MIB
+GPU_BYTES = 8192 * MIB
 LIMIT_BYTES = 7500 * MIB
 BASELINE_BYTES = 230 * MIB
 
 
 def device_info(**changes: Any) -> DeviceInfo:
-    known = {"kind": "nvidia", "uuid": "GPU-test", "name": "Test 8 GB", "total_bytes": CARD_BYTES, "basis": "measured"}
+    known = {"kind": "nvidia", "uuid": "GPU-test", "name": "Test 8 GB", "total_bytes": GPU_BYTES, "basis": "measured"}
     return DeviceInfo(**{**known, "memory_source": "nvml memory v2", **changes})
 
 
@@ -24,11 +35,11 @@ def trace(*used_mib: float, interval_s: float = 1.0) -> Trace:
     return Trace(samples, interval_s)
 
 
-def steps(pid: int, start_s: float, end_s: float) -> tuple[Mark, ...]:
+def steps(pid: int, start_s: float, end_s: float) -> tuple[ProgressEvent, ...]:
     """Signs of progress of a training that makes a step a second."""
     count = int(end_s - start_s)
-    marks = [Mark(start_s + number, pid, "step", "train", number) for number in range(1, count + 1)]
-    return (Mark(start_s, pid, "ready"), Mark(start_s, pid, "phase", "train"), *marks)
+    progress_events = [ProgressEvent(start_s + number, pid, "step", "train", number) for number in range(1, count + 1)]
+    return (ProgressEvent(start_s, pid, "ready"), ProgressEvent(start_s, pid, "phase", "train"), *progress_events)
 
 
 def member(role: Role, name: str, pid: int, start_s: float, end_s: float, **changes: Any) -> Member:
@@ -37,31 +48,31 @@ def member(role: Role, name: str, pid: int, start_s: float, end_s: float, **chan
         "name": name,
         "argv": ("python", "-m", name),
         "ready_s": start_s,
-        "held_card": True,
-        "marks": steps(pid, start_s, end_s),
+        "held_gpu": True,
+        "progress_events": steps(pid, start_s, end_s),
     }
     return Member(**{**known, **changes})
 
 
 def foreground(**changes: Any) -> Member:
     epoch = Epoch(20.0, 1, steps=10, steps_full=10, cut=False, metrics={"accuracy": 0.9})
-    known = {"lives": (Life("training.log", 8.0, Exit(0, None, 21.0)),), "epochs": (epoch,)}
+    known = {"process_runs": (ProcessRun("training.log", 8.0, Exit(0, None, 21.0)),), "epochs": (epoch,)}
     return member("foreground", "examples_mnist", 200, 10.0, 20.0, **{**known, **changes})
 
 
 def background(**changes: Any) -> Member:
     stopped = Exit(None, "SIGTERM", 23.0, stopped=True)
-    known = {"lives": (Life("background_logs/training_1.log", 1.0, stopped),)}
+    known = {"process_runs": (ProcessRun("background_logs/training_1.log", 1.0, stopped),)}
     return member("background", "resnet20", 100, 3.0, 22.0, **{**known, **changes})
 
 
 def evidence(**changes: Any) -> Evidence:
-    """Group 1 as it should be: both trained together, the peak was 3200 MiB, the card came back."""
+    """Group 1 as it should be: both trained together, the peak was 3200 MiB, the GPU came back."""
     known: dict[str, Any] = {
         "group": "group01",
         "plan": "test",
         "device": device_info(),
-        "limits": Limits(LIMIT_BYTES, CARD_BYTES),
+        "limits": Limits(LIMIT_BYTES, GPU_BYTES),
         "baseline_bytes": BASELINE_BYTES,
         "trace": trace(*[230] * 3, *[1800] * 7, *[3200] * 11, *[1800] * 2, 230),
         "foreground": foreground(),
@@ -78,9 +89,9 @@ def simulated(reserved_mib: float, pid: int = 200, **changes: Any) -> Allocator:
 
 
 def predicted_evidence(foreground_mib: float, background_mib: float, **changes: Any) -> Evidence:
-    """The same group on a virtual card, with the two members' simulated reserved peaks."""
+    """The same group on a virtual GPU, with the two members' simulated reserved peaks."""
     sound = evidence(
-        device=device_info(kind="virtual", basis="predicted", memory_source="virtual card"),
+        device=device_info(kind="virtual", basis="predicted", memory_source="virtual GPU"),
         trace=trace(*[230] * 10, *[1200] * 13, 230),
         foreground=foreground(allocators=(simulated(foreground_mib),)),
         background=background(allocators=(simulated(background_mib, 100),)),

@@ -54,15 +54,15 @@ def fake_nvml_library(tmp_path_factory):
 
 @pytest.fixture
 def fake_machine(fake_nvml_library, tmp_path, monkeypatch):
-    """A simulated machine without cards, seen by this process and by its children."""
+    """A simulated machine without GPUs, seen by this process and by its children."""
     with simulated_machine(tmp_path, fake_nvml_library, monkeypatch) as fake:
         yield fake
 
 
 @pytest.fixture
 def fake_nvml(fake_machine):
-    """A simulated machine with one card of 8192 MiB, of which the driver keeps 200."""
-    fake_machine.add_card()
+    """A simulated machine with one GPU of 8192 MiB, of which the driver keeps 200."""
+    fake_machine.add_gpu()
     return fake_machine
 
 
@@ -76,16 +76,16 @@ def fake_cuda_library(tmp_path_factory):
 
 @pytest.fixture
 def fake_cuda(fake_machine, fake_cuda_library, monkeypatch):
-    """A simulated machine without cards whose programs find a CUDA driver too."""
+    """A simulated machine without GPUs whose programs find a CUDA driver too."""
     folders = f"{fake_cuda_library.parent}:{os.environ['LD_LIBRARY_PATH']}"
     monkeypatch.setitem(os.environ, "LD_LIBRARY_PATH", folders)
     return fake_machine
 
 
 @pytest.fixture
-def large_card(fake_cuda):
-    """That machine with a card of 81559 MiB, as an H100 has, of which the driver keeps 559."""
-    fake_cuda.add_card(name="NVIDIA H100 80GB HBM3 (simulated)", total_bytes=81559 * MIB, reserved_bytes=559 * MIB)
+def large_gpu(fake_cuda):
+    """That machine with a GPU of 81559 MiB, as an H100 has, of which the driver keeps 559."""
+    fake_cuda.add_gpu(name="NVIDIA H100 80GB HBM3 (simulated)", total_bytes=81559 * MIB, reserved_bytes=559 * MIB)
     return fake_cuda
 
 

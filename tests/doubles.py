@@ -1,4 +1,4 @@
-"""Stand-ins for a card in tests that are not about reading one: a scripted card, and one that replays a trace."""
+"""Stand-ins for a GPU in tests that are not about reading one: a scripted GPU, and one that replays a trace."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ Scripted = int | BaseException | Callable[[], int]
 
 
 class FakeDevice:
-    """A card whose readings are scripted; the last entry of a script holds for ever.
+    """A GPU whose readings are scripted; the last entry of a script holds for ever.
 
     Args:
         memory: Bytes in use, one after the other: a number, an exception to raise, or something to call.
@@ -33,9 +33,7 @@ class FakeDevice:
         processes: Iterable[DeviceProcess] | BaseException | None = (),
         peaks: dict[int, int] | None = None,
     ) -> None:
-        self.info = DeviceInfo(
-            "nvidia", uuid, "Fake card (simulated)", total_bytes, "measured", "scripted", "simulated"
-        )
+        self.info = DeviceInfo("nvidia", uuid, "Fake GPU (simulated)", total_bytes, "measured", "scripted", "simulated")
         self.reads = 0
         self.process_reads = 0
         self.closed = False
@@ -81,7 +79,7 @@ class FakeDevice:
 
 
 class ReplayDevice(FakeDevice):
-    """A card that shows again what a recorded trace saw, in its own time from the first reading on.
+    """A GPU that shows again what a recorded trace saw, in its own time from the first reading on.
 
     Args:
         samples: The recorded trace.

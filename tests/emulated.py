@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from colocate.probe.virtual_gpu.card import VirtualCard
+from colocate.probe.virtual_gpu.state import VirtualGpu
 
 MIB = 1024**2
 REPOSITORY = Path(__file__).parents[1]
@@ -44,21 +44,21 @@ class Run:
 
 @dataclass
 class Bench:
-    """A folder with a card and the programs that run on it."""
+    """A folder with a GPU and the programs that run on it."""
 
     folder: Path
-    card_mib: int | None = 8192
-    card_name: str = "Virtual 8 GB"
+    gpu_mib: int | None = 8192
+    gpu_name: str = "Virtual 8 GB"
     batches_per_pass: int | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.probe = self.folder / "probe"
         self.probe.mkdir(exist_ok=True)
-        self.card: VirtualCard | None = None
-        if self.card_mib is not None:
-            total_bytes = self.card_mib * MIB
-            self.card = VirtualCard.create(self.folder / "card.json", name=self.card_name, total_bytes=total_bytes)
+        self.gpu: VirtualGpu | None = None
+        if self.gpu_mib is not None:
+            total_bytes = self.gpu_mib * MIB
+            self.gpu = VirtualGpu.create(self.folder / "GPU.json", name=self.gpu_name, total_bytes=total_bytes)
 
     def run(self, *command: str | Path, timeout_s: float = 120) -> Run:
         """Run ``python command...`` to its end."""
@@ -100,8 +100,8 @@ class Bench:
     def variables(self) -> dict[str, str]:
         """The environment that the harness gives to a training."""
         ours = {"COLOCATE_PROBE": str(self.probe), "PYTHONPATH": str(INJECT), **self.environment}
-        if self.card is not None:
-            ours["COLOCATE_VIRTUAL_CARD"] = str(self.card.path)
+        if self.gpu is not None:
+            ours["COLOCATE_VIRTUAL_GPU"] = str(self.gpu.path)
         if self.batches_per_pass is not None:
             ours["COLOCATE_BATCHES_PER_PASS"] = str(self.batches_per_pass)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("COLOCATE_", "PYTHON"))}

@@ -1,4 +1,4 @@
-"""Groups of stand-in trainings on a simulated card, run by the real harness."""
+"""Groups of stand-in trainings on a simulated GPU, run by the real harness."""
 
 import os
 import sys
@@ -10,8 +10,8 @@ from typing import Any
 from seen import note_verdict
 
 from colocate.device.nvml import NvidiaDevice
-from colocate.harness.group_run import Observation
-from colocate.harness.sampler import Monitor
+from colocate.harness.group_run import GroupRun
+from colocate.harness.sampler import Sampler
 from colocate.plan.catalog import Training
 from colocate.plan.plan import Group, Limits
 from colocate.results.layout import GroupDirectory
@@ -35,11 +35,11 @@ def group(foreground: Training, background: Training | None, **limits: Any) -> G
 @contextmanager
 def observing(
     group: Group, uuid: str, folder: Path, *, listed_every_s: float = 0.1, **changes: Any
-) -> Iterator[Observation]:
+) -> Iterator[GroupRun]:
     directory = GroupDirectory(folder / RUN / group.id).create()
-    with closing(NvidiaDevice(uuid)) as device, Monitor(device, processes_interval_s=listed_every_s) as monitor:
+    with closing(NvidiaDevice(uuid)) as device, Sampler(device, processes_interval_s=listed_every_s) as monitor:
         monitor.wait_for_sample(2.0)
-        with Observation(group, device, monitor, directory, plan="test", **changes) as observation:
+        with GroupRun(group, device, monitor, directory, plan="test", **changes) as observation:
             yield observation
     if observation.verdict is not None:
         note_verdict(observation.verdict)

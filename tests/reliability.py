@@ -17,7 +17,7 @@ _HEAD = (
     "This page is written by the tests: `WRITE_RELIABILITY=1 scripts/test` puts what they saw into the last column; "
     "`tests/test_reliability.py` fails when it is stale.\n"
     "The rows are in `tests/faults.py`, each with the tests that provoke the fault for real: with real processes, a "
-    "simulated NVML library, the virtual card, or a disk of its own.\n\n"
+    "simulated NVML library, the virtual GPU, or a disk of its own.\n\n"
     "No fault ever yields FEASIBLE: a test below that sees this verdict fails, but for the rows that say why it is "
     "right there.\n\n"
 )

@@ -60,7 +60,7 @@ class Session:
 
 @contextmanager
 def simulated_machine(folder: Path, library: Path, patch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
-    """A simulated machine without cards, seen by this process and by its children."""
+    """A simulated machine without GPUs, seen by this process and by its children."""
     with FakeNvml.create(folder / "fake_nvml.state", library) as fake:
         for name, value in fake.environment.items():
             patch.setenv(name, value)

@@ -1,6 +1,6 @@
 """A Slurm cluster on this machine: one slurmctld and some slurmd, each with GPUs that are links to /dev/null.
 
-The fake NVML library gives every node cards of its own. Everything lies in one folder, all traffic stays on the
+The fake NVML library gives every node GPUs of its own. Everything lies in one folder, all traffic stays on the
 loopback interface, and everything is ended with it.
 """
 
@@ -35,8 +35,8 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-# n1 tells its kind of cards by a feature, n2 by a type, as clusters do.
-CARDS = {"n1": "NVIDIA GeForce RTX 2070 (simulated)", "n2": "NVIDIA GeForce RTX 3070 (simulated)"}
+# n1 tells its kind of GPUs by a feature, n2 by a type, as clusters do.
+GPUS = {"n1": "NVIDIA GeForce RTX 2070 (simulated)", "n2": "NVIDIA GeForce RTX 3070 (simulated)"}
 FEATURES = {"n1": "ib,rtx_2070", "n2": "ib"}
 TYPES = {"n1": "", "n2": "rtx3070"}
 
@@ -46,23 +46,23 @@ class Cluster:
 
     def __init__(self, folder: Path, library: Path, gpus: int = 2) -> None:
         self.folder = folder
-        self.nodes = nodes = tuple(CARDS)
+        self.nodes = nodes = tuple(GPUS)
         self.gpus = gpus
-        self.cards: dict[str, FakeNvml] = {}
+        self.gpus: dict[str, FakeNvml] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         for node in nodes:
             (folder / node).mkdir(parents=True)
             for number in range(gpus):
                 (folder / node / f"gpu{number}").symlink_to("/dev/null")
-            self.cards[node] = FakeNvml.create(folder / f"{node}.state", library)
+            self.gpus[node] = FakeNvml.create(folder / f"{node}.state", library)
             for number in range(gpus):
-                self.cards[node].add_card(name=CARDS[node], uuid=f"GPU-{node}-{number:04}-0000-0000-000000000000")
+                self.gpus[node].add_gpu(name=GPUS[node], uuid=f"GPU-{node}-{number:04}-0000-0000-000000000000")
         self._library = library
         self._configure()
 
     @property
     def environment(self) -> dict[str, str]:
-        """Slurm's configuration and the fake library; the controller itself has no card."""
+        """Slurm's configuration and the fake library; the controller itself has no GPU."""
         return {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "PATH": PATH,
@@ -252,7 +252,7 @@ class Cluster:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        for fake in self.cards.values():
+        for fake in self.gpus.values():
             fake.close()
 
 

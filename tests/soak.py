@@ -1,4 +1,4 @@
-"""Many groups with random faults on two simulated cards, and a session killed at every place; run by hand.
+"""Many groups with random faults on two simulated GPUs, and a session killed at every place; run by hand.
 
 ::
 
@@ -90,7 +90,7 @@ def entries(number: int, seed: int) -> list[dict[str, Any]]:
 
 
 def soak(folder: Path, fake: FakeNvml, number: int, seed: int = 1) -> Soak:
-    """Run so many groups with two workers on two cards, and look after each whether all invariants hold."""
+    """Run so many groups with two workers on two GPUs, and look after each whether all invariants hold."""
     path = plan(folder / "plan.json", entries(number, seed), stall_s=1.5, settle_s=2, longest_gap_s=5)
     started = time.monotonic()
     with (folder / "output").open("w") as output:
@@ -142,9 +142,9 @@ def _at_the_end(result: Soak, fake: FakeNvml, number: int) -> Iterator[str]:
     left = alive_below(result.session.folder)
     if left:
         yield f"processes left: {left}"
-    for card in range(2):
-        if fake.used_bytes(card):
-            yield f"card {card} holds {fake.used_bytes(card)} bytes"
+    for gpu in range(2):
+        if fake.used_bytes(gpu):
+            yield f"GPU {gpu} holds {fake.used_bytes(gpu)} bytes"
     if result.descriptors and max(result.descriptors) - result.descriptors[0] > 20:
         yield f"descriptors grew from {result.descriptors[0]} to {max(result.descriptors)}"
     if result.threads and max(result.threads) - result.threads[0] > 6:
@@ -152,7 +152,7 @@ def _at_the_end(result: Soak, fake: FakeNvml, number: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def machine(folder: Path, cards: int) -> Iterator[FakeNvml]:
+def machine(folder: Path, gpus: int) -> Iterator[FakeNvml]:
     """A simulated machine for this process and its children."""
     library = build_library(folder)
     preload(library)
@@ -160,8 +160,8 @@ def machine(folder: Path, cards: int) -> Iterator[FakeNvml]:
         os.environ.update(fake.environment)
         os.environ["COLOCATE_LOCK_FOLDER"] = str(folder / "locks")
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        for _ in range(cards):
-            fake.add_card()
+        for _ in range(gpus):
+            fake.add_gpu()
         yield fake
 
 

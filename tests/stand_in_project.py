@@ -38,11 +38,11 @@ def verdict(outcome, peak_mib, *reasons):
 
 @pytest.fixture
 def directory(group, request):
-    if WAYS.get(group.id) == "broken card":
-        raise DeviceError("card: expected a reading, got none")
+    if WAYS.get(group.id) == "broken GPU":
+        raise DeviceError("GPU: expected a reading, got none")
     folder = run_directory_of(request.config).group(group.foreground.name, group.number, parallel=True).create()
     folder.foreground_log.write_text(f"output of {group.id}")
-    (HERE / f"{group.id}.card").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    (HERE / f"{group.id}.GPU").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     (HERE / f"{group.id}.started").write_text(str(os.getpid()))
     yield folder
     if WAYS.get(group.id) == "slow end":
@@ -81,7 +81,7 @@ def test_group(group, directory, request):
     known = {
         "feasible": verdict(Outcome.FEASIBLE, 5000),
         "infeasible": verdict(Outcome.INFEASIBLE, 7812, ("peak_over_limit", "peak 7812 MiB, limit 7500 MiB")),
-        "inconclusive": verdict(Outcome.INCONCLUSIVE, 5000, ("sensor_lost", "the card stopped answering <b>x</b>")),
+        "inconclusive": verdict(Outcome.INCONCLUSIVE, 5000, ("sensor_lost", "the GPU stopped answering <b>x</b>")),
     }
     found = known.get(way, known["feasible"])
     attempt = Attempt(directory, {}, found)

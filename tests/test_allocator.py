@@ -40,7 +40,7 @@ configurations = st.sampled_from(
 quickly = settings(deadline=None, max_examples=60)
 
 
-class Card:
+class FoundGpu:
     """A backing of a stated size that keeps its own books."""
 
     def __init__(self, total_bytes: int) -> None:
@@ -100,14 +100,14 @@ def test_blocks_tile_their_segments_and_never_overlap(program, configuration):
 @quickly
 @given(programs, configurations)
 def test_bytes_balance_after_every_action(program, configuration):
-    card = Card(200 * MIB)
-    allocator = CachingAllocator(card, configuration)
+    gpu = FoundGpu(200 * MIB)
+    allocator = CachingAllocator(gpu, configuration)
 
     def check(live):
         mapped = sum(block.size for block in allocator.blocks() if block.state is not State.UNMAPPED)
         assert allocator.allocated.current == sum(block.size for block in live)
         assert allocator.requested.current == sum(block.requested_bytes for block in live)
-        assert allocator.reserved.current == mapped == card.taken_bytes
+        assert allocator.reserved.current == mapped == gpu.taken_bytes
         assert allocator.requested.current <= allocator.allocated.current <= allocator.reserved.current
         for level in (allocator.allocated, allocator.reserved, allocator.requested):
             assert 0 <= level.current <= level.peak <= level.highest
@@ -131,8 +131,8 @@ def test_free_neighbours_are_merged(program, configuration):
 @quickly
 @given(programs, configurations)
 def test_everything_freed_and_emptied_leaves_nothing(program, configuration):
-    card = Card(400 * MIB)
-    allocator = CachingAllocator(card, configuration)
+    gpu = FoundGpu(400 * MIB)
+    allocator = CachingAllocator(gpu, configuration)
     live, _ = run(allocator, program)
     for block in live:
         allocator.free(block)
@@ -141,16 +141,16 @@ def test_everything_freed_and_emptied_leaves_nothing(program, configuration):
 
     assert allocator.allocated.current == 0
     assert allocator.requested.current == 0
-    assert allocator.reserved.current == card.taken_bytes == 0
+    assert allocator.reserved.current == gpu.taken_bytes == 0
 
 
 @quickly
 @given(programs, configurations, st.integers(1, 400))
-def test_a_larger_card_serves_the_first_refused_request_at_the_same_place_or_later(program, configuration, mebibytes):
+def test_a_larger_gpu_serves_the_first_refused_request_at_the_same_place_or_later(program, configuration, mebibytes):
     """Until the first refusal; afterwards the two programs hold different blocks."""
 
     def first_refusal(total_bytes):
-        _, served = run(CachingAllocator(Card(total_bytes), configuration), program)
+        _, served = run(CachingAllocator(FoundGpu(total_bytes), configuration), program)
         return served.index(False) if False in served else len(served)
 
     assert first_refusal(mebibytes * MIB) <= first_refusal(4096 * MIB)
@@ -158,11 +158,11 @@ def test_a_larger_card_serves_the_first_refused_request_at_the_same_place_or_lat
 
 @quickly
 @given(programs, configurations)
-def test_the_reserved_peak_is_a_card_size_that_suffices(program, configuration):
-    generous = CachingAllocator(Card(1 << 50), configuration)
+def test_the_reserved_peak_is_a_gpu_size_that_suffices(program, configuration):
+    generous = CachingAllocator(FoundGpu(1 << 50), configuration)
     _, served = run(generous, program)
 
-    exact = CachingAllocator(Card(generous.reserved.highest), configuration)
+    exact = CachingAllocator(FoundGpu(generous.reserved.highest), configuration)
 
     assert run(exact, program)[1] == served
     assert exact.num_alloc_retries == exact.num_ooms == 0
@@ -229,8 +229,8 @@ def test_the_smallest_cached_block_that_fits_is_taken():
     assert allocator.malloc(29 * MIB).start == small.start
 
 
-def test_a_full_card_is_retried_without_the_cache_before_it_counts_as_out_of_memory():
-    allocator = CachingAllocator(Card(60 * MIB))
+def test_a_full_gpu_is_retried_without_the_cache_before_it_counts_as_out_of_memory():
+    allocator = CachingAllocator(FoundGpu(60 * MIB))
     allocator.free(allocator.malloc(40 * MIB))
 
     allocator.malloc(50 * MIB)
@@ -240,7 +240,7 @@ def test_a_full_card_is_retried_without_the_cache_before_it_counts_as_out_of_mem
 
 
 def test_out_of_memory_is_counted_and_leaves_the_allocator_usable():
-    allocator = CachingAllocator(Card(60 * MIB))
+    allocator = CachingAllocator(FoundGpu(60 * MIB))
     kept = allocator.malloc(40 * MIB)
 
     with pytest.raises(OutOfMemory, match="found none"):
@@ -252,7 +252,7 @@ def test_out_of_memory_is_counted_and_leaves_the_allocator_usable():
     assert allocator.num_alloc_retries == 2
 
 
-def test_the_limit_of_a_process_counts_like_a_full_card():
+def test_the_limit_of_a_process_counts_like_a_full_gpu():
     allocator = CachingAllocator()
     allocator.limit_bytes = 30 * MIB
 

@@ -1,4 +1,4 @@
-"""A smaller card on a larger one, by the real ballast program on the fake CUDA driver and the fake NVML library."""
+"""A smaller GPU on a larger one, by the real balloon program on the fake CUDA driver and the fake NVML library."""
 
 import contextlib
 import json
@@ -16,29 +16,31 @@ from groups import group, training
 from sessions import ROOT, arguments, plan, run, stand_in
 from waiting import wait_until
 
-from colocate.device.acquire import Card, opened
+from colocate.device.acquire import FoundGpu, opened
 from colocate.device.balloon import GRANULE_BYTES
-from colocate.device.constrained import SmallCard
+from colocate.device.constrained import ConstrainedDevice
 from colocate.device.nvml import NvidiaDevice
-from colocate.errors import CardLost, NoBallast
+from colocate.errors import BalloonError, DeviceLost
 from colocate.harness.attempt import observing
 from colocate.process.procfs import with_cookie
 from colocate.results.layout import RunDirectory
 from colocate.units import GIB
 
-COOKIE = f"run-{os.getpid()}/group01/ballast"
+COOKIE = f"run-{os.getpid()}/group01/balloon"
 EIGHT = 8 * GIB
 
 
 @pytest.fixture
-def small(large_card: FakeNvml, tmp_path: Path) -> Iterator[SmallCard]:
-    """8 GB of the large card, nothing taken yet."""
-    with closing(SmallCard(NvidiaDevice(large_card.uuid()), EIGHT, log=tmp_path / "log", cookie=COOKIE)) as small:
+def small(large_gpu: FakeNvml, tmp_path: Path) -> Iterator[ConstrainedDevice]:
+    """8 GB of the large GPU, nothing taken yet."""
+    with closing(
+        ConstrainedDevice(NvidiaDevice(large_gpu.uuid()), EIGHT, log=tmp_path / "log", cookie=COOKIE)
+    ) as small:
         yield small
 
 
-def test_the_ballast_leaves_exactly_the_small_card_free(large_card: FakeNvml, small: SmallCard) -> None:
-    large_card.state.cards[0].baseline_bytes = 123 * MIB + 4096
+def test_the_balloon_leaves_exactly_the_small_gpu_free(large_gpu: FakeNvml, small: ConstrainedDevice) -> None:
+    large_gpu.state.gpus[0].baseline_bytes = 123 * MIB + 4096
 
     small.prepare()
 
@@ -46,103 +48,103 @@ def test_the_ballast_leaves_exactly_the_small_card_free(large_card: FakeNvml, sm
     assert memory.used_bytes == 123 * MIB + 4096
     assert memory.total_bytes == EIGHT
     assert 0 <= EIGHT - memory.used_bytes - memory.free_bytes < GRANULE_BYTES
-    assert small.info.ballast.held_bytes == large_card.used_bytes() - memory.used_bytes
-    assert small.info.name == "8 GB of an NVIDIA H100 80GB HBM3 (simulated) (ballast 71.1 GiB)"
+    assert small.info.balloon.held_bytes == large_gpu.used_bytes() - memory.used_bytes
+    assert small.info.name == "8 GB of an NVIDIA H100 80GB HBM3 (simulated) (balloon 71.1 GiB)"
 
 
-def test_the_context_of_the_ballast_is_part_of_it(large_card: FakeNvml, small: SmallCard) -> None:
-    large_card.state.cards[0].context_bytes = 517 * MIB
+def test_the_context_of_the_balloon_is_part_of_it(large_gpu: FakeNvml, small: ConstrainedDevice) -> None:
+    large_gpu.state.gpus[0].context_bytes = 517 * MIB
 
     small.prepare()
 
     assert small.memory().used_bytes == 0
-    assert 0 <= small.info.ballast.held_bytes - (81559 - 559 - 8192) * MIB < GRANULE_BYTES
+    assert 0 <= small.info.balloon.held_bytes - (81559 - 559 - 8192) * MIB < GRANULE_BYTES
 
 
-def test_what_others_take_is_seen_and_no_more_than_there_is(large_card: FakeNvml, small: SmallCard) -> None:
+def test_what_others_take_is_seen_and_no_more_than_there_is(large_gpu: FakeNvml, small: ConstrainedDevice) -> None:
     small.prepare()
     free_bytes = small.memory().free_bytes
 
-    large_card.foreign(free_bytes)
+    large_gpu.foreign(free_bytes)
 
     assert small.memory().used_bytes == free_bytes <= EIGHT
     with pytest.raises(Exception, match="expected room"):
-        large_card.allocate(GRANULE_BYTES)
+        large_gpu.allocate(GRANULE_BYTES)
 
 
-def test_the_ballast_is_on_the_list_and_marked(large_card: FakeNvml, small: SmallCard) -> None:
+def test_the_balloon_is_on_the_list_and_marked(large_gpu: FakeNvml, small: ConstrainedDevice) -> None:
     small.prepare()
-    large_card.foreign(100 * MIB)
+    large_gpu.foreign(100 * MIB)
 
     listed = {process.pid: process for process in small.processes()}
 
-    assert listed[small.info.ballast.pid].ballast
-    assert not listed[4_000_000].ballast
-    assert [process.pid for process in with_cookie(COOKIE)] == [small.info.ballast.pid]
+    assert listed[small.info.balloon.pid].balloon
+    assert not listed[4_000_000].balloon
+    assert [process.pid for process in with_cookie(COOKIE)] == [small.info.balloon.pid]
 
 
-def test_it_is_prepared_again_after_a_change(large_card: FakeNvml, small: SmallCard) -> None:
+def test_it_is_prepared_again_after_a_change(large_gpu: FakeNvml, small: ConstrainedDevice) -> None:
     small.prepare()
-    pid = small.info.ballast.pid
-    large_card.state.cards[0].baseline_bytes = 50 * MIB
+    pid = small.info.balloon.pid
+    large_gpu.state.gpus[0].baseline_bytes = 50 * MIB
     small.resize(EIGHT - 1000 * MIB)
 
     small.prepare()
 
     assert small.memory().used_bytes == 50 * MIB
     assert small.memory().free_bytes == EIGHT - 1050 * MIB
-    assert small.info.ballast.pid == pid
+    assert small.info.balloon.pid == pid
 
 
-def test_released_it_leaves_nothing_behind(large_card: FakeNvml, small: SmallCard) -> None:
+def test_released_it_leaves_nothing_behind(large_gpu: FakeNvml, small: ConstrainedDevice) -> None:
     small.prepare()
 
     small.release()
 
-    assert large_card.used_bytes() == 0
+    assert large_gpu.used_bytes() == 0
     assert with_cookie(COOKIE) == []
-    assert small.info.ballast.held_bytes == 0
+    assert small.info.balloon.held_bytes == 0
 
 
-def test_a_ballast_that_is_killed_is_no_reading(small: SmallCard) -> None:
-    """Without it a large card would pass for the small one."""
+def test_a_balloon_that_is_killed_is_no_reading(small: ConstrainedDevice) -> None:
+    """Without it a large GPU would pass for the small one."""
     small.prepare()
 
-    os.kill(small.info.ballast.pid, signal.SIGKILL)
+    os.kill(small.info.balloon.pid, signal.SIGKILL)
 
-    wait_for_end(small.info.ballast.pid)
-    with pytest.raises(CardLost, match="expected the ballast to hold its memory, found it ended"):
+    wait_for_end(small.info.balloon.pid)
+    with pytest.raises(DeviceLost, match="expected the balloon to hold its memory, found it ended"):
         small.memory()
 
 
-def test_after_that_it_can_be_made_again(small: SmallCard) -> None:
+def test_after_that_it_can_be_made_again(small: ConstrainedDevice) -> None:
     small.prepare()
-    os.kill(small.info.ballast.pid, signal.SIGKILL)
-    wait_for_end(small.info.ballast.pid)
+    os.kill(small.info.balloon.pid, signal.SIGKILL)
+    wait_for_end(small.info.balloon.pid)
 
     small.prepare()
 
     assert small.memory().free_bytes == EIGHT
 
 
-def test_a_card_that_is_too_small_is_refused(large_card: FakeNvml, small: SmallCard) -> None:
+def test_a_gpu_that_is_too_small_is_refused(large_gpu: FakeNvml, small: ConstrainedDevice) -> None:
     small.resize(80 * GIB)
 
-    with pytest.raises(NoBallast, match="expected at least 81920 MiB for a card of that size, found a card of 81000"):
+    with pytest.raises(BalloonError, match="expected at least 81920 MiB for a GPU of that size, found a GPU of 81000"):
         small.prepare()
 
 
-def test_a_card_that_holds_too_much_is_refused(large_card: FakeNvml, small: SmallCard) -> None:
-    large_card.state.cards[0].baseline_bytes = EIGHT
+def test_a_gpu_that_holds_too_much_is_refused(large_gpu: FakeNvml, small: ConstrainedDevice) -> None:
+    large_gpu.state.gpus[0].baseline_bytes = EIGHT
 
-    with pytest.raises(NoBallast, match="expected less than 8192 MiB in use"):
+    with pytest.raises(BalloonError, match="expected less than 8192 MiB in use"):
         small.prepare()
 
 
-def test_a_card_without_room_for_the_context_is_refused(small: SmallCard) -> None:
+def test_a_gpu_without_room_for_the_context_is_refused(small: ConstrainedDevice) -> None:
     small.resize((81000 - 100) * MIB)
 
-    with pytest.raises(NoBallast, match=r"room for the ballast's own context .* 200 MiB are missing"):
+    with pytest.raises(BalloonError, match=r"room for the balloon's own context .* 200 MiB are missing"):
         small.prepare()
 
 
@@ -151,29 +153,31 @@ def test_a_card_without_room_for_the_context_is_refused(small: SmallCard) -> Non
     [
         ("cuInit", 100, "cuInit: expected success, got CUDA_ERROR_NO_DEVICE"),
         ("cuInit", 999, "cuInit: expected success, got CUDA_ERROR_UNKNOWN"),
-        ("cuMemAlloc_v2", 2, "bytes free beside the ballast, NVML says .*cuMemAlloc_v2.*CUDA_ERROR_OUT_OF_MEMORY"),
+        ("cuMemAlloc_v2", 2, "bytes free beside the balloon, NVML says .*cuMemAlloc_v2.*CUDA_ERROR_OUT_OF_MEMORY"),
     ],
 )
 def test_what_cuda_says_is_passed_on(
-    large_card: FakeNvml, small: SmallCard, function: str, code: int, said: str
+    large_gpu: FakeNvml, small: ConstrainedDevice, function: str, code: int, said: str
 ) -> None:
-    large_card.fail(function, code)
+    large_gpu.fail(function, code)
 
-    with pytest.raises(NoBallast, match=said):
+    with pytest.raises(BalloonError, match=said):
         small.prepare()
 
 
 def test_without_a_cuda_driver_the_library_is_named(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    fake_nvml.state.cards[0].total_bytes = 16 * GIB
-    small = SmallCard(NvidiaDevice(fake_nvml.uuid()), EIGHT, log=tmp_path / "log", cookie=COOKIE)
-    with closing(small), pytest.raises(NoBallast, match=r"libcuda\.so\.1"):
+    fake_nvml.state.gpus[0].total_bytes = 16 * GIB
+    small = ConstrainedDevice(NvidiaDevice(fake_nvml.uuid()), EIGHT, log=tmp_path / "log", cookie=COOKIE)
+    with closing(small), pytest.raises(BalloonError, match=r"libcuda\.so\.1"):
         small.prepare()
 
 
-def test_the_right_card_of_several_is_taken(fake_cuda: FakeNvml, tmp_path: Path) -> None:
+def test_the_right_gpu_of_several_is_taken(fake_cuda: FakeNvml, tmp_path: Path) -> None:
     for _ in range(2):
-        fake_cuda.add_card(total_bytes=24 * GIB)
-    with closing(SmallCard(NvidiaDevice(fake_cuda.uuid(1)), EIGHT, log=tmp_path / "log", cookie=COOKIE)) as small:
+        fake_cuda.add_gpu(total_bytes=24 * GIB)
+    with closing(
+        ConstrainedDevice(NvidiaDevice(fake_cuda.uuid(1)), EIGHT, log=tmp_path / "log", cookie=COOKIE)
+    ) as small:
         small.prepare()
 
         assert small.memory().free_bytes == EIGHT
@@ -188,7 +192,7 @@ def wait_for_end(pid: int) -> None:
 
 
 def options(*more: str) -> tuple[str, ...]:
-    return ("--device=nvidia", "--card=8GB", *more)
+    return ("--device=nvidia", "--gpu=8GB", *more)
 
 
 def pair(folder: Path, foreground: int, background: int) -> Path:
@@ -205,8 +209,8 @@ def pair(folder: Path, foreground: int, background: int) -> Path:
 
 
 @pytest.mark.slow
-def test_a_group_is_judged_as_on_the_small_card(large_card: FakeNvml, tmp_path: Path) -> None:
-    large_card.state.cards[0].baseline_bytes = 40 * MIB
+def test_a_group_is_judged_as_on_the_small_gpu(large_gpu: FakeNvml, tmp_path: Path) -> None:
+    large_gpu.state.gpus[0].baseline_bytes = 40 * MIB
 
     session = run(pair(tmp_path, 1500, 2500), tmp_path, *options())
 
@@ -217,65 +221,67 @@ def test_a_group_is_judged_as_on_the_small_card(large_card: FakeNvml, tmp_path: 
     assert verdict["peak_bytes"] == 4040 * MIB
     assert verdict["limit_bytes"] == 7500 * MIB
     assert evidence["baseline_bytes"] == 40 * MIB
-    assert evidence["device"]["name"] == "8 GB of an NVIDIA H100 80GB HBM3 (simulated) (ballast 71.1 GiB)"
+    assert evidence["device"]["name"] == "8 GB of an NVIDIA H100 80GB HBM3 (simulated) (balloon 71.1 GiB)"
     assert evidence["device"]["total_bytes"] == EIGHT
-    assert "ballast" in [holder["owner"] for holder in evidence["holders"]]
-    assert "foreign" not in [holder["owner"] for holder in evidence["holders"]]
-    assert "small_card" in {warning["code"] for warning in verdict["warnings"]}
-    assert large_card.used_bytes() == 40 * MIB
+    assert "balloon" in [gpu_process["owner"] for gpu_process in evidence["gpu_processes"]]
+    assert "foreign" not in [gpu_process["owner"] for gpu_process in evidence["gpu_processes"]]
+    assert "constrained_device" in {warning["code"] for warning in verdict["warnings"]}
+    assert large_gpu.used_bytes() == 40 * MIB
     assert verify(session.run) == "the same"
 
 
 @pytest.mark.slow
-def test_memory_runs_out_as_on_the_small_card(large_card: FakeNvml, tmp_path: Path) -> None:
-    """The same pair fits on the whole card and not on 8 GB of it."""
+def test_memory_runs_out_as_on_the_small_gpu(large_gpu: FakeNvml, tmp_path: Path) -> None:
+    """The same pair fits on the whole GPU and not on 8 GB of it."""
     session = run(pair(tmp_path, 5000, 4000), tmp_path, *options())
 
     (verdict,) = session.verdicts.values()
     assert session.code == 1, session.output
     assert "foreground_out_of_memory" in [reason["code"] for reason in verdict["reasons"]]
-    assert large_card.used_bytes() == 0
+    assert large_gpu.used_bytes() == 0
 
 
 @pytest.mark.slow
-def test_it_is_refused_while_others_use_the_card(large_card: FakeNvml, tmp_path: Path, foreign_process: int) -> None:
-    large_card.allocate(500 * MIB, pid=foreign_process)
+def test_it_is_refused_while_others_use_the_gpu(large_gpu: FakeNvml, tmp_path: Path, foreign_process: int) -> None:
+    large_gpu.allocate(500 * MIB, pid=foreign_process)
 
     session = run(pair(tmp_path, 1500, 2500), tmp_path, *options())
 
     (verdict,) = session.verdicts.values()
     assert [reason["code"] for reason in verdict["reasons"]] == ["foreign_process"]
-    assert large_card.used_bytes() == 500 * MIB
+    assert large_gpu.used_bytes() == 500 * MIB
 
 
-def test_a_card_that_can_never_be_it_is_refused_before_anything_starts(large_card: FakeNvml, tmp_path: Path) -> None:
-    session = run(pair(tmp_path, 1500, 2500), tmp_path, "--device=nvidia", "--card=100GB")
+def test_a_gpu_that_can_never_be_it_is_refused_before_anything_starts(large_gpu: FakeNvml, tmp_path: Path) -> None:
+    session = run(pair(tmp_path, 1500, 2500), tmp_path, "--device=nvidia", "--gpu=100GB")
 
     assert session.code == 4
-    assert "--card: expected a card of at least 100 GB, found NVIDIA H100" in session.output
+    assert "--gpu: expected a GPU of at least 100 GB, found NVIDIA H100" in session.output
 
 
-def test_a_card_of_that_size_needs_no_ballast(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    with opened(Card("nvidia", fake_nvml.uuid(), EIGHT), tmp_path / "card", holder="group01") as device:
+def test_a_gpu_of_that_size_needs_no_balloon(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    with opened(FoundGpu("nvidia", fake_nvml.uuid(), EIGHT), tmp_path / "gpu", gpu_process="group01") as device:
         assert isinstance(device, NvidiaDevice)
 
 
 @pytest.mark.slow
-def test_a_ballast_that_ends_in_the_middle_of_a_group_leaves_no_verdict(large_card: FakeNvml, tmp_path: Path) -> None:
+def test_a_balloon_that_ends_in_the_middle_of_a_group_leaves_no_verdict(large_gpu: FakeNvml, tmp_path: Path) -> None:
     steps = ("--probe", "--steps=40", "--step-s=0.05")
     both = group(training("ours", "--hold=500", *steps), training("load", "--hold=500", "--repeat", *steps))
     directory = RunDirectory(tmp_path / "run_1").group("ours", 1, parallel=True).create()
 
     with (
-        opened(Card("nvidia", large_card.uuid(), EIGHT), directory.virtual_card, holder="g", run="run_1") as device,
+        opened(
+            FoundGpu("nvidia", large_gpu.uuid(), EIGHT), directory.virtual_gpu, gpu_process="g", run="run_1"
+        ) as device,
         observing(both, device, directory, plan="test") as observation,
     ):
 
         def kill_it_in_the_middle() -> bool:
-            ballast = device.info.ballast
-            if ballast is not None and ballast.pid is not None and len(observation.foreground_marks) > 4:
+            balloon = device.info.balloon
+            if balloon is not None and balloon.pid is not None and len(observation.foreground_progress) > 4:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(ballast.pid, signal.SIGKILL)
+                    os.kill(balloon.pid, signal.SIGKILL)
             return False
 
         observation.preflight()
@@ -285,17 +291,17 @@ def test_a_ballast_that_ends_in_the_middle_of_a_group_leaves_no_verdict(large_ca
 
     assert verdict.outcome == "INCONCLUSIVE"
     assert verdict.codes == ("sensor_lost",)
-    assert verdict.peak_bytes == 1000 * MIB, "none of the ballast's"
+    assert verdict.peak_bytes == 1000 * MIB, "none of the balloon's"
 
 
 @pytest.mark.slow
-def test_the_ballast_dies_with_the_run(large_card: FakeNvml, tmp_path: Path) -> None:
+def test_the_balloon_dies_with_the_run(large_gpu: FakeNvml, tmp_path: Path) -> None:
     words = arguments(pair(tmp_path, 1500, 2500), tmp_path, *options())
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True) as session:
-        wait_until(lambda: large_card.used_bytes() > 70 * GIB + 2500 * MIB)
+        wait_until(lambda: large_gpu.used_bytes() > 70 * GIB + 2500 * MIB)
         session.kill()
 
-    wait_until(lambda: large_card.used_bytes() == 0, 6)
+    wait_until(lambda: large_gpu.used_bytes() == 0, 6)
 
 
 def verify(run: Path) -> str:

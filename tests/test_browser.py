@@ -45,7 +45,7 @@ def fill(run, num_groups):
             wrong = foreground(out_of_memory=(out_of_memory(),), allocators=(simulated(9000),))
             seen = replace(seen, foreground=wrong)
         if number == 3:
-            seen = replace(seen, faults=(("sensor_lost", f"the card is gone {MARKUP}"),))
+            seen = replace(seen, faults=(("sensor_lost", f"the GPU is gone {MARKUP}"),))
         write_record(directory, one, replace(seen, plan=plan["name"], duration_s=9.0 + number), [], run.name)
         directory.foreground_log.write_text(f"epoch 1 {MARKUP}\n")
         if number == 2:
@@ -93,7 +93,7 @@ def url(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_cards(tmp_path_factory):
+def two_gpus(tmp_path_factory):
     """Two runs on one page, one of them measured, with what changed between them."""
     folder = tmp_path_factory.mktemp("two")
     first = fill(RunDirectory(folder / "run_20261124_053000"), 3)
@@ -133,7 +133,7 @@ def test_the_page_opens_without_a_complaint_and_asks_nobody_for_anything(chromiu
     assert chromium.complaints() == []
     assert chromium.run("return performance.getEntriesByType('resource').map(e => e.name)") == []
     headline = chromium.run("return document.querySelector('.headline').innerText")
-    came_out = "3 of 6 groups are predicted to share an 8 GB card, 1 undecided, 1 without a verdict"
+    came_out = "3 of 6 groups are predicted to share an 8 GB GPU, 1 undecided, 1 without a verdict"
     assert headline == f"{came_out}; 1 needed: the plan holds"
     assert groups(chromium) == ["group01", "group02", "group03", "group04", "group05", "group99"]
 
@@ -145,7 +145,7 @@ def test_markup_in_names_reasons_and_logs_stays_text(chromium, url):
     tags = "return [...document.querySelectorAll('img, b')].filter(e => e.tagName == 'IMG' || e.innerText == 'bold')"
     assert chromium.run(tags) == []
     shown = chromium.run("return document.body.innerText")
-    assert "the card is gone <img src=x" in shown
+    assert "the GPU is gone <img src=x" in shown
 
 
 def test_columns_sort_as_numbers_both_ways_and_the_unknown_stays_last(chromium, url):
@@ -265,8 +265,8 @@ def test_every_text_has_a_contrast_of_four_and_a_half(chromium, url, dark):
 
 
 @pytest.mark.parametrize("width", [320, 420, 760, 1920])
-def test_nothing_is_wider_than_the_screen(chromium, url, two_cards, width):
-    for page_url in (url, two_cards):
+def test_nothing_is_wider_than_the_screen(chromium, url, two_gpus, width):
+    for page_url in (url, two_gpus):
         chromium.open(page_url, width=width)
         chromium.click(".unfold-all")
         assert chromium.run("return document.documentElement.scrollWidth") <= width
@@ -302,7 +302,7 @@ def test_every_attempt_at_a_group_unfolds_with_its_own_picture(chromium, url):
 
 def test_proposals_carry_their_predicted_peak_and_its_colour(chromium, url):
     chromium.open(url)
-    colours = "return [...document.querySelectorAll('.outlook')].map(e => [e.innerText, getComputedStyle(e).color])"
+    colours = "return [...document.querySelectorAll('.forecast')].map(e => [e.innerText, getComputedStyle(e).color])"
     found = chromium.run(colours)
     assert [text for text, _ in found] == [
         f"5000-6000 MiB: {answer}" for answer in ("fits", "undecided", "does not fit")
@@ -310,10 +310,10 @@ def test_proposals_carry_their_predicted_peak_and_its_colour(chromium, url):
     assert len({colour for _, colour in found}) == 3
 
 
-def test_the_energy_of_the_card_is_a_tile_that_says_of_how_many_groups(chromium, two_cards):
-    chromium.open(two_cards)
+def test_the_energy_of_the_gpu_is_a_tile_that_says_of_how_many_groups(chromium, two_gpus):
+    chromium.open(two_gpus)
     tiles = chromium.run("return [...document.querySelectorAll('.tile')].map(e => e.innerText.replace(/\\n/g, ' '))")
-    assert [text for text in tiles if "energy" in text] == ["3.4 Wh energy of the card"]
+    assert [text for text in tiles if "energy" in text] == ["3.4 Wh energy of the GPU"]
 
 
 def test_the_keyboard_alone_sorts_searches_and_unfolds(chromium, url):

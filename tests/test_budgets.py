@@ -72,7 +72,7 @@ def test_a_group_over_its_budget_is_flagged_on_the_page_and_stays_feasible(run: 
 def test_the_summary_of_a_job_has_the_groups_that_do_not_fit_first(run: RunDirectory) -> None:
     report = page.Report.of([read_run(run.path)], run.path)
     lines = github.of_run((page.headline(part), part) for part in report.parts).splitlines()
-    assert lines[0] == "## 3 of 4 groups share an 8 GB card; 3 needed: the plan holds"
+    assert lines[0] == "## 3 of 4 groups share an 8 GB GPU; 3 needed: the plan holds"
     assert [line.split(" | ")[1] for line in lines[4:8]] == ["group04", "group01", "group02", "group03"]
     assert lines[5].endswith("| over budget by 100 MiB |")
 
@@ -111,4 +111,4 @@ def test_a_run_tells_the_terminal_and_the_job_of_a_group_over_its_budget(fake_nv
     assert "MiB over budget" in done.stdout
     assert "1 group over budget: group01 by " in done.stdout
     assert "::warning title=group01::peak " in done.stdout
-    assert (tmp_path / "job.md").read_text().startswith("## 1 of 1 groups share an 8 GB card")
+    assert (tmp_path / "job.md").read_text().startswith("## 1 of 1 groups share an 8 GB GPU")

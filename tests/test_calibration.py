@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from sessions import ROOT
 
-from colocate.advice.calibration import calibrate, comparisons, proposal, read_evidence, same_card, update_table
+from colocate.advice.calibration import calibrate, comparisons, proposal, read_evidence, same_gpu, update_table
 from colocate.cli.main import main
 from colocate.errors import ColocateError
-from colocate.plan.gpu_models import CardsFile
+from colocate.plan.gpu_models import GpuModelsFile
 from colocate.units import MIB
 
 CONTEXT_MIB = 500
@@ -38,14 +38,14 @@ def peak(reserved_mib: int) -> dict[str, Any]:
 
 
 def made_up(folder: Path, **changes: Any) -> Path:
-    """An evidence folder of a synthetic card."""
+    """An evidence folder of a synthetic GPU."""
     units = {
         "machine": {"state": "done", "versions": {"torch": "0.0.0"}, "capability": "9.0"},
         "solo a": solo(1000, 480),
         "solo b": solo(2100, 520),
         "solo c": solo(800, 560),
         "solo ran out": solo(5000, 9999, out_of_memory=1),
-        "solo beside a stranger": {**solo(1000, 20_000), "codes": ["foreign_process"]},
+        "solo beside a foreign process": {**solo(1000, 20_000), "codes": ["foreign_process"]},
         "small group02": {**solo(100, 500), "codes": ["background_never_ready"]},
         "small group01": {
             "peak_bytes": 4200 * MIB,
@@ -55,7 +55,7 @@ def made_up(folder: Path, **changes: Any) -> Path:
         "predictions": {
             "context_bytes": CONTEXT_MIB * MIB,
             "context_range_bytes": [400 * MIB, 700 * MIB],
-            "programs": {"a": peak(1000), "b": peak(2000), "c": peak(1200), "beside a stranger": peak(1000)},
+            "programs": {"a": peak(1000), "b": peak(2000), "c": peak(1200), "beside a foreign process": peak(1000)},
             "groups": {
                 "group02": {"peak": [3000 * MIB, 3800 * MIB, 4100 * MIB]},
                 "group01": {"peak": [3000 * MIB, 3800 * MIB, 4100 * MIB]},
@@ -65,7 +65,7 @@ def made_up(folder: Path, **changes: Any) -> Path:
     document = {
         "schema": 1,
         "basis": "measured",
-        "card": "SYNTHETIC Card 16GB",
+        "gpu": "SYNTHETIC GPU 16GB",
         "total_bytes": 16000 * MIB,
         "driver": "0.0 (synthetic)",
         "units": units,
@@ -106,23 +106,23 @@ def test_intervals_are_held_against_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_the_table_gets_a_new_row_with_its_source(tmp_path: Path) -> None:
-    table = Path(shutil.copy(ROOT / "settings" / "cards.json", tmp_path))
+    table = Path(shutil.copy(ROOT / "settings" / "gpu_models.json", tmp_path))
 
     said = update_table(calibrate([made_up(tmp_path / "synthetic")]), table)
 
-    assert said.endswith("added SYNTHETIC Card 16GB")
-    read = CardsFile.model_validate(json.loads(table.read_text()))
-    row = next(row for row in read.cards if row.name == "SYNTHETIC Card 16GB")
+    assert said.endswith("added SYNTHETIC GPU 16GB")
+    read = GpuModelsFile.model_validate(json.loads(table.read_text()))
+    row = next(row for row in read.gpus if row.name == "SYNTHETIC GPU 16GB")
     assert (row.context.low, row.context.expected, row.context.high) == (480 * MIB, 520 * MIB, 560 * MIB)
     assert (row.compute_capability, row.cublas_workspace, row.baseline) == ("9.0", 32 * MIB, 10 * MIB)
     assert row.sources["context"].startswith("measured: synthetic")
 
 
 def test_a_known_row_changes_and_the_rest_stays_as_it_was_written(tmp_path: Path) -> None:
-    table = Path(shutil.copy(ROOT / "settings" / "cards.json", tmp_path))
+    table = Path(shutil.copy(ROOT / "settings" / "gpu_models.json", tmp_path))
     before = table.read_text().splitlines()
 
-    said = update_table(calibrate([made_up(tmp_path / "synthetic", card="NVIDIA H100 80GB HBM3")]), table)
+    said = update_table(calibrate([made_up(tmp_path / "synthetic", gpu="NVIDIA H100 80GB HBM3")]), table)
 
     after = table.read_text().splitlines()
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
@@ -132,19 +132,19 @@ def test_a_known_row_changes_and_the_rest_stays_as_it_was_written(tmp_path: Path
 
 
 @pytest.mark.parametrize(("name", "same"), [("NVIDIA H100 80GB HBM3", True), ("NVIDIA H100 NVL", False)])
-def test_a_card_is_known_by_every_word_of_its_name(name: str, same: bool) -> None:
-    assert same_card("NVIDIA H100 80GB", name) is same
+def test_a_gpu_is_known_by_every_word_of_its_name(name: str, same: bool) -> None:
+    assert same_gpu("NVIDIA H100 80GB", name) is same
 
 
 @pytest.mark.parametrize("basis", ["simulated", "predicted"])
 def test_what_was_not_measured_is_refused(tmp_path: Path, basis: str) -> None:
-    with pytest.raises(ColocateError, match=f"expected figures measured on a card, found '{basis}' ones"):
+    with pytest.raises(ColocateError, match=f"expected figures measured on a GPU, found '{basis}' ones"):
         calibrate([made_up(tmp_path / "synthetic", basis=basis)])
 
 
-def test_two_kinds_of_card_are_not_mixed(tmp_path: Path) -> None:
-    with pytest.raises(ColocateError, match="expected evidence of one kind of card, found Other, SYNTHETIC"):
-        calibrate([made_up(tmp_path / "one"), made_up(tmp_path / "two", card="Other")])
+def test_two_kinds_of_gpu_are_not_mixed(tmp_path: Path) -> None:
+    with pytest.raises(ColocateError, match="expected evidence of one kind of GPU, found Other, SYNTHETIC"):
+        calibrate([made_up(tmp_path / "one"), made_up(tmp_path / "two", gpu="Other")])
 
 
 def test_too_few_programs_are_no_calibration(tmp_path: Path) -> None:
@@ -153,14 +153,14 @@ def test_too_few_programs_are_no_calibration(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_and_updates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = Path(shutil.copy(ROOT / "settings" / "cards.json", tmp_path))
+    table = Path(shutil.copy(ROOT / "settings" / "gpu_models.json", tmp_path))
 
     assert main(["calibrate", str(made_up(tmp_path / "synthetic")), "--update", "--table", str(table)]) == 0
 
     said = capsys.readouterr().out
     assert "context   520 MiB (480 MiB to 560 MiB)" in said
     assert "intervals 2 of 4 held, 1 above, 1 below" in said
-    assert "SYNTHETIC Card 16GB" in table.read_text()
+    assert "SYNTHETIC GPU 16GB" in table.read_text()
 
 
 @pytest.mark.slow

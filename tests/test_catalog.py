@@ -120,10 +120,10 @@ def test_a_value_per_model_falls_back_to_the_star_and_then_to_the_default(tmp_pa
 
 
 def test_arguments_for_repeating_and_rehearsing_are_added_only_then(tmp_path: Path) -> None:
-    found = training(catalog(tmp_path, repeat_args=["--repeat"], rehearsal_args=["--max-steps", "4"]))
+    found = training(catalog(tmp_path, repeat_args=["--repeat"], dry_run_args=["--max-steps", "4"]))
 
     assert found.command() == list(found.argv)
-    assert found.command(repeat=True, rehearsal=True) == [*found.argv, "--repeat", "--max-steps", "4"]
+    assert found.command(repeat=True, dry_run=True) == [*found.argv, "--repeat", "--max-steps", "4"]
 
 
 def test_a_hyperparameter_without_a_flag_is_recorded_and_named_as_not_passed(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_every_engine_runs_its_group_and_the_journals_become_one_run(fake_nvml, 
     (merge,) = re.findall(r"\$ (colocate merge .*)", PAGE)
     merged = do(merge, folder)
     assert merged.returncode == 0, merged.stdout + merged.stderr
-    assert "1 of 2 groups share an 8 GB card" in merged.stdout
+    assert "1 of 2 groups share an 8 GB GPU" in merged.stdout
     assert (folder / "reports/merged.html").exists()
 
     run, verdict = matrix_scripts()  # CI's turn, into the same folder: of group01 the later counts

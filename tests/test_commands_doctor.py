@@ -13,7 +13,7 @@ from colocate.cli.diagnostics import Finding, verdict_of
 from colocate.cli.main import main
 from colocate.device import nvml
 
-BARE = [Finding("packages", "well", ""), Finding("torch", "well", ""), Finding("plan", "well", "")]
+BARE = [Finding("packages", "ok", ""), Finding("torch", "ok", ""), Finding("plan", "ok", "")]
 
 
 def found(about, *arguments):
@@ -28,20 +28,20 @@ def no_driver(monkeypatch):
 def test_without_a_gpu_it_says_what_still_works_and_ends_well(no_driver, tmp_path, capsys):
     assert main(["doctor", "--quick", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "less GPU: none: libnvidia-ml.so.1 is not there; predictions on the virtual card, verify, report" in out
+    assert "less GPU: none: libnvidia-ml.so.1 is not there; predictions on the virtual GPU, verify, report" in out
     assert "-> to measure, install the NVIDIA driver" in out
-    assert out.splitlines()[-1] == "ready to predict on a virtual card, which needs no GPU: pytest feasibility"
+    assert out.splitlines()[-1] == "ready to predict on a virtual GPU, which needs no GPU: pytest feasibility"
 
 
 @pytest.mark.slow
-def test_the_virtual_card_is_tried_with_the_torch_at_hand(no_driver):
+def test_the_virtual_gpu_is_tried_with_the_torch_at_hand(no_driver):
     pytest.importorskip("torch")
-    assert diagnostics._virtual_card() == Finding("virtual card", "well", "works with this torch")
+    assert diagnostics._virtual_gpu() == Finding("virtual GPU", "ok", "works with this torch")
 
 
 def test_a_trial_that_fails_says_what_the_program_said(tmp_path):
     failed = diagnostics._tried(["sh", "-c", "echo boom >&2; exit 3"], {}, tmp_path)
-    assert (failed.state, "its trial ended with 3 and said 'boom'" in failed.text) == ("bad", True)
+    assert (failed.state, "its trial ended with 3 and said 'boom'" in failed.text) == ("error", True)
 
 
 def test_a_plan_that_cannot_be_used_is_no_run(no_driver, tmp_path, capsys):
@@ -51,29 +51,29 @@ def test_a_plan_that_cannot_be_used_is_no_run(no_driver, tmp_path, capsys):
 
 
 def test_a_driver_that_fails_is_never_passed_over(monkeypatch):
-    findings = [*BARE, Finding("GPU", "bad", "NVML: driver not loaded"), Finding("virtual card", "well", "")]
-    possible, text = verdict_of(findings)
-    assert not possible
+    findings = [*BARE, Finding("GPU", "error", "NVML: driver not loaded"), Finding("virtual GPU", "ok", "")]
+    worst_case, text = verdict_of(findings)
+    assert not worst_case
     assert "--device=virtual" in text
 
 
-def test_without_card_and_emulation_nothing_is_possible():
-    findings = [*BARE, Finding("GPU", "less", "none"), Finding("virtual card", "bad", "")]
-    assert verdict_of(findings) == (False, "no run is possible: there is no GPU, and the virtual card does not work")
+def test_without_gpu_and_emulation_nothing_is_possible():
+    findings = [*BARE, Finding("GPU", "warning", "none"), Finding("virtual GPU", "error", "")]
+    assert verdict_of(findings) == (False, "no run is possible: there is no GPU, and the virtual GPU does not work")
 
 
-def test_a_card_is_named_with_its_driver_and_a_simulated_one_stamped(fake_nvml: FakeNvml, tmp_path):
+def test_a_gpu_is_named_with_its_driver_and_a_simulated_one_stamped(fake_nvml: FakeNvml, tmp_path):
     finding = found("GPU", None, tmp_path)
-    assert finding.state == "well"
+    assert finding.state == "ok"
     assert "1 free" in finding.text
     assert "(SIMULATED)" in finding.text
-    assert found("accounting", None, tmp_path).state in ("well", "less")
+    assert found("accounting", None, tmp_path).state in ("ok", "warning")
 
 
 def test_a_small_disk_names_the_cure(tmp_path, monkeypatch):
     monkeypatch.setattr(diagnostics, "ROOM_BYTES", 2**62)
     finding = diagnostics._disk(tmp_path / "not/there/yet")
-    assert (finding.state, "make room" in finding.cure) == ("less", True)
+    assert (finding.state, "make room" in finding.cure) == ("warning", True)
 
 
 def test_a_reader_that_has_seen_enough_is_no_fault(tmp_path):

@@ -12,12 +12,12 @@ from fake_nvml import FakeNvml
 from groups import group, training
 from sessions import stand_in
 
-from colocate.advice.packing import Load, Question
-from colocate.advice.solo_profiles import Solo, remembered, tells_its_need
-from colocate.advice.speedup import GroupWorth, Worth
+from colocate.advice.packing import Load, PackingProblem
+from colocate.advice.solo_profiles import SoloProfile, remembered, tells_its_need
+from colocate.advice.speedup import GroupSpeedup, Speedup
 from colocate.cli.main import main
-from colocate.device.acquire import Card
-from colocate.harness.attempt import Trials
+from colocate.device.acquire import FoundGpu
+from colocate.harness.attempt import AttemptRunner
 from colocate.plan.plan import Group, load_plan
 from colocate.results.layout import RunDirectory
 from colocate.results.record import write_record
@@ -39,7 +39,7 @@ def member(name: str) -> dict[str, Any]:
 def plan(tmp_path: Path) -> Path:
     """Five different trainings; how they are grouped there is of no account."""
     entries: list[dict[str, Any]] = [{"mode": "default", **member(name)} for name in SIZES]
-    limits = {"card": "8192MB", "peak": "5500MB", "settle_s": 5}
+    limits = {"gpu": "8192MB", "peak": "5500MB", "settle_s": 5}
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({"experiment_name": "five", "limits": limits, "experiments": entries}))
     return path
@@ -52,12 +52,12 @@ def test_only_the_open_pair_is_run(
     """Of ten pairs four surely fit, five surely do not, and "one" with "two" may: their evaluations need not meet."""
     out, results = tmp_path / "pack.json", tmp_path / "results"
 
-    code = main(["pack", "--from", str(plan), "--device=nvidia", "--cards=2", f"--out={out}", f"--results={results}"])
+    code = main(["pack", "--from", str(plan), "--device=nvidia", "--gpus=2", f"--out={out}", f"--results={results}"])
     said = " ".join(capsys.readouterr().out.split())
 
-    assert "five: 5 trainings on 8 GB cards, measured" in said
+    assert "five: 5 trainings on 8 GB GPUs, measured" in said
     assert "10 pairs from 5 solo runs: 4 surely fit, 5 surely do not, 1 open; 1 of these were run" in said
-    assert "2 cards, 2 rounds instead of 3" in said
+    assert "2 GPUs, 2 rounds instead of 3" in said
     assert code == 0
     (pack,) = results.glob("pack_*")
     groups = [
@@ -85,13 +85,13 @@ def test_what_an_earlier_run_measured_is_known(
     document["experiments"] = document["experiments"][2:]
     plan.write_text(json.dumps(document))
     trainings = {one.name: one for group in load_plan(plan).groups for one in group.trainings}
-    run, card = RunDirectory(tmp_path / "run_before"), Card("nvidia", fake_nvml.uuid())
+    run, gpu = RunDirectory(tmp_path / "run_before"), FoundGpu("nvidia", fake_nvml.uuid())
     limits = load_plan(plan).limits
-    trials = Trials(run, "before", card)
+    trials = AttemptRunner(run, "before", gpu)
     trials.attempt(Group("both", 1, trainings["one"], trainings["two"], limits))
     small = trials.attempt(Group("small", 2, trainings["one"], trainings["c"], limits))
-    worth = GroupWorth((Worth(2.0, 2.0, 10.0, 1.5),))
-    (small.directory.path / "worth.json").write_text(json.dumps(worth.to_json()))
+    speedup = GroupSpeedup((Speedup(2.0, 2.0, 10.0, 1.5),))
+    (small.directory.path / "speedup.json").write_text(json.dumps(speedup.to_json()))
     words = ["pack", "--from", str(plan), "--device=nvidia", f"--known={run.path}", f"--out={tmp_path / 'pack.json'}"]
 
     assert main([*words, f"--results={tmp_path / 'results'}"]) == 0
@@ -142,29 +142,29 @@ def test_a_run_alone_that_was_disturbed_tells_no_need() -> None:
 
 
 def test_what_was_measured_elsewhere_or_not_to_its_end_is_not_known(tmp_path: Path) -> None:
-    """8 GB of a larger card is no 8 GB card; of a foreground that was ended early nobody knows the rest."""
+    """8 GB of a larger GPU is no 8 GB GPU; of a foreground that was ended early nobody knows the rest."""
     run = RunDirectory(tmp_path / "run_1")
     pair = group(training("mnist"), training("load"))
     seen = builders.evidence()
     write_record(run.group("mnist", 1, parallel=True).create(), pair, seen, [], run.name)
     argv = [seen.foreground.argv, seen.background.argv]
-    solos = [Solo(replace(training("any"), argv=one), Load(PeakRange(0, 0, 0), 0), "measured") for one in argv]
-    question = Question((), 0, seen.limits.peak_bytes)
+    solos = [SoloProfile(replace(training("any"), argv=one), Load(PeakRange(0, 0, 0), 0), "measured") for one in argv]
+    problem = PackingProblem((), 0, seen.limits.peak_bytes)
     size, name = seen.device.total_bytes, seen.device.name
 
-    assert remembered(question, solos, run, size, name).known == {(0, 1): True}
-    assert remembered(question, solos, run, size).known == {(0, 1): True}
-    assert remembered(question, solos, run, size, "8 GB of an NVIDIA H100").known == {}
+    assert remembered(problem, solos, run, size, name).known == {(0, 1): True}
+    assert remembered(problem, solos, run, size).known == {(0, 1): True}
+    assert remembered(problem, solos, run, size, "8 GB of an NVIDIA H100").known == {}
 
     early = RunDirectory(tmp_path / "run_2")
     cut_off = replace(seen, decided_early="memory repeats")
     write_record(early.group("mnist", 1, parallel=True).create(), pair, cut_off, [], early.name)
-    assert remembered(question, solos, early, size, name).known == {}
+    assert remembered(problem, solos, early, size, name).known == {}
 
 
-def test_a_virtual_card_measures_nothing(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_virtual_gpu_measures_nothing(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pack", "--from", str(plan), "--device=virtual", "--measure=3"]) == 2
-    assert "a virtual card cannot decide what its own interval leaves open" in capsys.readouterr().err
+    assert "a virtual GPU cannot decide what its own interval leaves open" in capsys.readouterr().err
 
 
 def test_a_catalog_and_a_plan_are_one_too_many(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:

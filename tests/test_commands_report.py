@@ -16,10 +16,10 @@ from colocate.results.record import write_record
 from colocate.units import MIB
 
 
-def finish(run, number, seen, **changes):
+def finish(run, number, seen, **diffs):
     directory = run.group("mnist", number, parallel=True).create()
     one = replace(group(training("mnist"), training("resnet20")), number=number, id=f"group{number:02}")
-    write_record(directory, one, replace(seen, group=one.id, **changes), [], run.name)
+    write_record(directory, one, replace(seen, group=one.id, **diffs), [], run.name)
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def run(tmp_path, plan):
     """A run of that plan: stable, infeasible, usable."""
     found = RunDirectory(tmp_path / "results/run_20261124_053000")
     found.path.mkdir(parents=True)
-    told = {"name": plan.name, "path": str(plan.path), "groups": list(plan.ids), "needed": 2, "success_rate": 0.95}
-    told |= {"document": plan.to_json(), "catalog": str(plan.catalog)}
-    found.record.write_text(json.dumps({"plan": told, "started_at": "2026-11-24T05:30:00+00:00"}))
+    reported = {"name": plan.name, "path": str(plan.path), "groups": list(plan.ids), "needed": 2, "success_rate": 0.95}
+    reported |= {"document": plan.to_json(), "catalog": str(plan.catalog)}
+    found.record.write_text(json.dumps({"plan": reported, "started_at": "2026-11-24T05:30:00+00:00"}))
     wrong = foreground(out_of_memory=(out_of_memory(),), allocators=(simulated(9000),))
     finish(found, 1, predicted_evidence(800, 500))
     finish(found, 2, predicted_evidence(9000, 500), foreground=wrong)
@@ -87,7 +87,7 @@ def test_every_command_shows_an_example(capsys):
 def test_a_rebuilt_page_and_summary_lie_in_the_run_directory(run, capsys):
     assert main(["report", str(run.path)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("2 of 3 groups are predicted to share an 8 GB card")
+    assert out.startswith("2 of 3 groups are predicted to share an 8 GB GPU")
     assert "2 of 3 groups" in (run.path / "report.html").read_text()
     assert (run.path / "summary.csv").exists()
 
@@ -192,8 +192,8 @@ def test_a_comparison_names_another_driver_and_other_versions(run, tmp_path, cap
     assert lines[2].startswith("group01 FEASIBLE (measured): peak +0 to 3200 MiB")
 
 
-def test_peaks_of_different_cards_are_not_subtracted(tmp_path, capsys, monkeypatch):
-    """A group of an 8 GB card used to have "grown" when the next run had one of 24 GB."""
+def test_peaks_of_different_gpus_are_not_subtracted(tmp_path, capsys, monkeypatch):
+    """A group of an 8 GB GPU used to have "grown" when the next run had one of 24 GB."""
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     before, after = RunDirectory(tmp_path / "run_1"), RunDirectory(tmp_path / "run_2")
     for found, name in ((before, "Test 8 GB"), (after, "Test 24 GB")):
@@ -202,14 +202,14 @@ def test_peaks_of_different_cards_are_not_subtracted(tmp_path, capsys, monkeypat
     page = tmp_path / "page.html"
     assert main(["compare", str(before.path), str(after.path), "--fail-above=1GB", f"--page={page}"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "changed: card Test 8 GB -> Test 24 GB"
+    assert lines[1] == "changed: GPU Test 8 GB -> Test 24 GB"
     assert lines[2].startswith("group01 FEASIBLE (measured): peak not comparable")
-    assert lines[2].endswith("another basis or card")
+    assert lines[2].endswith("another basis or GPU")
     assert lines[3] == "0 verdicts changed; 0 peaks grew; 0 fell"
-    assert "group01: is of another card, so how its peak grew is not known" in lines
-    told = "changed: card Test 8 GB -&gt; Test 24 GB."
-    assert told in page.read_text()
-    assert told in (tmp_path / "summary.md").read_text()
+    assert "group01: is of another GPU, so how its peak grew is not known" in lines
+    reported = "changed: GPU Test 8 GB -&gt; Test 24 GB."
+    assert reported in page.read_text()
+    assert reported in (tmp_path / "summary.md").read_text()
 
 
 def test_a_comparison_is_a_section_of_the_page(run, later, tmp_path):

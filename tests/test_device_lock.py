@@ -42,7 +42,7 @@ def other_run(folder):
         process.kill()
 
 
-def test_a_busy_card_names_its_holder(folder, other_run):
+def test_a_busy_gpu_names_its_holder(folder, other_run):
     with (
         pytest.raises(
             DeviceError, match=rf"GPU-1: .* held by pid {other_run.pid} of .+ since .+ UTC \(night run\); wait"
@@ -52,7 +52,7 @@ def test_a_busy_card_names_its_holder(folder, other_run):
         pass
 
 
-def test_another_card_is_free(folder, other_run):
+def test_another_gpu_is_free(folder, other_run):
     with locked("GPU-2", "mine", folder=folder):
         pass
 
@@ -87,7 +87,7 @@ def test_a_lock_can_be_taken_again_after_an_exception(folder):
         pass
 
 
-def test_one_process_cannot_hold_a_card_twice(folder):
+def test_one_process_cannot_hold_a_gpu_twice(folder):
     with (
         locked("GPU-1", "first", folder=folder),
         pytest.raises(DeviceError, match=f"pid {os.getpid()} .*first"),

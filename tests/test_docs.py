@@ -68,12 +68,12 @@ def test_every_option_stands_in_the_reference_and_no_other():
 
 
 def test_every_subcommand_and_its_arguments_stand_in_the_reference():
-    told = section("The command `colocate`")
+    reported = section("The command `colocate`")
     names = {module.__name__.rpartition(".")[2] for module in COMMANDS}
-    assert names <= first_cells(told)
+    assert names <= first_cells(reported)
     (subcommands,) = [a for a in colocate_parser()._actions if isinstance(a, argparse._SubParsersAction)]
     for name, parser in subcommands.choices.items():
-        (row,) = [line for line in told.splitlines() if line.startswith(f"| `{name}` |")]
+        (row,) = [line for line in reported.splitlines() if line.startswith(f"| `{name}` |")]
         if "see `--help`" in row:
             continue
         flags = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
@@ -85,13 +85,13 @@ def test_every_column_stands_in_the_reference_and_no_other():
 
 
 def test_every_file_of_a_run_stands_in_the_reference():
-    told = first_cells(section("Files of a run"))
+    reported = first_cells(section("Files of a run"))
     run, group = RunDirectory(Path("run")), GroupDirectory(Path("run/group"))
     files = [run.record, run.summary, group.experiment, group.verdict, group.trace, group.foreground_log]
     folders = [group.energy, group.background_log(1).parent, group.events("foreground").parent, run.quarantine]
     folders.append(group.probe("foreground").parent)
-    assert {path.name for path in [*files, group.virtual_card]} | {f"{path.name}/" for path in folders} <= told
-    assert {journal.NAME, PROGRESS} <= told
+    assert {path.name for path in [*files, group.virtual_gpu]} | {f"{path.name}/" for path in folders} <= reported
+    assert {journal.NAME, PROGRESS} <= reported
 
 
 def codes_of_the_code():
@@ -299,8 +299,8 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     run = do([*first, "--device=virtual"], folder)
     assert run.returncode == 0, run.stdout
     line = r"group01 FEASIBLE \(predicted\) peak (\d+)-(\d+) MiB"
-    came, told = (list(map(int, re.search(line, text).groups())) for text in (run.stdout, page.read_text()))
-    assert came == pytest.approx(told, rel=0.1), "the page shows what comes out, whatever the build of torch"
+    came, reported = (list(map(int, re.search(line, text).groups())) for text in (run.stdout, page.read_text()))
+    assert came == pytest.approx(reported, rel=0.1), "the page shows what comes out, whatever the build of torch"
     assert (folder / "reports/latest/report.html").exists()
 
     (directory,) = folder.glob("results/run_*")
@@ -323,6 +323,6 @@ def test_the_plans_and_catalogs_of_the_how_tos_load(tmp_path):
         (tmp_path / name).touch()
     text = json.dumps(plan).replace("/home/me/venvs/bert/bin/python", sys.executable)
     (tmp_path / "settings/plan.json").write_text(text)
-    assert load_plan(tmp_path / "settings/plan.json").groups[0].foreground.rehearsal_args == ("--max-steps", "4")
+    assert load_plan(tmp_path / "settings/plan.json").groups[0].foreground.dry_run_args == ("--max-steps", "4")
     (tmp_path / "settings/models.json").write_text(json.dumps(catalog))
     assert load_catalog(tmp_path / "settings/models.json").repositories["my_models"].models == ["tiny", "base"]

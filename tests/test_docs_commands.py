@@ -1,8 +1,8 @@
 """Every command of the docs is done, and every Python block; what cannot be done here is named with its reason.
 
 In a prepared copy of the project, which stands for the real one in these respects and no others: the plan has two
-groups whose trainings are stand-ins (tests/programs/stand_in.py), the NVIDIA library is the fake one with two cards,
-rehearsals of ``colocate predict`` are replaced by arithmetic, and the runs that a page names are made up.
+groups whose trainings are stand-ins (tests/programs/stand_in.py), the NVIDIA library is the fake one with two GPUs,
+dry runs of ``colocate predict`` are replaced by arithmetic, and the runs that a page names are made up.
 """
 
 import json
@@ -23,7 +23,7 @@ from test_docs import known_words
 import colocate.advice.solo_profiles
 import colocate.harness.simulation
 from colocate.cli.main import main
-from colocate.harness.simulation import NOTHING, Program, Rehearsal
+from colocate.harness.simulation import NOTHING, Program, SimulatedRun
 from colocate.plan.plan import load_plan
 from colocate.results import journal
 from colocate.results.layout import RunDirectory
@@ -42,7 +42,7 @@ NOT_HERE = {
     "scripts/test": "these tests would run themselves",
     "docker run": "needs docker and downloads an image",
     "sudo nvidia-smi": "needs a GPU and changes its settings",
-    "--on=slurm": "needs a Slurm cluster; tests/test_slurm.py has stand-ins for its commands",
+    "--executor=slurm": "needs a Slurm cluster; tests/test_slurm.py has stand-ins for its commands",
     "$SLURM_": "needs a Slurm cluster; tests/test_slurm.py has stand-ins for its commands",
     "sbatch": "needs a Slurm cluster; tests/test_slurm.py has stand-ins for its commands",
     "scripts/gpu-evidence": "needs a GPU for minutes",
@@ -50,9 +50,9 @@ NOT_HERE = {
     "kubectl": "needs a Kubernetes cluster",
     "colocate fit": "takes minutes: every trial is a run; tests/test_fit.py does it with stand-ins",
     "colocate pack": "takes minutes: solo runs and measurements; its tests do it with stand-ins",
-    "--remedy": "takes minutes: every remedy is a run; its tests do it with stand-ins",
+    "--try-fixes": "takes minutes: every remedy is a run; its tests do it with stand-ins",
     "--stress": "takes a minute: a run per trial; tests/test_stress.py does it with stand-ins",
-    "--device=nvidia --card": "needs CUDA for the ballast; tests/test_ballast.py has a fake one",
+    "--device=nvidia --gpu": "needs CUDA for the balloon; tests/test_balloon.py has a fake one",
     "--plan=mine/plan.json": "the tutorial's, done by tests/test_docs.py as it stands there",
     "scripts/colocate verify results/": "the tutorial's, done by tests/test_docs.py as it stands there",
 }
@@ -63,7 +63,7 @@ STANDS_FOR = {"PLAN": "my_plan.json", "--epochs=10": "--progress=10"}
 # What has to be done before a line can be, in a folder of results of its own where the latest run is meant.
 BEFORE = {
     "--resume": "scripts/feasibility -k group12 --results=resumed",
-    "colocate merge": "pytest feasibility --journal=journals/both.jsonl",
+    "colocate merge": "pytest feasibility --archive=journals/both.jsonl",
 }
 IN_ADDITION = {"--resume": ["--results=resumed"]}
 
@@ -188,13 +188,13 @@ def do_with_what_it_needs(line: str, folder: Path, done: set[str]) -> subprocess
     return do(words, folder)
 
 
-def rehearsed(programs: Sequence[Program], card: object, **settings: object) -> list[Rehearsal]:
+def simulated(programs: Sequence[Program], gpu: object, **settings: object) -> list[SimulatedRun]:
     """A program wants 100 MiB for each sample of its batch, of which it has 32 if it does not say."""
     found = []
     for program in programs:
         sizes = [int(after) for word, after in zip(program.argv, program.argv[1:], strict=False) if is_batch(word)]
         size = 100 * (sizes or [32])[-1] * MIB
-        found.append(Rehearsal(program.name, program.argv, 1.0, peak=PeakRange(size, size, size), parts=NOTHING))
+        found.append(SimulatedRun(program.name, program.argv, 1.0, peak=PeakRange(size, size, size), parts=NOTHING))
     return found
 
 
@@ -228,7 +228,7 @@ def test_every_command_is_done_or_named_with_a_reason() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("line", of_kind(*SESSIONS))
 def test_a_run_of_the_docs_runs(line: str, folder: Path, done: set[str], fake_nvml) -> None:
-    fake_nvml.add_card(uuid="GPU-4f5e0000-0000-4000-8000-000000000000")
+    fake_nvml.add_gpu(uuid="GPU-4f5e0000-0000-4000-8000-000000000000")
     session = do_with_what_it_needs(line, folder, done)
     assert session.returncode == 0, session.stdout + session.stderr
     if "--collect-only" not in line:
@@ -248,7 +248,7 @@ def test_a_command_around_a_run_does_its_work(line: str, folder: Path, done: set
 
 @pytest.mark.parametrize("line", of_kind("colocate predict"))
 def test_a_prediction_of_the_docs_answers(line: str, folder: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(colocate.harness.simulation, "rehearse", rehearsed)
+    monkeypatch.setattr(colocate.harness.simulation, "simulate", simulated)
     monkeypatch.chdir(ROOT)
     assert main(shlex.split(line)[1:]) in (0, 1), "what fits and what does not are both answers"
     assert "predicted for a" in capsys.readouterr().out
@@ -258,7 +258,7 @@ def test_a_prediction_of_the_docs_answers(line: str, folder: Path, monkeypatch, 
 def test_a_plan_of_pairs_of_the_docs_is_written(line: str, tmp_path: Path, monkeypatch, capsys) -> None:
     for name in ("settings", "workloads"):
         (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.setattr(colocate.advice.solo_profiles, "rehearse", rehearsed)
+    monkeypatch.setattr(colocate.advice.solo_profiles, "simulate", simulated)
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(line)[1:]) == 0
     (written,) = re.findall(r"^plan: (\S+):", capsys.readouterr().out, re.M)

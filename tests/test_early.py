@@ -25,19 +25,22 @@ from colocate.results.verify import verify
 from colocate.units import MIB
 from colocate.verdict.aggregate import combine
 from colocate.verdict.early_stopping import GRANULE_BYTES, cycles, phases, repeats
-from colocate.verdict.evidence import Evidence, Life, Mark, Member, Sample
+from colocate.verdict.evidence import Evidence, Member, ProcessRun, ProgressEvent, Sample
 from colocate.verdict.rules import Outcome, Verdict, judge
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
 
 
-def phased(pid: int, start_s: float, *told: str, every_s: float = 2.0) -> tuple[Mark, ...]:
+def phased(pid: int, start_s: float, *reported: str, every_s: float = 2.0) -> tuple[ProgressEvent, ...]:
     """Phases one after the other, with a step in the middle of each."""
-    marks = [Mark(start_s, pid, "ready")]
-    for place, phase in enumerate(told):
+    progress_events = [ProgressEvent(start_s, pid, "ready")]
+    for place, phase in enumerate(reported):
         begin = start_s + place * every_s
-        marks += [Mark(begin, pid, "phase", phase), Mark(begin + every_s / 2, pid, "step", phase, 1)]
-    return tuple(marks)
+        progress_events += [
+            ProgressEvent(begin, pid, "phase", phase),
+            ProgressEvent(begin + every_s / 2, pid, "step", phase, 1),
+        ]
+    return tuple(progress_events)
 
 
 TWICE = ("train", "evaluate", "train", "evaluate", "train")
@@ -45,9 +48,11 @@ TWICE = ("train", "evaluate", "train", "evaluate", "train")
 
 def ended_early(**changes: Any) -> Evidence:
     """The sound group, whose foreground was ended by the harness after two whole cycles and no finished epoch."""
-    stopped = (Life("training.log", 8.0, Exit(None, "SIGTERM", 21.0, stopped=True)),)
-    ours = builders.foreground(lives=stopped, epochs=(), marks=phased(200, 10.0, *TWICE))
-    theirs = builders.background(marks=phased(100, 3.0, *TWICE, "evaluate", "train", "evaluate", "train", "evaluate"))
+    stopped = (ProcessRun("training.log", 8.0, Exit(None, "SIGTERM", 21.0, stopped=True)),)
+    ours = builders.foreground(process_runs=stopped, epochs=(), progress_events=phased(200, 10.0, *TWICE))
+    theirs = builders.background(
+        progress_events=phased(100, 3.0, *TWICE, "evaluate", "train", "evaluate", "train", "evaluate")
+    )
     return builders.evidence(**{"foreground": ours, "background": theirs, "decided_early": "memory repeats", **changes})
 
 
@@ -64,13 +69,13 @@ def test_without_the_record_saying_so_the_same_end_is_no_verdict() -> None:
     assert (verdict.outcome, verdict.codes) == (Outcome.INCONCLUSIVE, ("foreground_not_ended",))
 
 
-def with_foreground(evidence: Evidence, *told: str) -> Evidence:
-    return replace(evidence, foreground=replace(evidence.foreground, marks=phased(200, 10.0, *told)))
+def with_foreground(evidence: Evidence, *reported: str) -> Evidence:
+    return replace(evidence, foreground=replace(evidence.foreground, progress_events=phased(200, 10.0, *reported)))
 
 
-def with_background(evidence: Evidence, marks: tuple[Mark, ...]) -> Evidence:
+def with_background(evidence: Evidence, progress_events: tuple[ProgressEvent, ...]) -> Evidence:
     assert evidence.background is not None
-    return replace(evidence, background=replace(evidence.background, marks=marks))
+    return replace(evidence, background=replace(evidence.background, progress_events=progress_events))
 
 
 def higher_at(evidence: Evidence, elapsed_s: float, more_bytes: int) -> Evidence:
@@ -110,7 +115,9 @@ def test_a_background_on_the_processor_needs_no_phases() -> None:
 
 
 def test_cycles_are_those_of_the_last_process() -> None:
-    member: Member = builders.background(marks=(*phased(1, 0.0, *TWICE), *phased(2, 20.0, "train", "save", "train")))
+    member: Member = builders.background(
+        progress_events=(*phased(1, 0.0, *TWICE), *phased(2, 20.0, "train", "save", "train"))
+    )
     assert cycles(member) == [(20.0, 24.0)]
     assert phases(member, (20.0, 24.0)) == {"train", "save"}
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def bench(tmp_path):
-    """Programs on a virtual card of 8 GiB."""
+    """Programs on a virtual GPU of 8 GiB."""
     return Bench(tmp_path)
 
 
@@ -55,9 +55,9 @@ def test_expandable_segments_of_the_environment_are_simulated(bench):
     assert run.record["notes"] == ["allocator option not simulated: 'garbage_collection_threshold:0.6'"]
 
 
-def test_the_name_of_the_card_decides_the_workspace_of_matrix_products(tmp_path):
+def test_the_name_of_the_gpu_decides_the_workspace_of_matrix_products(tmp_path):
     """32 MiB per cuBLAS handle on Hopper instead of 8.1 MiB, and the backward pass has a handle of its own."""
-    bench = Bench(tmp_path, card_name="NVIDIA H100 (virtual)")
+    bench = Bench(tmp_path, gpu_name="NVIDIA H100 (virtual)")
 
     run = bench.run_source("""
 import torch
@@ -72,7 +72,7 @@ print((torch.cuda.memory_allocated() - before) >> 20)
     assert run.output.splitlines() == ["(9, 0) 32", "64"]
 
 
-def test_operators_with_one_kernel_on_a_card_are_known_as_such():
+def test_operators_with_one_kernel_on_a_gpu_are_known_as_such():
     """Whoever brings another torch learns here that a composite operator has got a kernel of its own.
 
     A CUDA build knows; a CPU build shows only those that have a kernel of their own on the host.
@@ -80,7 +80,7 @@ def test_operators_with_one_kernel_on_a_card_are_known_as_such():
     command = [PYTHON, "-c", UNKNOWN_ONE_KERNEL_OPERATORS]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
 
-    # Composite on a card as well, although the host has a kernel.
+    # Composite on a GPU as well, although the host has a kernel.
     assert set(done.stdout.split()) <= {"native_channel_shuffle"}
 
 
@@ -135,7 +135,7 @@ def features(tmp_path_factory) -> tuple[Run, dict[str, str | None]]:
         "generators_and_random_state",
         "sizes_that_depend_on_known_values_are_true",
         "loaders_are_whole_unless_cut",
-        "errors_are_those_of_a_card",
+        "errors_are_those_of_a_gpu",
     ],
 )
 def test_feature(features, feature):
@@ -145,7 +145,7 @@ def test_feature(features, feature):
 
 
 def test_every_feature_of_the_program_is_a_test_here(features):
-    (parametrized,) = [mark for mark in test_feature.pytestmark if mark.name == "parametrize"]
+    (parametrized,) = [event for event in test_feature.pytestmark if event.name == "parametrize"]
 
     assert set(features[1]) == set(parametrized.args[1])
 
@@ -156,7 +156,7 @@ def test_an_ignored_compiler_is_noted(features):
     assert run.record["notes"] == ["torch.compile is ignored: the memory of the eager program is predicted"]
 
 
-# --- a full card -----------------------------------------------------------------------------------------------------
+# --- a full GPU -----------------------------------------------------------------------------------------------------
 
 
 FULL = """
@@ -176,8 +176,8 @@ torch.empty(700 << 20, dtype=torch.uint8, device="cuda")
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Run:
-    """One program that goes on after a full card, and ends at the next one."""
-    return Bench(tmp_path_factory.mktemp("full"), card_mib=1024).run_source(FULL)
+    """One program that goes on after a full GPU, and ends at the next one."""
+    return Bench(tmp_path_factory.mktemp("full"), gpu_mib=1024).run_source(FULL)
 
 
 def test_a_swallowed_out_of_memory_is_still_counted(full):
@@ -186,7 +186,7 @@ def test_a_swallowed_out_of_memory_is_still_counted(full):
     assert full.peaks_mib == (600, 600)
 
 
-def test_a_full_card_ends_the_program_with_pytorchs_own_words(full):
+def test_a_full_gpu_ends_the_program_with_pytorchs_own_words(full):
     assert full.exit_code == 1
     assert "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 700.00 MiB. GPU 0 has a total" in full.output
     assert full.record["last_oom"]["requested_bytes"] == 700 * MIB
@@ -195,7 +195,7 @@ def test_a_full_card_ends_the_program_with_pytorchs_own_words(full):
 
 
 def test_an_out_of_memory_in_the_backward_pass_reaches_the_program(tmp_path):
-    bench = Bench(tmp_path, card_mib=560)
+    bench = Bench(tmp_path, gpu_mib=560)
 
     run = bench.run_source("""
 import torch
@@ -217,22 +217,22 @@ sys.stdin.readline()
 """
 
 
-def test_two_processes_meet_the_same_full_card(tmp_path):
-    bench = Bench(tmp_path, card_mib=2048)
-    holder = bench.folder / "hold.py"
-    holder.write_text(HOLD.format(mib=1000))
-    context_mib = bench.card.context_bytes / MIB
+def test_two_processes_meet_the_same_full_gpu(tmp_path):
+    bench = Bench(tmp_path, gpu_mib=2048)
+    gpu_process = bench.folder / "hold.py"
+    gpu_process.write_text(HOLD.format(mib=1000))
+    context_mib = bench.gpu.context_bytes / MIB
 
-    with bench.running(holder) as process:
+    with bench.running(gpu_process) as process:
         assert process.stdout.readline().strip() == "holding"
-        assert bench.card.processes() == [(process.pid, int(1000 + context_mib) * MIB)]
+        assert bench.gpu.processes() == [(process.pid, int(1000 + context_mib) * MIB)]
         run = bench.run_source(HOLD.format(mib=500))
         assert run.exit_code == 1
         assert f"Process {process.pid} has 1.31 GiB memory in use." in run.output
 
 
-def test_a_card_without_room_for_a_context_is_out_of_memory_too(tmp_path):
-    bench = Bench(tmp_path, card_mib=100)
+def test_a_gpu_without_room_for_a_context_is_out_of_memory_too(tmp_path):
+    bench = Bench(tmp_path, gpu_mib=100)
 
     run = bench.run_source("import torch\ntorch.zeros(1).cuda()")
 
@@ -241,11 +241,11 @@ def test_a_card_without_room_for_a_context_is_out_of_memory_too(tmp_path):
     assert run.record["num_ooms"] == 1
 
 
-def test_a_killed_training_leaves_a_usable_record_and_an_empty_card(bench):
-    holder = bench.folder / "hold.py"
-    holder.write_text(HOLD.format(mib=1000))
+def test_a_killed_training_leaves_a_usable_record_and_an_empty_gpu(bench):
+    gpu_process = bench.folder / "hold.py"
+    gpu_process.write_text(HOLD.format(mib=1000))
 
-    with bench.running(holder) as process:
+    with bench.running(gpu_process) as process:
         assert process.stdout.readline().strip() == "holding"
         wait_until(lambda: bool(bench.records()) and bench.records()[0]["allocated_bytes"] == 1000 * MIB)
         os.kill(process.pid, signal.SIGKILL)
@@ -253,9 +253,9 @@ def test_a_killed_training_leaves_a_usable_record_and_an_empty_card(bench):
 
     (record,) = bench.records()
     assert record["max_reserved_bytes"] == 1000 * MIB
-    assert record["context_bytes"] == bench.card.context_bytes
-    assert bench.card.used_bytes() == 0
-    assert bench.card.process_max_bytes(process.pid) == 1000 * MIB + bench.card.context_bytes
+    assert record["context_bytes"] == bench.gpu.context_bytes
+    assert bench.gpu.used_bytes() == 0
+    assert bench.gpu.process_max_bytes(process.pid) == 1000 * MIB + bench.gpu.context_bytes
 
 
 # --- short passes ----------------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_a_program_beyond_the_emulation_ends_with_its_reason(bench):
         "found torch.distributed with 'nccl'",
         "found torch.cuda.CUDAGraph",
     ):
-        assert any(reason.endswith(f"{found}; it needs a real card") for reason in reasons), run.output
+        assert any(reason.endswith(f"{found}; it needs a real GPU") for reason in reasons), run.output
     assert run.record["unsupported"].endswith("found mine.op.default (UnsupportedOperatorException)"), "the first one"
 
 
@@ -345,11 +345,11 @@ def test_a_machine_that_the_guard_does_not_know_is_refused(bench):
 
     assert run.exit_code == 69
     assert "trained" not in run.output
-    assert "virtual card: expected Linux on x86-64, found linux on riscv64" in run.record["unsupported"]
+    assert "virtual GPU: expected Linux on x86-64, found linux on riscv64" in run.record["unsupported"]
 
 
-def test_a_missing_card_is_never_a_run_on_the_host(bench):
-    bench.card.path.unlink()
+def test_a_missing_gpu_is_never_a_run_on_the_host(bench):
+    bench.gpu.path.unlink()
 
     run = bench.run_source("import torch\nprint('trained on the host')")
 
@@ -362,7 +362,7 @@ def test_a_missing_card_is_never_a_run_on_the_host(bench):
 
 
 def test_a_program_on_the_host_is_untouched(bench):
-    """No dispatch mode is active, so its operators run as ever, and it holds nothing on the card."""
+    """No dispatch mode is active, so its operators run as ever, and it holds nothing on the GPU."""
     run = bench.run_source("""
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -377,11 +377,11 @@ print(_get_current_dispatch_mode(), type(model.weight).__name__, float(model.wei
     assert run.output.split() == ["None", "Parameter", "64.0"]
     assert run.record["max_reserved_bytes"] == 0
     assert run.record["optimizer_steps"] == 1
-    assert bench.card.processes() == []
-    assert bench.card.holdings() == []
+    assert bench.gpu.processes() == []
+    assert bench.gpu.holdings() == []
 
 
-def test_forked_workers_write_no_records_and_do_not_touch_the_card(bench):
+def test_forked_workers_write_no_records_and_do_not_touch_the_gpu(bench):
     run = bench.run_source("""
 import torch
 held = torch.zeros(1 << 20, device="cuda")
@@ -391,4 +391,4 @@ assert sum(int(batch.cuda().sum()) for batch in loader) == 28
 
     assert run.exit_code == 0, run.output
     assert len(run.records) == 1
-    assert [holding.pid for holding in bench.card.holdings()] == [run.record["pid"]]
+    assert [holding.pid for holding in bench.gpu.holdings()] == [run.record["pid"]]

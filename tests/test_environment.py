@@ -11,23 +11,23 @@ CALLER = {"PATH": "/bin", "PYTHONPATH": "/theirs", "CUDA_VISIBLE_DEVICES": "3", 
 
 def made(**changes: object) -> dict[str, str]:
     known: dict[str, object] = {"cookie": "run/group01/foreground", "events": Path("/e"), "probe": Path("/p")}
-    return environment.for_training(CALLER, **{**known, "uuid": "GPU-1", "virtual_card": None, **changes})  # type: ignore[arg-type]
+    return environment.for_training(CALLER, **{**known, "uuid": "GPU-1", "virtual_gpu": None, **changes})  # type: ignore[arg-type]
 
 
-def test_a_training_sees_one_card_and_keeps_the_rest_of_its_environment() -> None:
+def test_a_training_sees_one_gpu_and_keeps_the_rest_of_its_environment() -> None:
     env = made()
 
     assert (env["PATH"], env["CUDA_VISIBLE_DEVICES"]) == ("/bin", "GPU-1")
     assert env["PYTHONPATH"] == f"{environment.INJECTED}:/theirs"
     assert env["COLOCATE_EVENTS"] == "/e"
-    assert environment.VIRTUAL_CARD not in env
+    assert environment.VIRTUAL_GPU not in env
 
 
-def test_the_virtual_card_hides_the_real_ones() -> None:
-    env = made(uuid=None, virtual_card=Path("/card"))
+def test_the_virtual_gpu_hides_the_real_ones() -> None:
+    env = made(uuid=None, virtual_gpu=Path("/GPU"))
 
     assert env["CUDA_VISIBLE_DEVICES"] == ""
-    assert env["COLOCATE_VIRTUAL_CARD"] == "/card"
+    assert env["COLOCATE_VIRTUAL_GPU"] == "/GPU"
     assert int(env["COLOCATE_BATCHES_PER_PASS"]) >= 2
 
 
@@ -40,7 +40,7 @@ def test_probe_and_workloads_use_the_same_names() -> None:
     probe = "".join(path.read_text() for path in (ROOT / "colocate/probe").rglob("*.py"))
     workloads = (ROOT / "workloads/common.py").read_text()
 
-    for name in (environment.PROBE, environment.VIRTUAL_CARD, environment.BATCHES_PER_PASS):
+    for name in (environment.PROBE, environment.VIRTUAL_GPU, environment.BATCHES_PER_PASS):
         assert f'"{name}"' in probe
     assert f'"{environment.EVENTS}"' in workloads
     assert procfs.COOKIE == environment.COOKIE
@@ -48,7 +48,7 @@ def test_probe_and_workloads_use_the_same_names() -> None:
 
 def test_what_a_training_writes_to_does_not_depend_on_its_folder() -> None:
     """Below a results folder named from here; ``colocate fit`` with a plan of another folder failed by that."""
-    env = made(events=Path("results/e"), probe=Path("results/p"), virtual_card=Path("results/card"))
+    env = made(events=Path("results/e"), probe=Path("results/p"), virtual_gpu=Path("results/GPU"))
 
-    for name in (environment.EVENTS, environment.PROBE, environment.VIRTUAL_CARD):
+    for name in (environment.EVENTS, environment.PROBE, environment.VIRTUAL_GPU):
         assert Path(env[name]) == Path.cwd() / "results" / Path(env[name]).name

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colocate.harness.training_events import EventReader, ProbeReader, Progress
-from colocate.verdict.evidence import Mark
+from colocate.verdict.evidence import ProgressEvent
 
 
 def line(time_s: float, event: str, **more: Any) -> str:
@@ -29,7 +29,7 @@ def test_events_become_marks_epochs_and_out_of_memories(tmp_path: Path) -> None:
     reader = reader_of(tmp_path / "events.jsonl", text)
 
     assert reader.data == "synthetic"
-    assert [mark.kind for mark in reader.progress.marks] == ["ready", "step", "epoch_end", "end"]
+    assert [event.kind for event in reader.progress.progress_events] == ["ready", "step", "epoch_end", "end"]
     assert (reader.epochs[0].metrics, reader.epochs[0].cut) == ({"accuracy": 0.5}, False)
     assert reader.out_of_memory[0].requested_bytes == 100
 
@@ -44,12 +44,12 @@ def test_a_torn_line_is_read_again_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     whole = line(1, "ready")
     reader = reader_of(path, whole[:10])
-    assert reader.progress.marks == ()
+    assert reader.progress.progress_events == ()
 
     path.write_text(whole)
     reader.poll()
 
-    assert len(reader.progress.marks) == 1
+    assert len(reader.progress.progress_events) == 1
     assert reader.bad_lines == 0
 
 
@@ -57,7 +57,7 @@ def test_a_file_that_is_not_there_yet_holds_nothing(tmp_path: Path) -> None:
     reader = EventReader(tmp_path / "later.jsonl")
     reader.poll()
 
-    assert reader.progress.marks == ()
+    assert reader.progress.progress_events == ()
 
 
 @given(
@@ -74,7 +74,7 @@ def test_whatever_a_training_writes_is_an_event_or_counted_as_none(
     path = tmp_path_factory.mktemp("events") / "events.jsonl"
     reader = reader_of(path, b"".join(line.replace(b"\n", b"") + b"\n" for line in lines))
 
-    assert reader.progress.marks == ()
+    assert reader.progress.progress_events == ()
 
 
 @given(
@@ -88,7 +88,7 @@ def test_an_event_of_any_shape_is_read_or_left_out(
 ) -> None:
     reader = reader_of(tmp_path_factory.mktemp("events") / "events.jsonl", json.dumps(event) + "\n")
 
-    assert len(reader.progress.marks) + reader.bad_lines == 1
+    assert len(reader.progress.progress_events) + reader.bad_lines == 1
 
 
 @given(st.lists(st.floats(0, 0.4), min_size=1, max_size=200))
@@ -96,9 +96,9 @@ def test_many_steps_are_thinned_but_first_and_last_stay(pauses: list[float]) -> 
     progress, times = Progress(), []
     for pause in pauses:
         times.append((times[-1] if times else 0.0) + pause)
-        progress.add(Mark(times[-1], 1, "step", "train"))
+        progress.add(ProgressEvent(times[-1], 1, "step", "train"))
 
-    kept = [mark.elapsed_s for mark in progress.marks]
+    kept = [event.elapsed_s for event in progress.progress_events]
     assert (kept[0], kept[-1]) == (times[0], times[-1])
     assert len(kept) <= 3 + times[-1] / 0.25
     assert progress.longest_pause_s == max([b - a for a, b in itertools.pairwise(times)], default=0.0)
@@ -116,7 +116,11 @@ def test_the_probe_counts_steps_of_a_training_that_writes_no_events(tmp_path: Pa
     record(tmp_path, 5, optimizer_steps=9, last_step_t=7.0)
     reader.poll()
 
-    assert [(mark.elapsed_s, mark.step) for mark in reader.progress.marks] == [(1.0, 1), (2.0, 3), (7.0, 9)]
+    assert [(event.elapsed_s, event.step) for event in reader.progress.progress_events] == [
+        (1.0, 1),
+        (2.0, 3),
+        (7.0, 9),
+    ]
 
 
 def test_the_probe_tells_of_an_out_of_memory_that_was_swallowed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Faults around a group, with real processes on a simulated card: attribution, orphans, retries, quarantine, peaks."""
+"""Faults around a group, with real processes on a simulated GPU: attribution, orphans, retries, quarantine, peaks."""
 
 import os
 import re
@@ -17,20 +17,20 @@ from groups import RUN, STAND_IN, group, observing, training
 from seen import note_verdict
 from waiting import wait_until
 
-from colocate.device.acquire import Card, opened
+from colocate.device.acquire import FoundGpu, opened
 from colocate.device.base import DeviceProcess, Vitals
 from colocate.device.quarantine import Quarantine
 from colocate.harness.attempt import free_directory
-from colocate.harness.gpu_processes import Holders, unlisted
-from colocate.harness.group_run import Observation
-from colocate.harness.retries import Repetition
-from colocate.harness.sampler import Monitor
+from colocate.harness.gpu_processes import GpuProcesses, unlisted
+from colocate.harness.group_run import GroupRun
+from colocate.harness.retries import Retries
+from colocate.harness.sampler import Sampler
 from colocate.harness.throttling import throttling
 from colocate.plan.catalog import Training
 from colocate.plan.plan import Group
 from colocate.process.procfs import COOKIE, describe, identify, is_alive, with_cookie
 from colocate.process.runner import Command, start
-from colocate.results.attempts import Settled
+from colocate.results.attempts import GroupResult
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.record import read_record
 from colocate.units import MIB
@@ -46,7 +46,7 @@ def epoch(*options: str, **changes: Any) -> Training:
     return training("epoch", "--hold", "700", "--steps", "20", "--probe", *options, **changes)
 
 
-def run(observation: Observation) -> Verdict:
+def run(observation: GroupRun) -> Verdict:
     observation.preflight()
     observation.start_background()
     observation.run_foreground()
@@ -68,8 +68,8 @@ def warned(verdict: Verdict) -> dict[str, str]:
 
 @pytest.fixture
 def accounting(fake_nvml: FakeNvml) -> FakeNvml:
-    """A card whose driver keeps the peak of every process."""
-    fake_nvml.state.cards[0].accounting = 1
+    """A GPU whose driver keeps the peak of every process."""
+    fake_nvml.state.gpus[0].accounting = 1
     return fake_nvml
 
 
@@ -79,7 +79,7 @@ def accounting(fake_nvml: FakeNvml) -> FakeNvml:
 @pytest.mark.parametrize("source", ["accounting", "allocator"])
 def test_a_spike_over_the_limit_between_two_samples_is_caught(fake_nvml: FakeNvml, tmp_path: Path, source: str) -> None:
     """6200 MiB for a moment beside 1500: 20 samples a second see 2200."""
-    fake_nvml.state.cards[0].accounting = int(source == "accounting")
+    fake_nvml.state.gpus[0].accounting = int(source == "accounting")
     verdict, evidence = outcome(fake_nvml, tmp_path, epoch("--spike", "6200"), load())
 
     assert verdict.outcome is not Outcome.FEASIBLE
@@ -124,7 +124,7 @@ def test_a_training_that_leaves_a_child_with_memory_is_ended_with_it(fake_nvml: 
 
     assert verdict.feasible, verdict
     assert "stand_in.py" in warned(verdict)["leftovers"]
-    assert {holder.owner for holder in evidence.holders} <= {"foreground", "background"}
+    assert {gpu_process.owner for gpu_process in evidence.gpu_processes} <= {"foreground", "background"}
     assert fake_nvml.used_bytes() == 0
 
 
@@ -138,22 +138,25 @@ def test_a_training_that_daemonises_is_followed_and_proves_nothing(fake_nvml: Fa
 
 
 def test_two_runs_that_began_in_the_same_second_do_not_take_each_others_trainings_for_their_own() -> None:
-    """The name of a run is its second; on two cards their groups had the same cookies."""
-    first, second = (Holders("run_20261124_053000", "group01", Path(place)) for place in ("/a/group", "/b/group"))
+    """The name of a run is its second; on two GPUs their groups had the same cookies."""
+    first, second = (GpuProcesses("run_20261124_053000", "group01", Path(place)) for place in ("/a/group", "/b/group"))
 
     assert first.cookie("foreground") != second.cookie("foreground")
     assert first.cookie("foreground").startswith("run_20261124_053000/group01/foreground/")
 
 
 def test_a_number_that_is_used_again_is_another_process(foreign_process: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    holders = Holders("run", "group01")
-    holders.take([(1.0, (DeviceProcess(foreign_process, 100),))], {})
+    gpu_processes = GpuProcesses("run", "group01")
+    gpu_processes.take([(1.0, (DeviceProcess(foreign_process, 100),))], {})
     later = identify(foreign_process)
     assert later is not None
     monkeypatch.setattr("colocate.process.procfs.identify", lambda pid: later._replace(start_time=later.start_time + 9))
-    holders.take([(1.0, ()), (2.0, (DeviceProcess(foreign_process, 300),))], {})
+    gpu_processes.take([(1.0, ()), (2.0, (DeviceProcess(foreign_process, 300),))], {})
 
-    assert [(holder.first_s, holder.max_used_bytes) for holder in holders.seen] == [(1.0, 100), (2.0, 300)]
+    assert [(gpu_process.first_s, gpu_process.max_used_bytes) for gpu_process in gpu_processes.seen] == [
+        (1.0, 100),
+        (2.0, 300),
+    ]
 
 
 def test_in_a_container_with_the_hosts_numbers_nobody_is_accused(
@@ -161,12 +164,12 @@ def test_in_a_container_with_the_hosts_numbers_nobody_is_accused(
 ) -> None:
     """4 000 001 does not exist here, so the numbers are the host's, and one that exists here does so by chance."""
     monkeypatch.setattr("colocate.process.procfs.sees_all_processes", lambda: False)
-    holders = Holders("run", "group01")
+    gpu_processes = GpuProcesses("run", "group01")
     listed = (DeviceProcess(4_000_001, 100), DeviceProcess(foreign_process, 300))
-    holders.take([(1.0, listed)], {})
+    gpu_processes.take([(1.0, listed)], {})
 
-    assert [holder.owner for holder in holders.seen] == ["unknown", "unknown"]
-    assert not holders.attributed
+    assert [gpu_process.owner for gpu_process in gpu_processes.seen] == ["unknown", "unknown"]
+    assert not gpu_processes.attributed
 
 
 def test_a_desktop_is_no_stranger_but_counts_for_the_peak(
@@ -181,13 +184,13 @@ def test_a_desktop_is_no_stranger_but_counts_for_the_peak(
 
 
 def test_memory_that_nobody_on_the_list_accounts_for_is_told(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    fake_nvml.state.cards[0].baseline_bytes = 900 * MIB
+    fake_nvml.state.gpus[0].baseline_bytes = 900 * MIB
     verdict, _ = outcome(fake_nvml, tmp_path, epoch(), load())
 
     assert "900 MiB were in use before the group" in warned(verdict)["unexplained_baseline"]
 
 
-def test_a_process_with_the_card_open_but_not_on_the_list_is_found(tmp_path: Path) -> None:
+def test_a_process_with_the_gpu_open_but_not_on_the_list_is_found(tmp_path: Path) -> None:
     node = tmp_path / "nvidia0"
     node.touch()
     with node.open() as file, subprocess.Popen(["sleep", "60"], stdin=file) as process:
@@ -199,40 +202,40 @@ def test_a_process_with_the_card_open_but_not_on_the_list_is_found(tmp_path: Pat
     assert listed == []
 
 
-def test_a_member_that_uses_another_card_too_is_noticed(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    fake_nvml.add_card()
+def test_a_member_that_uses_another_gpu_too_is_noticed(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    fake_nvml.add_gpu()
     verdict, _ = outcome(fake_nvml, tmp_path, epoch("--steps", "60"), load("--also-on", "1"))
 
-    assert verdict.codes == ("other_card",)
+    assert verdict.codes == ("other_gpu",)
     assert fake_nvml.uuid(1) in str(verdict)
 
 
 @pytest.mark.parametrize("who", ["foreground", "background"])
-def test_a_member_on_another_card_is_noticed_however_short_the_group_is(
+def test_a_member_on_another_gpu_is_noticed_however_short_the_group_is(
     fake_nvml: FakeNvml, tmp_path: Path, who: str
 ) -> None:
     """Lists of processes come every five seconds, and the probe tells how much a program holds, not where."""
-    fake_nvml.add_card()
+    fake_nvml.add_gpu()
     members = {"foreground": epoch("--steps", "70"), "background": load("--probe", ready_timeout_s=1.5)}
     away = members[who]
     members[who] = replace(away, argv=("env", f"CUDA_VISIBLE_DEVICES={fake_nvml.uuid(1)}", *away.argv))
     with observing(group(**members), fake_nvml.uuid(), tmp_path, listed_every_s=5.0) as observation:
         verdict = run(observation)
 
-    assert "other_card" in verdict.codes, verdict
+    assert "other_gpu" in verdict.codes, verdict
 
 
-def test_a_foreground_on_a_card_that_no_list_of_ours_shows_left_no_trace(
+def test_a_foreground_on_a_gpu_that_no_list_of_ours_shows_left_no_trace(
     fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a container with two cards, where the driver tells the host's numbers."""
-    monkeypatch.setattr(Holders, "ours", lambda *_: None)
-    monkeypatch.setattr(Holders, "_owner", lambda *_: "unknown")
-    fake_nvml.add_card()
+    """As in a container with two GPUs, where the driver tells the host's numbers."""
+    monkeypatch.setattr(GpuProcesses, "ours", lambda *_: None)
+    monkeypatch.setattr(GpuProcesses, "_owner", lambda *_: "unknown")
+    fake_nvml.add_gpu()
     away = replace(epoch(), argv=("env", f"CUDA_VISIBLE_DEVICES={fake_nvml.uuid(1)}", *epoch().argv))
     verdict, _ = outcome(fake_nvml, tmp_path, away, load())
 
-    assert verdict.codes == ("foreground_off_card",)
+    assert verdict.codes == ("foreground_off_gpu",)
 
 
 def test_a_stranger_who_takes_the_last_memory_between_two_lists_is_no_proof(
@@ -281,12 +284,12 @@ def test_a_sensor_that_fails_from_now_on_lets_the_training_finish(
     assert evidence.foreground.last_exit.ok  # type: ignore[union-attr]
 
 
-def test_a_card_that_tells_no_processes_is_judged_by_its_level(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_that_tells_no_processes_is_judged_by_its_level(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     fake_nvml.fail("nvmlDeviceGetComputeRunningProcesses*", 3)
     verdict, evidence = outcome(fake_nvml, tmp_path, epoch(), load())
 
     assert verdict.feasible, verdict
-    assert evidence.holders == ()
+    assert evidence.gpu_processes == ()
 
 
 # --- what an earlier run has left
@@ -343,13 +346,13 @@ def test_a_training_of_another_run_that_goes_on_is_not_touched(
 # --- another try
 
 
-def settle(fake: FakeNvml, folder: Path, plan_group: Group, meanwhile: Any = None, retries: int = 2) -> Settled:
+def settle(fake: FakeNvml, folder: Path, plan_group: Group, meanwhile: Any = None, retries: int = 2) -> GroupResult:
     """A group with what `colocate.harness.retries` makes of its first attempt."""
     with observing(plan_group, fake.uuid(), folder) as observation:
         if meanwhile is not None:
             meanwhile(observation)
         run(observation)
-        repetition = Repetition(plan_group, observation._device, RunDirectory(folder / RUN), "test", retries)
+        repetition = Retries(plan_group, observation._device, RunDirectory(folder / RUN), "test", retries)
         found = repetition.settle(observation)
     note_verdict(found.verdict)
     return found
@@ -375,7 +378,7 @@ def test_a_group_that_a_stranger_spoiled_is_repeated_once(
 ) -> None:
     found = settle(fake_nvml, tmp_path, group(epoch("--steps", "60"), load()), lambda _: passing.start())
     first = read_record(found.attempts[0].directory).evidence
-    (stranger,) = [holder for holder in first.holders if holder.owner == "foreign"]
+    (stranger,) = [gpu_process for gpu_process in first.gpu_processes if gpu_process.owner == "foreign"]
 
     assert found.verdict.feasible, found.verdict
     assert len(found.attempts) == 2
@@ -384,7 +387,7 @@ def test_a_group_that_a_stranger_spoiled_is_repeated_once(
 
 
 def test_a_stranger_who_stays_makes_it_inconclusive(fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path) -> None:
-    def come(observation: Observation) -> None:
+    def come(observation: GroupRun) -> None:
         threading.Timer(0.8, fake_nvml.foreign, (500 * MIB,), {"pid": foreign_process}).start()
 
     found = settle(fake_nvml, tmp_path, group(epoch("--steps", "80"), load(), settle_s=0.5), come)
@@ -409,7 +412,7 @@ def test_what_is_the_groups_own_is_never_repeated(fake_nvml: FakeNvml, tmp_path:
 
 
 def test_a_group_whose_supervisor_was_killed_is_repeated(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    def kill(observation: Observation) -> None:
+    def kill(observation: GroupRun) -> None:
         def act() -> None:
             wait_until(lambda: observation._foreground.num_steps > 2)
             observation._foreground.processes[0]._supervisor.kill()
@@ -424,7 +427,7 @@ def test_a_group_whose_supervisor_was_killed_is_repeated(fake_nvml: FakeNvml, tm
 
 
 def test_a_group_with_a_blind_sensor_is_repeated(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    def block(observation: Observation) -> None:
+    def block(observation: GroupRun) -> None:
         def act() -> None:
             wait_until(lambda: observation._foreground.num_steps > 2)
             fake_nvml.block("nvmlDeviceGetMemoryInfo_v2", 0.8, times=1)
@@ -446,29 +449,29 @@ def test_a_group_that_is_to_run_several_times_does(accounting: FakeNvml, tmp_pat
     assert "3 runs peaked at 2200 MiB, 2200 MiB, 2200 MiB" in warned(found.verdict)["spread"]
 
 
-def test_every_run_on_the_virtual_card_gets_a_new_one(tmp_path: Path) -> None:
+def test_every_run_on_the_virtual_gpu_gets_a_new_one(tmp_path: Path) -> None:
     members = [
         training(name, "--probe", "--context", "300", *more) for name, *more in (("epoch",), ("load", "--repeat"))
     ]
     several = Group("group01", 1, members[0], members[1], group(members[0], None).limits, runs=2)
     directory = free_directory(RunDirectory(tmp_path), several, 1).create()
-    card = opened(Card("virtual", total_bytes=8192 * MIB), directory.virtual_card, holder="a test")
-    with card as device, Monitor(device) as monitor:
+    gpu = opened(FoundGpu("virtual", total_bytes=8192 * MIB), directory.virtual_gpu, gpu_process="a test")
+    with gpu as device, Sampler(device) as monitor:
         monitor.wait_for_sample(2.0)
-        with Observation(several, device, monitor, directory, plan="test") as observation:
+        with GroupRun(several, device, monitor, directory, plan="test") as observation:
             run(observation)
-            found = Repetition(several, device, RunDirectory(tmp_path), "test", 0).settle(observation)
+            found = Retries(several, device, RunDirectory(tmp_path), "test", 0).settle(observation)
 
     assert found.verdict.basis == "predicted"
     assert [attempt.place for attempt in found.attempts] == [(1, 1), (2, 1)]
     assert len({attempt.evidence["device"]["uuid"] for attempt in found.attempts}) == 2
 
 
-# --- cards that are left alone
+# --- GPUs that are left alone
 
 
 @pytest.mark.parametrize("way", ["leak", "lost"])
-def test_a_card_in_a_bad_state_is_quarantined(fake_nvml: FakeNvml, tmp_path: Path, way: str) -> None:
+def test_a_gpu_in_a_bad_state_is_quarantined(fake_nvml: FakeNvml, tmp_path: Path, way: str) -> None:
     quarantine = Quarantine(RunDirectory(tmp_path / RUN).quarantine)
     foreground = epoch("--steps", "40", *(["--leak"] if way == "leak" else []))
     with observing(group(foreground, load(), settle_s=0.5), fake_nvml.uuid(), tmp_path) as observation:
@@ -484,7 +487,7 @@ def test_a_card_in_a_bad_state_is_quarantined(fake_nvml: FakeNvml, tmp_path: Pat
     assert quarantine.why("GPU-other") is None
 
 
-def test_a_card_with_a_process_that_cannot_be_ended_is_quarantined(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_with_a_process_that_cannot_be_ended_is_quarantined(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     """`test_supervisor` has the real process that survives SIGKILL; here is what follows from it."""
     quarantine = Quarantine(RunDirectory(tmp_path / RUN).quarantine)
     with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
@@ -500,7 +503,7 @@ def test_a_card_with_a_process_that_cannot_be_ended_is_quarantined(fake_nvml: Fa
     assert quarantine.why(fake_nvml.uuid()) == "a process on it could not be ended"
 
 
-def test_a_card_that_comes_back_is_not_quarantined(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_that_comes_back_is_not_quarantined(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     quarantine = Quarantine(RunDirectory(tmp_path / RUN).quarantine)
     with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
         run(observation)
@@ -523,8 +526,8 @@ def test_a_log_that_cannot_be_written_ends_the_group(
     assert with_cookie(f"{RUN}/group01") == []
 
 
-def test_a_card_that_is_slowed_down_for_heat_is_told_beside_the_verdict(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    fake_nvml.state.cards[0].throttle_reasons = 0x20 | 0x01  # heat, beside a reason that says nothing of the kind
+def test_a_gpu_that_is_slowed_down_for_heat_is_told_beside_the_verdict(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    fake_nvml.state.gpus[0].throttle_reasons = 0x20 | 0x01  # heat, beside a reason that says nothing of the kind
     verdict, _ = outcome(fake_nvml, tmp_path, epoch("--steps", "60"), load())
 
     assert verdict.feasible
@@ -533,7 +536,7 @@ def test_a_card_that_is_slowed_down_for_heat_is_told_beside_the_verdict(fake_nvm
     assert (tmp_path / RUN / "group01/energy/gpu_throttling.csv").read_text().splitlines()[1].endswith(",33")
 
 
-def test_a_card_that_idles_or_obeys_its_owner_is_not_told_as_slowed_down() -> None:
+def test_a_gpu_that_idles_or_obeys_its_owner_is_not_told_as_slowed_down() -> None:
     readings = [(float(at_s), 1e9, Vitals(throttle_reasons=reasons)) for at_s, reasons in enumerate((1, 2, 0x100, 4))]
 
     assert throttling(readings, 0.0, 2.0) is None
@@ -556,4 +559,4 @@ def test_a_fork_bomb_in_the_background_is_not_started_again(fake_nvml: FakeNvml,
 
     assert (verdict.outcome, verdict.codes) == (Outcome.INCONCLUSIVE, ("too_many_processes",))
     assert evidence.background is not None
-    assert len(evidence.background.lives) == 1
+    assert len(evidence.background.process_runs) == 1

@@ -1,4 +1,4 @@
-"""Faults around a whole session: the disk, host memory, cards that fail beside others, hostile input."""
+"""Faults around a whole session: the disk, host memory, GPUs that fail beside others, hostile input."""
 
 import contextlib
 import csv
@@ -94,7 +94,7 @@ def test_results_that_vanish_are_never_a_success(fake_nvml: FakeNvml, tmp_path: 
 # --- host memory
 
 
-def test_the_kernels_own_killer_is_told_from_a_full_card(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_the_kernels_own_killer_is_told_from_a_full_gpu(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     """The session may use 450 MiB of host memory, of which the foreground wants 800: exit by SIGKILL, no CUDA text."""
     path = plan(tmp_path / "plan.json", [pair(stand_in("--host-memory", "800", "--probe"))])
     with control_group("memory") as folder:
@@ -109,39 +109,39 @@ def test_the_kernels_own_killer_is_told_from_a_full_card(fake_nvml: FakeNvml, tm
     assert "foreground_host_out_of_memory" in codes(session, "group01")
 
 
-# --- cards
+# --- GPUs
 
 
-def test_a_quarantined_card_gets_no_group_and_the_others_go_on(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    """Two cards and two workers: the first group leaves memory on its card, the other card takes all that follow."""
-    fake_nvml.add_card()
+def test_a_quarantined_gpu_gets_no_group_and_the_others_go_on(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """Two GPUs and two workers: the first group leaves memory on its GPU, the other GPU takes all that follow."""
+    fake_nvml.add_gpu()
     leak = pair(stand_in("--hold", "700", "--leak", "--probe"), expected_minutes=60)
     path = plan(tmp_path / "plan.json", [leak, *[pair(EPOCH)] * 3], settle_s=0.5)
     session = run(path, tmp_path, "-n2")
-    cards = {name: verdict["outcome"] for name, verdict in session.verdicts.items()}
+    gpus = {name: verdict["outcome"] for name, verdict in session.verdicts.items()}
 
-    assert cards == {"group01": "INCONCLUSIVE", **dict.fromkeys(("group02", "group03", "group04"), "FEASIBLE")}
-    assert codes(session, "group01") == ["card_not_returned"]
+    assert gpus == {"group01": "INCONCLUSIVE", **dict.fromkeys(("group02", "group03", "group04"), "FEASIBLE")}
+    assert codes(session, "group01") == ["gpu_not_returned"]
 
 
-def test_on_the_only_card_the_rest_is_refused(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_on_the_only_gpu_the_rest_is_refused(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     """A refused group leaves its outcome in journal, summary.csv and page, also rebuilt, and is run on resume."""
     leak = pair(stand_in("--leak", "--hold", "700", "--probe"))
     path = plan(tmp_path / "plan.json", [leak, pair(EPOCH)], settle_s=0.5)
     session = run(path, tmp_path)
 
     assert session.junit == {"group01": "error", "group02": "error"}
-    assert "[card_quarantined]" in session.output
+    assert "[gpu_quarantined]" in session.output
     assert not list(session.run.glob("stand_in_parallel_002"))
-    assert [row["codes"] for row in summary(session)] == ["card_not_returned", "card_quarantined"]
+    assert [row["codes"] for row in summary(session)] == ["gpu_not_returned", "gpu_quarantined"]
 
     assert main.main(["report", str(session.run)]) == 0
     assert [row["outcome"] for row in summary(session)] == ["INCONCLUSIVE", "INCONCLUSIVE"]
-    assert "card_quarantined" in (session.run / "report.html").read_text()
+    assert "gpu_quarantined" in (session.run / "report.html").read_text()
 
     again = run(path, tmp_path, "--resume", "-k", "group02")
     assert "group02 runs: it was never started" in again.output
-    assert [row["codes"] for row in summary(again)] == ["card_not_returned", ""]
+    assert [row["codes"] for row in summary(again)] == ["gpu_not_returned", ""]
     warned = [warning["code"] for warning in again.verdicts["group02"]["warnings"]]
     assert "unexplained_baseline" in warned  # what the first group left is no silent part of the second's baseline
 

@@ -1,4 +1,4 @@
-"""`colocate fit` finds what trying every value finds: on a simulated GPU and on the virtual card."""
+"""`colocate fit` finds what trying every value finds: on a simulated GPU and on the virtual GPU."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from groups import STAND_IN, group, training
 from colocate.advice.fit import Grid, LargestValue, Variable, option_value, variable
 from colocate.advice.forecast import Answer, Forecast
 from colocate.cli.main import main
-from colocate.device.acquire import Card
+from colocate.device.acquire import FoundGpu
 from colocate.errors import PlanError
-from colocate.harness.attempt import Trials
-from colocate.harness.simulation import Rehearsal
+from colocate.harness.attempt import AttemptRunner
+from colocate.harness.simulation import SimulatedRun
 from colocate.plan.overrides import varied
 from colocate.plan.plan import load_plan
 from colocate.results.layout import RunDirectory
@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a plan of one group of stand-ins whose memory is known."""
     plan = {
         "experiment_name": "known",
-        "limits": {"card": "8GB", "peak": LIMIT, "settle_s": 3, "overlap": 0.1},
+        "limits": {"gpu": "8GB", "peak": LIMIT, "settle_s": 3, "overlap": 0.1},
         "experiments": [entry([*QUICK, *SAMPLES, "--batch", "2"], ["--hold", "300", "--step-s", "0.01"])],
     }
     (tmp_path / "plan.json").write_text(json.dumps(plan))
@@ -71,17 +71,19 @@ def test_on_a_gpu_it_finds_the_turn_that_trying_by_hand_finds(fake_nvml: FakeNvm
     code, found = fit(capsys, "--device", "nvidia", "--vary", "foreground.--batch", "--most", "4")
 
     plan = load_plan(folder / "plan.json")
-    trials = Trials(RunDirectory(folder / f"every-{os.getpid()}"), plan.name, Card("nvidia", fake_nvml.uuid()))
-    change = variable(plan.groups[0], "foreground.--batch", None).change
+    trials = AttemptRunner(
+        RunDirectory(folder / f"every-{os.getpid()}"), plan.name, FoundGpu("nvidia", fake_nvml.uuid())
+    )
+    override = variable(plan.groups[0], "foreground.--batch", None).override
     around = (FITS_UP_TO, FITS_UP_TO + 1)  # the search itself has run the others
-    every = {v: trials.attempt(varied(plan.groups[0], change(v), None)).verdict for v in around}
+    every = {v: trials.attempt(varied(plan.groups[0], override(v), None)).verdict for v in around}
     assert max(value for value, verdict in every.items() if verdict.feasible) == FITS_UP_TO
     assert (code, found["largest"], found["refused"], found["undecided"]) == (0, FITS_UP_TO, FITS_UP_TO + 1, None)
     assert found["basis"] == "measured"
     assert found["headroom_bytes"] == every[FITS_UP_TO].headroom_bytes
     runs = [one for one in found["trials"] if one["value"] == FITS_UP_TO and one["how"] == "run"]
     assert len(runs) == 3, "the one that found it and two that confirm it"
-    assert "has not used the card" in found["unpredicted"], "a program without PyTorch: the plan's value comes first"
+    assert "has not used the GPU" in found["unpredicted"], "a program without PyTorch: the plan's value comes first"
     first = next(one for one in found["trials"] if one["how"] == "run")
     assert first["value"] == 2
     command = found["settings"]["foreground"]["command"]
@@ -93,7 +95,7 @@ def test_on_a_gpu_it_finds_the_turn_that_trying_by_hand_finds(fake_nvml: FakeNvm
 
 
 @pytest.mark.slow
-def test_on_the_virtual_card_it_finds_what_trying_every_value_finds(folder: Path, capsys: Any) -> None:
+def test_on_the_virtual_gpu_it_finds_what_trying_every_value_finds(folder: Path, capsys: Any) -> None:
     document = json.loads((folder / "plan.json").read_text())
     for member in ("foreground", "background"):
         document["experiments"][0][member]["command"].append("--probe")
@@ -102,10 +104,10 @@ def test_on_the_virtual_card_it_finds_what_trying_every_value_finds(folder: Path
     code, found = fit(capsys, "--device", "virtual", "--vary", "foreground.--batch", "--most", "5")
 
     plan = load_plan(folder / "plan.json")
-    card = Card("virtual", total_bytes=plan.limits.card_bytes)
-    trials = Trials(RunDirectory(folder / f"every-{os.getpid()}"), plan.name, card)
-    change = variable(plan.groups[0], "foreground.--batch", None).change
-    every = {v: trials.attempt(varied(plan.groups[0], change(v), None)).verdict for v in range(1, 6)}
+    gpu = FoundGpu("virtual", total_bytes=plan.limits.gpu_bytes)
+    trials = AttemptRunner(RunDirectory(folder / f"every-{os.getpid()}"), plan.name, gpu)
+    override = variable(plan.groups[0], "foreground.--batch", None).override
+    every = {v: trials.attempt(varied(plan.groups[0], override(v), None)).verdict for v in range(1, 6)}
     outcomes = {value: str(verdict.outcome) for value, verdict in every.items()}
     largest = max(value for value, outcome in outcomes.items() if outcome == "FEASIBLE")
     undecided = [value for value, outcome in outcomes.items() if outcome == "INCONCLUSIVE"]
@@ -151,7 +153,7 @@ def test_a_program_of_pytorch_is_foreseen_and_confirmed(folder: Path, capsys: An
     predict = [
         "predict",
         "--json",
-        "--card",
+        "--gpu",
         "8GB",
         "--batch-size",
         "1,2,3",
@@ -186,7 +188,7 @@ class Script:
             Answer.UNDECIDED: PeakRange(90, 95, 120),
             Answer.DOES_NOT_FIT: PeakRange(150, 160, 170),
         }.get(answer)
-        return Forecast("pair", (Rehearsal("own", (), 1.0, peak=peak, failure=None if peak else "broke"),), 0, limit)
+        return Forecast("pair", (SimulatedRun("own", (), 1.0, peak=peak, failure=None if peak else "broke"),), 0, limit)
 
     def attempt(self, group: Any, number: int) -> Any:
         self.ran.append(value_of(group))
@@ -290,10 +292,10 @@ def test_what_is_no_number_of_the_training_is_refused(text: str, message: str) -
         variable(seventh, text, load_catalog(SETTINGS / "models.json"))
 
 
-def test_a_training_that_uses_no_card_and_a_member_that_is_not_there_are_refused() -> None:
+def test_a_training_that_uses_no_gpu_and_a_member_that_is_not_there_are_refused() -> None:
     plan = load_plan(SETTINGS / "parallel_feasibility_test.json")
     (eleventh,) = (one for one in plan.groups if one.id == "group11")
-    with pytest.raises(PlanError, match="uses the card"):
+    with pytest.raises(PlanError, match="uses the GPU"):
         variable(eleventh, "background.max_iter", None)
     with pytest.raises(PlanError, match="has none"):
         variable(group(training("own"), None), "background.--batch", None)
@@ -314,7 +316,7 @@ def test_a_grid_of_fractions_has_its_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["group77"], "group: expected one of pair, got 'group77'"),
         (["pair", "--vary", "foreground.--lr", "--least", "0.5"], "expected whole numbers"),
@@ -322,7 +324,7 @@ def test_a_grid_of_fractions_has_its_values() -> None:
         (["pair", "--vary", "foreground.batch_size"], "stand_in is a command"),
     ],
 )
-def test_wrong_input_is_told_in_a_line(folder: Path, capsys: Any, words: list[str], told: str) -> None:
+def test_wrong_input_is_told_in_a_line(folder: Path, capsys: Any, words: list[str], reported: str) -> None:
     assert main(["fit", *words, "--plan", "plan.json", "--device", "virtual"]) == 2
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
     assert not (folder / "results").exists()

@@ -1,4 +1,4 @@
-"""Programs that nobody prepared for it run on the virtual card from start to end."""
+"""Programs that nobody prepared for it run on the virtual GPU from start to end."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""`scripts/gpu-evidence` from end to end on the simulated card and on the virtual one, and its arithmetic."""
+"""`scripts/gpu-evidence` from end to end on the simulated GPU and on the virtual one, and its arithmetic."""
 
 import json
 import math
@@ -21,9 +21,9 @@ from colocate.verdict.evidence import Sample
 NVIDIA_SMI = """#!{python}
 import sys, time, pynvml
 pynvml.nvmlInit()
-card = pynvml.nvmlDeviceGetHandleByIndex(0)
+GPU = pynvml.nvmlDeviceGetHandleByIndex(0)
 while "-lms" in sys.argv:
-    print(pynvml.nvmlDeviceGetMemoryInfo(card, pynvml.nvmlMemory_v2).used // 1024**2, flush=True)
+    print(pynvml.nvmlDeviceGetMemoryInfo(GPU, pynvml.nvmlMemory_v2).used // 1024**2, flush=True)
     time.sleep(0.1)
 print("simulated nvidia-smi")
 """
@@ -73,10 +73,10 @@ def gathered(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.slow
-def test_on_the_simulated_card_all_is_done_and_says_what_it_is(
-    large_card: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_on_the_simulated_gpu_all_is_done_and_says_what_it_is(
+    large_gpu: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    large_card.state.cards[0].baseline_bytes = 30 * MIB
+    large_gpu.state.gpus[0].baseline_bytes = 30 * MIB
     groups(tmp_path)
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
@@ -94,7 +94,7 @@ def test_on_the_simulated_card_all_is_done_and_says_what_it_is(
     assert found["basis"] == "simulated"
     assert [said[f"small group0{n}"]["outcome"] for n in (1, 2)] == ["FEASIBLE", "INFEASIBLE"]
     assert "foreground_out_of_memory" in said["small group02"]["codes"]
-    assert said["whole group02"]["codes"] == ["peak_over_limit"], "the whole card holds it, the plan's limit does not"
+    assert said["whole group02"]["codes"] == ["peak_over_limit"], "the whole GPU holds it, the plan's limit does not"
     solo = said["solo epoch_1500"]
     assert solo["peak_bytes"] - solo["baseline_bytes"] == 1500 * MIB
     assert solo["members"]["foreground"]["reserved_bytes"] == 1380 * MIB
@@ -107,12 +107,12 @@ def test_on_the_simulated_card_all_is_done_and_says_what_it_is(
         if path.is_file():
             assert "NOT EVIDENCE" in path.read_text()[:400], path
     assert (out / "traces" / "small_group01.csv").read_text().count("\n") > 20
-    assert large_card.used_bytes() == 30 * MIB
+    assert large_gpu.used_bytes() == 30 * MIB
     assert not (ROOT / "docs" / "evidence").exists()
 
 
 @pytest.mark.slow
-def test_it_goes_on_where_it_stopped(large_card: FakeNvml, tmp_path: Path) -> None:
+def test_it_goes_on_where_it_stopped(large_gpu: FakeNvml, tmp_path: Path) -> None:
     groups(tmp_path)
     out = ("--device=nvidia", "--out", str(tmp_path / "out"))
 
@@ -133,7 +133,7 @@ def done(call: "subprocess.CompletedProcess[str]") -> list[str]:
 
 
 @pytest.mark.slow
-def test_on_the_virtual_card_too(tmp_path: Path) -> None:
+def test_on_the_virtual_gpu_too(tmp_path: Path) -> None:
     groups(tmp_path)
     out = tmp_path / "out"
 
@@ -143,8 +143,8 @@ def test_on_the_virtual_card_too(tmp_path: Path) -> None:
     found = json.loads((out / "evidence.json").read_text())
     assert found["basis"] == "predicted"
     assert found["units"]["small group01"]["basis"] == "predicted"
-    assert found["units"]["smi"]["text"] == "left out: nvidia-smi knows no virtual card"
-    assert "NOT EVIDENCE: predicted on a virtual card" in (out / "summary.md").read_text()
+    assert found["units"]["smi"]["text"] == "left out: nvidia-smi knows no virtual GPU"
+    assert "NOT EVIDENCE: predicted on a virtual GPU" in (out / "summary.md").read_text()
 
 
 def test_what_was_not_measured_never_goes_to_the_evidence(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trainings and cards that do to the harness what no list foresees, with real processes on a simulated card."""
+"""Trainings and GPUs that do to the harness what no list foresees, with real processes on a simulated GPU."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from groups import RUN, STAND_IN, group, observing, training
 
 from colocate.device import deadline
 from colocate.errors import ColocateError
-from colocate.harness.group_run import Observation
+from colocate.harness.group_run import GroupRun
 from colocate.plan.catalog import Training
 from colocate.process.procfs import with_cookie
 from colocate.verdict.rules import Outcome, Verdict
@@ -27,7 +27,7 @@ def hostile(what: str, *options: str, after_s: float = 0.3) -> Training:
     return training("hostile", argv=argv, env={"HOSTILE_AFTER_S": str(after_s)})
 
 
-def run(observation: Observation) -> Verdict:
+def run(observation: GroupRun) -> Verdict:
     observation.preflight()
     observation.start_background()
     observation.run_foreground()
@@ -115,16 +115,16 @@ def test_a_driver_that_never_answers_who_is_there_holds_nobody_up(
 
         assert time.monotonic() - began_t < 6
         assert verdict.codes == ("sensor_lost",)
-        assert observation.card_fault is not None
+        assert observation.gpu_fault is not None
         assert not observation.started
         fake_nvml.heal()
 
 
-def test_a_card_whose_size_changes_is_not_believed(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_whose_size_changes_is_not_believed(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     with observing(group(epoch(), load(), longest_gap_s=0.5), fake_nvml.uuid(), tmp_path) as observation:
         observation.preflight()
         observation.start_background()
-        fake_nvml.state.cards[0].total_bytes = 16 * 1024 * MIB
+        fake_nvml.state.gpus[0].total_bytes = 16 * 1024 * MIB
         observation.run_foreground()
         verdict = observation.conclude()
 
@@ -133,7 +133,7 @@ def test_a_card_whose_size_changes_is_not_believed(fake_nvml: FakeNvml, tmp_path
 
 
 @pytest.mark.parametrize("pid", [1, os.getpid()], ids=["init", "harness"])
-def test_the_harness_itself_or_init_on_the_card_is_named(pid: int, fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_the_harness_itself_or_init_on_the_gpu_is_named(pid: int, fake_nvml: FakeNvml, tmp_path: Path) -> None:
     fake_nvml.foreign(100 * MIB, pid=pid)
     verdict = judged(fake_nvml, tmp_path, epoch(), load())
 

@@ -35,7 +35,7 @@ def test_an_interrupted_run_names_what_ran_and_what_did_not_and_lf_continues_it(
     assert "INCOMPLETE: 3 groups have no verdict" in run.out
     assert "INCOMPLETE:" in run.page
     assert "output of group02" in run.page
-    assert "memory of the card over 0 s" in run.page, "what the fixtures of the interrupted group wrote at their end"
+    assert "memory of the GPU over 0 s" in run.page, "what the fixtures of the interrupted group wrote at their end"
 
     (tmp_path / "ways.json").write_text("{}")
     again = Project.at(tmp_path).run("feasibility", "--lf")
@@ -120,7 +120,7 @@ def test_x_with_workers_starts_nothing_more(tmp_path):
     assert list(run.rows().values()) == ["Failed", *["Skipped"] * 5]
 
 
-def test_x_on_two_cards_waits_for_the_group_that_runs_beside_the_failed_one_and_for_no_other(tmp_path):
+def test_x_on_two_gpus_waits_for_the_group_that_runs_beside_the_failed_one_and_for_no_other(tmp_path):
     """group02 goes on while group01 fails: it is finished, and neither worker begins anything after it."""
     ways = {"group01": "infeasible", "group02": "outlive group01"}
     run = Project(tmp_path, ways, 6).run("feasibility", "-x", "-n2")

@@ -53,7 +53,7 @@ def test_a_running_group_tells_progress_memory_peak_and_time_left(run):
         (directory.probe(role) / "7.json").write_text(json.dumps(record))
     (state,) = status.running(run)
     assert status.line_of(state, None, 100) == (
-        "group01  train 25/100  1300 + 1800  card 3000  peak 3200 of 7500 MiB  1:02  2:30 left"
+        "group01  train 25/100  1300 + 1800  GPU 3000  peak 3200 of 7500 MiB  1:02  2:30 left"
     )
     assert status.line_of(state, 92.0, 100).endswith("0:30 left")
 
@@ -116,14 +116,14 @@ def test_the_plan_is_asked_first_and_earlier_runs_as_soon_as_there_are_any(tmp_p
         journal.append(run, "group", record=record)
     second = estimate(groups, tmp_path, ["GPU-1"])
     assert second.seconds == {"group01": 40.0}
-    assert estimate(groups, tmp_path, ["GPU-2"]).seconds == {"group01": 120.0}, "another card"
+    assert estimate(groups, tmp_path, ["GPU-2"]).seconds == {"group01": 120.0}, "another GPU"
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(1, 1e4), min_size=1, max_size=20), st.integers(1, 8))
-def test_cards_side_by_side_never_beat_the_longest_group(times, cards):
+def test_gpus_side_by_side_never_beat_the_longest_group(times, gpus):
     groups = [str(place) for place in range(len(times))]
-    total = Estimate(dict(zip(groups, times, strict=True))).total_s(groups, cards)
+    total = Estimate(dict(zip(groups, times, strict=True))).total_s(groups, gpus)
     assert max(times) <= total <= sum(times) * 1.000001
 
 
@@ -184,10 +184,10 @@ def test_what_others_write_is_never_mixed_with_the_changing_lines(terminal):
 
 
 def test_a_long_first_line_is_folded_between_words_and_a_path_stays_whole():
-    """An 80-column terminal used to break the line about the card in the middle of a word."""
+    """An 80-column terminal used to break the line about the GPU in the middle of a word."""
     path = "/a/path/of/more/than/twenty-columns/settings/plan.json"
-    assert folded(f"card: no driver here: predicting; {path}: 12 groups", 20) == [
-        "card: no driver",
+    assert folded(f"GPU: no driver here: predicting; {path}: 12 groups", 20) == [
+        "GPU: no driver",
         "  here: predicting;",
         f"  {path}:",
         "  12 groups",
@@ -257,14 +257,14 @@ def test_watch_of_what_is_no_run_is_one_line(tmp_path, capfd):
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
 def test_where_the_output_is_no_terminal_a_plain_line_comes_now_and_then(tmp_path, workers):
     project = Project(tmp_path, {"group01": "wait"}, 2)
-    told: list[str] = []
+    reported: list[str] = []
     with project.start("feasibility", workers, "--progress=0.3") as process:
         for line in process.stdout:
-            told.append(line)
+            reported.append(line)
             if re.match(r"group01  \d:\d\d", line):
                 break
         process.terminate()
-        out = "".join([*told, *process.stdout])
+        out = "".join([*reported, *process.stdout])
     assert process.returncode == 143, out
     assert "\x1b" not in out
     assert "time: not known yet for 2 groups" in out
@@ -281,11 +281,11 @@ def test_progress_of_zero_seconds_is_none(tmp_path):
 def test_the_second_run_knows_what_the_first_took(tmp_path):
     project = Project(tmp_path, {}, 2)
     project.run("feasibility")
-    record = {"outcome": "FEASIBLE", "duration_s": 90.0, "device_name": "virtual 8 GB card"}
+    record = {"outcome": "FEASIBLE", "duration_s": 90.0, "device_name": "virtual 8 GB GPU"}
     (path,) = Path(tmp_path).glob("results/*/journal.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    told = [{**line, "record": {**line["record"], **record}} if "record" in line else line for line in lines]
-    path.write_text("".join(json.dumps(line) + "\n" for line in told))
+    reported = [{**line, "record": {**line["record"], **record}} if "record" in line else line for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in reported))
     assert "time: about 3 min 00 s for 2 groups (2 by earlier runs)" in project.run("feasibility").out
 
 

@@ -41,12 +41,12 @@ def carried(fake_nvml_library, tmp_path_factory):
     """A run, and the journal file that it wrote."""
     folder = tmp_path_factory.mktemp("carried")
     with pytest.MonkeyPatch.context() as patch, simulated_machine(folder, fake_nvml_library, patch) as fake:
-        fake.add_card()
+        fake.add_gpu()
         journal = folder / "all.jsonl"
         run = sessions.run(
             plan(folder / "plan.json", PLAN),
             folder,
-            *("--device=nvidia", f"--journal={journal}", "--predict=0", "--worth", "--stress=1GB"),
+            *("--device=nvidia", f"--archive={journal}", "--predict=0", "--compare-solo", "--stress=1GB"),
         )
     assert len(run.verdicts) == 4, run.output
     return run, journal
@@ -222,8 +222,8 @@ def test_of_a_group_that_was_run_twice_the_later_counts_and_the_page_says_so(car
     later.write_text("".join(json.dumps(line) + "\n" for line in changed))
     done, (directory,) = merged(tmp_path / "merged", later, first)
     assert "group01: the later of 2 journals counts; before: FEASIBLE at" in done.stdout
-    told = [line for line in lines_of(directory / "journal.jsonl") if line["event"] == "group"]
-    assert [line["record"]["duration_s"] for line in told] == [7.5]
+    reported = [line for line in lines_of(directory / "journal.jsonl") if line["event"] == "group"]
+    assert [line["record"]["duration_s"] for line in reported] == [7.5]
     assert "in group01.jsonl [merged]" in page(directory, tmp_path / "page")
 
 
@@ -242,17 +242,17 @@ def test_machines_may_keep_the_programs_in_different_places(carried, tmp_path):
     """A group's hash knows the paths of its machine, and every machine's run.json has those of the whole plan."""
     _, journal = carried
     first, second, *_ = split(journal, tmp_path / "journals")
-    told = lines_of(first)
-    for line in told:
+    reported = lines_of(first)
+    for line in reported:
         if line["event"] == "run":
             line["record"]["plan"]["asked"]["group02"]["content_hash"] = "of another folder"
-    first.write_text("".join(json.dumps(line) + "\n" for line in told))
+    first.write_text("".join(json.dumps(line) + "\n" for line in reported))
     _, (directory,) = merged(tmp_path / "merged", first, second)
     with (directory / "summary.csv").open() as file:
         assert [row["group"] for row in csv.DictReader(file)] == ["group01", "group02"]
 
 
-def test_groups_on_different_kinds_of_cards_become_runs_of_their_own(carried, tmp_path):
+def test_groups_on_different_kinds_of_gpus_become_runs_of_their_own(carried, tmp_path):
     _, journal = carried
     first, second, *_ = split(journal, tmp_path / "journals")
     lines = lines_of(second)
@@ -270,10 +270,10 @@ def test_a_session_that_is_repeated_into_its_file_goes_on_after_the_torn_line(ca
     file = tmp_path / "again.jsonl"
     file.write_text(json.dumps(lines_of(journal)[0]) + '\n{"event": "fi')
     copy = Path(shutil.copytree(run.run, tmp_path / "run"))
-    told = (copy / "journal.jsonl").read_bytes()
+    reported = (copy / "journal.jsonl").read_bytes()
     (copy / "journal.jsonl").unlink()
     writer = archive.Writer(file, RunDirectory(copy))
-    (copy / "journal.jsonl").write_bytes(told)
+    (copy / "journal.jsonl").write_bytes(reported)
     writer.group("stand_in_parallel_001")
     writer.end()
     found, faults = archive.read(file)

@@ -1,4 +1,4 @@
-"""The monitor on scripted cards, on the simulated NVIDIA card, and with everything that can go wrong in between."""
+"""The monitor on scripted GPUs, on the simulated NVIDIA GPU, and with everything that can go wrong in between."""
 
 import threading
 import time
@@ -13,15 +13,15 @@ from waiting import wait_until
 
 from colocate.device.base import DeviceProcess, Vitals
 from colocate.device.nvml import NvidiaDevice
-from colocate.errors import CardLost, DeviceError, ImplausibleReading
+from colocate.errors import DeviceError, DeviceLost, ImplausibleReading
 from colocate.harness import sampler as monitor_module
-from colocate.harness.sampler import Monitor, _Schedule
+from colocate.harness.sampler import Sampler, _Schedule
 from colocate.verdict.evidence import Sample
 
 MEMORY = "nvmlDeviceGetMemoryInfo_v2"
 
 # Readings follow each other fast in these tests, so that no test has to wait for long.
-Quick = partial(Monitor, interval_s=0.002, vitals_interval_s=0.01, processes_interval_s=0.05)
+Quick = partial(Sampler, interval_s=0.002, vitals_interval_s=0.01, processes_interval_s=0.05)
 
 
 def wait_for_samples(monitor, count):
@@ -36,7 +36,7 @@ def quiet_s(monitor):
 # --- samples
 
 
-def test_samples_are_the_cards_readings_in_order():
+def test_samples_are_the_gpus_readings_in_order():
     with Quick(FakeDevice([100, 300, 200])) as monitor:
         wait_for_samples(monitor, 4)
     trace = monitor.trace()
@@ -69,7 +69,7 @@ def test_no_thread_outlives_the_context():
 
 
 def test_a_monitor_that_never_sampled_has_no_peak():
-    with Monitor(FakeDevice([DeviceError("no")]), interval_s=0.002) as monitor:
+    with Sampler(FakeDevice([DeviceError("no")]), interval_s=0.002) as monitor:
         wait_until(lambda: monitor.trace().gaps)
 
     assert (monitor.peak(), monitor.latest(), monitor.trace().samples) == (None, None, ())
@@ -84,9 +84,9 @@ def test_waiting_for_a_sample_returns_a_new_one():
     assert second.elapsed_s > first.elapsed_s
 
 
-def test_waiting_for_a_sample_ends_when_the_card_is_lost():
+def test_waiting_for_a_sample_ends_when_the_gpu_is_lost():
     blocking = Blocking()
-    with Quick(FakeDevice([blocking, CardLost("gone")])) as monitor:
+    with Quick(FakeDevice([blocking, DeviceLost("gone")])) as monitor:
         threading.Timer(0.05, blocking.released.set).start()
         monitor.wait_for_sample(20)
         assert monitor.wait_for_sample(20) is None
@@ -119,10 +119,10 @@ def test_a_schedule_never_drifts_and_counts_what_it_passed_over(due_s, interval_
 
 def test_slow_readings_do_not_shift_the_grid_and_count_as_missed():
     def slow():
-        time.sleep(0.03)  # the card's own delay is what is under test
+        time.sleep(0.03)  # the GPU's own delay is what is under test
         return 1
 
-    with Monitor(FakeDevice([slow]), interval_s=0.01) as monitor:
+    with Sampler(FakeDevice([slow]), interval_s=0.01) as monitor:
         wait_for_samples(monitor, 4)
     trace = monitor.trace()
 
@@ -193,8 +193,8 @@ def test_a_number_that_cannot_be_true_is_rejected_and_counted(nonsense):
     assert len(trace.gaps) == 1
 
 
-def test_a_lost_card_ends_the_sampling_and_is_kept():
-    with Quick(FakeDevice([100, CardLost("GPU-fake: fell off the bus"), 900])) as monitor:
+def test_a_lost_gpu_ends_the_sampling_and_is_kept():
+    with Quick(FakeDevice([100, DeviceLost("GPU-fake: fell off the bus"), 900])) as monitor:
         wait_until(lambda: monitor.lost)
     trace = monitor.trace()
 
@@ -203,8 +203,8 @@ def test_a_lost_card_ends_the_sampling_and_is_kept():
     assert (trace.gaps[-1].start_s, trace.gaps[-1].end_s) == (trace.samples[-1].elapsed_s, trace.duration_s)
 
 
-def test_a_card_lost_during_the_vitals_ends_the_sampling_too():
-    device = FakeDevice([100], vitals=CardLost("gone"))
+def test_a_gpu_lost_during_the_vitals_ends_the_sampling_too():
+    device = FakeDevice([100], vitals=DeviceLost("gone"))
     with Quick(device) as monitor:
         wait_until(lambda: monitor.lost)
         reads = device.reads
@@ -236,7 +236,7 @@ def test_a_blocked_call_is_a_gap_that_can_be_seen_from_outside(monkeypatch):
         wait_for_samples(monitor, 3)
     after = monitor.trace()
 
-    assert during.gaps[-1].reason == "the card has not answered yet"
+    assert during.gaps[-1].reason == "the GPU has not answered yet"
     assert during.gaps[-1].end_s == during.duration_s
     assert len(after.gaps) == 1
     assert after.gaps[0].end_s - after.gaps[0].start_s >= 0.08  # from the last sample, which came a little later
@@ -255,7 +255,7 @@ def test_a_call_that_never_comes_back_does_not_stop_the_end_and_records_nothing_
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("monitor")])
 
     assert [sample.used_bytes for sample in ended.samples] == [100]
-    assert ended.gaps[-1].reason == "the card has not answered yet"
+    assert ended.gaps[-1].reason == "the GPU has not answered yet"
     later = monitor.trace()
     assert (later.samples, later.gaps) == (ended.samples, ended.gaps)
 
@@ -289,7 +289,7 @@ def test_a_suspended_machine_is_a_gap(monkeypatch):
 def test_a_monitor_without_processor_time_says_so(monkeypatch):
     """The waking is late although no reading was slow: another thread keeps the interpreter busy, say."""
     monkeypatch.setattr(monitor_module, "SLOW_ANSWER_S", 0.0)
-    monitor = Monitor(FakeDevice([1]), interval_s=0.002)
+    monitor = Sampler(FakeDevice([1]), interval_s=0.002)
     wait = monitor._stop.wait
 
     def oversleep(timeout_s):
@@ -328,7 +328,7 @@ def test_failed_vitals_are_none_and_never_numbers():
 
 def test_the_process_list_is_read_rarely_unless_asked():
     device = FakeDevice([1], processes=[DeviceProcess(7, 100)])
-    with Monitor(device, 0.002, 0.01, processes_interval_s=3600) as monitor:
+    with Sampler(device, 0.002, 0.01, processes_interval_s=3600) as monitor:
         wait_until(lambda: len(monitor.vitals()) >= 5)
         assert device.process_reads == 1
         monitor.ask_for_processes()
@@ -376,7 +376,7 @@ class Counter:
     ("counter", "energy_j"),
     [((5000, 6000, 9500), 4.5), ((5000, None, 9500), 4.5), ((5000, 100, 9500), None), ((None,), None)],
 )
-def test_energy_is_the_difference_of_the_cards_own_counter(counter, energy_j):
+def test_energy_is_the_difference_of_the_gpus_own_counter(counter, energy_j):
     device = FakeDevice([1])
     device.vitals = Counter(*counter)
     with Quick(device) as monitor:
@@ -386,7 +386,7 @@ def test_energy_is_the_difference_of_the_cards_own_counter(counter, energy_j):
 
 
 def test_the_last_vitals_are_read_at_the_end_so_that_energy_covers_everything():
-    with Monitor(FakeDevice([1]), 0.002, vitals_interval_s=3600) as monitor:
+    with Sampler(FakeDevice([1]), 0.002, vitals_interval_s=3600) as monitor:
         wait_until(lambda: monitor.vitals())
 
     assert len(monitor.vitals()) == 2
@@ -404,7 +404,7 @@ def test_the_processors_energy_is_updated_with_the_vitals():
         wait_until(lambda: meter.updates >= 3)
 
 
-# --- on the simulated NVIDIA card
+# --- on the simulated NVIDIA GPU
 
 
 @pytest.fixture
@@ -413,7 +413,7 @@ def device(fake_nvml):
         yield device
 
 
-def test_memory_on_a_card_is_followed_as_it_comes_and_goes(fake_nvml, device):
+def test_memory_on_a_gpu_is_followed_as_it_comes_and_goes(fake_nvml, device):
     with Quick(device) as monitor:
         for mib in (100, 900, 200):
             fake_nvml.allocate(mib * MIB)
@@ -422,7 +422,7 @@ def test_memory_on_a_card_is_followed_as_it_comes_and_goes(fake_nvml, device):
     assert monitor.peak().used_bytes == 900 * MIB
 
 
-def test_a_card_that_falls_off_the_bus_is_lost(fake_nvml, device):
+def test_a_gpu_that_falls_off_the_bus_is_lost(fake_nvml, device):
     fake_nvml.fail("nvmlDeviceGet*", GPU_IS_LOST, after=30)
     with Quick(device) as monitor:
         wait_until(lambda: monitor.lost)
@@ -447,7 +447,7 @@ def test_a_driver_that_holds_a_call_holds_no_other_thread(fake_nvml, device, mon
         wait_until(lambda: len(monitor.vitals()) > vitals)
         wait_until(lambda: quiet_s(monitor) < 0.1)
 
-    assert [gap.reason for gap in monitor.trace().gaps] == ["the card took 0.3 s to answer"]
+    assert [gap.reason for gap in monitor.trace().gaps] == ["the GPU took 0.3 s to answer"]
 
 
 def test_a_nonsense_answer_never_becomes_the_peak(fake_nvml, device):
@@ -463,7 +463,7 @@ def test_a_nonsense_answer_never_becomes_the_peak(fake_nvml, device):
 @pytest.mark.slow
 def test_the_default_rates_are_kept(fake_nvml, device):
     """Twenty samples a second, one reading of the vitals a second, the process list once in five."""
-    with Monitor(device) as monitor:
+    with Sampler(device) as monitor:
         wait_until(lambda: monitor.trace().duration_s > 2.02)
     trace = monitor.trace()
 

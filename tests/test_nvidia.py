@@ -1,4 +1,4 @@
-"""What a card promises, of the scripted card and of the NVML code on the simulated one; a real card if there is one."""
+"""What a GPU promises, of the scripted GPU and of the NVML code on the simulated one; a real GPU if there is one."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from fake_nvml import MIB, NOT_AVAILABLE, NOT_SUPPORTED, UNSUPPORTED
 from colocate.device.base import DeviceProcess
 from colocate.device.nvml import NvidiaDevice, is_simulated, library_present, list_devices, survey_devices
 from colocate.device.visible_devices import visible_devices
-from colocate.errors import CardLost, DeviceError, ImplausibleReading
+from colocate.errors import DeviceError, DeviceLost, ImplausibleReading
 
 MEMORY = "nvmlDeviceGetMemoryInfo_v2"
 
@@ -29,19 +29,19 @@ def device(fake_nvml):
 
 @pytest.fixture(params=["scripted", "nvml"])
 def any_device(request):
-    """Two kinds of a card of 8192 MiB on which pid 4000000 holds 500 MiB."""
+    """Two kinds of a GPU of 8192 MiB on which pid 4000000 holds 500 MiB."""
     if request.param == "scripted":
-        holder = DeviceProcess(4_000_000, 500 * MIB)
-        yield FakeDevice([500 * MIB], processes=[holder], peaks={4_000_000: 500 * MIB})
+        gpu_process = DeviceProcess(4_000_000, 500 * MIB)
+        yield FakeDevice([500 * MIB], processes=[gpu_process], peaks={4_000_000: 500 * MIB})
         return
     fake = request.getfixturevalue("fake_nvml")
-    fake.state.cards[0].accounting = 1
+    fake.state.gpus[0].accounting = 1
     fake.foreign(500 * MIB)
     with NvidiaDevice(fake.uuid()) as device:
         yield device
 
 
-def test_a_card_keeps_its_contract(any_device):
+def test_a_gpu_keeps_its_contract(any_device):
     keeps_contract(any_device)
     memory = any_device.memory()
 
@@ -51,7 +51,7 @@ def test_a_card_keeps_its_contract(any_device):
     assert any_device.process_peak_bytes(1) is None
 
 
-def test_a_closed_card_answers_no_more(any_device):
+def test_a_closed_gpu_answers_no_more(any_device):
     any_device.close()
     any_device.close()
 
@@ -61,7 +61,7 @@ def test_a_closed_card_answers_no_more(any_device):
 
 
 def keeps_contract(device):
-    """What holds for every card, also for a real one that somebody uses."""
+    """What holds for every GPU, also for a real one that somebody uses."""
     memory, vitals, info = device.memory(), device.vitals(), device.info
     assert info.uuid
     assert info.name
@@ -78,7 +78,7 @@ def keeps_contract(device):
         assert process.used_bytes is None or 0 < process.used_bytes <= memory.total_bytes
 
 
-REAL_CARD = """
+REAL_GPU = """
 import sys
 sys.path[:0] = sys.argv[1:]
 from colocate.device.nvidia import NvidiaDevice, is_simulated, list_devices
@@ -92,14 +92,14 @@ for info in list_devices():
 
 
 @pytest.mark.gpu
-def test_a_real_card_keeps_the_contract():
+def test_a_real_gpu_keeps_the_contract():
     """In a process of its own: this one may have the fake library loaded."""
     tests = Path(__file__).parent
     look = "from colocate.device.nvml import list_devices; raise SystemExit(0 if list_devices() else 1)"
     if subprocess.run([sys.executable, "-c", look], capture_output=True, check=False, cwd=tests.parent).returncode:
-        pytest.skip("no NVIDIA card with a working driver")
+        pytest.skip("no NVIDIA GPU with a working driver")
     done = subprocess.run(
-        [sys.executable, "-c", REAL_CARD, str(tests), str(tests.parent)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", REAL_GPU, str(tests), str(tests.parent)], capture_output=True, text=True, check=False
     )
 
     assert done.returncode == 0, done.stderr
@@ -128,7 +128,7 @@ def test_a_driver_without_the_second_struct_is_read_by_the_first(fake_nvml, code
         assert device.info.memory_source == "nvml v1, used includes what the driver keeps"
 
 
-def test_a_card_that_tells_no_memory_at_all_cannot_be_opened(fake_nvml):
+def test_a_gpu_that_tells_no_memory_at_all_cannot_be_opened(fake_nvml):
     fake_nvml.fail("nvmlDeviceGetMemoryInfo*", NOT_SUPPORTED)
 
     with pytest.raises(DeviceError, match="expected memory, NVML said 'Not Supported'"):
@@ -144,7 +144,7 @@ def test_more_memory_in_use_than_there_is_is_an_error(fake_nvml, device, nonsens
 
 
 def test_a_total_that_changes_is_an_error(fake_nvml, device):
-    fake_nvml.state.cards[0].total_bytes = 17 * 10**12
+    fake_nvml.state.gpus[0].total_bytes = 17 * 10**12
 
     with pytest.raises(ImplausibleReading):
         device.memory()
@@ -154,11 +154,11 @@ def test_a_total_that_changes_is_an_error(fake_nvml, device):
 
 
 @pytest.mark.parametrize("code", [fakes.GPU_IS_LOST, fakes.RESET_REQUIRED])
-def test_a_lost_card_is_told_apart(fake_nvml, device, code):
+def test_a_lost_gpu_is_told_apart(fake_nvml, device, code):
     fake_nvml.fail("nvmlDeviceGet*", code)
 
     for reading in (device.memory, device.vitals, device.processes):
-        with pytest.raises(CardLost, match=fake_nvml.uuid()):
+        with pytest.raises(DeviceLost, match=fake_nvml.uuid()):
             reading()
 
 
@@ -171,7 +171,7 @@ def test_a_lost_card_is_told_apart(fake_nvml, device, code):
         (fakes.LIBRARY_MISMATCH, "reboot"),
     ],
 )
-def test_an_error_names_the_card_what_nvml_said_and_the_cure(fake_nvml, device, code, cure):
+def test_an_error_names_the_gpu_what_nvml_said_and_the_cure(fake_nvml, device, code, cure):
     fake_nvml.fail(MEMORY, code)
 
     with pytest.raises(
@@ -198,14 +198,14 @@ def test_a_driver_that_does_not_start_names_the_cure(fake_nvml, code, cure):
 
 
 def test_an_unknown_uuid_says_where_to_look(fake_nvml):
-    with pytest.raises(DeviceError, match="GPU-unknown: expected a card with this UUID, found none; nvidia-smi -L"):
+    with pytest.raises(DeviceError, match="GPU-unknown: expected a GPU with this UUID, found none; nvidia-smi -L"):
         NvidiaDevice("GPU-unknown")
 
 
-def test_a_card_in_mig_mode_is_no_card(fake_nvml):
-    fake_nvml.state.cards[0].mig = 1
+def test_a_gpu_in_mig_mode_is_no_gpu(fake_nvml):
+    fake_nvml.state.gpus[0].mig = 1
 
-    with pytest.raises(DeviceError, match=r"expected a whole card, found MIG mode on; name one of its instances"):
+    with pytest.raises(DeviceError, match=r"expected a whole GPU, found MIG mode on; name one of its instances"):
         NvidiaDevice(fake_nvml.uuid())
     assert [type(failure) for failure in survey_devices().failures] == [DeviceError]
 
@@ -223,14 +223,14 @@ def test_a_failed_opening_lets_go_of_nvml(fake_nvml):
 
 @pytest.fixture
 def divided(fake_nvml):
-    """The card in MIG mode, with two instances."""
+    """The GPU in MIG mode, with two instances."""
     fake_nvml.add_instance("1g.2gb", total_bytes=2048 * MIB)
     fake_nvml.add_instance("2g.4gb", total_bytes=4096 * MIB)
     return fake_nvml
 
 
-def test_the_instances_of_a_card_are_listed_in_its_place(divided):
-    whole = divided.add_card()
+def test_the_instances_of_a_gpu_are_listed_in_its_place(divided):
+    whole = divided.add_gpu()
     devices = list_devices()
 
     assert [(device.uuid, device.index) for device in devices] == [
@@ -243,8 +243,8 @@ def test_the_instances_of_a_card_are_listed_in_its_place(divided):
 
 
 def test_an_instance_has_memory_and_processes_of_its_own(divided):
-    divided.foreign(100 * MIB, card=1, pid=4_000_001)
-    divided.foreign(300 * MIB, card=2, pid=4_000_002)
+    divided.foreign(100 * MIB, gpu=1, pid=4_000_001)
+    divided.foreign(300 * MIB, gpu=2, pid=4_000_002)
 
     with NvidiaDevice(divided.uuid(1)) as instance:
         keeps_contract(instance)
@@ -253,9 +253,9 @@ def test_an_instance_has_memory_and_processes_of_its_own(divided):
         assert instance.processes_elsewhere() == ((divided.uuid(2), 4_000_002),)
 
 
-def test_a_driver_that_lists_all_processes_of_the_card_leaves_an_instance_its_own(divided, monkeypatch):
-    divided.foreign(100 * MIB, card=1, pid=4_000_001)
-    divided.foreign(300 * MIB, card=2, pid=4_000_002)
+def test_a_driver_that_lists_all_processes_of_the_gpu_leaves_an_instance_its_own(divided, monkeypatch):
+    divided.foreign(100 * MIB, gpu=1, pid=4_000_001)
+    divided.foreign(300 * MIB, gpu=2, pid=4_000_002)
     whole, listed = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetComputeRunningProcesses_v3
     monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses_v3", lambda handle: listed(whole(0)))
 
@@ -263,9 +263,9 @@ def test_a_driver_that_lists_all_processes_of_the_card_leaves_an_instance_its_ow
         assert [process.pid for process in instance.processes()] == [4_000_001]
 
 
-def test_an_instance_has_the_heat_of_its_card_and_neither_its_power_nor_its_energy(divided):
-    card = divided.state.cards[0]
-    card.temperature_c, card.throttle_reasons, card.accounting = 71, 0x20, 1
+def test_an_instance_has_the_heat_of_its_gpu_and_neither_its_power_nor_its_energy(divided):
+    gpu = divided.state.gpus[0]
+    gpu.temperature_c, gpu.throttle_reasons, gpu.accounting = 71, 0x20, 1
 
     with NvidiaDevice(divided.uuid(1)) as instance:
         vitals = instance.vitals()
@@ -275,7 +275,7 @@ def test_an_instance_has_the_heat_of_its_card_and_neither_its_power_nor_its_ener
         assert instance.process_peak_bytes(1) is None
 
 
-def test_compute_instances_that_share_their_memory_are_no_cards(fake_nvml):
+def test_compute_instances_that_share_their_memory_are_no_gpus(fake_nvml):
     for _ in range(2):
         fake_nvml.add_instance("1c.2g.4gb", total_bytes=4096 * MIB, instance=3)
     survey = survey_devices()
@@ -287,9 +287,9 @@ def test_compute_instances_that_share_their_memory_are_no_cards(fake_nvml):
 # --- vitals
 
 
-def test_vitals_are_what_the_card_tells(fake_nvml, device):
-    card = fake_nvml.state.cards[0]
-    card.power_mw, card.temperature_c, card.memory_temperature_c, card.throttle_reasons = 150_000, 61, 80, 4
+def test_vitals_are_what_the_gpu_tells(fake_nvml, device):
+    gpu = fake_nvml.state.gpus[0]
+    gpu.power_mw, gpu.temperature_c, gpu.memory_temperature_c, gpu.throttle_reasons = 150_000, 61, 80, 4
     vitals = device.vitals()
 
     assert (vitals.power_mw, vitals.temperature_c, vitals.memory_temperature_c) == (150_000, 61, 80)
@@ -298,10 +298,10 @@ def test_vitals_are_what_the_card_tells(fake_nvml, device):
     assert vitals.energy_mj >= 1_000_000
 
 
-def test_vitals_that_a_card_cannot_tell_are_none(fake_nvml, device):
-    card = fake_nvml.state.cards[0]
-    card.power_mw = card.temperature_c = card.utilization_percent = UNSUPPORTED
-    card.energy_supported = 0
+def test_vitals_that_a_gpu_cannot_tell_are_none(fake_nvml, device):
+    gpu = fake_nvml.state.gpus[0]
+    gpu.power_mw = gpu.temperature_c = gpu.utilization_percent = UNSUPPORTED
+    gpu.energy_supported = 0
     vitals = device.vitals()
 
     assert [vitals.power_mw, vitals.temperature_c, vitals.utilization_percent] == [None, None, None]
@@ -341,11 +341,11 @@ def test_processes_that_draw_are_listed_once(fake_nvml, device):
     assert device.processes() == (DeviceProcess(4_000_001, 100 * MIB), DeviceProcess(4_000_002, 30 * MIB, draws=True))
 
 
-@pytest.mark.parametrize("told", [NOT_AVAILABLE, 0, 17 * 10**12])
-def test_memory_of_a_process_that_the_driver_does_not_tell_is_none(fake_nvml, device, told):
+@pytest.mark.parametrize("reported", [NOT_AVAILABLE, 0, 17 * 10**12])
+def test_memory_of_a_process_that_the_driver_does_not_tell_is_none(fake_nvml, device, reported):
     """Under WSL there is no number, in containers with newer drivers it is 0."""
     fake_nvml.foreign(100 * MIB)
-    fake_nvml.answer("nvmlDeviceGetComputeRunningProcesses_v3", told)
+    fake_nvml.answer("nvmlDeviceGetComputeRunningProcesses_v3", reported)
 
     assert device.processes() == (DeviceProcess(4_000_000, None),)
 
@@ -370,12 +370,12 @@ def test_accounting_that_is_off_tells_none(fake_nvml, device):
     assert device.info.accounting is False
 
 
-# --- which cards
+# --- which GPUs
 
 
-def test_every_card_is_listed_in_the_drivers_order(fake_machine):
+def test_every_gpu_is_listed_in_the_drivers_order(fake_machine):
     for total in (8192, 40960):
-        fake_machine.add_card(total_bytes=total * MIB)
+        fake_machine.add_gpu(total_bytes=total * MIB)
     devices = list_devices()
 
     assert [device.total_bytes // MIB for device in devices] == [8192, 40960]
@@ -384,20 +384,20 @@ def test_every_card_is_listed_in_the_drivers_order(fake_machine):
     assert is_simulated(devices[0])
 
 
-def test_a_card_that_does_not_answer_leaves_the_others(fake_machine):
-    fake_machine.add_card()
-    fake_machine.add_card()
-    fake_machine.fail("nvmlDeviceGetHandleBy*", fakes.GPU_IS_LOST, card=0)
+def test_a_gpu_that_does_not_answer_leaves_the_others(fake_machine):
+    fake_machine.add_gpu()
+    fake_machine.add_gpu()
+    fake_machine.fail("nvmlDeviceGetHandleBy*", fakes.GPU_IS_LOST, gpu=0)
     survey = survey_devices()
 
     assert [device.uuid for device in survey.devices] == [fake_machine.uuid(1)]
-    assert isinstance(survey.failures[0], CardLost)
+    assert isinstance(survey.failures[0], DeviceLost)
 
 
-def test_a_machine_whose_only_card_does_not_answer_is_an_error(fake_nvml):
+def test_a_machine_whose_only_gpu_does_not_answer_is_an_error(fake_nvml):
     fake_nvml.fail("nvmlDeviceGetUUID", fakes.GPU_IS_LOST)
 
-    with pytest.raises(CardLost):
+    with pytest.raises(DeviceLost):
         list_devices()
 
 
@@ -422,17 +422,17 @@ def test_a_machine_whose_only_card_does_not_answer_is_an_error(fake_nvml):
         ("none", []),
     ],
 )
-def test_cards_are_selected_as_cuda_does(fake_machine, selector, seen):
+def test_gpus_are_selected_as_cuda_does(fake_machine, selector, seen):
     for uuid in ("GPU-aa-1", "GPU-bb-2", "GPU-aa-3"):
-        fake_machine.add_card(uuid=uuid)
+        fake_machine.add_gpu(uuid=uuid)
 
     assert [device.index for device in visible_devices(list_devices(), selector)] == seen
 
 
-def test_indices_of_different_cards_are_ambiguous_without_an_order(fake_machine):
-    """CUDA numbers by speed and NVML by bus, so index 0 may be another card for each."""
-    fake_machine.add_card(name="slow (simulated)")
-    fake_machine.add_card(name="fast (simulated)")
+def test_indices_of_different_gpus_are_ambiguous_without_an_order(fake_machine):
+    """CUDA numbers by speed and NVML by bus, so index 0 may be another GPU for each."""
+    fake_machine.add_gpu(name="slow (simulated)")
+    fake_machine.add_gpu(name="fast (simulated)")
 
     with pytest.raises(DeviceError, match="CUDA_DEVICE_ORDER=PCI_BUS_ID"):
         visible_devices(list_devices(), "0")
@@ -485,7 +485,7 @@ def test_a_reading_that_fails_does_not_cost_the_others(fake_nvml, device):
     ["nvmlDeviceGetAccountingMode", "nvmlDeviceGetIndex", "nvmlDeviceGetMigMode", "nvmlDeviceGetComputeMode"],
 )
 @pytest.mark.parametrize("code", [fakes.UNKNOWN, fakes.NO_PERMISSION, NOT_SUPPORTED])
-def test_a_card_can_be_opened_whatever_it_does_not_tell_of_itself(fake_nvml, function, code):
+def test_a_gpu_can_be_opened_whatever_it_does_not_tell_of_itself(fake_nvml, function, code):
     fake_nvml.fail(function, code)
 
     with NvidiaDevice(fake_nvml.uuid()) as device:
@@ -507,11 +507,11 @@ def test_a_list_of_processes_that_fails_is_not_an_empty_one(fake_nvml, device):
 
 
 @pytest.mark.parametrize(("mode", "name"), [(1, "exclusive thread"), (2, "prohibited"), (3, "exclusive process")])
-def test_a_card_for_one_process_only_is_refused(fake_nvml, mode, name):
+def test_a_gpu_for_one_process_only_is_refused(fake_nvml, mode, name):
     """The second training would fail to start, and the pair would pass for one that does not fit."""
-    fake_nvml.state.cards[0].compute_mode = mode
+    fake_nvml.state.gpus[0].compute_mode = mode
 
-    with pytest.raises(DeviceError, match=f"found {name}: two trainings cannot share the card; .* -c DEFAULT"):
+    with pytest.raises(DeviceError, match=f"found {name}: two trainings cannot share the GPU; .* -c DEFAULT"):
         NvidiaDevice(fake_nvml.uuid())
 
 

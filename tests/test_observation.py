@@ -1,4 +1,4 @@
-"""Groups of stand-in trainings, run by the real harness on a simulated card: each fault, and what comes of it."""
+"""Groups of stand-in trainings, run by the real harness on a simulated GPU: each fault, and what comes of it."""
 
 import threading
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_a_training_alone_needs_no_background(fake_nvml: FakeNvml, tmp_path: Pat
     assert outcome(fake_nvml, tmp_path, EPOCH, None).feasible
 
 
-def test_a_training_on_the_cpu_need_not_hold_the_card(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_training_on_the_cpu_need_not_hold_the_gpu(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     assert outcome(fake_nvml, tmp_path, EPOCH, training("cpu", "--cpu", "--repeat", uses_gpu=False)).feasible
 
 
@@ -74,7 +74,7 @@ def test_a_training_that_tells_nothing_is_read_by_the_probe_and_its_exit_code(
 
 INFEASIBLE = {
     "a peak over the limit": ("peak_over_limit", epoch("--hold", "6000"), LOAD),
-    "a foreground that meets a full card": ("foreground_out_of_memory", epoch("--hold", "6700"), LOAD),
+    "a foreground that meets a full GPU": ("foreground_out_of_memory", epoch("--hold", "6700"), LOAD),
     "a foreground that runs out of memory": ("foreground_out_of_memory", epoch("--oom-at", "3"), LOAD),
     "an out-of-memory in the background only": ("background_out_of_memory", EPOCH, load("--oom-at", "9")),
     "an out-of-memory that was swallowed": ("foreground_out_of_memory", epoch("--oom-swallowed"), LOAD),
@@ -121,14 +121,14 @@ INCONCLUSIVE: dict[str, tuple[str, Training, Training, dict[str, Any]]] = {
     ),
     "a hang": ("foreground_hang", epoch("--hang-at", "5"), LOAD, {"stall_s": 1.0}),
     "a time limit": ("foreground_timeout", epoch("--steps", "1000"), LOAD, {"epoch_timeout_s": 1.5}),
-    "a foreground that never reaches the card": (
+    "a foreground that never reaches the GPU": (
         "foreground_not_started",
         training("stub", "--stub", "--step-s", "0.05"),
         LOAD,
         {},
     ),
     "a foreground that was told to cut its epoch": ("epoch_cut", epoch("--full-steps", "400"), LOAD, {}),
-    "memory that stays on the card": ("card_not_returned", epoch("--leak"), LOAD, {"settle_s": 0.5}),
+    "memory that stays on the GPU": ("gpu_not_returned", epoch("--leak"), LOAD, {"settle_s": 0.5}),
 }
 
 
@@ -142,14 +142,14 @@ def test_evidence_with_a_hole_is_inconclusive(
     assert code in verdict.codes
 
 
-def test_a_foreign_process_on_the_card_keeps_the_group_from_starting(
+def test_a_foreign_process_on_the_gpu_keeps_the_group_from_starting(
     fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path
 ) -> None:
     fake_nvml.foreign(500 * MIB, pid=foreign_process)
     verdict = outcome(fake_nvml, tmp_path, EPOCH, LOAD)
 
     assert verdict.codes == ("foreign_process",)
-    assert not read_record(GroupDirectory(tmp_path / RUN / "group01")).evidence.foreground.lives
+    assert not read_record(GroupDirectory(tmp_path / RUN / "group01")).evidence.foreground.process_runs
 
 
 def test_a_foreign_process_in_between_makes_the_record_worthless(
@@ -165,7 +165,7 @@ def test_a_foreign_process_in_between_makes_the_record_worthless(
     assert verdict.codes == ("foreign_process",)
 
 
-def test_a_card_that_is_lost_ends_in_no_verdict(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_that_is_lost_ends_in_no_verdict(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     with observing(group(epoch("--steps", "50"), LOAD), fake_nvml.uuid(), tmp_path) as observation:
         observation.preflight()
         observation.start_background()

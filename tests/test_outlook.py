@@ -17,11 +17,11 @@ from groups import group, training
 
 from colocate.advice import proposal_forecasts
 from colocate.advice.forecast import Answer, keyed
-from colocate.advice.proposal_forecasts import Predictor, advise, card_of, outlooks
+from colocate.advice.proposal_forecasts import Predictor, advise, forecasts_of_proposals, gpu_of
 from colocate.advice.proposals import Kind, proposals
 from colocate.cli.main import main
-from colocate.harness.simulation import Program, Rehearsal
-from colocate.plan.gpu_models import known_card
+from colocate.harness.simulation import Program, SimulatedRun
+from colocate.plan.gpu_models import gpu_model
 from colocate.plan.plan import Group, load_plan
 from colocate.plugin.signals import skippable
 from colocate.results import advice_files
@@ -39,23 +39,23 @@ class Scripted(Predictor):
     asked: list[int] = field(default_factory=list)
     failing: tuple[int, ...] = ()
 
-    def rehearsed(self, programs: Sequence[Program]) -> None:
+    def simulated(self, programs: Sequence[Program]) -> None:
         for program in map(keyed, programs):
             if program in self.known or self.is_over:
                 continue
             size = int(program.argv[program.argv.index("--bs") + 1]) if "--bs" in program.argv else 1
             self.asked.append(size)
-            self.known[program] = rehearsal(program, 350 + 300 * size)
+            self.known[program] = dry_run(program, 350 + 300 * size)
             if size in self.failing:
-                self.known[program] = replace(rehearsal(program, 1), peak=None, failure="failed")
+                self.known[program] = replace(dry_run(program, 1), peak=None, failure="failed")
 
 
-def rehearsal(program: Program, mib: int) -> Rehearsal:
-    return Rehearsal(program.name, program.argv, 1.0, peak=PeakRange((mib - 50) * MIB, mib * MIB, (mib + 50) * MIB))
+def dry_run(program: Program, mib: int) -> SimulatedRun:
+    return SimulatedRun(program.name, program.argv, 1.0, peak=PeakRange((mib - 50) * MIB, mib * MIB, (mib + 50) * MIB))
 
 
 def predictor(**changes) -> Scripted:
-    return Scripted(**{"card": known_card("8GB"), **changes})
+    return Scripted(**{"gpu": gpu_model("8GB"), **changes})
 
 
 def too_large(batch: int = 64) -> tuple[Group, Evidence]:
@@ -67,7 +67,7 @@ def too_large(batch: int = 64) -> tuple[Group, Evidence]:
 def test_the_largest_batch_that_is_predicted_to_fit_is_the_one_to_take() -> None:
     given, evidence = too_large()
     asking = predictor()
-    batch, *_ = outlooks(given, evidence, proposals(given, evidence, None), None, asking)
+    batch, *_ = forecasts_of_proposals(given, evidence, proposals(given, evidence, None), None, asking)
     assert batch.answer is Answer.FITS
     assert batch.step is not None
     assert batch.step.change.options == {"--bs": 16, "--accumulate": 4}
@@ -80,7 +80,7 @@ def test_the_largest_batch_that_is_predicted_to_fit_is_the_one_to_take() -> None
 def test_what_does_not_fit_even_at_its_smallest_says_how_far_it_comes() -> None:
     given, _ = too_large(4)
     evidence = builders.predicted_evidence(1200, 6300)
-    found = outlooks(given, evidence, proposals(given, evidence, None), None, predictor())
+    found = forecasts_of_proposals(given, evidence, proposals(given, evidence, None), None, predictor())
     (batch,) = (one for one in found if one.proposal.role == "foreground" and one.proposal.kind is Kind.BATCH)
     assert batch.answer is Answer.UNDECIDED
     assert batch.step is not None
@@ -89,38 +89,43 @@ def test_what_does_not_fit_even_at_its_smallest_says_how_far_it_comes() -> None:
 
 def test_a_program_that_fails_with_a_setting_is_not_predicted_with_it() -> None:
     given, evidence = too_large(32)
-    batch, *_ = outlooks(given, evidence, proposals(given, evidence, None), None, predictor(failing=(16, 4)))
+    batch, *_ = forecasts_of_proposals(
+        given, evidence, proposals(given, evidence, None), None, predictor(failing=(16, 4))
+    )
+
     assert batch.step is not None
     assert (batch.answer, batch.step.change.options["--bs"]) == (Answer.FITS, 2)
 
 
 def test_of_what_was_measured_both_members_are_predicted_anew() -> None:
     given, predicted = too_large(16)
-    told = replace(predicted, device=builders.device_info(), foreground=predicted.foreground)
+    reported = replace(predicted, device=builders.device_info(), foreground=predicted.foreground)
     asking = predictor()
-    outlooks(given, told, proposals(given, told, None), None, asking)
+    forecasts_of_proposals(given, reported, proposals(given, reported, None), None, asking)
     assert asking.asked[:2] == [8, 1], "the changed foreground and the background"
 
 
 def test_nothing_is_predicted_of_a_program_that_tells_nothing_of_an_allocator() -> None:
     given, _ = too_large()
     evidence = builders.evidence(foreground=builders.foreground(held_bytes=9000 * MIB))
-    batch, *_ = outlooks(given, evidence, proposals(given, evidence, None), None, predictor())
+    batch, *_ = forecasts_of_proposals(given, evidence, proposals(given, evidence, None), None, predictor())
     assert batch.answer is Answer.UNKNOWN
     assert batch.why_not == "examples_mnist, resnet20 told nothing of a PyTorch allocator"
 
 
 def test_without_time_the_proposals_stand_without_figures() -> None:
     given, evidence = too_large()
-    batch, *_ = outlooks(given, evidence, proposals(given, evidence, None), None, predictor(until_t=time.monotonic()))
+    batch, *_ = forecasts_of_proposals(
+        given, evidence, proposals(given, evidence, None), None, predictor(until_t=time.monotonic())
+    )
     assert batch.forecast is None
     assert batch.why_not == "there was no time left to predict it"
 
 
-def test_the_card_is_that_of_the_evidence() -> None:
+def test_the_gpu_is_that_of_the_evidence() -> None:
     measured = builders.evidence(device=builders.device_info(name="NVIDIA GeForce RTX 3080", total_bytes=10240 * MIB))
-    assert "RTX 3080" in card_of(measured).name
-    assert card_of(builders.evidence()).total_bytes == builders.CARD_BYTES
+    assert "RTX 3080" in gpu_of(measured).name
+    assert gpu_of(builders.evidence()).total_bytes == builders.GPU_BYTES
 
 
 def finished(run: RunDirectory, given: Group, evidence: Evidence) -> GroupDirectory:
@@ -168,11 +173,11 @@ def test_the_report_predicts_with_real_programs_and_shows_it_when_it_is_made_aga
         role: {"command": [sys.executable, "train.py", "--batch-size", size], "name": role}
         for role, size in (("foreground", "40"), ("background", "2"))
     }
-    plan = {"limits": {"card": "2GB", "peak": "1650MB"}, "experiments": [{"id": "group01", **members}]}
+    plan = {"limits": {"gpu": "2GB", "peak": "1650MB"}, "experiments": [{"id": "group01", **members}]}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     (given,) = load_plan(tmp_path / "plan.json").groups
     run = RunDirectory(tmp_path / "run_20261124_053000")
-    device = builders.device_info(kind="virtual", basis="predicted", name="virtual 2 GB card", total_bytes=2048 * MIB)
+    device = builders.device_info(kind="virtual", basis="predicted", name="virtual 2 GB GPU", total_bytes=2048 * MIB)
     limits = replace(builders.evidence().limits, peak_bytes=1650 * MIB)
     finished(run, given, builders.predicted_evidence(1200, 40, device=device, limits=limits))
     run.record.write_text(json.dumps({"plan": {"name": "p", "path": str(tmp_path / "plan.json"), "catalog": None}}))
@@ -194,7 +199,7 @@ def test_a_signal_ends_the_predictions_and_nothing_else(tmp_path: Path, monkeypa
     given, evidence = too_large()
     wanted = [(given, finished(run, given, evidence))]
     monkeypatch.setattr(
-        proposal_forecasts, "rehearse", lambda *programs, **settings: os.kill(os.getpid(), signal.SIGINT)
+        proposal_forecasts, "simulate", lambda *programs, **settings: os.kill(os.getpid(), signal.SIGINT)
     )
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with skippable():

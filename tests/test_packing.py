@@ -1,4 +1,4 @@
-"""Which trainings should share a card, against every choice there is where that many can be tried."""
+"""Which trainings should share a GPU, against every choice there is where that many can be tried."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,12 +12,12 @@ from colocate.advice.forecast import Answer
 from colocate.advice.packing import (
     Load,
     Packing,
+    PackingProblem,
     Pair,
-    Question,
     _best_fit,
     at_least,
     best_pairs,
-    next_question,
+    next_problem,
     packed,
 )
 from colocate.units import MIB
@@ -32,8 +32,8 @@ def load(low: int, high: int, floor: int | None = None) -> Load:
     return Load(peak, (low if floor is None else floor) * MIB)
 
 
-def question(*loads: Load, **changes: object) -> Question:
-    return replace(Question(loads, BASE * MIB, LIMIT * MIB), **changes)
+def problem(*loads: Load, **changes: object) -> PackingProblem:
+    return replace(PackingProblem(loads, BASE * MIB, LIMIT * MIB), **changes)
 
 
 @st.composite
@@ -59,22 +59,22 @@ def matchings(places: list[int], edges: set[Pair]) -> Iterator[tuple[Pair, ...]]
             yield from ((*more, (first, other)) for more in matchings(left, edges))
 
 
-def every(asked: Question, *answers: Answer) -> list[tuple[Pair, ...]]:
+def every(asked: PackingProblem, *answers: Answer) -> list[tuple[Pair, ...]]:
     return list(matchings(list(range(len(asked.loads))), set(asked.pairs(*answers))))
 
 
-def taken(asked: Question, pairs: tuple[Pair, ...] | list[Pair]) -> int:
+def taken(asked: PackingProblem, pairs: tuple[Pair, ...] | list[Pair]) -> int:
     return sum((sum(asked.loads[place].peak.high_bytes // MIB for place in pair)) ** 2 for pair in pairs)
 
 
-def sound(asked: Question, pairs: list[Pair]) -> None:
+def sound(asked: PackingProblem, pairs: list[Pair]) -> None:
     members = [place for pair in pairs for place in pair]
     assert len(members) == len(set(members))
     assert all(asked.answer(pair) is Answer.FITS for pair in pairs)
 
 
 def test_bounds_are_those_of_both_at_their_highest_and_of_one_beside_the_least_of_the_other() -> None:
-    asked = question(load(1500, 1600, floor=500), load(1800, 1900, floor=1000))
+    asked = problem(load(1500, 1600, floor=500), load(1800, 1900, floor=1000))
 
     peak = asked.peak((0, 1))
     assert (peak.low_bytes, peak.high_bytes) == ((BASE + 1500 + 1000) * MIB, (BASE + 3500) * MIB)
@@ -87,7 +87,7 @@ def test_bounds_are_those_of_both_at_their_highest_and_of_one_beside_the_least_o
 @given(loads())
 @settings(deadline=None, max_examples=150)
 def test_no_choice_gives_more_pairs_or_as_many_with_more_room(found: tuple[Load, ...]) -> None:
-    asked = question(*found)
+    asked = problem(*found)
     pairs = best_pairs(asked)
     sound(asked, pairs)
 
@@ -99,7 +99,7 @@ def test_no_choice_gives_more_pairs_or_as_many_with_more_room(found: tuple[Load,
 @given(loads(), st.data())
 @settings(deadline=None, max_examples=150)
 def test_the_same_with_pairs_that_were_measured(found: tuple[Load, ...], data: st.DataObject) -> None:
-    asked = question(*found)
+    asked = problem(*found)
     known = {pair: data.draw(st.booleans()) for pair in asked.pairs(Answer.UNDECIDED)}
     asked = replace(asked, known=known)
     pairs = best_pairs(asked)
@@ -113,7 +113,7 @@ def test_the_same_with_pairs_that_were_measured(found: tuple[Load, ...], data: s
 @given(loads(7), st.data())
 @settings(deadline=None, max_examples=100)
 def test_where_all_speeds_are_known_the_most_time_is_saved(found: tuple[Load, ...], data: st.DataObject) -> None:
-    asked = question(*found)
+    asked = problem(*found)
     saved = {pair: float(data.draw(st.integers(-50, 100))) for pair in asked.pairs(Answer.FITS)}
     asked = replace(asked, saved_s=saved)
     pairs = best_pairs(asked)
@@ -128,10 +128,10 @@ def test_where_all_speeds_are_known_the_most_time_is_saved(found: tuple[Load, ..
 @settings(deadline=None, max_examples=150)
 def test_few_measurements_give_what_all_of_them_would(found: tuple[Load, ...], data: st.DataObject) -> None:
     """What every open pair would say is decided beforehand; only some are asked."""
-    asked = question(*found)
+    asked = problem(*found)
     truth = {pair: data.draw(st.booleans()) for pair in asked.pairs(Answer.UNDECIDED)}
     everything, num = replace(asked, known=truth), 0
-    while (pair := next_question(asked)) is not None:
+    while (pair := next_problem(asked)) is not None:
         assert asked.answer(pair) is Answer.UNDECIDED
         asked = replace(asked, known={**asked.known, pair: truth[pair]})
         num += 1
@@ -145,56 +145,56 @@ def test_nothing_is_asked_that_cannot_change_the_choice() -> None:
     large = [load(1300, 1600), load(1300, 1600)]
     small = [load(100, 200), load(100, 200)]
 
-    assert next_question(question(*large, *small)) is None
-    assert next_question(question(*large, small[0])) is None, "three trainings make one pair, whatever is measured"
-    assert next_question(question(*large)) == (0, 1)
+    assert next_problem(problem(*large, *small)) is None
+    assert next_problem(problem(*large, small[0])) is None, "three trainings make one pair, whatever is measured"
+    assert next_problem(problem(*large)) == (0, 1)
 
 
 @given(loads(7), st.integers(1, 4))
 @settings(deadline=None, max_examples=100)
-def test_no_packing_takes_fewer_cards(found: tuple[Load, ...], per_card: int) -> None:
-    asked = question(*found)
-    packing = packed(asked, per_card)
+def test_no_packing_takes_fewer_gpus(found: tuple[Load, ...], per_gpu: int) -> None:
+    asked = problem(*found)
+    packing = packed(asked, per_gpu)
     room = (LIMIT - BASE) * MIB
     sizes = {place: one.peak.high_bytes for place, one in enumerate(found) if one.peak.high_bytes < room}
 
     assert sorted(place for one in packing.bins for place in one) == sorted(sizes)
-    assert all(len(one) <= per_card and asked.by_bounds(one) is Answer.FITS for one in packing.bins)
+    assert all(len(one) <= per_gpu and asked.by_bounds(one) is Answer.FITS for one in packing.bins)
     assert packing.optimal
-    fewest = min((len(one) for one in _partitions(sorted(sizes), sizes, room, per_card)), default=0)
+    fewest = min((len(one) for one in _partitions(sorted(sizes), sizes, room, per_gpu)), default=0)
     assert len(packing.bins) == fewest
     assert (
-        at_least(list(sizes.values()), room, per_card) <= fewest <= len(_best_fit(sorted(sizes), sizes, room, per_card))
+        at_least(list(sizes.values()), room, per_gpu) <= fewest <= len(_best_fit(sorted(sizes), sizes, room, per_gpu))
     )
 
 
-def _partitions(places: list[int], sizes: dict[int, int], room: int, per_card: int) -> Iterator[list[tuple[int, ...]]]:
+def _partitions(places: list[int], sizes: dict[int, int], room: int, per_gpu: int) -> Iterator[list[tuple[int, ...]]]:
     if not places:
         yield []
         return
     first, *others = places
-    for count in range(min(per_card, len(places))):
+    for count in range(min(per_gpu, len(places))):
         for more in combinations(others, count):
             if sizes[first] + sum(sizes[place] for place in more) < room:
                 left = [place for place in others if place not in more]
-                yield from ([(first, *more), *rest] for rest in _partitions(left, sizes, room, per_card))
+                yield from ([(first, *more), *rest] for rest in _partitions(left, sizes, room, per_gpu))
 
 
 def test_many_trainings_take_a_bound_that_is_proven() -> None:
-    """Twenty of more than half a card and twenty of less than half of the rest: no two of the first share."""
+    """Twenty of more than half a GPU and twenty of less than half of the rest: no two of the first share."""
     large, small = [load(1500, 1500)] * 20, [load(600, 600)] * 20
 
-    assert packed(question(*large, *small), 3) == Packing(packed(question(*large, *small), 3).bins, 20)
-    assert packed(question(*large, *small), 3).optimal
-    assert packed(question(*[load(950, 950)] * 20), 3).at_least == 10, "two fit below the limit, three do not"
+    assert packed(problem(*large, *small), 3) == Packing(packed(problem(*large, *small), 3).bins, 20)
+    assert packed(problem(*large, *small), 3).optimal
+    assert packed(problem(*[load(950, 950)] * 20), 3).at_least == 10, "two fit below the limit, three do not"
 
 
 @pytest.mark.slow
 def test_three_hundred_trainings_take_seconds() -> None:
     """The sums decide everything but the open pairs, of which few are asked."""
     sizes = [300 + (number * 7919) % 2300 for number in range(300)]
-    asked, num = question(*(load(size - size // 12, size + size // 16) for size in sizes)), 0
-    while (pair := next_question(asked)) is not None and num < 1:
+    asked, num = problem(*(load(size - size // 12, size + size // 16) for size in sizes)), 0
+    while (pair := next_problem(asked)) is not None and num < 1:
         fits = sum(sizes[place] for place in pair) + BASE < LIMIT
         asked = replace(asked, known={**asked.known, pair: fits})
         num += 1

@@ -14,9 +14,9 @@ import colocate.advice.solo_profiles
 from colocate.advice.next_plan import LEFT_OUT
 from colocate.advice.packing import Load
 from colocate.advice.pairing import OrderedPair, each_foreground_once, ordered_pairs, short_names, tier_of
-from colocate.advice.solo_profiles import Solo
+from colocate.advice.solo_profiles import SoloProfile
 from colocate.cli.main import main
-from colocate.harness.simulation import NOTHING, Rehearsal
+from colocate.harness.simulation import NOTHING, SimulatedRun
 from colocate.plan.catalog import Training
 from colocate.plan.plan import load_plan
 from colocate.units import MIB
@@ -25,16 +25,16 @@ from colocate.verdict.predicted_peak import PeakRange
 LIMIT = 7500 * MIB
 
 
-def solo(name: str, peak_mib: int | None, *, least_mib: int | None = None, uses_gpu: bool = True) -> Solo:
+def solo(name: str, peak_mib: int | None, *, least_mib: int | None = None, uses_gpu: bool = True) -> SoloProfile:
     training = Training(name, ("train", name), Path("/"), uses_gpu=uses_gpu)
     if peak_mib is None:
-        return Solo(training, None, "predicted", "cannot be emulated")
+        return SoloProfile(training, None, "predicted", "cannot be emulated")
     size = peak_mib * MIB
     least = size if least_mib is None else least_mib * MIB
-    return Solo(training, Load(PeakRange(size, size, size), size), "predicted", least_bytes=least)
+    return SoloProfile(training, Load(PeakRange(size, size, size), size), "predicted", least_bytes=least)
 
 
-def pairs_of(*solos: Solo, **settings: Any) -> list[OrderedPair]:
+def pairs_of(*solos: SoloProfile, **settings: Any) -> list[OrderedPair]:
     return list(ordered_pairs(solos, 0, LIMIT, **settings))
 
 
@@ -54,7 +54,7 @@ def test_every_training_is_beside_every_other_in_both_roles() -> None:
     assert [one.id for one in pairs_of(solo("a", 100), with_itself=True)] == ["a__a"]
 
 
-def test_two_without_a_card_are_no_pair_and_one_is() -> None:
+def test_two_without_a_gpu_are_no_pair_and_one_is() -> None:
     found = pairs_of(solo("a", 0, uses_gpu=False), solo("b", 0, uses_gpu=False), solo("c", 300))
     assert [one.id for one in found] == ["a__c", "b__c", "c__a", "c__b"]
 
@@ -128,7 +128,7 @@ def test_a_hundred_trainings_are_spread_in_seconds() -> None:
 
 
 @pytest.fixture
-def catalog(tmp_path: Path, rehearsals: None) -> Path:
+def catalog(tmp_path: Path, dry_runs: None) -> Path:
     """Two repositories whose programs are there; the number in a model's name is what it takes, in MiB."""
     (tmp_path / "train.py").touch()
     command = ["{python}", "train.py", "{model}"]
@@ -148,24 +148,24 @@ def catalog(tmp_path: Path, rehearsals: None) -> Path:
 
 
 @pytest.fixture
-def rehearsals(monkeypatch: pytest.MonkeyPatch) -> None:
+def dry_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program takes the MiB that the number in its model's name says, and at the least 90 % of that."""
 
-    def rehearse(programs: Any, card: Any, **settings: Any) -> list[Rehearsal]:
+    def simulate(programs: Any, gpu: Any, **settings: Any) -> list[SimulatedRun]:
         found = []
         for program in programs:
             word = next(word for word in program.argv if word.startswith("m") or word == "fails")
-            bare = Rehearsal(program.name, program.argv, 1.0)
+            bare = SimulatedRun(program.name, program.argv, 1.0)
             if word == "fails":
-                found.append(Rehearsal(program.name, program.argv, 1.0, failure="cannot be emulated"))
+                found.append(SimulatedRun(program.name, program.argv, 1.0, failure="cannot be emulated"))
                 continue
             size = int(word[1:].split("_")[0]) * MIB
             peak = PeakRange(size, size, size + 100 * MIB)
             floor = size * 9 // 10
-            found.append(Rehearsal(bare.name, bare.argv, 1.0, peak=peak, parts=NOTHING, floor_bytes=floor))
+            found.append(SimulatedRun(bare.name, bare.argv, 1.0, peak=peak, parts=NOTHING, floor_bytes=floor))
         return found
 
-    monkeypatch.setattr(colocate.advice.solo_profiles, "rehearse", rehearse)
+    monkeypatch.setattr(colocate.advice.solo_profiles, "simulate", simulate)
 
 
 def test_the_plan_has_all_pairs_with_what_is_predicted_of_them(catalog: Path, tmp_path: Path, capsys: Any) -> None:
@@ -193,7 +193,7 @@ def test_the_plan_has_all_pairs_with_what_is_predicted_of_them(catalog: Path, tm
     assert unknown.note == "not predicted: two_fails cannot be emulated"
 
 
-def test_with_all_nothing_is_left_out_even_what_needs_more_than_the_card(catalog: Path, tmp_path: Path) -> None:
+def test_with_all_nothing_is_left_out_even_what_needs_more_than_the_gpu(catalog: Path, tmp_path: Path) -> None:
     out = tmp_path / "pairs.json"
     assert main(["pairs", f"--catalog={catalog}", "--all", f"--out={out}"]) == 0
     group = load_plan(out).by_id["one_m4200__two_m5000"]
@@ -239,11 +239,11 @@ def test_the_trainings_of_a_plan_keep_their_settings_limits_and_environment(cata
     )
 
 
-def test_another_card_has_the_same_shares_as_tiers(catalog: Path, tmp_path: Path) -> None:
+def test_another_gpu_has_the_same_shares_as_tiers(catalog: Path, tmp_path: Path) -> None:
     out = tmp_path / "pairs.json"
-    assert main(["pairs", f"--catalog={catalog}", "--card=24GB", "--tiers=ultra-low,low", f"--out={out}"]) == 0
+    assert main(["pairs", f"--catalog={catalog}", "--gpu=24GB", "--tiers=ultra-low,low", f"--out={out}"]) == 0
     plan = load_plan(out)
-    assert plan.limits.peak_bytes == plan.limits.card_bytes == 24 * 1024 * MIB
+    assert plan.limits.peak_bytes == plan.limits.gpu_bytes == 24 * 1024 * MIB
     assert plan.by_id["one_m4200__two_m900"].tier == "ultra-low"
     assert plan.by_id["one_m4200__two_m5000"].tier == "low"
 
@@ -275,7 +275,7 @@ def test_a_plan_that_follows_has_no_pairs_that_are_not_run() -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_models_are_written_in_seconds(rehearsals: None, tmp_path: Path, capsys: Any) -> None:
+def test_a_hundred_models_are_written_in_seconds(dry_runs: None, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "train.py").touch()
     models = [f"m{300 + 40 * number}" for number in range(100)]
     repository = {"path": ".", "models": models, "command": ["{python}", "train.py", "{model}"]}
@@ -307,7 +307,7 @@ for epoch in range(1000 if "--forever" in sys.argv else 1):
 
 @pytest.mark.slow
 def test_what_was_predicted_of_a_pair_is_what_a_run_of_the_plan_says(tmp_path: Path, monkeypatch: Any) -> None:
-    """Programs of torch, rehearsed alone; then the plan as it was written runs on the virtual card."""
+    """Programs of torch, dry-run alone; then the plan as it was written runs on the virtual GPU."""
     pytest.importorskip("torch")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "tiny.py").write_text(TINY)
@@ -322,55 +322,55 @@ def test_what_was_predicted_of_a_pair_is_what_a_run_of_the_plan_says(tmp_path: P
     (verdict,) = session.verdicts.values()
     expected = load_plan(out).by_id["tiny_narrow__tiny_wide"].expected_bytes
     assert expected is not None
-    assert abs(verdict["peak_bytes"] - expected) < 3 * MIB, "the same card, the same programs"
+    assert abs(verdict["peak_bytes"] - expected) < 3 * MIB, "the same GPU, the same programs"
 
 
-def of_cards(folder: Path, *wishes: dict[str, str]) -> Path:
-    """A plan of two trainings alone whose groups ask for cards."""
+def of_gpus(folder: Path, *wishes: dict[str, str]) -> Path:
+    """A plan of two trainings alone whose groups ask for GPUs."""
     entries = [
         {"mode": "default", "name": f"m{900 + place}", "command": ["{python}", "-c", "pass", f"m{900 + place}"], **wish}
         for place, wish in enumerate(wishes)
     ]
-    path = folder / "of_cards.json"
-    path.write_text(json.dumps({"experiment_name": "of_cards", "experiments": entries}))
+    path = folder / "of_gpu_models.json"
+    path.write_text(json.dumps({"experiment_name": "of_gpus", "experiments": entries}))
     return path
 
 
 @pytest.mark.parametrize("command", ["pairs", "pack"])
-def test_trainings_of_groups_that_ask_for_one_card_are_for_that_card(
-    rehearsals: None, tmp_path: Path, capsys: Any, command: str
+def test_trainings_of_groups_that_ask_for_one_gpu_are_for_that_gpu(
+    dry_runs: None, tmp_path: Path, capsys: Any, command: str
 ) -> None:
-    wish, out = {"card": "24GB", "limit": "20000MB"}, tmp_path / "out.json"
+    wish, out = {"gpu": "24GB", "limit": "20000MB"}, tmp_path / "out.json"
     virtual = ["--device=virtual"] if command == "pack" else []  # another test may have left a GPU's library behind
-    main([command, f"--from={of_cards(tmp_path, wish, wish)}", f"--out={out}", *virtual])
-    assert "2 trainings on 24 GB cards, predicted\nlimit 20000 MiB" in capsys.readouterr().out
+    main([command, f"--from={of_gpus(tmp_path, wish, wish)}", f"--out={out}", *virtual])
+    assert "2 trainings on 24 GB GPUs, predicted\nlimit 20000 MiB" in capsys.readouterr().out
     groups = load_plan(out).groups
-    assert {(group.card, group.limits.peak_bytes, group.limits.card_bytes) for group in groups} == {
+    assert {(group.gpu, group.limits.peak_bytes, group.limits.gpu_bytes) for group in groups} == {
         ("24GB", 20000 * MIB, 24576 * MIB)
     }
 
 
-def test_trainings_of_groups_for_several_cards_need_the_card_to_be_named(
-    rehearsals: None, tmp_path: Path, capsys: Any
+def test_trainings_of_groups_for_several_gpus_need_the_gpu_to_be_named(
+    dry_runs: None, tmp_path: Path, capsys: Any
 ) -> None:
-    plan, out = of_cards(tmp_path, {}, {"card": "24GB"}), f"--out={tmp_path / 'out.json'}"
+    plan, out = of_gpus(tmp_path, {}, {"gpu": "24GB"}), f"--out={tmp_path / 'out.json'}"
     assert main(["pairs", f"--from={plan}", out]) == 2
-    found = "expected groups for one card, found group01 for that of the plan, group02 for '24GB'"
-    assert f"{found}; name the card with --card" in capsys.readouterr().err
-    assert main(["pairs", f"--from={plan}", out, "--card=24GB"]) == 0
-    assert {group.card for group in load_plan(tmp_path / "out.json").groups} == {None}
+    found = "expected groups for one GPU, found group01 for that of the plan, group02 for '24GB'"
+    assert f"{found}; name the GPU with --gpu" in capsys.readouterr().err
+    assert main(["pairs", f"--from={plan}", out, "--gpu=24GB"]) == 0
+    assert {group.gpu for group in load_plan(tmp_path / "out.json").groups} == {None}
 
-    plan = of_cards(tmp_path, {"card": "24GB"}, {"card": "24GB", "limit": "9000MB"})
+    plan = of_gpus(tmp_path, {"gpu": "24GB"}, {"gpu": "24GB", "limit": "9000MB"})
     assert main(["pack", f"--from={plan}", out]) == 2
     assert "expected groups with one limit, found 7500 MiB, 9000 MiB; name it with --limit" in capsys.readouterr().err
 
 
 def test_a_plan_in_the_place_of_a_catalog_is_told_in_a_line(catalog: Path, tmp_path: Path, capsys: Any) -> None:
     """It used to be a list of every key that a catalog does not have."""
-    plan = of_cards(tmp_path, {})
-    for words, told in (
+    plan = of_gpus(tmp_path, {})
+    for words, reported in (
         (["pack", str(plan)], f"{plan}: expected a catalog, found a plan; write --from={plan}"),
         (["pairs", f"--from={catalog}"], f"{catalog}: expected a plan, found a catalog"),
     ):
         assert main(words) == 2
-        assert capsys.readouterr().err == f"colocate: {told}\n"
+        assert capsys.readouterr().err == f"colocate: {reported}\n"

@@ -15,8 +15,8 @@ from colocate.verdict.rules import Outcome, judge
 SIZES = st.integers(0, 8192)
 
 
-def peak(pid: int, mib: int, life: int = 0) -> ProcessPeak:
-    return ProcessPeak(pid, life, mib * MIB)
+def peak(pid: int, mib: int, process_run: int = 0) -> ProcessPeak:
+    return ProcessPeak(pid, process_run, mib * MIB)
 
 
 def test_sources_that_agree_leave_one_number() -> None:
@@ -39,7 +39,7 @@ def test_every_source_is_shown_with_its_label() -> None:
     )
 
     assert readings(seen) == (
-        PeakReading("samples", "card", 3200 * MIB),
+        PeakReading("samples", "gpu", 3200 * MIB),
         PeakReading("accounting", "foreground", 1400 * MIB),
         PeakReading("allocator", "foreground", 9),
     )
@@ -103,7 +103,7 @@ def test_processes_of_which_nobody_told_when_they_held_how_much_may_have_met() -
 
 @given(st.lists(SIZES, min_size=1, max_size=20), st.lists(st.tuples(st.integers(0, 2), SIZES), max_size=4), SIZES)
 def test_no_source_lowers_what_another_says(samples: list[int], peaks: list[tuple[int, int]], more: int) -> None:
-    known = tuple(peak(number, mib, life) for number, (life, mib) in enumerate(peaks))
+    known = tuple(peak(number, mib, process_run) for number, (process_run, mib) in enumerate(peaks))
     seen = evidence(trace=trace(*samples), foreground=foreground(process_peaks=known))
     further = replace(seen, foreground=foreground(process_peaks=(*known, peak(99, more))))
     before, after = measured_peak(seen), measured_peak(further)

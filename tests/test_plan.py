@@ -91,19 +91,19 @@ def test_an_entry_of_mode_default_is_a_training_alone(tmp_path: Path) -> None:
     assert group.background is None
 
 
-def test_a_plan_without_limits_and_tiers_gets_those_of_an_8_gb_card(tmp_path: Path) -> None:
+def test_a_plan_without_limits_and_tiers_gets_those_of_an_8_gb_gpu(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, pair())
 
-    assert (plan.limits.card_bytes, plan.limits.peak_bytes) == (8192 * MIB, 7500 * MIB)
+    assert (plan.limits.gpu_bytes, plan.limits.peak_bytes) == (8192 * MIB, 7500 * MIB)
     assert (plan.limits.success_rate, plan.limits.settle_s, plan.limits.overlap) == (0.95, 60, 0.8)
     assert plan.tiers == {"ultra-low": 1.0, "low": 1.0, "medium": 0.95, "high": 0.8}
 
 
 def test_limits_and_tiers_are_the_plans_own_where_it_has_them(tmp_path: Path) -> None:
-    limits = {"card": "12GB", "peak": 11000, "success_rate": 1, "settle_s": 5, "comment": "our card"}
+    limits = {"gpu": "12GB", "peak": 11000, "success_rate": 1, "settle_s": 5, "comment": "our GPU"}
     plan = plan_of(tmp_path, pair(tier="tiny"), limits=limits, tiers={"tiny": 0.5, "huge": {"expected_success": 0}})
 
-    assert (plan.limits.card_bytes, plan.limits.peak_bytes) == (12 * 1024 * MIB, 11000 * MIB)
+    assert (plan.limits.gpu_bytes, plan.limits.peak_bytes) == (12 * 1024 * MIB, 11000 * MIB)
     assert plan.tiers == {"tiny": 0.5, "huge": 0}
 
 
@@ -336,7 +336,7 @@ def test_all_mistakes_of_a_plan_are_told_at_once_in_the_order_of_the_file(tmp_pa
         " did you mean 'epochs'?",
         "$.experiments[1].tier: expected one of 'ultra-low', 'low', 'medium', 'high', got 'medum';"
         " did you mean 'medium'?",
-        "$.experiments[2].expected_memory: expected at most the card's 8192MB, got '9000MB'",
+        "$.experiments[2].expected_memory: expected at most the GPU's 8192MB, got '9000MB'",
         "$.experiments[2].limit: expected a size such as '7500MB' or '8GB', got -1",
         "$.experiments[3].background: expected a training in an entry of mode 'parallel', there is none",
         "$.experiments[3].runs_per_config: expected a whole number, got 1.5",
@@ -344,15 +344,15 @@ def test_all_mistakes_of_a_plan_are_told_at_once_in_the_order_of_the_file(tmp_pa
         " 'max_retries', 'mode', 'catalog', 'limits', 'tolerance', 'tiers', 'experiments', 'not_run', got the key"
         " 'governer'; did you mean 'governor'?",
         "$.limits.overlap: expected at most 1.0, got 2",
-        "$.limits.peak: expected at most the card's 8192MB, got '8193MB'",
+        "$.limits.peak: expected at most the GPU's 8192MB, got '8193MB'",
     ]
 
 
 @pytest.mark.parametrize(
     ("entry", "top", "expected"),
     [
-        (pair(expected_memory="8193MB"), {}, "$.experiments[0].expected_memory: expected at most the card's 8192MB"),
-        (pair(limit="9GB"), {}, "$.experiments[0].limit: expected at most the card's 8192MB, got '9216MB'"),
+        (pair(expected_memory="8193MB"), {}, "$.experiments[0].expected_memory: expected at most the GPU's 8192MB"),
+        (pair(limit="9GB"), {}, "$.experiments[0].limit: expected at most the GPU's 8192MB, got '9216MB'"),
         (pair(limit=0), {}, "$.experiments[0].limit: expected more than 0, got 0"),
         (pair(expected_memory=-5), {}, "$.experiments[0].expected_memory: expected a size"),
         (pair(expected_memory=True), {}, "$.experiments[0].expected_memory: expected a size"),
@@ -375,11 +375,11 @@ def test_all_mistakes_of_a_plan_are_told_at_once_in_the_order_of_the_file(tmp_pa
         (pair(seed="7MB"), {}, "$.experiments[0].seed: expected a key that we know"),
         (pair(seed=1334), {}, "$.experiments[0].seed: expected a key that we know, got the key 'seed'"),
         ("group", {}, "$.experiments[0]: expected an object, got 'group'"),
-        (pair(), {"limits": {"peak": "8193MB"}}, "$.limits.peak: expected at most the card's 8192MB, got '8193MB'"),
-        (pair(), {"limits": {"card": "4GB"}}, "$.limits.peak: expected at most the card's 4096MB, got '7500MB'"),
+        (pair(), {"limits": {"peak": "8193MB"}}, "$.limits.peak: expected at most the GPU's 8192MB, got '8193MB'"),
+        (pair(), {"limits": {"gpu": "4GB"}}, "$.limits.peak: expected at most the GPU's 4096MB, got '7500MB'"),
         (pair(), {"limits": {"success_rate": 1.01}}, "$.limits.success_rate: expected at most 1.0, got 1.01"),
         (pair(), {"limits": {"settle_s": -1}}, "$.limits.settle_s: expected more than 0.0, got -1"),
-        (pair(), {"limits": {"peek": "7GB"}}, "$.limits.peek: expected one of 'card', 'peak'"),
+        (pair(), {"limits": {"peek": "7GB"}}, "$.limits.peek: expected one of 'GPU', 'peak'"),
         (pair(), {"tiers": {"Low": 1}}, "$.tiers.Low: expected lower-case letters"),
         (pair(), {"tiers": {"low": "all"}}, "$.tiers.low.expected_success: expected a number, got 'all'"),
         (pair(), {"governor": "userspace"}, "$.governor: expected 'performance', 'powersave'"),
@@ -521,7 +521,7 @@ PLANS = st.fixed_dictionaries(
         "experiment_name": NAMES,
         "governor": st.sampled_from(["performance", None]),
         "max_retries": st.integers(0, 5),
-        "limits": st.fixed_dictionaries({}, optional={"card": st.just("8GB"), "success_rate": st.floats(0, 1)}),
+        "limits": st.fixed_dictionaries({}, optional={"gpu": st.just("8GB"), "success_rate": st.floats(0, 1)}),
         "tiers": st.just({"low": 1, "high": {"expected_success": 0.5}}),
     },
 )
@@ -582,7 +582,7 @@ KEYS = st.sampled_from(
         "expected_memory",
         "runs_per_config",
         "experiments",
-        "card",
+        "gpu",
         "peak",
         "epochs",
         "progress_pattern",
@@ -618,7 +618,7 @@ def test_any_bytes_are_a_plan_or_a_plan_error(tmp_path_factory: pytest.TempPathF
 def test_a_broken_byte_of_a_plan_is_a_plan_or_a_plan_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    path = written(tmp_path_factory.getbasetemp(), pair(tier="low"), pair(foreground=OWN), limits={"card": "8GB"})
+    path = written(tmp_path_factory.getbasetemp(), pair(tier="low"), pair(foreground=OWN), limits={"gpu": "8GB"})
     content = bytearray(path.read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
@@ -635,20 +635,20 @@ def test_a_training_of_the_catalog_may_have_variables_of_its_own(tmp_path: Path)
     assert env.items() <= plan.groups[0].background.env.items()
 
 
-def test_a_group_that_asks_for_a_card_has_its_size_among_its_limits(tmp_path: Path) -> None:
-    """A name that no table knows is a card all the same: only its size is not known."""
-    group = group_of(tmp_path, CAR | {"card": "24GB", "limit": "20GB"})
+def test_a_group_that_asks_for_a_gpu_has_its_size_among_its_limits(tmp_path: Path) -> None:
+    """A name that no table knows is a GPU all the same: only its size is not known."""
+    group = group_of(tmp_path, CAR | {"gpu": "24GB", "limit": "20GB"})
 
-    assert (group.card, group.limits.card_bytes, group.limits.peak_bytes) == ("24GB", 24 * GIB, 20 * GIB)
-    assert group_of(tmp_path, CAR | {"card": "RTX 3090"}).limits.card_bytes == 24 * GIB
-    assert group_of(tmp_path, CAR | {"card": "some card"}).limits.card_bytes == 8 * GIB
-    assert group_of(tmp_path, CAR).card is None
+    assert (group.gpu, group.limits.gpu_bytes, group.limits.peak_bytes) == ("24GB", 24 * GIB, 20 * GIB)
+    assert group_of(tmp_path, CAR | {"gpu": "RTX 3090"}).limits.gpu_bytes == 24 * GIB
+    assert group_of(tmp_path, CAR | {"gpu": "some GPU"}).limits.gpu_bytes == 8 * GIB
+    assert group_of(tmp_path, CAR).gpu is None
 
 
-def test_the_card_that_a_group_asks_for_is_part_of_what_decides_its_run(tmp_path: Path) -> None:
+def test_the_gpu_that_a_group_asks_for_is_part_of_what_decides_its_run(tmp_path: Path) -> None:
     hashes = {
         group_of(tmp_path, CAR | asked).content_hash
-        for asked in ({}, {"card": "some card"}, {"card": "RTX 3090"}, {"card": "24GB"}, {"card": "8GB"})
+        for asked in ({}, {"gpu": "some GPU"}, {"gpu": "RTX 3090"}, {"gpu": "24GB"}, {"gpu": "8GB"})
     }
 
     assert len(hashes) == 5
@@ -657,13 +657,13 @@ def test_the_card_that_a_group_asks_for_is_part_of_what_decides_its_run(tmp_path
 @pytest.mark.parametrize(
     ("keys", "mistake"),
     [
-        ({"card": "0GB"}, "$.experiments[0].card: expected a size such as '24GB' or a card's name"),
-        ({"card": "--"}, "$.experiments[0].card: expected a size such as '24GB' or a card's name"),
-        ({"card": "4GB"}, "$.experiments[0].limit: expected a limit beside a card below the plan's peak of 7500MB"),
-        ({"card": "4GB", "limit": "5GB"}, "$.experiments[0].limit: expected at most the card's 4096MB, got '5120MB'"),
-        ({"card": "4GB", "limit": "3GB", "expected_memory": "5GB"}, "expected_memory: expected at most the card's"),
+        ({"gpu": "0GB"}, "$.experiments[0].GPU: expected a size such as '24GB' or a GPU's name"),
+        ({"gpu": "--"}, "$.experiments[0].GPU: expected a size such as '24GB' or a GPU's name"),
+        ({"gpu": "4GB"}, "$.experiments[0].limit: expected a limit beside a GPU below the plan's peak of 7500MB"),
+        ({"gpu": "4GB", "limit": "5GB"}, "$.experiments[0].limit: expected at most the GPU's 4096MB, got '5120MB'"),
+        ({"gpu": "4GB", "limit": "3GB", "expected_memory": "5GB"}, "expected_memory: expected at most the GPU's"),
     ],
 )
-def test_a_card_and_its_limit_go_together(tmp_path: Path, keys: dict[str, Any], mistake: str) -> None:
+def test_a_gpu_and_its_limit_go_together(tmp_path: Path, keys: dict[str, Any], mistake: str) -> None:
     with pytest.raises(PlanError, match=re.escape(mistake)):
         group_of(tmp_path, CAR | keys)

@@ -18,7 +18,7 @@ WAYS = {
     "group04": "skip",
     "group05": "bug",
     "group06": "nothing",
-    "group07": "broken card",
+    "group07": "broken GPU",
 }
 SECRET = "hunter2-value-of-the-environment"
 
@@ -72,9 +72,9 @@ def test_the_summary_gives_the_reasons_and_the_verdict_of_the_plan(mixed):
     assert "basis: measured" in mixed.out
 
 
-def test_the_header_names_the_card_and_its_basis_first(mixed):
+def test_the_header_names_the_gpu_and_its_basis_first(mixed):
     lines = mixed.out.splitlines()
-    assert lines[2].startswith("card: predicting on a virtual card")
+    assert lines[2].startswith("GPU: predicting on a virtual GPU")
     assert lines[3] == "plan: settings/parallel_feasibility_test.json: 7 groups, 6 must fit"
     assert lines[4].startswith("limit: 7500 MiB of 8192 MiB")
 
@@ -97,11 +97,11 @@ def test_markup_in_names_and_reasons_stays_text(mixed):
     blob = html.unescape(mixed.page.split('data-jsonblob="')[1].split('"')[0])
     shown = json.dumps(json.loads(blob)["tests"])
     assert "<b>x</b>" not in shown + mixed.page
-    assert "the card stopped answering &lt;b&gt;x&lt;/b&gt;" in mixed.page
+    assert "the GPU stopped answering &lt;b&gt;x&lt;/b&gt;" in mixed.page
 
 
 def test_the_page_is_one_file_with_its_own_title_that_fits_a_phone(mixed):
-    assert '<title id="head-title">stand_in: can they share one card?</title>' in mixed.page
+    assert '<title id="head-title">stand_in: can they share one GPU?</title>' in mixed.page
     assert '<meta name="viewport"' in mixed.page
     assert '<link href="' not in mixed.page
     assert (mixed.folder / "reports/latest").is_symlink()
@@ -182,14 +182,14 @@ def test_a_plan_may_lie_outside_of_the_project(tmp_path):
     assert collected(run) == ["group01"]
 
 
-def test_other_tests_need_no_plan_no_card_and_write_nothing(tmp_path):
+def test_other_tests_need_no_plan_no_gpu_and_write_nothing(tmp_path):
     project = Project(tmp_path, {}, 1)
     (tmp_path / "settings/parallel_feasibility_test.json").write_text("{ broken")
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/test_something.py").write_text("def test_something(): pass\n")
     run = project.run("tests", "--device=nvidia")
     assert run.exit_code == 0
-    assert "card:" not in run.out
+    assert "GPU:" not in run.out
     assert not (tmp_path / "reports").exists()
     assert not (tmp_path / "results").exists()
 
@@ -219,10 +219,10 @@ def test_a_results_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 
 def test_options_refuse_what_they_cannot_mean():
-    assert options.card("8GB") == "8GB"
+    assert options.gpu("8GB") == "8GB"
     for parse, text in [
-        (options.card, "0"),
-        (options.card, "much"),
+        (options.gpu, "0"),
+        (options.gpu, "much"),
         (arguments.whole, "0"),
         (arguments.seconds, "-1"),
     ]:

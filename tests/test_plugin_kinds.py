@@ -1,4 +1,4 @@
-"""Plans across kinds of cards: each group on the card that it asks for, and on no other."""
+"""Plans across kinds of GPUs: each group on the GPU that it asks for, and on no other."""
 
 import json
 
@@ -7,7 +7,7 @@ from fake_nvml import MIB
 from sessions import plan, run, stand_in
 from stand_in_project import Project
 
-from colocate.device.acquire import Card, as_asked
+from colocate.device.acquire import FoundGpu, as_asked
 from colocate.plan.gpu_models import may_mean, satisfies
 from colocate.plugin.slurm_requests import requests
 from colocate.process.slurm import Node
@@ -37,7 +37,7 @@ SMALL, LARGE = "NVIDIA GeForce RTX 3080 (simulated)", "NVIDIA GeForce RTX 3090 (
         ("A100-SXM4-80GB MIG 1g.10gb", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", 10, True),
     ],
 )
-def test_a_card_is_what_a_group_asks_for(asked, name, gib, fits):
+def test_a_gpu_is_what_a_group_asks_for(asked, name, gib, fits):
     assert satisfies(name, int(gib * GIB), asked) is fits
 
 
@@ -61,7 +61,7 @@ def test_a_card_is_what_a_group_asks_for(asked, name, gib, fits):
         ("v100", "32GB", False),
     ],
 )
-def test_a_word_of_a_cluster_may_mean_the_card_that_a_group_asks_for(word, asked, may):
+def test_a_word_of_a_cluster_may_mean_the_gpu_that_a_group_asks_for(word, asked, may):
     assert may_mean(word, asked) is may
 
 
@@ -85,14 +85,14 @@ A100, V100, RTX = (("--gres=gpu:a100:1",), ("--gres=gpu:v100:1",), ("--constrain
         (["H100", None], 9, [(), ()]),
     ],
 )
-def test_workers_are_asked_for_with_the_cards_that_groups_ask_for(asked, most, found):
+def test_workers_are_asked_for_with_the_gpus_that_groups_ask_for(asked, most, found):
     """Of every kind one, also where there are more kinds than workers: the rest is asked for later."""
     assert requests(NODES, asked, most) == found
 
 
-def test_a_larger_card_is_a_smaller_one_only_where_the_option_says_so():
-    large = Card("nvidia", "GPU-1", product="NVIDIA H100 80GB HBM3", memory_bytes=81559 * MIB)
-    made = Card("nvidia", "GPU-1", 8 * GIB, product=large.product, memory_bytes=large.memory_bytes, given=True)
+def test_a_larger_gpu_is_a_smaller_one_only_where_the_option_says_so():
+    large = FoundGpu("nvidia", "GPU-1", product="NVIDIA H100 80GB HBM3", memory_bytes=81559 * MIB)
+    made = FoundGpu("nvidia", "GPU-1", 8 * GIB, product=large.product, memory_bytes=large.memory_bytes, given=True)
 
     assert as_asked(large, "8GB") is None
     assert as_asked(large, "80GB") is as_asked(large, "H100") is large
@@ -100,40 +100,40 @@ def test_a_larger_card_is_a_smaller_one_only_where_the_option_says_so():
     assert as_asked(made, "H100") is as_asked(made, "80GB") is None
 
 
-def test_a_virtual_card_is_made_as_asked_unless_the_option_says_what_it_is():
-    virtual = Card("virtual", total_bytes=8 * GIB)
-    given = Card("virtual", total_bytes=8 * GIB, given=True)
+def test_a_virtual_gpu_is_made_as_asked_unless_the_option_says_what_it_is():
+    virtual = FoundGpu("virtual", total_bytes=8 * GIB)
+    given = FoundGpu("virtual", total_bytes=8 * GIB, given=True)
 
-    assert as_asked(virtual, "24GB") == Card("virtual", total_bytes=24 * GIB, name="virtual 24 GB card")
+    assert as_asked(virtual, "24GB") == FoundGpu("virtual", total_bytes=24 * GIB, name="virtual 24 GB GPU")
     assert as_asked(virtual, "RTX 3090").name == "NVIDIA GeForce RTX 3090 (virtual)"
-    assert as_asked(virtual, "some card") is None
+    assert as_asked(virtual, "some GPU") is None
     assert (as_asked(given, "24GB"), as_asked(given, "8GB")) == (None, given)
 
 
 def asking(project, *wishes):
-    """Groups that ask for a card each; None asks for none."""
+    """Groups that ask for a GPU each; None asks for none."""
     path = project.folder / "settings/parallel_feasibility_test.json"
     document = json.loads(path.read_text())
     for entry, wish in zip(document["experiments"], wishes, strict=True):
-        entry |= {} if wish is None else {"card": wish}
+        entry |= {} if wish is None else {"gpu": wish}
     path.write_text(json.dumps(document))
     return project
 
 
 @pytest.fixture
 def mixed(fake_machine):
-    """A machine with a card of 10 and one of 24 GB."""
-    fake_machine.add_card(name=SMALL, total_bytes=10 * GIB)
-    fake_machine.add_card(name=LARGE, total_bytes=24 * GIB)
+    """A machine with a GPU of 10 and one of 24 GB."""
+    fake_machine.add_gpu(name=SMALL, total_bytes=10 * GIB)
+    fake_machine.add_gpu(name=LARGE, total_bytes=24 * GIB)
     return fake_machine
 
 
-def card_of(folder, group):
-    return (folder / f"{group}.card").read_text()
+def gpu_of(folder, group):
+    return (folder / f"{group}.GPU").read_text()
 
 
 @pytest.mark.slow
-def test_every_worker_gets_only_groups_for_its_card_also_after_one_has_died(mixed, tmp_path):
+def test_every_worker_gets_only_groups_for_its_gpu_also_after_one_has_died(mixed, tmp_path):
     """The other worker is idle while the replacement comes, and does not take its groups."""
     small, large = mixed.uuid(0), mixed.uuid(1)
     project = Project(tmp_path, {"group01": "die"}, 5)
@@ -141,16 +141,16 @@ def test_every_worker_gets_only_groups_for_its_card_also_after_one_has_died(mixe
     found = project.run("feasibility", "--device=nvidia", "-n", "auto")
 
     assert found.rows() == {"group01": "Error", **{f"group0{number}": "Passed" for number in range(2, 6)}}
-    assert [card_of(tmp_path, f"group0{number}") for number in range(1, 5)] == [large, large, small, large]
+    assert [gpu_of(tmp_path, f"group0{number}") for number in range(1, 5)] == [large, large, small, large]
 
 
 @pytest.mark.slow
-def test_one_worker_of_two_cards_has_the_card_that_a_group_asks_for(mixed, tmp_path):
+def test_one_worker_of_two_gpus_has_the_gpu_that_a_group_asks_for(mixed, tmp_path):
     project = asking(Project(tmp_path, {}, 2), "24GB", None)
     found = project.run("feasibility", "--device=nvidia", "-n1")
 
     assert found.rows() == {"group01": "Passed", "group02": "Passed"}
-    assert card_of(tmp_path, "group01") == card_of(tmp_path, "group02") == mixed.uuid(1)
+    assert gpu_of(tmp_path, "group01") == gpu_of(tmp_path, "group02") == mixed.uuid(1)
 
 
 def pair(**entry):
@@ -159,17 +159,17 @@ def pair(**entry):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["one process", "workers"])
-def test_trainings_run_on_the_card_of_their_group_and_one_without_is_not_started(fake_machine, tmp_path, workers):
-    """A whole card and an instance of another, which is no card itself."""
-    fake_machine.add_card(name=SMALL, total_bytes=10 * GIB)
-    fake_machine.add_card(name="NVIDIA A100-SXM4-80GB (simulated)", total_bytes=80 * GIB)
+def test_trainings_run_on_the_gpu_of_their_group_and_one_without_is_not_started(fake_machine, tmp_path, workers):
+    """A whole GPU and an instance of another, which is no GPU itself."""
+    fake_machine.add_gpu(name=SMALL, total_bytes=10 * GIB)
+    fake_machine.add_gpu(name="NVIDIA A100-SXM4-80GB (simulated)", total_bytes=80 * GIB)
     fake_machine.add_instance("2g.20gb", total_bytes=20 * GIB, parent=1)
-    entries = [pair(card="20GB", limit="9GB"), pair(card="A100"), pair(card="RTX 3080")]
+    entries = [pair(gpu="20GB", limit="9GB"), pair(gpu="A100"), pair(gpu="RTX 3080")]
     session = run(plan(tmp_path / "plan.json", entries), tmp_path, "--device=nvidia", *workers)
     devices = {}
     for path in session.run.glob("*/experiment.json"):
         document = json.loads(path.read_text())
-        devices[document["group"]["id"]] = (document["group"]["card"], document["evidence"]["device"]["uuid"])
+        devices[document["group"]["id"]] = (document["group"]["gpu"], document["evidence"]["device"]["uuid"])
 
     assert session.code == 1, session.output
     assert devices == {"group01": ("20GB", fake_machine.uuid(2)), "group03": ("RTX 3080", fake_machine.uuid(0))}
@@ -178,5 +178,5 @@ def test_trainings_run_on_the_card_of_their_group_and_one_without_is_not_started
         "group03": "FEASIBLE",
     }
     assert session.junit["group02"] == "error"
-    assert "the group asks for a card 'A100', found " in session.output
-    assert "[no_such_card]" in session.output
+    assert "the group asks for a GPU 'A100', found " in session.output
+    assert "[no_such_gpu]" in session.output

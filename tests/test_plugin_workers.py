@@ -1,4 +1,4 @@
-"""Workers and cards: one worker per free GPU, bound to it by UUID. On a simulated machine, with real sessions."""
+"""Workers and GPUs: one worker per free GPU, bound to it by UUID. On a simulated machine, with real sessions."""
 
 import pytest
 from fake_nvml import MIB
@@ -10,38 +10,38 @@ from colocate.device.lock import locked
 pytestmark = pytest.mark.slow
 
 
-def cards_of(folder, *groups):
-    return [(folder / f"{group}.card").read_text() for group in groups]
+def gpus_of(folder, *groups):
+    return [(folder / f"{group}.GPU").read_text() for group in groups]
 
 
-def test_every_free_card_gets_a_worker_of_its_own_that_its_replacement_keeps(fake_machine, tmp_path):
+def test_every_free_gpu_gets_a_worker_of_its_own_that_its_replacement_keeps(fake_machine, tmp_path):
     """The number in a worker's name would not do: the replacement of gw1 is gw2."""
     for _ in range(3):
-        fake_machine.add_card()
+        fake_machine.add_gpu()
     busy, *free = (fake_machine.uuid(place) for place in range(3))
     ways = {"group01": "die", "group02": "wait for group03"}
     with locked(busy, "somebody else"):
         run = Project(tmp_path, ways, 3).run("feasibility", "--device=nvidia", "-n", "auto")
     assert "created: 2/2 workers" in run.out
     assert run.rows() == {"group01": "Error", "group02": "Passed", "group03": "Passed"}
-    first, second, third = cards_of(tmp_path, "group01", "group02", "group03")
+    first, second, third = gpus_of(tmp_path, "group01", "group02", "group03")
     assert {first, second} == set(free)
-    assert third == first, "the replacement of the worker that died has its card"
+    assert third == first, "the replacement of the worker that died has its GPU"
 
 
-def test_every_mig_instance_gets_a_worker_and_their_card_none(fake_machine, tmp_path):
-    fake_machine.add_card()
+def test_every_mig_instance_gets_a_worker_and_their_gpu_none(fake_machine, tmp_path):
+    fake_machine.add_gpu()
     for _ in range(2):
         fake_machine.add_instance("3g.4gb", total_bytes=4096 * MIB)
     run = Project(tmp_path, {"group01": "wait for group02"}, 2).run("feasibility", "--device=nvidia", "-n", "auto")
     assert run.rows() == {"group01": "Passed", "group02": "Passed"}
-    assert set(cards_of(tmp_path, "group01", "group02")) == {fake_machine.uuid(1), fake_machine.uuid(2)}
+    assert set(gpus_of(tmp_path, "group01", "group02")) == {fake_machine.uuid(1), fake_machine.uuid(2)}
 
 
-def test_x_lets_the_other_card_finish_its_group_and_starts_nothing_on_either(fake_machine, tmp_path):
+def test_x_lets_the_other_gpu_finish_its_group_and_starts_nothing_on_either(fake_machine, tmp_path):
     """Real groups: the second goes on for a second or more after the first has failed."""
     for _ in range(2):
-        fake_machine.add_card()
+        fake_machine.add_gpu()
     load = stand_in("--hold=900", "--repeat", "--probe")
     epochs = [("--steps=20", "--fail-at=5"), ("--steps=40", "--step-s=0.05"), ("--steps=5",), ("--steps=5",)]
     entries = [{"foreground": stand_in("--hold=700", "--probe", *epoch), "background": load} for epoch in epochs]
@@ -56,16 +56,16 @@ def test_x_lets_the_other_card_finish_its_group_and_starts_nothing_on_either(fak
     assert len(list(session.run.glob("*/trace.csv"))) == 2, "nothing else was begun"
 
 
-def test_more_workers_than_cards_are_refused(fake_machine, tmp_path):
-    """Two groups on one card would judge each other."""
-    fake_machine.add_card()
+def test_more_workers_than_gpus_are_refused(fake_machine, tmp_path):
+    """Two groups on one GPU would judge each other."""
+    fake_machine.add_gpu()
     run = Project(tmp_path, {}, 2).run("feasibility", "--device=nvidia", "-n2")
     assert run.exit_code == 4
-    assert "-n: expected at most 1 workers, one per card, got 2" in run.out
+    assert "-n: expected at most 1 workers, one per GPU, got 2" in run.out
 
 
-def test_a_machine_whose_cards_are_all_in_use_is_told_by_whom(fake_machine, tmp_path):
-    fake_machine.add_card()
+def test_a_machine_whose_gpus_are_all_in_use_is_told_by_whom(fake_machine, tmp_path):
+    fake_machine.add_gpu()
     with locked(fake_machine.uuid(), "the run of somebody else"):
         run = Project(tmp_path, {}, 2).run("feasibility", "--device=nvidia", "-n", "auto")
     assert run.exit_code == 4
@@ -77,19 +77,19 @@ def test_a_machine_whose_cards_are_all_in_use_is_told_by_whom(fake_machine, tmp_
 def test_a_failing_driver_is_a_usage_error_and_no_silent_prediction(fake_machine, tmp_path):
     run = Project(tmp_path, {}, 1).run("feasibility", "--device=auto")
     assert run.exit_code == 4
-    assert "expected at least one card, found none" in run.out
+    assert "expected at least one GPU, found none" in run.out
 
 
-def test_a_card_larger_than_the_gpu_is_refused_before_anything_starts(fake_machine, tmp_path):
-    fake_machine.add_card()
-    run = Project(tmp_path, {}, 1).run("feasibility", "--device=nvidia", "--card=12GB")
+def test_a_gpu_larger_than_the_gpu_is_refused_before_anything_starts(fake_machine, tmp_path):
+    fake_machine.add_gpu()
+    run = Project(tmp_path, {}, 1).run("feasibility", "--device=nvidia", "--gpu=12GB")
     assert run.exit_code == 4
-    assert "--card: expected a card of at least 12 GB, found NVIDIA GeForce RTX 2070 (simulated) of 8 GB" in run.out
+    assert "--gpu: expected a GPU of at least 12 GB, found NVIDIA GeForce RTX 2070 (simulated) of 8 GB" in run.out
 
 
-def test_a_smaller_card_of_a_mig_instance_is_refused_before_anything_starts(fake_machine, tmp_path):
-    fake_machine.add_card()
+def test_a_smaller_gpu_of_a_mig_instance_is_refused_before_anything_starts(fake_machine, tmp_path):
+    fake_machine.add_gpu()
     fake_machine.add_instance("3g.4gb", total_bytes=4096 * MIB)
-    run = Project(tmp_path, {}, 1).run("feasibility", "--device=nvidia", "--card=2GB")
+    run = Project(tmp_path, {}, 1).run("feasibility", "--device=nvidia", "--gpu=2GB")
     assert run.exit_code == 4
-    assert "expected a whole card to make a smaller one of, found a MIG instance of it" in run.out
+    assert "expected a whole GPU to make a smaller one of, found a MIG instance of it" in run.out

@@ -1,4 +1,4 @@
-"""The possible peak: what a run shows of each member, put together at the worst meeting that can occur."""
+"""The worst-case peak: what a run shows of each member, put together at the worst meeting that can occur."""
 
 import sys
 from dataclasses import replace
@@ -17,10 +17,10 @@ from colocate.verdict.evidence import Allocator, Evidence, Member, ProcessPeak
 from colocate.verdict.measured_peak import measured_peak
 from colocate.verdict.memory_history import by_allocators
 from colocate.verdict.rules import Outcome, Verdict, judge
-from colocate.verdict.worst_case_peak import Possible, possible_peak
+from colocate.verdict.worst_case_peak import WorstCasePeak, worst_case_peak
 
 
-def told(member: Member, *held: tuple[float, int], held_by: str = "allocator") -> Member:
+def reported(member: Member, *held: tuple[float, int], held_by: str = "allocator") -> Member:
     """The member with what its allocator held over time, in MiB."""
     highest = max(size for _, size in held) * MIB
     return replace(
@@ -34,8 +34,8 @@ def told(member: Member, *held: tuple[float, int], held_by: str = "allocator") -
 def apart() -> Evidence:
     """The foreground held 4000 MiB at its start only, the background 5000 MiB for a moment at its end only."""
     return evidence(
-        foreground=told(foreground(), (8.0, 4000), (11.0, 1000)),
-        background=told(background(), (1.5, 1500), (21.2, 5000), (21.8, 1500)),
+        foreground=reported(foreground(), (8.0, 4000), (11.0, 1000)),
+        background=reported(background(), (1.5, 1500), (21.2, 5000), (21.8, 1500)),
         trace=trace(*[230] * 3, *[1730] * 5, *[5730] * 3, *[2730] * 11, 1730, 230),
     )
 
@@ -49,9 +49,9 @@ def test_maxima_that_never_met_do_not_make_this_run_doubtful() -> None:
 
     assert verdict.outcome is Outcome.FEASIBLE, str(verdict)
     assert verdict.peak_high_bytes == (230 + 4000 + 1500) * MIB
-    assert verdict.possible is not None
-    assert verdict.possible.peak_bytes == (230 + 4000 + 5000) * MIB
-    (warning,) = [one for one in verdict.warnings if one.code == "possible_peak_over_limit"]
+    assert verdict.worst_case is not None
+    assert verdict.worst_case.peak_bytes == (230 + 4000 + 5000) * MIB
+    (warning,) = [one for one in verdict.warnings if one.code == "worst_case_over_limit"]
     assert "if start of the foreground met train of the background" in warning.text
     assert Verdict.from_json(verdict.to_json()) == verdict
 
@@ -64,7 +64,7 @@ def test_without_times_all_maxima_may_have_met_as_before() -> None:
     verdict = judge(replace(timeless, foreground=replace(timeless.foreground, held_by=None)))
 
     assert verdict.codes == ("peak_between_samples",)
-    assert verdict.possible is None
+    assert verdict.worst_case is None
 
 
 def test_lists_of_processes_do_not_prove_that_maxima_never_met() -> None:
@@ -73,44 +73,44 @@ def test_lists_of_processes_do_not_prove_that_maxima_never_met() -> None:
     listed = replace(seen, background=replace(seen.background, held_by="processes"))
 
     assert judge(listed).codes == ("peak_between_samples",)
-    assert judge(listed).possible.told_by == "processes"
+    assert judge(listed).worst_case.reported_by == "processes"
 
 
 def test_what_was_seen_is_possible_whatever_the_lists_missed() -> None:
     both = (replace(one, held=((9.0, 700 * MIB),), held_by="processes") for one in (foreground(), background()))
     ours, theirs = both
 
-    assert possible_peak(evidence(foreground=ours, background=theirs)).peak_bytes == 3200 * MIB
+    assert worst_case_peak(evidence(foreground=ours, background=theirs)).peak_bytes == 3200 * MIB
 
 
 def test_what_the_background_showed_once_is_met_only_by_what_the_foreground_has_reached() -> None:
     """3 s after it was ready its kernels were tried out; the foreground evaluates 10 s after its own start."""
-    once = told(background(epochs=foreground().epochs[:0]), (1.5, 1000), (6.0, 4000), (6.5, 1000))
-    late = told(foreground(), (8.5, 1000), (18.0, 3000))
+    once = reported(background(epochs=foreground().epochs[:0]), (1.5, 1000), (6.0, 4000), (6.5, 1000))
+    late = reported(foreground(), (8.5, 1000), (18.0, 3000))
     epochs = tuple(replace(foreground().epochs[0], elapsed_s=at) for at in (7.0, 11.0))
 
-    with_epochs = possible_peak(evidence(foreground=late, background=replace(once, epochs=epochs), trace=QUIET))
-    never_ended = possible_peak(evidence(foreground=late, background=replace(once, epochs=epochs[:1]), trace=QUIET))
+    with_epochs = worst_case_peak(evidence(foreground=late, background=replace(once, epochs=epochs), trace=QUIET))
+    never_ended = worst_case_peak(evidence(foreground=late, background=replace(once, epochs=epochs[:1]), trace=QUIET))
 
     assert with_epochs.peak_bytes == (230 + 1000 + 4000) * MIB
     assert never_ended.peak_bytes == (230 + 3000 + 4000) * MIB, "nobody knows yet what comes again"
 
 
 def test_a_background_that_is_started_again_shows_its_start_again() -> None:
-    lives = background().lives
-    ended = replace(lives[0], exit=replace(lives[0].exit, ended_s=9.0))
-    twice = replace(background(), lives=(ended, replace(lives[0], started_s=10.0)))
-    again = told(twice, (1.5, 4000), (2.5, 1000))
-    late = told(foreground(), (8.5, 1000), (18.0, 3000))
+    process_runs = background().process_runs
+    ended = replace(process_runs[0], exit=replace(process_runs[0].exit, ended_s=9.0))
+    twice = replace(background(), process_runs=(ended, replace(process_runs[0], started_s=10.0)))
+    again = reported(twice, (1.5, 4000), (2.5, 1000))
+    late = reported(foreground(), (8.5, 1000), (18.0, 3000))
 
     seen = evidence(foreground=late, background=again, trace=QUIET)
-    assert possible_peak(seen).peak_bytes == (230 + 3000 + 4000) * MIB
+    assert worst_case_peak(seen).peak_bytes == (230 + 3000 + 4000) * MIB
 
 
 def test_nothing_is_possible_that_nobody_told() -> None:
-    assert possible_peak(evidence()) is None
-    assert possible_peak(replace(apart(), background=None)) is None
-    assert possible_peak(replace(apart(), baseline_bytes=None)) is None
+    assert worst_case_peak(evidence()) is None
+    assert worst_case_peak(replace(apart(), background=None)) is None
+    assert worst_case_peak(replace(apart(), baseline_bytes=None)) is None
 
 
 def test_a_prediction_rests_on_the_possible_peak_already() -> None:
@@ -123,8 +123,8 @@ def test_a_prediction_rests_on_the_possible_peak_already() -> None:
     verdict = judge(held)
 
     assert verdict.codes == judge(seen).codes == ("peak_over_limit",)
-    assert "possible_peak_over_limit" not in {one.code for one in verdict.warnings}
-    assert verdict.possible.peak_bytes == verdict.peak_bytes
+    assert "worst_case_over_limit" not in {one.code for one in verdict.warnings}
+    assert verdict.worst_case.peak_bytes == verdict.peak_bytes
 
 
 SIZES = st.integers(0, 3000)
@@ -133,14 +133,14 @@ SIZES = st.integers(0, 3000)
 @given(a=st.lists(SIZES, min_size=1, max_size=6), b=st.lists(SIZES, min_size=1, max_size=6))
 def test_what_is_possible_is_never_below_what_the_run_showed(a: list[int], b: list[int]) -> None:
     seen = evidence(
-        foreground=told(foreground(), *((8.0 + at, size) for at, size in enumerate(a))),
-        background=told(background(), *((4.0 + at, size) for at, size in enumerate(b))),
+        foreground=reported(foreground(), *((8.0 + at, size) for at, size in enumerate(a))),
+        background=reported(background(), *((4.0 + at, size) for at, size in enumerate(b))),
         trace=QUIET,
     )
-    bounds, possible = measured_peak(seen), possible_peak(seen)
+    bounds, worst_case = measured_peak(seen), worst_case_peak(seen)
     sums = seen.baseline_bytes + (max(a) + max(b)) * MIB
 
-    assert possible is None or bounds.high_bytes <= max(possible.peak_bytes, bounds.expected_bytes) <= sums
+    assert worst_case is None or bounds.high_bytes <= max(worst_case.peak_bytes, bounds.expected_bytes) <= sums
 
 
 # Where what was told is not all, maxima may have met.
@@ -149,8 +149,8 @@ def test_what_is_possible_is_never_below_what_the_run_showed(a: list[int], b: li
 def unaccounted() -> Evidence:
     """Samples a moment before or after both maxima, which met beside contexts of 400 MiB that nobody tells of."""
     return evidence(
-        foreground=told(foreground(), (8.0, 1000), (15.2, 4000), (15.6, 1000)),
-        background=told(background(), (1.5, 2700)),
+        foreground=reported(foreground(), (8.0, 1000), (15.2, 4000), (15.6, 1000)),
+        background=reported(background(), (1.5, 2700)),
         trace=trace(230, 230, *[3130] * 6, *[4530] * 13, *[3130] * 2, 230),
     )
 
@@ -161,8 +161,8 @@ def test_contexts_that_nobody_tells_of_count_for_what_can_have_met() -> None:
 
     assert verdict.peak_high_bytes == (230 + 4000 + 2700 + 2 * 400 - 200) * MIB
     assert verdict.codes == ("peak_between_samples",)
-    assert verdict.possible is not None
-    assert verdict.possible.peak_bytes == verdict.peak_high_bytes
+    assert verdict.worst_case is not None
+    assert verdict.worst_case.peak_bytes == verdict.peak_high_bytes
 
 
 def test_the_end_of_a_process_and_a_sample_may_be_told_in_either_order() -> None:
@@ -173,13 +173,13 @@ def test_the_end_of_a_process_and_a_sample_may_be_told_in_either_order() -> None
 
 def test_what_the_accounting_knows_of_one_life_is_missing_in_that_life() -> None:
     """The first life was killed a moment after it took 5000 MiB, told by the driver only; the second told all."""
-    lives = background().lives
-    ended = replace(lives[0], exit=replace(lives[0].exit, ended_s=9.5))
-    twice = replace(background(), lives=(ended, replace(lives[0], started_s=10.0)))
+    process_runs = background().process_runs
+    ended = replace(process_runs[0], exit=replace(process_runs[0].exit, ended_s=9.5))
+    twice = replace(background(), process_runs=(ended, replace(process_runs[0], started_s=10.0)))
     peaks = (ProcessPeak(100, 0, 5000 * MIB), ProcessPeak(101, 1, 4500 * MIB))
     seen = evidence(
-        foreground=told(foreground(), (8.0, 3000), (10.0, 1000)),
-        background=replace(told(twice, (1.5, 1000), (21.0, 4500), (21.5, 1000)), process_peaks=peaks),
+        foreground=reported(foreground(), (8.0, 3000), (10.0, 1000)),
+        background=replace(reported(twice, (1.5, 1000), (21.0, 4500), (21.5, 1000)), process_peaks=peaks),
         trace=QUIET,
     )
 
@@ -201,7 +201,7 @@ def test_what_the_accounting_knows_of_one_life_is_missing_in_that_life() -> None
 def test_a_history_that_lacks_something_is_none(
     histories: dict[int, tuple[tuple[float, int], ...]], allocators: tuple[Allocator, ...]
 ) -> None:
-    assert by_allocators(histories, allocators, background().lives, 30.0) == ()
+    assert by_allocators(histories, allocators, background().process_runs, 30.0) == ()
 
 
 # The probe's own record of time.
@@ -283,7 +283,7 @@ def test_a_record_that_was_given_up_tells_nothing_over_time(fake_nvml: FakeNvml,
             observation.conclude()
             seen = observation.evidence().foreground
         assert (seen.held_by == "allocator") is (one is whole)
-        assert [told.max_reserved_bytes for told in seen.allocators] == [500 * MIB]
+        assert [reported.max_reserved_bytes for reported in seen.allocators] == [500 * MIB]
 
 
 @pytest.mark.slow
@@ -299,5 +299,5 @@ def test_the_evaluation_of_one_beside_that_of_the_other(fake_nvml: FakeNvml, tmp
 
     assert verdict.feasible, str(verdict)
     assert verdict.peak_bytes == verdict.peak_high_bytes == 3000 * MIB
-    assert verdict.possible == Possible(5000 * MIB, "evaluate", "evaluate", "allocator")
-    assert "possible_peak_over_limit" in {one.code for one in verdict.warnings}
+    assert verdict.worst_case == WorstCasePeak(5000 * MIB, "evaluate", "evaluate", "allocator")
+    assert "worst_case_over_limit" in {one.code for one in verdict.warnings}

@@ -1,4 +1,4 @@
-"""`colocate predict` as people call it, with real programs on the virtual card."""
+"""`colocate predict` as people call it, with real programs on the virtual GPU."""
 
 import json
 import sys
@@ -10,8 +10,8 @@ from emulated import PROGRAMS
 
 import colocate.harness.simulation
 from colocate.cli.main import main
-from colocate.harness.simulation import NOTHING, Cache, Program, Rehearsal
-from colocate.plan.gpu_models import known_card
+from colocate.harness.simulation import NOTHING, Cache, Program, SimulatedRun
+from colocate.plan.gpu_models import gpu_model
 from colocate.units import MIB
 from colocate.verdict.predicted_peak import PeakRange
 
@@ -25,10 +25,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     member = {"command": ["{python}", "train.py"], "cwd": str(tmp_path)}
     plan = {
         "experiment_name": "pairs",
-        "limits": {"card": "1GB", "peak": "1000MB"},
+        "limits": {"gpu": "1GB", "peak": "1000MB"},
         "experiments": [
-            {"id": "group01", "mode": "default", "name": "alone", **member},
-            {"id": "group02", "foreground": {"name": "alone", **member}, "background": {"name": "alone", **member}},
+            {"id": "group01", "mode": "default", "name": "solo", **member},
+            {"id": "group02", "foreground": {"name": "solo", **member}, "background": {"name": "solo", **member}},
         ],
     }
     (tmp_path / "plan.json").write_text(json.dumps(plan))
@@ -74,7 +74,7 @@ def test_a_plan_runs_every_training_once_and_adds_them_up(folder, capsys) -> Non
     output = capsys.readouterr()
     assert code == 3
     assert max(map(len, output.out.splitlines()[1:])) <= 80, output.out
-    assert output.err.count("alone") == 1, "two groups, three members, one program"
+    assert output.err.count("solo") == 1, "two groups, three members, one program"
     lines = {line.split()[0]: line for line in output.out.splitlines() if line.startswith("group0")}
     assert lines["group01"].endswith(" fits")
     assert lines["group02"].endswith(" undecided")
@@ -83,13 +83,13 @@ def test_a_plan_runs_every_training_once_and_adds_them_up(folder, capsys) -> Non
 
 @pytest.mark.slow
 def test_a_curve_grows_with_the_batch_and_the_largest_one_fits(folder, capsys) -> None:
-    code, curve = predicted(capsys, "--card", "850MB", "--batch-size", "8,32", "--", sys.executable, "train.py")
+    code, curve = predicted(capsys, "--gpu", "850MB", "--batch-size", "8,32", "--", sys.executable, "train.py")
 
     small, large = (one["peak"]["expected_bytes"] for one in curve["forecasts"])
     assert code == 0
     assert 2 * 24 * 4 * MIB <= large - small <= 3 * 24 * 4 * MIB + 40 * MIB
 
-    code, found = predicted(capsys, "--card", "850MB", "--largest-batch", "--", sys.executable, "train.py")
+    code, found = predicted(capsys, "--gpu", "850MB", "--largest-batch", "--", sys.executable, "train.py")
     answers = {int(one["name"]): one["answer"] for one in found["forecasts"]}
     best = found["largest_batch"]
     assert code == 0
@@ -113,68 +113,68 @@ def test_a_program_that_fails_is_no_prediction(folder, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["--", "no-such-program"], "command: expected a program, got 'no-such-program'"),
         (["plan.json", "-k", "group07"], "-k: expected a group or training of pairs, got 'group07'"),
         (["plan.json", "-t", "other"], "training: expected one of alone, got 'other'"),
         (["plan.json", "--largest-batch"], "-t: expected the training whose batch size is to vary, got none"),
-        (["plan.json", "--card", "Voodoo"], "--card: expected a size such as 8GB"),
+        (["plan.json", "--gpu", "Voodoo"], "--gpu: expected a size such as 8GB"),
         (["--vary", "bs", "--", "python"], "--vary: expected an option such as --batch-size, got 'bs'"),
     ],
 )
-def test_wrong_input_is_told_in_a_line(folder, capsys, words, told) -> None:
+def test_wrong_input_is_told_in_a_line(folder, capsys, words, reported) -> None:
     assert main(["predict", *words]) == 2
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
 
 
 def test_the_cache_knows_what_a_result_rests_on(folder, monkeypatch) -> None:
-    cache, card = Cache(folder / "kept"), known_card("8GB")
+    cache, gpu = Cache(folder / "kept"), gpu_model("8GB")
     (folder / "settings.yaml").write_text("layers: 3")
     program = Program("one", (sys.executable, "train.py", "settings.yaml"), folder)
-    result = Rehearsal("one", program.argv, 1.0, peak=PeakRange(1, 2, 3), parts=NOTHING)
-    cache.keep(program, card, result, [str(folder / "train.py")], ["torch-2.14.1"])
+    result = SimulatedRun("one", program.argv, 1.0, peak=PeakRange(1, 2, 3), parts=NOTHING)
+    cache.keep(program, gpu, result, [str(folder / "train.py")], ["torch-2.14.1"])
 
-    assert cache.find(program, card) is not None
-    assert cache.find(program, known_card("6GB")) is None
-    assert cache.find(Program("one", (sys.executable, "train.py"), folder), card) is None
+    assert cache.find(program, gpu) is not None
+    assert cache.find(program, gpu_model("6GB")) is None
+    assert cache.find(Program("one", (sys.executable, "train.py"), folder), gpu) is None
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    assert cache.find(program, card) is None
+    assert cache.find(program, gpu) is None
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
     (folder / "settings.yaml").write_text("layers: 4")
-    assert cache.find(program, card) is None, "a file that the command line names"
+    assert cache.find(program, gpu) is None, "a file that the command line names"
     (folder / "settings.yaml").write_text("layers: 3")
     (folder / "train.py").write_text("changed")
-    assert cache.find(program, card) is None, "a file that the program ran"
+    assert cache.find(program, gpu) is None, "a file that the program ran"
 
 
 def test_failures_are_not_remembered(folder) -> None:
-    cache, card = Cache(folder / "kept"), known_card("8GB")
+    cache, gpu = Cache(folder / "kept"), gpu_model("8GB")
     program = Program("one", (sys.executable, "train.py"), folder)
 
-    cache.keep(program, card, Rehearsal("one", program.argv, 1.0, failure="no"), [], [])
+    cache.keep(program, gpu, SimulatedRun("one", program.argv, 1.0, failure="no"), [], [])
 
-    assert cache.find(program, card) is None
+    assert cache.find(program, gpu) is None
     assert not (folder / "kept").exists()
 
 
-# --- cards that groups ask for ----------------------------------------------------------------------------------------
+# --- GPUs that groups ask for ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def several_cards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A plan for a card of 1 GB with groups for others; a program takes half of whatever card it is rehearsed on."""
+def several_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plan for a GPU of 1 GB with groups for others; a program takes half of whatever GPU it is dry-run on."""
 
-    def rehearse(programs: Any, card: Any, **settings: Any) -> list[Rehearsal]:
-        half = PeakRange(*[card.total_bytes // 2] * 3)
-        return [Rehearsal(one.name, one.argv, 1.0, peak=half, parts=NOTHING) for one in programs]
+    def simulate(programs: Any, gpu: Any, **settings: Any) -> list[SimulatedRun]:
+        half = PeakRange(*[gpu.total_bytes // 2] * 3)
+        return [SimulatedRun(one.name, one.argv, 1.0, peak=half, parts=NOTHING) for one in programs]
 
-    monkeypatch.setattr(colocate.harness.simulation, "rehearse", rehearse)
-    member = {"command": ["{python}", "train.py"], "name": "alone", "mode": "default"}
-    wishes = [{}, {"card": "2GB"}, {"card": "2GB", "limit": "1900MB"}, {"card": "RTX 3080"}, {"card": "Nothing 9"}]
+    monkeypatch.setattr(colocate.harness.simulation, "simulate", simulate)
+    member = {"command": ["{python}", "train.py"], "name": "solo", "mode": "default"}
+    wishes = [{}, {"gpu": "2GB"}, {"gpu": "2GB", "limit": "1900MB"}, {"gpu": "RTX 3080"}, {"gpu": "Nothing 9"}]
     plan = {
         "experiment_name": "several",
-        "limits": {"card": "1GB", "peak": "1000MB"},
+        "limits": {"gpu": "1GB", "peak": "1000MB"},
         "experiments": [{**member, **wish} for wish in wishes],
     }
     path = folder / "several.json"
@@ -182,15 +182,15 @@ def several_cards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_every_group_is_predicted_for_the_card_that_it_asks_for(several_cards: Path, capsys) -> None:
-    """As a run has it: the plan's limit holds on a larger card too, unless a group has its own."""
-    code, found = predicted(capsys, str(several_cards))
+def test_every_group_is_predicted_for_the_gpu_that_it_asks_for(several_gpus: Path, capsys) -> None:
+    """As a run has it: the plan's limit holds on a larger GPU too, unless a group has its own."""
+    code, found = predicted(capsys, str(several_gpus))
 
-    names = ["virtual 1 GB card", "virtual 2 GB card", "NVIDIA GeForce RTX 3080 (virtual)"]
-    assert [card["name"] for card in found["cards"]] == names
-    assert [one["card"] for one in found["trainings"]] == names
-    told = {one["name"]: (one["card"], one["limit_bytes"] // MIB, one["answer"]) for one in found["forecasts"]}
-    assert told == {
+    names = ["virtual 1 GB GPU", "virtual 2 GB GPU", "NVIDIA GeForce RTX 3080 (virtual)"]
+    assert [gpu["name"] for gpu in found["gpus"]] == names
+    assert [one["gpu"] for one in found["trainings"]] == names
+    reported = {one["name"]: (one["gpu"], one["limit_bytes"] // MIB, one["answer"]) for one in found["forecasts"]}
+    assert reported == {
         "group01": (names[0], 1000, "fits"),
         "group02": (names[1], 1000, "does not fit"),
         "group03": (names[1], 1900, "fits"),
@@ -199,31 +199,31 @@ def test_every_group_is_predicted_for_the_card_that_it_asks_for(several_cards: P
     }
     assert code == 2
 
-    main(["predict", str(several_cards)])
+    main(["predict", str(several_gpus)])
     said = capsys.readouterr().out
     assert [line for line in said.splitlines() if "predicted for" in line] == [
-        "several: predicted for a virtual 1 GB card, limit 1000 MiB; nothing was measured",
-        "several: predicted for a virtual 2 GB card, limit 1000 MiB; nothing was measured",
+        "several: predicted for a virtual 1 GB GPU, limit 1000 MiB; nothing was measured",
+        "several: predicted for a virtual 2 GB GPU, limit 1000 MiB; nothing was measured",
         "several: predicted for a NVIDIA GeForce RTX 3080 (virtual) of 10 GB, limit 1000 MiB; nothing was measured",
     ]
     assert "limit 1900 MiB: group03" in said
-    assert "group05 is for a card 'Nothing 9', which is not in" in said
+    assert "group05 is for a GPU 'Nothing 9', which is not in" in said
 
 
-def test_a_card_of_ones_own_is_no_card_for_a_group_that_asks_for_another(several_cards: Path, capsys) -> None:
-    code, found = predicted(capsys, str(several_cards), "--card=2GB", "-k", "group01,group03,group04")
+def test_a_gpu_of_ones_own_is_no_gpu_for_a_group_that_asks_for_another(several_gpus: Path, capsys) -> None:
+    code, found = predicted(capsys, str(several_gpus), "--gpu=2GB", "-k", "group01,group03,group04")
 
-    told = {one["name"]: (one["limit_bytes"] // MIB, one["failures"]) for one in found["forecasts"]}
-    why = "group04 is for a card 'RTX 3080' and not for a virtual 2 GB card"
-    assert told == {"group01": (2048, []), "group03": (1900, []), "group04": (1000, [why])}
+    reported = {one["name"]: (one["limit_bytes"] // MIB, one["failures"]) for one in found["forecasts"]}
+    why = "group04 is for a GPU 'RTX 3080' and not for a virtual 2 GB GPU"
+    assert reported == {"group01": (2048, []), "group03": (1900, []), "group04": (1000, [why])}
     assert code == 2
 
 
-def test_beside_a_group_the_card_is_the_groups(several_cards: Path, capsys) -> None:
-    _, found = predicted(capsys, str(several_cards), "-t", "alone", "--beside", "group03")
-    assert ([one["name"] for one in found["cards"]], found["forecasts"][0]["limit_bytes"]) == (
-        ["virtual 2 GB card"],
+def test_beside_a_group_the_gpu_is_the_groups(several_gpus: Path, capsys) -> None:
+    _, found = predicted(capsys, str(several_gpus), "-t", "solo", "--beside", "group03")
+    assert ([one["name"] for one in found["gpus"]], found["forecasts"][0]["limit_bytes"]) == (
+        ["virtual 2 GB GPU"],
         1900 * MIB,
     )
-    assert main(["predict", str(several_cards), "-t", "alone", "--beside", "group05"]) == 2
-    assert "group05: is for a card 'Nothing 9'" in capsys.readouterr().err
+    assert main(["predict", str(several_gpus), "-t", "solo", "--beside", "group05"]) == 2
+    assert "group05: is for a GPU 'Nothing 9'" in capsys.readouterr().err

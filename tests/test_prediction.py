@@ -6,7 +6,7 @@ import pytest
 from builders import foreground, simulated
 
 from colocate.advice.forecast import Answer, Forecast
-from colocate.harness.simulation import NOTHING, Parts, Rehearsal
+from colocate.harness.simulation import NOTHING, Parts, SimulatedRun
 from colocate.units import MIB
 from colocate.verdict.predicted_peak import LESS, MORE, MORE_WITHOUT_BOUND, PeakRange, allocator_range, member_range
 
@@ -57,10 +57,10 @@ def test_a_training_counts_with_its_largest_life() -> None:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def rehearsal(low: int, expected: int, high: int, **changes) -> Rehearsal:
+def dry_run(low: int, expected: int, high: int, **changes) -> SimulatedRun:
     """In MiB."""
     peak = PeakRange(low * MIB, expected * MIB, high * MIB)
-    return Rehearsal("one", ("one",), 1.0, peak=peak, parts=replace(NOTHING, activations=expected * MIB), **changes)
+    return SimulatedRun("one", ("one",), 1.0, peak=peak, parts=replace(NOTHING, activations=expected * MIB), **changes)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def rehearsal(low: int, expected: int, high: int, **changes) -> Rehearsal:
     ],
 )
 def test_only_a_whole_interval_on_one_side_decides(members, answer: Answer) -> None:
-    forecast = Forecast("group", tuple(rehearsal(*one) for one in members), 200 * MIB, 1000 * MIB)
+    forecast = Forecast("group", tuple(dry_run(*one) for one in members), 200 * MIB, 1000 * MIB)
 
     assert forecast.answer is answer
     assert forecast.parts is not None
@@ -81,8 +81,8 @@ def test_only_a_whole_interval_on_one_side_decides(members, answer: Answer) -> N
 
 
 def test_a_member_without_a_prediction_leaves_the_group_without_one() -> None:
-    failed = Rehearsal("two", ("two",), 1.0, failure="expected the program to end well, found exit code 1")
-    forecast = Forecast("group", (rehearsal(1, 2, 3), failed), 0, 100 * MIB)
+    failed = SimulatedRun("two", ("two",), 1.0, failure="expected the program to end well, found exit code 1")
+    forecast = Forecast("group", (dry_run(1, 2, 3), failed), 0, 100 * MIB)
 
     assert forecast.answer is Answer.UNKNOWN
     assert forecast.peak is None

@@ -1,4 +1,4 @@
-"""The injected probe: what it counts on a real card, and that it leaves every other program alone."""
+"""The injected probe: what it counts on a real GPU, and that it leaves every other program alone."""
 
 import json
 import os
@@ -28,8 +28,8 @@ for _ in range(3):
 
 @pytest.fixture
 def bench(tmp_path):
-    """Programs under the counting probe: no virtual card."""
-    return Bench(tmp_path, card_mib=None)
+    """Programs under the counting probe: no virtual GPU."""
+    return Bench(tmp_path, gpu_mib=None)
 
 
 class FakeCuda:

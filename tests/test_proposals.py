@@ -10,7 +10,7 @@ from groups import group, training
 
 from colocate.advice.proposals import Kind, Proposal, halvings, proposals
 from colocate.plan.catalog import Catalog, load_catalog
-from colocate.plan.overrides import Change, varied
+from colocate.plan.overrides import Override, varied
 from colocate.plan.plan import Group, load_plan
 from colocate.plan.roles import Role
 from colocate.units import MIB
@@ -40,7 +40,7 @@ def test_the_infeasible_group_of_the_plan_gets_proposals_in_order_of_cost() -> N
     found = proposals(of_the_plan("group09"), demand(9500, 600), catalog())
     assert kinds(found) == [(kind, "foreground") for kind in (Kind.BATCH, Kind.CHECKPOINTING, Kind.MODEL)]
     batch, _, model = found
-    assert [dict(step.change.hyperparameters) for step in batch.steps] == [
+    assert [dict(step.override.hyperparameters) for step in batch.steps] == [
         {"batch_size": 16, "accumulate": 2},
         {"batch_size": 8, "accumulate": 4},
         {"batch_size": 4, "accumulate": 8},
@@ -51,7 +51,7 @@ def test_the_infeasible_group_of_the_plan_gets_proposals_in_order_of_cost() -> N
         'Person_reID_baseline_pytorch_pcb: "batch_size": 16, "accumulate": 2 '
         "keeps the effective batch of 32, and takes longer"
     )
-    assert [step.change.model for step in model.steps] == ["densenet121", "hrnet18"]
+    assert [step.override.model for step in model.steps] == ["densenet121", "hrnet18"]
 
 
 def test_every_step_can_be_made(subtests: pytest.Subtests) -> None:
@@ -63,7 +63,7 @@ def test_every_step_can_be_made(subtests: pytest.Subtests) -> None:
             found = proposals(given, demand(4000, 3900), catalog())
             assert {one.role for one in found} == {"foreground", "background"}
             for step in (step for one in found for step in one.steps):
-                assert varied(given, step.change, catalog()).content_hash != given.content_hash
+                assert varied(given, step.override, catalog()).content_hash != given.content_hash
 
 
 def test_a_known_size_rules_a_model_out_and_puts_the_largest_smaller_one_first() -> None:
@@ -72,14 +72,14 @@ def test_a_known_size_rules_a_model_out_and_puts_the_largest_smaller_one_first()
         ("Person_reID_baseline_pytorch", "hrnet18"): MIB,
     }
     *_, model = proposals(of_the_plan("group09"), demand(9500, 600), catalog(), known)
-    assert [step.change.model for step in model.steps] == ["hrnet18"]
+    assert [step.override.model for step in model.steps] == ["hrnet18"]
     assert "it needed 1 MiB in this run" in model.text()
 
 
 def test_another_model_loses_the_hyperparameters_that_it_does_not_know() -> None:
     given = of_the_plan("group12")
     assert given.background is not None
-    heavy = varied(given, Change("background", {"fp16": "off", "attention": "eager"}), catalog())
+    heavy = varied(given, Override("background", {"fp16": "off", "attention": "eager"}), catalog())
     found = proposals(heavy, demand(1500, 6800), catalog())
     assert kinds(found)[:4] == [
         (Kind.BATCH, "background"),
@@ -108,19 +108,19 @@ def test_fragments_ask_for_expandable_segments_beside_what_is_set() -> None:
     found = proposals(group(own, training("other")), evidence, None)
     (segments,) = (one for one in found if one.kind is Kind.SEGMENTS)
     (step,) = segments.steps
-    assert step.change.env == {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128,expandable_segments:True"}
+    assert step.override.env == {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128,expandable_segments:True"}
     assert "kept 1000 MiB beyond" in segments.text()
 
 
 def test_options_of_a_command_of_ones_own_are_read() -> None:
     own = training("own", "--batch-size", "10", "--gradient_accumulation_steps=2")
     batch, *_ = proposals(group(own, training("other")), demand(9500, 500), None)
-    assert [dict(step.change.options) for step in batch.steps] == [
+    assert [dict(step.override.options) for step in batch.steps] == [
         {"--batch-size": 5, "--gradient_accumulation_steps": 4},
         {"--batch-size": 2, "--gradient_accumulation_steps": 10},
         {"--batch-size": 1, "--gradient_accumulation_steps": 20},
     ]
-    changed = varied(group(own, training("other")), batch.steps[0].change, None)
+    changed = varied(group(own, training("other")), batch.steps[0].override, None)
     assert changed.foreground.argv[-3:] == ("--batch-size", "5", "--gradient_accumulation_steps=4")
 
 

@@ -53,7 +53,7 @@ def test_a_damaged_line_in_the_middle_is_an_error(path):
 
 
 @pytest.mark.parametrize("line", ["nan,2", "inf,2", "-inf,2", "0.05,-1", "0.05,9223372036854775808"])
-def test_what_is_no_reading_of_a_card_is_an_error(path, line):
+def test_what_is_no_reading_of_a_gpu_is_an_error(path, line):
     path.write_text(f"elapsed_s,used_bytes\n0.0,1\n{line}\n0.1,2\n")
 
     with pytest.raises(ValueError, match=f"line 3: expected elapsed_s,used_bytes, got '{line}'"):

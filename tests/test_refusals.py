@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def bench(tmp_path) -> Bench:
-    """Programs on a virtual card of 8 GiB."""
+    """Programs on a virtual GPU of 8 GiB."""
     return Bench(tmp_path)
 
 
@@ -18,7 +18,7 @@ def refusals(run: Run) -> list[str]:
 
 @pytest.mark.parametrize(("module", "name"), [("jax", "JAX"), ("tensorflow", "TensorFlow")])
 def test_another_framework_is_refused_before_it_trains_on_the_host(bench: Bench, module: str, name: str) -> None:
-    """It would find no GPU, fall back to the processor in silence, and seem to need nothing of the card."""
+    """It would find no GPU, fall back to the processor in silence, and seem to need nothing of the GPU."""
     (bench.folder / f"{module}.py").write_text("__version__ = '9.1'\n")
 
     run = bench.run_source(f"import {module}\nprint('trained')")
@@ -26,7 +26,7 @@ def test_another_framework_is_refused_before_it_trains_on_the_host(bench: Bench,
     assert run.exit_code == 69
     assert "trained" not in run.output
     assert refusals(run) == [
-        f"colocate: not emulated: expected a PyTorch program, found {name} 9.1; it needs a real card"
+        f"colocate: not emulated: expected a PyTorch program, found {name} 9.1; it needs a real GPU"
     ]
     assert run.record["unsupported"] == f"expected a PyTorch program, found {name} 9.1"
 
@@ -61,15 +61,15 @@ except Exception as error:
 """)
 
     assert [line.split(", found ")[1] for line in refusals(run)] == [
-        "the custom CUDA extension 'fast_attention'; it needs a real card",
-        "the custom CUDA extension 'fast_norm'; it needs a real card",
+        "the custom CUDA extension 'fast_attention'; it needs a real GPU",
+        "the custom CUDA extension 'fast_norm'; it needs a real GPU",
     ]
     assert run.output.count("refused UnsupportedError") == 2
     assert "not refused UnsupportedError" not in run.output
 
 
-def test_a_second_card_is_not_there(bench: Bench) -> None:
-    """As on a machine with one card; a program of several must say so itself, or start NCCL and be refused."""
+def test_a_second_gpu_is_not_there(bench: Bench) -> None:
+    """As on a machine with one GPU; a program of several must say so itself, or start NCCL and be refused."""
     run = bench.run_source("import torch\nprint(torch.cuda.device_count())\ntorch.zeros(3, device='cuda:1')")
 
     assert run.output.splitlines()[0] == "1"

@@ -27,7 +27,7 @@ from colocate.verdict.rules import judge
 
 
 def too_large() -> tuple[Group, Evidence]:
-    """A foreground of batch 64 that wants more than the card has, beside a background of batch 8."""
+    """A foreground of batch 64 that wants more than the GPU has, beside a background of batch 8."""
     given = group(training("fore", "--bs", "64"), training("back", "--bs", "8"))
     return given, builders.predicted_evidence(6000, 2000)
 
@@ -76,7 +76,7 @@ def _is_of_memory(evidence: Evidence) -> bool:
 def test_a_group_that_failed_for_another_reason_has_no_remedy() -> None:
     assert _is_of_memory(builders.predicted_evidence(9000, 500))
     assert not _is_of_memory(builders.evidence())
-    killed = builders.foreground(epochs=(), lives=(replace(builders.foreground().lives[0], exit=None),))
+    killed = builders.foreground(epochs=(), process_runs=(replace(builders.foreground().process_runs[0], exit=None),))
     assert not _is_of_memory(builders.evidence(foreground=killed))
 
 
@@ -99,7 +99,7 @@ def test_a_session_tries_remedies_and_leaves_the_verdict_as_it_was(fake_nvml: Fa
     ]
     path = plan(tmp_path / "plan.json", entries, peak="6000MB")
 
-    session = run(path, tmp_path, "--device=nvidia", "--remedy", "--predict=0")
+    session = run(path, tmp_path, "--device=nvidia", "--try-fixes", "--predict=0")
 
     assert session.code == 1
     assert (session.verdicts["large"]["outcome"], session.junit["large"]) == ("INFEASIBLE", "failure")
@@ -131,7 +131,7 @@ def test_a_session_tries_remedies_and_leaves_the_verdict_as_it_was(fake_nvml: Fa
     # Going on neither loses nor repeats it.
     before = sorted(side.parent.iterdir())
     resumed = run(
-        path, tmp_path, "--device=nvidia", "--remedy", "--predict=0", f"--resume={session.run}", "-k", "large"
+        path, tmp_path, "--device=nvidia", "--try-fixes", "--predict=0", f"--resume={session.run}", "-k", "large"
     )
     assert resumed.code == 1
     assert sorted(side.parent.iterdir()) == before

@@ -18,7 +18,7 @@ from colocate.results.reader import Row, parts, read_run
 from colocate.results.record import write_record
 from colocate.results.schema import RECORD_FIELDS
 from colocate.units import MIB
-from colocate.verdict.evidence import Life, Mark
+from colocate.verdict.evidence import ProcessRun, ProgressEvent
 
 MARKUP = '<script>alert("x")</script>'
 
@@ -129,7 +129,7 @@ def test_what_is_unknown_is_an_empty_cell():
 
 
 def test_foreign_text_stays_text_everywhere(run):
-    foreign = {name: MARKUP for name in ("tier", "foreground", "background", "basis", "device_name", "stability")}
+    foreign = {name: MARKUP for name in ("tier", "foreground", "background", "basis", "device_name", "memory_class")}
     foreign |= {"reasons": [MARKUP], "warnings": [MARKUP], "codes": [MARKUP], "outcome": MARKUP}
     begin(run, [MARKUP, "group01"], name=MARKUP)
     directory = finish(run)
@@ -150,7 +150,7 @@ def test_the_verdict_of_the_plan_is_one_sentence_on_top(run):
     finish(run, 1)
     finish(run, 2, evidence(group="group02", foreground=foreground(out_of_memory=(out_of_memory(),))))
     found = body(run)
-    assert "1 of 2 groups share an 8 GB card; 1 needed: the plan holds</h2>" in found
+    assert "1 of 2 groups share an 8 GB GPU; 1 needed: the plan holds</h2>" in found
     assert "measured on Test 8 GB" in found
     assert "banner" not in found
 
@@ -245,11 +245,11 @@ def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_
     groups = {"group01": {"content_hash": content_hash, "proposals": entries}}
     run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
     found = body(run)
-    assert '<b class="outlook v-ok">5000-6000 MiB: fits</b>' in found
-    assert '<b class="outlook v-warn">5000-9000 MiB: undecided</b>' in found
+    assert '<b class="forecast v-ok">5000-6000 MiB: fits</b>' in found
+    assert '<b class="forecast v-warn">5000-9000 MiB: undecided</b>' in found
     assert "not predicted: resnet20 told nothing of a PyTorch allocator" in found
     assert "<li>measure it </li>" in found
-    assert "The peaks of proposals are predicted on a virtual card, not measured." in found
+    assert "The peaks of proposals are predicted on a virtual GPU, not measured." in found
     assert MARKUP not in found
     groups["group01"]["content_hash"] = "other"
     run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
@@ -306,8 +306,8 @@ def test_a_group_that_was_begun_once_has_no_list_of_attempts(run):
     assert folds(body(run)) == []
 
 
-def test_what_a_training_wanted_beyond_a_full_card_is_its_own_part_of_the_peak(run):
-    """It used to stand under baseline and other, for what was held before the card was full counted as all."""
+def test_what_a_training_wanted_beyond_a_full_gpu_is_its_own_part_of_the_peak(run):
+    """It used to stand under baseline and other, for what was held before the GPU was full counted as all."""
     begin(run, ["group01"])
     seen = predicted_evidence(6000, 2000)
     wanted = replace(seen.foreground, wanted=(simulated(7000),), out_of_memory=(out_of_memory(),))
@@ -372,11 +372,11 @@ def test_the_command_keeps_the_options_that_chose_the_plan(run):
     begin(run, ["group01"])
     document = json.loads(run.record.read_text())
     run.record.write_text(
-        json.dumps({**document, "arguments": ["feasibility", "--plan", "a b.json", "-n2", "--card=8GB"]})
+        json.dumps({**document, "arguments": ["feasibility", "--plan", "a b.json", "-n2", "--gpu=8GB"]})
     )
     finish(run, 1)
     stored = read_run(run.path)
-    assert details.command(stored.rows[0], stored) == "pytest feasibility '--plan=a b.json' --card=8GB -k group01"
+    assert details.command(stored.rows[0], stored) == "pytest feasibility '--plan=a b.json' --gpu=8GB -k group01"
 
 
 def test_logs_are_shown_from_their_end_and_capped(run):
@@ -404,15 +404,18 @@ def test_a_damaged_trace_is_told_and_not_drawn(run):
 
 def test_a_member_that_never_ended_has_no_span(run):
     begin(run, ["group01"])
-    finish(run, 1, evidence(foreground=foreground(lives=(Life("training.log", 8.0),)), background=None))
+    finish(run, 1, evidence(foreground=foreground(process_runs=(ProcessRun("training.log", 8.0),)), background=None))
     assert "foreground ran" not in body(run)
     assert Exit(0, None, 1.0).ok
 
 
 def test_a_restart_of_the_background_is_marked(run):
     begin(run, ["group01"])
-    lives = (Life("a", 1.0, Exit(1, None, 9.0)), Life("b", 10.0, Exit(None, "SIGTERM", 23.0, stopped=True)))
-    finish(run, 1, evidence(background=background(lives=lives)))
+    process_runs = (
+        ProcessRun("a", 1.0, Exit(1, None, 9.0)),
+        ProcessRun("b", 10.0, Exit(None, "SIGTERM", 23.0, stopped=True)),
+    )
+    finish(run, 1, evidence(background=background(process_runs=process_runs)))
     assert "background started again at 10.0 s" in body(run)
     assert '<td class="num">2, 1</td>' in body(run)
 
@@ -445,17 +448,17 @@ def test_a_torn_line_of_the_journal_costs_that_line(run):
     assert [row.group for row in read_run(run.path).rows] == ["group01"]
 
 
-def test_runs_on_other_cards_are_counted_apart(run, tmp_path):
+def test_runs_on_other_gpus_are_counted_apart(run, tmp_path):
     other = RunDirectory(tmp_path / "results/run_20261125_053000")
     other.path.mkdir()
     for one, seen in ((run, evidence()), (other, evidence(device=device_info(name="Other 8 GB")))):
         begin(one, ["group01"])
         finish(one, 1, seen)
     found = parts([read_run(run.path), read_run(other.path)])
-    assert [part.tally.feasible for part in found] == [1, 1]
+    assert [part.plan_verdict.feasible for part in found] == [1, 1]
     whole = body(run, other)
     assert whole.count('class="headline') == 2
-    assert 'data-sort="card"' in whole
+    assert 'data-sort="GPU"' in whole
 
 
 def test_runs_with_other_drivers_are_counted_apart(run, tmp_path):
@@ -465,17 +468,20 @@ def test_runs_with_other_drivers_are_counted_apart(run, tmp_path):
         begin(one, ["group01"])
         finish(one, 1, evidence(device=device_info(driver_version=driver)))
     found = parts([read_run(run.path), read_run(other.path)])
-    assert [(part.tally.feasible, part.first("driver_version")) for part in found] == [(1, "550.54"), (1, "570.86")]
+    assert [(part.plan_verdict.feasible, part.first("driver_version")) for part in found] == [
+        (1, "550.54"),
+        (1, "570.86"),
+    ]
 
 
-def test_shards_of_one_plan_on_one_card_are_counted_together(run, tmp_path):
+def test_shards_of_one_plan_on_one_gpu_are_counted_together(run, tmp_path):
     other = RunDirectory(tmp_path / "results/run_20261125_053000")
     other.path.mkdir()
     for one, number in ((run, 1), (other, 2)):
         begin(one, ["group01", "group02"], needed=2)
         finish(one, number)
     (part,) = parts([read_run(run.path), read_run(other.path)])
-    assert part.tally.holding == "holds"
+    assert part.plan_verdict.holding == "holds"
 
 
 def test_two_runs_that_disagree_are_told(run, tmp_path):
@@ -494,8 +500,8 @@ def test_twelve_groups_of_an_hour_each_stay_below_a_megabyte(run, tmp_path):
     names = [f"group{number:02}" for number in range(1, 13)]
     begin(run, names, needed=11)
     long = evidence(trace=trace(*(3000 + number % 97 for number in range(12_000)), interval_s=0.3), baseline_bytes=0)
-    marks = tuple(Mark(3.0 * number, 100, "step", "train", number) for number in range(1200))
-    long = replace(long, background=replace(long.background, marks=marks))
+    progress_events = tuple(ProgressEvent(3.0 * number, 100, "step", "train", number) for number in range(1200))
+    long = replace(long, background=replace(long.background, progress_events=progress_events))
     first = finish(run, 1, replace(long, group="group01"))
     first.foreground_log.write_text("epoch 1 loss 0.123456 accuracy 0.9\n" * 20_000)
     for number, name in enumerate(names[1:], start=2):

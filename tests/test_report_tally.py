@@ -2,15 +2,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.verdict.plan_verdict import Tally
+from colocate.verdict.plan_verdict import PlanVerdict
 
 IDS = [f"group{number:02}" for number in range(1, 13)]
 
 
-def tally(needed=11, **counts):
+def plan_verdict(needed=11, **counts):
     """The twelve groups, so many of which ended in each way; the rest has no outcome."""
     outcomes = [outcome.replace("_", " ") for outcome, count in counts.items() for _ in range(count)]
-    return Tally.of(IDS, dict(zip(IDS, outcomes, strict=False)), needed, 0.95)
+    return PlanVerdict.of(IDS, dict(zip(IDS, outcomes, strict=False)), needed, 0.95)
 
 
 @pytest.mark.parametrize(
@@ -28,30 +28,32 @@ def tally(needed=11, **counts):
     ],
 )
 def test_the_plan_holds_fails_or_is_undecided(counts, holding):
-    assert tally(**counts).holding == holding
+    assert plan_verdict(**counts).holding == holding
 
 
 def test_the_verdict_of_the_plan_shows_its_rule():
-    found = str(tally(FEASIBLE=10, INFEASIBLE=2))
+    found = str(plan_verdict(FEASIBLE=10, INFEASIBLE=2))
     assert found == "10 of 12 groups feasible; 11 needed (95 % of 12, rounded down): the plan fails"
 
 
 def test_an_inconclusive_group_does_not_count_as_feasible():
-    found = tally(FEASIBLE=10, INCONCLUSIVE=2)
+    found = plan_verdict(FEASIBLE=10, INCONCLUSIVE=2)
     assert found.feasible == 10
     assert "2 inconclusive" in str(found)
 
 
 def test_groups_without_a_verdict_are_named_with_the_reason():
-    found = tally(FEASIBLE=9, INTERRUPTED=1, NOT_RUN=1)
+    found = plan_verdict(FEASIBLE=9, INTERRUPTED=1, NOT_RUN=1)
     assert found.missing() == (
         "INCOMPLETE: 3 groups have no verdict (INTERRUPTED: group10; NOT RUN: group11; not selected: group12)"
     )
-    assert tally(FEASIBLE=11, INCONCLUSIVE=1).missing() is None
+    assert plan_verdict(FEASIBLE=11, INCONCLUSIVE=1).missing() is None
 
 
 def test_groups_that_follow_each_other_are_named_as_a_range():
-    assert tally(FEASIBLE=1).missing() == "INCOMPLETE: 11 groups have no verdict (not selected: group02 to group12)"
+    assert (
+        plan_verdict(FEASIBLE=1).missing() == "INCOMPLETE: 11 groups have no verdict (not selected: group02 to group12)"
+    )
 
 
 @settings(deadline=None)
@@ -60,7 +62,8 @@ def test_groups_that_follow_each_other_are_named_as_a_range():
 )
 def test_no_further_verdict_turns_a_plan_that_holds_or_fails(outcomes, needed):
     ends = [
-        Tally.of(IDS, dict(zip(IDS, outcomes[:length], strict=False)), needed, 0.95).holding for length in range(13)
+        PlanVerdict.of(IDS, dict(zip(IDS, outcomes[:length], strict=False)), needed, 0.95).holding
+        for length in range(13)
     ]
     decided = [end for end in ends if end != "is undecided"]
     assert len(set(decided)) <= 1

@@ -34,7 +34,7 @@ def test_the_picture_is_sound_xml_says_what_it_shows_and_keeps_names_as_text():
     picture = timeline(samples, LIMIT, {"<i>fore": Member(((1.0, 15.0),))}, title='"><script>')
     root = ElementTree.fromstring(picture)
     assert root.get("role") == "img"
-    assert root.get("aria-label") == '"><script>: memory of the card over 20 s, peak 8000 MiB, limit 7500 MiB'
+    assert root.get("aria-label") == '"><script>: memory of the GPU over 20 s, peak 8000 MiB, limit 7500 MiB'
     assert "<script" not in picture
     assert "<i>" not in picture
     classes = [element.get("class") for element in root.iter()]

@@ -9,7 +9,7 @@ from waiting import wait_until
 
 from colocate.errors import TrainingError
 from colocate.process.exit_status import Exit
-from colocate.process.keep_alive import Looping, Restarts
+from colocate.process.keep_alive import KeepAlive, RestartPolicy
 from colocate.process.runner import Process, stop_all
 
 
@@ -38,16 +38,16 @@ class FakeClock:
 
 
 def looped(
-    *lives: tuple[float, int], policy: Restarts | None = None, for_s: float = 10_000, ready: bool = True
-) -> tuple[Looping, list[float]]:
+    *process_runs: tuple[float, int], policy: RestartPolicy | None = None, for_s: float = 10_000, ready: bool = True
+) -> tuple[KeepAlive, list[float]]:
     """Play lives of (seconds, exit code), the last one for ever again, and tell when each was started."""
     clock, starts = FakeClock(), []
 
     def make(number: int) -> Any:
         starts.append(clock.now)
-        return FakeProcess(clock, *lives[min(number, len(lives) - 1)])
+        return FakeProcess(clock, *process_runs[min(number, len(process_runs) - 1)])
 
-    looping = Looping(make, policy, clock=clock)
+    looping = KeepAlive(make, policy, clock=clock)
     looping.ready = ready
     while looping.gave_up is None and clock.now < for_s:
         looping.tend()
@@ -59,13 +59,13 @@ def test_a_training_that_finishes_is_started_again_at_once() -> None:
     looping, starts = looped((60.0, 0), for_s=1000)
 
     assert looping.gave_up is None
-    assert len(looping.lives) == 15
+    assert len(looping.process_runs) == 15
     assert {later - earlier for earlier, later in pairwise(starts)} <= {60.0, 60.25}
 
 
 def test_a_training_that_ends_again_and_again_is_not_started_for_ever() -> None:
-    """On the virtual card a short clean life is no fault, and nothing used to bound their number."""
-    looping, starts = looped((1.0, 0), for_s=10_000, policy=Restarts(min_lifetime_s=0.0))
+    """On the virtual GPU a short clean life is no fault, and nothing used to bound their number."""
+    looping, starts = looped((1.0, 0), for_s=10_000, policy=RestartPolicy(min_lifetime_s=0.0))
 
     assert looping.gave_up == "1000 lives are as many as a training may have, the last ended with exit code 0"
     assert len(starts) == 1000
@@ -91,11 +91,11 @@ def test_one_failure_is_survived() -> None:
     looping, _ = looped((1.0, 1), (1.0, 1), (60.0, 0), (1.0, 1), (60.0, 0), for_s=1000)
 
     assert looping.gave_up is None
-    assert len(looping.lives) > 10
+    assert len(looping.process_runs) > 10
 
 
 def test_late_failures_without_end_are_given_up_too() -> None:
-    looping, starts = looped((60.0, 1), policy=Restarts(max_failures=5))
+    looping, starts = looped((60.0, 1), policy=RestartPolicy(max_failures=5))
 
     assert looping.gave_up == "6 of 6 lives failed, the last with exit code 1"
     assert len(starts) == 6
@@ -103,14 +103,14 @@ def test_late_failures_without_end_are_given_up_too() -> None:
 
 def test_a_training_that_was_never_seen_to_work_is_given_up_sooner() -> None:
     """Starting PyTorch takes longer than a quick exit: eleven such failures took four minutes."""
-    looping, starts = looped((15.0, 1), ready=False, policy=Restarts(min_lifetime_s=0.0))
+    looping, starts = looped((15.0, 1), ready=False, policy=RestartPolicy(min_lifetime_s=0.0))
 
     assert looping.gave_up == "3 of 3 lives failed, the last with exit code 1"
     assert len(starts) == 3
 
 
 def test_the_delay_grows_to_a_limit_and_ends_with_a_good_life() -> None:
-    policy = Restarts(max_quick_exits=100, max_failures=100, max_delay_s=4.0)
+    policy = RestartPolicy(max_quick_exits=100, max_failures=100, max_delay_s=4.0)
     _, starts = looped(*[(1.0, 1)] * 6, (60.0, 0), policy=policy, for_s=200)
 
     pauses = [later - earlier for earlier, later in pairwise(starts)]
@@ -126,31 +126,33 @@ def test_a_life_that_cannot_be_started_is_a_reason_to_give_up() -> None:
             raise TrainingError("train.py: expected a program, found none")
         return FakeProcess(clock, 60.0, 0)
 
-    looping = Looping(make, clock=clock)
+    looping = KeepAlive(make, clock=clock)
     clock.now += 61
     looping.tend()
 
     assert looping.gave_up == "life 1 could not be started: train.py: expected a program, found none"
-    assert len(looping.lives) == 1
+    assert len(looping.process_runs) == 1
 
 
 def test_a_first_life_that_cannot_be_started_is_an_error(begin: Begin) -> None:
     with pytest.raises(TrainingError):
-        Looping(lambda number: begin(argv=("no-such",)))
+        KeepAlive(lambda number: begin(argv=("no-such",)))
 
 
 def test_a_real_background_that_fails_once_is_restarted_and_recorded(begin: Begin) -> None:
     def make(number: int) -> Process:
         return begin("out_of_memory") if number == 0 else begin("ignore_term")
 
-    with Looping(make, Restarts(first_delay_s=0.05)) as looping:
+    with KeepAlive(make, RestartPolicy(first_delay_s=0.05)) as looping:
 
         def tended() -> bool:
             looping.tend()
-            return len(looping.lives) == 2 and bool(looping.lives[1].matches or looping.lives[1].poll())
+            return len(looping.process_runs) == 2 and bool(
+                looping.process_runs[1].matches or looping.process_runs[1].poll()
+            )
 
         wait_until(tended)
-        first, second = looping.lives
+        first, second = looping.process_runs
         assert first.exit is not None
         assert first.exit.code == 1
         assert first.match_counts["out of memory: torch exception"] == 1
@@ -158,15 +160,15 @@ def test_a_real_background_that_fails_once_is_restarted_and_recorded(begin: Begi
         looping.stop(grace_s=0.0)
         looping.tend()
 
-    assert len(looping.lives) == 2
+    assert len(looping.process_runs) == 2
     assert looping.current is None
     assert looping.gave_up is None
 
 
 def test_a_real_crash_loop_ends(begin: Begin) -> None:
-    with Looping(
+    with KeepAlive(
         lambda number: begin(argv=("false",)),
-        Restarts(first_delay_s=0.01, max_quick_exits=4, max_failures_before_ready=4),
+        RestartPolicy(first_delay_s=0.01, max_quick_exits=4, max_failures_before_ready=4),
     ) as looping:
 
         def tended() -> bool:
@@ -175,12 +177,12 @@ def test_a_real_crash_loop_ends(begin: Begin) -> None:
 
         wait_until(tended)
 
-    assert len(looping.lives) == 4
-    assert [life.exit and life.exit.code for life in looping.lives] == [1] * 4
+    assert len(looping.process_runs) == 4
+    assert [process_run.exit and process_run.exit.code for process_run in looping.process_runs] == [1] * 4
 
 
 def test_looping_members_are_stopped_together_with_others(begin: Begin) -> None:
-    looping = Looping(lambda number: begin("idle"))
+    looping = KeepAlive(lambda number: begin("idle"))
     single = begin("idle")
 
     stop_all([looping, single])

@@ -17,9 +17,9 @@ from waiting import wait_until
 from colocate.cli.main import main
 from colocate.device.lock import locked
 from colocate.files import read_json
-from colocate.harness.resume import MOST_TOLD, Decision, take_up, told
+from colocate.harness.resume import MOST_REPORTED, Decision, reported, take_up
 from colocate.results import progress_file, status
-from colocate.results.attempts import settled_groups
+from colocate.results.attempts import group_results
 from colocate.results.layout import RunDirectory
 
 LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
@@ -51,7 +51,7 @@ def finished(fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A run of two groups that has ended well, for tests that each take a copy of it."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch, simulated_machine(folder, fake_nvml_library, patch) as fake:
-        fake.add_card()
+        fake.add_gpu()
         path = plan(folder / "plan.json", GROUPS)
         yield path, run(path, folder)
 
@@ -95,20 +95,20 @@ def test_kept_groups_are_kept_by_workers_too(copy: tuple[Path, Path]) -> None:
 
 def test_of_very_many_decisions_that_are_alike_one_line_is_told() -> None:
     """Ten thousand kept groups used to be ten thousand lines before the first one ran."""
-    decisions = [Decision(f"group{number:02}", "it was never started") for number in range(1, MOST_TOLD + 3)]
+    decisions = [Decision(f"group{number:02}", "it was never started") for number in range(1, MOST_REPORTED + 3)]
     decisions[1] = Decision("group02", "its settings changed")
-    assert told(decisions) == [
+    assert reported(decisions) == [
         "21 groups from group01 to group22 run: it was never started",
         "group02 runs: its settings changed",
     ]
-    assert told(decisions[:5]) == [str(decision) for decision in decisions[:5]]
+    assert reported(decisions[:5]) == [str(decision) for decision in decisions[:5]]
 
 
 CHANGES: dict[str, tuple[str, Any]] = {
     "a setting": ("its settings changed", lambda run: None),
     "a background that it did not have": (
         "its settings changed: stand_in has ",
-        lambda run: edited(run / "stand_in_parallel_001/experiment.json", _alone),
+        lambda run: edited(run / "stand_in_parallel_001/experiment.json", _solo_run),
     ),
     "a version": (
         "versions changed: torch 1.0 to",
@@ -141,7 +141,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
 }
 
 
-def _alone(document: dict[str, Any]) -> None:
+def _solo_run(document: dict[str, Any]) -> None:
     document["group"]["content_hash"] = "another"
     document["evidence"]["background"] = None
 
@@ -153,7 +153,7 @@ def _old_torch(document: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("why", "change"), CHANGES.values(), ids=CHANGES)
 def test_what_no_longer_holds_is_explained(copy: tuple[Path, Path], why: str, change: Any) -> None:
-    """Without a session: the same decisions as --explain prints."""
+    """Without a session: the same decisions as --resume-dry-run prints."""
     from colocate.harness.resume import decide, find_run
     from colocate.plan.plan import load_plan
 
@@ -164,16 +164,16 @@ def test_what_no_longer_holds_is_explained(copy: tuple[Path, Path], why: str, ch
         edited(path, lambda it: it["limits"].update(stall_s=100))
     decisions = decide(found, load_plan(path).groups, ())
 
-    assert decisions[0].kept is None
+    assert decisions[0].reused is None
     assert decisions[0].why.startswith(why)
-    assert why == "its settings changed" or decisions[1].kept is not None
+    assert why == "its settings changed" or decisions[1].reused is not None
 
 
 @pytest.mark.slow
 def test_a_changed_group_runs_again_beside_its_old_record(copy: tuple[Path, Path]) -> None:
     path, folder = copy
     edited(path, lambda it: it["experiments"][1].update(foreground=EPOCH))
-    explained = run(path, folder, "--explain")
+    explained = run(path, folder, "--resume-dry-run")
     session = resumed(path, folder)
 
     assert explained.code == 0
@@ -182,7 +182,7 @@ def test_a_changed_group_runs_again_beside_its_old_record(copy: tuple[Path, Path
     assert (session.run / "stand_in_parallel_002_attempt2/verdict.json").exists()
     assert (session.run / "stand_in_parallel_002/verdict.json").exists()
     assert len((session.run / "summary.csv").read_text().splitlines()) == 3
-    assert read_json(session.run / "run.json")["sessions"][0]["kept"] == ["group01"]
+    assert read_json(session.run / "run.json")["sessions"][0]["reused"] == ["group01"]
     assert main(["next", str(session.run)]) == 0
     recommended = read_json(session.run / "next.json")["experiments"]
     assert [one["foreground"]["command"] for one in recommended] == [EPOCH["command"]] * 2, "what was judged"
@@ -221,7 +221,7 @@ def test_a_run_that_is_not_there_is_one_line(copy: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_run_on_the_same_card_says_who_holds_it_or_waits(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_second_run_on_the_same_gpu_says_who_holds_it_or_waits(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     path = plan(tmp_path / "plan.json", GROUPS[:1])
     with ExitStack() as held:
         held.enter_context(locked(fake_nvml.uuid(), "group07 of another run"))
@@ -282,7 +282,7 @@ def check_resumes(place: int, path: Path, folder: Path) -> str:
     for file in [*verdicts, *folder.glob("results/*/*/experiment.json"), *runs]:
         json.loads(file.read_bytes())
     session = run(path, folder, *(["--resume"] if runs else []), "-p", "no:html", "-p", "no:metadata")
-    groups = settled_groups(RunDirectory(sorted(folder.glob("results/run_*/run.json"))[-1].parent))
+    groups = group_results(RunDirectory(sorted(folder.glob("results/run_*/run.json"))[-1].parent))
 
     assert {name: str(found.verdict.outcome) for name, found in groups.items()} == {
         "group01": "FEASIBLE",

@@ -21,7 +21,7 @@ from colocate.process import procfs
 from colocate.process.exit_status import Exit
 from colocate.process.procfs import ProcessId
 from colocate.process.runner import Command, Process, start, stop_all
-from colocate.process.supervisor import LIFE
+from colocate.process.supervisor import PROCESS_RUN
 
 MIB = 1024**2
 
@@ -437,8 +437,8 @@ def test_sigkill_of_the_harness_leaves_nothing_alive(tmp_path: Path, keep_pipes_
             assert wait_until(lambda: not any(map(procfs.is_alive, [*supervisors, *trees])), limit_s=5.0) < 5.0
             assert everything(tmp_path) == []
         finally:
-            if facts["holder"]:
-                os.kill(facts["holder"], signal.SIGKILL)
+            if facts["gpu_process"]:
+                os.kill(facts["gpu_process"], signal.SIGKILL)
 
 
 def test_sigkill_of_the_supervisor_is_told_and_leaves_nothing_alive(begin: Begin) -> None:
@@ -468,7 +468,7 @@ def test_sigkill_of_the_supervisor_ends_the_first_process_without_anybody_s_help
 
 def test_grandchildren_of_a_killed_supervisor_are_found_by_their_environment(begin: Begin) -> None:
     process = wait_ready(begin("grandchildren", 2))
-    whole = procfs.with_variable(LIFE, process._life)
+    whole = procfs.with_variable(PROCESS_RUN, process._process_run)
     assert len(whole) == 3
 
     process._supervisor.kill()

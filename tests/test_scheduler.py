@@ -70,8 +70,8 @@ def test_the_longest_groups_start_first_and_on_different_workers():
     assert [worker.queue[0] for worker in workers] == [1, 3]
 
 
-def test_twelve_groups_on_four_cards_take_hardly_longer_than_the_longest():
-    """xdist's own schedulers took 70 minutes for this plan when it was sorted: the two longest met on one card."""
+def test_twelve_groups_on_four_gpus_take_hardly_longer_than_the_longest():
+    """xdist's own schedulers took 70 minutes for this plan when it was sorted: the two longest met on one GPU."""
     minutes = [40, 30, 20, 15, 12, 10, 9, 8, 7, 4, 3, 2]
     scheduler, workers = scheduler_with(4, minutes)
     _, total = play(scheduler, workers, minutes)

@@ -15,7 +15,7 @@ from colocate.files import write_json
 from colocate.harness.attempt import free_directory
 from colocate.harness.retries import retry_cause
 from colocate.report import summary_csv
-from colocate.results.attempts import settled_group, settled_groups
+from colocate.results.attempts import group_result_of, group_results
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import read_run
 from colocate.results.record import write_record
@@ -33,8 +33,8 @@ def peaked(mib: float) -> Evidence:
 
 
 def predicted_paused(**changes: Any) -> Evidence:
-    """On a virtual card: the background made its steps before the foreground trained."""
-    paused = background(allocators=(simulated(100, 100),), marks=steps(100, 3.0, 9.0))
+    """On a virtual GPU: the background made its steps before the foreground trained."""
+    paused = background(allocators=(simulated(100, 100),), progress_events=steps(100, 3.0, 9.0))
     return replace(predicted_evidence(1000, 100), background=paused, **changes)
 
 
@@ -48,7 +48,7 @@ def write(run: RunDirectory, seen: Evidence, repeat: int = 1) -> Path:
 def test_attempts_stand_beside_each_other_and_the_last_one_counts(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     names = [write(run, seen).name for seen in (INTERRUPTED, INTERRUPTED, evidence())]
-    found = settled_groups(run)["group01"]
+    found = group_results(run)["group01"]
 
     assert names == ["mnist_parallel_001", "mnist_parallel_001_attempt2", "mnist_parallel_001_attempt3"]
     assert found.verdict.feasible
@@ -61,7 +61,7 @@ def test_a_clock_that_was_set_back_does_not_make_an_earlier_attempt_the_last(tmp
     write(run, replace(INTERRUPTED, started_at="2026-11-24T06:00:00+00:00"))
     write(run, replace(peaked(3200), started_at="2026-11-24T05:00:00+00:00"))
 
-    assert settled_groups(run)["group01"].verdict.feasible
+    assert group_results(run)["group01"].verdict.feasible
 
 
 def test_a_group_that_was_run_less_often_than_the_plan_asks_for_is_not_decided(tmp_path: Path) -> None:
@@ -71,11 +71,11 @@ def test_a_group_that_was_run_less_often_than_the_plan_asks_for_is_not_decided(t
     twice = replace(GROUP, runs=2)
     write_json(run.record, {"plan": {"asked": {"group01": {"content_hash": twice.content_hash, "runs": 2}}}})
 
-    for found in (settled_groups(run)["group01"], settled_group(run, twice)):
+    for found in (group_results(run)["group01"], group_result_of(run, twice)):
         assert found is not None
         assert found.verdict.codes == ("runs_missing",)
     write(run, peaked(7600), repeat=2)
-    assert settled_groups(run)["group01"].verdict.outcome is Outcome.INFEASIBLE
+    assert group_results(run)["group01"].verdict.outcome is Outcome.INFEASIBLE
 
 
 def test_a_record_of_other_settings_than_the_plan_has_by_now_says_nothing_of_them(tmp_path: Path) -> None:
@@ -84,9 +84,9 @@ def test_a_record_of_other_settings_than_the_plan_has_by_now_says_nothing_of_the
     write(run, peaked(3200))
     write_json(run.record, {"plan": {"name": "test", "asked": {"group01": {"content_hash": "edited", "runs": 1}}}})
 
-    assert settled_groups(run) == {}
-    assert settled_group(run, group(training("larger"), training("resnet20"))) is None
-    assert settled_groups(run, every=True)["group01"].verdict.feasible
+    assert group_results(run) == {}
+    assert group_result_of(run, group(training("larger"), training("resnet20"))) is None
+    assert group_results(run, every=True)["group01"].verdict.feasible
     assert read_run(run.path).rows == ()
     assert summary_csv.rows(run) == []
 
@@ -103,7 +103,7 @@ def test_the_worst_run_decides_and_the_spread_is_shown(tmp_path: Path) -> None:
     write(run, peaked(3200))
     write(run, evidence(foreground=foreground(out_of_memory=(out_of_memory(),))), repeat=2)
     write(run, peaked(3500), repeat=3)
-    found = settled_groups(run)["group01"]
+    found = group_results(run)["group01"]
 
     assert found.verdict.codes == ("foreground_out_of_memory",)
     assert found.verdict.peak_bytes == 3500 * MIB
@@ -137,7 +137,7 @@ def test_runs_together_are_never_better_than_the_worst(peaks: list[int]) -> None
         (evidence(), True, None),
         (predicted_paused(), True, "too_little_overlap"),
         (predicted_paused(baseline_bytes=None), True, None),
-        (evidence(background=background(marks=steps(100, 3.0, 9.0))), True, None),
+        (evidence(background=background(progress_events=steps(100, 3.0, 9.0))), True, None),
     ],
 )
 def test_only_what_may_be_gone_next_time_is_repeated(seen: Evidence, started: bool, cause: str | None) -> None:
@@ -149,4 +149,4 @@ def test_a_damaged_record_is_left_out(tmp_path: Path) -> None:
     path = write(run, evidence())
     (path / "verdict.json").write_text(json.dumps({"outcome": Outcome.FEASIBLE}))
 
-    assert settled_groups(run) == {}
+    assert group_results(run) == {}

@@ -1,4 +1,4 @@
-"""A plan of twelve groups, run as a user runs it: every fault that a group can have, on a simulated card."""
+"""A plan of twelve groups, run as a user runs it: every fault that a group can have, on a simulated GPU."""
 
 import re
 import signal
@@ -37,7 +37,7 @@ GROUPS = {
     ),
     "hang": (stand_in("--hang-at", "3"), LOAD, "INCONCLUSIVE", "foreground_hang"),
     "foreground-fails": (stand_in("--fail-at", "3"), LOAD, "INFEASIBLE", "foreground_failed"),
-    "alone": (EPOCH, None, "FEASIBLE", ""),
+    "solo": (EPOCH, None, "FEASIBLE", ""),
     "killed-worker": (
         {"command": ["{python}", str(ROOT / "tests/programs/kill_worker.py")], "name": "killer"},
         LOAD,
@@ -59,7 +59,7 @@ def twelve(fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """One session of all twelve groups with one worker."""
     folder = tmp_path_factory.mktemp("twelve")
     with pytest.MonkeyPatch.context() as patch, simulated_machine(folder, fake_nvml_library, patch) as fake:
-        fake.add_card()
+        fake.add_gpu()
         path = plan(folder / "plan.json", [entry(name) for name in GROUPS], stall_s=1.5)
         return run(path, folder, "-n1")
 

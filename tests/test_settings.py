@@ -92,7 +92,7 @@ def test_the_plan_demands_eleven_of_twelve_below_7500_mib() -> None:
     plan = load_plan(SETTINGS / PLANS[0])
 
     assert plan.needed(len(plan.groups)) == 11
-    assert (plan.limits.card_bytes, plan.limits.peak_bytes, plan.limits.settle_s) == (8192 * MIB, 7500 * MIB, 60)
+    assert (plan.limits.gpu_bytes, plan.limits.peak_bytes, plan.limits.settle_s) == (8192 * MIB, 7500 * MIB, 60)
     assert plan.tiers == {"ultra-low": 1.0, "low": 1.0, "medium": 0.95, "high": 0.8}
     assert (plan.name, plan.governor, plan.max_retries) == ("parallel_feasibility_test", "performance", 1)
 
@@ -135,7 +135,7 @@ def test_every_program_of_ours_that_is_there_has_the_options_that_the_catalog_pa
             if training.missing is None:
                 text = program.read_text(encoding="utf-8") + shared
                 flags = {kind.flag for kind in catalog.supported(repository, model).values()}
-                flags |= {word for word in training.repeat_args + training.rehearsal_args if word.startswith("--")}
+                flags |= {word for word in training.repeat_args + training.dry_run_args if word.startswith("--")}
                 assert [flag for flag in flags if f'"{flag}"' not in text] == [], program.name
 
 

@@ -23,8 +23,8 @@ def run(tmp_path):
 def test_a_slim_record_lacks_the_bulk_and_nothing_else(run):
     document = json.loads(next(run.groups()).experiment.read_text())
     lighter = slim(document)
-    assert document["evidence"]["foreground"]["marks"]
-    assert "marks" not in lighter["evidence"]["foreground"]
+    assert document["evidence"]["foreground"]["progress_events"]
+    assert "progress_events" not in lighter["evidence"]["foreground"]
     assert lighter["evidence"]["foreground"]["name"] == document["evidence"]["foreground"]["name"]
     assert lighter["evidence"]["baseline_bytes"] == document["evidence"]["baseline_bytes"]
     assert lighter["group"] == document["group"]
@@ -41,6 +41,6 @@ def test_a_row_of_a_large_run_reads_its_whole_record_again(run, monkeypatch):
     monkeypatch.setattr(reader, "LARGE", 0)
     (row,) = reader.read_run(run.path).rows
     assert row.slim
-    assert "marks" not in row.member("foreground")
+    assert "progress_events" not in row.member("foreground")
     assert row.record == before.record
     assert row.whole().document == before.document

@@ -68,7 +68,7 @@ class Running:
         self.cluster, self.folder = cluster, folder
         folder.mkdir(exist_ok=True)
         words = sessions.arguments(
-            plan(folder / "plan.json", entries), folder, "--on=slurm", "--progress=0.3", "--predict=0", *more
+            plan(folder / "plan.json", entries), folder, "--executor=slurm", "--progress=0.3", "--predict=0", *more
         )
         if within:
             words = ["salloc", "--quiet", "--nodes=1", "--cpus-per-task=4", "--gres=gpu:2", "--mem=1000", *words]
@@ -121,14 +121,14 @@ def test_a_plan_on_two_nodes_comes_to_the_verdicts_of_a_local_run(idle, fake_mac
     entries = [FITS, TOO_LARGE, FAILS, FITS, FITS]
     run = Running(idle, tmp_path / "slurm", entries).finish()
     assert run.code == 1, run.output
-    told = workers(run)
-    assert {one["host"] for one in told} == {"n1", "n2"}
-    assert len({one["card"]["uuid"] for one in told}) == 4, "every worker has a card of its own"
+    reported = workers(run)
+    assert {one["host"] for one in reported} == {"n1", "n2"}
+    assert len({one["gpu"]["uuid"] for one in reported}) == 4, "every worker has a GPU of its own"
     for group in ("group01", "group04", "group05"):
         seen = evidence(run, group)
-        assert seen["host"] in seen["device"]["uuid"], "the group ran on its node's card"
+        assert seen["host"] in seen["device"]["uuid"], "the group ran on its node's GPU"
     for _ in range(4):
-        fake_machine.add_card()
+        fake_machine.add_gpu()
     local = sessions.run(tmp_path / "slurm/plan.json", tmp_path / "local", "--device=nvidia", "-n4", "--predict=0")
     assert outcomes(run) == outcomes(local)
     assert run.junit == local.junit
@@ -157,23 +157,23 @@ def test_a_group_whose_node_is_lost_is_run_again_on_another_one_once(idle, tmp_p
     assert f"run again after gw0 on {lost} was lost" in run.page
 
 
-def test_every_group_gets_a_worker_with_the_card_that_it_asks_for(idle, tmp_path):
+def test_every_group_gets_a_worker_with_the_gpu_that_it_asks_for(idle, tmp_path):
     """By a type, by a feature and by size, one after the other with one worker; for want of one it is refused."""
     wishes = ("RTX 3070", "RTX 2070", "8 GB", "24GB")
-    run = Running(idle, tmp_path, [QUICK | {"card": wish} for wish in wishes], "-n1").finish()
+    run = Running(idle, tmp_path, [QUICK | {"gpu": wish} for wish in wishes], "-n1").finish()
     assert run.code == 1, run.output
     hosts = {group: evidence(run, group)["host"] for group in ("group01", "group02", "group03")}
     assert hosts == {"group01": "n2", "group02": "n1", "group03": "n2"}
     assert len(workers(run)) == 2
-    assert (run.junit["group04"], run.output.count("[no_such_card]")) == ("error", 1)
-    (line,) = [line for line in run.output.splitlines() if line.startswith("card of ")]
+    assert (run.junit["group04"], run.output.count("[no_such_gpu]")) == ("error", 1)
+    (line,) = [line for line in run.output.splitlines() if line.startswith("GPU of ")]
     found = "gpu of no type (2), gpu:rtx3070 (2), features ib, rtx_2070 in the default partition"
-    assert line.startswith(f"card of group04: expected GPUs that Slurm tells to be '24GB', found {found}; it takes")
+    assert line.startswith(f"GPU of group04: expected GPUs that Slurm tells to be '24GB', found {found}; it takes")
 
 
 def test_a_job_that_is_cancelled_by_hand_costs_its_group_an_attempt(idle, tmp_path):
-    """Its card is on one machine only, so it is run again there although a worker is on another."""
-    running = Running(idle, tmp_path, [STEADY | {"card": "RTX 2070"}, STEADY | {"card": "RTX 3070"}], "-n2")
+    """Its GPU is on one machine only, so it is run again there although a worker is on another."""
+    running = Running(idle, tmp_path, [STEADY | {"gpu": "RTX 2070"}, STEADY | {"gpu": "RTX 3070"}], "-n2")
     running.wait_for(r"group01 +train [1-9]")
     job = running.wait_for(r"gw0: job (\d+) runs on (\w+)")
     idle.ask("scancel", job[1])
@@ -254,15 +254,18 @@ def test_inside_an_allocation_the_workers_are_steps_of_it(idle, tmp_path):
     run = running.finish()
     assert run.code == 0, run.output
     assert len({one["job"] for one in workers(run)}) == 1
-    assert len({one["card"]["uuid"] for one in workers(run)}) == 2
+    assert len({one["gpu"]["uuid"] for one in workers(run)}) == 2
 
 
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--on=slurm:fast", "--on=slurm:fast: expected a partition of this cluster, found none of that name"),
-        ("--on=slurm:closed", "--on=slurm: expected partition closed to take jobs, found it down"),
-        ("--on=kubernetes", "expected slurm or slurm:PARTITION, got 'kubernetes'"),
+        (
+            "--executor=slurm:fast",
+            "--executor=slurm:fast: expected a partition of this cluster, found none of that name",
+        ),
+        ("--executor=slurm:closed", "--executor=slurm: expected partition closed to take jobs, found it down"),
+        ("--executor=kubernetes", "expected slurm or slurm:PARTITION, got 'kubernetes'"),
         ("--slurm=gpu", "--slurm: expected options of srun such as '--account=lab', got 'gpu'"),
     ],
 )
@@ -282,7 +285,7 @@ def test_what_srun_refuses_at_once_is_told_once_in_its_words(idle, tmp_path):
 
 
 def test_what_waits_for_somebody_to_change_something_is_told_to_do_so_and_ctrl_c_takes_it_back(idle, tmp_path):
-    running = Running(idle, tmp_path, [FITS], "--on=slurm:short", "--slurm=--time=9")
+    running = Running(idle, tmp_path, [FITS], "--executor=slurm:short", "--slurm=--time=9")
     running.wait_for(r"waits in partition short: PartitionTimeLimit, which does not pass by itself \(job \d+\)")
     running.process.send_signal(signal.SIGINT)
     run = running.finish()
@@ -307,7 +310,7 @@ def test_an_array_of_tasks_and_a_merge_as_on_the_page(idle, tmp_path):
     assert done.returncode == 0
     merged = test_clusters.do("colocate merge journals/*.jsonl", folder)
     assert merged.returncode == 0, merged.stdout + merged.stderr
-    assert "1 of 2 groups share an 8 GB card" in merged.stdout
+    assert "1 of 2 groups share an 8 GB GPU" in merged.stdout
 
 
 def on_path(cluster, folder):
@@ -316,7 +319,7 @@ def on_path(cluster, folder):
 
 
 @pytest.mark.parametrize(
-    ("told", "count"),
+    ("reported", "count"),
     [
         ("gpu:2", 2),
         ("gpu:a100:4(S:0-1)", 4),
@@ -328,8 +331,8 @@ def on_path(cluster, folder):
         ("N/A", 0),
     ],
 )
-def test_gpus_are_counted_in_what_slurm_tells(told, count):
-    assert slurm.Node("n1", 8, slurm.gpus(told)).gpus == count
+def test_gpus_are_counted_in_what_slurm_tells(reported, count):
+    assert slurm.Node("n1", 8, slurm.gpus(reported)).gpus == count
 
 
 def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch):
@@ -340,7 +343,7 @@ def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch):
 
 
 def test_a_cluster_of_one_machine_has_no_other_to_run_a_group_again_on(tmp_path, monkeypatch):
-    """Then it is run on the same one, as where no other has such a card; with another it must not be."""
+    """Then it is run on the same one, as where no other has such a GPU; with another it must not be."""
     typed = ("--gres=gpu:a100:1",)
     for names, request, avoided in (
         (("n1",), (), frozenset()),
@@ -353,9 +356,9 @@ def test_a_cluster_of_one_machine_has_no_other_to_run_a_group_again_on(tmp_path,
         monkeypatch.setattr(slurm, "queued", lambda names: {})
         jobs = Elsewhere("slurm:gpu", "--account=lab", gpu=True)
         assert (jobs.most_workers, jobs.cpus) == (2 * len(names), 4)
-        berth, command = jobs.ask("gw1", tmp_path, request, frozenset({"n1"}))
+        slot, command = jobs.ask("gw1", tmp_path, request, frozenset({"n1"}))
         jobs.ending = True
-        assert berth.avoid == avoided
+        assert slot.avoid == avoided
         assert ("--exclude=n1" in command) == bool(avoided)
         words = shlex.split(command)
         assert words.index("--account=lab") > words.index("--gres=gpu:1"), "what the user says wins"

@@ -10,7 +10,7 @@ from soak import soak
 
 @pytest.mark.slow
 def test_a_short_soak_holds_its_invariants(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    fake_nvml.add_card()
+    fake_nvml.add_gpu()
     result = soak(tmp_path, fake_nvml, number=8, seed=7)
     note(f"8 groups, {len(result.broken)} broken invariants")
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessions import Session, plan, run, stand_in
 
-from colocate.advice.stress import MOST_TRIALS, Cliff, Ending, Stress, ending_of, stress
-from colocate.device.acquire import Card, opened
+from colocate.advice.stress import MOST_TRIALS, BreakingPoint, Ending, Stress, ending_of, stress
+from colocate.device.acquire import FoundGpu, opened
 from colocate.harness.attempt import attempt_on
 from colocate.plan.plan import Group
 from colocate.results.attempts import Attempt
@@ -29,33 +29,33 @@ STEP = 64 * MIB
 # --- the search
 
 
-def searched(ask: Callable[[int], Ending], most: int, first: int) -> Cliff:
-    search = Cliff(lambda more: ask(more // STEP), STEP, most * STEP, first * STEP)
+def searched(ask: Callable[[int], Ending], most: int, first: int) -> BreakingPoint:
+    search = BreakingPoint(lambda more: ask(more // STEP), STEP, most * STEP, first * STEP)
     search.find()
     return search
 
 
-def steady(cliff: int) -> Callable[[int], Ending]:
-    """Steps of which those below the cliff hold."""
-    return lambda place: Ending.HOLDS if place < cliff else Ending.BREAKS
+def steady(breaking_point: int) -> Callable[[int], Ending]:
+    """Steps of which those below the breaking point hold."""
+    return lambda place: Ending.HOLDS if place < breaking_point else Ending.BREAKS
 
 
 @given(st.data())
 @settings(deadline=None, max_examples=300)
 def test_the_two_ends_meet_at_the_cliff_wherever_it_is(data: Any) -> None:
     most = data.draw(st.integers(1, 400))
-    cliff = data.draw(st.integers(1, most))
-    search = searched(steady(cliff), most, data.draw(st.integers(0, 500)))
+    breaking_point = data.draw(st.integers(1, most))
+    search = searched(steady(breaking_point), most, data.draw(st.integers(0, 500)))
 
     assert search.unfinished is None
-    assert search.holds_bytes == (cliff - 1) * STEP
-    assert search.breaks_bytes == (cliff * STEP if cliff < most else None)
+    assert search.holds_bytes == (breaking_point - 1) * STEP
+    assert search.breaks_bytes == (breaking_point * STEP if breaking_point < most else None)
 
 
 @given(st.integers(1, 1000), st.integers(-1, 1))
 @settings(deadline=None)
-def test_a_guess_that_is_nearly_right_takes_few_trials(cliff: int, off: int) -> None:
-    search = searched(steady(cliff), 2000, cliff + off)
+def test_a_guess_that_is_nearly_right_takes_few_trials(breaking_point: int, off: int) -> None:
+    search = searched(steady(breaking_point), 2000, breaking_point + off)
 
     assert search.asked <= 5
 
@@ -93,9 +93,9 @@ def pair(foreground: int, background: int, *more: str) -> Group:
     )
 
 
-def found(card: Card, group: Group, folder: Path, resolution_bytes: int) -> tuple[Stress, Attempt]:
+def found(gpu: FoundGpu, group: Group, folder: Path, resolution_bytes: int) -> tuple[Stress, Attempt]:
     directory = RunDirectory(folder / f"run-{os.getpid()}")
-    with opened(card, folder / "card", holder="test", run=directory.name) as device:
+    with opened(gpu, folder / "gpu", gpu_process="test", run=directory.name) as device:
         first = attempt_on(device, group, directory, plan="test")
         assert first.verdict.feasible, first.verdict
         answer = stress(device, group, first, plan="test", resolution_bytes=resolution_bytes)
@@ -104,8 +104,8 @@ def found(card: Card, group: Group, folder: Path, resolution_bytes: int) -> tupl
 
 
 @pytest.mark.slow
-def test_on_the_virtual_card_the_distance_is_the_arithmetic(tmp_path: Path) -> None:
-    answer, first = found(Card("virtual", total_bytes=4 * GIB), pair(1000, 1500), tmp_path, 8 * MIB)
+def test_on_the_virtual_gpu_the_distance_is_the_arithmetic(tmp_path: Path) -> None:
+    answer, first = found(FoundGpu("virtual", total_bytes=4 * GIB), pair(1000, 1500), tmp_path, 8 * MIB)
 
     room = 4 * GIB - first.evidence["baseline_bytes"] - 2500 * MIB
     assert answer.basis == "predicted"
@@ -117,16 +117,16 @@ def test_on_the_virtual_card_the_distance_is_the_arithmetic(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_it_agrees_with_brute_force(tmp_path: Path) -> None:
-    """Every card around the cliff, one after the other."""
+    """Every GPU around the breaking point, one after the other."""
     room, several = 4 * GIB, pair(700, 400)
     evaluates = training("epoch", *several.foreground.argv[2:], "--peak", "900")  # alone: two peaks need not meet
     several = replace(several, foreground=evaluates)
-    answer, _ = found(Card("virtual", total_bytes=room), several, tmp_path, 64 * MIB)
+    answer, _ = found(FoundGpu("virtual", total_bytes=room), several, tmp_path, 64 * MIB)
     directory = RunDirectory(tmp_path / f"brute-{os.getpid()}")
     held = []
     for less in range(answer.holds_bytes - 64 * MIB, answer.holds_bytes + 3 * 64 * MIB, 64 * MIB):
-        card = Card("virtual", total_bytes=room - less)
-        with opened(card, tmp_path / "brute", holder="brute", run=directory.name) as device:
+        gpu = FoundGpu("virtual", total_bytes=room - less)
+        with opened(gpu, tmp_path / "brute", gpu_process="brute", run=directory.name) as device:
             said, _ = ending_of(attempt_on(device, several, directory, plan="test"))
         if said is Ending.HOLDS:
             held.append(less)
@@ -135,27 +135,27 @@ def test_it_agrees_with_brute_force(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_on_a_gpu_a_ballast_takes_the_rest(large_card: FakeNvml, tmp_path: Path) -> None:
-    card = Card("nvidia", large_card.uuid(), 8 * GIB)
-    answer, _ = found(card, pair(2000, 3000), tmp_path, 64 * MIB)
+def test_on_a_gpu_a_balloon_takes_the_rest(large_gpu: FakeNvml, tmp_path: Path) -> None:
+    gpu = FoundGpu("nvidia", large_gpu.uuid(), 8 * GIB)
+    answer, _ = found(gpu, pair(2000, 3000), tmp_path, 64 * MIB)
 
     assert answer.basis == "measured"
-    assert answer.card_bytes == 8 * GIB
+    assert answer.gpu_bytes == 8 * GIB
     assert 0 <= 8 * GIB - 5000 * MIB - answer.holds_bytes < 64 * MIB
-    assert (answer.needed_bytes, answer.stability) == (8 * GIB - answer.holds_bytes, "high-risk")
-    assert large_card.used_bytes() == 0
+    assert (answer.needed_bytes, answer.memory_class) == (8 * GIB - answer.holds_bytes, "high-risk")
+    assert large_gpu.used_bytes() == 0
 
 
 @pytest.mark.slow
 def test_on_a_whole_gpu_too_and_it_says_what_it_cannot_try(fake_cuda: FakeNvml, tmp_path: Path) -> None:
-    fake_cuda.add_card(total_bytes=6 * GIB, reserved_bytes=0)
-    card = Card("nvidia", fake_cuda.uuid())
-    far, _ = found(card, pair(2000, 3000), tmp_path, 64 * MIB)
-    near, _ = found(card, pair(2500, 3400), tmp_path / "near", 64 * MIB)
+    fake_cuda.add_gpu(total_bytes=6 * GIB, reserved_bytes=0)
+    gpu = FoundGpu("nvidia", fake_cuda.uuid())
+    far, _ = found(gpu, pair(2000, 3000), tmp_path, 64 * MIB)
+    near, _ = found(gpu, pair(2500, 3400), tmp_path / "near", 64 * MIB)
 
     assert far.holds_bytes == (6 * GIB - 5000 * MIB) // STEP * STEP
     assert near.holds_bytes == 0
-    assert near.unfinished == "192 MiB or less cannot be taken: the ballast's context is larger"
+    assert near.unfinished == "192 MiB or less cannot be taken: the balloon's context is larger"
 
 
 # --- as a user asks for it
@@ -167,20 +167,20 @@ def session(folder: Path, *options: str) -> Session:
         "foreground": stand_in("--hold=1000", *steps),
         "background": stand_in("--hold=1500", "--repeat", *steps),
     }
-    return run(plan(folder / "plan.json", [members]), folder, "--device=virtual", "--card=4GB", *options)
+    return run(plan(folder / "plan.json", [members]), folder, "--device=virtual", "--gpu=4GB", *options)
 
 
 @pytest.mark.slow
 def test_the_answer_is_shown_wherever_the_verdict_is(tmp_path: Path) -> None:
     done = session(tmp_path, "--stress=32MB")
     (stored,) = (json.loads(path.read_text()) for path in done.run.glob("*/stress.json"))
-    cliff = stored["holds_bytes"] // MIB
+    breaking_point = stored["holds_bytes"] // MIB
 
     assert done.code == 0, done.output
-    assert re.search(rf"group01 FEASIBLE \(predicted\) .*\n +stress: held with {cliff} MiB less", done.output)
-    assert "Distance to the cliff" in done.page
-    assert f"{cliff} MiB" in done.page
-    assert f",{cliff}.0," in (done.run / "summary.csv").read_text()
+    assert re.search(rf"group01 FEASIBLE \(predicted\) .*\n +stress: held with {breaking_point} MiB less", done.output)
+    assert "Distance to the breaking point" in done.page
+    assert f"{breaking_point} MiB" in done.page
+    assert f",{breaking_point}.0," in (done.run / "summary.csv").read_text()
     assert len(done.verdicts) == 1, "trials are no groups of the run"
     assert list(done.run.glob("run_*_stress/*/verdict.json"))
 

@@ -10,7 +10,7 @@ from builders import evidence, predicted_evidence, trace
 from groups import group, training
 from waiting import wait_until
 
-from colocate.report.summary_csv import COLUMNS, Summary, _alone, write_summary
+from colocate.report.summary_csv import COLUMNS, Summary, _solo_run, write_summary
 from colocate.results.layout import RunDirectory
 from colocate.results.record import write_record
 from colocate.units import MIB
@@ -64,7 +64,7 @@ def test_a_row_has_the_numbers_of_the_record_and_its_basis(run):
 def test_what_is_unknown_stays_empty_and_is_no_number(run):
     finish(run, 1, evidence(trace=replace(trace(), samples=()), gpu_energy_j=None))
     (row,) = written(run)
-    for name in ("peak_mib", "peak_low_mib", "headroom_mib", "stability", "gpu_energy_joules", "driver_version"):
+    for name in ("peak_mib", "peak_low_mib", "headroom_mib", "memory_class", "gpu_energy_joules", "driver_version"):
         assert row[name] == ""
     assert "no_samples" in row["codes"].split()
     assert "never read" in row["reason"]
@@ -110,7 +110,7 @@ def test_two_that_rebuild_the_file_take_turns_so_that_no_row_is_lost(run):
     """Without turns, one could write what it read before the other added a row."""
     finish(run, 1)
     command = [sys.executable, "-c", REBUILD, str(run.path)]
-    with _alone(run.path):
+    with _solo_run(run.path):
         other = subprocess.Popen(command, cwd=Path(__file__).parents[1])
         wait_until(lambda: waits_for_a_lock(other.pid) or other.poll() is not None)
         written_too_early = run.summary.exists()

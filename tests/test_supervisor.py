@@ -47,10 +47,15 @@ def spoken(boot: str = runner._BOOT) -> Iterator[Spoken]:
 
 
 def orders(tmp_path: Path, *mode: str, **changes: Any) -> dict[str, Any]:
-    life = f"life of {tmp_path}"
+    process_run = f"life of {tmp_path}"
     argv = [sys.executable, "-I", "-S", MEMBER, *mode]
-    whole = {"argv": argv, "cwd": str(tmp_path), "env": {supervisor.LIFE: life}, "log": str(tmp_path / "log")}
-    return {**whole, "life": life, "patterns": {"ready": "^ready$"}, "max_processes": 100, **changes}
+    whole = {
+        "argv": argv,
+        "cwd": str(tmp_path),
+        "env": {supervisor.PROCESS_RUN: process_run},
+        "log": str(tmp_path / "log"),
+    }
+    return {**whole, "process_run": process_run, "patterns": {"ready": "^ready$"}, "max_processes": 100, **changes}
 
 
 def test_it_tells_start_and_end(tmp_path: Path) -> None:
@@ -59,13 +64,13 @@ def test_it_tells_start_and_end(tmp_path: Path) -> None:
         started = it.hear("started")
         match = it.hear("match")
         it.order(stop=0.0)
-        told = it.hear("exit")
+        reported = it.hear("exit")
 
         assert procfs.identify(started["pid"]) is None
-        assert started["t"] <= match["t"] <= told["ended_t"]
+        assert started["t"] <= match["t"] <= reported["ended_t"]
         assert (match["name"], match["text"], match["count"]) == ("ready", "ready", 1)
-        assert (told["code"], told["signal"], told["stopped"]) == (None, "SIGKILL", True)
-        assert told["counts"] == {"ready": 1}
+        assert (reported["code"], reported["signal"], reported["stopped"]) == (None, "SIGKILL", True)
+        assert reported["counts"] == {"ready": 1}
 
 
 def test_it_loads_nothing_of_the_package_but_what_it_needs() -> None:
@@ -110,7 +115,7 @@ def test_the_end_of_its_input_ends_the_tree(tmp_path: Path) -> None:
         it.process.stdin.close()
 
         assert it.process.wait(supervisor.ORPHAN_GRACE_S) == 0
-        assert not procfs.with_variable(supervisor.LIFE, f"life of {tmp_path}")
+        assert not procfs.with_variable(supervisor.PROCESS_RUN, f"life of {tmp_path}")
 
 
 def test_a_signal_ends_the_tree_and_the_harness_learns_how(tmp_path: Path) -> None:
@@ -119,8 +124,8 @@ def test_a_signal_ends_the_tree_and_the_harness_learns_how(tmp_path: Path) -> No
         it.hear("match")
         it.process.terminate()
 
-        told = it.hear("exit")
-        assert (told["code"], told["stopped"]) == (0, True)
+        reported = it.hear("exit")
+        assert (reported["code"], reported["stopped"]) == (0, True)
 
 
 def test_a_harness_that_does_not_listen_holds_up_nothing(tmp_path: Path) -> None:
@@ -132,9 +137,9 @@ def test_a_harness_that_does_not_listen_holds_up_nothing(tmp_path: Path) -> None
         log = tmp_path / "log"
         wait_until(lambda: log.exists() and log.read_bytes().endswith(f"step {number - 1}\n".encode()))
 
-        told = it.hear("exit")
-        assert told["counts"] == dict.fromkeys(patterns, number)
-        assert told["output_bytes"] == log.stat().st_size
+        reported = it.hear("exit")
+        assert reported["counts"] == dict.fromkeys(patterns, number)
+        assert reported["output_bytes"] == log.stat().st_size
 
 
 def test_a_mistake_of_ours_kills_the_tree_and_is_told(tmp_path: Path) -> None:
@@ -145,7 +150,7 @@ def test_a_mistake_of_ours_kills_the_tree_and_is_told(tmp_path: Path) -> None:
 
         assert "TypeError" in it.hear("crashed")["text"]
         assert it.process.wait() == 1
-        assert not procfs.with_variable(supervisor.LIFE, f"life of {tmp_path}")
+        assert not procfs.with_variable(supervisor.PROCESS_RUN, f"life of {tmp_path}")
 
 
 def test_nothing_is_started_without_orders() -> None:
@@ -190,10 +195,10 @@ def test_a_kill_by_the_kernel_for_host_memory_is_counted(tmp_path: Path) -> None
         (folder / "memory.limit_in_bytes").write_text(str(60 * 1024**2))
         (folder / "cgroup.procs").write_text(str(it.process.pid))
         it.order(**orders(tmp_path, "take_memory", "200"))
-        told = it.hear("exit")
+        reported = it.hear("exit")
 
-    assert (told["code"], told["signal"]) == (1, None)
-    assert told["host_oom_kills"] == 1
+    assert (reported["code"], reported["signal"]) == (1, None)
+    assert reported["host_oom_kills"] == 1
 
 
 def test_a_process_that_survives_sigkill_is_named(tmp_path: Path) -> None:
@@ -206,10 +211,10 @@ def test_a_process_that_survives_sigkill_is_named(tmp_path: Path) -> None:
         (folder / "freezer.state").write_text("FROZEN")
         try:
             it.order(stop=0.0)
-            told = it.hear("exit")
+            reported = it.hear("exit")
         finally:
             (folder / "freezer.state").write_text("THAWED")
 
-        assert [process[0] for process in told["unkillable"]] == [pid]
-        assert (told["code"], told["signal"]) == (None, None)
+        assert [process[0] for process in reported["unkillable"]] == [pid]
+        assert (reported["code"], reported["signal"]) == (None, None)
         wait_until(lambda: procfs.describe(pid).endswith(("(gone)", "state Z (zombie)")))

@@ -11,7 +11,7 @@ from colocate.probe.virtual_gpu.convolutions import Convolution, workspace_bound
 from colocate.probe.virtual_gpu.trace import (
     GRADIENTS,
     PARAMETERS,
-    Trace,
+    AllocationTrace,
     composition,
     floor_bytes,
     no_workspace,
@@ -42,9 +42,9 @@ def convolution(**changes) -> Convolution:
     return plain._replace(**changes)
 
 
-def trace_of(*events) -> Trace:
+def trace_of(*events) -> AllocationTrace:
     """``(number, MiB)`` allocates, ``-number`` releases, a `Convolution` runs."""
-    trace = Trace()
+    trace = AllocationTrace()
     for event in events:
         if isinstance(event, Convolution):
             trace.convolved(event)
@@ -64,7 +64,7 @@ requests = st.lists(st.one_of(st.integers(1, 40 * MIB), st.integers(-30, 0)), ma
 @given(requests)
 def test_a_replay_asks_what_was_asked(wanted) -> None:
     """The allocator of the program and the one of the replay come to the same peaks, also through a file."""
-    trace, original, live, number = Trace(), CachingAllocator(), {}, 0
+    trace, original, live, number = AllocationTrace(), CachingAllocator(), {}, 0
     for one in wanted:
         if one > 0:
             number += 1
@@ -87,7 +87,7 @@ def test_a_trace_survives_its_file(tmp_path: Path) -> None:
     trace.kinds[2] = GRADIENTS
 
     trace.write(tmp_path / "1.trace")
-    read = Trace.read(tmp_path / "1.trace")
+    read = AllocationTrace.read(tmp_path / "1.trace")
 
     assert list(read.events()) == list(trace.events())
     assert read.convolutions == [convolution(), convolution(groups=2)]

@@ -7,10 +7,10 @@ import pytest
 from fake_nvml import FakeNvml
 from groups import group, training
 
-from colocate.device.acquire import Card
+from colocate.device.acquire import FoundGpu
 from colocate.device.quarantine import Quarantine
 from colocate.errors import DeviceError
-from colocate.harness.attempt import Trials
+from colocate.harness.attempt import AttemptRunner
 from colocate.process.procfs import with_cookie
 from colocate.results.layout import RunDirectory
 from colocate.units import MIB
@@ -20,8 +20,8 @@ PAIR = group(
 )
 
 
-def trials(fake: FakeNvml, folder: Path) -> Trials:
-    return Trials(RunDirectory(folder / f"run-{os.getpid()}"), "test", Card("nvidia", fake.uuid()))
+def trials(fake: FakeNvml, folder: Path) -> AttemptRunner:
+    return AttemptRunner(RunDirectory(folder / f"run-{os.getpid()}"), "test", FoundGpu("nvidia", fake.uuid()))
 
 
 def test_every_trial_has_a_record_and_leaves_nothing_behind(fake_nvml: FakeNvml, tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_every_trial_has_a_record_and_leaves_nothing_behind(fake_nvml: FakeNvml,
     assert with_cookie(f"{several.run.name}/") == []
 
 
-def test_nothing_is_tried_on_a_card_in_quarantine(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_nothing_is_tried_on_a_gpu_in_quarantine(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     several = trials(fake_nvml, tmp_path)
     Quarantine(several.run.quarantine).add(fake_nvml.uuid(), "it was lost")
 

@@ -8,7 +8,7 @@ from groups import group, training
 
 from colocate.errors import PlanError
 from colocate.plan.catalog import load_catalog
-from colocate.plan.overrides import Change, alone, varied, with_flag
+from colocate.plan.overrides import Override, solo_group, varied, with_flag
 from colocate.plan.plan import load_plan
 
 SETTINGS = Path(__file__).parents[1] / "settings"
@@ -17,7 +17,7 @@ SETTINGS = Path(__file__).parents[1] / "settings"
 def test_a_hyperparameter_of_the_catalog_reaches_the_command_line() -> None:
     plan = load_plan(SETTINGS / "parallel_feasibility_test.json")
     (given,) = (one for one in plan.groups if one.id == "group09")
-    changed = varied(given, Change("foreground", {"batch_size": 2}), load_catalog(SETTINGS / "models.json"))
+    changed = varied(given, Override("foreground", {"batch_size": 2}), load_catalog(SETTINGS / "models.json"))
     place = changed.foreground.argv.index("--batch-size")
     assert changed.foreground.argv[place + 1] == "2"
     assert changed.foreground.hyperparameters["batch_size"] == 2
@@ -28,26 +28,26 @@ def test_a_hyperparameter_of_the_catalog_reaches_the_command_line() -> None:
 def test_an_unknown_hyperparameter_names_the_training() -> None:
     plan = load_plan(SETTINGS / "parallel_feasibility_test.json")
     with pytest.raises(PlanError, match="batchsize"):
-        varied(plan.groups[0], Change("foreground", {"batchsize": 2}), load_catalog(SETTINGS / "models.json"))
+        varied(plan.groups[0], Override("foreground", {"batchsize": 2}), load_catalog(SETTINGS / "models.json"))
 
 
 def test_a_command_has_options_and_no_hyperparameters() -> None:
     given = group(training("own", "--memory", "100"), None)
-    changed = varied(given, Change("foreground", options={"--memory": 50}, env={"A": "b"}), None)
+    changed = varied(given, Override("foreground", options={"--memory": 50}, env={"A": "b"}), None)
     assert changed.foreground.argv[-2:] == ("--memory", "50")
     assert changed.foreground.env == {"A": "b"}
     with pytest.raises(PlanError, match="own is a command"):
-        varied(given, Change("foreground", {"batch_size": 2}), None)
+        varied(given, Override("foreground", {"batch_size": 2}), None)
 
 
 def test_a_group_without_a_background_has_none_to_change() -> None:
     with pytest.raises(PlanError, match="expected a background"):
-        varied(group(training("own"), None), Change("background"), None)
+        varied(group(training("own"), None), Override("background"), None)
 
 
 def test_a_training_alone_keeps_the_limits_of_its_group() -> None:
     given = replace(group(training("a"), training("b"), peak="100MB"), runs=3)
-    found = alone(training("b"), given)
+    found = solo_group(training("b"), given)
     assert (found.foreground.name, found.background, found.runs) == ("b", None, 1)
     assert found.limits == given.limits
 

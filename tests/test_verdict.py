@@ -17,11 +17,21 @@ from hypothesis import strategies as st
 
 from colocate.process.exit_status import Exit
 from colocate.units import MIB
-from colocate.verdict.evidence import Allocator, Evidence, Gap, Holder, Life, Limits, Member, ProcessPeak, Sample
-from colocate.verdict.rules import Outcome, Verdict, judge, stability
+from colocate.verdict.evidence import (
+    Allocator,
+    Evidence,
+    Gap,
+    GpuProcess,
+    Limits,
+    Member,
+    ProcessPeak,
+    ProcessRun,
+    Sample,
+)
+from colocate.verdict.rules import Outcome, Verdict, judge, memory_class
 
-FAILED = (Life("training.log", 8.0, Exit(1, None, 15.0)),)
-STOPPED = (Life("training.log", 8.0, Exit(None, "SIGKILL", 21.0, stopped=True)),)
+FAILED = (ProcessRun("training.log", 8.0, Exit(1, None, 15.0)),)
+STOPPED = (ProcessRun("training.log", 8.0, Exit(None, "SIGKILL", 21.0, stopped=True)),)
 
 
 def test_a_sound_group_is_feasible_with_its_numbers() -> None:
@@ -30,7 +40,7 @@ def test_a_sound_group_is_feasible_with_its_numbers() -> None:
     assert verdict.feasible
     assert verdict.reasons == ()
     assert (verdict.peak_bytes, verdict.headroom_bytes) == (3200 * MIB, 4300 * MIB)
-    assert (verdict.stability, verdict.basis, verdict.overlap) == ("usable", "measured", 1.0)
+    assert (verdict.memory_class, verdict.basis, verdict.overlap) == ("usable", "measured", 1.0)
     assert verdict.phases_together == (("train", "train"),)
 
 
@@ -41,17 +51,17 @@ BLIND["trace"] = replace(BLIND["trace"], samples=tuple(s for s in BLIND["trace"]
 @pytest.mark.parametrize(
     ("code", "changes"),
     [
-        ("foreground_out_of_memory", {"foreground": foreground(out_of_memory=(out_of_memory(),), lives=FAILED)}),
+        ("foreground_out_of_memory", {"foreground": foreground(out_of_memory=(out_of_memory(),), process_runs=FAILED)}),
         ("background_out_of_memory", {"background": background(out_of_memory=(out_of_memory("log"),))}),
-        ("foreground_failed", {"foreground": foreground(lives=FAILED, epochs=())}),
-        ("foreground_failed", {"foreground": foreground(lives=FAILED)}),
+        ("foreground_failed", {"foreground": foreground(process_runs=FAILED, epochs=())}),
+        ("foreground_failed", {"foreground": foreground(process_runs=FAILED)}),
         ("epoch_unfinished", {"foreground": foreground(epochs=())}),
         ("peak_over_limit", {"trace": trace(*[230] * 10, *[7500] * 11)}),
         (
             "foreground_host_out_of_memory",
             {
                 "foreground": foreground(
-                    lives=(Life("training.log", 8.0, Exit(None, "SIGKILL", 15.0, host_oom_kills=1)),)
+                    process_runs=(ProcessRun("training.log", 8.0, Exit(None, "SIGKILL", 15.0, host_oom_kills=1)),)
                 )
             },
         ),
@@ -69,37 +79,52 @@ def test_what_proves_that_a_group_does_not_fit_is_infeasible(code: str, changes:
     [
         ("interrupted", {"faults": (("interrupted", "stopped by SIGINT"),)}),
         ("sensor_lost", {"trace": replace(trace(*[3200] * 25), lost="GPU is lost")}),
-        ("foreign_process", {"holders": (Holder(77, "foreign", "python other.py", 12.0, 14.0),)}),
+        ("foreign_process", {"gpu_processes": (GpuProcess(77, "foreign", "python other.py", 12.0, 14.0),)}),
         ("not_emulated", {"foreground": foreground(allocators=(Allocator(1, "virtual", unsupported="Triton"),))}),
-        ("foreground_hang", {"foreground": foreground(stalled_after_s=300.0, epochs=(), lives=STOPPED)}),
-        ("foreground_timeout", {"foreground": foreground(timed_out_after_s=3600.0, epochs=(), lives=STOPPED)}),
-        ("foreground_not_started", {"foreground": foreground(marks=(), epochs=(), held_card=False, lives=FAILED)}),
-        ("foreground_not_started", {"foreground": foreground(marks=(), epochs=(), held_card=False, lives=())}),
-        ("foreground_off_card", {"foreground": foreground(held_card=False)}),
-        ("foreground_off_card", {"trace": trace(*[230] * 3, *[1800] * 20, 230)}),
+        ("foreground_hang", {"foreground": foreground(stalled_after_s=300.0, epochs=(), process_runs=STOPPED)}),
+        ("foreground_timeout", {"foreground": foreground(timed_out_after_s=3600.0, epochs=(), process_runs=STOPPED)}),
+        (
+            "foreground_not_started",
+            {"foreground": foreground(progress_events=(), epochs=(), held_gpu=False, process_runs=FAILED)},
+        ),
+        (
+            "foreground_not_started",
+            {"foreground": foreground(progress_events=(), epochs=(), held_gpu=False, process_runs=())},
+        ),
+        ("foreground_off_gpu", {"foreground": foreground(held_gpu=False)}),
+        ("foreground_off_gpu", {"trace": trace(*[230] * 3, *[1800] * 20, 230)}),
         ("probe_lost", {"foreground": foreground(probe_lost=True)}),
         ("probe_lost", {"background": background(probe_lost=True)}),
         ("epoch_cut", {"foreground": foreground(allocators=(Allocator(1, "cuda", passes_cut=1),))}),
         ("background_gave_up", {"background": background(gave_up="3 starts in a row ended within 5 s")}),
         ("background_never_ready", {"background": background(ready_s=None)}),
-        ("background_off_card", {"background": background(held_card=False)}),
-        ("too_little_overlap", {"background": background(marks=steps(100, 3.0, 15.0))}),
-        ("background_no_step", {"background": background(marks=steps(100, 3.0, 9.0))}),
+        ("background_off_gpu", {"background": background(held_gpu=False)}),
+        ("too_little_overlap", {"background": background(progress_events=steps(100, 3.0, 15.0))}),
+        ("background_no_step", {"background": background(progress_events=steps(100, 3.0, 9.0))}),
         ("no_samples", {"trace": trace()}),
         ("no_baseline", {"baseline_bytes": None}),
-        ("card_not_returned", {"returned_to_baseline": False, "final_bytes": 900 * MIB}),
-        ("card_not_returned", {"returned_to_baseline": None, "final_bytes": None}),
+        ("gpu_not_returned", {"returned_to_baseline": False, "final_bytes": 900 * MIB}),
+        ("gpu_not_returned", {"returned_to_baseline": None, "final_bytes": None}),
         ("sensor_gap", {"trace": replace(evidence().trace, gaps=(Gap(12, 12.05, "the machine slept", 60.0),))}),
         (
             "sensor_gap",
             {"trace": replace(trace(*[3200] * 12), gaps=(Gap(11, 25, "blocked"),))},
         ),
         # While it loads its model, and while it saves after its epoch.
-        ("sensor_gap", {"foreground": foreground(lives=(Life("training.log", 2.0, Exit(0, None, 21.0)),)), **BLIND}),
-        ("sensor_gap", {"foreground": foreground(lives=(Life("training.log", 8.0, Exit(0, None, 40.0)),))}),
-        # The driver says of a process that it held more than it says of the whole card.
-        ("sensor_contradicted", {"holders": (Holder(200, "foreground", "python a.py", 9.0, 19.0, 3300 * MIB),)}),
-        ("sensor_contradicted", {"holders": (Holder(7, "unknown", "pid 7", 12.0, 12.0, 3300 * MIB),)}),
+        (
+            "sensor_gap",
+            {"foreground": foreground(process_runs=(ProcessRun("training.log", 2.0, Exit(0, None, 21.0)),)), **BLIND},
+        ),
+        (
+            "sensor_gap",
+            {"foreground": foreground(process_runs=(ProcessRun("training.log", 8.0, Exit(0, None, 40.0)),))},
+        ),
+        # The driver says of a process that it held more than it says of the whole GPU.
+        (
+            "sensor_contradicted",
+            {"gpu_processes": (GpuProcess(200, "foreground", "python a.py", 9.0, 19.0, 3300 * MIB),)},
+        ),
+        ("sensor_contradicted", {"gpu_processes": (GpuProcess(7, "unknown", "pid 7", 12.0, 12.0, 3300 * MIB),)}),
     ],
 )
 def test_what_leaves_the_proof_incomplete_is_inconclusive(code: str, changes: dict[str, object]) -> None:
@@ -111,12 +136,14 @@ def test_what_leaves_the_proof_incomplete_is_inconclusive(code: str, changes: di
 
 def test_a_hundred_stub_runs_as_background_are_not_a_load() -> None:
     """The study counted a background that exited 0 after a second, 103 times, as a success."""
-    lives = tuple(Life(f"training_{n}.log", n, Exit(0, None, n + 1.0)) for n in range(1, 104))
+    process_runs = tuple(ProcessRun(f"training_{n}.log", n, Exit(0, None, n + 1.0)) for n in range(1, 104))
 
-    verdict = judge(evidence(background=background(lives=lives, marks=(), held_card=False, ready_s=None)))
+    verdict = judge(
+        evidence(background=background(process_runs=process_runs, progress_events=(), held_gpu=False, ready_s=None))
+    )
 
     assert verdict.outcome is Outcome.INCONCLUSIVE
-    assert {"background_never_ready", "background_off_card"} <= set(verdict.codes)
+    assert {"background_never_ready", "background_off_gpu"} <= set(verdict.codes)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +156,11 @@ def test_a_hundred_stub_runs_as_background_are_not_a_load() -> None:
     ],
 )
 def test_a_failure_is_told_in_the_words_of_its_log(lines: tuple[str, ...], word: str) -> None:
-    lives = (replace(FAILED[0], last_lines=lines),)
-    early = judge(evidence(foreground=foreground(lives=lives, epochs=()))).reasons[0]
-    never = judge(evidence(background=background(lives=lives, gave_up="3 of 3 lives failed", ready_s=None))).reasons[0]
+    process_runs = (replace(FAILED[0], last_lines=lines),)
+    early = judge(evidence(foreground=foreground(process_runs=process_runs, epochs=()))).reasons[0]
+    never = judge(
+        evidence(background=background(process_runs=process_runs, gave_up="3 of 3 lives failed", ready_s=None))
+    ).reasons[0]
 
     assert f"ended with exit code 1 before its epoch was done{word}" in early.text
     assert f"3 of 3 lives failed{word}" in never.text
@@ -139,8 +168,12 @@ def test_a_failure_is_told_in_the_words_of_its_log(lines: tuple[str, ...], word:
 
 def idle(kind: str) -> Member:
     """It made a step every second, none for the 16 s in which the foreground trained, and one after that."""
-    marks = steps(100, 0.0, 5.0)[2:]
-    return background(marks=tuple(replace(mark, kind=kind) for mark in (*marks, replace(marks[-1], elapsed_s=35.0))))
+    progress_events = steps(100, 0.0, 5.0)[2:]
+    return background(
+        progress_events=tuple(
+            replace(event, kind=kind) for event in (*progress_events, replace(progress_events[-1], elapsed_s=35.0))
+        )
+    )
 
 
 def test_a_background_that_waits_between_two_steps_does_not_train() -> None:
@@ -153,15 +186,15 @@ def test_a_background_that_tells_no_phases_may_have_evaluated_between_two_steps(
 
 
 def test_an_out_of_memory_outweighs_a_missing_overlap() -> None:
-    dead = background(marks=steps(100, 3.0, 9.0), out_of_memory=(out_of_memory(),))
+    dead = background(progress_events=steps(100, 3.0, 9.0), out_of_memory=(out_of_memory(),))
 
     assert judge(evidence(background=dead)).codes == ("background_out_of_memory",)
 
 
 def test_a_foreign_process_outweighs_an_out_of_memory() -> None:
-    """The out-of-memory may be the stranger's doing."""
-    stranger = Holder(77, "foreign", "python other.py", 12.0, 14.0)
-    seen = evidence(foreground=foreground(out_of_memory=(out_of_memory(),)), holders=(stranger,))
+    """The out-of-memory may be the foreign process's doing."""
+    stranger = GpuProcess(77, "foreign", "python other.py", 12.0, 14.0)
+    seen = evidence(foreground=foreground(out_of_memory=(out_of_memory(),)), gpu_processes=(stranger,))
 
     assert judge(seen).outcome is Outcome.INCONCLUSIVE
 
@@ -183,8 +216,8 @@ def test_survival_by_flushing_the_cache_is_feasible_but_tight() -> None:
 
 
 def test_a_training_without_events_is_believed_by_its_exit_code_and_that_is_said() -> None:
-    marks = tuple(replace(mark, kind="optimizer", phase=None) for mark in foreground().marks)
-    verdict = judge(evidence(foreground=foreground(marks=marks, epochs=())))
+    progress_events = tuple(replace(event, kind="optimizer", phase=None) for event in foreground().progress_events)
+    verdict = judge(evidence(foreground=foreground(progress_events=progress_events, epochs=())))
 
     assert verdict.feasible
     assert "completion_by_exit_code" in [warning.code for warning in verdict.warnings]
@@ -193,9 +226,11 @@ def test_a_training_without_events_is_believed_by_its_exit_code_and_that_is_said
 @pytest.mark.parametrize("changes", [{"tracebacks": 1}, {"expects_metrics": True}])
 def test_exit_code_0_after_a_traceback_or_without_the_metric_is_not_an_epoch(changes: dict[str, object]) -> None:
     """Launchers of the study printed their success line after a traceback and exited 0."""
-    marks = tuple(replace(mark, kind="optimizer", phase=None) for mark in foreground().marks)
+    progress_events = tuple(replace(event, kind="optimizer", phase=None) for event in foreground().progress_events)
 
-    assert judge(evidence(foreground=foreground(marks=marks, epochs=(), **changes))).codes == ("epoch_unfinished",)
+    assert judge(evidence(foreground=foreground(progress_events=progress_events, epochs=(), **changes))).codes == (
+        "epoch_unfinished",
+    )
 
 
 def test_a_group_without_background_needs_no_overlap() -> None:
@@ -205,8 +240,8 @@ def test_a_group_without_background_needs_no_overlap() -> None:
     assert verdict.overlap is None
 
 
-def test_a_cpu_training_need_not_hold_the_card() -> None:
-    assert judge(evidence(background=background(uses_gpu=False, held_card=False))).feasible
+def test_a_cpu_training_need_not_hold_the_gpu() -> None:
+    assert judge(evidence(background=background(uses_gpu=False, held_gpu=False))).feasible
 
 
 def test_phases_that_never_met_are_named() -> None:
@@ -215,7 +250,10 @@ def test_phases_that_never_met_are_named() -> None:
         *[replace(m, phase="evaluate", elapsed_s=m.elapsed_s + 30) for m in steps(100, 3.0, 5.0)],
     )
     verdict = judge(
-        evidence(background=background(marks=both, ready_s=3.0), limits=Limits(LIMIT_BYTES, LIMIT_BYTES, overlap=0.1))
+        evidence(
+            background=background(progress_events=both, ready_s=3.0),
+            limits=Limits(LIMIT_BYTES, LIMIT_BYTES, overlap=0.1),
+        )
     )
 
     assert ("train", "evaluate") in verdict.phases_apart
@@ -225,12 +263,12 @@ def test_phases_that_never_met_are_named() -> None:
 # Predicted verdicts.
 
 
-def test_a_program_that_fails_on_the_virtual_card_may_fail_of_it() -> None:
+def test_a_program_that_fails_on_the_virtual_gpu_may_fail_of_it() -> None:
     """It computes no values, and a program may check them; on a GPU the same is a proof."""
-    for changes in ({"lives": FAILED, "epochs": ()}, {"epochs": ()}):
+    for changes in ({"process_runs": FAILED, "epochs": ()}, {"epochs": ()}):
         verdict = judge(predicted_evidence(554, 600, foreground=foreground(allocators=(simulated(600),), **changes)))
 
-        assert verdict.codes == ("rehearsal_failed",)
+        assert verdict.codes == ("dry_run_failed",)
         assert not verdict.epoch_finished
 
 
@@ -250,20 +288,20 @@ def test_a_prediction_across_the_limit_is_undecided() -> None:
     assert judge(predicted_evidence(3500, 3000)).codes == ("undecided",)
 
 
-def test_an_out_of_memory_on_the_virtual_card_counts_only_when_its_lower_end_does_not_fit() -> None:
-    failed = foreground(allocators=(simulated(4000),), out_of_memory=(out_of_memory(),), lives=FAILED, epochs=())
+def test_an_out_of_memory_on_the_virtual_gpu_counts_only_when_its_lower_end_does_not_fit() -> None:
+    failed = foreground(allocators=(simulated(4000),), out_of_memory=(out_of_memory(),), process_runs=FAILED, epochs=())
 
     assert "foreground_out_of_memory" in judge(predicted_evidence(0, 4500, foreground=failed)).codes
     assert judge(predicted_evidence(0, 2900, foreground=failed)).codes[0] == "undecided"
 
 
 def test_what_a_training_wanted_alone_decides_after_an_out_of_memory() -> None:
-    """How far it got on the full card is about the size of the card, so that alone was always undecided."""
+    """How far it got on the full GPU is about the size of the GPU, so that alone was always undecided."""
     failed = foreground(
         allocators=(simulated(2900),),
         wanted=(simulated(5200),),
         out_of_memory=(out_of_memory(),),
-        lives=FAILED,
+        process_runs=FAILED,
         epochs=(),
     )
     verdict = judge(predicted_evidence(0, 4500, foreground=failed))
@@ -272,7 +310,7 @@ def test_what_a_training_wanted_alone_decides_after_an_out_of_memory() -> None:
     assert verdict.peak_bytes == (230 + 5200 + 350 + 4500 + 350) * MIB
 
 
-def test_two_processes_of_one_training_may_meet_on_the_virtual_card() -> None:
+def test_two_processes_of_one_training_may_meet_on_the_virtual_gpu() -> None:
     pair = foreground(
         allocators=(simulated(2800), simulated(2800, 201)),
         held=((9.0, 6300 * MIB), (9.2, 700 * MIB)),
@@ -316,16 +354,16 @@ def any_evidence(draw: st.DrawFn) -> Evidence:
     """Evidence with any combination of the things that tests above change one at a time."""
     ooms = st.lists(st.builds(out_of_memory, st.sampled_from(["event", "probe", "log"])), max_size=2).map(tuple)
     exits = st.builds(Exit, st.sampled_from([0, 1, None]), st.none(), st.just(21.0), stopped=st.booleans())
-    lives = st.lists(
-        st.builds(Life, st.just("training.log"), st.just(8.0), st.one_of(st.none(), exits)), max_size=2
+    process_runs = st.lists(
+        st.builds(ProcessRun, st.just("training.log"), st.just(8.0), st.one_of(st.none(), exits)), max_size=2
     ).map(tuple)
-    common = {"out_of_memory": ooms, "held_card": st.booleans(), "lives": lives}
+    common = {"out_of_memory": ooms, "held_gpu": st.booleans(), "process_runs": process_runs}
     changes = {name: draw(strategy) for name, strategy in common.items()}
     build = draw(st.sampled_from([evidence, lambda **kw: replace(predicted_evidence(500, 900), **kw)]))
     return build(
         trace=trace(*draw(st.lists(st.floats(0, 8192), max_size=30))),
         foreground=foreground(**changes, epochs=draw(st.sampled_from([(), foreground().epochs]))),
-        background=draw(st.sampled_from([None, background(), background(marks=())])),
+        background=draw(st.sampled_from([None, background(), background(progress_events=())])),
         returned_to_baseline=draw(st.sampled_from([None, False, True])),
     )
 
@@ -343,7 +381,7 @@ def test_no_record_without_samples_or_with_an_out_of_memory_is_ever_feasible(see
 def peaked_evidence(draw: st.DrawFn) -> Evidence:
     """Sound but for its peaks, which every source may tell; the background tells its optimizer's steps only."""
     sizes = st.integers(0, 8192 * MIB)
-    told = {}
+    reported = {}
     for build, pid, held_from_s in ((foreground, 200, 9.0), (background, 100, 2.0)):
         most = draw(st.lists(sizes, max_size=2))
         known = {"allocators": tuple(Allocator(pid + n, "cuda", None, 9, one, one) for n, one in enumerate(most))}
@@ -352,11 +390,13 @@ def peaked_evidence(draw: st.DrawFn) -> Evidence:
         )
         if draw(st.booleans()):
             known |= {"held": ((held_from_s, sum(most)), (held_from_s + 5, draw(sizes))), "held_by": "allocator"}
-        told[build.__name__] = build(**known)
-    marks = tuple(replace(mark, kind="optimizer") for mark in steps(100, 3.0, draw(st.sampled_from([22.0, 17.0]))))
-    told["background"] = replace(told["background"], marks=marks)
+        reported[build.__name__] = build(**known)
+    progress_events = tuple(
+        replace(event, kind="optimizer") for event in steps(100, 3.0, draw(st.sampled_from([22.0, 17.0])))
+    )
+    reported["background"] = replace(reported["background"], progress_events=progress_events)
     beside = draw(st.lists(sizes, min_size=12, max_size=12))
-    return evidence(trace=trace(*[230] * 10, *(one / MIB for one in beside), 1800, 230), **told)
+    return evidence(trace=trace(*[230] * 10, *(one / MIB for one in beside), 1800, 230), **reported)
 
 
 def without(seen: Evidence, what: str, share: float) -> Evidence:
@@ -366,7 +406,12 @@ def without(seen: Evidence, what: str, share: float) -> Evidence:
     samples = seen.trace.samples
     match what:
         case "steps":
-            return replace(seen, background=replace(theirs, marks=theirs.marks[: int(share * len(theirs.marks))]))
+            return replace(
+                seen,
+                background=replace(
+                    theirs, progress_events=theirs.progress_events[: int(share * len(theirs.progress_events))]
+                ),
+            )
         case "samples":
             first = 9 + int(share * 8)
             return replace(seen, trace=replace(seen.trace, samples=samples[:first] + samples[first + 3 :]))
@@ -375,7 +420,7 @@ def without(seen: Evidence, what: str, share: float) -> Evidence:
         case "epoch":
             return replace(seen, foreground=replace(ours, epochs=()))
         case "exit":
-            return replace(seen, foreground=replace(ours, lives=(replace(ours.lives[0], exit=None),)))
+            return replace(seen, foreground=replace(ours, process_runs=(replace(ours.process_runs[0], exit=None),)))
     return replace(seen, returned_to_baseline=None)
 
 
@@ -418,7 +463,7 @@ def test_the_verdict_is_the_same_after_a_round_trip_through_json(seen: Evidence)
     ("mib", "expected"), [(2999, "stable"), (3000, "usable"), (4000, "usable"), (4001, "high-risk")]
 )
 def test_classes_are_drawn_at_3000_and_4000(mib: int, expected: str) -> None:
-    assert stability(mib * MIB) == expected
+    assert memory_class(mib * MIB) == expected
 
 
 def test_an_epoch_of_which_pytorch_saw_no_step_proves_nothing() -> None:
@@ -429,7 +474,7 @@ def test_an_epoch_of_which_pytorch_saw_no_step_proves_nothing() -> None:
     assert judge(evidence(foreground=foreground(allocators=(replace(silent, optimizer_steps=1),)))).feasible
 
 
-def test_a_record_that_tells_more_than_the_card_has_is_no_witness() -> None:
+def test_a_record_that_tells_more_than_the_gpu_has_is_no_witness() -> None:
     boastful = Allocator(200, "cuda", optimizer_steps=10, max_reserved_bytes=2**62)
 
     assert judge(evidence(foreground=foreground(allocators=(boastful,)))).codes == ("implausible_record",)

@@ -37,7 +37,7 @@ OUTCOMES = {
     "group02": "INFEASIBLE",
     "group03": "INCONCLUSIVE",
     "group04": "NOT RUN",
-    "group05": "INCONCLUSIVE",  # leaves memory on the card
+    "group05": "INCONCLUSIVE",  # leaves memory on the GPU
     "group06": "INCONCLUSIVE",  # refused for that
 }
 WORDS = {"FEASIBLE": "passed", "INFEASIBLE": "failure", "INCONCLUSIVE": "error", "NOT RUN": "skipped"}
@@ -52,7 +52,7 @@ class Viewed:
     job: str
 
     @property
-    def told(self) -> str:
+    def reported(self) -> str:
         """The terminal without its line ends."""
         return " ".join(self.session.output.split())
 
@@ -66,7 +66,7 @@ class Viewed:
 def viewed(fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Viewed:
     folder = tmp_path_factory.mktemp("viewed")
     with pytest.MonkeyPatch.context() as patch, simulated_machine(folder, fake_nvml_library, patch) as fake:
-        fake.add_card()
+        fake.add_gpu()
         patch.setenv("GITHUB_STEP_SUMMARY", str(folder / "job.md"))
         patch.setenv("GITHUB_ACTIONS", "true")
         (folder / "models.json").write_text(json.dumps(CATALOG))
@@ -115,7 +115,9 @@ def test_a_plan_that_holds_though_groups_are_missing_says_both(viewed: Viewed, c
     (headline,) = re.findall(r'class="headline[^>]*>(.*?)</h2>', viewed.session.page)
 
     assert viewed.session.code == 0
-    assert "1 of 6 groups feasible, 3 inconclusive; 1 needed (20 % of 6, rounded down): the plan holds" in viewed.told
+    assert (
+        "1 of 6 groups feasible, 3 inconclusive; 1 needed (20 % of 6, rounded down): the plan holds" in viewed.reported
+    )
     assert "INCOMPLETE: 1 group has no verdict (NOT RUN: group04)" in viewed.session.output
     assert headline.endswith("3 undecided, 1 without a verdict; 1 needed: the plan holds")
     assert headline in colocate("report")
@@ -139,25 +141,25 @@ def test_what_an_earlier_session_found_counts_where_it_holds_and_nowhere_else(
     """With -k the terminal used to know the chosen group only, while the page told of all."""
     pairs = [beside_load("--hold=700"), beside_load("--hold=800")]
     with pytest.MonkeyPatch.context() as patch, simulated_machine(tmp_path, fake_nvml_library, patch) as fake:
-        fake.add_card()
+        fake.add_gpu()
         path = plan(tmp_path / "plan.json", pairs, success_rate=1)
-        journal = f"--journal={tmp_path / 'j.jsonl'}"
+        journal = f"--archive={tmp_path / 'j.jsonl'}"
         sessions.run(path, tmp_path, journal)
-        kept = sessions.run(path, tmp_path, journal, "--resume", "-k", "group01", "--gate=plan")
+        reused = sessions.run(path, tmp_path, journal, "--resume", "-k", "group01", "--gate=plan")
         nothing = sessions.run(path, tmp_path, "--resume", "-k", "nothing")
         assert (nothing.code, "2 of 2 groups share" in nothing.page) == (5, True)
-        for record in kept.run.glob("*_002/experiment.json"):
+        for record in reused.run.glob("*_002/experiment.json"):
             document = json.loads(record.read_text())
             document["evidence"]["versions"] |= {"torch": "1.0"}
             record.write_text(json.dumps(document))
         changed = sessions.run(path, tmp_path, journal, "--resume", "-k", "group01", "--gate=plan")
 
-    assert kept.code == 0
-    assert "2 of 2 groups feasible; 2 needed" in kept.output
+    assert reused.code == 0
+    assert "2 of 2 groups feasible; 2 needed" in reused.output
     assert changed.code == 1
     assert "1 of 2 groups feasible; 2 needed" in changed.output
     assert "(to be run again: group02)" in changed.output
-    headline = "1 of 2 groups can share an 8 GB card, 1 without a verdict; 2 needed: the plan is undecided"
+    headline = "1 of 2 groups can share an 8 GB GPU, 1 without a verdict; 2 needed: the plan is undecided"
     assert headline in changed.page
 
     assert main(["merge", str(tmp_path / "j.jsonl"), f"--results={tmp_path / 'merged'}"]) == 1

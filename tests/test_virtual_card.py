@@ -1,4 +1,4 @@
-"""The virtual card: what processes claim together, and what the device reports of it."""
+"""The virtual GPU: what processes claim together, and what the device reports of it."""
 
 import json
 import os
@@ -14,18 +14,18 @@ import pytest
 from colocate.device.base import Memory, Vitals
 from colocate.device.virtual import VirtualDevice
 from colocate.errors import DeviceError
-from colocate.probe.virtual_gpu.card import CONTEXT_BYTES, CardFull, VirtualCard
+from colocate.probe.virtual_gpu.state import CONTEXT_BYTES, GpuFull, VirtualGpu
 
 MIB = 1024**2
 REPOSITORY = Path(__file__).parents[1]
 
 HOLDER = """
 import sys
-from colocate.probe.card import CardFull, VirtualCard
-card = VirtualCard.open(sys.argv[1])
+from colocate.probe.GPU import CardFull, VirtualCard
+GPU = VirtualCard.open(sys.argv[1])
 for line in sys.stdin:
     try:
-        card.claim(int(line))
+        GPU.claim(int(line))
         print("held", flush=True)
     except CardFull as full:
         print("full", full.requested_bytes, full.free_bytes, flush=True)
@@ -33,13 +33,13 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def card(tmp_path):
-    return VirtualCard.create(
-        tmp_path / "card.json", name="Virtual 8 GB", total_bytes=1000 * MIB, baseline_bytes=100 * MIB
+def gpu(tmp_path):
+    return VirtualGpu.create(
+        tmp_path / "GPU.json", name="Virtual 8 GB", total_bytes=1000 * MIB, baseline_bytes=100 * MIB
     )
 
 
-class Holder:
+class GpuProcess:
     """Another process that claims what it is told."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
@@ -54,85 +54,85 @@ class Holder:
 
 
 @contextmanager
-def holder(card: VirtualCard) -> Iterator[Holder]:
-    command = [sys.executable, "-c", HOLDER, str(card.path)]
+def gpu_process(gpu: VirtualGpu) -> Iterator[GpuProcess]:
+    command = [sys.executable, "-c", HOLDER, str(gpu.path)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield Holder(process)
+            yield GpuProcess(process)
         finally:
             process.kill()
 
 
-def test_a_new_card_holds_its_baseline(card):
-    assert card.used_bytes() == 100 * MIB
-    assert card.free_bytes == 900 * MIB
-    assert card.processes() == []
-    assert card.context_bytes == CONTEXT_BYTES
+def test_a_new_gpu_holds_its_baseline(gpu):
+    assert gpu.used_bytes() == 100 * MIB
+    assert gpu.free_bytes == 900 * MIB
+    assert gpu.processes() == []
+    assert gpu.context_bytes == CONTEXT_BYTES
 
 
-def test_a_claim_replaces_the_one_before(card):
-    card.claim(300 * MIB)
-    card.claim(200 * MIB)
+def test_a_claim_replaces_the_one_before(gpu):
+    gpu.claim(300 * MIB)
+    gpu.claim(200 * MIB)
 
-    assert card.processes() == [(os.getpid(), 200 * MIB)]
-    assert card.used_bytes() == 300 * MIB
-    assert card.process_max_bytes(os.getpid()) == 300 * MIB
+    assert gpu.processes() == [(os.getpid(), 200 * MIB)]
+    assert gpu.used_bytes() == 300 * MIB
+    assert gpu.process_max_bytes(os.getpid()) == 300 * MIB
 
 
-def test_two_processes_share_one_card(card):
-    with holder(card) as other:
+def test_two_processes_share_one_gpu(gpu):
+    with gpu_process(gpu) as other:
         assert other.claim(600 * MIB) == "held"
-        card.claim(300 * MIB)
+        gpu.claim(300 * MIB)
 
         assert other.claim(601 * MIB) == f"full {MIB} 0"
-        assert card.used_bytes() == 1000 * MIB
-        with pytest.raises(CardFull, match="found 0 free"):
-            card.claim(301 * MIB)
-        assert card.used_bytes() == 1000 * MIB, "a refused claim changes nothing"
+        assert gpu.used_bytes() == 1000 * MIB
+        with pytest.raises(GpuFull, match="found 0 free"):
+            gpu.claim(301 * MIB)
+        assert gpu.used_bytes() == 1000 * MIB, "a refused claim changes nothing"
 
 
-def test_less_may_always_be_claimed_even_of_a_full_card(card):
-    card.claim(900 * MIB)
+def test_less_may_always_be_claimed_even_of_a_full_gpu(gpu):
+    gpu.claim(900 * MIB)
 
-    card.claim(899 * MIB)
+    gpu.claim(899 * MIB)
 
-    assert card.free_bytes == MIB
+    assert gpu.free_bytes == MIB
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_memory_of_a_dead_process_is_free(card, end):
-    with holder(card) as other:
+def test_memory_of_a_dead_process_is_free(gpu, end):
+    with gpu_process(gpu) as other:
         other.claim(800 * MIB)
         other.process.send_signal(end)
         # Not reaped yet: a zombie, whose entry in /proc is still there, holds nothing either.
         os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
 
-        assert card.used_bytes() == 100 * MIB
-        assert card.processes() == []
-        card.claim(900 * MIB)
-    assert card.process_max_bytes(other.pid) == 800 * MIB, "its maximum is remembered"
+        assert gpu.used_bytes() == 100 * MIB
+        assert gpu.processes() == []
+        gpu.claim(900 * MIB)
+    assert gpu.process_max_bytes(other.pid) == 800 * MIB, "its maximum is remembered"
 
 
-def test_a_reused_process_id_does_not_inherit_memory(card):
-    card.claim(500 * MIB)
-    state = json.loads(card.path.read_text())
+def test_a_reused_process_id_does_not_inherit_memory(gpu):
+    gpu.claim(500 * MIB)
+    state = json.loads(gpu.path.read_text())
     state["holdings"][0][1] = "1"
-    card.path.write_text(json.dumps(state))
+    gpu.path.write_text(json.dumps(state))
 
-    assert card.used_bytes() == 100 * MIB
+    assert gpu.used_bytes() == 100 * MIB
 
 
-def test_the_card_remembers_the_most_that_was_ever_in_use(card):
-    with holder(card) as other:
+def test_the_gpu_remembers_the_most_that_was_ever_in_use(gpu):
+    with gpu_process(gpu) as other:
         other.claim(400 * MIB)
-        card.claim(200 * MIB)
+        gpu.claim(200 * MIB)
         other.claim(100 * MIB)
 
-    assert card.max_used_bytes() == 700 * MIB
+    assert gpu.max_used_bytes() == 700 * MIB
 
 
-def test_concurrent_claims_lose_nothing(card):
-    with holder(card) as one, holder(card) as two:
+def test_concurrent_claims_lose_nothing(gpu):
+    with gpu_process(gpu) as one, gpu_process(gpu) as two:
         for number in range(50):
             for each in (one, two):
                 print(number * MIB, file=each.process.stdin, flush=True)
@@ -140,25 +140,25 @@ def test_concurrent_claims_lose_nothing(card):
             answers = [each.process.stdout.readline().strip() for _ in range(50)]
             assert answers == ["held"] * 50
 
-        assert sorted(card.processes()) == sorted([(one.pid, 49 * MIB), (two.pid, 49 * MIB)])
+        assert sorted(gpu.processes()) == sorted([(one.pid, 49 * MIB), (two.pid, 49 * MIB)])
 
 
-def test_a_file_that_is_no_card_is_refused(tmp_path):
+def test_a_file_that_is_no_gpu_is_refused(tmp_path):
     other = tmp_path / "other.json"
     other.write_text("[]")
 
-    with pytest.raises(ValueError, match="expected the state of a virtual card"):
-        VirtualCard.open(other)
+    with pytest.raises(ValueError, match="expected the state of a virtual GPU"):
+        VirtualGpu.open(other)
 
 
-def test_the_device_reports_a_prediction(card):
-    device = VirtualDevice(card.path)
-    card.claim(250 * MIB)
+def test_the_device_reports_a_prediction(gpu):
+    device = VirtualDevice(gpu.path)
+    gpu.claim(250 * MIB)
 
     assert device.info.basis == "predicted"
     assert device.info.kind == "virtual"
-    assert device.info.uuid == card.uuid
-    assert device.info.memory_source == "virtual card"
+    assert device.info.uuid == gpu.uuid
+    assert device.info.memory_source == "virtual GPU"
     assert device.memory() == Memory(350 * MIB, 1000 * MIB)
     assert device.vitals() == Vitals()
     assert [(one.pid, one.used_bytes) for one in device.processes()] == [(os.getpid(), 250 * MIB)]
@@ -167,20 +167,20 @@ def test_the_device_reports_a_prediction(card):
     device.close()
 
 
-def test_a_missing_state_file_is_a_device_error(tmp_path, card):
+def test_a_missing_state_file_is_a_device_error(tmp_path, gpu):
     with pytest.raises(DeviceError, match="expected its state file"):
         VirtualDevice(tmp_path / "missing.json")
-    device = VirtualDevice(card.path)
-    card.path.unlink()
+    device = VirtualDevice(gpu.path)
+    gpu.path.unlink()
     with pytest.raises(DeviceError, match="expected its state file"):
         device.memory()
 
 
 def test_a_copy_has_the_figures_but_nobody_on_it(tmp_path):
-    card = VirtualCard.create(tmp_path / "card", name="small", total_bytes=1000 * MIB, baseline_bytes=100 * MIB)
-    card.claim(500 * MIB)
+    gpu = VirtualGpu.create(tmp_path / "gpu", name="small", total_bytes=1000 * MIB, baseline_bytes=100 * MIB)
+    gpu.claim(500 * MIB)
 
-    copy = card.copy(tmp_path / "copy", refuses=False)
+    copy = gpu.copy(tmp_path / "copy", refuses=False)
 
     assert (copy.name, copy.total_bytes, copy.used_bytes()) == ("small", 1000 * MIB, 100 * MIB)
     copy.claim(5000 * MIB)

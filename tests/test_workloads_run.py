@@ -30,7 +30,7 @@ def loader(samples: int, **options: Any) -> DataLoader:
 
 
 class CutLoader:
-    """A loader as the virtual card makes it: a short pass that still knows its full length."""
+    """A loader as the virtual GPU makes it: a short pass that still knows its full length."""
 
     def __init__(self, whole: DataLoader, batches: int) -> None:
         self.batches = list(whole)[:batches]
@@ -127,15 +127,15 @@ def test_events_come_in_order_with_the_first_and_the_last_step(events: Any) -> N
         run.ready("synthetic", torch.nn.Linear(2, 3), loader(400))
         one_epoch(run, loader(400), loader(400))
 
-    told = events()
-    assert [event["event"] for event in told if event["event"] != "step"] == [
+    reported = events()
+    assert [event["event"] for event in reported if event["event"] != "step"] == [
         "ready",
         "phase",
         "phase",
         "epoch_end",
         "end",
     ]
-    assert told[0] | {"t": 0, "pid": 0} == {
+    assert reported[0] | {"t": 0, "pid": 0} == {
         "t": 0,
         "pid": 0,
         "event": "ready",
@@ -145,11 +145,11 @@ def test_events_come_in_order_with_the_first_and_the_last_step(events: Any) -> N
         "device": "cpu",
     }
     for phase in ("train", "evaluate"):
-        steps = [event["step"] for event in told if event["event"] == "step" and event["phase"] == phase]
+        steps = [event["step"] for event in reported if event["event"] == "step" and event["phase"] == phase]
         assert (steps[0], steps[-1]) == (1, 100)
         assert len(steps) < 50  # ten a second, not all
-    assert [event["t"] for event in told] == sorted(event["t"] for event in told)
-    assert told[-1]["exit"] == "ok"
+    assert [event["t"] for event in reported] == sorted(event["t"] for event in reported)
+    assert reported[-1]["exit"] == "ok"
 
 
 def test_parts_of_an_epoch_number_their_steps_on(events: Any) -> None:
@@ -183,9 +183,9 @@ def test_repetitions_number_their_epochs_on_and_are_ready_once(events: Any) -> N
         run.ready("real", torch.nn.Linear(1, 1), loader(4))
         one_epoch(run, loader(4), loader(4))
 
-    told = events()
-    assert [event["epoch"] for event in told if event["event"] == "epoch_end"] == [1, 2, 3, 4, 5, 6]
-    assert [event["event"] for event in told].count("ready") == 1
+    reported = events()
+    assert [event["epoch"] for event in reported if event["event"] == "epoch_end"] == [1, 2, 3, 4, 5, 6]
+    assert [event["event"] for event in reported].count("ready") == 1
 
 
 def test_without_repeat_there_is_one_training() -> None:
@@ -224,7 +224,7 @@ def test_running_out_of_memory_has_an_exit_code_and_a_last_line(events: Any, cap
 
 
 @pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"])
-def test_a_full_card_outside_the_allocator_is_out_of_memory_too(events: Any, words: str) -> None:
+def test_a_full_gpu_outside_the_allocator_is_out_of_memory_too(events: Any, words: str) -> None:
     with pytest.raises(SystemExit), run_with():
         raise RuntimeError(words)
 

@@ -11,27 +11,27 @@ from groups import group, training
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.advice.solo_runs import FILE, Cache, read_worth, settle
+from colocate.advice.solo_runs import FILE, Cache, read_speedup, settle
 from colocate.advice.speedup import (
     NOT_PREDICTED,
-    Alone,
-    GroupWorth,
+    GroupSpeedup,
     Pace,
-    Worth,
-    alone_of,
+    SoloRun,
+    Speedup,
     compare,
     energy_between,
-    group_worth,
+    group_speedup,
     paces,
+    solo_run_of,
 )
-from colocate.device.acquire import Card, opened
-from colocate.harness.attempt import Trials
+from colocate.device.acquire import FoundGpu, opened
+from colocate.harness.attempt import AttemptRunner
 from colocate.process.exit_status import Exit
 from colocate.report.summary_csv import rows
-from colocate.results.attempts import settled
+from colocate.results.attempts import combine_attempts
 from colocate.results.layout import RunDirectory
 from colocate.results.trace_files import EnergyReading, read_energy
-from colocate.verdict.evidence import Evidence, Holder, Life, Mark
+from colocate.verdict.evidence import Evidence, GpuProcess, ProcessRun, ProgressEvent
 
 
 def pair() -> Evidence:
@@ -39,16 +39,16 @@ def pair() -> Evidence:
     return evidence()
 
 
-def alone(name: str, step_s: float, num: int = 10, **changes: object) -> Alone:
+def solo_group(name: str, step_s: float, num: int = 10, **changes: object) -> SoloRun:
     known = {"duration_s": num * step_s, "finished": True, "paces": {"train": Pace(num, num * step_s)}}
-    return Alone(name, **{**known, "epoch_steps": (num,), **changes})  # type: ignore[arg-type]
+    return SoloRun(name, **{**known, "epoch_steps": (num,), **changes})  # type: ignore[arg-type]
 
 
 def test_the_same_work_one_after_the_other() -> None:
     """Alone the foreground takes 8 s, and a step of the background 0.4 s: together 10 s, else 8 + 10 times 0.4."""
-    found = compare(pair(), (), alone("examples_mnist", 0.8), alone("resnet20", 0.4))
+    found = compare(pair(), (), solo_group("examples_mnist", 0.8), solo_group("resnet20", 0.4))
 
-    assert isinstance(found, Worth)
+    assert isinstance(found, Speedup)
     assert found.together_s == 10
     assert found.background_steps == pytest.approx(10)
     assert found.sequential_s == pytest.approx(12)
@@ -59,48 +59,59 @@ def test_the_same_work_one_after_the_other() -> None:
 
 
 def test_sharing_that_costs_time_is_advised_against() -> None:
-    found = group_worth([(pair(), ())], [alone("examples_mnist", 0.5)], [alone("resnet20", 0.3)])
+    found = group_speedup([(pair(), ())], [solo_group("examples_mnist", 0.5)], [solo_group("resnet20", 0.3)])
 
     assert str(found) == "don't: sharing takes 25% more time"
 
 
 def test_several_runs_show_their_spread() -> None:
-    several = [alone("examples_mnist", step_s) for step_s in (0.6, 1.0)]
+    several = [solo_group("examples_mnist", step_s) for step_s in (0.6, 1.0)]
 
-    assert str(group_worth([(pair(), ())], several, [alone("resnet20", 0.5)])) == "sharing saves 9% to 33% of the time"
-    unclear = group_worth([(pair(), ())], several, [alone("resnet20", 0.3)])
+    assert (
+        str(group_speedup([(pair(), ())], several, [solo_group("resnet20", 0.5)]))
+        == "sharing saves 9% to 33% of the time"
+    )
+    unclear = group_speedup([(pair(), ())], several, [solo_group("resnet20", 0.3)])
     assert str(unclear) == "no clear gain: from 11% more to 23% less time"
-    assert GroupWorth.from_json(json.loads(json.dumps(unclear.to_json()))) == unclear
+    assert GroupSpeedup.from_json(json.loads(json.dumps(unclear.to_json()))) == unclear
 
 
 def test_time_is_not_predicted() -> None:
-    found = group_worth([(predicted_evidence(1000, 1000), ())], [alone("a", 1.0)], [alone("b", 1.0)])
+    found = group_speedup([(predicted_evidence(1000, 1000), ())], [solo_group("a", 1.0)], [solo_group("b", 1.0)])
 
     assert found.unknown == NOT_PREDICTED
     assert not found.runs
     assert str(found).startswith("not known: time is not predicted")
-    assert alone_of(predicted_evidence(1000, 1000), (), "") == NOT_PREDICTED
+    assert solo_run_of(predicted_evidence(1000, 1000), (), "") == NOT_PREDICTED
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "why"),
     [
-        (alone("a", 1.0, 9), alone("b", 1.0), "did 1 epoch(s) of 9 steps alone and 1 epoch(s) of 10 steps together"),
-        (alone("a", 1.0, finished=False), alone("b", 1.0), "steps alone and 1 epoch(s)"),
-        (alone("a", 1.0), alone("b", 1.0, paces={"evaluate": Pace(3, 3)}), "the phase train of b are not counted"),
+        (
+            solo_group("a", 1.0, 9),
+            solo_group("b", 1.0),
+            "did 1 epoch(s) of 9 steps alone and 1 epoch(s) of 10 steps together",
+        ),
+        (solo_group("a", 1.0, finished=False), solo_group("b", 1.0), "steps alone and 1 epoch(s)"),
+        (
+            solo_group("a", 1.0),
+            solo_group("b", 1.0, paces={"evaluate": Pace(3, 3)}),
+            "the phase train of b are not counted",
+        ),
     ],
 )
-def test_what_is_not_the_same_work_is_not_compared(ours: Alone, theirs: Alone, why: str) -> None:
-    found = group_worth([(pair(), ())], [ours], [theirs])
+def test_what_is_not_the_same_work_is_not_compared(ours: SoloRun, theirs: SoloRun, why: str) -> None:
+    found = group_speedup([(pair(), ())], [ours], [theirs])
 
     assert not found.runs
     assert why in str(found.unknown)
 
 
 def test_a_group_that_does_not_fit_is_not_compared() -> None:
-    crashed = replace(foreground(), lives=(Life("training.log", 8.0, Exit(1, None, 21.0)),))
+    crashed = replace(foreground(), process_runs=(ProcessRun("training.log", 8.0, Exit(1, None, 21.0)),))
 
-    assert "shown to fit" in str(group_worth([(evidence(foreground=crashed), ())], [], []))
+    assert "shown to fit" in str(group_speedup([(evidence(foreground=crashed), ())], [], []))
 
 
 # Counting steps.
@@ -108,16 +119,16 @@ def test_a_group_that_does_not_fit_is_not_compared() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["train", "evaluate"]), st.integers(1, 6)), min_size=1, max_size=8))
 def test_every_step_is_counted_once_in_its_phase(phases: list[tuple[str, int]]) -> None:
-    marks, now, made = [Mark(0.0, 1, "ready")], 0.0, {"train": 0, "evaluate": 0}
+    progress_events, now, made = [ProgressEvent(0.0, 1, "ready")], 0.0, {"train": 0, "evaluate": 0}
     for phase, num in phases:
-        marks.append(Mark(now, 1, "phase", phase))
+        progress_events.append(ProgressEvent(now, 1, "phase", phase))
         for step in range(1, num + 1):
             now += 0.5
-            marks.append(Mark(now, 1, "step", phase, step))
+            progress_events.append(ProgressEvent(now, 1, "step", phase, step))
         made[phase] += num
 
-    found = paces(marks, (0.0, now))
-    halves = [paces(marks, (0.0, now / 3)), paces(marks, (now / 3, now))]
+    found = paces(progress_events, (0.0, now))
+    halves = [paces(progress_events, (0.0, now / 3)), paces(progress_events, (now / 3, now))]
 
     for phase, num in made.items():
         if num:
@@ -127,7 +138,7 @@ def test_every_step_is_counted_once_in_its_phase(phases: list[tuple[str, int]]) 
 
 def test_steps_that_nobody_counts_are_no_steps() -> None:
     """Lines of a log say that it goes on, not how far it is."""
-    lines = [Mark(float(at), 1, "pattern") for at in range(5)]
+    lines = [ProgressEvent(float(at), 1, "pattern") for at in range(5)]
 
     assert paces(lines, (0.0, 5.0)) == {}
 
@@ -148,15 +159,15 @@ def test_the_counter_is_read_between_two_readings_in_a_straight_line() -> None:
     assert energy_between([EnergyReading(at, None, None) for at in (0.0, 9.0)], (1.0, 2.0)) is None
 
 
-def test_energy_is_the_card_s_and_says_what_idling_takes() -> None:
+def test_energy_is_the_gpu_s_and_says_what_idling_takes() -> None:
     """100 W together over 10 s, of which 25 are idle; alone 60 W and 80 W."""
     readings = [EnergyReading(float(at), 100.0 * at, 25.0 if at < 1 else 100.0) for at in range(30)]
-    ours = alone("examples_mnist", 0.8, energy_j=8 * 60.0)
-    theirs = alone("resnet20", 0.4, energy_j=4 * 80.0)
+    ours = solo_group("examples_mnist", 0.8, energy_j=8 * 60.0)
+    theirs = solo_group("resnet20", 0.4, energy_j=4 * 80.0)
 
     found = compare(pair(), readings, ours, theirs)
 
-    assert isinstance(found, Worth)
+    assert isinstance(found, Speedup)
     assert found.together_j == pytest.approx(1000)
     assert found.sequential_j == pytest.approx(480 + 320)
     assert found.energy_saved == pytest.approx(-0.25)
@@ -170,23 +181,23 @@ def test_energy_is_the_card_s_and_says_what_idling_takes() -> None:
 def test_a_run_alone_beside_a_stranger_is_no_measure() -> None:
     """Slower by somebody else's doing, it would make sharing look better, and be remembered."""
     single = evidence(background=None)
-    stranger = Holder(4_000_000, "foreign", "somebody", 1.0, 9.0)
+    stranger = GpuProcess(4_000_000, "foreign", "somebody", 1.0, 9.0)
 
-    assert isinstance(alone_of(single, (), ""), Alone)
-    found = alone_of(replace(single, holders=(stranger,)), (), "")
-    assert found == "examples_mnist alone: somebody else used the card: somebody, from 1.0 to 9.0 s"
+    assert isinstance(solo_run_of(single, (), ""), SoloRun)
+    found = solo_run_of(replace(single, gpu_processes=(stranger,)), (), "")
+    assert found == "examples_mnist alone: somebody else used the GPU: somebody, from 1.0 to 9.0 s"
 
 
-def test_on_the_virtual_card_nothing_is_run_alone(tmp_path: Path) -> None:
+def test_on_the_virtual_gpu_nothing_is_run_alone(tmp_path: Path) -> None:
     ours, load = training("ours", "--probe"), training("load", "--probe", repeat_args=("--repeat",))
-    both, run, card = group(ours, load), RunDirectory(tmp_path / "run-virtual"), Card("virtual", total_bytes=2**33)
-    attempt, told = Trials(run, "test", card).attempt(both), list[str]()
+    both, run, gpu = group(ours, load), RunDirectory(tmp_path / "run-virtual"), FoundGpu("virtual", total_bytes=2**33)
+    attempt, reported = AttemptRunner(run, "test", gpu).attempt(both), list[str]()
 
-    with opened(card, tmp_path / "card", holder="test") as device:
-        found = settle(both, settled([attempt]), device, cache=None, tell=told.append)
+    with opened(gpu, tmp_path / "gpu", gpu_process="test") as device:
+        found = settle(both, combine_attempts([attempt]), device, cache=None, tell=reported.append)
 
-    assert found == read_worth(attempt.directory) == GroupWorth(unknown=NOT_PREDICTED)
-    assert not told
+    assert found == read_speedup(attempt.directory) == GroupSpeedup(unknown=NOT_PREDICTED)
+    assert not reported
 
 
 SLOWER = ("--probe", "--evaluate-steps", "4")
@@ -201,25 +212,25 @@ def test_a_slowdown_that_is_known_is_found(fake_nvml: FakeNvml, tmp_path: Path) 
     ours = training("ours", *SLOWER, "--steps", "56", "--step-s", "0.025", "--shared-step-s", "0.04")
     load = training("load", *SLOWER, "--steps", "30", "--repeat", "--step-s", "0.025", "--shared-step-s", "0.05")
     load = replace(load, argv=tuple(word for word in load.argv if word != "--repeat"), repeat_args=("--repeat",))
-    both, run, card = group(ours, load), RunDirectory(tmp_path / "run-worth"), Card("nvidia", fake_nvml.uuid())
-    attempt = Trials(run, "test", card).attempt(both)
-    cache, told = Cache(tmp_path / "cache"), list[str]()
+    both, run, gpu = group(ours, load), RunDirectory(tmp_path / "run-worth"), FoundGpu("nvidia", fake_nvml.uuid())
+    attempt = AttemptRunner(run, "test", gpu).attempt(both)
+    cache, reported = Cache(tmp_path / "cache"), list[str]()
 
-    with opened(card, tmp_path / "card", holder="test") as device:
-        found = settle(both, settled([attempt]), device, cache=cache, tell=told.append)
-        again = settle(both, settled([attempt]), device, cache=cache, tell=told.append)
+    with opened(gpu, tmp_path / "gpu", gpu_process="test") as device:
+        found = settle(both, combine_attempts([attempt]), device, cache=cache, tell=reported.append)
+        again = settle(both, combine_attempts([attempt]), device, cache=cache, tell=reported.append)
 
     assert found.unknown is None, found.unknown
-    (worth,) = found.runs
-    assert worth.foreground_slowdown == pytest.approx(1.6, rel=0.15)
-    assert worth.background_slowdown == pytest.approx(2.0, rel=0.15)
-    assert worth.time_saved == pytest.approx(0.11, abs=0.1)
-    assert worth.foreground_samples == 56 * 32
-    assert worth.together_j is not None
+    (speedup,) = found.runs
+    assert speedup.foreground_slowdown == pytest.approx(1.6, rel=0.15)
+    assert speedup.background_slowdown == pytest.approx(2.0, rel=0.15)
+    assert speedup.time_saved == pytest.approx(0.11, abs=0.1)
+    assert speedup.foreground_samples == 56 * 32
+    assert speedup.together_j is not None
     assert read_energy(attempt.directory.energy)[0].power_w == 60.0
-    assert len(told) == 2, "the second time both are remembered"
-    assert again.runs == found.runs == read_worth(attempt.directory).runs
+    assert len(reported) == 2, "the second time both are remembered"
+    assert again.runs == found.runs == read_speedup(attempt.directory).runs
     (row,) = rows(run)
-    assert row["time_saved_low"] == row["time_saved_high"] == round(worth.time_saved, 4)
+    assert row["time_saved_low"] == row["time_saved_high"] == round(speedup.time_saved, 4)
     assert (attempt.directory.path / FILE).exists()
     assert [path.parent.name for path in run.path.glob("*/verdict.json")] == [attempt.directory.path.name]

@@ -1,4 +1,4 @@
-"""``pytest feasibility --worth`` as a user starts it, and what is told of it afterwards."""
+"""``pytest feasibility --compare-solo`` as a user starts it, and what is told of it afterwards."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from colocate.cli.main import main
 
 
 def paired(name: str, *options: str) -> dict[str, object]:
-    told = stand_in("--probe", "--step-s", "0.02", "--shared-step-s", "0.03", *options)
-    return {**told, "name": name, "repeat_args": ["--repeat"]}
+    reported = stand_in("--probe", "--step-s", "0.02", "--shared-step-s", "0.03", *options)
+    return {**reported, "name": name, "repeat_args": ["--repeat"]}
 
 
 @pytest.mark.slow
@@ -22,18 +22,18 @@ def test_a_feasible_group_says_whether_it_was_worth_it(
     entry = {"mode": "parallel", "foreground": paired("ours", "--steps", "60"), "background": paired("load")}
     path = plan(tmp_path / "plan.json", [entry])
 
-    session = run(path, tmp_path, "--device=nvidia", "--worth")
+    session = run(path, tmp_path, "--device=nvidia", "--compare-solo")
 
     assert session.code == 0, session.output
     assert "worth it? sharing saves" in session.output
     (folder,) = session.run.glob("ours_parallel_001")
-    assert (folder / "worth.json").exists()
+    assert (folder / "speedup.json").exists()
     assert "Worth it?" in session.page
     assert "time_saved_low" in (session.run / "summary.csv").read_text()
     assert len(session.verdicts) == 1, "runs alone are no groups of the run"
 
-    assert main(["worth", str(session.run), "--stored"]) == 0
+    assert main(["speedup", str(session.run), "--stored"]) == 0
     assert "one after the other" in capsys.readouterr().out
-    assert main(["worth", str(session.run)]) == 0, "both are remembered"
+    assert main(["speedup", str(session.run)]) == 0, "both are remembered"
     assert "group01: sharing saves" in capsys.readouterr().out
     assert main(["verify", str(session.run)]) == 0

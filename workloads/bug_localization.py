@@ -8,7 +8,7 @@ Train   SGD with batches of 200, Nesterov momentum 0.9, learning rate 0.001, unt
         30 iterations in a row, at most max_iter: about 1,391 updates per iteration and fold.
         One step here is one iteration of one fold, an epoch is the whole k-fold run; its number of steps is known only
         at its end, before that max_iter x folds stands for it.
-Memory  none on the card. One process per fold, side by side (--jobs).
+Memory  none on the GPU. One process per fold, side by side (--jobs).
 
 The study's ten processes starved a training on the GPU beside them. Here one core is left to others by default.
 """
@@ -173,13 +173,13 @@ class Watcher:
 
     def __init__(self, progress: numpy.ndarray, run: common.Run, most_steps: int) -> None:
         self.progress, self.run, self.most_steps = progress, run, most_steps
-        self.told = 0
+        self.reported = 0
         self.report = common.PhaseReport(run, "train", total=most_steps)
 
     def look(self) -> None:
         steps, states = int(self.progress[:, ITERATIONS].sum()), self.progress[:, STATE]
-        if steps > self.told:
-            self.report.number, self.told = steps - 1, steps
+        if steps > self.reported:
+            self.report.number, self.reported = steps - 1, steps
             self.report.step(None)
         if (states == TRAINING).any():
             self.run.phase("train")
@@ -189,8 +189,8 @@ class Watcher:
     def end(self) -> None:
         """All folds are done: only now it is known how many steps that took."""
         self.look()
-        if self.told != self.report.total:
-            self.report.total, self.report.number = self.told, self.told - 1
+        if self.reported != self.report.total:
+            self.report.total, self.report.number = self.reported, self.reported - 1
             self.report.step(None)
         self.run.phase("evaluate")
         common.PhaseReport(self.run, "evaluate", total=len(self.progress), before=len(self.progress) - 1).step(None)
@@ -237,7 +237,7 @@ def train(args: Namespace, rows: Rows, run: common.Run) -> None:
                 )
             watcher.end()
         epoch = run.epoch
-        epoch.steps = epoch.steps_full = watcher.told
+        epoch.steps = epoch.steps_full = watcher.reported
         if args.max_steps is not None and args.max_steps < args.max_iter:
             epoch.steps_full = most_steps
         epoch.is_cut = len(shuffled) < len(rows)

@@ -238,10 +238,10 @@ class Run:
             samples_per_s=samples_per_s,
             duration_s=duration_s,
         )
-        told = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        reported = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         steps = f"{epoch.steps} of {epoch.steps_full} steps{' (cut)' if is_cut else ''}"
         print_line(
-            f"{self.name}: epoch {epoch.number}: {steps}, {duration_s:.1f} s, {samples_per_s:.0f} samples/s, {told}"
+            f"{self.name}: epoch {epoch.number}: {steps}, {duration_s:.1f} s, {samples_per_s:.0f} samples/s, {reported}"
         )
 
     def _planned(self, steps: int) -> int:
@@ -253,10 +253,10 @@ class Run:
         numbers = memory_numbers(error)
         write_event("end", exit="out_of_memory", message=str(error), **numbers)
         traceback.print_exception(error)
-        told = {name: "unknown" if value is None else f"{value / 2**20:.0f} MiB" for name, value in numbers.items()}
+        reported = {name: "unknown" if value is None else f"{value / 2**20:.0f} MiB" for name, value in numbers.items()}
         line = (
-            f"{self.name}: out of memory: asked for {told['requested_bytes']}, "
-            f"held {told['allocated_bytes']} in tensors, {told['reserved_bytes']} with PyTorch's cache"
+            f"{self.name}: out of memory: asked for {reported['requested_bytes']}, "
+            f"held {reported['allocated_bytes']} in tensors, {reported['reserved_bytes']} with PyTorch's cache"
         )
         print(line, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_OUT_OF_MEMORY) from error
@@ -320,8 +320,8 @@ class PhaseReport:
         if not (is_terminal or is_last or now >= self.line_due):
             return
         self.line_due = now + LINE_INTERVAL_S
-        told = "" if loss is None else f", loss {loss:.4f}"
-        line = f"{self.run.name}: epoch {self.epoch}: {self.phase} step {self.number} of {self.total}{told}"
+        reported = "" if loss is None else f", loss {loss:.4f}"
+        line = f"{self.run.name}: epoch {self.epoch}: {self.phase} step {self.number} of {self.total}{reported}"
         if is_terminal:
             print(f"\r{line}\x1b[K", end="", flush=True)
         else:
@@ -418,7 +418,7 @@ def load_weights(module: Any, path: Path, rename: Callable[[str], str] = str) ->
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True also for what CUDA and its libraries say outside PyTorch's allocator when the card is full."""
+    """True also for what CUDA and its libraries say outside PyTorch's allocator when the GPU is full."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(error, RuntimeError):
         return False

@@ -6,7 +6,7 @@ Model   one LSTM layer of 64, its last output through batch-norm and two linear 
 Train   negative log-likelihood, Adadelta, learning rate x 0.7 after each epoch. FP32.
 
 The study left this training on the CPU by accident (upstream wants a flag for the GPU, its launcher gave none), so that
-three of its twelve pairs never shared the card. Here it runs on the GPU like the others.
+three of its twelve pairs never shared the GPU. Here it runs on the GPU like the others.
 """
 
 import sys

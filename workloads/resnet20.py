@@ -6,7 +6,7 @@ Model   three stages of three basic blocks with 16, 32 and 64 channels; shortcut
 Train   cross-entropy, SGD with momentum 0.9, weight decay 1e-4 on all parameters, learning rate x 0.1 at epochs 100
         and 150. FP32; deterministic cuDNN.
 
-Left out: DataParallel, which on one card only passes calls on, and the second process that evaluates the saved model
+Left out: DataParallel, which on one GPU only passes calls on, and the second process that evaluates the saved model
 once more.
 """
 

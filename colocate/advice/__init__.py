@@ -1,4 +1,4 @@
-"""What to do with an answer: remedies, the largest value that fits, the distance to the cliff, worth, and who shares.
+"""What to try next: fixes, the largest value that fits, the memory margin, the speedup, and who shares a GPU.
 
 Nothing of it enters a verdict, and nothing below it knows of it: neither `colocate.verdict.rules` nor a recorded group.
 """

@@ -1,6 +1,6 @@
 """The largest value that fits, found with few trials: which value to try next, and what the answers so far come to.
 
-Pure, and knows neither groups nor cards. Values are places on a grid, counted from 0. Memory is taken to grow with the
+Pure, and knows neither groups nor GPUs. Values are places on a grid, counted from 0. Memory is taken to grow with the
 value; what contradicts that is kept and told. A value that nobody could decide counts neither as fitting nor as not
 fitting: the search goes on below it and above it.
 """

@@ -1,7 +1,7 @@
-"""From evidence of a card to figures: its context, its baseline, and how far predictions were from what was measured.
+"""From evidence of a GPU to figures: its context, its baseline, and how far predictions were from what was measured.
 
-Reads the documents that `scripts/gpu-evidence` writes; proposes rows of `settings/cards.json` and error bars, each with
-its source. Pure but for reading and writing these files. Knows no card.
+Reads the documents that `scripts/gpu-evidence` writes; proposes rows of `settings/gpu_models.json` and error bars,
+each with its source. Pure but for reading and writing these files. Knows no GPU.
 """
 
 import json
@@ -16,14 +16,14 @@ from pydantic import ValidationError
 
 from colocate.errors import ColocateError
 from colocate.files import read_json, write_text
-from colocate.plan.gpu_models import TABLE, CardsFile
+from colocate.plan.gpu_models import TABLE, GpuModelsFile
 from colocate.units import MIB, format_mib
 from colocate.verdict.predicted_peak import LESS, MORE
 
 # With fewer programs the smallest and the largest say nothing about the next one.
 LEAST_PROGRAMS = 3
 
-# Somebody else's memory in the reading, or a card that was not read: no figure of this card.
+# Somebody else's memory in the reading, or a GPU that was not read: no figure of this GPU.
 DISTURBED = frozenset(
     {
         *("foreign_process", "record_damaged", "interrupted"),
@@ -40,7 +40,7 @@ LARGE_WORKSPACE = (9, 10, 12)
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A prediction beside its measurement, both beyond the card's baseline; sizes in bytes."""
+    """A prediction beside its measurement, both beyond the GPU's baseline; sizes in bytes."""
 
     kind: str
     name: str
@@ -64,14 +64,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the evidence of one card says; sizes in bytes.
+    """What the evidence of one GPU says; sizes in bytes.
 
     ``rests`` are what each program held beside PyTorch's allocator: its context, and what libraries take by
     themselves. ``less`` and ``more`` are the shares of the reserved memory that would have held for every program;
     None without predictions beside the measurements.
     """
 
-    card: str
+    gpu: str
     total_bytes: int
     source: str
     rests: Mapping[str, int]
@@ -100,7 +100,7 @@ def read_evidence(folder: Path) -> dict[str, Any]:
     if document.get("schema") != 1 or not isinstance(document.get("units"), dict):
         raise ColocateError(f"{folder}: expected evidence of this version, found schema {document.get('schema')!r}")
     if document.get("basis") != "measured":
-        raise ColocateError(f"{folder}: expected figures measured on a card, found {document.get('basis')!r} ones")
+        raise ColocateError(f"{folder}: expected figures measured on a GPU, found {document.get('basis')!r} ones")
     return document
 
 
@@ -108,12 +108,12 @@ def calibrate(folders: Sequence[Path]) -> Calibration:
     """What the evidence in these folders says together.
 
     Raises:
-        ColocateError: they are not of one card, or too few programs were measured.
+        ColocateError: they are not of one GPU, or too few programs were measured.
     """
     documents = {folder: read_evidence(folder) for folder in folders}
-    cards = {document["card"] for document in documents.values()}
-    if len(cards) != 1:
-        raise ColocateError(f"calibrate: expected evidence of one kind of card, found {', '.join(sorted(cards))}")
+    gpus = {document["gpu"] for document in documents.values()}
+    if len(gpus) != 1:
+        raise ColocateError(f"calibrate: expected evidence of one kind of GPU, found {', '.join(sorted(gpus))}")
     solos = {name: solo for document in documents.values() for name, solo in _solos(document)}
     rests = {name: rest for name, solo in solos.items() if (rest := _rest_bytes(solo)) is not None}
     if len(rests) < LEAST_PROGRAMS:
@@ -124,7 +124,7 @@ def calibrate(folders: Sequence[Path]) -> Calibration:
     shares = [share for document in documents.values() for share in _shares(document)]
     last = list(documents.values())[-1]
     return Calibration(
-        card=cards.pop(),
+        gpu=gpus.pop(),
         total_bytes=last["total_bytes"],
         source=_source(documents, len(rests)),
         rests=rests,
@@ -142,11 +142,11 @@ def _machine(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _source(documents: Mapping[Path, Mapping[str, Any]], num_programs: int) -> str:
-    told = []
+    reported = []
     for folder, document in documents.items():
         torch = (_machine(document).get("versions") or {}).get("torch", "unknown")
-        told.append(f"measured: {folder.name} (driver {document['driver']}, torch {torch})")
-    return f"{'; '.join(told)}, {num_programs} programs alone"
+        reported.append(f"measured: {folder.name} (driver {document['driver']}, torch {torch})")
+    return f"{'; '.join(reported)}, {num_programs} programs alone"
 
 
 def _solos(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -211,7 +211,7 @@ def _shares(document: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
 def proposal(found: Calibration) -> Iterator[str]:
     """What the evidence proposes, in lines to read."""
     low, middle, high = found.context_bytes
-    yield f"card      {found.card}, {format_mib(found.total_bytes)}"
+    yield f"GPU      {found.gpu}, {format_mib(found.total_bytes)}"
     yield f"context   {format_mib(middle)} ({format_mib(low)} to {format_mib(high)})"
     yield f"baseline  {format_mib(found.baseline_bytes)}"
     yield f"source    {found.source}"
@@ -230,42 +230,42 @@ def proposal(found: Calibration) -> Iterator[str]:
 
 
 def update_table(found: Calibration, path: Path = TABLE) -> str:
-    """Put the figures into the table of cards; what was done, in a sentence.
+    """Put the figures into the table of GPUs; what was done, in a sentence.
 
     Raises:
-        ColocateError: the card is new to the table and its compute capability is not known.
+        ColocateError: the GPU is new to the table and its compute capability is not known.
         OSError: the table cannot be written.
     """
     document = read_json(path)
-    row = next((row for row in document["cards"] if same_card(row["name"], found.card)), None)
+    row = next((row for row in document["gpus"] if same_gpu(row["name"], found.gpu)), None)
     known = row is not None
     if row is None:
         row = _new_row(found)
-        document["cards"].append(row)
+        document["gpus"].append(row)
     low, middle, high = (f"{-(-size // MIB)}MB" for size in found.context_bytes)
     row["context"] = {"expected": middle, "low": low, "high": high}
     row["baseline"] = f"{-(-found.baseline_bytes // MIB)}MB"
     row["sources"] |= {"context": found.source, "baseline": found.source}
     try:
-        CardsFile.model_validate(document)
+        GpuModelsFile.model_validate(document)
     except ValidationError as error:
         raise ColocateError(f"{path}: expected a table that holds with the new figures, got {error}") from error
     write_text(path, _as_written(document))
     return f"{path}: {'changed' if known else 'added'} {row['name']}"
 
 
-def same_card(name: str, found: str) -> bool:
-    """Every word of the table's name is in the card's own."""
+def same_gpu(name: str, found: str) -> bool:
+    """Every word of the table's name is in the GPU's own."""
     words = [word for word in name.lower().split() if word != "nvidia"]
     return bool(words) and all(word in found.lower().split() for word in words)
 
 
 def _new_row(found: Calibration) -> dict[str, Any]:
     if found.capability is None:
-        raise ColocateError(f"{found.card}: expected its compute capability among the evidence, found none")
+        raise ColocateError(f"{found.gpu}: expected its compute capability among the evidence, found none")
     large = int(found.capability.split(".")[0]) in LARGE_WORKSPACE
     return {
-        "name": found.card,
+        "name": found.gpu,
         "total": f"{found.total_bytes // MIB}MB",
         "compute_capability": found.capability,
         "context": {},

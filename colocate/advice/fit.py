@@ -1,8 +1,8 @@
 """The largest value of a hyperparameter with which a group still fits: foreseen, tried, and confirmed.
 
-On the virtual card values are forecast from rehearsals, and the answer is confirmed by a run of the group. On a GPU
+On the virtual GPU values are forecast from dry runs, and the answer is confirmed by a run of the group. On a GPU
 every trial is a run of the group, and the forecast only says where to begin. Decides what is tried; how a group is run
-or rehearsed is told by its caller.
+or dry-run is told by its caller.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from colocate.device.base import Basis
 from colocate.errors import PlanError
 from colocate.plan.catalog import Catalog, Training
 from colocate.plan.catalog_schema import Value
-from colocate.plan.overrides import Change, option_text, varied
+from colocate.plan.overrides import Override, option_text, varied
 from colocate.plan.plan import Group
 from colocate.plan.roles import Role
 from colocate.results.attempts import Attempt
@@ -28,7 +28,7 @@ STRIDE_SHARE = 16
 # Of a batch that neither plan nor catalog names: where `colocate predict` begins too.
 USUAL_BATCH = 32
 
-IDLE = "has not used the card"
+IDLE = "has not used the GPU"
 
 MOST_TRIALS = 200  # a safety net: bisection of 65536 values takes 30, with confirmations
 
@@ -58,11 +58,11 @@ class Variable:
             return self.given
         return USUAL_BATCH if "batch" in self.name else 1
 
-    def change(self, value: Value) -> Change:
+    def override(self, value: Value) -> Override:
         """The change that sets it."""
         if self.name.startswith("-"):
-            return Change(self.role, options={self.name: value})
-        return Change(self.role, hyperparameters={self.name: value})
+            return Override(self.role, options={self.name: value})
+        return Override(self.role, hyperparameters={self.name: value})
 
 
 def variable(group: Group, text: str, catalog: Catalog | None) -> Variable:
@@ -79,7 +79,7 @@ def variable(group: Group, text: str, catalog: Catalog | None) -> Variable:
     if training is None:
         raise PlanError(f"--vary: expected a group with a {role}, {group.id} has none")
     if not training.uses_gpu:
-        raise PlanError(f"--vary: expected a training that uses the card, {training.name} does not")
+        raise PlanError(f"--vary: expected a training that uses the GPU, {training.name} does not")
     if name.startswith("-"):
         given = option_value(training.argv, name)
         return Variable(member, name, "float" if isinstance(given, float) else "int", given)
@@ -196,7 +196,7 @@ class Fit:
 
 @dataclass
 class LargestValue:
-    """The search for it on one card.
+    """The search for it on one GPU.
 
     Args:
         group: The group as the plan has it.
@@ -204,7 +204,7 @@ class LargestValue:
         grid: The values that are looked at.
         catalog: Makes the command lines.
         basis: Whether runs are measured or predicted.
-        foresee: Forecasts a group on the virtual card.
+        foresee: Forecasts a group on the virtual GPU.
         attempt: Runs a group; the number says which run of this value it is, from 1.
         confirmations: How many further runs the answer must hold in.
         tell: Called with every trial.
@@ -227,7 +227,7 @@ class LargestValue:
         """Search, confirm, and say what is known.
 
         Raises:
-            ColocateError: the card cannot be used, or a record not be written.
+            ColocateError: the GPU cannot be used, or a record not be written.
         """
         start = self.grid.place(self.variable.start)
         foreseen = Search(start, self.grid.last, max(1, start))
@@ -246,7 +246,7 @@ class LargestValue:
         value = self.grid.value(place)
         if place not in self._places:
             self._places.append(place)
-        changed = varied(self.group, self.variable.change(value), self.catalog)
+        changed = varied(self.group, self.variable.override(value), self.catalog)
         name = f"{self.group.id}-{str(value).replace('.', '_')}"
         return replace(changed, id=name, number=self._places.index(place) + 1, runs=1)
 
@@ -283,7 +283,7 @@ class LargestValue:
         return True
 
     def _forecast(self, place: int) -> Answer:
-        """What rehearsals say; a program that failed is given a second chance."""
+        """What dry runs say; a program that failed is given a second chance."""
         for _ in range(2):
             found = self.foresee(self.group_at(place))
             idle = [one.name for one in found.members if one.peak is not None and not one.peak.expected_bytes]

@@ -1,4 +1,4 @@
-"""What rehearsals say about a card: whether a training or a group fits.
+"""What dry runs say about a GPU: whether a training or a group fits.
 
 Arithmetic over `colocate.harness.simulation`; runs programs only through it.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from colocate.errors import PlanError
-from colocate.harness.simulation import Parts, Program, Rehearsal
+from colocate.harness.simulation import Parts, Program, SimulatedRun
 from colocate.plan.catalog import Training
 from colocate.plan.plan import Group
 from colocate.verdict.predicted_peak import PeakRange
@@ -25,13 +25,13 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """One or more programs on one card at once; ``base_bytes`` is what the card holds without them.
+    """One or more programs on one GPU at once; ``base_bytes`` is what the GPU holds without them.
 
-    ``refused`` is why nothing is said of a group at all: it is for another card than the one that is asked about.
+    ``refused`` is why nothing is said of a group at all: it is for another GPU than the one that is asked about.
     """
 
     name: str
-    members: tuple[Rehearsal, ...]
+    members: tuple[SimulatedRun, ...]
     base_bytes: int
     limit_bytes: int
     refused: str | None = None
@@ -45,7 +45,7 @@ class Forecast:
 
     @property
     def peak(self) -> PeakRange | None:
-        """The card's peak with all of them at theirs; None where one of them is not known."""
+        """The GPU's peak with all of them at theirs; None where one of them is not known."""
         ranges = [one.peak for one in self.members if one.peak is not None]
         if self.refused is not None or len(ranges) < len(self.members):
             return None
@@ -53,7 +53,7 @@ class Forecast:
 
     @property
     def parts(self) -> Parts | None:
-        """What the peak is made of, without what the card holds anyway."""
+        """What the peak is made of, without what the GPU holds anyway."""
         known = [one.parts for one in self.members if one.parts is not None]
         if self.refused is not None or len(known) < len(self.members):
             return None
@@ -75,12 +75,12 @@ def answer_of(peak: PeakRange | None, limit_bytes: int) -> Answer:
 
 
 def program_of(training: Training) -> Program:
-    """A training of a plan as a program, shortened as on the virtual card."""
-    return Program(training.name, tuple(training.command(rehearsal=True)), training.cwd, training.env)
+    """A training of a plan as a program, shortened as on the virtual GPU."""
+    return Program(training.name, tuple(training.command(dry_run=True)), training.cwd, training.env)
 
 
 def needed(groups: Sequence[Group]) -> list[Training]:
-    """The different trainings of the groups that use the card, in order of their first appearance.
+    """The different trainings of the groups that use the GPU, in order of their first appearance.
 
     Raises:
         PlanError: one of them cannot be run.
@@ -96,8 +96,8 @@ def needed(groups: Sequence[Group]) -> list[Training]:
     return list(found.values())
 
 
-def forecast(group: Group, known: Mapping[Program, Rehearsal], base_bytes: int, limit_bytes: int) -> Forecast:
-    """A group out of its members' rehearsals."""
+def forecast(group: Group, known: Mapping[Program, SimulatedRun], base_bytes: int, limit_bytes: int) -> Forecast:
+    """A group out of its members' dry runs."""
     members = tuple(known[keyed(program_of(training))] for training in group.trainings if training.uses_gpu)
     return Forecast(group.id, members, base_bytes, limit_bytes)
 

@@ -41,7 +41,7 @@ def follow_up(run: StoredRun, folder: Path, classes: tuple[str, ...], epochs: in
     """
     document, home = _plan_of(run)
     recommended = {row.group: row for part in parts([run]) for row in what_next(part).recommended}
-    taken = {name: row for name, row in recommended.items() if row.record["stability"] in classes}
+    taken = {name: row for name, row in recommended.items() if row.record["memory_class"] in classes}
     entries = list(_Entries(run, _catalog_of(run), home, folder, epochs).of(document, taken))
     document = {key: value for key, value in document.items() if key not in LEFT_OUT}
     document |= {
@@ -117,7 +117,7 @@ class _Entries:
         if row.record["peak_bytes"] is not None:
             entry["expected_memory"] = f"{to_mib(row.record['peak_bytes']):.0f}MB"
         basis = row.record["basis"]
-        entry["note"] = f"{row.record['stability']}: {basis} peak {peak_text(row.record)} in {self.run.name}"
+        entry["note"] = f"{row.record['memory_class']}: {basis} peak {peak_text(row.record)} in {self.run.name}"
         for role in ROLES:
             if isinstance(entry.get(role), dict):
                 entry[role] = self._member(dict(entry[role]))
@@ -147,8 +147,8 @@ class _Entries:
         supported = self.catalog.supported(repository, model) if self.catalog else {}
         default = supported["epochs"].default if "epochs" in supported else None
         wanted = self.epochs if self.epochs is not None else default
-        kept = {name: value for name, value in hyperparameters.items() if name != "epochs"}
-        member["hyperparameters"] = {"epochs": wanted, **kept} if isinstance(wanted, int) else kept
+        reused = {name: value for name, value in hyperparameters.items() if name != "epochs"}
+        member["hyperparameters"] = {"epochs": wanted, **reused} if isinstance(wanted, int) else reused
         return member
 
 
@@ -170,15 +170,15 @@ def what_next(part: Part) -> Next:
     """Feasible pairs by class: stable ones run alone, usable ones want an eye on them, the others stay apart."""
     rows = part.counting
     fits = [row for row in rows if row.record["outcome"] == Outcome.FEASIBLE]
-    stable = tuple(row for row in fits if row.record["stability"] == "stable")
-    usable = tuple(row for row in fits if row.record["stability"] == "usable")
+    stable = tuple(row for row in fits if row.record["memory_class"] == "stable")
+    usable = tuple(row for row in fits if row.record["memory_class"] == "usable")
     taken = {row.group for row in (*stable, *usable)}
     return Next(stable, usable, tuple(row for row in rows if row.group not in taken))
 
 
 def not_recommended_because(row: Row) -> str:
     """Why a pair is not for long runs, in few words."""
-    outcome, class_ = row.record["outcome"], row.record["stability"]
+    outcome, class_ = row.record["outcome"], row.record["memory_class"]
     if outcome == Outcome.FEASIBLE:
         return f"fits, but {class_ or 'of no known class'}"
     codes = ", ".join(row.record["codes"])

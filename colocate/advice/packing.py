@@ -1,6 +1,6 @@
-"""Which trainings should share a card: pairs by an optimal matching, or several a card by bin packing.
+"""Which trainings should share a GPU: pairs by an optimal matching, or several a GPU by bin packing.
 
-Pure: sizes as intervals in, pairs and bins out. Knows neither programs nor cards; `colocate.cli.pack` asks.
+Pure: sizes as intervals in, pairs and bins out. Knows neither programs nor GPUs; `colocate.cli.pack` asks.
 
 What two need together has bounds: at most both upper ends at once, at least the lower end of one on top of what the
 other never goes below. Below the limit with the upper bound a pair surely fits, at or over it with the lower one it
@@ -20,7 +20,7 @@ from colocate.advice.forecast import Answer, answer_of
 from colocate.units import MIB
 from colocate.verdict.predicted_peak import PeakRange
 
-# Exact bin packing tries every set of items that may share a card: three a card and twelve items take 0.1 s.
+# Exact bin packing tries every set of items that may share a GPU: three a GPU and twelve items take 0.1 s.
 MOST_FOR_EXACT = 12
 
 # More trainings than this are matched on the edges that matter first; see `_matched`.
@@ -49,12 +49,12 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is known of some trainings and one kind of card.
+class PackingProblem:
+    """What is known of some trainings and one kind of GPU.
 
     Args:
         loads: the trainings.
-        base_bytes: what the card holds without them.
+        base_bytes: what the GPU holds without them.
         limit_bytes: what its use must stay below.
         known: pairs that were measured, and whether they fitted.
         saved_s: pairs whose speeds are known, and the seconds that sharing saves; pairs that save none do not share.
@@ -67,7 +67,7 @@ class Question:
     saved_s: Mapping[Pair, float] = field(default_factory=dict)
 
     def peak(self, places: Iterable[int]) -> PeakRange:
-        """The card's peak with these together on it."""
+        """The GPU's peak with these together on it."""
         loads, base = [self.loads[place] for place in places], self.base_bytes
         floors = sum(load.floor_bytes for load in loads)
         low = max((load.peak.low_bytes - load.floor_bytes + floors for load in loads), default=0)
@@ -87,8 +87,8 @@ class Question:
     @cached_property
     def answers(self) -> dict[Pair, Answer]:
         """Every pair of trainings of which each fits alone."""
-        alone = [place for place in range(len(self.loads)) if self.by_bounds([place]) is not Answer.DOES_NOT_FIT]
-        return {pair: self.answer(pair) for pair in combinations(alone, 2)}
+        solo_run = [place for place in range(len(self.loads)) if self.by_bounds([place]) is not Answer.DOES_NOT_FIT]
+        return {pair: self.answer(pair) for pair in combinations(solo_run, 2)}
 
     def pairs(self, *answers: Answer) -> list[Pair]:
         """The pairs of which one of these is known."""
@@ -113,64 +113,64 @@ class Question:
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
-def best_pairs(question: Question) -> list[Pair]:
+def best_pairs(problem: PackingProblem) -> list[Pair]:
     """The pairs that should share, of those that surely fit: no other choice is better.
 
     Better is what saves more time where the speeds of all such pairs are known; else more pairs, and of as many pairs
     those that leave the most room where it is scarce (the sum of the squares of what they take is the smallest). Of
     more than sixty trainings of which pairs were measured, the number of pairs is the best and the room nearly so.
     """
-    sharing = [pair for pair in question.pairs(Answer.FITS) if question.saved_s.get(pair, 1.0) > 0]
-    if question.by_time:
-        return _heaviest({pair: max(1, round(question.saved_s[pair] * 1000)) for pair in sharing}, most_pairs=False)
-    if not question.known and not question.saved_s:
-        return _nested([load.peak.high_bytes for load in question.loads], question.room_bytes)
-    most = len(question.loads)  # of choices that are as good otherwise, the one with more pairs known to save time
-    return _matched(question, {pair: _room(question, pair) * most + (pair in question.saved_s) for pair in sharing})
+    sharing = [pair for pair in problem.pairs(Answer.FITS) if problem.saved_s.get(pair, 1.0) > 0]
+    if problem.by_time:
+        return _heaviest({pair: max(1, round(problem.saved_s[pair] * 1000)) for pair in sharing}, most_pairs=False)
+    if not problem.known and not problem.saved_s:
+        return _nested([load.peak.high_bytes for load in problem.loads], problem.room_bytes)
+    most = len(problem.loads)  # of choices that are as good otherwise, the one with more pairs known to save time
+    return _matched(problem, {pair: _room(problem, pair) * most + (pair in problem.saved_s) for pair in sharing})
 
 
-def next_question(question: Question) -> Pair | None:
+def next_problem(problem: PackingProblem) -> Pair | None:
     """The open pair whose answer can change the choice the most; None when none can give more pairs any more.
 
     If even with all open pairs there are no more pairs than without, measuring is over. Else the hopeful choice, which
     takes as few open pairs as it can, says which of them matter. Of these the one counts without which the hopeful
     choice would lose the most, and of equals the one closest to the limit.
     """
-    sure = best_pairs(question) if not question.by_time else question.pairs(Answer.FITS)
-    hoped = _hoped(question)
-    if not question.by_time and len(hoped) <= len(sure):
+    sure = best_pairs(problem) if not problem.by_time else problem.pairs(Answer.FITS)
+    hoped = _hoped(problem)
+    if not problem.by_time and len(hoped) <= len(sure):
         return None
     closest = sorted(
-        (pair for pair in hoped if question.answers[pair] is Answer.UNDECIDED),
-        key=lambda pair: _distance(question, pair),
+        (pair for pair in hoped if problem.answers[pair] is Answer.UNDECIDED),
+        key=lambda pair: _distance(problem, pair),
     )
-    if not closest or len(question.loads) > MOST_FOR_ALL_EDGES:
+    if not closest or len(problem.loads) > MOST_FOR_ALL_EDGES:
         return closest[0] if closest else None
     return max(
         closest[:MOST_CANDIDATES],
-        key=lambda pair: (len(hoped) - len(_hoped(question, without=pair)), -_distance(question, pair)),
+        key=lambda pair: (len(hoped) - len(_hoped(problem, without=pair)), -_distance(problem, pair)),
     )
 
 
-def _hoped(question: Question, without: Pair | None = None) -> list[Pair]:
+def _hoped(problem: PackingProblem, without: Pair | None = None) -> list[Pair]:
     """The choice if every open pair fitted, with as few of them as can be."""
-    most = len(question.loads) * 4 * max(1, question.limit_bytes // MIB) ** 2
+    most = len(problem.loads) * 4 * max(1, problem.limit_bytes // MIB) ** 2
     weights = {
-        pair: _room(question, pair) + (most if question.answers[pair] is Answer.FITS else 0)
-        for pair in question.pairs(Answer.FITS, Answer.UNDECIDED)
-        if pair != without and question.saved_s.get(pair, 1.0) > 0
+        pair: _room(problem, pair) + (most if problem.answers[pair] is Answer.FITS else 0)
+        for pair in problem.pairs(Answer.FITS, Answer.UNDECIDED)
+        if pair != without and problem.saved_s.get(pair, 1.0) > 0
     }
-    return _matched(question, weights)
+    return _matched(problem, weights)
 
 
-def _distance(question: Question, pair: Pair) -> int:
-    return abs(question.peak(pair).expected_bytes - question.limit_bytes)
+def _distance(problem: PackingProblem, pair: Pair) -> int:
+    return abs(problem.peak(pair).expected_bytes - problem.limit_bytes)
 
 
-def _room(question: Question, pair: Pair) -> int:
+def _room(problem: PackingProblem, pair: Pair) -> int:
     """Large where a pair takes little: its square counts against it, so two halves are better than much and little."""
-    taken = sum(map(question.high_bytes, pair)) // MIB
-    return (2 * max(load.peak.high_bytes for load in question.loads) // MIB) ** 2 - taken**2 + 1
+    taken = sum(map(problem.high_bytes, pair)) // MIB
+    return (2 * max(load.peak.high_bytes for load in problem.loads) // MIB) ** 2 - taken**2 + 1
 
 
 def _nested(sizes: Sequence[int], room: int) -> list[Pair]:
@@ -187,35 +187,35 @@ def _nested(sizes: Sequence[int], room: int) -> list[Pair]:
     return []
 
 
-def _matched(question: Question, weights: Mapping[Pair, int]) -> list[Pair]:
+def _matched(problem: PackingProblem, weights: Mapping[Pair, int]) -> list[Pair]:
     """As many pairs as can be, the heaviest of these.
 
     Of many trainings first on a few edges each, those to partners about as much larger as it is smaller; if that gives
     as many pairs as sums alone would allow, it is enough, else all edges are taken.
     """
-    if len(question.loads) > MOST_FOR_ALL_EDGES:
-        few = _heaviest({pair: weights[pair] for pair in _likely(question, weights)}, most_pairs=True)
-        if len(few) >= _most_pairs(question, weights):
+    if len(problem.loads) > MOST_FOR_ALL_EDGES:
+        few = _heaviest({pair: weights[pair] for pair in _likely(problem, weights)}, most_pairs=True)
+        if len(few) >= _most_pairs(problem, weights):
             return few
     return _heaviest(weights, most_pairs=True)
 
 
-def _most_pairs(question: Question, weights: Mapping[Pair, int]) -> int:
+def _most_pairs(problem: PackingProblem, weights: Mapping[Pair, int]) -> int:
     """No choice has more pairs: half of the trainings that have a partner at all, or what sums alone would allow."""
     partners = {place for pair in weights for place in pair}
-    room = max((sum(_lowest(question, place) for place in pair) for pair in weights), default=0) + 1
-    return min(len(partners) // 2, len(_nested([_lowest(question, place) for place in sorted(partners)], room)))
+    room = max((sum(_lowest(problem, place) for place in pair) for pair in weights), default=0) + 1
+    return min(len(partners) // 2, len(_nested([_lowest(problem, place) for place in sorted(partners)], room)))
 
 
-def _lowest(question: Question, place: int) -> int:
-    return question.loads[place].floor_bytes
+def _lowest(problem: PackingProblem, place: int) -> int:
+    return problem.loads[place].floor_bytes
 
 
-def _likely(question: Question, weights: Mapping[Pair, int]) -> Iterator[Pair]:
+def _likely(problem: PackingProblem, weights: Mapping[Pair, int]) -> Iterator[Pair]:
     """The edges to the partners near the mirrored place in the order of sizes, and those that were measured."""
-    yield from (pair for pair, fitted in question.known.items() if fitted and pair in weights)
-    places = sorted({place for pair in weights for place in pair}, key=question.high_bytes)
-    for count in {len(places), 2 * len(_nested(list(map(question.high_bytes, places)), question.room_bytes))}:
+    yield from (pair for pair, fitted in problem.known.items() if fitted and pair in weights)
+    places = sorted({place for pair in weights for place in pair}, key=problem.high_bytes)
+    for count in {len(places), 2 * len(_nested(list(map(problem.high_bytes, places)), problem.room_bytes))}:
         for rank, place in enumerate(places[:count]):
             mirrored = count - 1 - rank
             for other in places[max(0, mirrored - NEAR) : mirrored + NEAR + 1]:
@@ -234,43 +234,43 @@ def _pair(a: int, b: int) -> Pair:
     return (a, b) if a < b else (b, a)
 
 
-# --- several a card ---------------------------------------------------------------------------------------------------
+# --- several a GPU ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Trainings by card, and how few cards would do at the least: where both agree, no packing is better."""
+    """Trainings by GPU, and how few GPUs would do at the least: where both agree, no packing is better."""
 
     bins: tuple[tuple[int, ...], ...]
     at_least: int
 
     @property
     def optimal(self) -> bool:
-        """No other packing takes fewer cards."""
+        """No other packing takes fewer GPUs."""
         return len(self.bins) == self.at_least
 
 
-def packed(question: Question, per_card: int) -> Packing:
-    """Cards that surely hold their trainings, at most so many each; one that does not surely fit alone is left out.
+def packed(problem: PackingProblem, per_gpu: int) -> Packing:
+    """GPUs that surely hold their trainings, at most so many each; one that does not surely fit alone is left out.
 
     Exact for few trainings. Of many, the largest first, each where it leaves the least room; the bound is proven:
-    neither sizes nor numbers allow fewer cards.
+    neither sizes nor numbers allow fewer GPUs.
     """
-    sizes = {place: load.peak.high_bytes for place, load in enumerate(question.loads)}
-    room = question.room_bytes
+    sizes = {place: load.peak.high_bytes for place, load in enumerate(problem.loads)}
+    room = problem.room_bytes
     places = [place for place in sizes if sizes[place] < room]
     if len(places) <= MOST_FOR_EXACT:
-        bins = _fewest_bins(places, sizes, room, per_card)
+        bins = _fewest_bins(places, sizes, room, per_gpu)
         return Packing(bins, len(bins))
-    bins = _best_fit(places, sizes, room, per_card)
-    return Packing(bins, at_least([sizes[place] for place in places], room, per_card))
+    bins = _best_fit(places, sizes, room, per_gpu)
+    return Packing(bins, at_least([sizes[place] for place in places], room, per_gpu))
 
 
-def _best_fit(places: Sequence[int], sizes: Mapping[int, int], room: int, per_card: int) -> tuple[tuple[int, ...], ...]:
+def _best_fit(places: Sequence[int], sizes: Mapping[int, int], room: int, per_gpu: int) -> tuple[tuple[int, ...], ...]:
     bins: list[list[int]] = []
     used: list[int] = []
     for place in sorted(places, key=lambda place: -sizes[place]):
-        free = [number for number, own in enumerate(bins) if len(own) < per_card and used[number] + sizes[place] < room]
+        free = [number for number, own in enumerate(bins) if len(own) < per_gpu and used[number] + sizes[place] < room]
         number = max(free, key=lambda number: used[number], default=len(bins))
         if number == len(bins):
             bins.append([])
@@ -281,7 +281,7 @@ def _best_fit(places: Sequence[int], sizes: Mapping[int, int], room: int, per_ca
 
 
 def _fewest_bins(
-    places: Sequence[int], sizes: Mapping[int, int], room: int, per_card: int
+    places: Sequence[int], sizes: Mapping[int, int], room: int, per_gpu: int
 ) -> tuple[tuple[int, ...], ...]:
     """Every way to take the first training that is left together with others, the best remembered for what is left."""
     remembered: dict[frozenset[int], tuple[tuple[int, ...], ...]] = {frozenset(): ()}
@@ -291,7 +291,7 @@ def _fewest_bins(
             first, *others = sorted(left, key=lambda place: -sizes[place])
             together = [
                 (first, *more)
-                for count in range(per_card)
+                for count in range(per_gpu)
                 for more in combinations(others, count)
                 if sizes[first] + sum(sizes[place] for place in more) < room
             ]
@@ -301,21 +301,21 @@ def _fewest_bins(
     return fewest(frozenset(places))
 
 
-def at_least(sizes: Sequence[int], room: int, per_card: int) -> int:
-    """No packing takes fewer cards: not by number, not by the sum, and not by how many are too large to share.
+def at_least(sizes: Sequence[int], room: int, per_gpu: int) -> int:
+    """No packing takes fewer GPUs: not by number, not by the sum, and not by how many are too large to share.
 
-    Of sizes of k and more, no card holds more than k goes into its room. What is too large to share is Martello and
+    Of sizes of k and more, no GPU holds more than k goes into its room. What is too large to share is Martello and
     Toth's bound: for every size k, what is larger than room - k shares with nothing from k on, what is larger than half
     the room is alone among its like, and the rest from k on must find room beside those.
     """
-    best = ceil(len(sizes) / per_card)
-    room -= 1  # a card's use stays below its limit
-    for k in {size for size in sizes if size * per_card > room}:
+    best = ceil(len(sizes) / per_gpu)
+    room -= 1  # a GPU's use stays below its limit
+    for k in {size for size in sizes if size * per_gpu > room}:
         best = max(best, ceil(sum(size >= k for size in sizes) / (room // k)))
     for k in {0, *(size for size in sizes if 2 * size <= room)}:
-        alone = [size for size in sizes if size > room - k]
+        solo_run = [size for size in sizes if size > room - k]
         halves = [size for size in sizes if room / 2 < size <= room - k]
         small = sum(size for size in sizes if k <= size <= room / 2)
         spare = len(halves) * room - sum(halves)
-        best = max(best, len(alone) + len(halves) + max(0, ceil((small - spare) / room)))
+        best = max(best, len(solo_run) + len(halves) + max(0, ceil((small - spare) / room)))
     return best

@@ -12,11 +12,11 @@ from fractions import Fraction
 from itertools import count, product
 
 from colocate.advice.forecast import Answer, answer_of
-from colocate.advice.solo_profiles import Solo
+from colocate.advice.solo_profiles import SoloProfile
 from colocate.verdict.predicted_peak import PeakRange
 
 # Where the study's twelve groups change from one tier to the next: 2000 and 3000 MiB are the smallest of "low" and
-# "medium", 4000 the largest of "medium", all below its limit of 7500 MiB. Another card has the same shares.
+# "medium", 4000 the largest of "medium", all below its limit of 7500 MiB. Another GPU has the same shares.
 LOW_FROM, MEDIUM_FROM, MEDIUM_TO = Fraction(2000, 7500), Fraction(3000, 7500), Fraction(4000, 7500)
 TIERS = ("ultra-low", "low", "medium", "high")
 UNKNOWN = "unknown"
@@ -40,9 +40,9 @@ class OrderedPair:
 
     Args:
         id: of the group; it depends on the two trainings only.
-        peak: the card's; None where that of one of them is not known.
-        floor_bytes: the card's least, each giving its cache back in time; None as above.
-        limit_bytes: what the card's use must stay below.
+        peak: the GPU's; None where that of one of them is not known.
+        floor_bytes: the GPU's least, each giving its cache back in time; None as above.
+        limit_bytes: what the GPU's use must stay below.
     """
 
     id: str
@@ -69,9 +69,9 @@ class OrderedPair:
 
 
 def ordered_pairs(
-    solos: Sequence[Solo], base_bytes: int, limit_bytes: int, *, with_itself: bool = False
+    solos: Sequence[SoloProfile], base_bytes: int, limit_bytes: int, *, with_itself: bool = False
 ) -> Iterator[OrderedPair]:
-    """Every training as the foreground beside every other; two without a card are no question about a card."""
+    """Every training as the foreground beside every other; two without a GPU are no question about a GPU."""
     names = short_names(solos)
     places = range(len(solos))
     for foreground, background in product(places, places):
@@ -82,12 +82,12 @@ def ordered_pairs(
             yield OrderedPair(name, foreground, background, peak, floor, limit_bytes)
 
 
-def _peak(both: tuple[Solo, Solo], base_bytes: int) -> PeakRange | None:
+def _peak(both: tuple[SoloProfile, SoloProfile], base_bytes: int) -> PeakRange | None:
     ranges = [one.load.peak for one in both if one.load]
     return sum(ranges, start=PeakRange(base_bytes, base_bytes, base_bytes)) if len(ranges) == len(both) else None
 
 
-def _floor(both: tuple[Solo, Solo], base_bytes: int) -> int | None:
+def _floor(both: tuple[SoloProfile, SoloProfile], base_bytes: int) -> int | None:
     """Of one whose need is not known the other's is the least."""
     known = [one.least_bytes for one in both if one.least_bytes is not None]
     return base_bytes + sum(known) if known else None
@@ -140,14 +140,14 @@ def _augment(
     came_from: dict[int, int] = dict.fromkeys(in_turn, foreground)  # background to the foreground that would take it
     waiting = list(in_turn)
     for background in waiting:
-        holders = taken.setdefault(background, [])
-        if len(holders) < most:
+        gpu_processes = taken.setdefault(background, [])
+        if len(gpu_processes) < most:
             _move(background, foreground, came_from, chosen, taken)
             return True
-        for holder in holders:
-            for other in options[holder]:
+        for gpu_process in gpu_processes:
+            for other in options[gpu_process]:
                 if other not in came_from:
-                    came_from[other] = holder
+                    came_from[other] = gpu_process
                     waiting.append(other)
     return False
 
@@ -172,8 +172,8 @@ def _evened(chosen: dict[int, int], options: Options) -> None:
     """Change one background, or exchange two, as long as the counts become more even by it."""
     backgrounds, tiers = _Counts(), _Counts()
 
-    def apply(changes: Mapping[int, int], step: int) -> None:
-        for foreground, background in changes.items():
+    def apply(overrides: Mapping[int, int], step: int) -> None:
+        for foreground, background in overrides.items():
             backgrounds.add(background, step)
             tiers.add(options[foreground][background].tier, step)
 
@@ -181,16 +181,16 @@ def _evened(chosen: dict[int, int], options: Options) -> None:
     better = True
     while better:
         better = False
-        for changes in list(_changes(chosen, options)):
-            old = {foreground: chosen[foreground] for foreground in changes}
+        for overrides in list(_changes(chosen, options)):
+            old = {foreground: chosen[foreground] for foreground in overrides}
             before = (backgrounds.squares, tiers.squares)
             apply(old, -1)
-            apply(changes, 1)
+            apply(overrides, 1)
             if (backgrounds.squares, tiers.squares) < before:
-                chosen.update(changes)
+                chosen.update(overrides)
                 better = True
             else:
-                apply(changes, -1)
+                apply(overrides, -1)
                 apply(old, 1)
 
 
@@ -220,7 +220,7 @@ def _changes(chosen: Mapping[int, int], options: Options) -> Iterator[dict[int, 
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def short_names(solos: Sequence[Solo]) -> list[str]:
+def short_names(solos: Sequence[SoloProfile]) -> list[str]:
     """A name for every training that can be half of a group's id.
 
     Of a training of a catalog that is repository and model, of another its own name; equal ones are numbered.

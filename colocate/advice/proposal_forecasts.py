@@ -1,4 +1,4 @@
-"""What proposals are predicted to bring: their trainings rehearsed on a virtual card, the cheapest proposals first.
+"""What proposals are predicted to bring: their trainings dry-run on a virtual GPU, the cheapest proposals first.
 
 Owns the search for the mildest setting that fits, and ``proposals.json`` of a run, from which page and commands show
 the same without running anything. What is proposed is `colocate.advice.proposals`' business.
@@ -15,9 +15,9 @@ from colocate.advice.forecast import Answer, Forecast, keyed, program_of
 from colocate.advice.proposals import Proposal, Step, held_bytes, proposals
 from colocate.errors import PlanError
 from colocate.files import read_json
-from colocate.harness.simulation import Cache, Program, Rehearsal, rehearse
+from colocate.harness.simulation import Cache, Program, SimulatedRun, simulate
 from colocate.plan.catalog import Catalog, Training
-from colocate.plan.gpu_models import KnownCard, card_called, card_of_size, known_card
+from colocate.plan.gpu_models import GpuModel, gpu_model, model_called, model_of_size
 from colocate.plan.overrides import varied
 from colocate.plan.plan import Group
 from colocate.plan.roles import ROLES, Role
@@ -32,7 +32,7 @@ OUT_OF_TIME = "there was no time left to predict it"
 
 
 @dataclass(frozen=True)
-class Outlook:
+class ProposalForecast:
     """A proposal with what is predicted of it.
 
     ``step`` is the mildest of its settings that is predicted to fit, else the last one tried; None where there is
@@ -55,18 +55,18 @@ class Predictor:
     """Rehearses what it is asked about, as long as there is time; every program once.
 
     Args:
-        card: The card whose figures the programs see.
+        GPU: The GPU whose figures the programs see.
         until_t: Instant of `time.monotonic` after which nothing more is started; None is never.
         cache: Where results of earlier calls are, and go.
     """
 
-    card: KnownCard
+    gpu: GpuModel
     until_t: float | None = None
     cache: Cache | None = None
-    known: dict[Program, Rehearsal] = field(default_factory=dict)
+    known: dict[Program, SimulatedRun] = field(default_factory=dict)
 
-    def rehearsed(self, programs: Sequence[Program]) -> None:
-        """Rehearse these in their order, as many at once as there are processors, until the time is up.
+    def simulated(self, programs: Sequence[Program]) -> None:
+        """Dry-run these in their order, as many at once as there are processors, until the time is up.
 
         Raises:
             TrainingError: a program could not be started.
@@ -75,7 +75,7 @@ class Predictor:
         at_once = os.cpu_count() or 1
         while waiting and not self.is_over:
             some, waiting = waiting[:at_once], waiting[at_once:]
-            found = rehearse(some, self.card, cache=self.cache, timeout_s=TIMEOUT_S)
+            found = simulate(some, self.gpu, cache=self.cache, timeout_s=TIMEOUT_S)
             self.known.update(zip(some, found, strict=True))
 
     @property
@@ -84,20 +84,20 @@ class Predictor:
         return self.until_t is not None and time.monotonic() >= self.until_t
 
 
-def card_of(evidence: Evidence) -> KnownCard:
-    """The card to rehearse on: that of the evidence, by its name where the table has it, else by its size."""
+def gpu_of(evidence: Evidence) -> GpuModel:
+    """The GPU to dry-run on: that of the evidence, by its name where the table has it, else by its size."""
     device = evidence.device
     if device.kind == "virtual":
-        return card_called(device.name, device.total_bytes)
+        return model_called(device.name, device.total_bytes)
     try:
-        return known_card(device.name)
+        return gpu_model(device.name)
     except PlanError:
-        return card_of_size(device.total_bytes)
+        return model_of_size(device.total_bytes)
 
 
-def outlooks(
+def forecasts_of_proposals(
     group: Group, evidence: Evidence, found: Sequence[Proposal], catalog: Catalog | None, predictor: Predictor
-) -> list[Outlook]:
+) -> list[ProposalForecast]:
     """What is predicted of proposals for a group, in their order.
 
     The member that a proposal leaves alone counts as it was seen, where it was predicted already; everything that was
@@ -108,19 +108,21 @@ def outlooks(
     """
     why_not = _why_not(evidence)
     if why_not is not None:
-        return [Outlook(one, next(iter(one.steps), None), why_not=why_not if one.steps else None) for one in found]
+        return [
+            ProposalForecast(one, next(iter(one.steps), None), why_not=why_not if one.steps else None) for one in found
+        ]
     searches = [_Search(one) for one in found]
     forecaster = _Forecaster(group, evidence, catalog, predictor)
     while asked := [(search, step) for search in searches if (step := search.next()) is not None]:
-        predictor.rehearsed([program for _, step in asked for program in forecaster.programs(step)])
+        predictor.simulated([program for _, step in asked for program in forecaster.programs(step)])
         for search, step in asked:
             search.take(forecaster.forecast(step))
-    return [search.outlook for search in searches]
+    return [search.proposal_forecast for search in searches]
 
 
 def _why_not(evidence: Evidence) -> str | None:
     """Why nothing can be predicted for a group."""
-    silent = [one.name for one in evidence.members if one.uses_gpu and one.lives and not one.allocators]
+    silent = [one.name for one in evidence.members if one.uses_gpu and one.process_runs and not one.allocators]
     return f"{', '.join(silent)} told nothing of a PyTorch allocator" if silent else None
 
 
@@ -134,15 +136,15 @@ class _Forecaster:
         self._predictor = predictor
 
     def _changed(self, step: Step) -> Iterator[tuple[Training, Role, bool]]:
-        """The trainings that use the card, each with whether the step changes it."""
-        other = varied(self._group, step.change, self._catalog)
+        """The trainings that use the GPU, each with whether the step changes it."""
+        other = varied(self._group, step.override, self._catalog)
         for role in ROLES:
             training = other.training(role)
             if training is not None and training.uses_gpu:
-                yield training, role, role == step.change.role
+                yield training, role, role == step.override.role
 
     def programs(self, step: Step) -> list[Program]:
-        """What has to be rehearsed for it."""
+        """What has to be dry-run for it."""
         return [
             program_of(training)
             for training, role, is_changed in self._changed(step)
@@ -155,28 +157,28 @@ class _Forecaster:
         if any(one is None for one in members):
             return None
         base_bytes = self._evidence.baseline_bytes
-        base_bytes = self._predictor.card.baseline_bytes if base_bytes is None else base_bytes
+        base_bytes = self._predictor.gpu.baseline_bytes if base_bytes is None else base_bytes
         known = tuple(one for one in members if one is not None)
         return Forecast(self._group.id, known, base_bytes, self._group.limits.peak_bytes)
 
-    def _member(self, training: Training, role: Role, is_changed: bool) -> Rehearsal | None:
+    def _member(self, training: Training, role: Role, is_changed: bool) -> SimulatedRun | None:
         seen = None if is_changed else self._seen(role)
         return seen or _only_if_it_held(self._predictor.known.get(keyed(program_of(training))))
 
-    def _seen(self, role: Role) -> Rehearsal | None:
-        """A member as the virtual card saw it; on a real card nothing was predicted."""
+    def _seen(self, role: Role) -> SimulatedRun | None:
+        """A member as the virtual GPU saw it; on a real GPU nothing was predicted."""
         member = self._evidence.member(role)
         if member is None or self._evidence.device.kind != "virtual":
             return None
         peak = member_range(member)
-        return None if peak is None else Rehearsal(member.name, member.argv, 0.0, peak=peak)
+        return None if peak is None else SimulatedRun(member.name, member.argv, 0.0, peak=peak)
 
 
-def _only_if_it_held(rehearsal: Rehearsal | None) -> Rehearsal | None:
-    """A program that was seen on the card and held nothing in its rehearsal was not rehearsed well."""
-    if rehearsal is None or rehearsal.peak is None or rehearsal.peak.expected_bytes:
-        return rehearsal
-    return Rehearsal(rehearsal.name, rehearsal.argv, rehearsal.duration_s, failure="did not use the card")
+def _only_if_it_held(dry_run: SimulatedRun | None) -> SimulatedRun | None:
+    """A program that was seen on the GPU and held nothing in its dry run was not dry-run well."""
+    if dry_run is None or dry_run.peak is None or dry_run.peak.expected_bytes:
+        return dry_run
+    return SimulatedRun(dry_run.name, dry_run.argv, dry_run.duration_s, failure="did not use the GPU")
 
 
 class _Search:
@@ -208,18 +210,18 @@ class _Search:
             self._low = self._place + 1
 
     @property
-    def outlook(self) -> Outlook:
+    def proposal_forecast(self) -> ProposalForecast:
         """What is known in the end."""
         steps = self._proposal.steps
         if not steps:
-            return Outlook(self._proposal)
+            return ProposalForecast(self._proposal)
         fitting = [place for place, one in self._tried.items() if one.answer is Answer.FITS]
         known = [place for place, one in self._tried.items() if one.peak is not None]
         place = min(fitting, default=max(known, default=max(self._tried, default=None)))
         if place is None:
-            return Outlook(self._proposal, steps[0], why_not=OUT_OF_TIME)
+            return ProposalForecast(self._proposal, steps[0], why_not=OUT_OF_TIME)
         forecast = self._tried[place]
-        return Outlook(self._proposal, steps[place], forecast, "; ".join(forecast.failures) or None)
+        return ProposalForecast(self._proposal, steps[place], forecast, "; ".join(forecast.failures) or None)
 
 
 # --- the groups of a run ----------------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ def advise(
     *,
     budget_s: float,
     cache: Cache | None = None,
-) -> Iterator[tuple[Group, list[Outlook]]]:
+) -> Iterator[tuple[Group, list[ProposalForecast]]]:
     """Proposals for the groups of a run that do not fit, each with what is predicted of it, and into the run's file.
 
     Groups whose proposals stand there already are left out. An interruption ends the predictions, not the proposals.
@@ -257,16 +259,16 @@ def advise(
             evidence = read_bare_evidence(directory)
             if evidence is None or _is_complete(entries.get(group.id), group):
                 continue
-            predictor = Predictor(card_of(evidence), until_t, cache)
+            predictor = Predictor(gpu_of(evidence), until_t, cache)
             found = proposals(group, evidence, catalog, known)
             try:
-                outlooks_ = outlooks(group, evidence, found, catalog, predictor)
+                proposal_forecasts_ = forecasts_of_proposals(group, evidence, found, catalog, predictor)
             except KeyboardInterrupt:
                 until_t = 0.0
                 predictor.until_t = until_t
-                outlooks_ = outlooks(group, evidence, found, catalog, predictor)
-            entries[group.id] = _document(group, outlooks_, predictor.card)
-            yield group, outlooks_
+                proposal_forecasts_ = forecasts_of_proposals(group, evidence, found, catalog, predictor)
+            entries[group.id] = _document(group, proposal_forecasts_, predictor.gpu)
+            yield group, proposal_forecasts_
     finally:
         if entries:
             advice_files.write(run.proposals, entries)
@@ -299,16 +301,16 @@ def _is_complete(entry: Mapping[str, Any] | None, group: Group) -> bool:
     return all(one.get("why_not") != OUT_OF_TIME for one in entry.get("proposals") or ())
 
 
-def _document(group: Group, found: Sequence[Outlook], card: KnownCard) -> dict[str, Any]:
+def _document(group: Group, found: Sequence[ProposalForecast], gpu: GpuModel) -> dict[str, Any]:
     return {
         "content_hash": group.content_hash,
-        "card": card.name,
+        "gpu": gpu.name,
         "limit_bytes": group.limits.peak_bytes,
         "proposals": [_entry(one) for one in found],
     }
 
 
-def _entry(one: Outlook) -> dict[str, Any]:
+def _entry(one: ProposalForecast) -> dict[str, Any]:
     peak = None if one.forecast is None else one.forecast.peak
     return {
         "kind": str(one.proposal.kind),
@@ -325,4 +327,4 @@ def _entry(one: Outlook) -> dict[str, Any]:
 
 
 def _change(step: Step) -> Mapping[str, Any]:
-    return {name: value for name, value in asdict(step.change).items() if value}
+    return {name: value for name, value in asdict(step.override).items() if value}

@@ -12,7 +12,7 @@ from enum import StrEnum
 from colocate.errors import PlanError
 from colocate.plan.catalog import Catalog, Training
 from colocate.plan.catalog_schema import Hyperparameter, Value
-from colocate.plan.overrides import Change, option_text, varied
+from colocate.plan.overrides import Override, option_text, varied
 from colocate.plan.plan import Group
 from colocate.plan.roles import Role
 from colocate.results.schema import Record
@@ -33,7 +33,7 @@ FRAGMENTS_BYTES = 256 * MIB
 ALLOCATOR_SETTINGS = "PYTORCH_CUDA_ALLOC_CONF"
 EXPANDABLE = "expandable_segments:True"
 
-# Other models of a repository are tried one by one, and each costs a rehearsal.
+# Other models of a repository are tried one by one, and each costs a dry run.
 MOST_MODELS = 3
 
 
@@ -53,7 +53,7 @@ class Kind(StrEnum):
 class Step:
     """One setting of a proposal: the change, how to write it, and what it means for the training."""
 
-    change: Change
+    override: Override
     settings: str
     why: str
 
@@ -105,7 +105,7 @@ def proposals(
 
 
 def held_bytes(member: Member, *, virtual: bool) -> int | None:
-    """The most that a member held, or on a virtual card wanted; None where nobody told."""
+    """The most that a member held, or on a virtual GPU wanted; None where nobody told."""
     if virtual:
         wanted = member_range(member)
         return None if wanted is None else wanted.expected_bytes
@@ -193,10 +193,10 @@ class _Settings:
     def step(self, values: Mapping[str, Value], why: str) -> Step:
         """The change to these values."""
         if self.of_catalog:
-            told = ", ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
-            return Step(Change(self.role, values), told, why)
-        told = " ".join(f"{option} {value}" for option, value in values.items())
-        return Step(Change(self.role, options=values), told, why)
+            reported = ", ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
+            return Step(Override(self.role, values), reported, why)
+        reported = " ".join(f"{option} {value}" for option, value in values.items())
+        return Step(Override(self.role, options=values), reported, why)
 
     def proposal(self, kind: Kind, *steps: Step, advice: str = "") -> Proposal:
         """A proposal for this training."""
@@ -270,12 +270,12 @@ def _wanted(kind: Hyperparameter, values: Sequence[str]) -> Value | None:
 def _segments(settings: _Settings, member: Member) -> Iterator[Proposal]:
     """Where the allocator kept much beyond what tensors used; the process that kept most tells."""
     before = settings.training.env.get(ALLOCATOR_SETTINGS, "")
-    kept = max((_fragments_bytes(one) for one in (*member.allocators, *member.wanted)), default=0)
-    if EXPANDABLE in before or kept <= FRAGMENTS_BYTES:
+    reused = max((_fragments_bytes(one) for one in (*member.allocators, *member.wanted)), default=0)
+    if EXPANDABLE in before or reused <= FRAGMENTS_BYTES:
         return
     value = f"{before},{EXPANDABLE}" if before else EXPANDABLE
-    why = f"in its environment; its allocator kept {format_mib(kept)} beyond the most that its tensors used"
-    step = Step(Change(settings.role, env={ALLOCATOR_SETTINGS: value}), f"{ALLOCATOR_SETTINGS}={value}", why)
+    why = f"in its environment; its allocator kept {format_mib(reused)} beyond the most that its tensors used"
+    step = Step(Override(settings.role, env={ALLOCATOR_SETTINGS: value}), f"{ALLOCATOR_SETTINGS}={value}", why)
     yield settings.proposal(Kind.SEGMENTS, step)
 
 
@@ -307,9 +307,9 @@ def _others(catalog: Catalog, repository: str) -> Sequence[str]:
 
 def _of_model(group: Group, settings: _Settings, model: str, size: int | None) -> Step | None:
     """The change to another model; None for one that cannot be run."""
-    change = Change(settings.role, model=model)
+    override = Override(settings.role, model=model)
     try:
-        other = varied(group, change, settings.catalog)
+        other = varied(group, override, settings.catalog)
     except PlanError:
         return None
     training = other.training(settings.role)
@@ -318,9 +318,9 @@ def _of_model(group: Group, settings: _Settings, model: str, size: int | None) -
     lost = [name for name in settings.training.hyperparameters if name not in training.hyperparameters]
     why = "in its place" + (f", without {', '.join(lost)}" if lost else "")
     why += f"; it needed {format_mib(size)} in this run" if size is not None else ""
-    return Step(change, f'"model": {json.dumps(model)}', why)
+    return Step(override, f'"model": {json.dumps(model)}', why)
 
 
 def is_unfit(record: Record) -> bool:
-    """A group that needed too much of the card's memory, or may have; less memory helps nothing else."""
+    """A group that needed too much of the GPU's memory, or may have; less memory helps nothing else."""
     return not TOO_MUCH.isdisjoint(record["codes"])

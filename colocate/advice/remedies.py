@@ -10,7 +10,7 @@ from typing import Any
 
 from colocate.advice.forecast import Answer
 from colocate.advice.proposals import MEMORY, Proposal, Step, proposals
-from colocate.device.acquire import Card
+from colocate.device.acquire import FoundGpu
 from colocate.harness.resume import decide, take_up
 from colocate.plan.catalog import Catalog
 from colocate.plan.overrides import rewritten, varied
@@ -43,13 +43,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate that was run; ``kept`` says that an earlier session of the run did it."""
+    """A candidate that was run; ``reused`` says that an earlier session of the run did it."""
 
     candidate: Candidate
     group: Group
     attempt: Attempt
     verdict: Verdict
-    kept: bool
+    reused: bool
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Remedied:
 
 
 def is_of_memory(outcome: str, codes: Iterable[str]) -> bool:
-    """The group does not fit, and for want of memory on the card."""
+    """The group does not fit, and for want of memory on the GPU."""
     return outcome == Outcome.INFEASIBLE and not MEMORY.isdisjoint(codes)
 
 
@@ -76,7 +76,7 @@ def candidates(
 ) -> list[Candidate]:
     """What to try, in this order: what is predicted to fit by its cost, then what nobody could predict.
 
-    On a GPU what a prediction leaves undecided comes last; on a virtual card a run would leave it undecided too.
+    On a GPU what a prediction leaves undecided comes last; on a virtual GPU a run would leave it undecided too.
 
     Args:
         group: The group as it was run.
@@ -115,14 +115,14 @@ class Remedies:
     Args:
         run: The run directory.
         catalog: That of the plan.
-        cards: The cards of the session; an earlier trial counts where it ran on one of them.
+        GPUs: The GPUs of the session; an earlier trial counts where it ran on one of them.
         attempt: Runs a group once in the side run.
         entry: What stands in the plan under a group, as `Plan.entry` says it.
     """
 
     run: RunDirectory
     catalog: Catalog | None
-    cards: Sequence[Card]
+    gpus: Sequence[FoundGpu]
     attempt: Callable[[Group], Attempt]
     entry: Callable[[Group], Entry]
 
@@ -135,7 +135,7 @@ class Remedies:
         """Each group with what came of its remedies; what earlier sessions tried and still holds is not run again.
 
         Raises:
-            ColocateError: the card cannot be used.
+            ColocateError: the GPU cannot be used.
             OSError: a record or the file cannot be written.
         """
         if self.side.path.exists():
@@ -161,16 +161,16 @@ class Remedies:
         return found
 
     def _trial(self, group: Group, candidate: Candidate) -> Trial:
-        changed = varied(group, candidate.step.change, self.catalog)
+        changed = varied(group, candidate.step.override, self.catalog)
         kind = str(candidate.proposal.kind).replace(" ", "-")
         changed = replace(changed, id=f"{group.id}-{kind}-{changed.content_hash[:4]}", runs=1)
-        (decision,) = decide(self.side, [changed], self.cards)
-        if decision.kept is not None:
-            return Trial(candidate, changed, decision.kept.deciding, decision.kept.verdict, kept=True)
+        (decision,) = decide(self.side, [changed], self.gpus)
+        if decision.reused is not None:
+            return Trial(candidate, changed, decision.reused.deciding, decision.reused.verdict, reused=True)
         attempt = self.attempt(changed)
         if attempt.verdict.outcome is Outcome.INCONCLUSIVE and "undecided" not in attempt.verdict.codes:
             attempt = self.attempt(changed)  # what spoiled one attempt may be gone in the next
-        return Trial(candidate, changed, attempt, attempt.verdict, kept=False)
+        return Trial(candidate, changed, attempt, attempt.verdict, reused=False)
 
     def _write(self, found: Remedied) -> None:
         entries = {**advice_files.read(self.run.remedies), found.group.id: self._document(found)}
@@ -197,7 +197,7 @@ class Remedies:
             "predicted": {"answer": str(trial.candidate.answer), "peak": trial.candidate.peak},
             "after": _figures(trial.verdict),
             "directory": str(trial.attempt.directory.path.relative_to(self.run.path)),
-            "member": {step.change.role: rewritten(self.entry(trial.group), step.change, trial.group)},
+            "member": {step.override.role: rewritten(self.entry(trial.group), step.override, trial.group)},
         }
 
 

@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from colocate.advice.forecast import keyed, program_of
-from colocate.advice.packing import Load, Pair, Question, next_question
-from colocate.advice.solo_runs import read_worth
-from colocate.advice.speedup import Alone, alone_of, compare, why_not
+from colocate.advice.packing import Load, PackingProblem, Pair, next_problem
+from colocate.advice.solo_runs import read_speedup
+from colocate.advice.speedup import SoloRun, compare, solo_run_of, why_not
 from colocate.device.base import Basis
-from colocate.harness.attempt import Trials
-from colocate.harness.simulation import Cache, Rehearsal, Watcher, rehearse
+from colocate.harness.attempt import AttemptRunner
+from colocate.harness.simulation import Cache, SimulatedRun, Watcher, simulate
 from colocate.plan.catalog import Catalog, Training
-from colocate.plan.gpu_models import KnownCard
-from colocate.plan.overrides import alone
+from colocate.plan.gpu_models import GpuModel
+from colocate.plan.overrides import solo_group
 from colocate.plan.plan import Group, Limits, Plan
 from colocate.plan.validation import Mistakes
-from colocate.results.attempts import Attempt, settled_groups
+from colocate.results.attempts import Attempt, group_results
 from colocate.results.layout import RunDirectory
 from colocate.results.record import read_record
 from colocate.results.trace_files import read_energy
@@ -34,11 +34,11 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Solo:
+class SoloProfile:
     """A training alone: what it takes, or why that is not known; whether that was remembered from an earlier call.
 
-    ``alone`` is how fast it was, where it was run on a card. ``least_bytes`` is what it cannot do with less of, even if
-    it gives its cache back in time; None where nobody knows.
+    ``solo_run`` is how fast it was, where it was run on a GPU. ``least_bytes`` is what it cannot do with less of,
+    even if it gives its cache back in time; None where nobody knows.
     """
 
     training: Training
@@ -46,7 +46,7 @@ class Solo:
     basis: Basis
     why: str | None = None
     cached: bool = False
-    alone: Alone | None = None
+    solo_run: SoloRun | None = None
     least_bytes: int | None = None
 
 
@@ -81,69 +81,71 @@ def of_plan(plan: Plan) -> list[Training]:
 
 
 def predicted(
-    trainings: Sequence[Training], card: KnownCard, *, cache: Cache | None, timeout_s: float, tell: Watcher
-) -> list[Solo]:
-    """What rehearsals say of each; one that does not use a card takes nothing of it.
+    trainings: Sequence[Training], gpu: GpuModel, *, cache: Cache | None, timeout_s: float, tell: Watcher
+) -> list[SoloProfile]:
+    """What dry runs say of each; one that does not use a GPU takes nothing of it.
 
     Raises:
         TrainingError: a program could not be started.
     """
     programs = {place: program_of(one) for place, one in enumerate(trainings) if one.uses_gpu and not one.missing}
-    found = rehearse(list(programs.values()), card, cache=cache, timeout_s=timeout_s, tell=tell)
-    rehearsed = dict(zip(programs, found, strict=True))
+    found = simulate(list(programs.values()), gpu, cache=cache, timeout_s=timeout_s, tell=tell)
+    simulated = dict(zip(programs, found, strict=True))
     return [
         _unused(training, "predicted")
         if not training.uses_gpu or training.missing
-        else _rehearsed(training, rehearsed[place], card)
+        else _simulated(training, simulated[place], gpu)
         for place, training in enumerate(trainings)
     ]
 
 
-def _rehearsed(training: Training, found: Rehearsal, card: KnownCard) -> Solo:
+def _simulated(training: Training, found: SimulatedRun, gpu: GpuModel) -> SoloProfile:
     load = None if found.peak is None else Load(found.peak, found.peak.low_bytes)
-    return Solo(training, load, "predicted", found.failure, found.cached, least_bytes=_least_bytes(found, card))
+    return SoloProfile(training, load, "predicted", found.failure, found.cached, least_bytes=_least_bytes(found, gpu))
 
 
-def _least_bytes(rehearsal: Rehearsal, card: KnownCard) -> int | None:
+def _least_bytes(dry_run: SimulatedRun, gpu: GpuModel) -> int | None:
     """Its floor with the smallest context, where that is less than the lower end of its peak."""
-    if rehearsal.peak is None:
+    if dry_run.peak is None:
         return None
-    if rehearsal.floor_bytes is None or rehearsal.parts is None:
-        return rehearsal.peak.low_bytes
-    context = rehearsal.parts.context
-    smaller = context - context * card.context_range_bytes[0] // card.context_bytes
-    return min(rehearsal.floor_bytes - smaller, rehearsal.peak.low_bytes)
+    if dry_run.floor_bytes is None or dry_run.parts is None:
+        return dry_run.peak.low_bytes
+    context = dry_run.parts.context
+    smaller = context - context * gpu.context_range_bytes[0] // gpu.context_bytes
+    return min(dry_run.floor_bytes - smaller, dry_run.peak.low_bytes)
 
 
-def measured(trainings: Sequence[Training], trials: Trials, limits: Limits, tell: Tell) -> list[Solo]:
-    """One epoch of each alone on the card.
+def measured(trainings: Sequence[Training], trials: AttemptRunner, limits: Limits, tell: Tell) -> list[SoloProfile]:
+    """One epoch of each alone on the GPU.
 
     Raises:
-        DeviceError: the card cannot be had.
+        DeviceError: the GPU cannot be had.
         OSError: a record cannot be written.
         ColocateError: there is no room for it.
     """
     return list(_measured(trainings, trials, limits, tell))
 
 
-def _measured(trainings: Sequence[Training], trials: Trials, limits: Limits, tell: Tell) -> Iterator[Solo]:
+def _measured(
+    trainings: Sequence[Training], trials: AttemptRunner, limits: Limits, tell: Tell
+) -> Iterator[SoloProfile]:
     for number, training in enumerate(trainings, start=1):
         if not training.uses_gpu or training.missing:
             yield _unused(training, "measured")
             continue
-        group = alone(training, Group(f"solo{number:02}", number, training, None, limits))
+        group = solo_group(training, Group(f"solo{number:02}", number, training, None, limits))
         attempt = trials.attempt(group)
         evidence = read_record(attempt.directory).evidence
         load = load_of(evidence)
         why = None if load is not None and tells_its_need(attempt.verdict) else f"alone: {attempt.verdict}"
         tell(f"{training.name} alone: {why or 'done'}")
-        pace = alone_of(evidence, read_energy(attempt.directory.energy), str(attempt.directory.path))
-        yield Solo(
+        pace = solo_run_of(evidence, read_energy(attempt.directory.energy), str(attempt.directory.path))
+        yield SoloProfile(
             training,
             load if why is None else None,
             evidence.device.basis,
             why,
-            alone=None if isinstance(pace, str) else pace,
+            solo_run=None if isinstance(pace, str) else pace,
         )
 
 
@@ -152,10 +154,10 @@ def tells_its_need(verdict: Verdict) -> bool:
     return set(verdict.codes) <= {"peak_over_limit", "peak_between_samples"}
 
 
-def _unused(training: Training, basis: Basis) -> Solo:
-    """One that takes nothing of the card, or that cannot be run."""
+def _unused(training: Training, basis: Basis) -> SoloProfile:
+    """One that takes nothing of the GPU, or that cannot be run."""
     nothing = None if training.missing else Load(PeakRange(0, 0, 0), 0)
-    return Solo(training, nothing, basis, training.missing, least_bytes=None if training.missing else 0)
+    return SoloProfile(training, nothing, basis, training.missing, least_bytes=None if training.missing else 0)
 
 
 def load_of(evidence: Evidence) -> Load | None:
@@ -171,38 +173,43 @@ def load_of(evidence: Evidence) -> Load | None:
     return Load(PeakRange(low, expected, high), min(floor, low))
 
 
-def known_of(solos: Sequence[Solo]) -> list[Solo]:
+def known_of(solos: Sequence[SoloProfile]) -> list[SoloProfile]:
     """Those whose need is known."""
     return [solo for solo in solos if solo.load is not None]
 
 
-def as_group(solos: Sequence[Solo], places: Sequence[int], number: int, limits: Limits) -> Group:
-    """One or two trainings as a group; of two, the one that takes more is the foreground, one without a card never."""
+def as_group(solos: Sequence[SoloProfile], places: Sequence[int], number: int, limits: Limits) -> Group:
+    """One or two trainings as a group; of two, the one that takes more is the foreground, one without a GPU never."""
     chosen = sorted((solos[place] for place in places), key=rank)
     front, *beside = [one.training for one in chosen]
     return Group(f"pair{number:02}", number, front, beside[0] if beside else None, limits)
 
 
-def rank(solo: Solo) -> tuple[bool, int]:
-    """What begins a group: it uses the card, and takes the most of it."""
+def rank(solo: SoloProfile) -> tuple[bool, int]:
+    """What begins a group: it uses the GPU, and takes the most of it."""
     return (not solo.training.uses_gpu, -(solo.load.peak.expected_bytes if solo.load else 0))
 
 
 def decide(
-    question: Question, solos: Sequence[Solo], trials: Trials, limits: Limits, most: int | None, tell: Tell
-) -> tuple[Question, list[Measured]]:
+    problem: PackingProblem,
+    solos: Sequence[SoloProfile],
+    trials: AttemptRunner,
+    limits: Limits,
+    most: int | None,
+    tell: Tell,
+) -> tuple[PackingProblem, list[Measured]]:
     """Measure open pairs as long as one may change the choice, at most so many; what is known afterwards.
 
     A pair without a verdict is not shared, for nothing is shared on a doubt, and stays open in the answer.
 
     Raises:
-        DeviceError: the card cannot be had.
+        DeviceError: the GPU cannot be had.
         OSError: a record cannot be written.
         ColocateError: there is no room for it.
     """
     found: list[Measured] = []
     while most is None or len(found) < most:
-        pair = next_question(question)
+        pair = next_problem(problem)
         if pair is None:
             break
         number = len(solos) + len(found) + 1
@@ -212,52 +219,56 @@ def decide(
         names = " + ".join(solos[place].training.name for place in pair)
         tell(f"measured {names}: {attempt.verdict.outcome}")
         saved_s = _saved_s(attempt, solos, pair)
-        question = replace(
-            question,
-            known={**question.known, pair: fits is True},
-            saved_s=question.saved_s if saved_s is None else {**question.saved_s, pair: saved_s},
+        problem = replace(
+            problem,
+            known={**problem.known, pair: fits is True},
+            saved_s=problem.saved_s if saved_s is None else {**problem.saved_s, pair: saved_s},
         )
-    return question, found
+    return problem, found
 
 
-def _saved_s(attempt: Attempt, solos: Sequence[Solo], pair: Pair) -> float | None:
+def _saved_s(attempt: Attempt, solos: Sequence[SoloProfile], pair: Pair) -> float | None:
     """Seconds that sharing saved in the work that both did; None where that cannot be told."""
     evidence = read_record(attempt.directory).evidence
-    front, beside = (solos[place].alone for place in sorted(pair, key=lambda place: rank(solos[place])))
+    front, beside = (solos[place].solo_run for place in sorted(pair, key=lambda place: rank(solos[place])))
     if front is None or beside is None or why_not(evidence) is not None:
         return None
-    worth = compare(evidence, (), front, beside)
-    return None if isinstance(worth, str) else worth.sequential_s - worth.together_s
+    speedup = compare(evidence, (), front, beside)
+    return None if isinstance(speedup, str) else speedup.sequential_s - speedup.together_s
 
 
 def remembered(
-    question: Question, solos: Sequence[Solo], run: RunDirectory, card_bytes: int, card_name: str | None = None
-) -> Question:
+    problem: PackingProblem,
+    solos: Sequence[SoloProfile],
+    run: RunDirectory,
+    gpu_bytes: int,
+    gpu_name: str | None = None,
+) -> PackingProblem:
     """What an earlier run measured of these pairs: whether they fit, and what sharing saved.
 
-    Counts on a card of the same size and below the same limit only, and of the same name where that is known: an
-    8 GB card is not 8 GB of a larger one. Of an INCONCLUSIVE group nothing is known, nor of one whose foreground was
+    Counts on a GPU of the same size and below the same limit only, and of the same name where that is known: an
+    8 GB GPU is not 8 GB of a larger one. Of an INCONCLUSIVE group nothing is known, nor of one whose foreground was
     ended before its own end that it fits.
     """
     places = {solo.training.argv: place for place, solo in enumerate(solos)}
-    known, saved_s = dict(question.known), dict(question.saved_s)
-    for settled in settled_groups(run).values():
-        evidence = settled.deciding.evidence
+    known, saved_s = dict(problem.known), dict(problem.saved_s)
+    for group_result in group_results(run).values():
+        evidence = group_result.deciding.evidence
         pair = _places_of(evidence, places)
-        verdict = settled.verdict
-        early = verdict.feasible and any(one.evidence.get("decided_early") for one in settled.last)
-        if pair is None or early or not _is_measured_on(evidence["device"], card_bytes, card_name):
+        verdict = group_result.verdict
+        early = verdict.feasible and any(one.evidence.get("decided_early") for one in group_result.last)
+        if pair is None or early or not _is_measured_on(evidence["device"], gpu_bytes, gpu_name):
             continue
-        if verdict.limit_bytes == question.limit_bytes and verdict.outcome is not Outcome.INCONCLUSIVE:
+        if verdict.limit_bytes == problem.limit_bytes and verdict.outcome is not Outcome.INCONCLUSIVE:
             known[pair] = verdict.feasible
-        found = read_worth(settled.deciding.directory)
+        found = read_speedup(group_result.deciding.directory)
         if found is not None and found.runs:
             saved_s[pair] = min(one.sequential_s - one.together_s for one in found.runs)
-    return replace(question, known=known, saved_s=saved_s)
+    return replace(problem, known=known, saved_s=saved_s)
 
 
-def _is_measured_on(device: Mapping[str, Any], card_bytes: int, card_name: str | None) -> bool:
-    same = device["total_bytes"] == card_bytes and card_name in (None, device["name"])
+def _is_measured_on(device: Mapping[str, Any], gpu_bytes: int, gpu_name: str | None) -> bool:
+    same = device["total_bytes"] == gpu_bytes and gpu_name in (None, device["name"])
     return device["basis"] == "measured" and same
 
 

@@ -6,7 +6,7 @@ the time that so many steps of the background take alone, phase by phase. Start-
 background did between its steps (saving, starting again) counts for nothing, which speaks against sharing and not for
 it.
 
-Time is known on a real card only: on the virtual one nothing is claimed.
+Time is known on a real GPU only: on the virtual one nothing is claimed.
 """
 
 from collections import defaultdict
@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from colocate.results.trace_files import EnergyReading
-from colocate.verdict.evidence import STEP_KINDS, Evidence, Interval, Mark, Member
+from colocate.verdict.evidence import STEP_KINDS, Evidence, Interval, Member, ProgressEvent
 from colocate.verdict.overlap import foreground_window
 from colocate.verdict.rules import Outcome, judge
 
-NOT_PREDICTED = "time is not predicted: the virtual card computes nothing; run the group on a GPU"
+NOT_PREDICTED = "time is not predicted: the virtual GPU computes nothing; run the group on a GPU"
 
 
 class Pace(NamedTuple):
@@ -33,7 +33,7 @@ class Pace(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
+class SoloRun:
     """What one run of a training alone showed.
 
     ``duration_s`` and ``energy_j`` are those of its window, from the first sign of training to the end of its last
@@ -53,27 +53,27 @@ class Alone:
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
+class Speedup:
     """One meeting of two trainings against both one after the other.
 
-    ``background_steps`` are those that it made while the foreground trained, ``background_alone_s`` what they take
-    alone. Energies are the card's, idle share included; ``idle_w`` is what it drew before anything was started.
+    ``background_steps`` are those that it made while the foreground trained, ``background_solo_s`` what they take
+    alone. Energies are the GPU's, idle share included; ``idle_w`` is what it drew before anything was started.
     """
 
     together_s: float
-    foreground_alone_s: float
+    foreground_solo_s: float
     background_steps: float
-    background_alone_s: float
+    background_solo_s: float
     foreground_samples: int | None = None
     together_j: float | None = None
     sequential_j: float | None = None
-    foreground_alone_j: float | None = None
+    foreground_solo_j: float | None = None
     idle_w: float | None = None
 
     @property
     def sequential_s(self) -> float:
         """One after the other."""
-        return self.foreground_alone_s + self.background_alone_s
+        return self.foreground_solo_s + self.background_solo_s
 
     @property
     def time_saved(self) -> float:
@@ -83,36 +83,36 @@ class Worth:
     @property
     def foreground_slowdown(self) -> float:
         """How much longer the foreground takes beside the background."""
-        return self.together_s / self.foreground_alone_s
+        return self.together_s / self.foreground_solo_s
 
     @property
     def background_slowdown(self) -> float:
         """How much longer the background's steps take beside the foreground; infinite if it made none."""
-        return self.together_s / self.background_alone_s if self.background_alone_s else float("inf")
+        return self.together_s / self.background_solo_s if self.background_solo_s else float("inf")
 
     @property
     def energy_saved(self) -> float | None:
-        """Share of the card's energy that sharing saves; None where the counter was not read."""
+        """Share of the GPU's energy that sharing saves; None where the counter was not read."""
         if not self.together_j or not self.sequential_j:
             return None
         return 1 - self.together_j / self.sequential_j
 
     @property
     def idle_share(self) -> float | None:
-        """How much of the energy together the card would have taken doing nothing; None where that was not read."""
+        """How much of the energy together the GPU would have taken doing nothing; None where that was not read."""
         if not self.together_j or self.idle_w is None:
             return None
         return min(1.0, self.idle_w * self.together_s / self.together_j)
 
 
 @dataclass(frozen=True, slots=True)
-class GroupWorth:
+class GroupSpeedup:
     """What a group's runs come to: one entry per pair of runs that could be compared, or why there is none."""
 
-    runs: tuple[Worth, ...] = ()
+    runs: tuple[Speedup, ...] = ()
     unknown: str | None = None
-    foreground: tuple[Alone, ...] = ()
-    background: tuple[Alone, ...] = field(default=())
+    foreground: tuple[SoloRun, ...] = ()
+    background: tuple[SoloRun, ...] = field(default=())
 
     @property
     def saved(self) -> tuple[float, float] | None:
@@ -136,7 +136,7 @@ class GroupWorth:
         return document
 
     @classmethod
-    def from_json(cls, document: Any) -> "GroupWorth":
+    def from_json(cls, document: Any) -> "GroupSpeedup":
         """The inverse of :meth:`to_json`.
 
         Raises:
@@ -154,30 +154,30 @@ def _percent(least: float, most: float) -> str:
 DISTURBED = frozenset({"foreign_process", "sensor_lost"})
 
 
-def group_worth(
+def group_speedup(
     pairs: Sequence[tuple[Evidence, Sequence[EnergyReading]]],
-    foreground: Sequence[Alone],
-    background: Sequence[Alone],
-) -> GroupWorth:
+    foreground: Sequence[SoloRun],
+    background: Sequence[SoloRun],
+) -> GroupSpeedup:
     """All runs of a group against all runs of its members alone.
 
     Args:
-        pairs: the group's runs, each with the readings of the card's counter.
+        pairs: the group's runs, each with the readings of the GPU's counter.
         foreground: runs of the foreground alone, at least one.
         background: runs of the background alone, at least one.
     """
-    runs: list[Worth] = []
+    runs: list[Speedup] = []
     for evidence, energy in pairs:
         why = why_not(evidence)
         if why is not None:
-            return GroupWorth(unknown=why, foreground=tuple(foreground), background=tuple(background))
+            return GroupSpeedup(unknown=why, foreground=tuple(foreground), background=tuple(background))
         for ours in foreground:
             for theirs in background:
                 found = compare(evidence, energy, ours, theirs)
                 if isinstance(found, str):
-                    return GroupWorth(unknown=found, foreground=tuple(foreground), background=tuple(background))
+                    return GroupSpeedup(unknown=found, foreground=tuple(foreground), background=tuple(background))
                 runs.append(found)
-    return GroupWorth(tuple(runs), None if runs else "nothing was run alone", tuple(foreground), tuple(background))
+    return GroupSpeedup(tuple(runs), None if runs else "nothing was run alone", tuple(foreground), tuple(background))
 
 
 def why_not(evidence: Evidence) -> str | None:
@@ -193,7 +193,9 @@ def why_not(evidence: Evidence) -> str | None:
     return None
 
 
-def compare(evidence: Evidence, energy: Sequence[EnergyReading], foreground: Alone, background: Alone) -> Worth | str:
+def compare(
+    evidence: Evidence, energy: Sequence[EnergyReading], foreground: SoloRun, background: SoloRun
+) -> Speedup | str:
     """One run of the group against one of each member; or why the two cannot be compared."""
     window = foreground_window(evidence)
     assert window is not None, "an epoch has ended"
@@ -201,7 +203,7 @@ def compare(evidence: Evidence, energy: Sequence[EnergyReading], foreground: Alo
     steps = tuple(epoch.steps for epoch in evidence.foreground.epochs)
     if not foreground.finished or foreground.epoch_steps != steps:
         return f"{foreground.name} did {_epochs(foreground.epoch_steps)} alone and {_epochs(steps)} together"
-    together = paces(evidence.background.marks, window)
+    together = paces(evidence.background.progress_events, window)
     missing = [phase for phase, pace in together.items() if pace.steps and not _known(background.paces.get(phase))]
     if not together or missing:
         of = f"the phase {missing[0]} of " if missing else ""
@@ -209,23 +211,23 @@ def compare(evidence: Evidence, energy: Sequence[EnergyReading], foreground: Alo
     theirs_s = sum(
         pace.steps * _seconds_a_step(background.paces[phase]) for phase, pace in together.items() if pace.steps
     )
-    alone_j = None
+    solo_j = None
     if foreground.energy_j is not None and background.energy_j is not None:
-        alone_j = foreground.energy_j + background.energy_j / background.duration_s * theirs_s
-    return Worth(
+        solo_j = foreground.energy_j + background.energy_j / background.duration_s * theirs_s
+    return Speedup(
         together_s=window[1] - window[0],
-        foreground_alone_s=foreground.duration_s,
+        foreground_solo_s=foreground.duration_s,
         background_steps=sum(pace.steps for pace in together.values()),
-        background_alone_s=theirs_s,
+        background_solo_s=theirs_s,
         foreground_samples=_samples(evidence.foreground),
         together_j=energy_between(energy, window),
-        sequential_j=alone_j,
-        foreground_alone_j=foreground.energy_j,
+        sequential_j=solo_j,
+        foreground_solo_j=foreground.energy_j,
         idle_w=_idle_w(evidence, energy),
     )
 
 
-def alone_of(evidence: Evidence, energy: Sequence[EnergyReading], record: str) -> Alone | str:
+def solo_run_of(evidence: Evidence, energy: Sequence[EnergyReading], record: str) -> SoloRun | str:
     """What a run of a training alone showed, or why it shows nothing."""
     member, window = evidence.foreground, foreground_window(evidence)
     if evidence.device.basis != "measured":
@@ -236,11 +238,11 @@ def alone_of(evidence: Evidence, energy: Sequence[EnergyReading], record: str) -
     if window is None or window[1] <= window[0]:
         return f"{member.name} showed no training alone"
     end = member.last_exit
-    return Alone(
+    return SoloRun(
         name=member.name,
         duration_s=window[1] - window[0],
         finished=bool(member.epochs) and end is not None and end.ok and not member.epoch_cut,
-        paces=paces(member.marks, window),
+        paces=paces(member.progress_events, window),
         epoch_steps=tuple(epoch.steps for epoch in member.epochs),
         samples=_samples(member),
         energy_j=energy_between(energy, window),
@@ -249,10 +251,10 @@ def alone_of(evidence: Evidence, energy: Sequence[EnergyReading], record: str) -
     )
 
 
-def paces(marks: Sequence[Mark], window: Interval) -> dict[str, Pace]:
+def paces(progress_events: Sequence[ProgressEvent], window: Interval) -> dict[str, Pace]:
     """Steps and seconds of every phase inside a window; a step that is only partly inside counts for its part."""
     found: defaultdict[str, Pace] = defaultdict(lambda: Pace(0.0, 0.0))
-    for phase, start_s, end_s, steps in _stretches(marks):
+    for phase, start_s, end_s, steps in _stretches(progress_events):
         inside_s = min(end_s, window[1]) - max(start_s, window[0])
         if inside_s > 0:
             share = inside_s / (end_s - start_s)
@@ -260,25 +262,25 @@ def paces(marks: Sequence[Mark], window: Interval) -> dict[str, Pace]:
     return dict(found)
 
 
-def _stretches(marks: Sequence[Mark]) -> Iterator[tuple[str, float, float, int]]:
+def _stretches(progress_events: Sequence[ProgressEvent]) -> Iterator[tuple[str, float, float, int]]:
     """From sign to sign of one process: phase, start, end and steps made; where steps are not counted, nothing."""
-    by_pid: defaultdict[int, list[Mark]] = defaultdict(list)
-    for mark in marks:
-        by_pid[mark.pid].append(mark)
+    by_pid: defaultdict[int, list[ProgressEvent]] = defaultdict(list)
+    for event in progress_events:
+        by_pid[event.pid].append(event)
     for own in by_pid.values():
-        for before, mark in pairwise(own):
-            if mark.kind not in STEP_KINDS or mark.step is None or mark.elapsed_s <= before.elapsed_s:
+        for before, event in pairwise(own):
+            if event.kind not in STEP_KINDS or event.step is None or event.elapsed_s <= before.elapsed_s:
                 continue
-            same = before.kind in STEP_KINDS and before.phase == mark.phase and before.step is not None
-            begins = before.kind == "phase" and before.phase == mark.phase
-            if same and before.step is not None and mark.step > before.step:
-                yield mark.phase or "train", before.elapsed_s, mark.elapsed_s, mark.step - before.step
+            same = before.kind in STEP_KINDS and before.phase == event.phase and before.step is not None
+            begins = before.kind == "phase" and before.phase == event.phase
+            if same and before.step is not None and event.step > before.step:
+                yield event.phase or "train", before.elapsed_s, event.elapsed_s, event.step - before.step
             elif begins:
-                yield mark.phase or "train", before.elapsed_s, mark.elapsed_s, mark.step
+                yield event.phase or "train", before.elapsed_s, event.elapsed_s, event.step
 
 
 def energy_between(readings: Sequence[EnergyReading], window: Interval) -> float | None:
-    """Joules that the card's counter ran on in a window, between two readings in a straight line.
+    """Joules that the GPU's counter ran on in a window, between two readings in a straight line.
 
     None where it was not read before and after, and where it went back.
     """
@@ -297,15 +299,15 @@ def _counter_at(known: Sequence[tuple[float, float]], time_s: float) -> float | 
 
 
 def _idle_w(evidence: Evidence, readings: Sequence[EnergyReading]) -> float | None:
-    """What the card drew before anything of ours was started; None where it was not read by then."""
-    starts = [member.lives[0].started_s for member in evidence.members if member.lives]
+    """What the GPU drew before anything of ours was started; None where it was not read by then."""
+    starts = [member.process_runs[0].started_s for member in evidence.members if member.process_runs]
     before = [one.power_w for one in readings if one.power_w is not None and one.elapsed_s < min(starts, default=0.0)]
     return sum(before) / len(before) if before else None
 
 
 def _samples(member: Member) -> int | None:
-    told = [epoch.samples for epoch in member.epochs]
-    return sum(one for one in told if one is not None) if told and None not in told else None
+    reported = [epoch.samples for epoch in member.epochs]
+    return sum(one for one in reported if one is not None) if reported and None not in reported else None
 
 
 def _known(pace: Pace | None) -> bool:
@@ -320,5 +322,5 @@ def _epochs(steps: Sequence[int]) -> str:
     return f"{len(steps)} epoch(s) of {', '.join(map(str, steps)) or 'no'} steps"
 
 
-_ADAPTER = TypeAdapter(GroupWorth)
+_ADAPTER = TypeAdapter(GroupSpeedup)
 """JSON of an answer."""

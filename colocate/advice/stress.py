@@ -1,6 +1,6 @@
-"""How much more memory could be taken before a group breaks: its distance to the cliff, felt and not subtracted.
+"""The memory margin of a group: how much more memory could be taken on its GPU before it breaks, by trying.
 
-The group is run again on smaller and smaller cards, each time from the start, until the largest that it breaks on and
+The group is run again on smaller and smaller GPUs, each time from the start, until the largest that it breaks on and
 the smallest that it holds on are no more than a resolution apart. Knows no pytest.
 """
 
@@ -23,7 +23,7 @@ from colocate.plan.roles import ROLES
 from colocate.results.attempts import Attempt
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.units import MIB, format_mib
-from colocate.verdict.rules import Stability, stability
+from colocate.verdict.rules import MemoryClass, memory_class
 
 KIND = "stress"
 ROLE = "stress"
@@ -34,7 +34,7 @@ LEAST_RESOLUTION_BYTES = 2 * MIB  # what a driver gives out at a time
 # On 8 GB a guess that is far off takes some ten at the default resolution.
 MOST_TRIALS = 24
 
-# A limit is the plan's and no cliff, and a cut epoch is one that the caller asked for.
+# A limit is the plan's and no breaking point, and a cut epoch is one that the caller asked for.
 _NO_BREAK = frozenset({"peak_over_limit", "peak_between_samples", "undecided", "epoch_cut", "spread"})
 _BREAKS = frozenset({"foreground_failed", "epoch_unfinished", "foreground_not_started"})
 _BREAKS_OF_BACKGROUND = frozenset({"background_gave_up", "background_never_ready"})
@@ -54,10 +54,10 @@ _ANSWERS = {Ending.HOLDS: Answer.FITS, Ending.BREAKS: Answer.DOES_NOT_FIT}
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One trial: how much more was taken, what was left of the card, and what came of it."""
+    """One trial: how much more was taken, what was left of the GPU, and what came of it."""
 
     more_bytes: int
-    card_bytes: int
+    gpu_bytes: int
     answer: Ending
     why: str
     directory: str
@@ -69,13 +69,13 @@ class Stress:
 
     The group held out with ``holds_bytes`` more taken, and broke with ``breaks_bytes`` more: None where no trial broke
     it. They are at most ``resolution_bytes`` apart unless ``unfinished`` says why not. ``needed_bytes`` is the
-    smallest card that it held on.
+    smallest GPU that it held on.
     """
 
     group: str
     basis: Basis
     device_name: str
-    card_bytes: int
+    gpu_bytes: int
     holds_bytes: int
     breaks_bytes: int | None
     resolution_bytes: int
@@ -85,13 +85,13 @@ class Stress:
 
     @property
     def needed_bytes(self) -> int:
-        """The smallest card that the group is known to run on."""
-        return self.card_bytes - self.holds_bytes
+        """The smallest GPU that the group is known to run on."""
+        return self.gpu_bytes - self.holds_bytes
 
     @property
-    def stability(self) -> Stability:
+    def memory_class(self) -> MemoryClass:
         """The class of what the group is known to need; that of the plan is drawn by its peak."""
-        return stability(self.needed_bytes)
+        return memory_class(self.needed_bytes)
 
     def __str__(self) -> str:
         held = f"held with {format_mib(self.holds_bytes)} less"
@@ -103,7 +103,7 @@ class Stress:
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
         document: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
-        return {**document, "needed_bytes": self.needed_bytes, "stability": self.stability}
+        return {**document, "needed_bytes": self.needed_bytes, "memory_class": self.memory_class}
 
     @classmethod
     def read(cls, directory: GroupDirectory) -> "Stress | None":
@@ -119,17 +119,17 @@ class Stress:
 def stress(
     device: Device, group: Group, record: Attempt, *, plan: str, resolution_bytes: int = RESOLUTION_BYTES
 ) -> Stress:
-    """Find the cliff of a group that fits, on the card that the session has open; written beside the group's record.
+    """Find the breaking point of a feasible group on the session's GPU; written beside the group's record.
 
     Args:
-        device: The card; a GPU is given back as it was.
+        device: The GPU; a GPU is given back as it was.
         group: What shares it.
         record: The attempt that the verdict rests on.
         plan: Its name, for the records of the trials.
         resolution_bytes: How near the two ends are to come.
 
     Raises:
-        DeviceError: the card does not answer.
+        DeviceError: the GPU does not answer.
         OSError: a record cannot be written.
         ColocateError: there is no room for it.
     """
@@ -137,28 +137,28 @@ def stress(
     make_folder(run.path)
     bench = _Bench(device, replace(group, runs=1), run, plan)
     peak_bytes = record.verdict.peak_bytes or 0
-    most_bytes = bench.card_bytes - (record.evidence.get("baseline_bytes") or 0)
-    cliff = Cliff(bench.answer, resolution_bytes, most_bytes, bench.card_bytes - peak_bytes)
-    cliff.find()
+    most_bytes = bench.gpu_bytes - (record.evidence.get("baseline_bytes") or 0)
+    breaking_point = BreakingPoint(bench.answer, resolution_bytes, most_bytes, bench.gpu_bytes - peak_bytes)
+    breaking_point.find()
     broken = [trial for trial in bench.trials if trial.answer is Ending.BREAKS]
     found = Stress(
         group=group.id,
         basis=device.info.basis,
         device_name=device.info.name,
-        card_bytes=bench.card_bytes,
-        holds_bytes=cliff.holds_bytes,
-        breaks_bytes=cliff.breaks_bytes,
+        gpu_bytes=bench.gpu_bytes,
+        holds_bytes=breaking_point.holds_bytes,
+        breaks_bytes=breaking_point.breaks_bytes,
         resolution_bytes=resolution_bytes,
         trials=tuple(bench.trials),
         broke_by=min(broken, key=lambda trial: trial.more_bytes).why if broken else None,
-        unfinished=cliff.unfinished,
+        unfinished=breaking_point.unfinished,
     )
     write_json(record.directory.stress, found.to_json())
     return found
 
 
-class Cliff:
-    """The search for the cliff, beginning where the arithmetic says.
+class BreakingPoint:
+    """The search for the breaking point, beginning where the arithmetic says.
 
     Args:
         ask: The answer for so many bytes more.
@@ -208,36 +208,36 @@ class Cliff:
                 self.unfinished = f"ended after {self.asked} trials"
         elif answer is Ending.UNTRIED:
             size = format_mib(self._bytes(place))
-            self.unfinished = f"{size} or less cannot be taken: the ballast's context is larger"
+            self.unfinished = f"{size} or less cannot be taken: the balloon's context is larger"
         else:
             self.unfinished = "two trials in a row were spoiled"
 
 
 class _Bench:
-    """Trials of one group on a card that is made smaller."""
+    """Trials of one group on a GPU that is made smaller."""
 
     def __init__(self, device: Device, group: Group, run: RunDirectory, plan: str) -> None:
         self.trials: list[Trial] = []
-        self.card_bytes = _size_bytes(device)
+        self.gpu_bytes = _size_bytes(device)
         self._device = device
         self._group = group
         self._run = run
         self._plan = plan
 
     def answer(self, more_bytes: int) -> Ending:
-        card_bytes = self.card_bytes - more_bytes
+        gpu_bytes = self.gpu_bytes - more_bytes
         cookie = f"{self._run.name}/{self._group.id}/{ROLE}"
-        with smaller(self._device, card_bytes, self._run.path / "virtual_card", cookie=cookie) as card:
-            attempt = attempt_on(card, self._group, self._run, plan=self._plan, asks=False)
+        with smaller(self._device, gpu_bytes, self._run.path / "virtual_gpu", cookie=cookie) as gpu:
+            attempt = attempt_on(gpu, self._group, self._run, plan=self._plan, asks=False)
         answer, why = ending_of(attempt)
-        self.trials.append(Trial(more_bytes, card_bytes, answer, why, attempt.directory.path.name))
+        self.trials.append(Trial(more_bytes, gpu_bytes, answer, why, attempt.directory.path.name))
         return answer
 
 
 def _size_bytes(device: Device) -> int:
-    """What programs can have of the card: a whole GPU's driver keeps some for itself."""
+    """What programs can have of the GPU: a whole GPU's driver keeps some for itself."""
     memory = device.memory()
-    if device.info.kind == "nvidia" and device.info.ballast is None:
+    if device.info.kind == "nvidia" and device.info.balloon is None:
         if memory.free_bytes is not None:
             return memory.used_bytes + memory.free_bytes
         return memory.total_bytes - (memory.reserved_bytes or 0)
@@ -245,10 +245,10 @@ def _size_bytes(device: Device) -> int:
 
 
 def ending_of(attempt: Attempt) -> tuple[Ending, str]:
-    """What an attempt on a smaller card says about the group, and why."""
+    """What an attempt on a smaller GPU says about the group, and why."""
     codes = set(attempt.verdict.codes)
     text = "; ".join(reason.text for reason in attempt.verdict.reasons)
-    if "no_ballast" in codes:
+    if "no_balloon" in codes:
         return Ending.UNTRIED, text
     members = [attempt.evidence[role] for role in ROLES if attempt.evidence.get(role)]
     faults = {code for code, _ in attempt.evidence.get("faults") or ()}

@@ -1,4 +1,4 @@
-"""``colocate calibrate``: figures of a card out of evidence that was measured on it."""
+"""``colocate calibrate``: figures of a GPU out of evidence that was measured on it."""
 
 import argparse
 from pathlib import Path
@@ -11,14 +11,14 @@ def add(commands: command.Commands) -> None:
     parser = command.new(
         commands,
         "calibrate",
-        "Propose a card's context, baseline and the error bars of predictions from evidence measured on it.",
+        "Propose a GPU's context, baseline and the error bars of predictions from evidence measured on it.",
         "colocate calibrate docs/evidence/h100-2026-12-01 --update",
     )
     parser.add_argument(
         "folder", type=Path, nargs="+", metavar="FOLDER", help="a folder that scripts/gpu-evidence has written"
     )
-    parser.add_argument("--update", action="store_true", help="put context and baseline into the table of cards")
-    parser.add_argument("--table", type=Path, help="another table than settings/cards.json")
+    parser.add_argument("--update", action="store_true", help="put context and baseline into the table of GPUs")
+    parser.add_argument("--table", type=Path, help="another table than settings/gpu_models.json")
     parser.set_defaults(run=run)
 
 
@@ -34,4 +34,4 @@ def run(options: argparse.Namespace) -> int:
         table = options.table or TABLE
         with command.writing(table):
             print(update_table(found, table))
-    return command.WELL
+    return command.SUCCESS

@@ -17,15 +17,15 @@ from colocate.cli.arguments import DEVICES, seconds, whole
 from colocate.errors import ColocateError, PlanError
 
 if TYPE_CHECKING:
-    from colocate.device.acquire import Card
+    from colocate.device.acquire import FoundGpu
     from colocate.harness.simulation import Cache
-    from colocate.plan.gpu_models import KnownCard
+    from colocate.plan.gpu_models import GpuModel
     from colocate.report.comparison import Comparison
     from colocate.report.html.page import Report
     from colocate.results.reader import StoredRun
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-WELL, FINDING, USAGE, UNDECIDED = 0, 1, 2, 3
+SUCCESS, CHECK_FAILED, WRONG_INPUT, UNDECIDED = 0, 1, 2, 3
 
 
 def new(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
@@ -91,16 +91,16 @@ def latest_run() -> Path:
 # --- arguments that several commands have -----------------------------------------------------------------------------
 
 
-def takes_card(parser: argparse.ArgumentParser, what: str) -> None:
-    """Declare ``--device`` and ``--card``; ``what`` says what the latter may be."""
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="the card (auto)")
-    parser.add_argument("--card", metavar="CARD", help=what)
+def takes_gpu(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare ``--device`` and ``--gpu``; ``what`` says what the latter may be."""
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="the GPU (auto)")
+    parser.add_argument("--gpu", metavar="GPU", help=what)
 
 
-def takes_rehearsals(parser: argparse.ArgumentParser) -> None:
+def takes_dry_runs(parser: argparse.ArgumentParser) -> None:
     """Declare ``--timeout`` and ``--no-cache``."""
-    parser.add_argument("--timeout", type=whole, default=600, metavar="S", help="seconds per rehearsal (600)")
-    parser.add_argument("--no-cache", action="store_true", help="rehearse everything again, and keep nothing")
+    parser.add_argument("--timeout", type=whole, default=600, metavar="S", help="seconds per dry run (600)")
+    parser.add_argument("--no-cache", action="store_true", help="dry-run everything again, and keep nothing")
 
 
 def takes_records(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +111,7 @@ def takes_records(parser: argparse.ArgumentParser) -> None:
 
 def takes_wait(parser: argparse.ArgumentParser) -> None:
     """Declare ``--wait``."""
-    parser.add_argument("--wait", type=seconds, default=0.0, metavar="S", help="seconds to wait for a busy card (0)")
+    parser.add_argument("--wait", type=seconds, default=0.0, metavar="S", help="seconds to wait for a busy GPU (0)")
 
 
 def takes_json(parser: argparse.ArgumentParser) -> None:
@@ -120,40 +120,40 @@ def takes_json(parser: argparse.ArgumentParser) -> None:
 
 
 def cache(options: argparse.Namespace) -> "Cache | None":
-    """Where rehearsals of earlier calls are; None with ``--no-cache``."""
+    """Where dry runs of earlier calls are; None with ``--no-cache``."""
     from colocate.harness.simulation import Cache
 
     return None if options.no_cache else Cache.of_user()
 
 
-def known_card(options: argparse.Namespace, card_bytes: int) -> "KnownCard":
-    """The card that ``--card`` names, else one of a size."""
+def gpu_model(options: argparse.Namespace, gpu_bytes: int) -> "GpuModel":
+    """The GPU that ``--gpu`` names, else one of a size."""
     from colocate.plan import gpu_models
 
-    return gpu_models.known_card(options.card) if options.card else gpu_models.card_of_size(card_bytes)
+    return gpu_models.gpu_model(options.gpu) if options.gpu else gpu_models.model_of_size(gpu_bytes)
 
 
-def free_card(options: argparse.Namespace, virtual: "KnownCard", asked: str | None = None) -> "tuple[Card, str]":
-    """A card to run on, and a sentence about the choice; a GPU with a size is used as a card of that size.
+def free_gpu(options: argparse.Namespace, virtual: "GpuModel", asked: str | None = None) -> "tuple[FoundGpu, str]":
+    """A GPU to run on, and a sentence about the choice; a GPU with a size is used as a GPU of that size.
 
     Args:
-        options: With ``device`` and ``card``.
-        virtual: The card where there is no GPU, and the size that a GPU is to have where ``--card`` asks for one.
-        asked: The card that the group is for.
+        options: With ``device`` and ``gpu``.
+        virtual: The GPU where there is no GPU, and the size that a GPU is to have where ``--gpu`` asks for one.
+        asked: The GPU that the group is for.
 
     Raises:
         PlanError: none is free, or none is the one that was asked for.
         DeviceError: there is none.
     """
-    from colocate.device.acquire import as_asked, find_cards
+    from colocate.device.acquire import as_asked, find_gpus
 
-    found = find_cards(options.device, card_bytes=virtual.total_bytes, name=virtual.name, small=bool(options.card))
+    found = find_gpus(options.device, gpu_bytes=virtual.total_bytes, name=virtual.name, small=bool(options.gpu))
     if not found.free:
-        raise PlanError(f"card: expected a free one, found none ({'; '.join(found.busy)})")
+        raise PlanError(f"GPU: expected a free one, found none ({'; '.join(found.busy)})")
     # Not the first by next(): in this package that name is the subcommand's module once it has been imported.
-    suited = [card for one in found.free if (card := as_asked(one, asked)) is not None]
+    suited = [gpu for one in found.free if (gpu := as_asked(one, asked)) is not None]
     if not suited:
-        raise PlanError(f"card: expected {asked!r} as the group asks, found {', '.join(map(str, found.free))}")
+        raise PlanError(f"GPU: expected {asked!r} as the group asks, found {', '.join(map(str, found.free))}")
     return suited[0], found.sentence
 
 

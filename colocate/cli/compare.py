@@ -48,8 +48,8 @@ def run(options: argparse.Namespace) -> int:
         for line in github.publish(markdown, github.annotations_of_comparison(found, options.fail_above)):
             print(line)
     if options.fail_above is None:
-        return command.WELL
-    wrong = {change.group: why for change in found.changes if (why := github.broken(change, options.fail_above))}
+        return command.SUCCESS
+    wrong = {diff.group: why for diff in found.diffs if (why := github.broken(diff, options.fail_above))}
     for group, why in wrong.items():
         print(f"{group}: {why}")
-    return command.FINDING if wrong else command.WELL
+    return command.CHECK_FAILED if wrong else command.SUCCESS

@@ -1,6 +1,6 @@
 """Looks at a machine before a run: what is here, what works, and how to mend what does not.
 
-Starts nothing on a GPU. The virtual card is tried with a program of two lines, because only that shows that the
+Starts nothing on a GPU. The virtual GPU is tried with a program of two lines, because only that shows that the
 emulation fits the torch at hand.
 """
 
@@ -25,13 +25,12 @@ from colocate.device.select import refuse_hidden_library
 from colocate.errors import ColocateError, DeviceError
 from colocate.harness import environment
 from colocate.plan.plan import load_plan
-from colocate.probe.virtual_gpu.card import VirtualCard
+from colocate.probe.virtual_gpu.state import VirtualGpu
 from colocate.process import slurm
 from colocate.process.procfs import sees_all_processes
 from colocate.units import GIB, MIB, format_mib, format_size
 
-State = Literal["well", "less", "bad"]
-MARKS: dict[State, str] = {"well": "ok", "less": "less", "bad": "no"}
+State = Literal["ok", "warning", "error"]
 
 NEEDED = ("pytest", "pytest-xdist", "pytest-html", "nvidia-ml-py", "pydantic", "pandas", "psutil")
 WORKLOADS = ("torchvision", "timm", "transformers", "scikit-learn")
@@ -58,14 +57,14 @@ class Finding:
 
 
 def examine(plan: Path | None, results: Path, *, quick: bool = False) -> Iterator[Finding]:
-    """Everything, as it is found. ``quick`` leaves out the trial of the virtual card, which loads torch."""
+    """Everything, as it is found. ``quick`` leaves out the trial of the virtual GPU, which loads torch."""
     yield _python()
-    yield _packages("packages", NEEDED, "bad", "pip install -e .")
+    yield _packages("packages", NEEDED, "error", "pip install -e .")
     yield _torch()
-    yield _packages("trainings' packages", WORKLOADS, "less", "pip install -e '.[workloads]'")
-    yield from _cards()
+    yield _packages("trainings' packages", WORKLOADS, "warning", "pip install -e '.[workloads]'")
+    yield from _gpus()
     if not quick:
-        yield _virtual_card()
+        yield _virtual_gpu()
     yield _plan(plan)
     yield _disk(results)
     yield _shared_memory()
@@ -79,20 +78,20 @@ def examine(plan: Path | None, results: Path, *, quick: bool = False) -> Iterato
 def verdict_of(findings: list[Finding]) -> tuple[bool, str]:
     """Whether a run is possible, and of what kind, in a sentence."""
     states = {finding.about: finding.state for finding in findings}
-    broken = [f.about for f in findings if f.state == "bad" and f.about not in ("GPU", "virtual card")]
+    broken = [f.about for f in findings if f.state == "error" and f.about not in ("GPU", "virtual GPU")]
     if broken:
         return False, f"no run is possible before this is mended: {', '.join(broken)}"
-    if states.get("GPU") == "well":
+    if states.get("GPU") == "ok":
         return True, "ready to measure: pytest feasibility"
-    if states.get("GPU") == "bad":
+    if states.get("GPU") == "error":
         return False, "the GPU cannot be used as it is; mend it, or predict with: pytest feasibility --device=virtual"
-    if states.get("virtual card", "well") == "well" and states.get("torch") == "well":
-        return True, "ready to predict on a virtual card, which needs no GPU: pytest feasibility"
-    return False, "no run is possible: there is no GPU, and the virtual card does not work"
+    if states.get("virtual GPU", "ok") == "ok" and states.get("torch") == "ok":
+        return True, "ready to predict on a virtual GPU, which needs no GPU: pytest feasibility"
+    return False, "no run is possible: there is no GPU, and the virtual GPU does not work"
 
 
 def _python() -> Finding:
-    return Finding("Python", "well", f"{sys.version.split()[0]} at {sys.executable}; colocate {__version__}")
+    return Finding("Python", "ok", f"{sys.version.split()[0]} at {sys.executable}; colocate {__version__}")
 
 
 def _packages(about: str, names: tuple[str, ...], state: State, cure: str) -> Finding:
@@ -100,7 +99,7 @@ def _packages(about: str, names: tuple[str, ...], state: State, cure: str) -> Fi
     missing = [name for name, number in found.items() if number is None]
     if missing:
         return Finding(about, state, f"missing: {', '.join(missing)}", cure)
-    return Finding(about, "well", ", ".join(f"{name} {number}" for name, number in found.items()))
+    return Finding(about, "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
 
 
 def _version(name: str) -> str | None:
@@ -115,44 +114,44 @@ def _torch() -> Finding:
     number, spec = _version("torch"), find_spec("torch")
     if number is None or spec is None or spec.origin is None:
         text = "not installed; only trainings in an environment of their own can be run"
-        return Finding("torch", "less", text, "pip install -e '.[workloads]'")
+        return Finding("torch", "warning", text, "pip install -e '.[workloads]'")
     built = Path(spec.origin).with_name("version.py")
     match = re.search(r"^cuda[^=]*= ['\"]([\d.]+)", built.read_text() if built.exists() else "", re.MULTILINE)
-    return Finding("torch", "well", f"{number}, {f'built for CUDA {match[1]}' if match else 'a build without CUDA'}")
+    return Finding("torch", "ok", f"{number}, {f'built for CUDA {match[1]}' if match else 'a build without CUDA'}")
 
 
-# --- cards
+# --- GPUs
 
 
-def _cards() -> Iterator[Finding]:
+def _gpus() -> Iterator[Finding]:
     if not nvml.library_present():
         try:
             refuse_hidden_library()
         except DeviceError as error:
-            yield Finding("GPU", "bad", str(error))
+            yield Finding("GPU", "error", str(error))
             return
-        text = f"none: {nvml.LIBRARY} is not there; predictions on the virtual card, verify, report and next still work"
-        yield Finding("GPU", "less", text, "to measure, install the NVIDIA driver (in a container: --gpus all)")
+        text = f"none: {nvml.LIBRARY} is not there; predictions on the virtual GPU, verify, report and next still work"
+        yield Finding("GPU", "warning", text, "to measure, install the NVIDIA driver (in a container: --gpus all)")
         return
     try:
         survey = nvml.survey_devices()
     except DeviceError as error:
-        yield Finding("GPU", "bad", str(error))
+        yield Finding("GPU", "error", str(error))
         return
     for failure in survey.failures:
-        yield Finding("GPU left out", "less", str(failure))
+        yield Finding("GPU left out", "warning", str(failure))
     if not survey.devices:
-        yield Finding("GPU", "bad", "the driver is here and knows no card", "check nvidia-smi -L")
+        yield Finding("GPU", "error", "the driver is here and knows no GPU", "check nvidia-smi -L")
         return
     busy = [reason for device in survey.devices if (reason := _held(device.uuid))]
     names = ", ".join(f"{device.name}, {format_size(device.total_bytes)}" for device in survey.devices)
     first = survey.devices[0]
     driver = f"driver {first.driver_version}, CUDA {first.cuda_version}, NVML {first.nvml_version}"
     stamp = " (SIMULATED)" if any(nvml.is_simulated(device) for device in survey.devices) else ""
-    yield Finding("GPU", "well", f"{names}; {driver}{stamp}; {len(survey.devices) - len(busy)} free")
+    yield Finding("GPU", "ok", f"{names}; {driver}{stamp}; {len(survey.devices) - len(busy)} free")
     for reason in busy:
-        yield Finding("GPU in use", "less", reason, "wait with pytest feasibility --wait=600")
-    yield _build_for_card(first.cuda_version)
+        yield Finding("GPU in use", "warning", reason, "wait with pytest feasibility --wait=600")
+    yield _build_for_gpu(first.cuda_version)
     yield _accounting(all(device.accounting for device in survey.devices))
 
 
@@ -164,35 +163,35 @@ def _held(uuid: str) -> str | None:
         return str(error)
 
 
-def _build_for_card(driver_cuda: str | None) -> Finding:
+def _build_for_gpu(driver_cuda: str | None) -> Finding:
     found = _torch()
     match = re.search(r"CUDA (\d+)", found.text)
     if match is None:
         cure = "install a build of torch for CUDA"
-        return Finding("torch on the GPU", "bad", f"expected torch with CUDA, found {found.text}", cure)
+        return Finding("torch on the GPU", "error", f"expected torch with CUDA, found {found.text}", cure)
     if driver_cuda and driver_cuda.split(".")[0].isdecimal() and int(match[1]) > int(driver_cuda.split(".")[0]):
         text = f"torch is built for CUDA {match[1]}, the driver goes up to {driver_cuda}"
-        return Finding("torch on the GPU", "bad", text, "update the driver, or install an older build of torch")
-    return Finding("torch on the GPU", "well", "its CUDA is one that the driver knows")
+        return Finding("torch on the GPU", "error", text, "update the driver, or install an older build of torch")
+    return Finding("torch on the GPU", "ok", "its CUDA is one that the driver knows")
 
 
 def _accounting(on: bool) -> Finding:
     if on:
-        return Finding("accounting", "well", "on: the driver keeps the exact peak of every process")
+        return Finding("accounting", "ok", "on: the driver keeps the exact peak of every process")
     text = "off: peaks rest on samples and on PyTorch's allocator"
     return Finding(
-        "accounting", "less", text, "sudo nvidia-smi --accounting-mode=1 (lasts until the driver is unloaded)"
+        "accounting", "warning", text, "sudo nvidia-smi --accounting-mode=1 (lasts until the driver is unloaded)"
     )
 
 
-def _virtual_card() -> Finding:
-    """A program of two lines on a virtual card of 1 GB."""
+def _virtual_gpu() -> Finding:
+    """A program of two lines on a virtual GPU of 1 GB."""
     if _version("torch") is None:
-        return Finding("virtual card", "less", "cannot be tried without torch", "pip install -e '.[workloads]'")
+        return Finding("virtual GPU", "warning", "cannot be tried without torch", "pip install -e '.[workloads]'")
     with tempfile.TemporaryDirectory(prefix="colocate-doctor-") as name:
         folder = Path(name)
-        card = folder / "card"
-        VirtualCard.create(card, name="doctor", total_bytes=GIB, baseline_bytes=0)
+        gpu = folder / "gpu"
+        VirtualGpu.create(gpu, name="doctor", total_bytes=GIB, baseline_bytes=0)
         (folder / "probe").mkdir()
         env = environment.for_training(
             os.environ,
@@ -200,7 +199,7 @@ def _virtual_card() -> Finding:
             events=folder / "events",
             probe=folder / "probe",
             uuid=None,
-            virtual_card=card,
+            virtual_gpu=gpu,
         )
         return _tried([sys.executable, "-c", _TRIAL], env, folder)
 
@@ -210,11 +209,11 @@ def _tried(argv: list[str], env: dict[str, str], folder: Path) -> Finding:
     try:
         done = subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, timeout=TRIAL_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("virtual card", "bad", f"its trial failed: {error}", cure)
+        return Finding("virtual GPU", "error", f"its trial failed: {error}", cure)
     if done.returncode != 0 or done.stdout.strip() != str(4 * MIB):
         said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing"]
-        return Finding("virtual card", "bad", f"its trial ended with {done.returncode} and said {said[0]!r}", cure)
-    return Finding("virtual card", "well", "works with this torch")
+        return Finding("virtual GPU", "error", f"its trial ended with {done.returncode} and said {said[0]!r}", cure)
+    return Finding("virtual GPU", "ok", "works with this torch")
 
 
 # --- the rest of the machine
@@ -227,12 +226,12 @@ def _plan(path: Path | None) -> Finding:
     try:
         plan = load_plan(path)
     except ColocateError as error:
-        return Finding("plan", "bad", str(error).replace("\n", "; "))
+        return Finding("plan", "error", str(error).replace("\n", "; "))
     missing = {group.id: group.missing for group in plan.groups if group.missing}
     if missing:
         first = next(iter(missing.values()))
-        return Finding("plan", "less", f"{path}: {len(missing)} of {len(plan.groups)} groups cannot be run: {first}")
-    return Finding("plan", "well", f"{path}: {len(plan.groups)} groups, all trainings are there")
+        return Finding("plan", "warning", f"{path}: {len(missing)} of {len(plan.groups)} groups cannot be run: {first}")
+    return Finding("plan", "ok", f"{path}: {len(plan.groups)} groups, all trainings are there")
 
 
 def _disk(results: Path) -> Finding:
@@ -240,23 +239,23 @@ def _disk(results: Path) -> Finding:
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
-        return Finding("disk", "bad", f"{folder} cannot be written", "choose another folder with --results=DIR")
+        return Finding("disk", "error", f"{folder} cannot be written", "choose another folder with --results=DIR")
     free = shutil.disk_usage(folder).free
     text = f"{format_mib(free)} free for {results}"
     if free < ROOM_BYTES:
-        return Finding("disk", "less", text, "make room: logs and records of a run need some MiB, checkpoints more")
-    return Finding("disk", "well", text)
+        return Finding("disk", "warning", text, "make room: logs and records of a run need some MiB, checkpoints more")
+    return Finding("disk", "ok", text)
 
 
 def _shared_memory() -> Finding:
     try:
         size = shutil.disk_usage("/dev/shm").total
     except OSError:
-        return Finding("shared memory", "less", "/dev/shm is not there; data loaders with workers need it")
+        return Finding("shared memory", "warning", "/dev/shm is not there; data loaders with workers need it")
     if size < SHARED_BYTES:
         text = f"/dev/shm has {format_mib(size)}; data loaders with workers may die of it"
-        return Finding("shared memory", "less", text, "in Docker: --shm-size=2g")
-    return Finding("shared memory", "well", format_mib(size))
+        return Finding("shared memory", "warning", text, "in Docker: --shm-size=2g")
+    return Finding("shared memory", "ok", format_mib(size))
 
 
 def _host_memory() -> Finding:
@@ -268,9 +267,9 @@ def _host_memory() -> Finding:
     text = f"{format_mib(size)}{'' if limit is None else ' (limit of the control group)'}, {cores} cores"
     if size < HOST_BYTES or cores < 2:
         return Finding(
-            "host", "less", text, "two trainings want 8 GB and 2 cores; with less they are slow or are killed"
+            "host", "warning", text, "two trainings want 8 GB and 2 cores; with less they are slow or are killed"
         )
-    return Finding("host", "well", text)
+    return Finding("host", "ok", text)
 
 
 def _control_group_limit() -> int | None:
@@ -288,38 +287,41 @@ def _control_group_limit() -> int | None:
 
 def _processes() -> Finding:
     if sees_all_processes():
-        return Finding("processes", "well", "all can be seen, so whoever uses the card can be named")
-    text = "those of others are hidden here; a stranger on the card is seen, but not named"
-    return Finding("processes", "less", text, "in Docker: --pid=host")
+        return Finding("processes", "ok", "all can be seen, so whoever uses the GPU can be named")
+    text = "those of others are hidden here; a foreign process on the GPU is seen, but not named"
+    return Finding("processes", "warning", text, "in Docker: --pid=host")
 
 
 def _cpu_energy() -> Finding:
     if CpuEnergyMeter().energy_j() is not None:
-        return Finding("processors' energy", "well", "can be read")
+        return Finding("processors' energy", "ok", "can be read")
     if any(POWERCAP.glob("intel-rapl:*")):
         cure = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj (until the next start)"
-        return Finding("processors' energy", "less", "only root may read it", cure)
-    return Finding("processors' energy", "less", "this machine has no counter; the figure stays empty")
+        return Finding("processors' energy", "warning", "only root may read it", cure)
+    return Finding("processors' energy", "warning", "this machine has no counter; the figure stays empty")
 
 
 def _compiler() -> Finding:
     found = shutil.which("gcc") or shutil.which("cc")
     if found is None:
         text = "none; trainings that use torch.compile and the tests of this project want one"
-        return Finding("C compiler", "less", text, "apt-get install gcc libc6-dev")
-    return Finding("C compiler", "well", found)
+        return Finding("C compiler", "warning", text, "apt-get install gcc libc6-dev")
+    return Finding("C compiler", "ok", found)
 
 
 def _slurm() -> Finding:
     found = slurm.version()
     if found is None:
-        return Finding("Slurm", "well", "not here; only --on=slurm needs it")
+        return Finding("Slurm", "ok", "not here; only --executor=slurm needs it")
     try:
         nodes = slurm.nodes(None)
     except ColocateError as error:
         return Finding(
-            "Slurm", "less", f"{found}, which does not answer: {error}", "check sinfo; only --on=slurm needs it"
+            "Slurm",
+            "warning",
+            f"{found}, which does not answer: {error}",
+            "check sinfo; only --executor=slurm needs it",
         )
     gpus = sum(node.gpus for node in nodes)
     text = f"{found}; {len(nodes)} nodes with {gpus} GPUs take jobs in the default partition"
-    return Finding("Slurm", "well", text)
+    return Finding("Slurm", "ok", text)

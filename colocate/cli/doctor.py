@@ -16,20 +16,20 @@ def add(commands: command.Commands) -> None:
     )
     parser.add_argument("--plan", type=Path, metavar="FILE", help="plan to look at (that of the settings folder)")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where runs go (results)")
-    parser.add_argument("--quick", action="store_true", help="leave out the trial of the virtual card")
+    parser.add_argument("--quick", action="store_true", help="leave out the trial of the virtual GPU")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print every finding; a finding only where no run is possible."""
-    from colocate.cli.diagnostics import MARKS, examine, verdict_of
+    from colocate.cli.diagnostics import examine, verdict_of
 
     findings = []
     for finding in examine(options.plan, options.results, quick=options.quick):
         findings.append(finding)
-        print(f"{MARKS[finding.state]:4} {finding.about}: {finding.text}")
+        print(f"{finding.state:8}{finding.about}: {finding.text}")
         if finding.cure:
-            print(f"     -> {finding.cure}")
-    possible, text = verdict_of(findings)
+            print(f"        -> {finding.cure}")
+    worst_case, text = verdict_of(findings)
     print(text)
-    return command.WELL if possible else command.FINDING
+    return command.SUCCESS if worst_case else command.CHECK_FAILED

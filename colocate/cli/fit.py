@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from colocate.advice.forecast import Forecast
     from colocate.device.base import Basis
     from colocate.plan.catalog import Catalog
-    from colocate.plan.gpu_models import KnownCard
+    from colocate.plan.gpu_models import GpuModel
     from colocate.plan.plan import Group, Plan
 
 MOST = 1 << 16  # a larger batch is not looked for
@@ -45,7 +45,7 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("group", metavar="GROUP", help="id of a group of the plan")
     parser.add_argument("--vary", metavar="MEMBER.NAME", help="what varies (foreground.batch_size)")
     parser.add_argument("--plan", type=Path, default=DEFAULT_PLAN, metavar="FILE", help=f"the plan ({DEFAULT_PLAN})")
-    command.takes_card(parser, "its size or name (a GPU's own, else the plan's)")
+    command.takes_gpu(parser, "its size or name (a GPU's own, else the plan's)")
     parser.add_argument("--least", type=number, metavar="N", help="the least value that is looked at (the step)")
     parser.add_argument("--most", type=number, metavar="N", help=f"the greatest value that is looked at ({MOST})")
     parser.add_argument("--step", type=number, metavar="N", help="values are this far apart (1)")
@@ -53,7 +53,7 @@ def add(commands: command.Commands) -> None:
         "--confirm", type=int, choices=range(10), metavar="N", help="runs that confirm it (2 measured, 1 predicted)"
     )
     command.takes_records(parser)
-    command.takes_rehearsals(parser)
+    command.takes_dry_runs(parser)
     command.takes_json(parser)
     parser.set_defaults(run=run)
 
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     """Search, tell every trial as it comes, then the answer; the exit code says what was found."""
     from colocate.advice.fit import LargestValue, variable
     from colocate.files import write_json
-    from colocate.harness.attempt import Trials
+    from colocate.harness.attempt import AttemptRunner
     from colocate.plan.plan import load_plan
     from colocate.results.layout import RunDirectory
 
@@ -72,8 +72,8 @@ def run(options: argparse.Namespace) -> int:
         raise PlanError(f"{group.id}: {group.missing}")
     varies = variable(group, options.vary or _usual(group, catalog), catalog)
     grid = _grid(varies, options)
-    card, sentence = command.free_card(options, command.known_card(options, plan.limits.card_bytes), group.card)
-    basis: Basis = "measured" if card.kind == "nvidia" else "predicted"
+    gpu, sentence = command.free_gpu(options, command.gpu_model(options, plan.limits.gpu_bytes), group.gpu)
+    basis: Basis = "measured" if gpu.kind == "nvidia" else "predicted"
     confirmations = CONFIRMATIONS[basis] if options.confirm is None else options.confirm
     records = RunDirectory.new(options.results, datetime.now(), "fit")
     print(f"{sentence}\nrecords: {command.near(records.path)}", file=sys.stderr)
@@ -83,8 +83,8 @@ def run(options: argparse.Namespace) -> int:
         grid=grid,
         catalog=catalog,
         basis=basis,
-        foresee=_foresight(options, card.figures),
-        attempt=Trials(records, plan.name, card, options.wait).attempt,
+        foresee=_forecasts(options, gpu.figures),
+        attempt=AttemptRunner(records, plan.name, gpu, options.wait).attempt,
         confirmations=confirmations,
         tell=lambda tried: print(_line(tried), file=sys.stderr, flush=True),
     )
@@ -131,26 +131,26 @@ def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":
     return Grid(least, most, step)
 
 
-def _foresight(options: argparse.Namespace, card: "KnownCard") -> "Callable[[Group], Forecast]":
+def _forecasts(options: argparse.Namespace, gpu: "GpuModel") -> "Callable[[Group], Forecast]":
     from colocate.advice.forecast import forecast, keyed, program_of
-    from colocate.harness.simulation import Program, Rehearsal, rehearse
+    from colocate.harness.simulation import Program, SimulatedRun, simulate
 
-    known: dict[Program, Rehearsal] = {}
+    known: dict[Program, SimulatedRun] = {}
     cache = command.cache(options)
 
     def foresee(group: "Group") -> "Forecast":
         programs = [keyed(program_of(training)) for training in group.trainings if training.uses_gpu]
         new = [one for one in dict.fromkeys(programs) if one not in known or known[one].failure is not None]
-        known.update(zip(new, rehearse(new, card, cache=cache, timeout_s=options.timeout), strict=True))
-        return forecast(group, known, card.baseline_bytes, group.limits.peak_bytes)
+        known.update(zip(new, simulate(new, gpu, cache=cache, timeout_s=options.timeout), strict=True))
+        return forecast(group, known, gpu.baseline_bytes, group.limits.peak_bytes)
 
     return foresee
 
 
 def _exit_code(fit: "Fit", confirmations: int) -> int:
     if fit.largest is not None:
-        return command.WELL if fit.confirmations >= confirmations else command.UNDECIDED
-    return command.FINDING if fit.refused is not None and fit.undecided is None else command.UNDECIDED
+        return command.SUCCESS if fit.confirmations >= confirmations else command.UNDECIDED
+    return command.CHECK_FAILED if fit.refused is not None and fit.undecided is None else command.UNDECIDED
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -232,5 +232,5 @@ def _settings(plan: "Plan", group: "Group", fit: "Fit") -> dict[str, Any] | None
 
     if fit.largest is None:
         return None
-    change = fit.variable.change(fit.largest)
-    return {fit.variable.role: rewritten(plan.entry(group), change, varied(group, change, plan.load_catalog()))}
+    override = fit.variable.override(fit.largest)
+    return {fit.variable.role: rewritten(plan.entry(group), override, varied(group, override, plan.load_catalog()))}

@@ -47,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
         print(line)
     if not plan.document["experiments"]:
         print(f"{stored.name}: no pair is recommended for a long run; no plan is written")
-        return command.FINDING
+        return command.CHECK_FAILED
     make_folder(out.resolve().parent)
     with command.writing(out):
         write_json(out, plan.document)
     command.tell_plan(out, ", ".join(load_plan(out).ids))
-    return command.WELL
+    return command.SUCCESS

@@ -18,14 +18,14 @@ from colocate.cli import (
     pairs,
     predict,
     report,
+    speedup,
     verify,
     watch,
-    worth,
 )
-from colocate.cli.common import USAGE
+from colocate.cli.common import WRONG_INPUT
 from colocate.errors import ColocateError
 
-COMMANDS = (doctor, predict, pairs, pack, fit, watch, report, merge, compare, follow_up, worth, verify, calibrate)
+COMMANDS = (doctor, predict, pairs, pack, fit, watch, report, merge, compare, follow_up, speedup, verify, calibrate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except ColocateError as error:
         print(f"colocate: {error}", file=sys.stderr)
-        return USAGE
+        return WRONG_INPUT
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ def add(commands: command.Commands) -> None:
         "colocate merge journals/*.jsonl",
     )
     parser.add_argument(
-        "journals", type=Path, nargs="+", metavar="JOURNAL", help="a file of pytest feasibility --journal"
+        "journals", type=Path, nargs="+", metavar="JOURNAL", help="a file of pytest feasibility --archive"
     )
     parser.add_argument(
         "--results", type=Path, default=Path("results"), metavar="DIR", help="where the run goes (results)"
@@ -53,5 +53,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"run:     {command.near(run.path)}")
     print(f"report:  {command.near(out)}")
     if options.gate == "plan":
-        return command.WELL if all(part.tally.holding == "holds" for part in report.parts) else command.FINDING
-    return command.FINDING if merged.missing else command.WELL
+        return (
+            command.SUCCESS
+            if all(part.plan_verdict.holding == "holds" for part in report.parts)
+            else command.CHECK_FAILED
+        )
+    return command.CHECK_FAILED if merged.missing else command.SUCCESS

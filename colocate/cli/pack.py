@@ -1,4 +1,4 @@
-"""``colocate pack``: which of many trainings should share a card, and a schedule that says so."""
+"""``colocate pack``: which of many trainings should share a GPU, and a schedule that says so."""
 
 import argparse
 import sys
@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from colocate.cli import common as command
 from colocate.cli.arguments import count, whole
-from colocate.cli.training_set import CARD, DEFAULT_CATALOG, SOLO_HEAD, Task, save, solo_line, takes_epochs, takes_limit
+from colocate.cli.training_set import DEFAULT_CATALOG, GPU, SOLO_HEAD, Task, save, solo_line, takes_epochs, takes_limit
 from colocate.errors import PlanError
 from colocate.units import format_mib, format_size, span_text, to_mib
 
 if TYPE_CHECKING:
-    from colocate.advice.packing import Question
-    from colocate.advice.solo_profiles import Measured, Solo
-    from colocate.device.acquire import Card
+    from colocate.advice.packing import PackingProblem
+    from colocate.advice.solo_profiles import Measured, SoloProfile
+    from colocate.device.acquire import FoundGpu
 
 DEFAULT_OUT = Path("pack.json")
 
 EPILOG = """\
 examples:
-  colocate pack settings/models.json --cards 4          every model of the catalog
+  colocate pack settings/models.json --gpus 4          every model of the catalog
   colocate pack --from settings/parallel_feasibility_test.json
-  colocate pack --per-card 3 --card 24GB
+  colocate pack --per-gpu 3 --gpu 24GB
   colocate pack --device nvidia --measure 5             at most five pairs are run
 
 exit codes: 0 a schedule, 1 nothing shares, 3 open pairs may still change it,
@@ -38,12 +38,12 @@ exit codes: 0 a schedule, 1 nothing shares, 3 open pairs may still change it,
 
 def add(commands: command.Commands) -> None:
     """Declare the arguments."""
-    parser = command.new(commands, "pack", "Decide which of many trainings should share a card, with few runs.", EPILOG)
+    parser = command.new(commands, "pack", "Decide which of many trainings should share a GPU, with few runs.", EPILOG)
     parser.add_argument("catalog", nargs="?", type=Path, metavar="CATALOG", help=f"its models ({DEFAULT_CATALOG})")
     parser.add_argument("--from", dest="plan", type=Path, metavar="PLAN", help="the trainings of a plan instead")
-    parser.add_argument("--cards", type=whole, default=1, metavar="N", help="cards of the schedule (1)")
-    parser.add_argument("--per-card", type=whole, default=2, metavar="K", help="trainings that share one (2)")
-    command.takes_card(parser, CARD)
+    parser.add_argument("--gpus", type=whole, default=1, metavar="N", help="GPUs of the schedule (1)")
+    parser.add_argument("--per-gpu", type=whole, default=2, metavar="K", help="trainings that share one (2)")
+    command.takes_gpu(parser, GPU)
     takes_limit(parser)
     parser.add_argument(
         "--measure",
@@ -57,31 +57,31 @@ def add(commands: command.Commands) -> None:
     takes_epochs(parser)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="PLAN", help=f"the plan ({DEFAULT_OUT})")
     command.takes_records(parser)
-    command.takes_rehearsals(parser)
+    command.takes_dry_runs(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Solo runs, bounds, the runs that matter, then the schedule and its plan."""
     task = Task.of(options)
-    card, sentence = command.free_card(options, task.card, task.asked)
+    gpu, sentence = command.free_gpu(options, task.gpu, task.asked)
     print(sentence, file=sys.stderr)
-    if card.kind == "virtual":
+    if gpu.kind == "virtual":
         if options.measure:
-            raise PlanError("--measure: expected a GPU; a virtual card cannot decide what its own interval leaves open")
-        solos, base = task.predicted(options), task.card.baseline_bytes
-        return _answer(task, options, solos, _question(solos, base, task.card.total_bytes, task, options.known), [])
-    return _on_a_gpu(task, options, card)
+            raise PlanError("--measure: expected a GPU; a virtual GPU cannot decide what its own interval leaves open")
+        solos, base = task.predicted(options), task.gpu.baseline_bytes
+        return _answer(task, options, solos, _problem(solos, base, task.gpu.total_bytes, task, options.known), [])
+    return _on_a_gpu(task, options, gpu)
 
 
-def _on_a_gpu(task: Task, options: argparse.Namespace, card: "Card") -> int:
+def _on_a_gpu(task: Task, options: argparse.Namespace, gpu: "FoundGpu") -> int:
     from colocate.advice.solo_profiles import decide, known_of, measured
-    from colocate.harness.attempt import Trials
-    from colocate.results.attempts import settled_groups
+    from colocate.harness.attempt import AttemptRunner
+    from colocate.results.attempts import group_results
     from colocate.results.layout import RunDirectory
 
     run = RunDirectory.new(options.results, datetime.now(), "pack")
-    trials = Trials(run, f"pack_{task.name}", card, options.wait)
+    trials = AttemptRunner(run, f"pack_{task.name}", gpu, options.wait)
     print(f"records: {command.near(run.path)}", file=sys.stderr)
 
     def tell(text: str) -> None:
@@ -90,61 +90,61 @@ def _on_a_gpu(task: Task, options: argparse.Namespace, card: "Card") -> int:
     with run.locked():
         try:
             solos = measured(task.trainings, trials, task.limits, tell)
-            seen = [one.deciding.evidence for one in settled_groups(run).values()]
+            seen = [one.deciding.evidence for one in group_results(run).values()]
             base = max((one["baseline_bytes"] or 0 for one in seen), default=0)
-            total = max((one["device"]["total_bytes"] for one in seen), default=task.card.total_bytes)
+            total = max((one["device"]["total_bytes"] for one in seen), default=task.gpu.total_bytes)
             name = next((one["device"]["name"] for one in seen), None)
-            question = _question(solos, base, total, task, options.known, name)
-            question, found = decide(question, known_of(solos), trials, task.limits, options.measure, tell)
+            problem = _problem(solos, base, total, task, options.known, name)
+            problem, found = decide(problem, known_of(solos), trials, task.limits, options.measure, tell)
         finally:
             run.release()
-    return _answer(task, options, solos, question, found)
+    return _answer(task, options, solos, problem, found)
 
 
-def _question(
-    solos: "Sequence[Solo]",
+def _problem(
+    solos: "Sequence[SoloProfile]",
     base_bytes: int,
     total_bytes: int,
     task: Task,
     runs: Sequence[Path],
-    card_name: str | None = None,
-) -> "Question":
-    from colocate.advice.packing import Question
+    gpu_name: str | None = None,
+) -> "PackingProblem":
+    from colocate.advice.packing import PackingProblem
     from colocate.advice.solo_profiles import known_of, remembered
     from colocate.results.layout import RunDirectory
 
     known = known_of(solos)
-    question = Question(tuple(solo.load for solo in known if solo.load), base_bytes, task.limits.peak_bytes)
+    problem = PackingProblem(tuple(solo.load for solo in known if solo.load), base_bytes, task.limits.peak_bytes)
     for run in runs:
         if not run.is_dir():
             raise PlanError(f"--known: expected a run directory, got {str(run)!r}")
-        question = remembered(question, known, RunDirectory(run), total_bytes, card_name)
-    return question
+        problem = remembered(problem, known, RunDirectory(run), total_bytes, gpu_name)
+    return problem
 
 
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 Slot = tuple[int, ...]
-"""The trainings of one card at one time, as places among those whose need is known."""
+"""The trainings of one GPU at one time, as places among those whose need is known."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is known of the trainings, and which of them share a card.
+    """What is known of the trainings, and which of them share a GPU.
 
     ``open_left`` says that open pairs may still change it.
     """
 
     task: Task
-    solos: "Sequence[Solo]"
-    question: "Question"
+    solos: "Sequence[SoloProfile]"
+    problem: "PackingProblem"
     found: "Sequence[Measured]"
     slots: Sequence[Slot]
     note: str
     open_left: bool = False
 
     @cached_property
-    def known(self) -> "list[Solo]":
+    def known(self) -> "list[SoloProfile]":
         """The trainings whose need is known: slots are places in this list."""
         from colocate.advice.solo_profiles import known_of
 
@@ -154,68 +154,72 @@ class Schedule:
     def exit_code(self) -> int:
         """What the command comes to."""
         if len(self.known) < len(self.solos):
-            return command.USAGE
+            return command.WRONG_INPUT
         if self.open_left:
             return command.UNDECIDED
-        return command.WELL if any(len(slot) > 1 for slot in self.slots) else command.FINDING
+        return command.SUCCESS if any(len(slot) > 1 for slot in self.slots) else command.CHECK_FAILED
 
 
 def _answer(
-    task: Task, options: argparse.Namespace, solos: "Sequence[Solo]", question: "Question", found: "Sequence[Measured]"
+    task: Task,
+    options: argparse.Namespace,
+    solos: "Sequence[SoloProfile]",
+    problem: "PackingProblem",
+    found: "Sequence[Measured]",
 ) -> int:
-    found_by = _in_pairs if options.per_card == 2 else _in_bins
-    slots, note, open_left = found_by(question, found, options.per_card)
-    schedule = Schedule(task, solos, question, found, _in_order(question, slots), note, open_left)
-    for line in _lines(schedule, options.cards):
+    found_by = _in_pairs if options.per_gpu == 2 else _in_bins
+    slots, note, open_left = found_by(problem, found, options.per_gpu)
+    schedule = Schedule(task, solos, problem, found, _in_order(problem, slots), note, open_left)
+    for line in _lines(schedule, options.gpus):
         print(line)
-    folder, why = options.out.resolve().parent, "Which trainings should share a card, by colocate pack."
+    folder, why = options.out.resolve().parent, "Which trainings should share a GPU, by colocate pack."
     written = save(task.document("pack", why, _entries(schedule, folder), folder), options.out)
     print()
     command.tell_plan(options.out, f"{written} groups")
     return schedule.exit_code
 
 
-def _in_pairs(question: "Question", found: "Sequence[Measured]", per_card: int) -> tuple[list[Slot], str, bool]:
+def _in_pairs(problem: "PackingProblem", found: "Sequence[Measured]", per_gpu: int) -> tuple[list[Slot], str, bool]:
     """The best pairs, why they are the best, and whether open pairs may give more."""
-    from colocate.advice.packing import best_pairs, next_question
+    from colocate.advice.packing import best_pairs, next_problem
 
     # One that carried no verdict may fit all the same.
-    open_left = next_question(question) is not None or any(one.fits is None for one in found)
-    if question.by_time:
+    open_left = next_problem(problem) is not None or any(one.fits is None for one in found)
+    if problem.by_time:
         note = "optimal: no other choice of pairs that fit saves more time"
     elif open_left:
         note = "optimal among the pairs that surely fit; open ones may give more"
     else:
         note = "optimal: no other choice gives more pairs, whatever the open ones do"
-    return list(best_pairs(question)), note, open_left
+    return list(best_pairs(problem)), note, open_left
 
 
-def _in_bins(question: "Question", found: "Sequence[Measured]", per_card: int) -> tuple[list[Slot], str, bool]:
-    """The same for more than two a card, by their sizes alone."""
+def _in_bins(problem: "PackingProblem", found: "Sequence[Measured]", per_gpu: int) -> tuple[list[Slot], str, bool]:
+    """The same for more than two a GPU, by their sizes alone."""
     from colocate.advice.packing import packed
 
-    packing = packed(question, per_card)
+    packing = packed(problem, per_gpu)
     fewest = "no packing takes fewer" if packing.optimal else f"at least {packing.at_least} are needed"
     held = sum(map(len, packing.bins))
-    note = f"{len(packing.bins)} cards hold {held} trainings, at most {per_card} each; {fewest}"
+    note = f"{len(packing.bins)} GPUs hold {held} trainings, at most {per_gpu} each; {fewest}"
     return list(packing.bins), note, False
 
 
-def _in_order(question: "Question", slots: Sequence[Slot]) -> list[Slot]:
-    """The slots and, on a card of its own, every training in none of them that may fit: the fullest first."""
+def _in_order(problem: "PackingProblem", slots: Sequence[Slot]) -> list[Slot]:
+    """The slots and, on a GPU of its own, every training in none of them that may fit: the fullest first."""
     from colocate.advice.forecast import Answer
 
     placed = {place for slot in slots for place in slot}
-    rest = [(place,) for place in range(len(question.loads)) if place not in placed]
-    alone = [slot for slot in rest if question.by_bounds(slot) is not Answer.DOES_NOT_FIT]
-    return sorted([*slots, *alone], key=lambda slot: (-len(slot), -question.peak(slot).high_bytes))
+    rest = [(place,) for place in range(len(problem.loads)) if place not in placed]
+    alone = [slot for slot in rest if problem.by_bounds(slot) is not Answer.DOES_NOT_FIT]
+    return sorted([*slots, *alone], key=lambda slot: (-len(slot), -problem.peak(slot).high_bytes))
 
 
-def _lines(schedule: Schedule, num_cards: int) -> Iterator[str]:
-    task, solos, question, slots = schedule.task, schedule.solos, schedule.question, schedule.slots
+def _lines(schedule: Schedule, num_gpus: int) -> Iterator[str]:
+    task, solos, problem, slots = schedule.task, schedule.solos, schedule.problem, schedule.slots
     basis = solos[0].basis if solos else "predicted"
-    yield f"{task.name}: {len(solos)} trainings on {format_size(task.card.total_bytes)} cards, {basis}"
-    yield f"limit {format_mib(task.limits.peak_bytes)}, {format_mib(question.base_bytes)} in use before anything starts"
+    yield f"{task.name}: {len(solos)} trainings on {format_size(task.gpu.total_bytes)} GPUs, {basis}"
+    yield f"limit {format_mib(task.limits.peak_bytes)}, {format_mib(problem.base_bytes)} in use before anything starts"
     yield ""
     yield SOLO_HEAD
     for solo in solos:
@@ -224,47 +228,47 @@ def _lines(schedule: Schedule, num_cards: int) -> Iterator[str]:
     yield from command.wrapped(_count(schedule))
     yield from command.wrapped(schedule.note)
     yield ""
-    rounds, alone = ceil(len(slots) / num_cards), ceil(len(schedule.known) / num_cards)
-    yield f"{num_cards} card{'s' if num_cards > 1 else ''}, {rounds} rounds instead of {alone}"
+    rounds, alone = ceil(len(slots) / num_gpus), ceil(len(schedule.known) / num_gpus)
+    yield f"{num_gpus} GPU{'s' if num_gpus > 1 else ''}, {rounds} rounds instead of {alone}"
     for number, slot in enumerate(slots):
         names = " + ".join(schedule.known[place].training.name for place in slot)
-        yield f"round {number // num_cards + 1}, card {number % num_cards + 1}: {names}"
-        yield f"    {_figures(question, slot)}"
+        yield f"round {number // num_gpus + 1}, GPU {number % num_gpus + 1}: {names}"
+        yield f"    {_figures(problem, slot)}"
     if any(len(slot) > 2 for slot in slots):
         yield ""
-        yield from command.wrapped("a group of a plan has two members: of more on a card the plan tries every pair")
+        yield from command.wrapped("a group of a plan has two members: of more on a GPU the plan tries every pair")
 
 
-def _figures(question: "Question", slot: Slot) -> str:
-    """What the trainings of a card take together, what is left, and what sharing saves."""
-    peak, pair = question.peak(slot), (min(slot), max(slot))
-    how = "measured, " if len(slot) == 2 and pair in question.known else ""
-    room = to_mib(question.limit_bytes - peak.high_bytes)
+def _figures(problem: "PackingProblem", slot: Slot) -> str:
+    """What the trainings of a GPU take together, what is left, and what sharing saves."""
+    peak, pair = problem.peak(slot), (min(slot), max(slot))
+    how = "measured, " if len(slot) == 2 and pair in problem.known else ""
+    room = to_mib(problem.limit_bytes - peak.high_bytes)
     spare = f", {room:.0f} MiB of room" if room > 0 else ""
-    saves = f", saves {question.saved_s[pair]:.1f} s" if len(slot) == 2 and pair in question.saved_s else ""
+    saves = f", saves {problem.saved_s[pair]:.1f} s" if len(slot) == 2 and pair in problem.saved_s else ""
     return f"{how}{span_text(peak.low_bytes, peak.high_bytes)} MiB{spare}{saves}"
 
 
 def _count(schedule: Schedule) -> str:
     from colocate.advice.forecast import Answer
 
-    solos, question, found = schedule.solos, schedule.question, schedule.found
-    cards = [solo for solo in solos if solo.training.uses_gpu]
-    cached = sum(solo.cached for solo in cards)
-    of_card = {place for place, solo in enumerate(schedule.known) if solo.training.uses_gpu}
-    answers = Counter(question.by_bounds(pair) for pair in question.answers if of_card.issuperset(pair))
+    solos, problem, found = schedule.solos, schedule.problem, schedule.found
+    gpus = [solo for solo in solos if solo.training.uses_gpu]
+    cached = sum(solo.cached for solo in gpus)
+    of_gpu = {place for place, solo in enumerate(schedule.known) if solo.training.uses_gpu}
+    answers = Counter(problem.by_bounds(pair) for pair in problem.answers if of_gpu.issuperset(pair))
     fit, open_ = answers[Answer.FITS], answers[Answer.UNDECIDED]
-    total = len(of_card) * (len(of_card) - 1) // 2
-    runs = f"{len(cards)} solo runs" + (f", {cached} of them remembered" if cached else "")
+    total = len(of_gpu) * (len(of_gpu) - 1) // 2
+    runs = f"{len(gpus)} solo runs" + (f", {cached} of them remembered" if cached else "")
     text = f"{total} pairs from {runs}: {fit} surely fit, {total - fit - open_} surely do not, {open_} open; "
     text += f"{len(found)} of these were run"
     doubtful = sum(one.fits is None for one in found)
     if doubtful:
         text += f", {doubtful} without a verdict, which do not share"
-    if len(question.known) > len(found):
-        text += f", {len(question.known) - len(found)} pairs were measured in earlier runs"
-    if len(cards) < len(solos):
-        text += f"; {len(solos) - len(cards)} training without a card shares with any"
+    if len(problem.known) > len(found):
+        text += f", {len(problem.known) - len(found)} pairs were measured in earlier runs"
+    if len(gpus) < len(solos):
+        text += f"; {len(solos) - len(gpus)} training without a GPU shares with any"
     return text
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colocate.cli import common as command
-from colocate.cli.training_set import CARD, SOLO_HEAD, Task, save, solo_line, takes_epochs, takes_limit
+from colocate.cli.training_set import GPU, SOLO_HEAD, Task, save, solo_line, takes_epochs, takes_limit
 from colocate.errors import PlanError
 from colocate.units import format_mib, format_size, mib_text, span_text
 
 if TYPE_CHECKING:
     from colocate.advice.pairing import OrderedPair
-    from colocate.advice.solo_profiles import Solo
+    from colocate.advice.solo_profiles import SoloProfile
     from colocate.plan.catalog import Training
 
 DEFAULT_OUT = Path("pairs.json")
@@ -24,7 +24,7 @@ EPILOG = """\
 examples:
   colocate pairs                                     all pairs of the catalog
   colocate pairs --models=mnist,siamese,VulBERTa/mlp
-  colocate pairs --from settings/parallel_feasibility_test.json --card=24GB
+  colocate pairs --from settings/parallel_feasibility_test.json --gpu=24GB
   colocate pairs --each-foreground-once --tiers=medium,high
 
 exit codes: 0 a plan was written, 1 no pair is left to be run, 2 wrong input
@@ -41,10 +41,10 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("--each-foreground-once", action="store_true", help="one pair per training, spread evenly")
     parser.add_argument("--with-itself", action="store_true", help="every training beside itself too")
     parser.add_argument("--all", action="store_true", help="run those too that cannot fit by their floor")
-    parser.add_argument("--card", metavar="CARD", help=CARD)
+    parser.add_argument("--gpu", metavar="GPU", help=GPU)
     takes_limit(parser)
     takes_epochs(parser)
-    command.takes_rehearsals(parser)
+    command.takes_dry_runs(parser)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FILE", help=f"the plan ({DEFAULT_OUT})")
     parser.set_defaults(run=run)
 
@@ -62,7 +62,7 @@ def words(text: str) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Solo rehearsals, all pairs out of them, the choice, the plan."""
+    """Solo dry runs, all pairs out of them, the choice, the plan."""
     from colocate.advice.pairing import each_foreground_once, ordered_pairs
 
     _check_tiers(options.tiers or ())
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     if options.models:
         task = replace(task, trainings=_named(task.trainings, options.models))
     solos = task.predicted(options)
-    base, limit = task.card.baseline_bytes, task.limits.peak_bytes
+    base, limit = task.gpu.baseline_bytes, task.limits.peak_bytes
     every = list(ordered_pairs(solos, base, limit, with_itself=options.with_itself))
     asked = [pair for pair in every if not options.tiers or (pair.tier or "unknown") in options.tiers]
     left = [pair for pair in asked if pair.impossible and not options.all]
@@ -81,9 +81,9 @@ def run(options: argparse.Namespace) -> int:
         print(line)
     if not chosen:
         print("\nno pair is left to be run; no plan is written")
-        return command.FINDING
+        return command.CHECK_FAILED
     _write(task, options.out, solos, chosen, left)
-    return command.WELL
+    return command.SUCCESS
 
 
 def _check_tiers(tiers: Sequence[str]) -> None:
@@ -127,14 +127,14 @@ def _of_name(trainings: "Sequence[Training]", name: str) -> "list[Training]":
 def _lines(
     task: Task,
     options: argparse.Namespace,
-    solos: "Sequence[Solo]",
+    solos: "Sequence[SoloProfile]",
     every: "Sequence[OrderedPair]",
     asked: "Sequence[OrderedPair]",
     chosen: "Sequence[OrderedPair]",
     left: "Sequence[OrderedPair]",
 ) -> Iterator[str]:
-    limit, base = task.limits.peak_bytes, task.card.baseline_bytes
-    yield f"{task.name}: {len(solos)} trainings on {format_size(task.card.total_bytes)} cards, predicted"
+    limit, base = task.limits.peak_bytes, task.gpu.baseline_bytes
+    yield f"{task.name}: {len(solos)} trainings on {format_size(task.gpu.total_bytes)} GPUs, predicted"
     yield f"limit {format_mib(limit)}, {format_mib(base)} in use before anything starts"
     yield ""
     yield SOLO_HEAD
@@ -176,7 +176,7 @@ def _table(asked: "Sequence[OrderedPair]", chosen: "Sequence[OrderedPair]") -> I
             yield f"{tier:10} {sum(numbers.values()):>6} {running[tier]:>6}  {columns}".rstrip()
 
 
-def _once(solos: "Sequence[Solo]", chosen: "Sequence[OrderedPair]") -> str:
+def _once(solos: "Sequence[SoloProfile]", chosen: "Sequence[OrderedPair]") -> str:
     taken = Counter(pair.background for pair in chosen)
     most = max(taken.values(), default=0)
     without = [
@@ -190,7 +190,11 @@ def _once(solos: "Sequence[Solo]", chosen: "Sequence[OrderedPair]") -> str:
 
 
 def _write(
-    task: Task, out: Path, solos: "Sequence[Solo]", chosen: "Sequence[OrderedPair]", left: "Sequence[OrderedPair]"
+    task: Task,
+    out: Path,
+    solos: "Sequence[SoloProfile]",
+    chosen: "Sequence[OrderedPair]",
+    left: "Sequence[OrderedPair]",
 ) -> None:
     folder = out.resolve().parent
     members = [task.member(solo.training, folder) for solo in solos]
@@ -207,12 +211,12 @@ def _write(
 
 
 def _entry(
-    pair: "OrderedPair", members: Sequence[dict[str, Any]], solos: "Sequence[Solo]", task: Task
+    pair: "OrderedPair", members: Sequence[dict[str, Any]], solos: "Sequence[SoloProfile]", task: Task
 ) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": pair.id, **task.wish}
     if pair.peak is not None:
         entry["tier"] = pair.tier
-        if pair.peak.expected_bytes <= task.limits.card_bytes:  # a plan refuses to expect more than the card has
+        if pair.peak.expected_bytes <= task.limits.gpu_bytes:  # a plan refuses to expect more than the GPU has
             entry["expected_memory"] = f"{mib_text(pair.peak.expected_bytes)}MB"
     return entry | {
         "mode": "parallel",
@@ -222,7 +226,7 @@ def _entry(
     }
 
 
-def _note(pair: "OrderedPair", solos: "Sequence[Solo]") -> str:
+def _note(pair: "OrderedPair", solos: "Sequence[SoloProfile]") -> str:
     if pair.peak is None:
         both = (solos[pair.foreground], solos[pair.background])
         return "not predicted: " + "; ".join(

@@ -10,8 +10,8 @@ from colocate.units import format_mib, format_size, mib_text, span_text
 
 if TYPE_CHECKING:
     from colocate.advice.forecast import Forecast
-    from colocate.harness.simulation import Rehearsal
-    from colocate.plan.gpu_models import KnownCard
+    from colocate.harness.simulation import SimulatedRun
+    from colocate.plan.gpu_models import GpuModel
     from colocate.verdict.predicted_peak import PeakRange
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "workspaces", "fragmentation", "context")
@@ -19,28 +19,28 @@ INDENT = "    "
 
 
 class Predicted(NamedTuple):
-    """What is predicted for one card."""
+    """What is predicted for one GPU."""
 
-    card: "KnownCard"
-    rehearsals: "Sequence[Rehearsal]"
+    gpu: "GpuModel"
+    dry_runs: "Sequence[SimulatedRun]"
     forecasts: "Sequence[Forecast]"
 
 
-def title(card: "KnownCard", limit_bytes: int, name: str) -> str:
-    """What is predicted, on which card, below which limit."""
-    text = f"{name}: predicted for a {card.name} of {format_size(card.total_bytes)}"
-    if format_size(card.total_bytes) in card.name:
-        text = f"{name}: predicted for a {card.name}"
+def title(gpu: "GpuModel", limit_bytes: int, name: str) -> str:
+    """What is predicted, on which GPU, below which limit."""
+    text = f"{name}: predicted for a {gpu.name} of {format_size(gpu.total_bytes)}"
+    if format_size(gpu.total_bytes) in gpu.name:
+        text = f"{name}: predicted for a {gpu.name}"
     return f"{text}, limit {format_mib(limit_bytes)}; nothing was measured"
 
 
-def training_table(rehearsals: "Sequence[Rehearsal]") -> list[str]:
+def training_table(dry_runs: "Sequence[SimulatedRun]") -> list[str]:
     """What every training needs, in MiB, and what of."""
     head = f"{'training, MiB':22}{'param':>6}{'grad':>6}{'optim':>6}{'activ':>6}{'work':>5}{'frag':>5}{'ctx':>4}"
-    return [f"{head}{'peak':>6} {'range':>10}", *map(line_of, rehearsals)]
+    return [f"{head}{'peak':>6} {'range':>10}", *map(line_of, dry_runs)]
 
 
-def line_of(one: "Rehearsal") -> str:
+def line_of(one: "SimulatedRun") -> str:
     """A row of that table."""
     name = f"{short(one.name, 22):22}"
     if one.peak is None or one.parts is None:
@@ -97,7 +97,7 @@ def curve_table(curve: "dict[int, Forecast]") -> list[str]:
     return lines
 
 
-def parts_of(one: "Rehearsal") -> list[str]:
+def parts_of(one: "SimulatedRun") -> list[str]:
     """One training at length."""
     if one.peak is None:
         return []
@@ -111,36 +111,36 @@ def parts_of(one: "Rehearsal") -> list[str]:
 
 
 def total(one: "Forecast") -> list[str]:
-    """The card with all of them on it."""
+    """The GPU with all of them on it."""
     peak = one.peak
     if peak is None:
         return []
-    base = f"  {'rest of the card':16}{mib_text(one.base_bytes):>7} MiB before anything starts"
+    base = f"  {'rest of the GPU':16}{mib_text(one.base_bytes):>7} MiB before anything starts"
     return [
         base,
-        f"  {'card':16}{mib_text(peak.expected_bytes):>7} MiB, range {_range(peak, one.limit_bytes)}: {one.answer}",
+        f"  {'gpu':16}{mib_text(peak.expected_bytes):>7} MiB, range {_range(peak, one.limit_bytes)}: {one.answer}",
     ]
 
 
-def explained(rehearsals: "Sequence[Rehearsal]", forecasts: "Iterable[Forecast]") -> list[str]:
+def explained(dry_runs: "Sequence[SimulatedRun]", forecasts: "Iterable[Forecast]") -> list[str]:
     """Why something is not predicted, what the ranges rest on, and what was assumed."""
     lines: list[str] = []
     failures = dict.fromkeys(text for one in forecasts for text in one.failures)
     for text in failures:
         lines += command.wrapped("not predicted: " + text, INDENT)
-    for one in rehearsals:
+    for one in dry_runs:
         lines += [f"    | {line[: command.WIDTH - 6]}" for line in one.last_lines if one.failure]
-    workspaces = {one.name: one.workspace_bytes for one in rehearsals if one.workspace_bytes}
+    workspaces = {one.name: one.workspace_bytes for one in dry_runs if one.workspace_bytes}
     listed = ", ".join(f"{name} +{format_mib(size)}" for name, size in workspaces.items())
-    for text in dict.fromkeys(text for one in rehearsals for text in one.rests_on):
+    for text in dict.fromkeys(text for one in dry_runs for text in one.rests_on):
         whose = f": {listed}" if listed and text.startswith("workspaces") else ""
         lines += command.wrapped("range: " + text + whose, INDENT)
     notes: dict[str, list[str]] = {}
-    for one in rehearsals:
+    for one in dry_runs:
         for text in one.notes:
             notes.setdefault(text, []).append(one.name)
     for text, names in notes.items():
-        whose = "" if len(names) == len(rehearsals) else f" ({', '.join(dict.fromkeys(names))})"
+        whose = "" if len(names) == len(dry_runs) else f" ({', '.join(dict.fromkeys(names))})"
         lines += command.wrapped("assumed: " + text + whose, INDENT)
     return lines
 
@@ -155,27 +155,27 @@ def not_modelled(forecasts: "Iterable[Forecast]") -> list[str]:
 
 
 def document(predictions: "Sequence[Predicted]") -> dict[str, Any]:
-    """Everything as JSON types; every training and every forecast names its card."""
+    """Everything as JSON types; every training and every forecast names its GPU."""
     from colocate.harness.simulation import NOT_MODELLED
 
     return {
         "schema": 1,
         "basis": "predicted",
-        "cards": [asdict(one.card) | {"sources": dict(one.card.sources)} for one in predictions],
+        "gpus": [asdict(one.gpu) | {"sources": dict(one.gpu.sources)} for one in predictions],
         "not_modelled": list(NOT_MODELLED),
         "trainings": [
-            asdict(training) | {"argv": list(training.argv), "card": one.card.name}
+            asdict(training) | {"argv": list(training.argv), "gpu": one.gpu.name}
             for one in predictions
-            for training in dict.fromkeys(one.rehearsals)
+            for training in dict.fromkeys(one.dry_runs)
         ],
-        "forecasts": [_forecast(forecast, one.card) for one in predictions for forecast in one.forecasts],
+        "forecasts": [_forecast(forecast, one.gpu) for one in predictions for forecast in one.forecasts],
     }
 
 
-def _forecast(one: "Forecast", card: "KnownCard") -> dict[str, Any]:
+def _forecast(one: "Forecast", gpu: "GpuModel") -> dict[str, Any]:
     return {
         "name": one.name,
-        "card": card.name,
+        "gpu": gpu.name,
         "members": [member.name for member in one.members],
         "base_bytes": one.base_bytes,
         "limit_bytes": one.limit_bytes,

@@ -1,4 +1,4 @@
-"""What rehearsals are doing, on standard error while a command waits for them."""
+"""What dry runs are doing, on standard error while a command waits for them."""
 
 import os
 import time

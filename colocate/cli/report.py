@@ -18,7 +18,7 @@ def add(commands: command.Commands) -> None:
     parser = command.new(
         commands,
         "report",
-        "Rebuild the page and summary.csv from run directories; several runs become one page, cards kept apart.",
+        "Rebuild the page and summary.csv from run directories; several runs become one page, GPUs kept apart.",
         "colocate report results/run_20261124_053000",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory")
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"report:  {command.near(out)}")
     for path in paths:
         print(f"summary: {command.near(path / 'summary.csv')}")
-    return command.WELL
+    return command.SUCCESS
 
 
 def _predict(run: "StoredRun", budget_s: float) -> None:

@@ -1,4 +1,4 @@
-"""What the subcommands about many trainings share: where these are from, on which card, and how a plan holds them."""
+"""What the subcommands about many trainings share: where these are from, on which GPU, and how a plan holds them."""
 
 import argparse
 import json
@@ -15,18 +15,18 @@ from colocate.errors import PlanError
 from colocate.units import format_mib, mib_text, span_text, to_mib
 
 if TYPE_CHECKING:
-    from colocate.advice.solo_profiles import Solo
+    from colocate.advice.solo_profiles import SoloProfile
     from colocate.plan.catalog import Catalog, Training
-    from colocate.plan.gpu_models import KnownCard
+    from colocate.plan.gpu_models import GpuModel
     from colocate.plan.plan import Limits, Plan
 
 DEFAULT_CATALOG = Path("settings/models.json")
-CARD = "a size, or a name of settings/cards.json (8GB)"
+GPU = "a size, or a name of settings/gpu_models.json (8GB)"
 
 
 def takes_limit(parser: argparse.ArgumentParser) -> None:
     """Declare ``--limit``."""
-    parser.add_argument("--limit", type=size, metavar="SIZE", help="a card's use stays below this (the plan's)")
+    parser.add_argument("--limit", type=size, metavar="SIZE", help="a GPU's use stays below this (the plan's)")
 
 
 def takes_epochs(parser: argparse.ArgumentParser) -> None:
@@ -36,15 +36,15 @@ def takes_epochs(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Task:
-    """Trainings that are to share cards, and which cards.
+    """Trainings that are to share GPUs, and which GPUs.
 
-    ``asked`` is the card that all groups of their plan ask for, and that those of a new plan are to ask for.
+    ``asked`` is the GPU that all groups of their plan ask for, and that those of a new plan are to ask for.
     """
 
     name: str
     trainings: "list[Training]"
     catalog: "Catalog | None"
-    card: "KnownCard"
+    gpu: "GpuModel"
     limits: "Limits"
     asked: str | None = None
 
@@ -53,11 +53,11 @@ class Task:
         """The task behind the options.
 
         Raises:
-            PlanError: catalog, plan or card cannot be used, or the plan is for several cards and no option names one.
+            PlanError: catalog, plan or GPU cannot be used, or the plan is for several GPUs and no option names one.
         """
         from colocate.advice.solo_profiles import of_catalog, of_plan
         from colocate.plan.catalog import load_catalog
-        from colocate.plan.gpu_models import known_card
+        from colocate.plan.gpu_models import gpu_model
         from colocate.plan.plan import Limits, load_plan
 
         if options.plan and options.catalog:
@@ -66,21 +66,21 @@ class Task:
         _check_kind(options.catalog, "catalog", "models", "experiments", f"; write --from={options.catalog}")
         plan = load_plan(options.plan) if options.plan else None
         limits = plan.limits if plan else Limits()
-        asked = _card_of_all(plan) if plan and not options.card else None
+        asked = _gpu_of_all(plan) if plan and not options.gpu else None
         if plan and asked:
             limits = _limits_of_all(plan, options)
-        card = known_card(asked) if asked else command.known_card(options, limits.card_bytes)
-        if card.total_bytes != limits.card_bytes:  # as for `colocate predict`: another card may be used as a whole
-            limits = limits.model_copy(update={"card_bytes": card.total_bytes, "peak_bytes": card.total_bytes})
+        gpu = gpu_model(asked) if asked else command.gpu_model(options, limits.gpu_bytes)
+        if gpu.total_bytes != limits.gpu_bytes:  # as for `colocate predict`: another GPU may be used as a whole
+            limits = limits.model_copy(update={"gpu_bytes": gpu.total_bytes, "peak_bytes": gpu.total_bytes})
         if options.limit:
             limits = limits.model_copy(update={"peak_bytes": options.limit})
         if plan:
-            return cls(plan.name, of_plan(plan), plan.load_catalog(), card, limits, asked)
+            return cls(plan.name, of_plan(plan), plan.load_catalog(), gpu, limits, asked)
         catalog = load_catalog(options.catalog or DEFAULT_CATALOG)
-        return cls(catalog.path.stem, of_catalog(catalog, options.epochs), catalog, card, limits)
+        return cls(catalog.path.stem, of_catalog(catalog, options.epochs), catalog, gpu, limits)
 
-    def predicted(self, options: argparse.Namespace) -> "list[Solo]":
-        """What rehearsals say of each training alone, with a line that tells how far they are.
+    def predicted(self, options: argparse.Namespace) -> "list[SoloProfile]":
+        """What dry runs say of each training alone, with a line that tells how far they are.
 
         Raises:
             TrainingError: a program could not be started.
@@ -90,12 +90,12 @@ class Task:
 
         cache = command.cache(options)
         with Progress(len(self.trainings), sys.stderr) as progress:
-            return predicted(self.trainings, self.card, cache=cache, timeout_s=options.timeout, tell=progress.tell)
+            return predicted(self.trainings, self.gpu, cache=cache, timeout_s=options.timeout, tell=progress.tell)
 
     def document(self, kind: str, description: str, entries: Iterable[dict[str, Any]], folder: Path) -> dict[str, Any]:
         """A plan of these entries for a file in a folder, with the limits of the task."""
         asked = self.limits.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        sizes = {"card": self.limits.card_bytes, "peak": self.limits.peak_bytes}
+        sizes = {"gpu": self.limits.gpu_bytes, "peak": self.limits.peak_bytes}
         document = {
             "experiment_name": f"{kind}_{self.name}"[:100],
             "description": description,
@@ -108,8 +108,8 @@ class Task:
 
     @property
     def wish(self) -> dict[str, str]:
-        """What an entry of a new plan says of its card."""
-        return {"card": self.asked} if self.asked else {}
+        """What an entry of a new plan says of its GPU."""
+        return {"gpu": self.asked} if self.asked else {}
 
     def member(self, training: "Training", folder: Path) -> dict[str, Any]:
         """The training as it stands in a plan in this folder."""
@@ -133,23 +133,23 @@ def _check_kind(path: Path | None, kind: str, key: str, other: str, hint: str = 
         raise PlanError(f"{path}: expected a {kind}, found a {found}{hint}")
 
 
-def _card_of_all(plan: "Plan") -> str | None:
-    """The card that every group of a plan asks for; None where none asks.
+def _gpu_of_all(plan: "Plan") -> str | None:
+    """The GPU that every group of a plan asks for; None where none asks.
 
     Raises:
-        PlanError: they are for several cards.
+        PlanError: they are for several GPUs.
     """
     first: dict[str | None, str] = {}
     for group in plan.groups:
-        first.setdefault(group.card, group.id)
+        first.setdefault(group.gpu, group.id)
     if len(first) > 1:
-        found = ", ".join(f"{name} for {repr(card) if card else 'that of the plan'}" for card, name in first.items())
-        raise PlanError(f"{plan.path}: expected groups for one card, found {found}; name the card with --card")
+        found = ", ".join(f"{name} for {repr(gpu) if gpu else 'that of the plan'}" for gpu, name in first.items())
+        raise PlanError(f"{plan.path}: expected groups for one GPU, found {found}; name the GPU with --gpu")
     return next(iter(first))
 
 
 def _limits_of_all(plan: "Plan", options: argparse.Namespace) -> "Limits":
-    """What holds for every group of a plan whose groups ask for a card.
+    """What holds for every group of a plan whose groups ask for a GPU.
 
     Raises:
         PlanError: they have different limits, and no option names one.
@@ -162,20 +162,20 @@ def _limits_of_all(plan: "Plan", options: argparse.Namespace) -> "Limits":
 
 
 def _own(training: "Training", folder: Path) -> dict[str, Any]:
-    told = {
+    reported = {
         "command": ["{python}" if word == sys.executable else word for word in training.argv],
         "name": training.name,
         "cwd": os.path.relpath(training.cwd, folder),
         "env": dict(training.env),
         "uses_gpu": training.uses_gpu,
         "repeat_args": list(training.repeat_args),
-        "rehearsal_args": list(training.rehearsal_args),
+        "dry_run_args": list(training.dry_run_args),
         "ready_timeout_s": training.ready_timeout_s,
         "ready_pattern": training.ready_pattern,
         "progress_pattern": training.progress_pattern,
         "metric_patterns": dict(training.metric_patterns),
     }
-    return {name: value for name, value in told.items() if value not in (None, {}, [])}
+    return {name: value for name, value in reported.items() if value not in (None, {}, [])}
 
 
 def save(document: dict[str, Any], out: Path) -> int:
@@ -196,15 +196,15 @@ def save(document: dict[str, Any], out: Path) -> int:
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
-SOLO_HEAD = f"{'alone':44} {'peak':>6} {'range':>11}  MiB"
+SOLO_HEAD = f"{'solo':44} {'peak':>6} {'range':>11}  MiB"
 
 
-def solo_line(solo: "Solo") -> str:
+def solo_line(solo: "SoloProfile") -> str:
     """What a training takes alone, as a line of a table below `SOLO_HEAD`."""
     name = solo.training.name if len(solo.training.name) <= 44 else solo.training.name[:43] + "…"
     if solo.load is None:
         return f"{name:44} not known: {solo.why}"
     if not solo.training.uses_gpu:
-        return f"{name:44} uses no card"
+        return f"{name:44} uses no GPU"
     peak = solo.load.peak
     return f"{name:44} {mib_text(peak.expected_bytes):>6} {span_text(peak.low_bytes, peak.high_bytes):>11}"

@@ -27,4 +27,4 @@ def run(options: argparse.Namespace) -> int:
     groups = [group for directory in options.directory for group in verify(directory)]
     for group in groups:
         print(group)
-    return command.WELL if all(group.agrees for group in groups) else command.FINDING
+    return command.SUCCESS if all(group.agrees for group in groups) else command.CHECK_FAILED

@@ -40,14 +40,14 @@ def run(options: argparse.Namespace) -> int:
     try:
         _follow(following, screen, once=options.once)
     except KeyboardInterrupt:
-        return command.WELL
+        return command.SUCCESS
     finally:
         screen.close()
-    return command.WELL
+    return command.SUCCESS
 
 
 def _follow(following: "Following", screen: "Screen", *, once: bool) -> None:
-    told_t = float("-inf")
+    reported_t = float("-inf")
     while True:
         for line in following.finished():
             screen.line(line[: screen.width])
@@ -57,8 +57,8 @@ def _follow(following: "Following", screen: "Screen", *, once: bool) -> None:
                 screen.line(line)
             return
         screen.draw(lines)
-        if not screen.moves and now_t - told_t >= PLAIN_EVERY_S:
-            told_t = now_t
+        if not screen.moves and now_t - reported_t >= PLAIN_EVERY_S:
+            reported_t = now_t
             for line in lines:
                 screen.line(line)
         time.sleep(EVERY_S)

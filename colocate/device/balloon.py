@@ -1,11 +1,11 @@
-"""The ballast: a program that takes memory of a card, as much as it is told, and holds it until it is ended.
+"""The balloon: a program that takes memory of a GPU, as much as it is told, and holds it until it is ended.
 
 Standard library only, and nothing of ours: it is started by its path (`colocate.device.constrained` does that), under a
-supervisor, so that it never outlives the run. It speaks with CUDA's driver and runs nothing on the card.
+supervisor, so that it never outlives the run. It speaks with CUDA's driver and runs nothing on the GPU.
 
-    ballast_program.py UUID ORDERS STATE
+    balloon_program.py UUID ORDERS STATE
 
-UUID is the card's as ``nvidia-smi -L`` prints it. ORDERS is a named pipe with lines of JSON, ``{"order": 1,
+UUID is the GPU's as ``nvidia-smi -L`` prints it. ORDERS is a named pipe with lines of JSON, ``{"order": 1,
 "hold_bytes": 1048576}``: all memory that is to be held, its context apart. After every order STATE is replaced by
 ``{"order": 1, "held_bytes": 1048576, "failed": null}``; order 0 is the start.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 LIBRARY = "libcuda.so.1"
 
 GRANULE_BYTES = 2 * 1024**2
-"""The least that the driver takes from a card at a time."""
+"""The least that the driver takes from a GPU at a time."""
 
 CHUNK_BYTES = 1024**3  # small enough that giving some back and taking it again is quick
 
@@ -58,11 +58,11 @@ class Driver:
         return (name.value or b"an unknown error").decode()
 
     def open(self, wanted: str) -> None:
-        """Make a context on the card with this UUID.
+        """Make a context on the GPU with this UUID.
 
         Raises:
             CudaError: the driver refuses.
-            LookupError: it has no such card.
+            LookupError: it has no such GPU.
         """
         device = self._device(wanted)
         context = ctypes.c_void_p()
@@ -80,7 +80,7 @@ class Driver:
             found.append(f"GPU-{uuid.UUID(bytes=bytes(raw))}")
             if found[-1] == wanted:
                 return device
-        raise LookupError(f"{wanted}: expected among CUDA's cards, found {', '.join(found) or 'none'}")
+        raise LookupError(f"{wanted}: expected among CUDA's GPUs, found {', '.join(found) or 'none'}")
 
     def take(self, num_bytes: int) -> ctypes.c_uint64:
         """Take so many bytes in one piece."""
@@ -109,7 +109,7 @@ class Hold:
         """Hold so many bytes, or as many as there are.
 
         Raises:
-            CudaError: the card is full, or the driver refuses.
+            CudaError: the GPU is full, or the driver refuses.
         """
         while self.held_bytes > num_bytes:
             address, _ = self._pieces.pop()
@@ -138,7 +138,7 @@ def main(wanted: str, orders: str, state: str) -> None:
     driver = Driver()
     driver.open(wanted)
     hold, path = Hold(driver), Path(state)
-    print(f"ballast: process {os.getpid()} on {wanted}", flush=True)
+    print(f"balloon: process {os.getpid()} on {wanted}", flush=True)
     answer(path, 0, 0)
     with open(orders, "r+b", buffering=0) as lines:  # noqa: PTH123 - for both, or it would end with its first writer
         while True:
@@ -148,7 +148,7 @@ def main(wanted: str, orders: str, state: str) -> None:
                 hold.resize(order["hold_bytes"])
             except CudaError as error:
                 failed = str(error)
-            print(f"ballast: holds {hold.held_bytes / 1024**2:.0f} MiB" + (f"; {failed}" if failed else ""), flush=True)
+            print(f"balloon: holds {hold.held_bytes / 1024**2:.0f} MiB" + (f"; {failed}" if failed else ""), flush=True)
             answer(path, order["order"], hold.held_bytes, failed)
 
 
@@ -156,4 +156,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except (OSError, CudaError, LookupError) as error:
-        sys.exit(f"ballast: {error}")
+        sys.exit(f"balloon: {error}")

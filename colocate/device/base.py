@@ -1,7 +1,7 @@
-"""What the harness asks of a card, whichever kind it is.
+"""What the harness asks of a GPU, whichever kind it is.
 
 Two kinds implement :class:`Device`: `colocate.device.nvml` (a GPU, through NVML) and `colocate.device.virtual` (a
-card of a stated size that emulated trainings share). The rest of the library sees only this protocol.
+GPU of a stated size that emulated trainings share). The rest of the library sees only this protocol.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Basis = Literal["measured", "predicted"]
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """One reading of a card's memory, in bytes.
+    """One reading of a GPU's memory, in bytes.
 
     ``used_bytes`` is what all processes hold and excludes what driver and firmware keep (``reserved_bytes``, None
     where the driver does not tell it apart). ``free_bytes`` is what a program could still take, where it is told.
@@ -26,7 +26,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """The slow readings of a card; None is what the driver does not tell."""
+    """The slow readings of a GPU; None is what the driver does not tell."""
 
     power_mw: int | None = None
     temperature_c: int | None = None
@@ -39,31 +39,31 @@ class Vitals:
 
 @dataclass(frozen=True, slots=True)
 class DeviceProcess:
-    """A process that holds memory on a card; ``used_bytes`` is None where the driver does not tell.
+    """A process that holds memory on a GPU; ``used_bytes`` is None where the driver does not tell.
 
-    ``draws`` is set for one that only draws, such as the desktop: part of baseline and peak, but no stranger.
-    ``ballast`` is set for the process of ours that makes a large card a small one: part of neither, and no stranger.
+    ``draws`` is set for one that only draws, such as the desktop: part of baseline and peak, but no foreign process.
+    ``balloon`` is set for the process of ours that constrains a large GPU: part of neither, and not foreign.
     """
 
     pid: int
     used_bytes: int | None
     draws: bool = False
-    ballast: bool = False
+    balloon: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class BallastInfo:
-    """What makes a small card of a larger one: who holds how much of which card, its own context included."""
+class BalloonInfo:
+    """What makes a constrained GPU of a larger one: who holds how much of which GPU, its own context included."""
 
     pid: int | None
     held_bytes: int
-    card_name: str
-    card_bytes: int
+    gpu_name: str
+    gpu_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """Which card a verdict holds for; ``instance_of`` is the UUID of the card that a MIG instance is a part of."""
+    """Which GPU a verdict holds for; ``instance_of`` is the UUID of the GPU that a MIG instance is a part of."""
 
     kind: Literal["nvidia", "virtual"]
     uuid: str
@@ -76,26 +76,26 @@ class DeviceInfo:
     cuda_version: str | None = None
     index: int | None = None
     accounting: bool | None = None
-    ballast: BallastInfo | None = None
+    balloon: BalloonInfo | None = None
     instance_of: str | None = None
 
 
 class Device(Protocol):
-    """One card, known by its UUID.
+    """One GPU, known by its UUID.
 
-    Every reading raises `colocate.errors.DeviceError` when the card did not answer or answered nonsense; no reading
+    Every reading raises `colocate.errors.DeviceError` when the GPU did not answer or answered nonsense; no reading
     ever returns a stand-in number.
     """
 
     @property
     def info(self) -> DeviceInfo:
-        """What this card is."""
+        """What this GPU is."""
 
     def prepare(self) -> None:
-        """Called before a group, on a card that nobody computes on: make it what :attr:`info` says."""
+        """Called before a group, on a GPU that nobody computes on: make it what :attr:`info` says."""
 
     def memory(self) -> Memory:
-        """Memory in use now. Microseconds on an NVIDIA card, so it may be called often."""
+        """Memory in use now. Microseconds on an NVIDIA GPU, so it may be called often."""
 
     def vitals(self) -> Vitals:
         """Power, temperature, utilisation and the energy counter now."""
@@ -103,11 +103,11 @@ class Device(Protocol):
     def processes(self) -> tuple[DeviceProcess, ...] | None:
         """Who holds memory; None where the driver does not tell.
 
-        Milliseconds on an NVIDIA card, under a lock that stalls other programs: call it rarely.
+        Milliseconds on an NVIDIA GPU, under a lock that stalls other programs: call it rarely.
         """
 
     def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
-        """Who computes on the other cards of the machine: UUID and process id. As slow as :meth:`processes`."""
+        """Who computes on the other GPUs of the machine: UUID and process id. As slow as :meth:`processes`."""
 
     def process_peak_bytes(self, pid: int) -> int | None:
         """The driver's own maximum for one process (accounting mode), also after its end; None where it is off."""

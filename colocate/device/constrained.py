@@ -1,6 +1,6 @@
-"""A smaller card on a larger one: a ballast process of ours leaves exactly as much memory free as the small one has.
+"""A smaller GPU on a larger one: a balloon process of ours leaves exactly as much memory free as the small one has.
 
-Memory runs out on it as on a card of that size. Whatever else makes a card, such as its bandwidth, stays that of the
+Memory runs out on it as on a GPU of that size. Whatever else makes a GPU, such as its bandwidth, stays that of the
 large one. `colocate.device.balloon` holds the memory; this module starts it, tells it how much, checks by NVML
 what is free, and takes it off every reading.
 """
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from colocate.device.balloon import GRANULE_BYTES
-from colocate.device.base import BallastInfo, Device, DeviceInfo, DeviceProcess, Memory, Vitals
-from colocate.errors import CardLost, DeviceError, ImplausibleReading, NoBallast, TrainingError
+from colocate.device.base import BalloonInfo, Device, DeviceInfo, DeviceProcess, Memory, Vitals
+from colocate.errors import BalloonError, DeviceError, DeviceLost, ImplausibleReading, TrainingError
 from colocate.process import procfs
 from colocate.process.runner import Command, Process, start
 from colocate.units import GIB, format_mib, format_size
 
 PROGRAM = Path(__file__).with_name("balloon.py")
-ROLE = "ballast"
+ROLE = "balloon"
 
 ANSWER_S = 60.0
 """Taking 100 GiB takes a second or two; a driver that loads for the first time after a start takes longer."""
@@ -36,29 +36,29 @@ _ROUNDS = 8
 _GRACE_S = 1.0
 
 
-def small_card_name(name: str, card: Memory, total_bytes: int) -> str:
-    """What the small card is called: ``8 GB of an NVIDIA H100 80GB HBM3 (ballast 71.2 GiB)``."""
+def constrained_device_name(name: str, gpu: Memory, total_bytes: int) -> str:
+    """What the constrained GPU is called: ``8 GB of an NVIDIA H100 80GB HBM3 (balloon 71.2 GiB)``."""
     article = "an" if name[:1] in "AEIOUaeiou" or name.startswith("NV") else "a"
-    spare = max(0, _capacity_bytes(card) - total_bytes) / GIB
-    return f"{format_size(total_bytes)} of {article} {name} (ballast {spare:.1f} GiB)"
+    spare = max(0, _capacity_bytes(gpu) - total_bytes) / GIB
+    return f"{format_size(total_bytes)} of {article} {name} (balloon {spare:.1f} GiB)"
 
 
-class Ballast:
+class Balloon:
     """The running process, and how much it holds. A context manager: leaving it ends the process.
 
     Args:
-        uuid: The card.
+        uuid: The GPU.
         log: Where the program's output goes.
         cookie: Marks the process as ours.
 
     Raises:
-        NoBallast: the program does not run: no CUDA driver, no such card, or the driver refuses. Has its last words.
+        BalloonError: the program does not run: no CUDA driver, no such GPU, or the driver refuses. Has its last words.
     """
 
     def __init__(self, uuid: str, *, log: Path, cookie: str) -> None:
         self.held_bytes = 0
         self._order = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="colocate-ballast-")
+        self._folder = tempfile.TemporaryDirectory(prefix="colocate-balloon-")
         orders, self._state = Path(self._folder.name) / "orders", Path(self._folder.name) / "state.json"
         os.mkfifo(orders)
         self._orders = os.open(orders, os.O_RDWR | os.O_CLOEXEC)
@@ -68,7 +68,7 @@ class Ballast:
             self.process: Process = start(command, log=log, cookie=cookie)
         except TrainingError as error:
             self._let_go()
-            raise NoBallast(f"{uuid}: expected a ballast, {error}") from error
+            raise BalloonError(f"{uuid}: expected a balloon, {error}") from error
         try:
             self._wait()
         except BaseException:
@@ -89,7 +89,7 @@ class Ballast:
         """Hold so many bytes; why fewer are held, or None.
 
         Raises:
-            NoBallast: the process has ended or does not answer.
+            NoBalloon: the process has ended or does not answer.
         """
         self._order += 1
         line = json.dumps({"order": self._order, "hold_bytes": num_bytes}) + "\n"
@@ -116,9 +116,9 @@ class Ballast:
         while (state := self._read()) is None or state["order"] < self._order:
             if self.process.poll() is not None:
                 said = "; ".join(self.process.last_lines(3)) or "nothing"
-                raise NoBallast(f"ballast: expected it to run, it ended with {self.process.exit} and said: {said}")
+                raise BalloonError(f"balloon: expected it to run, it ended with {self.process.exit} and said: {said}")
             if time.monotonic() > deadline:
-                raise NoBallast(f"ballast: expected an answer within {ANSWER_S:g} s, heard nothing")
+                raise BalloonError(f"balloon: expected an answer within {ANSWER_S:g} s, heard nothing")
             time.sleep(_POLL_S)
         return state
 
@@ -131,178 +131,179 @@ class Ballast:
 
 
 def _at(uuid: str) -> tuple[Path, dict[str, str]]:
-    """Where the program runs, and with which environment: ours, and exactly one card in sight."""
+    """Where the program runs, and with which environment: ours, and exactly one GPU in sight."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("COLOCATE_", "PYTHON"))}
     return Path("/"), {**env, "CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-class SmallCard:
-    """A card of a stated size, made of a larger one (see :class:`colocate.device.base.Device` for the readings).
+class ConstrainedDevice:
+    """A GPU of a stated size, made of a larger one (see :class:`colocate.device.base.Device` for the readings).
 
-    Nothing is held until :meth:`prepare`. From then on all readings are those of the small card: what the ballast takes
-    of the large one, its context included, is in none of them. The ballast itself is on the list of processes, marked.
+    Nothing is held until :meth:`prepare`. From then on all readings are those of the constrained GPU: what the
+    balloon takes of the large one, its context included, is in none of them. The balloon itself is on the list of
+    processes, marked.
 
     Args:
-        card: The large card, locked by the caller.
+        GPU: The large GPU, locked by the caller.
         total_bytes: The size of the small one.
-        log: Where the ballast's output goes.
-        cookie: Marks the ballast as ours.
+        log: Where the balloon's output goes.
+        cookie: Marks the balloon as ours.
     """
 
-    def __init__(self, card: Device, total_bytes: int, *, log: Path, cookie: str) -> None:
-        self._card = card
+    def __init__(self, gpu: Device, total_bytes: int, *, log: Path, cookie: str) -> None:
+        self._gpu = gpu
         self._log = log
         self._cookie = cookie
         self._total_bytes = total_bytes
-        self._ballast: Ballast | None = None
+        self._balloon: Balloon | None = None
         self._taken_bytes = 0
         self._listed: frozenset[int] = frozenset()
         self._lock = threading.RLock()
-        self._name = small_card_name(card.info.name, card.memory(), total_bytes)
+        self._name = constrained_device_name(gpu.info.name, gpu.memory(), total_bytes)
 
     @property
     def info(self) -> DeviceInfo:
-        """The large card's, under the small one's name and size."""
-        whole = self._card.info
-        ballast = BallastInfo(
-            pid=None if self._ballast is None else self._ballast.pid,
+        """The large GPU's, under the small one's name and size."""
+        whole = self._gpu.info
+        balloon = BalloonInfo(
+            pid=None if self._balloon is None else self._balloon.pid,
             held_bytes=self._taken_bytes,
-            card_name=whole.name,
-            card_bytes=whole.total_bytes,
+            gpu_name=whole.name,
+            gpu_bytes=whole.total_bytes,
         )
-        source = f"{whole.memory_source}, less the ballast"
-        return replace(whole, name=self._name, total_bytes=self._total_bytes, memory_source=source, ballast=ballast)
+        source = f"{whole.memory_source}, less the balloon"
+        return replace(whole, name=self._name, total_bytes=self._total_bytes, memory_source=source, balloon=balloon)
 
     def prepare(self) -> None:
-        """Leave exactly the small card's size less what is in use: on a card that nobody computes on.
+        """Leave exactly the constrained GPU's size less what is in use: on a GPU that nobody computes on.
 
         May be called again, before every group: what has changed since is put right.
 
         Raises:
-            NoBallast: the card is too small, holds too much, or CUDA does not work. Says which.
+            NoBalloon: the GPU is too small, holds too much, or CUDA does not work. Says which.
         """
         with self._lock:
-            if self._ballast is not None and not self._ballast.runs:
+            if self._balloon is not None and not self._balloon.runs:
                 self.release()
-            used_bytes = self._card.memory().used_bytes - self._taken_bytes
+            used_bytes = self._gpu.memory().used_bytes - self._taken_bytes
             self._refuse_impossible(used_bytes)
-            if self._ballast is None:
+            if self._balloon is None:
                 before = self._pids()
-                self._ballast = Ballast(self._card.info.uuid, log=self._log, cookie=self._cookie)
+                self._balloon = Balloon(self._gpu.info.uuid, log=self._log, cookie=self._cookie)
                 self._listed = self._pids() - before
-            self._settle(self._ballast, self._total_bytes - used_bytes)
-            self._taken_bytes = self._card.memory().used_bytes - used_bytes
+            self._settle(self._balloon, self._total_bytes - used_bytes)
+            self._taken_bytes = self._gpu.memory().used_bytes - used_bytes
 
     def resize(self, total_bytes: int) -> None:
-        """Become a card of another size; :meth:`prepare` makes it so."""
+        """Become a GPU of another size; :meth:`prepare` makes it so."""
         with self._lock:
             self._total_bytes = total_bytes
-            self._name = small_card_name(self._card.info.name, self._card.memory(), total_bytes)
+            self._name = constrained_device_name(self._gpu.info.name, self._gpu.memory(), total_bytes)
 
     def memory(self) -> Memory:
-        """Memory in use, the ballast's not counted; its ``total_bytes`` is the small card's.
+        """Memory in use, the balloon's not counted; its ``total_bytes`` is the constrained GPU's.
 
         Raises:
-            CardLost: the ballast is gone: what was measured since says nothing.
+            DeviceLost: the balloon is gone: what was measured since says nothing.
         """
         with self._lock:
-            if self._ballast is not None and not self._ballast.runs:
-                raise CardLost(f"{self._card.info.uuid}: expected the ballast to hold its memory, found it ended")
-            memory = self._card.memory()
+            if self._balloon is not None and not self._balloon.runs:
+                raise DeviceLost(f"{self._gpu.info.uuid}: expected the balloon to hold its memory, found it ended")
+            memory = self._gpu.memory()
             used_bytes = memory.used_bytes - self._taken_bytes
             if used_bytes < 0:
                 raise ImplausibleReading(
-                    f"{self._card.info.uuid}: expected at least the ballast's {format_mib(self._taken_bytes)} in use, "
+                    f"{self._gpu.info.uuid}: expected at least the balloon's {format_mib(self._taken_bytes)} in use, "
                     f"found {format_mib(memory.used_bytes)}"
                 )
             return Memory(used_bytes, self._total_bytes, None, memory.free_bytes)
 
     def vitals(self) -> Vitals:
-        """The large card's."""
-        return self._card.vitals()
+        """The large GPU's."""
+        return self._gpu.vitals()
 
     def processes(self) -> tuple[DeviceProcess, ...] | None:
-        """The large card's, the ballast marked."""
-        found = self._card.processes()
-        return None if found is None else tuple(replace(one, ballast=self._is_ballast(one.pid)) for one in found)
+        """The large GPU's, the balloon marked."""
+        found = self._gpu.processes()
+        return None if found is None else tuple(replace(one, balloon=self._is_balloon(one.pid)) for one in found)
 
     def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
-        """As on the large card."""
-        return self._card.processes_elsewhere()
+        """As on the large GPU."""
+        return self._gpu.processes_elsewhere()
 
     def process_peak_bytes(self, pid: int) -> int | None:
-        """As on the large card."""
-        return self._card.process_peak_bytes(pid)
+        """As on the large GPU."""
+        return self._gpu.process_peak_bytes(pid)
 
     def release(self) -> None:
-        """End the ballast, and wait until the card has its memory back."""
+        """End the balloon, and wait until the GPU has its memory back."""
         with self._lock:
-            ballast, self._ballast = self._ballast, None
-            if ballast is None:
+            balloon, self._balloon = self._balloon, None
+            if balloon is None:
                 return
             taken_bytes, self._taken_bytes, self._listed = self._taken_bytes, 0, frozenset()
-            if not ballast.runs:
-                ballast.close()
+            if not balloon.runs:
+                balloon.close()
                 return
             with contextlib.suppress(DeviceError):
-                most_bytes = self._card.memory().used_bytes - taken_bytes + GRANULE_BYTES
-                ballast.close()
-                _wait_until(lambda: self._card.memory().used_bytes <= most_bytes, RELEASE_S)
-            ballast.close()
+                most_bytes = self._gpu.memory().used_bytes - taken_bytes + GRANULE_BYTES
+                balloon.close()
+                _wait_until(lambda: self._gpu.memory().used_bytes <= most_bytes, RELEASE_S)
+            balloon.close()
 
     def close(self) -> None:
-        """End the ballast and let go of the card."""
+        """End the balloon and let go of the GPU."""
         self.release()
-        self._card.close()
+        self._gpu.close()
 
-    def _is_ballast(self, pid: int) -> bool:
+    def _is_balloon(self, pid: int) -> bool:
         """By its own number; where the driver lists those of the host, by the one that came when it started."""
-        ballast = self._ballast
-        if ballast is None:
+        balloon = self._balloon
+        if balloon is None:
             return False
-        return pid == ballast.pid or (ballast.pid not in self._listed and pid in self._listed)
+        return pid == balloon.pid or (balloon.pid not in self._listed and pid in self._listed)
 
     def _pids(self) -> frozenset[int]:
-        return frozenset(process.pid for process in self._card.processes() or ())
+        return frozenset(process.pid for process in self._gpu.processes() or ())
 
     def _refuse_impossible(self, used_bytes: int) -> None:
-        capacity_bytes = _capacity_bytes(self._card.memory())
-        uuid = self._card.info.uuid
+        capacity_bytes = _capacity_bytes(self._gpu.memory())
+        uuid = self._gpu.info.uuid
         if used_bytes >= self._total_bytes:
             size, held = format_mib(self._total_bytes), format_mib(used_bytes)
-            raise NoBallast(f"{uuid}: expected less than {size} in use to make a card of that size, found {held}")
+            raise BalloonError(f"{uuid}: expected less than {size} in use to make a GPU of that size, found {held}")
         if capacity_bytes < self._total_bytes:
             size, room = format_mib(self._total_bytes), format_mib(capacity_bytes)
-            raise NoBallast(f"{uuid}: expected at least {size} for a card of that size, found a card of {room}")
+            raise BalloonError(f"{uuid}: expected at least {size} for a GPU of that size, found a GPU of {room}")
 
-    def _settle(self, ballast: Ballast, wanted_bytes: int) -> None:
+    def _settle(self, balloon: Balloon, wanted_bytes: int) -> None:
         """Until NVML says that as much is free as wanted, or up to one granule less: never more."""
         failed = None
         for _ in range(_ROUNDS):
-            surplus_bytes = _steady_free_bytes(self._card) - wanted_bytes
+            surplus_bytes = _steady_free_bytes(self._gpu) - wanted_bytes
             if -GRANULE_BYTES < surplus_bytes <= 0:
                 return
             granules = -(-surplus_bytes // GRANULE_BYTES)  # rounded up: towards less free
-            hold_bytes = ballast.held_bytes + granules * GRANULE_BYTES
+            hold_bytes = balloon.held_bytes + granules * GRANULE_BYTES
             if hold_bytes < 0:
-                raise NoBallast(
-                    f"{self._card.info.uuid}: expected room for the ballast's own context beside "
+                raise BalloonError(
+                    f"{self._gpu.info.uuid}: expected room for the balloon's own context beside "
                     f"{format_mib(self._total_bytes)}, {format_mib(-surplus_bytes)} are missing"
                 )
-            failed = ballast.hold(hold_bytes)
-        free_bytes = _free_bytes(self._card.memory())
-        raise NoBallast(
-            f"{self._card.info.uuid}: expected {wanted_bytes} bytes free beside the ballast, NVML says {free_bytes}"
+            failed = balloon.hold(hold_bytes)
+        free_bytes = _free_bytes(self._gpu.memory())
+        raise BalloonError(
+            f"{self._gpu.info.uuid}: expected {wanted_bytes} bytes free beside the balloon, NVML says {free_bytes}"
             + (f" ({failed})" if failed else "")
         )
 
 
-def _steady_free_bytes(card: Device) -> int:
+def _steady_free_bytes(gpu: Device) -> int:
     """What is free once two readings agree: a driver scrubs what was given back before it counts as free again."""
-    free_bytes, deadline = _free_bytes(card.memory()), time.monotonic() + STEADY_S
+    free_bytes, deadline = _free_bytes(gpu.memory()), time.monotonic() + STEADY_S
     while time.monotonic() < deadline:
         time.sleep(_POLL_S)
-        again_bytes = _free_bytes(card.memory())
+        again_bytes = _free_bytes(gpu.memory())
         if again_bytes == free_bytes:
             break
         free_bytes = again_bytes
@@ -316,7 +317,7 @@ def _free_bytes(memory: Memory) -> int:
 
 
 def _capacity_bytes(memory: Memory) -> int:
-    """What programs can have of a card altogether."""
+    """What programs can have of a GPU altogether."""
     if memory.free_bytes is not None:
         return memory.used_bytes + memory.free_bytes
     return memory.total_bytes - (memory.reserved_bytes or 0)

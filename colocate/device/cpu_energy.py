@@ -1,6 +1,6 @@
 """Energy of the processors, from the counters that Linux shows under ``/sys/class/powercap`` (RAPL).
 
-Knows no graphics card. Since 2020 the kernel lets only root read these counters (CVE-2020-8694), and many virtual
+Knows no GPU. Since 2020 the kernel lets only root read these counters (CVE-2020-8694), and many virtual
 machines have none: then the energy is unknown, which is None and not 0.
 """
 

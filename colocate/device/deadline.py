@@ -1,10 +1,10 @@
-"""A card asked with a deadline, by those who would otherwise wait for its driver as long as it likes."""
+"""A GPU asked with a deadline, by those who would otherwise wait for its driver as long as it likes."""
 
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from colocate.errors import CardLost
+from colocate.errors import DeviceLost
 
 ANSWER_S = 15.0
 """A driver that is busy answers within some six seconds (https://github.com/netdata/netdata/issues/14522)."""
@@ -12,11 +12,11 @@ ANSWER_S = 15.0
 T = TypeVar("T")
 
 
-class Patience:
-    """Asks in a thread of its own. A card that once did not answer in time is not asked again: it is ``mute``."""
+class Deadline:
+    """Asks in a thread of its own. A GPU that once did not answer in time is ``unresponsive`` and not asked again."""
 
     def __init__(self, uuid: str) -> None:
-        self.mute: str | None = None
+        self.unresponsive: str | None = None
         self._uuid = uuid
 
     def ask(self, question: Callable[[], T]) -> T:
@@ -26,8 +26,8 @@ class Patience:
             CardLost: there was none in time, now or earlier. The call is left behind in its thread.
             DeviceError: what the question raised.
         """
-        if self.mute is not None:
-            raise CardLost(self.mute)
+        if self.unresponsive is not None:
+            raise DeviceLost(self.unresponsive)
         answers: list[T] = []
         errors: list[BaseException] = []
 
@@ -37,12 +37,14 @@ class Patience:
             except BaseException as error:
                 errors.append(error)
 
-        thread = threading.Thread(target=work, name="asking-the-card", daemon=True)
+        thread = threading.Thread(target=work, name="asking-the-GPU", daemon=True)
         thread.start()
         thread.join(ANSWER_S)
         if errors:
             raise errors[0]
         if not answers:
-            self.mute = f"{self._uuid}: expected an answer within {ANSWER_S:g} s, found the driver silent; see dmesg"
-            raise CardLost(self.mute)
+            self.unresponsive = (
+                f"{self._uuid}: expected an answer within {ANSWER_S:g} s, found the driver silent; see dmesg"
+            )
+            raise DeviceLost(self.unresponsive)
         return answers[0]

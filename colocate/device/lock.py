@@ -1,7 +1,7 @@
-"""One run at a time on a card: a lock file per UUID, held with flock. Knows no kind of card.
+"""One run at a time on a GPU: a lock file per UUID, held with flock. Knows no kind of GPU.
 
 The kernel lets go of the lock when its holder dies, however it dies. All users of a machine share one folder, so that
-they see each other's locks. Containers that share a card but no ``/tmp`` do not: give them a common folder by the
+they see each other's locks. Containers that share a GPU but no ``/tmp`` do not: give them a common folder by the
 environment variable ``COLOCATE_LOCK_FOLDER``.
 """
 
@@ -20,23 +20,23 @@ from colocate.errors import DeviceError
 
 FOLDER_VARIABLE = "COLOCATE_LOCK_FOLDER"
 FOLDER = "/tmp/colocate-locks"
-"""Not below TMPDIR or XDG_RUNTIME_DIR: those differ between users, and a card does not."""
+"""Not below TMPDIR or XDG_RUNTIME_DIR: those differ between users, and a GPU does not."""
 
 _POLL_S = 0.1
 
 
 @contextlib.contextmanager
 def locked(uuid: str, holder: str, wait_s: float | None = 0.0, folder: Path | None = None) -> Iterator[None]:
-    """Holds a card for as long as the context lasts. Not inherited by the programs that this process starts.
+    """Holds a GPU for as long as the context lasts. Not inherited by the programs that this process starts.
 
     Args:
-        uuid: The card.
+        uuid: The GPU.
         holder: Who holds it, told to others that want it: the run and its plan, say.
         wait_s: Seconds to wait while somebody else holds it; None waits for as long as it takes.
         folder: Where the lock files are, if not in the folder of this machine.
 
     Raises:
-        DeviceError: somebody else holds the card, or the lock file cannot be used. Names the holder.
+        DeviceError: somebody else holds the GPU, or the lock file cannot be used. Names the holder.
     """
     folder = folder or Path(os.environ.get(FOLDER_VARIABLE, FOLDER))
     path = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', uuid)}.lock"
@@ -59,8 +59,8 @@ def _wait_for_lock(file: int, uuid: str, path: Path, wait_s: float | None) -> No
         except BlockingIOError:
             if deadline_s is not None and time.monotonic() >= deadline_s:
                 raise DeviceError(
-                    f"{uuid}: expected a card that no other run uses, found it held by {_read_holder(path)}; "
-                    "wait for it to end, or choose another card with CUDA_VISIBLE_DEVICES"
+                    f"{uuid}: expected a GPU that no other run uses, found it held by {_read_holder(path)}; "
+                    "wait for it to end, or choose another GPU with CUDA_VISIBLE_DEVICES"
                 ) from None
         # flock has no time limit of its own, and a blocking one could not be interrupted from a thread.
         time.sleep(_POLL_S if deadline_s is None else min(_POLL_S, max(0.0, deadline_s - time.monotonic())))

@@ -1,10 +1,10 @@
-"""An NVIDIA card, read through NVML. The only module that imports pynvml; knows nothing of trainings.
+"""An NVIDIA GPU, read through NVML. The only module that imports pynvml; knows nothing of trainings.
 
-NVML orders cards by PCI bus and CUDA by speed, and ``CUDA_VISIBLE_DEVICES`` renumbers them again. A card is therefore
+NVML orders GPUs by PCI bus and CUDA by speed, and ``CUDA_VISIBLE_DEVICES`` renumbers them again. A GPU is therefore
 known by its UUID, and an index only serves for display.
 
-A card in MIG mode is no card here, each of its instances is one: with memory and processes of its own, and with the
-temperature and the throttling of the card that it is a part of.
+A GPU in MIG mode is no GPU here, each of its instances is one: with memory and processes of its own, and with the
+temperature and the throttling of the GPU that it is a part of.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from typing import Any
 import pynvml
 
 from colocate.device.base import DeviceInfo, DeviceProcess, Memory, Vitals
-from colocate.errors import CardLost, DeviceError, ImplausibleReading
+from colocate.errors import DeviceError, DeviceLost, ImplausibleReading
 
 LIBRARY = "libnvidia-ml.so.1"
 
 _INSTANCE = "MIG-"
 """How the UUID of a MIG instance begins."""
 
-# NVML's way to say that this card or this driver has no such reading (nvml.h). For a driver too old to know the
+# NVML's way to say that this GPU or this driver has no such reading (nvml.h). For a driver too old to know the
 # function at all pynvml says FUNCTION_NOT_FOUND.
-_NOT_TOLD = frozenset(
+_NOT_REPORTED = frozenset(
     {
         pynvml.NVML_ERROR_NOT_SUPPORTED,
         pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
@@ -35,14 +35,14 @@ _NOT_TOLD = frozenset(
     }
 )
 # Early drivers under WSL answer the second memory struct with an unknown error and the first one properly.
-_NO_SECOND_STRUCT = _NOT_TOLD | {pynvml.NVML_ERROR_UNKNOWN}
+_NO_SECOND_STRUCT = _NOT_REPORTED | {pynvml.NVML_ERROR_UNKNOWN}
 _LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED})
 
-# A reading that no verdict rests on must not cost the others: whatever NVML says but that the card, or NVML, is gone.
+# A reading that no verdict rests on must not cost the others: whatever NVML says but that the GPU, or NVML, is gone.
 _ANY_ERROR = frozenset(value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_"))
 _NOT_ESSENTIAL = _ANY_ERROR - _LOST - {pynvml.NVML_ERROR_UNINITIALIZED}
 
-# nvml.h: nvmlComputeMode_t. In the others one process, or none, may use the card.
+# nvml.h: nvmlComputeMode_t. In the others one process, or none, may use the GPU.
 _COMPUTE_MODES = {1: "exclusive thread", 2: "prohibited", 3: "exclusive process"}
 
 # What the list of processes has in place of an instance's number where there are no instances (nvml.h).
@@ -51,11 +51,11 @@ _NO_INSTANCE = 0xFFFFFFFF
 _CURES = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "install the NVIDIA driver, or use --device virtual",
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
-        "load the driver (sudo modprobe nvidia) or, in a container, pass the card in (--gpus all); nvidia-smi must work"
+        "load the driver (sudo modprobe nvidia) or, in a container, pass the GPU in (--gpus all); nvidia-smi must work"
     ),
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
         "the driver was updated while the old kernel module stayed loaded: reboot, or end everything that uses the "
-        "card and reload the module (sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia; sudo modprobe nvidia)"
+        "GPU and reload the module (sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia; sudo modprobe nvidia)"
     ),
     # https://github.com/NVIDIA/nvidia-container-toolkit/issues/48
     pynvml.NVML_ERROR_UNKNOWN: (
@@ -63,11 +63,11 @@ _CURES = {
         "restart the container; otherwise look for Xid lines in dmesg"
     ),
     pynvml.NVML_ERROR_GPU_IS_LOST: (
-        "the card fell off the bus (Xid 79 in dmesg): reboot the machine, then check its power supply, seating and heat"
+        "the GPU fell off the bus (Xid 79 in dmesg): reboot the machine, then check its power supply, seating and heat"
     ),
-    pynvml.NVML_ERROR_RESET_REQUIRED: "reset the card (sudo nvidia-smi --gpu-reset -i UUID) or reboot the machine",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "reset the GPU (sudo nvidia-smi --gpu-reset -i UUID) or reboot the machine",
     pynvml.NVML_ERROR_NO_PERMISSION: (
-        "this user may not open the card: look at owner and mode of /dev/nvidia* and at the container's device rules"
+        "this user may not open the GPU: look at owner and mode of /dev/nvidia* and at the container's device rules"
     ),
     pynvml.NVML_ERROR_OPERATING_SYSTEM: "the operating system forbids it: look at control groups and container rules",
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "this driver is too old for the question: update it",
@@ -75,7 +75,7 @@ _CURES = {
 
 
 def library_present() -> bool:
-    """Whether this machine has an NVML library at all; one that is there but fails is found out by opening a card.
+    """Whether this machine has an NVML library at all; one that is there but fails is found out by opening a GPU.
 
     Raises:
         DeviceError: there is a library but it cannot be loaded, for example because it is for another processor.
@@ -90,20 +90,20 @@ def library_present() -> bool:
 
 
 def is_simulated(info: DeviceInfo) -> bool:
-    """Whether a card comes from the fake NVML library of the tests; its numbers must not pass for measured ones."""
+    """Whether a GPU comes from the fake NVML library of the tests; its numbers must not pass for measured ones."""
     return "simulated" in (info.driver_version or "")
 
 
 class NvidiaDevice:
-    """One NVIDIA card or MIG instance, known by its UUID (see :class:`colocate.device.base.Device` for the readings).
+    """One NVIDIA GPU or MIG instance, known by its UUID (see :class:`colocate.device.base.Device` for the readings).
 
     A context manager: NVML is let go of on leaving. The readings are safe to use from several threads.
 
     Args:
-        uuid: The card's UUID as ``nvidia-smi -L`` prints it.
+        uuid: The GPU's UUID as ``nvidia-smi -L`` prints it.
 
     Raises:
-        DeviceError: NVML does not work, there is no such card, or it does not tell its memory. Names the cure.
+        DeviceError: NVML does not work, there is no such GPU, or it does not tell its memory. Names the cure.
     """
 
     def __init__(self, uuid: str) -> None:
@@ -132,21 +132,21 @@ class NvidiaDevice:
 
     @property
     def info(self) -> DeviceInfo:
-        """What this card is; ``memory_source`` says which of NVML's two memory structs is read."""
+        """What this GPU is; ``memory_source`` says which of NVML's two memory structs is read."""
         return self._info
 
     def prepare(self) -> None:
-        """Nothing: a whole card is what it is."""
+        """Nothing: a whole GPU is what it is."""
 
     def memory(self) -> Memory:
-        """Memory in use on the card by all processes together, in bytes.
+        """Memory in use on the GPU by all processes together, in bytes.
 
         Check by hand: ``nvidia-smi --query-gpu=memory.used --format=csv`` (MiB).
 
         Raises:
-            CardLost: the card is gone.
+            DeviceLost: the GPU is gone.
             ImplausibleReading: the numbers cannot be true.
-            DeviceError: NVML did not answer. Names the card's UUID and NVML's own message.
+            DeviceError: NVML did not answer. Names the GPU's UUID and NVML's own message.
         """
         try:
             memory = self._read_memory()
@@ -161,26 +161,26 @@ class NvidiaDevice:
         return memory
 
     def vitals(self) -> Vitals:
-        """Power, temperatures, utilisation, throttling and the energy counter; None for what the card does not tell.
+        """Power, temperatures, utilisation, throttling and the energy counter; None for what the GPU does not tell.
 
         A value that cannot be true counts as not told, and so does one that NVML fails to read. Of a MIG instance
-        temperatures and throttling are those of its card; power and energy are None, because the card has them for all
+        temperatures and throttling are those of its GPU; power and energy are None, because the GPU has them for all
         its instances together. Check by hand:
         ``nvidia-smi --query-gpu=power.draw,temperature.gpu,utilization.gpu --format=csv``.
 
         Raises:
-            CardLost: the card is gone.
+            DeviceLost: the GPU is gone.
             DeviceError: NVML was let go of.
         """
         utilization = self._if_told("utilisation", pynvml.nvmlDeviceGetUtilizationRates)
-        # The widest bounds that a card can need: today's largest take 1.4 kW and throttle below 110 degrees Celsius.
+        # The widest bounds that a GPU can need: today's largest take 1.4 kW and throttle below 110 degrees Celsius.
         return Vitals(
-            power_mw=_within(0, 10_000_000, self._of_a_whole_card("power", pynvml.nvmlDeviceGetPowerUsage)),
+            power_mw=_within(0, 10_000_000, self._of_a_whole_gpu("power", pynvml.nvmlDeviceGetPowerUsage)),
             temperature_c=_within(0, 150, self._temperature_c()),
             memory_temperature_c=_within(1, 150, self._memory_temperature_c()),
             utilization_percent=_within(0, 100, utilization.gpu if utilization else None),
             memory_utilization_percent=_within(0, 100, utilization.memory if utilization else None),
-            energy_mj=self._of_a_whole_card("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption),
+            energy_mj=self._of_a_whole_gpu("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption),
             throttle_reasons=self._throttle_reasons(),
         )
 
@@ -191,12 +191,12 @@ class NvidiaDevice:
         Check by hand: ``nvidia-smi --query-compute-apps=pid,used_memory --format=csv`` (MiB).
 
         Raises:
-            CardLost: the card is gone.
-            DeviceError: NVML did not answer. Names the card's UUID and NVML's own message.
+            DeviceLost: the GPU is gone.
+            DeviceError: NVML did not answer. Names the GPU's UUID and NVML's own message.
         """
-        computing = self._told("processes", pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
+        computing = self._reported("processes", pynvml.nvmlDeviceGetComputeRunningProcesses_v3)
         if computing is None:  # drivers before R510
-            computing = self._told("processes", pynvml.nvmlDeviceGetComputeRunningProcesses_v2)
+            computing = self._reported("processes", pynvml.nvmlDeviceGetComputeRunningProcesses_v2)
         if computing is None:
             return None
         drawing = self._if_told("processes that draw", pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3) or []
@@ -206,12 +206,12 @@ class NvidiaDevice:
         return tuple(by_pid[pid] for pid in sorted(by_pid))
 
     def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
-        """Who computes on the other cards of the machine: UUID and process id; a card that does not answer has nobody.
+        """Who computes on the other GPUs of the machine: UUID and process id; a GPU that does not answer has nobody.
 
         Check by hand: ``nvidia-smi --query-compute-apps=gpu_uuid,pid --format=csv``.
         """
         found = []
-        for index in range(self._ask("the number of cards", pynvml.nvmlDeviceGetCount)):
+        for index in range(self._ask("the number of GPUs", pynvml.nvmlDeviceGetCount)):
             with contextlib.suppress(pynvml.NVMLError):
                 whole = pynvml.nvmlDeviceGetHandleByIndex(index)
                 for handle in _instances(whole) if _is_divided(whole) else [whole]:
@@ -227,13 +227,15 @@ class NvidiaDevice:
         check by hand: ``nvidia-smi --query-accounted-apps=pid,max_memory_usage --format=csv`` (MiB).
 
         Raises:
-            CardLost: the card is gone.
-            DeviceError: NVML did not answer. Names the card's UUID and NVML's own message.
+            DeviceLost: the GPU is gone.
+            DeviceError: NVML did not answer. Names the GPU's UUID and NVML's own message.
         """
-        if self._whole is not None:  # whose maximum, that of the instance or of the card, is told nowhere
+        if self._whole is not None:  # whose maximum, that of the instance or of the GPU, is told nowhere
             return None
-        told = _NOT_TOLD | {pynvml.NVML_ERROR_NOT_FOUND}
-        stats = self._told(f"accounting of pid {pid}", pynvml.nvmlDeviceGetAccountingStats, pid, not_told=told)
+        reported = _NOT_REPORTED | {pynvml.NVML_ERROR_NOT_FOUND}
+        stats = self._reported(
+            f"accounting of pid {pid}", pynvml.nvmlDeviceGetAccountingStats, pid, not_reported=reported
+        )
         # A process on the list has a context, so none can have held nothing.
         return _within(1, self._total_bytes, stats.maxMemoryUsage) if stats else None
 
@@ -249,10 +251,10 @@ class NvidiaDevice:
         try:
             return pynvml.nvmlDeviceGetHandleByUUID(self._uuid.encode())
         except pynvml.NVMLError as error:
-            expectation = f"{self._uuid}: expected a card with this UUID"
+            expectation = f"{self._uuid}: expected a GPU with this UUID"
             if error.value != pynvml.NVML_ERROR_NOT_FOUND:
                 raise _failure(expectation, error) from error
-            raise DeviceError(f"{expectation}, found none; nvidia-smi -L lists the cards of this machine") from error
+            raise DeviceError(f"{expectation}, found none; nvidia-smi -L lists the GPUs of this machine") from error
 
     def _ask(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -260,23 +262,23 @@ class NvidiaDevice:
         except pynvml.NVMLError as error:
             raise _failure(f"{self._uuid}: expected {what}", error) from error
 
-    def _told(
-        self, what: str, function: Callable[..., Any], *arguments: Any, not_told: frozenset[int] = _NOT_TOLD
+    def _reported(
+        self, what: str, function: Callable[..., Any], *arguments: Any, not_reported: frozenset[int] = _NOT_REPORTED
     ) -> Any:
-        """The answer about this card, or None where NVML says that it has none."""
+        """The answer about this GPU, or None where NVML says that it has none."""
         try:
             return function(self._handle, *arguments)
         except pynvml.NVMLError as error:
-            if error.value in not_told:
+            if error.value in not_reported:
                 return None
             raise _failure(f"{self._uuid}: expected {what}", error) from error
 
     def _if_told(self, what: str, function: Callable[..., Any] | None, *arguments: Any) -> Any:
         """The answer of a reading that no verdict rests on, or None; also for a function that pynvml has not."""
-        return None if function is None else self._told(what, function, *arguments, not_told=_NOT_ESSENTIAL)
+        return None if function is None else self._reported(what, function, *arguments, not_reported=_NOT_ESSENTIAL)
 
     def _of_the_board(self, what: str, function: Callable[..., Any] | None, *arguments: Any) -> Any:
-        """The answer about the card that this is, or is an instance of, if there is one; see `_if_told`."""
+        """The answer about the GPU that this is, or is an instance of, if there is one; see `_if_told`."""
         handle = self._whole or self._handle
         return self._if_told(what, function and (lambda _, *rest: function(handle, *rest)), *arguments)
 
@@ -284,7 +286,9 @@ class NvidiaDevice:
 
     def _choose_memory(self) -> tuple[Callable[[], Memory], str]:
         """The struct that this driver answers: the second keeps what the driver reserves apart, the first does not."""
-        memory = self._told("memory", pynvml.nvmlDeviceGetMemoryInfo, pynvml.nvmlMemory_v2, not_told=_NO_SECOND_STRUCT)
+        memory = self._reported(
+            "memory", pynvml.nvmlDeviceGetMemoryInfo, pynvml.nvmlMemory_v2, not_reported=_NO_SECOND_STRUCT
+        )
         if memory is not None:
             return self._memory_v2, "nvml v2"
         self._ask("memory", pynvml.nvmlDeviceGetMemoryInfo, self._handle)
@@ -301,10 +305,10 @@ class NvidiaDevice:
     # --- the rest
 
     def _find_whole(self) -> Any:
-        """The card that this is an instance of; None where this is a whole card."""
+        """The GPU that this is an instance of; None where this is a whole GPU."""
         if not self._uuid.startswith(_INSTANCE):
             return None
-        return self._ask("its card", pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, self._handle)
+        return self._ask("its GPU", pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, self._handle)
 
     def _find_instance(self) -> int | None:
         """The number of the GPU instance, whose memory this is.
@@ -326,7 +330,7 @@ class NvidiaDevice:
     def _refuse_divided(self) -> None:
         if self._whole is None and _is_divided(self._handle):
             raise DeviceError(
-                f"{self._uuid}: expected a whole card, found MIG mode on; name one of its instances (nvidia-smi -L), "
+                f"{self._uuid}: expected a whole GPU, found MIG mode on; name one of its instances (nvidia-smi -L), "
                 "make some (sudo nvidia-smi mig -cgi PROFILE -C), or turn it off (sudo nvidia-smi -i UUID -mig 0)"
             )
 
@@ -334,8 +338,8 @@ class NvidiaDevice:
         """A process of the list is not one of another instance, whatever the driver lists for this one."""
         return self._instance is None or getattr(row, "gpuInstanceId", None) in (self._instance, _NO_INSTANCE, None)
 
-    def _of_a_whole_card(self, what: str, function: Callable[..., Any]) -> Any:
-        """A reading that counts all instances of a card together, and therefore says nothing about one."""
+    def _of_a_whole_gpu(self, what: str, function: Callable[..., Any]) -> Any:
+        """A reading that counts all instances of a GPU together, and therefore says nothing about one."""
         return None if self._whole is not None else self._if_told(what, function)
 
     def _refuse_exclusive(self) -> None:
@@ -343,13 +347,13 @@ class NvidiaDevice:
         mode = _COMPUTE_MODES.get(self._of_the_board("compute mode", pynvml.nvmlDeviceGetComputeMode) or 0)
         if mode is not None:
             raise DeviceError(
-                f"{self._uuid}: expected compute mode default, found {mode}: two trainings cannot share the card; "
+                f"{self._uuid}: expected compute mode default, found {mode}: two trainings cannot share the GPU; "
                 "change it (sudo nvidia-smi -i UUID -c DEFAULT), or wait for who set it"
             )
 
     def _describe(self, memory_source: str) -> DeviceInfo:
         cuda = self._system("CUDA version", pynvml.nvmlSystemGetCudaDriverVersion)
-        accounting = self._of_a_whole_card("accounting mode", pynvml.nvmlDeviceGetAccountingMode)
+        accounting = self._of_a_whole_gpu("accounting mode", pynvml.nvmlDeviceGetAccountingMode)
         return DeviceInfo(
             kind="nvidia",
             uuid=self._uuid,
@@ -360,9 +364,9 @@ class NvidiaDevice:
             driver_version=self._system("driver version", pynvml.nvmlSystemGetDriverVersion),
             nvml_version=self._system("NVML version", pynvml.nvmlSystemGetNVMLVersion),
             cuda_version=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
-            index=self._of_a_whole_card("index", pynvml.nvmlDeviceGetIndex),
+            index=self._of_a_whole_gpu("index", pynvml.nvmlDeviceGetIndex),
             accounting=None if accounting is None else bool(accounting),
-            instance_of=None if self._whole is None else self._ask("its card", pynvml.nvmlDeviceGetUUID, self._whole),
+            instance_of=None if self._whole is None else self._ask("its GPU", pynvml.nvmlDeviceGetUUID, self._whole),
         )
 
     def _system(self, what: str, function: Callable[[], Any]) -> Any:
@@ -371,23 +375,23 @@ class NvidiaDevice:
     def _temperature_c(self) -> int | None:
         # nvmlDeviceGetTemperature goes away with CUDA 14; drivers before R570 have nothing else.
         newer = getattr(pynvml, "nvmlDeviceGetTemperatureV", None)  # pynvml knows it since R570
-        told: int | None = self._of_the_board("temperature", newer, pynvml.NVML_TEMPERATURE_GPU)
-        if told is None:
-            told = self._of_the_board("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
-        return told
+        reported: int | None = self._of_the_board("temperature", newer, pynvml.NVML_TEMPERATURE_GPU)
+        if reported is None:
+            reported = self._of_the_board("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
+        return reported
 
     def _memory_temperature_c(self) -> int | None:
-        told = self._of_the_board(
+        reported = self._of_the_board(
             "memory temperature", pynvml.nvmlDeviceGetFieldValues, [pynvml.NVML_FI_DEV_MEMORY_TEMP]
         )
-        return None if told is None or told[0].nvmlReturn else int(told[0].value.uiVal)
+        return None if reported is None or reported[0].nvmlReturn else int(reported[0].value.uiVal)
 
     def _throttle_reasons(self) -> int | None:
         # Renamed in CUDA 12.2; the old name stays for drivers that lack the new one.
-        told: int | None = self._of_the_board("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
-        if told is None:
-            told = self._of_the_board("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
-        return told
+        reported: int | None = self._of_the_board("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+        if reported is None:
+            reported = self._of_the_board("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+        return reported
 
     def _holder(self, row: Any, draws: bool = False) -> DeviceProcess:
         # pynvml makes None of NVML's "not available". Nobody is on the list with nothing: 0 is what newer drivers
@@ -397,13 +401,13 @@ class NvidiaDevice:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The cards of a machine in NVML's order, and for each that does not answer the reason."""
+    """The GPUs of a machine in NVML's order, and for each that does not answer the reason."""
 
     devices: tuple[DeviceInfo, ...]
     failures: tuple[DeviceError, ...] = ()
 
     def answering(self) -> tuple[DeviceInfo, ...]:
-        """The cards.
+        """The GPUs.
 
         Raises:
             DeviceError: none answers although there are some.
@@ -414,7 +418,7 @@ class Survey:
 
 
 def survey_devices() -> Survey:
-    """Every card that NVML knows, in place of one in MIG mode its instances.
+    """Every GPU that NVML knows, in place of one in MIG mode its instances.
 
     One that does not answer is no reason to do without the others.
 
@@ -423,27 +427,27 @@ def survey_devices() -> Survey:
     """
     _init()
     try:
-        count = _ask_library("the number of cards", pynvml.nvmlDeviceGetCount)
-        found = [card for index in range(count) for card in _look_at(index)]
+        count = _ask_library("the number of GPUs", pynvml.nvmlDeviceGetCount)
+        found = [gpu for index in range(count) for gpu in _look_at(index)]
     finally:
         _shutdown()
-    failures = tuple(card for card in found if isinstance(card, DeviceError))
-    return Survey(tuple(card for card in found if isinstance(card, DeviceInfo)), failures)
+    failures = tuple(gpu for gpu in found if isinstance(gpu, DeviceError))
+    return Survey(tuple(gpu for gpu in found if isinstance(gpu, DeviceInfo)), failures)
 
 
 def list_devices() -> tuple[DeviceInfo, ...]:
-    """Every card that answers, in NVML's order.
+    """Every GPU that answers, in NVML's order.
 
     Raises:
-        DeviceError: NVML does not work, or no card answers although there are some.
+        DeviceError: NVML does not work, or no GPU answers although there are some.
     """
     return survey_devices().answering()
 
 
 def _look_at(index: int) -> list[DeviceInfo | DeviceError]:
-    """The card with this index, or its instances; for each that does not answer the reason."""
+    """The GPU with this index, or its instances; for each that does not answer the reason."""
     try:
-        handle = _ask_library(f"card {index}", pynvml.nvmlDeviceGetHandleByIndex, index)
+        handle = _ask_library(f"GPU {index}", pynvml.nvmlDeviceGetHandleByIndex, index)
         instances = _instances(handle) if _is_divided(handle) else []
         if instances:
             return [_opened(instance, None) for instance in instances]
@@ -454,7 +458,7 @@ def _look_at(index: int) -> list[DeviceInfo | DeviceError]:
 
 def _opened(handle: Any, index: int | None) -> DeviceInfo | DeviceError:
     try:
-        name = "its UUID" if index is None else f"the UUID of card {index}"
+        name = "its UUID" if index is None else f"the UUID of GPU {index}"
         with NvidiaDevice(_ask_library(name, pynvml.nvmlDeviceGetUUID, handle)) as device:
             return replace(device.info, index=index)
     except DeviceError as error:
@@ -462,15 +466,15 @@ def _opened(handle: Any, index: int | None) -> DeviceInfo | DeviceError:
 
 
 def _is_divided(handle: Any) -> bool:
-    """The card is in MIG mode: nothing computes on it but on its instances."""
+    """The GPU is in MIG mode: nothing computes on it but on its instances."""
     try:
         return bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
-    except pynvml.NVMLError:  # a card without the mode, or a driver without the question
+    except pynvml.NVMLError:  # a GPU without the mode, or a driver without the question
         return False
 
 
 def _instances(handle: Any) -> list[Any]:
-    """The MIG instances of a card; numbers that are not given out have none."""
+    """The MIG instances of a GPU; numbers that are not given out have none."""
     found = []
     with contextlib.suppress(pynvml.NVMLError):
         for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
@@ -488,7 +492,7 @@ def _init() -> None:
 
 
 def _shutdown() -> None:
-    # Nothing depends on it and the reason is known already: a lost card makes this fail too.
+    # Nothing depends on it and the reason is known already: a lost GPU makes this fail too.
     try:
         pynvml.nvmlShutdown()
     except pynvml.NVMLError:
@@ -506,7 +510,7 @@ def _failure(expectation: str, error: Any) -> DeviceError:
     """Our error for NVML's: its own words, its number and the cure where one is known."""
     cure = _CURES.get(error.value)
     message = f"{expectation}, NVML said {str(error)!r} ({error.value})" + (f"; {cure}" if cure else "")
-    return CardLost(message) if error.value in _LOST else DeviceError(message)
+    return DeviceLost(message) if error.value in _LOST else DeviceError(message)
 
 
 def _within(least: int, most: int, value: int | None) -> int | None:

@@ -1,7 +1,7 @@
-"""Cards that nothing may be measured on for the rest of a run: one file per card, seen by every worker of the run.
+"""GPUs that nothing may be measured on for the rest of a run: one file per GPU, seen by every worker of the run.
 
-A card that is lost, holds a process that cannot be ended, or does not come back to its baseline would spoil whatever
-is measured next. The other cards of the machine go on.
+A GPU that is lost, holds a process that cannot be ended, or does not come back to its baseline would spoil whatever
+is measured next. The other GPUs of the machine go on.
 """
 
 import re
@@ -10,18 +10,18 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from colocate.errors import CardLost, ColocateError
+from colocate.errors import ColocateError, DeviceLost
 from colocate.files import make_folder, read_json, write_json
 
 
 class Quarantine:
-    """The quarantined cards of one run, in a folder of its run directory."""
+    """The quarantined GPUs of one run, in a folder of its run directory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def add(self, uuid: str, why: str) -> None:
-        """Let nothing more be started on this card.
+        """Let nothing more be started on this GPU.
 
         Raises:
             OSError: the disk is full or gone.
@@ -30,7 +30,7 @@ class Quarantine:
         write_json(self._file(uuid), {"uuid": uuid, "why": why, "since": datetime.now(UTC).isoformat()})
 
     def why(self, uuid: str | None) -> str | None:
-        """Why this card must not be used; None when it may, as the virtual card always, which has no UUID here."""
+        """Why this GPU must not be used; None when it may, as the virtual GPU always, which has no UUID here."""
         if uuid is None or not self._file(uuid).exists():
             return None
         try:
@@ -40,16 +40,16 @@ class Quarantine:
 
     @contextmanager
     def watching(self, uuid: str | None) -> Iterator[str | None]:
-        """Why a card must not be used; one that is lost on opening, or later where nobody notices, goes into here."""
+        """Why a GPU must not be used; one that is lost on opening, or later where nobody notices, goes into here."""
         try:
             yield self.why(uuid)
-        except CardLost as error:
+        except DeviceLost as error:
             if uuid is not None:
                 self.add(uuid, str(error))
             raise
 
     def lift(self) -> None:
-        """Forget them all: whoever resumes a run had the time to look after its cards."""
+        """Forget them all: whoever resumes a run had the time to look after its GPUs."""
         for file in self._folder.glob("*.json"):
             file.unlink(missing_ok=True)
 

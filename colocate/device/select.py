@@ -1,4 +1,4 @@
-"""Which kind of card a run uses. Decides and explains; opens no card and knows nothing of how a virtual one is made."""
+"""Which kind of GPU a run uses. Decides and explains; opens no GPU and knows nothing of how a virtual one is made."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ LIBRARY_FOLDERS = ("/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/usr/lib
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The kind of card to use, those that may be used (none for a virtual card), and why in a sentence."""
+    """The kind of GPU to use, those that may be used (none for a virtual GPU), and why in a sentence."""
 
     kind: Literal["nvidia", "virtual"]
     devices: tuple[DeviceInfo, ...]
@@ -30,63 +30,63 @@ class Choice:
 
     @property
     def uuids(self) -> tuple[str, ...]:
-        """The UUIDs of the cards."""
+        """The UUIDs of the GPUs."""
         return tuple(device.uuid for device in self.devices)
 
 
 def choose_device(kind: Kind, environment: Mapping[str, str] = os.environ) -> Choice:
-    """Decides between an NVIDIA card and the virtual one.
+    """Decides between an NVIDIA GPU and the virtual one.
 
-    ``"auto"`` takes an NVIDIA card wherever the NVML library is there. A driver that fails, or cards that are all
-    hidden, are an error and never a silent change to the virtual card: a prediction would then pass for a measurement.
+    ``"auto"`` takes an NVIDIA GPU wherever the NVML library is there. A driver that fails, or GPUs that are all
+    hidden, are an error and never a silent change to the virtual GPU: a prediction would then pass for a measurement.
 
     Args:
         kind: What the user asked for.
         environment: Where ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER`` are read.
 
     Raises:
-        DeviceError: a card is asked for, or the NVML library is there, and no card can be used. Names the cure.
+        DeviceError: a GPU is asked for, or the NVML library is there, and no GPU can be used. Names the cure.
     """
     if kind == "virtual":
-        return Choice("virtual", (), "predicting on a virtual card, as asked; no number is measured on a GPU")
+        return Choice("virtual", (), "predicting on a virtual GPU, as asked; no number is measured on a GPU")
     if kind == "auto" and not nvml.library_present():
         refuse_hidden_library()
         return Choice(
             "virtual",
             (),
-            f"no NVIDIA driver on this machine ({nvml.LIBRARY} is not there): predicting on a virtual card; "
+            f"no NVIDIA driver on this machine ({nvml.LIBRARY} is not there): predicting on a virtual GPU; "
             "no number is measured on a GPU",
         )
-    return _nvidia_cards(environment)
+    return _nvidia_gpus(environment)
 
 
 def refuse_hidden_library() -> None:
-    """A card without its library is a container or a path that is set up by half, and no machine without a card.
+    """A GPU without its library is a container or a path that is set up by half, and no machine without a GPU.
 
     Raises:
-        DeviceError: this machine has a card's device file, and no library. Names the cure.
+        DeviceError: this machine has a GPU's device file, and no library. Names the cure.
     """
-    cards = sorted(Path(DEVICE_FOLDER).glob("nvidia[0-9]*"))
-    if not cards:
+    gpus = sorted(Path(DEVICE_FOLDER).glob("nvidia[0-9]*"))
+    if not gpus:
         return
     found = next((folder for folder in LIBRARY_FOLDERS if (Path(folder) / nvml.LIBRARY).exists()), None)
     cure = f"add {found} to LD_LIBRARY_PATH" if found else "pass the driver's libraries in (--gpus all)"
     raise DeviceError(
-        f"{nvml.LIBRARY}: expected beside {cards[0]}, found no library that loads; {cure}, or use --device virtual"
+        f"{nvml.LIBRARY}: expected beside {gpus[0]}, found no library that loads; {cure}, or use --device virtual"
     )
 
 
-def _nvidia_cards(environment: Mapping[str, str]) -> Choice:
+def _nvidia_gpus(environment: Mapping[str, str]) -> Choice:
     selector = environment.get(VISIBLE)
     survey = nvml.survey_devices()
     devices = visible_devices(survey.answering(), selector, order=environment.get("CUDA_DEVICE_ORDER"))
     if not devices and selector is not None:
         raise DeviceError(
-            f"{VISIBLE}: expected at least one card of this machine, found {selector!r}; unset it, name a card "
+            f"{VISIBLE}: expected at least one GPU of this machine, found {selector!r}; unset it, name a GPU "
             "(nvidia-smi -L), or use --device virtual"
         )
     if not devices:
-        raise DeviceError("NVML: expected at least one card, found none; check nvidia-smi -L, or use --device virtual")
+        raise DeviceError("NVML: expected at least one GPU, found none; check nvidia-smi -L, or use --device virtual")
     named = ", ".join(f"{device.name} ({device.uuid})" for device in devices)
     simulated = any(nvml.is_simulated(device) for device in devices)
     verb = "pretending to measure (simulated NVML) on" if simulated else "measuring on"

@@ -1,4 +1,4 @@
-"""``CUDA_VISIBLE_DEVICES``: which cards it names, as CUDA itself would read it. Pure; asks no card anything."""
+"""``CUDA_VISIBLE_DEVICES``: which GPUs it names, as CUDA itself would read it. Pure; asks no GPU anything."""
 
 import re
 
@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"\s*\+?(\d+)")  # CUDA reads like C's strtoul: "1gpu" is 1
 def visible_devices(
     devices: tuple[DeviceInfo, ...], selector: str | None, *, order: str | None = None
 ) -> tuple[DeviceInfo, ...]:
-    """The cards that a program would see under a value of ``CUDA_VISIBLE_DEVICES``, in its order.
+    """The GPUs that a program would see under a value of ``CUDA_VISIBLE_DEVICES``, in its order.
 
     Args:
         devices: Those of the machine, in NVML's order.
@@ -21,7 +21,7 @@ def visible_devices(
         order: The value of ``CUDA_DEVICE_ORDER``.
 
     Raises:
-        DeviceError: indices are ambiguous because the machine has different cards, which CUDA is free to number by
+        DeviceError: indices are ambiguous because the machine has different GPUs, which CUDA is free to number by
             speed, or MIG instances.
     """
     if selector is None:
@@ -34,7 +34,7 @@ def visible_devices(
     names = {device.name for device in devices}
     if len(names) > 1 and order != "PCI_BUS_ID" and _NUMBER.match(selector):
         raise DeviceError(
-            f"CUDA_VISIBLE_DEVICES: expected UUIDs on a machine with different cards, found {selector!r}; name UUIDs "
+            f"CUDA_VISIBLE_DEVICES: expected UUIDs on a machine with different GPUs, found {selector!r}; name UUIDs "
             "(nvidia-smi -L), or set CUDA_DEVICE_ORDER=PCI_BUS_ID too"
         )
     return tuple(devices[position] for position in _positions(selector, devices))

@@ -1,4 +1,4 @@
-"""Runs one attempt at a group, from an open card to its record: what a pytest case repeats and what commands try out.
+"""Runs one attempt at a group, from an open GPU to its record: what a pytest case repeats and what commands try out.
 
 Knows no pytest, and not why a group is tried; what its record means is `colocate.verdict.rules`'s business.
 """
@@ -8,47 +8,47 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
-from colocate.device.acquire import Card, fresh, opened
+from colocate.device.acquire import FoundGpu, fresh, opened
 from colocate.device.base import Device
 from colocate.device.cpu_energy import CpuEnergyMeter
 from colocate.device.quarantine import Quarantine
 from colocate.errors import DeviceError
 from colocate.files import make_folder
-from colocate.harness.group_run import Observation
-from colocate.harness.sampler import Monitor
+from colocate.harness.group_run import GroupRun
+from colocate.harness.sampler import Sampler
 from colocate.plan.plan import Group
 from colocate.results.attempts import Attempt, read_attempt
 from colocate.results.layout import GroupDirectory, RunDirectory
 
 
 @dataclass(frozen=True)
-class Trials:
-    """Runs groups one after the other on one card, outside a pytest session; every run leaves a record.
+class AttemptRunner:
+    """Runs groups one after the other on one GPU, outside a pytest session; every run leaves a record.
 
     Args:
         run: Where the records go.
         plan: The name that they bear.
-        card: The card, not open yet; a virtual one is made anew for every group.
-        wait_s: How long to wait for a card that others use.
+        GPU: The GPU, not open yet; a virtual one is made anew for every group.
+        wait_s: How long to wait for a GPU that others use.
     """
 
     run: RunDirectory
     plan: str
-    card: Card
+    gpu: FoundGpu
     wait_s: float = 0.0
 
     def attempt(self, group: Group, repeat: int = 1) -> Attempt:
         """Run a group once, whatever comes of it; ``repeat`` says which of several runs of it this is.
 
         Raises:
-            DeviceError: the card cannot be had, or is in quarantine since an earlier group.
+            DeviceError: the GPU cannot be had, or is in quarantine since an earlier group.
             OSError: the record cannot be written.
             ColocateError: there is no room for it.
         """
         directory = new_directory(self.run, group, repeat)
         with (
             self._quarantine_respected(),
-            opened(self.card, directory.virtual_card, holder=group.id, wait_s=self.wait_s, run=self.run.name) as device,
+            opened(self.gpu, directory.virtual_gpu, holder=group.id, wait_s=self.wait_s, run=self.run.name) as device,
             observing(group, device, directory, plan=self.plan) as observation,
         ):
             run_to_the_end(observation, self.wait_s)
@@ -56,25 +56,25 @@ class Trials:
 
     @contextmanager
     def _quarantine_respected(self) -> Iterator[None]:
-        with Quarantine(self.run.quarantine).watching(self.card.uuid) as why:
+        with Quarantine(self.run.quarantine).watching(self.gpu.uuid) as why:
             if why is not None:
-                raise DeviceError(f"{self.card.uuid}: expected a card in order, found it in quarantine: {why}")
+                raise DeviceError(f"{self.gpu.uuid}: expected a GPU in order, found it in quarantine: {why}")
             yield
 
 
 def attempt_on(device: Device, group: Group, run: RunDirectory, *, plan: str, asks: bool = True) -> Attempt:
-    """Run a group once on a card that is open already, and locked; a virtual one is made anew.
+    """Run a group once on a GPU that is open already, and locked; a virtual one is made anew.
 
-    ``asks``: after an out-of-memory on a virtual card, find out what the training wanted, which takes as long as it.
+    ``asks``: after an out-of-memory on a virtual GPU, find out what the training wanted, which takes as long as it.
 
     Raises:
-        DeviceError: the card does not answer.
+        DeviceError: the GPU does not answer.
         OSError: the record cannot be written.
         ColocateError: there is no room for it.
     """
     directory = new_directory(run, group)
-    card = fresh(device, directory.virtual_card)
-    with observing(group, card, directory, plan=plan, asks=asks) as observation:
+    gpu = fresh(device, directory.virtual_gpu)
+    with observing(group, gpu, directory, plan=plan, asks=asks) as observation:
         run_to_the_end(observation)
     return read_attempt(directory)
 
@@ -99,12 +99,12 @@ def observing(
     plan: str,
     asks: bool = True,
     until_decided: bool = False,
-) -> Iterator[Observation]:
+) -> Iterator[GroupRun]:
     """A group under watch, before anything has started; leaving early writes a record that says so."""
     meter = CpuEnergyMeter()
     with (
-        Monitor(device, cpu_energy=meter) as monitor,
-        Observation(
+        Sampler(device, cpu_energy=meter) as monitor,
+        GroupRun(
             group, device, monitor, directory, plan=plan, cpu_energy=meter, asks=asks, until_decided=until_decided
         ) as observation,
     ):
@@ -117,7 +117,7 @@ def observing(
             raise
 
 
-def run_to_the_end(observation: Observation, wait_s: float = 0.0) -> None:
+def run_to_the_end(observation: GroupRun, wait_s: float = 0.0) -> None:
     """Everything that happens to a group, in order, up to its record.
 
     Raises:

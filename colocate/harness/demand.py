@@ -1,6 +1,6 @@
-"""What a training wants of the card that it did not get: it is run once more, alone, on a card that refuses nothing.
+"""What a training wants of the GPU that it did not get: it is run once more, alone, on a GPU that refuses nothing.
 
-How far a program got on a full card says little about what it wanted. That decides whether a real card, whose
+How far a program got on a full GPU says little about what it wanted. That decides whether a real GPU, whose
 allocator may differ by some percent, would have been too small as well.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from colocate.harness import environment
 from colocate.harness.training_events import ProbeReader
 from colocate.plan.catalog import Training
-from colocate.probe.virtual_gpu.card import VirtualCard
+from colocate.probe.virtual_gpu.state import VirtualGpu
 from colocate.process.runner import Command, start
 from colocate.verdict.evidence import Allocator
 
@@ -18,14 +18,14 @@ TERMINATION_GRACE_S = 2.0
 
 
 def wanted_alone(
-    training: Training, card: Path, folder: Path, *, cookie: str, timeout_s: float
+    training: Training, gpu: Path, folder: Path, *, cookie: str, timeout_s: float
 ) -> tuple[Allocator, ...]:
-    """The allocators of a rehearsal alone; what it has shown after ``timeout_s`` seconds counts.
+    """The allocators of a dry run alone; what it has shown after ``timeout_s`` seconds counts.
 
     Args:
-        training: a training that ran out of memory on a virtual card.
-        card: the state file of that card.
-        folder: where state, events, log and records of the rehearsal go; made if it is not there.
+        training: a training that ran out of memory on a virtual GPU.
+        gpu: the state file of that GPU.
+        folder: where state, events, log and records of the dry run go; made if it is not there.
         cookie: marks its processes as ours.
         timeout_s: how long it may take.
 
@@ -34,17 +34,17 @@ def wanted_alone(
     """
     probe = folder / "probe"
     probe.mkdir(parents=True, exist_ok=True)
-    state = folder / "virtual_card"
-    VirtualCard.open(card).copy(state, refuses=False)
+    state = folder / "virtual_gpu"
+    VirtualGpu.open(gpu).copy(state, refuses=False)
     env = environment.for_training(
         {**os.environ, **training.env},
         cookie=cookie,
         events=folder / "events.jsonl",
         probe=probe,
         uuid=None,
-        virtual_card=state,
+        virtual_gpu=state,
     )
-    command = Command(tuple(training.command(rehearsal=True)), training.cwd, env)
+    command = Command(tuple(training.command(dry_run=True)), training.cwd, env)
     with start(command, log=folder / "training.log", cookie=cookie) as process:
         process.wait(timeout_s)
         process.stop(TERMINATION_GRACE_S)

@@ -1,4 +1,4 @@
-"""The card around one group: clean before it, who holds memory during it, back at its baseline after it.
+"""The GPU around one group: clean before it, who holds memory during it, back at its baseline after it.
 
 Says what it finds in words and codes; what follows from that is `colocate.verdict.rules`'s business.
 """
@@ -9,20 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from colocate.device.base import Device, DeviceProcess
-from colocate.device.deadline import Patience
-from colocate.errors import DeviceError, NoBallast
-from colocate.harness.gpu_processes import Holders, is_being_ended, is_left_behind, unlisted
-from colocate.harness.sampler import Monitor
+from colocate.device.deadline import Deadline
+from colocate.errors import BalloonError, DeviceError
+from colocate.harness.gpu_processes import GpuProcesses, is_being_ended, is_left_behind, unlisted
+from colocate.harness.sampler import Sampler
 from colocate.plan.roles import Role
 from colocate.process.procfs import ProcessId, describe, end, identify
 from colocate.process.runner import Process
 from colocate.units import format_mib
 
-# How far above its baseline a card may stay: what NVML reads on an idle card with a desktop wanders by some tens of
+# How far above its baseline a GPU may stay: what NVML reads on an idle GPU with a desktop wanders by some tens of
 # MiB, and the smallest CUDA context is above 200 MiB.
 BASELINE_TOLERANCE_BYTES = 64 * 1024**2
 
-# Memory on a card at the start that no listed process accounts for: what a driver keeps for itself is below 300 MiB.
+# Memory on a GPU at the start that no listed process accounts for: what a driver keeps for itself is below 300 MiB.
 UNEXPLAINED_BYTES = 512 * 1024**2
 
 # A supervisor whose harness was killed ends its trainings within 5 s; a worker's successor may be here before that.
@@ -35,87 +35,87 @@ WaitUntil = Callable[[Callable[[], bool], float], bool]
 _log = logging.getLogger("colocate")
 
 
-class Occupancy:
-    """What a card holds before, during and after one group.
+class DeviceState:
+    """What a GPU holds before, during and after one group.
 
     Attributes:
-        holders: everybody who was seen on the card.
+        gpu_processes: everybody who was seen on the GPU.
         baseline_bytes: in use before anything was started; None until it was read.
         final_bytes: in use at the last look after the group.
-        returned: the card came back to its baseline; None until it was waited for.
+        returned: the GPU came back to its baseline; None until it was waited for.
         faults: what forbids a verdict, as code and sentence.
         notes: what is worth saying, likewise.
     """
 
-    def __init__(self, device: Device, monitor: Monitor, *, run: str, group: str, place: Path, virtual: bool) -> None:
-        self.holders = Holders(run, group, place)
+    def __init__(self, device: Device, monitor: Sampler, *, run: str, group: str, place: Path, virtual: bool) -> None:
+        self.gpu_processes = GpuProcesses(run, group, place)
         self.baseline_bytes: int | None = None
         self.final_bytes: int | None = None
         self.returned: bool | None = None
         self.faults: list[tuple[str, str]] = []
         self.notes: list[tuple[str, str]] = []
         self._device = device
-        self._patience = Patience(device.info.uuid)
-        self._ask = self._patience.ask
+        self._deadline = Deadline(device.info.uuid)
+        self._ask = self._deadline.ask
         self._monitor = monitor
         self._run = run
         self._virtual = virtual
 
     @property
-    def mute(self) -> str | None:
-        """Why nothing more is asked of the card; None as long as it answers."""
-        return self._patience.mute
+    def unresponsive(self) -> str | None:
+        """Why nothing more is asked of the GPU; None as long as it answers."""
+        return self._deadline.unresponsive
 
     # Before.
 
     def look(self, wait_s: float, wait_until: WaitUntil) -> None:
-        """See whether the card is free, still not after ``wait_s`` seconds, and what it holds.
+        """See whether the GPU is free, still not after ``wait_s`` seconds, and what it holds.
 
-        What an earlier run of ours has left there is ended first, after saying so. A free card is then made ready.
+        What an earlier run of ours has left there is ended first, after saying so. A free GPU is then made ready.
         """
         try:
             self._end_orphans()
-            wait_s = max(wait_s, LEFTOVERS_S if any(map(is_being_ended, self._strangers())) else 0.0)
-            wait_until(lambda: not self._strangers(), time.monotonic() + wait_s)
-            strangers = self._strangers()
-            if not strangers:
+            wait_s = max(wait_s, LEFTOVERS_S if any(map(is_being_ended, self._foreign_processes())) else 0.0)
+            wait_until(lambda: not self._foreign_processes(), time.monotonic() + wait_s)
+            foreign_processes = self._foreign_processes()
+            if not foreign_processes:
                 self._device.prepare()
-            self.holders.begin(time.monotonic() - self._monitor.started_s)
-            if self._device.info.ballast is not None:
-                self._monitor.ask_for_processes()  # or the ballast of a short group would be on no list
+            self.gpu_processes.begin(time.monotonic() - self._monitor.started_s)
+            if self._device.info.balloon is not None:
+                self._monitor.ask_for_processes()  # or the balloon of a short group would be on no list
             self.baseline_bytes = self._ask(self._device.memory).used_bytes
             self._note_unexplained(self.baseline_bytes)
-        except NoBallast as error:
-            self.faults.append(("no_ballast", str(error)))
+        except BalloonError as error:
+            self.faults.append(("no_balloon", str(error)))
             return
         except DeviceError as error:
             self.faults.append(("sensor_lost", str(error)))
             return
-        if strangers:
-            names = "; ".join(describe(process.pid) for process in strangers)
-            text = f"expected a card that nobody uses, found {names}; end them, or wait with --wait=SECONDS"
+        if foreign_processes:
+            names = "; ".join(describe(process.pid) for process in foreign_processes)
+            text = f"expected a GPU that nobody uses, found {names}; end them, or wait with --wait=SECONDS"
             self.faults.append(("foreign_process", text))
 
     def _listed(self) -> tuple[DeviceProcess, ...]:
         """Who holds memory by the driver's list; nobody where it tells none."""
         return self._ask(self._device.processes) or ()
 
-    def _strangers(self) -> list[ProcessId]:
-        return self.holders.strangers(self._listed())
+    def _foreign_processes(self) -> list[ProcessId]:
+        return self.gpu_processes.foreign_processes(self._listed())
 
     def _end_orphans(self) -> None:
         """Nobody else's process is touched."""
-        orphans = [process for process in self._strangers() if is_left_behind(process, self._run)]
+        orphans = [process for process in self._foreign_processes() if is_left_behind(process, self._run)]
         if not orphans:
             return
-        text = "ended what an earlier run had left on the card: " + "; ".join(describe(one.pid) for one in orphans)
+        text = "ended what an earlier run had left on the GPU: " + "; ".join(describe(one.pid) for one in orphans)
         _log.warning(text)
         self.notes.append(("orphan_ended", text))
         end(orphans, ORPHAN_GRACE_S)
 
     def _note_unexplained(self, baseline_bytes: int) -> None:
-        """Memory that no living process of the list accounts for is never taken for a clean card in silence."""
-        listed = [process for process in self._listed() if not process.ballast]
+        """Memory that no living process of the list accounts for is never taken for a clean GPU in silence."""
+        listed = [process for process in self._listed() if not process.balloon]
         seen = [process for process in listed if identify(process.pid) is not None]
         unexplained = baseline_bytes - sum(process.used_bytes or 0 for process in seen)
         if self._virtual or unexplained <= UNEXPLAINED_BYTES:
@@ -123,19 +123,19 @@ class Occupancy:
         unseen = [str(process.pid) for process in listed if process not in seen]
         by = f"processes that cannot be seen from here, pid {', '.join(unseen)}" if unseen else ""
         text = f"{format_mib(unexplained)} were in use before the group, by {by or 'no process that the driver lists'}"
-        self.notes.append(("unexplained_baseline", text + self._hidden_holders()))
+        self.notes.append(("unexplained_baseline", text + self._hidden_gpu_processes()))
 
     # During.
 
     def update(self, members: Mapping[Role, Sequence[Process]]) -> None:
         """Take in the lists of processes that came since the last call."""
-        if self.holders.take(self._monitor.process_lists(), members):
+        if self.gpu_processes.take(self._monitor.process_lists(), members):
             self._look_elsewhere()
 
     @property
     def listed_s(self) -> float:
         """When the last list of processes was read, in seconds since the monitor's start."""
-        return self.holders.listed_s
+        return self.gpu_processes.listed_s
 
     def has_grown(self) -> bool:
         """More is in use than before the group; says nothing about by whom."""
@@ -152,24 +152,26 @@ class Occupancy:
             return None
 
     def _look_elsewhere(self) -> None:
-        """A member on another card does not put its whole load on ours."""
+        """A member on another GPU does not put its whole load on ours."""
         try:
-            found = [(uuid, pid) for uuid, pid in self._ask(self._device.processes_elsewhere) if self.holders.ours(pid)]
+            found = [
+                (uuid, pid) for uuid, pid in self._ask(self._device.processes_elsewhere) if self.gpu_processes.ours(pid)
+            ]
         except DeviceError:
             return
         for uuid, pid in found:
-            if not any(code == "other_card" for code, _ in self.faults):
-                self.faults.append(("other_card", f"the {self.holders.ours(pid)} used another card too, {uuid}"))
+            if not any(code == "other_gpu" for code, _ in self.faults):
+                self.faults.append(("other_gpu", f"the {self.gpu_processes.ours(pid)} used another GPU too, {uuid}"))
 
     # After.
 
     def wait_for_baseline(self, settle_s: float, wait_until: WaitUntil) -> None:
-        """Wait up to ``settle_s`` seconds for the card to come back; name who keeps it from that."""
+        """Wait up to ``settle_s`` seconds for the GPU to come back; name who keeps it from that."""
         if self.baseline_bytes is None:
             return
         self.returned = wait_until(self._is_back, time.monotonic() + settle_s)
         if not self.returned:
-            self._name_holders()
+            self._name_gpu_processes()
 
     def _is_back(self) -> bool:
         try:
@@ -179,18 +181,18 @@ class Occupancy:
         assert self.baseline_bytes is not None
         return self.final_bytes <= self.baseline_bytes + BASELINE_TOLERANCE_BYTES
 
-    def _name_holders(self) -> None:
+    def _name_gpu_processes(self) -> None:
         try:
-            listed = [describe(one.pid) for one in self._listed() if not one.ballast]
+            listed = [describe(one.pid) for one in self._listed() if not one.balloon]
         except DeviceError:
             listed = []
-        names = ("; on the driver's list: " + "; ".join(listed) if listed else "") + self._hidden_holders()
+        names = ("; on the driver's list: " + "; ".join(listed) if listed else "") + self._hidden_gpu_processes()
         if names:
-            self.notes.append(("holders_left", f"after the group{names}"))
+            self.notes.append(("gpu_processes_left", f"after the group{names}"))
 
-    def _hidden_holders(self) -> str:
+    def _hidden_gpu_processes(self) -> str:
         try:
             found = unlisted(self._listed())
         except DeviceError:
             found = unlisted(())
-        return "; not on it but with the card open: " + "; ".join(describe(one.pid) for one in found) if found else ""
+        return "; not on it but with the GPU open: " + "; ".join(describe(one.pid) for one in found) if found else ""

@@ -1,4 +1,4 @@
-"""The environment that a training starts with: what it may tell us by, and which card it sees.
+"""The environment that a training starts with: what it may tell us by, and which GPU it sees.
 
 The names are a contract with `workloads/` and `colocate.probe`, which import nothing of ours; tests/test_environment.py
 keeps the three in step.
@@ -12,14 +12,14 @@ from pathlib import Path
 COOKIE = "COLOCATE_COOKIE"
 EVENTS = "COLOCATE_EVENTS"
 PROBE = "COLOCATE_PROBE"
-VIRTUAL_CARD = "COLOCATE_VIRTUAL_CARD"
+VIRTUAL_GPU = "COLOCATE_VIRTUAL_GPU"
 BATCHES_PER_PASS = "COLOCATE_BATCHES_PER_PASS"
 
 INJECTED = Path(__file__).parents[1] / "probe" / "inject"
 
-# On the virtual card every pass over data is cut to its first three batches and its last, smaller one: memory repeats
+# On the virtual GPU every pass over data is cut to its first three batches and its last, smaller one: memory repeats
 # itself from the second optimizer step on, and the short last batch may need other blocks.
-REHEARSED_BATCHES = 4
+DRY_RUN_BATCHES = 4
 
 
 def host() -> str:
@@ -34,10 +34,10 @@ def for_training(
     events: Path,
     probe: Path,
     uuid: str | None,
-    virtual_card: Path | None,
+    virtual_gpu: Path | None,
     whole: bool = False,
 ) -> dict[str, str]:
-    """A complete environment: the caller's, the probe in front of PYTHONPATH, and exactly one card in sight.
+    """A complete environment: the caller's, the probe in front of PYTHONPATH, and exactly one GPU in sight.
 
     Args:
         base: The caller's environment with the training's own additions.
@@ -45,8 +45,8 @@ def for_training(
         events: File to which a training that knows us appends its events.
         probe: Folder in which the injected probe keeps its records.
         uuid: The GPU to be used, or None to hide all of them.
-        virtual_card: State file of the virtual card to be emulated, or None.
-        whole: Leave passes over the data as long as they are, also on the virtual card.
+        virtual_gpu: State file of the virtual GPU to be emulated, or None.
+        whole: Leave passes over the data as long as they are, also on the virtual GPU.
     """
     environment = {name: value for name, value in base.items() if not name.startswith("COLOCATE_")}
     environment["PYTHONPATH"] = ":".join(filter(None, [str(INJECTED), base.get("PYTHONPATH")]))
@@ -55,8 +55,8 @@ def for_training(
     environment[COOKIE] = cookie
     environment[EVENTS] = str(events.absolute())  # the training has a working folder of its own
     environment[PROBE] = str(probe.absolute())
-    if virtual_card is not None:
-        environment[VIRTUAL_CARD] = str(virtual_card.absolute())
+    if virtual_gpu is not None:
+        environment[VIRTUAL_GPU] = str(virtual_gpu.absolute())
         if not whole:
-            environment[BATCHES_PER_PASS] = str(REHEARSED_BATCHES)
+            environment[BATCHES_PER_PASS] = str(DRY_RUN_BATCHES)
     return environment

@@ -1,7 +1,7 @@
-"""Who holds memory on the card: ours, told apart by member, what an earlier run left, or a stranger.
+"""Who holds memory on the GPU: ours, told apart by member, what an earlier run left, or a foreign process.
 
 The driver gives process ids. A process is ours when it descends from a supervisor of ours or carries our cookie. A
-number means the same process only together with its start time. One that /proc does not know is no stranger: a
+number means the same process only together with its start time. One that /proc does not know is no foreign process: a
 container may be given the host's numbers, or it has ended meanwhile.
 """
 
@@ -16,18 +16,18 @@ from colocate.plan.roles import ROLES, Role
 from colocate.process import procfs
 from colocate.process.procfs import ProcessId
 from colocate.process.runner import SUPERVISES, Process
-from colocate.verdict.evidence import Holder, Owner
+from colocate.verdict.evidence import GpuProcess, Owner
 
 ProcessList = tuple[float, tuple[DeviceProcess, ...]]
 
 DEVICE_FILES = "/dev/nvidia"
-"""What every program that uses an NVIDIA card has open."""
+"""What every program that uses an NVIDIA GPU has open."""
 
 _Key = tuple[int, int | None]
 
 
-class Holders:
-    """Keeps book of the processes that were seen on the card during one group.
+class GpuProcesses:
+    """Keeps book of the processes that were seen on the GPU during one group.
 
     ``place`` is where its record goes: two runs that began in the same second have the same name and groups.
     """
@@ -35,7 +35,7 @@ class Holders:
     def __init__(self, run: str, group: str, place: Path | None = None) -> None:
         self._prefix = f"{run}/{group}/"
         self._suffix = "" if place is None else f"/{hashlib.sha256(os.fsencode(place.absolute())).hexdigest()[:12]}"
-        self._seen: dict[_Key, Holder] = {}
+        self._seen: dict[_Key, GpuProcess] = {}
         self._taken = 0
         self._since_s = self.listed_s = 0.0
         self._numbers_of_the_host = False
@@ -45,9 +45,9 @@ class Holders:
         """What marks the processes of one member."""
         return self._prefix + role + self._suffix
 
-    def strangers(self, listed: Iterable[DeviceProcess]) -> list[ProcessId]:
-        """The processes on the card that are not ours. One that only draws is no stranger but part of the baseline."""
-        found = (procfs.identify(one.pid) for one in listed if not (one.draws or one.ballast))
+    def foreign_processes(self, listed: Iterable[DeviceProcess]) -> list[ProcessId]:
+        """The processes on the GPU that are not ours. One that only draws is part of the baseline."""
+        found = (procfs.identify(one.pid) for one in listed if not (one.draws or one.balloon))
         return [one for one in found if one is not None and self._owner(one.pid, {}) == "foreign"]
 
     def begin(self, elapsed_s: float) -> None:
@@ -86,18 +86,18 @@ class Holders:
         return next((role for role in ROLES if cookie == self.cookie(role)), None)
 
     @property
-    def seen(self) -> tuple[Holder, ...]:
+    def seen(self) -> tuple[GpuProcess, ...]:
         """Everybody who held memory, in order of appearance."""
         return tuple(self._seen.values())
 
     @property
     def attributed(self) -> bool:
         """The driver named a process that we know."""
-        return any(holder.owner not in ("unknown", "ballast") for holder in self._seen.values())
+        return any(gpu_process.owner not in ("unknown", "balloon") for gpu_process in self._seen.values())
 
     def pids(self, role: Role) -> frozenset[int]:
-        """The processes of this member that were seen on the card."""
-        return frozenset(holder.pid for holder in self._seen.values() if holder.owner == role)
+        """The processes of this member that were seen on the GPU."""
+        return frozenset(gpu_process.pid for gpu_process in self._seen.values() if gpu_process.owner == role)
 
     def held_bytes(self, role: Role) -> int | None:
         """The most that one process of this member held by the driver's list; None where it does not tell."""
@@ -108,9 +108,9 @@ class Holders:
         key = self._key(process.pid)
         earlier = self._seen.get(key)
         if earlier is None:
-            owner = "ballast" if process.ballast else self._owner(process.pid, pids)
+            owner = "balloon" if process.balloon else self._owner(process.pid, pids)
             name = procfs.describe(process.pid)
-            earlier = Holder(process.pid, owner, name, elapsed_s, elapsed_s, start_time=key[1])
+            earlier = GpuProcess(process.pid, owner, name, elapsed_s, elapsed_s, start_time=key[1])
         known = [used for used in (earlier.max_used_bytes, process.used_bytes) if used is not None]
         self._seen[key] = replace(earlier, last_s=elapsed_s, max_used_bytes=max(known, default=None))
 
@@ -156,7 +156,7 @@ def is_being_ended(process: ProcessId) -> bool:
 
 
 def unlisted(listed: Iterable[DeviceProcess], folder: str = DEVICE_FILES) -> list[ProcessId]:
-    """Processes that use a card but are not on the driver's list, such as a forked data loader with its memory."""
+    """Processes that use a GPU but are not on the driver's list, such as a forked data loader with its memory."""
     known = {process.pid for process in listed}
     return [process for process in procfs.with_open(folder) if process.pid not in known]
 

@@ -1,4 +1,4 @@
-"""Runs one group on one card and observes it, from the first look at the card to the record.
+"""Runs one group on one GPU and observes it, from the first look at the GPU to the record.
 
 The order of a group: preflight, background until it is ready, foreground for one epoch, stop, settle, record. Every
 way through it ends in a record; what that means is `colocate.verdict.rules`'s business.
@@ -22,20 +22,20 @@ from colocate.device.quarantine import Quarantine
 from colocate.errors import ColocateError, TrainingError
 from colocate.harness import environment
 from colocate.harness.demand import wanted_alone
-from colocate.harness.device_state import Occupancy
-from colocate.harness.sampler import Monitor
+from colocate.harness.device_state import DeviceState
+from colocate.harness.sampler import Sampler
 from colocate.harness.throttling import throttling
-from colocate.harness.training_monitor import Watch
+from colocate.harness.training_monitor import TrainingMonitor
 from colocate.plan.catalog import Training
 from colocate.plan.plan import Group
 from colocate.plan.roles import Role
-from colocate.process.keep_alive import Looping, Restarts
+from colocate.process.keep_alive import KeepAlive, RestartPolicy
 from colocate.process.runner import Command, Process, start, stop_all
 from colocate.results.layout import GroupDirectory
 from colocate.results.progress_file import Heartbeat
 from colocate.results.record import write_record
 from colocate.results.versions import packages
-from colocate.verdict.evidence import Evidence, Limits, Mark, Member
+from colocate.verdict.evidence import Evidence, Limits, Member, ProgressEvent
 from colocate.verdict.rules import Verdict, judge
 
 TICK_S = 0.05
@@ -47,7 +47,7 @@ CLOSING_S = 1.0
 # How long a list of processes may take: no two are read within a second.
 LISTED_WITHIN_S = 1.5
 
-# On the virtual card, how long a training that tells of no epochs must have made steps to count as one that goes on.
+# On the virtual GPU, how long a training that tells of no epochs must have made steps to count as one that goes on.
 GOES_ON_S = 5.0
 
 TERMINATION_GRACE_S = 10.0
@@ -55,7 +55,7 @@ TERMINATION_GRACE_S = 10.0
 # How often a run that may end early looks whether it may.
 DECISION_EVERY_S = 1.0
 
-# With less room than this a training may fail for want of a place to write, which says nothing about the card.
+# With less room than this a training may fail for want of a place to write, which says nothing about the GPU.
 LEAST_ROOM_BYTES = 1024**2
 
 REPEATS = "every phase was seen and memory repeats"
@@ -63,26 +63,26 @@ REPEATS = "every phase was seen and memory repeats"
 _log = logging.getLogger("colocate")
 
 
-class Observation:
-    """One group on one card while it runs. A context manager: leaving it ends whatever still runs.
+class GroupRun:
+    """One group on one GPU while it runs. A context manager: leaving it ends whatever still runs.
 
     Args:
-        group: What is to share the card.
-        device: The card, locked by the caller.
-        monitor: Samples the card, running already.
+        group: What is to share the GPU.
+        device: The GPU, locked by the caller.
+        monitor: Samples the GPU, running already.
         directory: Where the record goes, made already. The name of its run is part of the cookie that marks our
-            processes, and in the run's quarantine goes a card that nothing may be measured on after this.
+            processes, and in the run's quarantine goes a GPU that nothing may be measured on after this.
         plan: Name of the plan.
         cpu_energy: Runs since the monitor was started; None where nobody wants to know.
         until_decided: End the foreground as soon as nothing can change the verdict any more.
-        asks: After an out-of-memory on the virtual card, find out what the training wanted.
+        asks: After an out-of-memory on the virtual GPU, find out what the training wanted.
     """
 
     def __init__(
         self,
         group: Group,
         device: Device,
-        monitor: Monitor,
+        monitor: Sampler,
         directory: GroupDirectory,
         *,
         plan: str,
@@ -97,11 +97,11 @@ class Observation:
         virtual = device.info.kind == "virtual"
         self._run = directory.run
         self._plan = plan
-        self._virtual_card = directory.virtual_card if virtual else None
-        self._foreground = Watch("foreground", group.foreground, directory)
-        self._background = Watch("background", group.background, directory) if group.background else None
-        self._looping: Looping | None = None
-        self._card = Occupancy(
+        self._virtual_gpu = directory.virtual_gpu if virtual else None
+        self._foreground = TrainingMonitor("foreground", group.foreground, directory)
+        self._background = TrainingMonitor("background", group.background, directory) if group.background else None
+        self._keep_alive: KeepAlive | None = None
+        self._gpu = DeviceState(
             device, monitor, run=self._run.name, group=group.id, place=directory.path, virtual=virtual
         )
         self._faults: list[tuple[str, str]] = []
@@ -124,7 +124,7 @@ class Observation:
         )
         self._fixed_s = 0.0
 
-    def __enter__(self) -> "Observation":
+    def __enter__(self) -> "GroupRun":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -133,46 +133,47 @@ class Observation:
     # What happens, in order.
 
     def preflight(self, wait_s: float = 0.0) -> None:
-        """Look at the card before anything starts: who uses it, and what it holds.
+        """Look at the GPU before anything starts: who uses it, and what it holds.
 
-        A card that somebody else uses, still after ``wait_s`` seconds, or that does not answer is a fault: then
+        A GPU that somebody else uses, still after ``wait_s`` seconds, or that does not answer is a fault: then
         nothing is started.
         """
         with self._fixed_time():
-            self._card.look(wait_s, self._wait_until)
+            self._gpu.look(wait_s, self._wait_until)
 
     def start_background(self) -> None:
         """Start the background and wait until it demonstrably trains, or never will.
 
-        Ready means evidence: it holds memory on the card and its steps advance. On the virtual card it has moreover
+        Ready means evidence: it holds memory on the GPU and its steps advance. On the virtual GPU it has moreover
         been through a whole cut epoch, or program, so that its peak is known before the foreground starts, and trains
         on; where that takes another life, that one's passes over the data are not cut, so that it lasts.
         """
-        watch = self._background
-        if watch is None or self._card.faults:
+        training = self._background
+        if training is None or self._gpu.faults:
             return
-        deadline = time.monotonic() + watch.training.ready_timeout_s
+        deadline = time.monotonic() + training.training.ready_timeout_s
         try:
-            self._looping = Looping(
-                lambda life: self._start(watch, self.directory.background_log(life + 1)), self._restarts
+            self._keep_alive = KeepAlive(
+                lambda process_run: self._start(training, self.directory.background_log(process_run + 1)),
+                self._restart_policy,
             )
         except TrainingError as error:
-            watch.gave_up = str(error)
+            training.gave_up = str(error)
             return
-        self._wait_until(lambda: self._is_ready(watch) or self._is_hopeless(watch) or self._must_end(), deadline)
-        if self._is_ready(watch):
-            watch.ready_t = time.monotonic()
+        self._wait_until(lambda: self._is_ready(training) or self._is_hopeless(training) or self._must_end(), deadline)
+        if self._is_ready(training):
+            training.ready_t = time.monotonic()
 
     def run_foreground(self, enough: Callable[[], bool] = lambda: False) -> None:
         """Run the foreground to its end: its own, a stall, or the plan's time limit. Not without a background.
 
         ``enough`` ends it early, for runs that are no verdict's; it is asked at every tick.
         """
-        if self._card.faults or self._must_end() or (self._background is not None and self._background.ready_t is None):
+        if self._gpu.faults or self._must_end() or (self._background is not None and self._background.ready_t is None):
             return
-        watch = self._foreground
+        training = self._foreground
         try:
-            process = self._start(watch, self.directory.foreground_log)
+            process = self._start(training, self.directory.foreground_log)
         except TrainingError as error:
             self._faults.append(("not_started", str(error)))
             return
@@ -180,7 +181,7 @@ class Observation:
         self._wait_until(
             lambda: (
                 process.poll() is not None
-                or self._is_stalled(watch)
+                or self._is_stalled(training)
                 or self._must_end()
                 or enough()
                 or self._is_decided()
@@ -201,13 +202,13 @@ class Observation:
     def stop(self) -> None:
         """End both trainings with all their processes. May be called again, also after an interruption."""
         with self._fixed_time():
-            looping = [] if self._looping is None else [self._looping]
+            looping = [] if self._keep_alive is None else [self._keep_alive]
             stop_all([*looping, *self._foreground.processes], TERMINATION_GRACE_S)
 
     def settle(self) -> None:
-        """Wait until the card is back at its baseline, at most the plan's settle time."""
+        """Wait until the GPU is back at its baseline, at most the plan's settle time."""
         with self._fixed_time():
-            self._card.wait_for_baseline(self.group.limits.settle_s, self._wait_until)
+            self._gpu.wait_for_baseline(self.group.limits.settle_s, self._wait_until)
 
     def conclude(self) -> Verdict:
         """Stop, settle, and write the record with the verdict that follows from it.
@@ -222,33 +223,33 @@ class Observation:
         return self._write()
 
     def _see_who_else_is_there(self) -> None:
-        """After a failure: a stranger who came since the last list of processes may be the reason."""
-        ends = [process.exit for watch in self._members for process in watch.processes]
+        """After a failure: a foreign process who came since the last list of processes may be the reason."""
+        ends = [process.exit for training in self._members for process in training.processes]
         failed = any(end is not None and not end.ok for end in ends)
-        if not self._card.listed_s or not (failed or any(watch.ran_out_of_memory for watch in self._members)):
+        if not self._gpu.listed_s or not (failed or any(training.ran_out_of_memory for training in self._members)):
             return
         since_s = time.monotonic() - self._monitor.started_s
         self._monitor.ask_for_processes()
         with self._fixed_time():
-            self._wait_until(lambda: self._card.listed_s >= since_s, time.monotonic() + LISTED_WITHIN_S)
+            self._wait_until(lambda: self._gpu.listed_s >= since_s, time.monotonic() + LISTED_WITHIN_S)
 
     def _learn_what_was_wanted(self) -> None:
-        """How far a training got on a full virtual card says little about what it wanted."""
-        if self._virtual_card is None or not self._asks:
+        """How far a training got on a full virtual GPU says little about what it wanted."""
+        if self._virtual_gpu is None or not self._asks:
             return
-        for watch in self._members:
-            if not watch.ran_out_of_memory:
+        for training in self._members:
+            if not training.ran_out_of_memory:
                 continue
             try:
-                watch.wanted = wanted_alone(
-                    watch.training,
-                    self._virtual_card,
-                    self.directory.path / f"alone_{watch.role}",
-                    cookie=self._card.holders.cookie(watch.role),
-                    timeout_s=watch.training.ready_timeout_s,
+                training.wanted = wanted_alone(
+                    training.training,
+                    self._virtual_gpu,
+                    self.directory.path / f"alone_{training.role}",
+                    cookie=self._gpu.gpu_processes.cookie(training.role),
+                    timeout_s=training.training.ready_timeout_s,
                 )
             except TrainingError as error:  # the group stays undecided, and its record must still be written
-                _log.warning("%s: what it wanted alone is not known: %s", watch.training.name, error)
+                _log.warning("%s: what it wanted alone is not known: %s", training.training.name, error)
 
     def interrupt(self, text: str) -> Verdict:
         """End at once and write what there is; no verdict but INCONCLUSIVE can come of it.
@@ -263,21 +264,21 @@ class Observation:
     @property
     def started(self) -> bool:
         """A training of the group was started."""
-        return any(watch.processes for watch in self._members)
+        return any(training.processes for training in self._members)
 
     @property
-    def foreground_marks(self) -> tuple[Mark, ...]:
+    def foreground_progress(self) -> tuple[ProgressEvent, ...]:
         """The foreground's signs of progress so far, in monotonic seconds."""
-        return self._foreground.marks
+        return self._foreground.progress_events
 
     @property
-    def card_fault(self) -> str | None:
-        """Why nothing may be measured on this card any more; None as long as it may."""
-        if self._monitor.lost is not None or self._card.mute is not None:
-            return self._monitor.lost or self._card.mute
-        if any(process.unkillable for watch in self._members for process in watch.processes):
+    def gpu_fault(self) -> str | None:
+        """Why nothing may be measured on this GPU any more; None as long as it may."""
+        if self._monitor.lost is not None or self._gpu.unresponsive is not None:
+            return self._monitor.lost or self._gpu.unresponsive
+        if any(process.unkillable for training in self._members for process in training.processes):
             return "a process on it could not be ended"
-        if self._card.returned is False and self._virtual_card is None:  # a virtual card ends with its group
+        if self._gpu.returned is False and self._virtual_gpu is None:  # a virtual GPU ends with its group
             return f"it did not come back to its baseline after {self.group.id}"
         return None
 
@@ -290,8 +291,8 @@ class Observation:
             raise ColocateError(f"{text}; nothing is concluded without it") from error
 
     def _written(self) -> Verdict:
-        if self.card_fault is not None:
-            Quarantine(self._run.quarantine).add(self._device.info.uuid, self.card_fault)
+        if self.gpu_fault is not None:
+            Quarantine(self._run.quarantine).add(self._device.info.uuid, self.gpu_fault)
         if shutil.disk_usage(self.directory.path).free < LEAST_ROOM_BYTES:
             text = f"{self.directory.path}: expected room on the disk, found it full, which a training may have met too"
             self._faults.append(("disk_full", text))
@@ -303,9 +304,9 @@ class Observation:
         """Everything that was seen, as a record."""
         origin_t = self._monitor.started_s
         self._attribute()
-        for watch in self._members:
-            watch.ask_for_peaks(self._card.holders.pids(watch.role), self._card.process_peak_bytes)
-            watch.listed = self._card.holders.listed(watch.role)
+        for training in self._members:
+            training.ask_for_peaks(self._gpu.gpu_processes.pids(training.role), self._gpu.process_peak_bytes)
+            training.listed = self._gpu.gpu_processes.listed(training.role)
         foreground = self._foreground.member(origin_t)
         background = None if self._background is None else self._background.member(origin_t)
         limits = self.group.limits
@@ -313,15 +314,15 @@ class Observation:
             group=self.group.id,
             plan=self._plan,
             device=self._device.info,
-            limits=Limits(limits.peak_bytes, limits.card_bytes, limits.overlap, limits.longest_gap_s, limits.stall_s),
-            baseline_bytes=self._card.baseline_bytes,
+            limits=Limits(limits.peak_bytes, limits.gpu_bytes, limits.overlap, limits.longest_gap_s, limits.stall_s),
+            baseline_bytes=self._gpu.baseline_bytes,
             trace=self._monitor.trace(),
             foreground=foreground,
             background=background,
-            holders=self._card.holders.seen,
-            returned_to_baseline=self._card.returned,
-            final_bytes=self._card.final_bytes,
-            faults=(*self._card.faults, *self._faults, *self._process_faults()),
+            gpu_processes=self._gpu.gpu_processes.seen,
+            returned_to_baseline=self._gpu.returned,
+            final_bytes=self._gpu.final_bytes,
+            faults=(*self._gpu.faults, *self._faults, *self._process_faults()),
             started_at=self._started_at.isoformat(timespec="seconds"),
             duration_s=time.monotonic() - self._started_t,
             fixed_s=self._fixed_s,
@@ -330,7 +331,7 @@ class Observation:
             versions={**packages(), "kernel": platform.release()},
             attempt=self.directory.attempt,
             run=self.directory.repeat,
-            notes=(*self._card.notes, *self._notes(foreground)),
+            notes=(*self._gpu.notes, *self._notes(foreground)),
             host=environment.host(),
             decided_early=self._decided_early(foreground),
         )
@@ -341,41 +342,41 @@ class Observation:
         return self.group.limits.epoch_timeout_s * (epochs if isinstance(epochs, int) else 1)
 
     @property
-    def _restarts(self) -> Restarts:
-        """A rehearsed epoch takes seconds: on the virtual card a short clean life is no sign of a stub."""
-        return Restarts() if self._virtual_card is None else Restarts(min_lifetime_s=0.0)
+    def _restart_policy(self) -> RestartPolicy:
+        """A dry-run epoch takes seconds: on the virtual GPU a short clean life is no sign of a stub."""
+        return RestartPolicy() if self._virtual_gpu is None else RestartPolicy(min_lifetime_s=0.0)
 
     @property
-    def _members(self) -> tuple[Watch, ...]:
+    def _members(self) -> tuple[TrainingMonitor, ...]:
         return (self._foreground,) if self._background is None else (self._foreground, self._background)
 
     # Starting.
 
-    def _start(self, watch: Watch, log: Path) -> Process:
+    def _start(self, training: TrainingMonitor, log: Path) -> Process:
         # What a short pass over its data has to show is known then; a background that ends has to last.
-        whole = watch.role == "background" and watch.rehearsed_t is not None
+        whole = training.role == "background" and training.simulated_t is not None
         process = start(
-            self._command(watch.role, watch.training, whole=whole),
+            self._command(training.role, training.training, whole=whole),
             log=log,
-            cookie=self._card.holders.cookie(watch.role),
-            patterns=watch.patterns,
+            cookie=self._gpu.gpu_processes.cookie(training.role),
+            patterns=training.patterns,
             max_processes=self.group.limits.max_processes,
         )
-        watch.processes.append(process)
+        training.processes.append(process)
         return process
 
     def _command(self, role: Role, training: Training, *, whole: bool) -> Command:
-        virtual = self._virtual_card is not None
+        virtual = self._virtual_gpu is not None
         env = environment.for_training(
             {**os.environ, **training.env},
-            cookie=self._card.holders.cookie(role),
+            cookie=self._gpu.gpu_processes.cookie(role),
             events=self.directory.events(role),
             probe=self.directory.probe(role),
             uuid=None if virtual else self._device.info.uuid,
-            virtual_card=self._virtual_card,
+            virtual_gpu=self._virtual_gpu,
             whole=whole,
         )
-        argv = training.command(repeat=role == "background", rehearsal=virtual)
+        argv = training.command(repeat=role == "background", dry_run=virtual)
         return Command(tuple(argv), training.cwd, env)
 
     # Waiting.
@@ -390,10 +391,10 @@ class Observation:
         return True
 
     def _tend(self) -> None:
-        if self._looping is not None and self._background is not None:
-            self._looping.ready = self._background.ready_t is not None
-            self._looping.tend()
-            self._background.gave_up = self._looping.gave_up
+        if self._keep_alive is not None and self._background is not None:
+            self._keep_alive.ready = self._background.ready_t is not None
+            self._keep_alive.tend()
+            self._background.gave_up = self._keep_alive.gave_up
             self._background.poll()
         self._foreground.poll()
         self._attribute()
@@ -402,7 +403,7 @@ class Observation:
     def _beat(self) -> None:
         """Tell whoever looks on what is going on."""
         foreground = self._foreground.processes
-        stage = "preflight" if self._looping is None else "background"
+        stage = "preflight" if self._keep_alive is None else "background"
         if foreground:
             stage = "foreground" if foreground[-1].exit is None else "ending"
         if not self._heartbeat.is_due(stage):
@@ -412,86 +413,88 @@ class Observation:
             stage,
             used_bytes=None if latest is None else latest.used_bytes,
             peak_bytes=None if peak is None else peak.used_bytes,
-            held_bytes={watch.role: watch.held_bytes for watch in self._members},
+            held_bytes={training.role: training.held_bytes for training in self._members},
             foreground_at=time.time() - (time.monotonic() - foreground[0].started_t) if foreground else None,
         )
 
     def _attribute(self) -> None:
-        """Who holds memory on the card, as far as the driver tells."""
+        """Who holds memory on the GPU, as far as the driver tells."""
         members = self._members
         if self._wants_list():
             self._monitor.ask_for_processes()
-        self._card.update({watch.role: watch.processes for watch in members})
-        for watch in members:
-            watch.held_bytes = self._card.holders.held_bytes(watch.role)
-            watch.held_card = watch.held_card or bool(self._card.holders.pids(watch.role))
+        self._gpu.update({training.role: training.processes for training in members})
+        for training in members:
+            training.held_bytes = self._gpu.gpu_processes.held_bytes(training.role)
+            training.held_gpu = training.held_gpu or bool(self._gpu.gpu_processes.pids(training.role))
 
     def _wants_list(self) -> bool:
-        """However short the foreground is, the driver is asked once who is on which card while it trains."""
+        """However short the foreground is, the driver is asked once who is on which GPU while it trains."""
         if not self._foreground.num_steps:
             return False
         self._stepping_s = self._stepping_s or time.monotonic() - self._monitor.started_s
-        return self._card.listed_s < self._stepping_s
+        return self._gpu.listed_s < self._stepping_s
 
     def _process_faults(self) -> Iterator[tuple[str, str]]:
         """What went wrong around the trainings, not in them."""
-        for watch in self._members:
-            yield from watch.process_faults()
+        for training in self._members:
+            yield from training.process_faults()
         yield from self._mixed_faults()
 
     def _notes(self, foreground: Member) -> Iterator[tuple[str, str]]:
-        """What is worth saying of the trainings and of the card while the foreground ran."""
-        for watch in self._members:
-            yield from watch.notes()
-        if not foreground.lives:
+        """What is worth saying of the trainings and of the GPU while the foreground ran."""
+        for training in self._members:
+            yield from training.notes()
+        if not foreground.process_runs:
             return
         end = foreground.last_exit
         ended_s = float("inf") if end is None else end.ended_s
-        found = throttling(self._monitor.vitals(), foreground.lives[0].started_s, ended_s)
+        found = throttling(self._monitor.vitals(), foreground.process_runs[0].started_s, ended_s)
         if found is not None:
-            text = f"the card was slowed down while the foreground ran, {found}: its times are of such a card"
+            text = f"the GPU was slowed down while the foreground ran, {found}: its times are of such a GPU"
             yield "throttled", text
 
     def _mixed_faults(self) -> Iterator[tuple[str, str]]:
         """Events of one training that a process of the other wrote prove nothing of either."""
-        for watch, other in permutations(self._members, 2):
-            strange = watch.told_by & (other.pids - watch.pids)
+        for training, other in permutations(self._members, 2):
+            strange = training.reported_by & (other.pids - training.pids)
             if strange:
-                text = f"processes of {other.training.name}, {sorted(strange)}, wrote events of {watch.training.name}"
+                text = (
+                    f"processes of {other.training.name}, {sorted(strange)}, wrote events of {training.training.name}"
+                )
                 yield "events_mixed_up", text
 
-    def _is_ready(self, watch: Watch) -> bool:
-        if watch.num_steps == 0:
+    def _is_ready(self, training: TrainingMonitor) -> bool:
+        if training.num_steps == 0:
             return False
-        if watch.training.uses_gpu and not self._holds_card(watch):
+        if training.training.uses_gpu and not self._holds_gpu(training):
             self._monitor.ask_for_processes()
             return False
-        return self._virtual_card is None or self._goes_on(watch)
+        return self._virtual_gpu is None or self._goes_on(training)
 
-    def _goes_on(self, watch: Watch) -> bool:
+    def _goes_on(self, training: TrainingMonitor) -> bool:
         """Its peak is known, and it trains on: after its first epoch or life, or for long enough where it tells none.
 
         A second attempt asks for more: the first may have met the pause after a short life.
         """
-        if watch.rehearsed_t is not None:
-            return watch.stepped_since(watch.rehearsed_t)
-        return not watch.tells_events and watch.stepping_s >= GOES_ON_S * self.directory.attempt**2
+        if training.simulated_t is not None:
+            return training.stepped_since(training.simulated_t)
+        return not training.tells_events and training.stepping_s >= GOES_ON_S * self.directory.attempt**2
 
-    def _holds_card(self, watch: Watch) -> bool:
-        """By the driver's list; where that does not tell, by the card's level while the background is alone.
+    def _holds_gpu(self, training: TrainingMonitor) -> bool:
+        """By the driver's list; where that does not tell, by the GPU's level while the background is alone.
 
-        The probe tells that a program holds memory, but not on which card.
+        The probe tells that a program holds memory, but not on which GPU.
         """
-        if watch.role == "background" and not self._card.holders.attributed:
-            watch.held_card = self._card.has_grown()
-        return watch.held_card
+        if training.role == "background" and not self._gpu.gpu_processes.attributed:
+            training.held_gpu = self._gpu.has_grown()
+        return training.held_gpu
 
-    def _is_hopeless(self, watch: Watch) -> bool:
+    def _is_hopeless(self, training: TrainingMonitor) -> bool:
         """It will not be ready: given up, or out of memory, which another start would only repeat."""
-        return watch.gave_up is not None or watch.ran_out_of_memory
+        return training.gave_up is not None or training.ran_out_of_memory
 
-    def _is_stalled(self, watch: Watch) -> bool:
-        latest = watch.latest_t
+    def _is_stalled(self, training: TrainingMonitor) -> bool:
+        latest = training.latest_t
         quiet_s = 0.0 if latest is None else time.monotonic() - latest
         return quiet_s > self.group.limits.stall_s
 
@@ -519,12 +522,14 @@ class Observation:
         return f"{REPEATS}; {done} of {asked} epochs were finished, and what comes later was not seen"
 
     def _must_end(self) -> bool:
-        """The card is lost, or a log cannot be written any more: without one nobody can tell what a training did."""
-        return self._is_lost() or any(process.log_failed for watch in self._members for process in watch.processes)
+        """The GPU is lost, or a log cannot be written any more: without one nobody can tell what a training did."""
+        return self._is_lost() or any(
+            process.log_failed for training in self._members for process in training.processes
+        )
 
     def _end_foreground(self, process: Process, ended_t: float) -> None:
         if self._is_lost():
-            # The card is gone for us, not for the training: it may finish what it has begun.
+            # The GPU is gone for us, not for the training: it may finish what it has begun.
             self._wait_until(lambda: process.poll() is not None, ended_t + self.group.limits.settle_s)
         elif self._must_end():
             pass
@@ -534,11 +539,11 @@ class Observation:
             self._foreground.timed_out_after_s = self._timeout_s
         process.stop(TERMINATION_GRACE_S)
 
-    def _wait_for_closing_step(self, watch: Watch, ended_t: float) -> None:
+    def _wait_for_closing_step(self, training: TrainingMonitor, ended_t: float) -> None:
         with self._fixed_time():
             self._wait_until(
-                lambda: watch.stepped_since(ended_t) or watch.gave_up is not None or self._must_end(),
-                ended_t + max(CLOSING_S, 2 * watch.longest_pause_s),
+                lambda: training.stepped_since(ended_t) or training.gave_up is not None or self._must_end(),
+                ended_t + max(CLOSING_S, 2 * training.longest_pause_s),
             )
 
     @contextmanager

@@ -1,7 +1,7 @@
 """What of a run still holds when it is taken up again, what is run once more, and why.
 
 A group is kept when its verdict is on disk, follows from its record, and nothing changed that decides how it runs:
-settings and command (`Group.content_hash`), package versions, kind and size of the card. What was interrupted, or
+settings and command (`Group.content_hash`), package versions, kind and size of the GPU. What was interrupted, or
 spoiled by something that may be gone now, is run again; what was never started is started.
 """
 
@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from colocate.device.acquire import Card, as_asked
+from colocate.device.acquire import FoundGpu, as_asked
 from colocate.device.quarantine import Quarantine
 from colocate.errors import ColocateError
 from colocate.files import read_json, write_json
@@ -20,7 +20,7 @@ from colocate.plan.gpu_models import is_of_size
 from colocate.plan.plan import Group
 from colocate.plan.roles import ROLES
 from colocate.process.procfs import boot_id, describe, end, with_cookie
-from colocate.results.attempts import Attempt, Settled, settled, settled_groups
+from colocate.results.attempts import Attempt, GroupResult, combine_attempts, group_results
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.progress_file import QUEUE
 from colocate.results.record import read_record
@@ -32,13 +32,13 @@ SPOILED = frozenset(
     {
         *("interrupted", "supervisor_lost", "log_failed", "disk_full", "unkillable", "record_damaged"),
         *("sensor_lost", "sensor_gap", "sensor_contradicted", "probe_lost", "no_samples", "no_baseline"),
-        *("foreign_process", "card_not_returned"),
+        *("foreign_process", "gpu_not_returned"),
     }
 )
 _ESSENTIAL = ("versions", "device", "decided_early", "run", "attempt")
 _GRACE_S = 2.0
 
-MOST_TOLD = 20  # groups of which the same is to be said are told one by one up to this number
+MOST_REPORTED = 20  # groups of which the same is to be said are told one by one up to this number
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Decision:
 
     group: str
     why: str
-    kept: Settled | None = None
+    reused: GroupResult | None = None
     done: tuple[Attempt, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.group} {'kept' if self.kept else 'runs'}: {self.why}"
+        return f"{self.group} {'reused' if self.reused else 'runs'}: {self.why}"
 
 
 def find_run(results: Path, name: str, plan: str) -> RunDirectory:
@@ -94,7 +94,7 @@ def take_up(run: RunDirectory) -> list[str]:
     """Make a run fit to go on, by whoever holds its lock; what was done, a line each.
 
     Trainings of the run that nobody watches any more are ended, a record that only lacks its verdict gets it, the
-    quarantine of cards is lifted, and nothing waits in a queue any more.
+    quarantine of GPUs is lifted, and nothing waits in a queue any more.
 
     Raises:
         OSError: the disk is full or gone.
@@ -123,10 +123,10 @@ def _judge(directory: GroupDirectory) -> bool:
 
 
 def decide(
-    run: RunDirectory, groups: Iterable[Group], cards: Iterable[Card], *, early: bool = True
+    run: RunDirectory, groups: Iterable[Group], gpus: Iterable[FoundGpu], *, early: bool = True
 ) -> tuple[Decision, ...]:
     """One decision per group of the plan, in its order; ``early`` keeps those too that were decided early."""
-    found, allowed = settled_groups(run, essentials, every=True), tuple(cards)
+    found, allowed = group_results(run, essentials, every=True), tuple(gpus)
     rebooted = _rebooted(run)
     return tuple(_decide(run, group, found.get(group.id), allowed, rebooted, early) for group in groups)
 
@@ -145,27 +145,27 @@ def _words_of(member: Any) -> list[Any]:
     return words if isinstance(words, list) else []
 
 
-def told(decisions: Sequence[Decision]) -> list[str]:
+def reported(decisions: Sequence[Decision]) -> list[str]:
     """A line for each decision, in the plan's order; of very many alike one for all of them."""
     alike: dict[tuple[bool, str], list[str]] = {}
     for one in decisions:
-        alike.setdefault((one.kept is not None, one.why), []).append(one.group)
-    many = {what: names for what, names in alike.items() if len(names) > MOST_TOLD}
+        alike.setdefault((one.reused is not None, one.why), []).append(one.group)
+    many = {what: names for what, names in alike.items() if len(names) > MOST_REPORTED}
     lines = [
-        f"{len(names)} groups from {names[0]} to {names[-1]} {'kept' if kept else 'run'}: {why}"
-        for (kept, why), names in many.items()
+        f"{len(names)} groups from {names[0]} to {names[-1]} {'reused' if reused else 'run'}: {why}"
+        for (reused, why), names in many.items()
     ]
-    return [*lines, *(str(one) for one in decisions if (one.kept is not None, one.why) not in many)]
+    return [*lines, *(str(one) for one in decisions if (one.reused is not None, one.why) not in many)]
 
 
 def _decide(
-    run: RunDirectory, group: Group, found: Settled | None, cards: tuple[Card, ...], rebooted: bool, early: bool
+    run: RunDirectory, group: Group, found: GroupResult | None, gpus: tuple[FoundGpu, ...], rebooted: bool, early: bool
 ) -> Decision:
     if found is None:
         return Decision(group.id, _why_without_verdict(run, group, rebooted))
     sound, reasons = [], []
     for attempt in found.last:
-        reason = _why_again(attempt, group, cards)
+        reason = _why_again(attempt, group, gpus)
         if reason is None and not early and attempt.verdict.feasible and attempt.evidence.get("decided_early"):
             reason = "it was decided early, and now a whole run is asked for"
         if reason is None:
@@ -176,8 +176,8 @@ def _decide(
         return Decision(group.id, reasons[0], done=tuple(sound))
     if len(sound) < group.runs:
         return Decision(group.id, f"{len(sound)} of its {group.runs} runs are done", done=tuple(sound))
-    kept = settled([attempt for attempt in found.attempts if attempt.place[0] <= group.runs], group.runs)
-    return Decision(group.id, f"{kept.verdict.outcome}, and nothing changed since", kept=kept)
+    reused = combine_attempts([attempt for attempt in found.attempts if attempt.place[0] <= group.runs], group.runs)
+    return Decision(group.id, f"{reused.verdict.outcome}, and nothing changed since", reused=reused)
 
 
 def _why_without_verdict(run: RunDirectory, group: Group, rebooted: bool) -> str:
@@ -190,7 +190,7 @@ def _why_without_verdict(run: RunDirectory, group: Group, rebooted: bool) -> str
     return "it was interrupted" + (", and the machine was started anew since" if rebooted else "")
 
 
-def _why_again(attempt: Attempt, group: Group, cards: tuple[Card, ...]) -> str | None:
+def _why_again(attempt: Attempt, group: Group, gpus: tuple[FoundGpu, ...]) -> str | None:
     """What keeps an attempt from counting any more, or None."""
     if attempt.group.get("content_hash") != group.content_hash:
         return f"its settings changed{_changed_words(attempt, group)}"
@@ -198,9 +198,9 @@ def _why_again(attempt: Attempt, group: Group, cards: tuple[Card, ...]) -> str |
     if changed:
         return f"versions changed: {', '.join(changed)}"
     device = attempt.evidence["device"]
-    suited = [found for card in cards if (found := as_asked(card, group.card)) is not None]
-    if cards and not any(_is_same(card, device) for card in suited):
-        return f"it ran on another card, {device['name']}"
+    suited = [found for gpu in gpus if (found := as_asked(gpu, group.gpu)) is not None]
+    if gpus and not any(_is_same(gpu, device) for gpu in suited):
+        return f"it ran on another GPU, {device['name']}"
     spoiled = [code for code in attempt.verdict.codes if code in SPOILED]
     if spoiled:
         return f"it was spoiled: {', '.join(spoiled)}"
@@ -211,7 +211,7 @@ def _changed_words(attempt: Attempt, group: Group) -> str:
     """The first word of a command line that is another one now; empty where the change is elsewhere."""
     virtual = attempt.evidence["device"]["kind"] == "virtual"
     for role, training in zip(ROLES, group.trainings, strict=False):
-        now = training.command(repeat=role == "background", rehearsal=virtual)
+        now = training.command(repeat=role == "background", dry_run=virtual)
         for then, word in zip_longest(attempt.evidence[role]["argv"], now, fillvalue="nothing"):
             if then != word:
                 return f": {training.name} has {word} in place of {then}"
@@ -238,19 +238,19 @@ def _changed_versions(then: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _is_same(card: Card, device: Mapping[str, Any]) -> bool:
-    if card.kind != device["kind"]:
+def _is_same(gpu: FoundGpu, device: Mapping[str, Any]) -> bool:
+    if gpu.kind != device["kind"]:
         return False
-    if card.uuid is not None:
-        return bool(card.uuid == device["uuid"]) and _is_of_the_size(card, device)
-    return bool(card.total_bytes == device["total_bytes"])
+    if gpu.uuid is not None:
+        return bool(gpu.uuid == device["uuid"]) and _is_of_the_size(gpu, device)
+    return bool(gpu.total_bytes == device["total_bytes"])
 
 
-def _is_of_the_size(card: Card, device: Mapping[str, Any]) -> bool:
-    """A GPU may be used as a smaller card, or as what it is."""
-    if device.get("ballast"):
-        return bool(card.total_bytes == device["total_bytes"])
-    return card.total_bytes is None or is_of_size(device["total_bytes"], card.total_bytes)
+def _is_of_the_size(gpu: FoundGpu, device: Mapping[str, Any]) -> bool:
+    """A GPU may be used as a smaller GPU, or as what it is."""
+    if device.get("balloon"):
+        return bool(gpu.total_bytes == device["total_bytes"])
+    return gpu.total_bytes is None or is_of_size(device["total_bytes"], gpu.total_bytes)
 
 
 def _rebooted(run: RunDirectory) -> bool:

@@ -6,24 +6,24 @@ from colocate.device.acquire import fresh
 from colocate.device.base import Device
 from colocate.device.quarantine import Quarantine
 from colocate.harness.attempt import new_directory, observing, run_to_the_end
-from colocate.harness.group_run import Observation
+from colocate.harness.group_run import GroupRun
 from colocate.plan.plan import Group
-from colocate.results.attempts import Attempt, Settled, read_attempt, settled
+from colocate.results.attempts import Attempt, GroupResult, combine_attempts, read_attempt
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.verdict.rules import Outcome, Verdict
 
 
 @dataclass(frozen=True)
-class Repetition:
+class Retries:
     """What further attempts at a group need.
 
     Args:
-        group: What is to share the card.
-        device: The card of the first attempt. A GPU is used again, a virtual card is made anew.
+        group: What is to share the GPU.
+        device: The GPU of the first attempt. A GPU is used again, a virtual GPU is made anew.
         run: Where the records go.
         plan: Its name.
         max_retries: The most attempts that may be added because of what spoiled one.
-        wait_s: How long to wait for a card that others use.
+        wait_s: How long to wait for a GPU that others use.
         done: Attempts of an earlier session that hold: their runs are not repeated.
         until_decided: End each as soon as nothing can change its verdict any more.
     """
@@ -37,29 +37,29 @@ class Repetition:
     done: tuple[Attempt, ...] = ()
     until_decided: bool = False
 
-    def settle(self, first: Observation) -> Settled:
+    def settle(self, first: GroupRun) -> GroupResult:
         """Repeat what is to be repeated; what all attempts of this session come to.
 
         Every cause is tried again once: what spoils two attempts in a row will spoil the third.
 
         Raises:
             OSError: a record cannot be written.
-            DeviceError: the card does not answer.
+            DeviceError: the GPU does not answer.
         """
         directories = [first.directory]
         done = {attempt.place[0] for attempt in self.done}
         for number in (number for number in range(1, self.group.runs + 1) if number not in done):
             self._run(number, first if number == first.directory.repeat else None, directories)
-        return settled([*self.done, *(read_attempt(directory) for directory in directories)], self.group.runs)
+        return combine_attempts([*self.done, *(read_attempt(directory) for directory in directories)], self.group.runs)
 
-    def _run(self, number: int, first: Observation | None, directories: list[GroupDirectory]) -> None:
+    def _run(self, number: int, first: GroupRun | None, directories: list[GroupDirectory]) -> None:
         spoiled: list[str] = []
         observation = first or self._attempt(number, directories)
         while (cause := self._cause(observation)) and self._is_worth_it(cause, spoiled):
             spoiled.append(cause)
             observation = self._attempt(number, directories)
 
-    def _cause(self, observation: Observation) -> str | None:
+    def _cause(self, observation: GroupRun) -> str | None:
         assert observation.verdict is not None, "an attempt is concluded"
         return retry_cause(observation.verdict, started=observation.started)
 
@@ -67,10 +67,10 @@ class Repetition:
         usable = Quarantine(self.run.quarantine).why(self.device.info.uuid) is None
         return usable and cause not in spoiled and len(spoiled) < self.max_retries
 
-    def _attempt(self, number: int, directories: list[GroupDirectory]) -> Observation:
+    def _attempt(self, number: int, directories: list[GroupDirectory]) -> GroupRun:
         directory = new_directory(self.run, self.group, number)
         directories.append(directory)
-        device = fresh(self.device, directory.virtual_card)
+        device = fresh(self.device, directory.virtual_gpu)
         early = self.until_decided
         with observing(self.group, device, directory, plan=self.plan, until_decided=early) as observation:
             run_to_the_end(observation, self.wait_s)
@@ -81,8 +81,8 @@ class Repetition:
 # load would only come again.
 RETRY_CAUSES = ("foreign_process", "sensor_gap", "supervisor_lost")
 
-# On the virtual card a foreground trains for a second: a background that was saving then is told by the next attempt.
-RETRY_CAUSES_OF_REHEARSALS = frozenset({"background_no_step", "too_little_overlap"})
+# On the virtual GPU a foreground trains for a second: a background that was saving then is told by the next attempt.
+RETRY_CAUSES_OF_DRY_RUNS = frozenset({"background_no_step", "too_little_overlap"})
 
 
 def retry_cause(verdict: Verdict, *, started: bool) -> str | None:
@@ -92,6 +92,6 @@ def retry_cause(verdict: Verdict, *, started: bool) -> str | None:
     """
     if verdict.outcome is not Outcome.INCONCLUSIVE or not started:
         return None
-    if verdict.basis == "predicted" and RETRY_CAUSES_OF_REHEARSALS.issuperset(verdict.codes):
+    if verdict.basis == "predicted" and RETRY_CAUSES_OF_DRY_RUNS.issuperset(verdict.codes):
         return verdict.codes[0]
     return next((code for code in RETRY_CAUSES if code in verdict.codes), None)

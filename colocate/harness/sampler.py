@@ -1,7 +1,7 @@
-"""Samples a card while a group runs. Owns the threads that read it; knows neither trainings nor what makes a verdict.
+"""Samples a GPU while a group runs. Owns the threads that read it; knows neither trainings nor what makes a verdict.
 
 Two threads, so that a slow reading never costs a sample: one reads the memory at 20 Hz or faster, the other power,
-temperature and utilisation once a second and the list of processes every few seconds (on an NVIDIA card that list takes
+temperature and utilisation once a second and the list of processes every few seconds (on an NVIDIA GPU that list takes
 milliseconds under a lock that stalls other programs, https://github.com/flightlessmango/MangoHud/pull/2104).
 
 What could not be read is a gap with its reason, never a number. A failure that ends the sampling early, a mistake of
@@ -18,11 +18,11 @@ from typing import TypeVar
 
 from colocate.device.base import Device, DeviceProcess, Memory, Vitals
 from colocate.device.cpu_energy import CpuEnergyMeter
-from colocate.errors import CardLost, DeviceError, ImplausibleReading
+from colocate.errors import DeviceError, DeviceLost, ImplausibleReading
 from colocate.verdict.evidence import Gap, Sample, Trace
 
 SLOW_ANSWER_S = 0.25
-"""An answer that takes longer is told as a gap. A healthy NVIDIA card answers within tens of microseconds."""
+"""An answer that takes longer is told as a gap. A healthy NVIDIA GPU answers within tens of microseconds."""
 
 SHORTEST_PROCESSES_INTERVAL_S = 1.0
 """However often somebody asks, the list of processes is read no more often than this."""
@@ -50,11 +50,11 @@ class _Schedule:
         return missed
 
 
-class Monitor:
-    """Reads a card from entering the context to leaving it; everything can be asked at any time, also afterwards.
+class Sampler:
+    """Reads a GPU from entering the context to leaving it; everything can be asked at any time, also afterwards.
 
     Args:
-        device: The card. Its readings are called from two threads at once.
+        device: The GPU. Its readings are called from two threads at once.
         interval_s: Seconds between two samples of the memory.
         vitals_interval_s: Seconds between two readings of power, temperature and utilisation.
         processes_interval_s: Seconds between two lists of processes, unless :meth:`ask_for_processes` is called.
@@ -97,7 +97,7 @@ class Monitor:
         self._stop, self._wake = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def __enter__(self) -> "Monitor":
+    def __enter__(self) -> "Sampler":
         self.started_s = time.monotonic()
         self._suspended_s = _asleep_s()
         self._processes_due = _Schedule(self.started_s, self._processes_interval_s)
@@ -140,7 +140,7 @@ class Monitor:
             return Sample(self._elapsed_s[self._used_bytes.index(most_bytes)], most_bytes)
 
     def wait_for_sample(self, timeout_s: float) -> Sample | None:
-        """Waits for a sample newer than those there are now; None when the time is over or the card is lost."""
+        """Waits for a sample newer than those there are now; None when the time is over or the GPU is lost."""
         with self._changed:
             before = len(self._used_bytes)
             self._waiting += 1
@@ -174,9 +174,9 @@ class Monitor:
             return list(self._process_lists)
 
     def gpu_energy_j(self) -> float | None:
-        """Energy that the card took between the first and the last reading, from its own counter, in joules.
+        """Energy that the GPU took between the first and the last reading, from its own counter, in joules.
 
-        None where the card has no counter, and when it began anew in between (the driver was reloaded).
+        None where the GPU has no counter, and when it began anew in between (the driver was reloaded).
         """
         readings = [vitals.energy_mj for _, _, vitals in self.vitals() if vitals.energy_mj is not None]
         if len(readings) < 2 or readings != sorted(readings):
@@ -212,7 +212,7 @@ class Monitor:
         self._asking_since_s = asked_s
         try:
             memory = self._plausible(self._device.memory())
-        except CardLost as error:
+        except DeviceLost as error:
             self._lose(str(error))
         except DeviceError as error:
             self._fail(str(error), rejected=isinstance(error, ImplausibleReading))
@@ -305,7 +305,7 @@ class Monitor:
         """A reading that no verdict rests on; None where it failed."""
         try:
             return read()
-        except CardLost as error:
+        except DeviceLost as error:
             self._lose(str(error))
         except DeviceError:
             pass
@@ -363,12 +363,12 @@ class Monitor:
         if self._lost is not None:
             gaps.append(Gap(self._last_s(), end_s, self._lost))
         elif self._asking_since_s is not None and end_s - self._asking_since_s > SLOW_ANSWER_S:
-            gaps.append(Gap(self._asking_since_s, end_s, "the card has not answered yet"))
+            gaps.append(Gap(self._asking_since_s, end_s, "the GPU has not answered yet"))
         return gaps
 
 
 def _slow_gap(asked_s: float, answered_s: float) -> Gap:
-    return Gap(asked_s, answered_s, f"the card took {answered_s - asked_s:.1f} s to answer")
+    return Gap(asked_s, answered_s, f"the GPU took {answered_s - asked_s:.1f} s to answer")
 
 
 def _asleep_s() -> float:

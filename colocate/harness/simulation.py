@@ -1,4 +1,4 @@
-"""Programs run alone on virtual cards that refuse nothing: what each wants of a card, and of what that consists.
+"""Programs run alone on virtual GPUs that refuse nothing: what each wants of a GPU, and of what that consists.
 
 Owns the runs, their cache and the reading of their traces. Knows no plan: `colocate.advice.forecast` says what follows.
 """
@@ -19,8 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 from colocate.device.acquire import new_virtual
 from colocate.harness import environment
 from colocate.harness.training_events import ProbeReader
-from colocate.plan.gpu_models import KnownCard
-from colocate.probe.virtual_gpu.trace import Composition, Trace, composition, floor_bytes, no_workspace
+from colocate.plan.gpu_models import GpuModel
+from colocate.probe.virtual_gpu.trace import AllocationTrace, Composition, composition, floor_bytes, no_workspace
 from colocate.process.runner import Command, Process, start, stop_all
 from colocate.units import format_mib
 from colocate.verdict.evidence import Allocator
@@ -39,7 +39,7 @@ SETTINGS = ("PYTORCH_", "CUBLAS", "CUDNN", "TORCH_")
 
 NOT_MODELLED = (
     "workspaces of convolutions: bounded by their operands, not known",
-    "growth of the CUDA context with the kernels used: a range per card",
+    "growth of the CUDA context with the kernels used: a range per GPU",
     "growth over hours, and phases that the shortened run does not reach",
 )
 
@@ -82,8 +82,8 @@ NOTHING = Parts(0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """What one program wanted of the card.
+class SimulatedRun:
+    """What one program wanted of the GPU.
 
     ``failure`` says why there is no prediction; ``peak`` and ``parts`` are then None. ``floor_bytes`` is the least
     that the program still runs in, context included, giving its cache back in time; ``workspace_bytes`` what the
@@ -107,7 +107,7 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Program:
-    """A command line to be rehearsed: as in `colocate.plan.catalog.Training`, with what matters here."""
+    """A command line to be dry-run: as in `colocate.plan.catalog.Training`, with what matters here."""
 
     name: str
     argv: tuple[str, ...]
@@ -118,19 +118,19 @@ class Program:
 Watcher = Callable[[Program, str, float], None]
 
 
-def rehearse(
+def simulate(
     programs: Sequence[Program],
-    card: KnownCard,
+    gpu: GpuModel,
     *,
     cache: "Cache | None",
     timeout_s: float,
     tell: Watcher = lambda program, stage, elapsed_s: None,
-) -> list[Rehearsal]:
-    """Rehearse programs, one per processor at a time, and give their results in order.
+) -> list[SimulatedRun]:
+    """Dry-run programs, one per processor at a time, and give their results in order.
 
     Args:
         programs: what to run; equal ones are run once.
-        card: the card whose figures they see.
+        gpu: the GPU whose figures they see.
         cache: where results of earlier calls are, and go; None runs everything.
         timeout_s: how long one program may take; what it has shown by then counts.
         tell: called with a program, its stage and the time it has run, now and then.
@@ -138,10 +138,10 @@ def rehearse(
     Raises:
         TrainingError: a program could not be started.
     """
-    results: dict[int, Rehearsal] = {}
+    results: dict[int, SimulatedRun] = {}
     waiting = list(range(len(programs)))
     for index in list(waiting):
-        known = cache.find(programs[index], card) if cache else None
+        known = cache.find(programs[index], gpu) if cache else None
         if known is not None:
             results[index] = known
             waiting.remove(index)
@@ -151,14 +151,14 @@ def rehearse(
             while waiting or running:
                 while waiting and len(running) < (os.cpu_count() or 1):
                     index = waiting.pop(0)
-                    running[index] = _Running(programs[index], card, Path(folder, str(index)), timeout_s)
+                    running[index] = _Running(programs[index], gpu, Path(folder, str(index)), timeout_s)
                 for index, one in list(running.items()):
                     tell(one.program, "running", time.monotonic() - one.process.started_t)
                     if one.ended():
                         del running[index]
                         results[index] = one.result()
                         if cache is not None:
-                            cache.keep(one.program, card, results[index], one.files, one.packages)
+                            cache.keep(one.program, gpu, results[index], one.files, one.packages)
                         tell(one.program, "done", results[index].duration_s)
                 time.sleep(TICK_S)
         finally:
@@ -169,15 +169,15 @@ def rehearse(
 class _Running:
     """One program while it runs."""
 
-    def __init__(self, program: Program, card: KnownCard, folder: Path, timeout_s: float) -> None:
+    def __init__(self, program: Program, gpu: GpuModel, folder: Path, timeout_s: float) -> None:
         self.program = program
-        self._card = card
+        self._gpu = gpu
         self._probe = folder / "probe"
         self._probe.mkdir(parents=True)
         self._timeout_s = timeout_s
         self._late = False
-        state = folder / "card.json"
-        new_virtual(card, state, refuses=False)
+        state = folder / "GPU.json"
+        new_virtual(gpu, state, refuses=False)
         cookie = f"predict-{uuid.uuid4().hex[:12]}/{program.name[:40]}/foreground"
         env = environment.for_training(
             {**os.environ, **program.env},
@@ -185,7 +185,7 @@ class _Running:
             events=folder / "events.jsonl",
             probe=self._probe,
             uuid=None,
-            virtual_card=state,
+            virtual_gpu=state,
         )
         env[TRACE] = "1"
         env[environment.BATCHES_PER_PASS] = str(BATCHES_PER_PASS)
@@ -211,29 +211,29 @@ class _Running:
         """Name and version of what is installed beside it."""
         return sorted({name for record in self._records() for name in record.get("packages") or ()})
 
-    def result(self) -> Rehearsal:
+    def result(self) -> SimulatedRun:
         """What it wanted."""
         reader = ProbeReader(self._probe)
         reader.poll()
-        bare = Rehearsal(self.program.name, self.program.argv, time.monotonic() - self.process.started_t)
+        bare = SimulatedRun(self.program.name, self.program.argv, time.monotonic() - self.process.started_t)
         failure = self._failure(reader.allocators)
         if failure is not None:
             return replace(bare, failure=failure, last_lines=self.process.last_lines(LAST_LINES))
-        holders = [one for one in reader.allocators if one.max_reserved_bytes]
-        if not holders:
-            notes = ("the program has not used the card",)
+        gpu_processes = [one for one in reader.allocators if one.max_reserved_bytes]
+        if not gpu_processes:
+            notes = ("the program has not used the GPU",)
             return replace(bare, peak=PeakRange(0, 0, 0), parts=NOTHING, floor_bytes=0, notes=notes)
-        ranges = [range_ for range_ in map(allocator_range, holders) if range_ is not None]
-        parts, floor = self._parts(holders)
+        ranges = [range_ for range_ in map(allocator_range, gpu_processes) if range_ is not None]
+        parts, floor = self._parts(gpu_processes)
         return replace(
             bare,
             peak=sum(ranges, start=PeakRange(0, 0, 0)),
             parts=parts,
             floor_bytes=floor,
-            optimizer_steps=sum(one.optimizer_steps for one in holders),
-            workspace_bytes=sum(map(_workspace_bytes, holders)),
-            rests_on=tuple(_rests_on(holders, self._card)),
-            notes=tuple(self._notes(holders)),
+            optimizer_steps=sum(one.optimizer_steps for one in gpu_processes),
+            workspace_bytes=sum(map(_workspace_bytes, gpu_processes)),
+            rests_on=tuple(_rests_on(gpu_processes, self._gpu)),
+            notes=tuple(self._notes(gpu_processes)),
         )
 
     def _failure(self, allocators: Iterable[Allocator]) -> str | None:
@@ -245,23 +245,23 @@ class _Running:
             return f"expected the program to end well, found {exit_}"
         return None
 
-    def _notes(self, holders: Sequence[Allocator]) -> Iterable[str]:
+    def _notes(self, gpu_processes: Sequence[Allocator]) -> Iterable[str]:
         if self._late:
             yield f"ended after {self._timeout_s:g} s: later phases were not seen"
-        if len(holders) > 1:
-            yield f"{len(holders)} processes held memory; their peaks are added"
-        if not any(one.optimizer_steps for one in holders):
+        if len(gpu_processes) > 1:
+            yield f"{len(gpu_processes)} processes held memory; their peaks are added"
+        if not any(one.optimizer_steps for one in gpu_processes):
             yield "no step of a torch optimizer was seen"
-        yield from dict.fromkeys(note for one in holders for note in one.notes)
+        yield from dict.fromkeys(note for one in gpu_processes for note in one.notes)
 
-    def _parts(self, holders: Sequence[Allocator]) -> tuple[Parts | None, int | None]:
+    def _parts(self, gpu_processes: Sequence[Allocator]) -> tuple[Parts | None, int | None]:
         """Both None where a process was killed before it could write its trace."""
         parts, floor = NOTHING, 0
-        for one in holders:
+        for one in gpu_processes:
             path = self._probe / f"{one.pid}.trace"
             if not path.is_file():
                 return None, None
-            trace = Trace.read(path)
+            trace = AllocationTrace.read(path)
             found: Composition = composition(trace)
             context = one.context_bytes or 0
             parts += Parts(*found, context=context)
@@ -272,12 +272,12 @@ class _Running:
         return [json.loads(path.read_text()) for path in sorted(self._probe.glob("*.json"))]
 
 
-def _rests_on(holders: Sequence[Allocator], card: KnownCard) -> Iterable[str]:
+def _rests_on(gpu_processes: Sequence[Allocator], gpu: GpuModel) -> Iterable[str]:
     yield f"-{LESS:.0%}/+{MORE:.0%} of the reserved memory: residuals against published measurements"
-    if any(one.convolutions for one in holders):
+    if any(one.convolutions for one in gpu_processes):
         yield "workspaces that its dense convolutions could take, by their operands"
-    low, high = card.context_range_bytes
-    yield f"context {format_mib(low)} to {format_mib(high)}: {card.source('context')}"
+    low, high = gpu.context_range_bytes
+    yield f"context {format_mib(low)} to {format_mib(high)}: {gpu.source('context')}"
 
 
 def _workspace_bytes(one: Allocator) -> int:
@@ -289,10 +289,10 @@ def _workspace_bytes(one: Allocator) -> int:
 
 
 class Cache:
-    """Results of earlier rehearsals, by the content of everything that decides them.
+    """Results of earlier dry runs, by the content of everything that decides them.
 
     A result counts as long as the command line, the files that it names or ran, the installed packages, the settings
-    in the environment, the card and the emulation are the same.
+    in the environment, the GPU and the emulation are the same.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -304,10 +304,10 @@ class Cache:
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         return cls(Path(home, "colocate", "predictions"))
 
-    def find(self, program: Program, card: KnownCard) -> Rehearsal | None:
-        """What is known of a program; None if it was not rehearsed, or something has changed since."""
+    def find(self, program: Program, gpu: GpuModel) -> SimulatedRun | None:
+        """What is known of a program; None if it was not dry-run, or something has changed since."""
         try:
-            document = json.loads(self._path(program, card).read_text())
+            document = json.loads(self._path(program, gpu).read_text())
             if any(_digest(Path(name)) != digest for name, digest in document["files"].items()):
                 return None
             return replace(_ADAPTER.validate_python(document["result"]), cached=True, name=program.name)
@@ -315,7 +315,7 @@ class Cache:
             return None
 
     def keep(
-        self, program: Program, card: KnownCard, result: Rehearsal, files: Iterable[str], packages: Iterable[str]
+        self, program: Program, gpu: GpuModel, result: SimulatedRun, files: Iterable[str], packages: Iterable[str]
     ) -> None:
         """Remember a result, unless it is a failure. A cache that cannot be written is no failure of the prediction."""
         if result.failure is not None:
@@ -325,7 +325,7 @@ class Cache:
             "files": {name: _digest(Path(name)) for name in files},
             "packages": list(packages),
         }
-        path = self._path(program, card)
+        path = self._path(program, gpu)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_suffix(f".{os.getpid()}.new")
@@ -334,7 +334,7 @@ class Cache:
         except OSError:
             return
 
-    def _path(self, program: Program, card: KnownCard) -> Path:
+    def _path(self, program: Program, gpu: GpuModel) -> Path:
         settings = {k: v for k, v in {**os.environ, **program.env}.items() if k.startswith(SETTINGS)}
         named = {word: _digest(program.cwd / word) for word in program.argv[1:] if (program.cwd / word).is_file()}
         ours = [_digest(path) for path in sorted(Path(__file__).parents[1].glob("probe/**/*.py"))]
@@ -343,7 +343,7 @@ class Cache:
             str(program.cwd),
             sorted({**settings, **program.env}.items()),
             named,
-            repr(card),
+            repr(gpu),
             ours,
             _digest(Path(__file__)),
             [LESS, MORE],
@@ -365,4 +365,4 @@ def _packages_of(interpreter: str) -> list[str]:
     return sorted(path.name for path in folder.glob("lib/python3*/site-packages/*.dist-info"))
 
 
-_ADAPTER = TypeAdapter(Rehearsal)
+_ADAPTER = TypeAdapter(SimulatedRun)

@@ -1,4 +1,4 @@
-"""Whether a card was slowed down for heat or power, by the driver's own word. Knows no trainings and no verdicts."""
+"""Whether a GPU was slowed down for heat or power, by the driver's own word. Knows no trainings and no verdicts."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ REASONS = {
 
 
 def throttling(readings: Sequence[VitalsReading], start_s: float, end_s: float) -> str | None:
-    """In how many of the readings between two instants the card was slowed down, and why; None where in none."""
+    """In how many of the readings between two instants the GPU was slowed down, and why; None where in none."""
     inside = [vitals.throttle_reasons for at_s, _, vitals in readings if start_s <= at_s <= end_s]
     found = [tuple(_names(reasons)) for reasons in inside if reasons is not None]
     counts = Counter(name for names in found for name in names)

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from colocate.files import content, line, number, opened, parse, whole
-from colocate.verdict.evidence import STEP_KINDS, Allocator, Epoch, Mark, OutOfMemory
+from colocate.verdict.evidence import STEP_KINDS, Allocator, Epoch, OutOfMemory, ProgressEvent
 
 # Two signs of progress a second are enough to prove overlap, and keep the record of a long run small.
-_MARK_EVERY_S = 0.5
+_PROGRESS_EVERY_S = 0.5
 
 _MOST_STEPS = 1024  # of a process's history; the probe keeps 256
 
 # Ten steps a second for a day are 130 MB, of which 170,000 signs of progress are kept.
 MOST_BYTES = 256 * 1024**2
-MOST_MARKS = 200_000
+MOST_PROGRESS_EVENTS = 200_000
 _AT_ONCE_BYTES = 256 * 1024  # per look, twenty times a second: reading a flood takes no more than a few per cent
 _LONGEST_LINE_BYTES = 64 * 1024
 _LARGEST_RECORD_BYTES = 1024**2
@@ -38,31 +38,39 @@ class Progress:
     def __init__(self) -> None:
         self.longest_pause_s = 0.0
         self.overflowed = False
-        self._by_pid: dict[int, list[Mark]] = {}
+        self._by_pid: dict[int, list[ProgressEvent]] = {}
         self._kept = 0
 
-    def add(self, mark: Mark) -> None:
+    def add(self, progress_event: ProgressEvent) -> None:
         """Take one more sign of progress of its process."""
-        marks = self._by_pid.setdefault(mark.pid, [])
-        if marks:
-            self.longest_pause_s = max(self.longest_pause_s, mark.elapsed_s - marks[-1].elapsed_s)
-        if len(marks) > 1 and all(_close(mark, other) for other in marks[-2:]):
-            marks[-1] = mark
-        elif self._kept < MOST_MARKS:
-            marks.append(mark)
+        progress_events = self._by_pid.setdefault(progress_event.pid, [])
+        if progress_events:
+            self.longest_pause_s = max(self.longest_pause_s, progress_event.elapsed_s - progress_events[-1].elapsed_s)
+        if len(progress_events) > 1 and all(_close(progress_event, other) for other in progress_events[-2:]):
+            progress_events[-1] = progress_event
+        elif self._kept < MOST_PROGRESS_EVENTS:
+            progress_events.append(progress_event)
             self._kept += 1
         else:
             self.overflowed = True
 
     @property
-    def marks(self) -> tuple[Mark, ...]:
+    def progress_events(self) -> tuple[ProgressEvent, ...]:
         """All kept signs, by time."""
-        return tuple(sorted((mark for marks in self._by_pid.values() for mark in marks), key=lambda m: m.elapsed_s))
+        return tuple(
+            sorted(
+                (progress_event for progress_events in self._by_pid.values() for progress_event in progress_events),
+                key=lambda m: m.elapsed_s,
+            )
+        )
 
     @property
     def latest_s(self) -> float | None:
         """When the last sign came."""
-        return max((marks[-1].elapsed_s for marks in self._by_pid.values() if marks), default=None)
+        return max(
+            (progress_events[-1].elapsed_s for progress_events in self._by_pid.values() if progress_events),
+            default=None,
+        )
 
 
 class EventReader:
@@ -144,7 +152,7 @@ class EventReader:
             self.bad_lines += 1
 
     def _record(self, time_s: float, pid: int, kind: str, event: Mapping[str, Any]) -> None:
-        mark = Mark(time_s, pid, kind, line(event.get("phase")), whole(event.get("step")))
+        progress_event = ProgressEvent(time_s, pid, kind, line(event.get("phase")), whole(event.get("step")))
         if kind == "epoch_end":
             self.epochs.append(_epoch(time_s, event))
         elif kind == "end" and event.get("exit") == "out_of_memory":
@@ -152,7 +160,7 @@ class EventReader:
         elif kind == "ready":
             self.data = line(event.get("data"))
         self.num_steps += kind == "step"
-        self.progress.add(mark)
+        self.progress.add(progress_event)
 
 
 class ProbeReader:
@@ -208,8 +216,8 @@ class ProbeReader:
             last_step_s = _instant(record["last_step_t"], self._since_t)
             if pid not in self._steps and record.get("first_step_t") is not None:
                 first_step_s = _instant(record["first_step_t"], self._since_t)
-                self.progress.add(Mark(first_step_s, pid, "optimizer", step=1))
-            self.progress.add(Mark(last_step_s, pid, "optimizer", step=steps))
+                self.progress.add(ProgressEvent(first_step_s, pid, "optimizer", step=1))
+            self.progress.add(ProgressEvent(last_step_s, pid, "optimizer", step=steps))
             self._steps[pid] = steps
         self._allocators[pid] = _with_maxima_of(self._allocators.get(pid), allocator)
         self.histories[pid] = _history(record.get("history"), self._since_t)
@@ -225,9 +233,12 @@ class ProbeReader:
         return tuple(self._ooms.values())
 
 
-def _close(mark: Mark, earlier: Mark) -> bool:
-    same = mark.kind in STEP_KINDS and (mark.kind, mark.phase) == (earlier.kind, earlier.phase)
-    return same and mark.elapsed_s - earlier.elapsed_s < _MARK_EVERY_S
+def _close(progress_event: ProgressEvent, earlier: ProgressEvent) -> bool:
+    same = progress_event.kind in STEP_KINDS and (progress_event.kind, progress_event.phase) == (
+        earlier.kind,
+        earlier.phase,
+    )
+    return same and progress_event.elapsed_s - earlier.elapsed_s < _PROGRESS_EVERY_S
 
 
 def _instant(value: Any, since_t: float) -> float:
@@ -239,8 +250,10 @@ def _instant(value: Any, since_t: float) -> float:
 
 
 def _epoch(time_s: float, event: Mapping[str, Any]) -> Epoch:
-    told = event.get("metrics")
-    metrics = {line(name) or "": number(value) for name, value in told.items()} if isinstance(told, dict) else {}
+    reported = event.get("metrics")
+    metrics = (
+        {line(name) or "": number(value) for name, value in reported.items()} if isinstance(reported, dict) else {}
+    )
     finite = {name: value for name, value in metrics.items() if value is not None}
     place, steps, full = (whole(event[name]) for name in ("epoch", "steps", "steps_full"))
     if place is None or steps is None or full is None:

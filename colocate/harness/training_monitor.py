@@ -1,6 +1,6 @@
 """One training of a group while it runs: its processes and everything it tells, gathered into a `Member`.
 
-Knows no card: which member holds memory there is told by `colocate.harness.group_run`.
+Knows no GPU: which member holds memory there is told by `colocate.harness.group_run`.
 """
 
 import re
@@ -16,7 +16,7 @@ from colocate.process.output import OUT_OF_MEMORY, Match
 from colocate.process.procfs import describe
 from colocate.process.runner import Process
 from colocate.results.layout import GroupDirectory
-from colocate.verdict.evidence import Allocator, Life, Mark, Member, OutOfMemory, ProcessPeak
+from colocate.verdict.evidence import Allocator, Member, OutOfMemory, ProcessPeak, ProcessRun, ProgressEvent
 from colocate.verdict.memory_history import by_allocators, by_lists
 
 LAST_LINES = 20
@@ -26,7 +26,7 @@ _METRIC = "metric:"
 _PROBE_LOST = "probe_lost"
 
 
-class Watch:
+class TrainingMonitor:
     """Follows one training over all its processes."""
 
     def __init__(self, role: Role, training: Training, directory: GroupDirectory) -> None:
@@ -39,7 +39,7 @@ class Watch:
         self.stalled_after_s: float | None = None
         self.timed_out_after_s: float | None = None
         self.held_bytes: int | None = None
-        self.held_card = False
+        self.held_gpu = False
         self.process_peaks: tuple[ProcessPeak, ...] = ()
         self.listed: tuple[tuple[float, int], ...] = ()
         self._directory = directory
@@ -65,7 +65,7 @@ class Watch:
         self._events.poll()
         self._probe.poll()
         if any(allocator.max_reserved_bytes for allocator in self._probe.allocators):
-            self.held_card = True
+            self.held_gpu = True
 
     def ask_for_peaks(self, listed: Iterable[int], peak_bytes: Callable[[int], int | None]) -> None:
         """Have the driver's own maximum of every process of this training that is known, also of ended ones.
@@ -73,15 +73,15 @@ class Watch:
         ``listed`` are its processes on the driver's list. Those of its trees that nobody saw there are asked for too:
         a short life falls between two lists.
         """
-        told = {allocator.pid for allocator in self._probe.allocators}
-        lives = {pid: number for number, process in enumerate(self.processes) for pid in process.pids}
-        pids = sorted({*lives, *told, *listed} - {0})
+        reported = {allocator.pid for allocator in self._probe.allocators}
+        process_runs = {pid: number for number, process in enumerate(self.processes) for pid in process.pids}
+        pids = sorted({*process_runs, *reported, *listed} - {0})
         asked = {pid: peak_bytes(pid) for pid in pids}
         last = len(self.processes) - 1
         self.process_peaks = tuple(
-            ProcessPeak(pid, lives.get(pid, last), used) for pid, used in asked.items() if used is not None
+            ProcessPeak(pid, process_runs.get(pid, last), used) for pid, used in asked.items() if used is not None
         )
-        self.held_card = self.held_card or bool(self.process_peaks)
+        self.held_gpu = self.held_gpu or bool(self.process_peaks)
 
     @property
     def pids(self) -> frozenset[int]:
@@ -89,9 +89,9 @@ class Watch:
         return frozenset(pid for process in self.processes for pid in process.pids)
 
     @property
-    def told_by(self) -> frozenset[int]:
+    def reported_by(self) -> frozenset[int]:
         """The processes that, as its events have it, wrote them."""
-        return frozenset(mark.pid for mark in self._events.progress.marks)
+        return frozenset(event.pid for event in self._events.progress.progress_events)
 
     def process_faults(self) -> Iterator[tuple[str, str]]:
         """What went wrong around it, not in it: whatever it did cannot be known, or harms who comes next."""
@@ -117,7 +117,7 @@ class Watch:
     @property
     def tells_events(self) -> bool:
         """It writes events of its own."""
-        return bool(self._events.progress.marks)
+        return bool(self._events.progress.progress_events)
 
     @property
     def num_steps(self) -> int:
@@ -126,7 +126,7 @@ class Watch:
         return max(self._events.num_steps, counted, len(self._progress_lines()))
 
     @property
-    def rehearsed_t(self) -> float | None:
+    def simulated_t(self) -> float | None:
         """When it was first through with everything: an epoch that it tells of, or the whole program."""
         ends = [epoch.elapsed_s for epoch in self._events.epochs[:1]]
         ends += [process.exit.ended_s for process in self.processes if process.exit is not None and process.exit.ok]
@@ -135,7 +135,9 @@ class Watch:
     @property
     def stepping_s(self) -> float:
         """How long it has made steps by now, of which PyTorch or its log tells."""
-        signs = [mark.elapsed_s for mark in self._probe.progress.marks] + [line.t for line in self._progress_lines()]
+        signs = [event.elapsed_s for event in self._probe.progress.progress_events] + [
+            line.t for line in self._progress_lines()
+        ]
         return max(signs) - min(signs) if signs else 0.0
 
     @property
@@ -165,25 +167,27 @@ class Watch:
         """Everything so far as a record, with times relative to ``origin_t``."""
         self.poll()
         self._events.finish()
-        lives = tuple(self._life(process, origin_t) for process in self.processes)
-        held, held_by = self._held(origin_t, lives)
+        process_runs = tuple(self._process_run(process, origin_t) for process in self.processes)
+        held, held_by = self._held(origin_t, process_runs)
         return Member(
             role=self.role,
             name=self.training.name,
             argv=self.training.argv,
             uses_gpu=self.training.uses_gpu,
-            lives=lives,
+            process_runs=process_runs,
             ready_s=None if self.ready_t is None else self.ready_t - origin_t,
             gave_up=self.gave_up,
             stalled_after_s=self.stalled_after_s,
             timed_out_after_s=self.timed_out_after_s,
-            held_card=self.held_card,
+            held_gpu=self.held_gpu,
             held_bytes=self.held_bytes,
             process_peaks=self.process_peaks,
             held=held,
             held_by=held_by,
             probe_lost=self._probe_lost,
-            marks=tuple(replace(mark, elapsed_s=mark.elapsed_s - origin_t) for mark in self.marks),
+            progress_events=tuple(
+                replace(event, elapsed_s=event.elapsed_s - origin_t) for event in self.progress_events
+            ),
             epochs=tuple(replace(epoch, elapsed_s=epoch.elapsed_s - origin_t) for epoch in self._events.epochs),
             out_of_memory=tuple(self._out_of_memory(origin_t)),
             allocators=self._probe.allocators,
@@ -195,16 +199,16 @@ class Watch:
         )
 
     def _held(
-        self, origin_t: float, lives: tuple[Life, ...]
+        self, origin_t: float, process_runs: tuple[ProcessRun, ...]
     ) -> tuple[tuple[tuple[float, int], ...], Literal["allocator", "processes"] | None]:
         """What it held over time, and who told: its allocators, else the driver's lists."""
         end_s = time.monotonic() - origin_t
         histories = {
             pid: tuple((at - origin_t, size) for at, size in steps) for pid, steps in self._probe.histories.items()
         }
-        told = by_allocators(histories, self._probe.allocators, lives, end_s)
-        if told and not self._probe_lost:  # a record that was given up says nothing of what came later
-            return told, "allocator"
+        reported = by_allocators(histories, self._probe.allocators, process_runs, end_s)
+        if reported and not self._probe_lost:  # a record that was given up says nothing of what came later
+            return reported, "allocator"
         listed = by_lists(self.listed, end_s)
         return listed, "processes" if listed else None
 
@@ -212,36 +216,38 @@ class Watch:
     def _probe_lost(self) -> bool:
         return any(match.name == _PROBE_LOST for process in self.processes for match in process.matches)
 
-    def _life(self, process: Process, origin_t: float) -> Life:
+    def _process_run(self, process: Process, origin_t: float) -> ProcessRun:
         end = process.exit
         ended = None if end is None else replace(end, ended_s=end.ended_s - origin_t)
         log = process.log.relative_to(self._directory.path)
-        return Life(str(log), process.started_t - origin_t, ended, process.last_lines(LAST_LINES), process.leftovers)
+        return ProcessRun(
+            str(log), process.started_t - origin_t, ended, process.last_lines(LAST_LINES), process.leftovers
+        )
 
     @property
-    def marks(self) -> tuple[Mark, ...]:
+    def progress_events(self) -> tuple[ProgressEvent, ...]:
         """Its own events where it writes any, else lines of its log, else the steps that the probe counted."""
         if self.tells_events:
-            return self._events.progress.marks
-        return self._line_marks() or self._probe.progress.marks
+            return self._events.progress.progress_events
+        return self._line_events() or self._probe.progress.progress_events
 
-    def _line_marks(self) -> tuple[Mark, ...]:
+    def _line_events(self) -> tuple[ProgressEvent, ...]:
         progress = Progress()
         for process in self.processes:
             for match in process.matches:
                 if match.name == _PROGRESS:
-                    progress.add(Mark(match.t, process.pid, "pattern"))
-        return progress.marks
+                    progress.add(ProgressEvent(match.t, process.pid, "pattern"))
+        return progress.progress_events
 
     def _progress_lines(self) -> list[Match]:
         return [match for process in self.processes for match in process.matches if match.name == _PROGRESS]
 
     def _out_of_memory(self, origin_t: float) -> list[OutOfMemory]:
-        told = [*self._events.out_of_memory, *self._probe.out_of_memory]
+        reported = [*self._events.out_of_memory, *self._probe.out_of_memory]
         lines = [match for process in self.processes for match in process.matches if match.name in OUT_OF_MEMORY]
-        if lines and not told:
-            told = [OutOfMemory("log", lines[0].text, len(lines), lines[0].t)]
-        return [replace(o, elapsed_s=None if o.elapsed_s is None else o.elapsed_s - origin_t) for o in told]
+        if lines and not reported:
+            reported = [OutOfMemory("log", lines[0].text, len(lines), lines[0].t)]
+        return [replace(o, elapsed_s=None if o.elapsed_s is None else o.elapsed_s - origin_t) for o in reported]
 
     def _metrics(self) -> dict[str, float]:
         """The last value of every metric that the catalog looks for in the log."""

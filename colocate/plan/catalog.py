@@ -39,7 +39,7 @@ class Training:
     """A program with its arguments, ready to be run once.
 
     ``repeat_args`` are added to ``argv`` when it runs as the background (so that it repeats its epochs in one
-    process), ``rehearsal_args`` when it is only rehearsed on the virtual card. ``unpassed`` are the hyperparameters
+    process), ``dry_run_args`` when it is only dry-run on the virtual GPU. ``unpassed`` are the hyperparameters
     that the catalog accepts but the program has no argument for. ``missing`` says why it cannot be run yet.
     ``written`` tells what stands in the settings for a path that ``cwd`` or a word of ``argv`` became on this machine.
     The patterns are regular expressions for lines of its log; sizes and times carry their units in their names.
@@ -54,7 +54,7 @@ class Training:
     env: Mapping[str, str] = field(default_factory=dict)
     uses_gpu: bool = True
     repeat_args: tuple[str, ...] = ()
-    rehearsal_args: tuple[str, ...] = ()
+    dry_run_args: tuple[str, ...] = ()
     ready_timeout_s: float = READY_TIMEOUT_S
     ready_pattern: str | None = None
     progress_pattern: str | None = None
@@ -70,9 +70,9 @@ class Training:
         known = asdict(self) | {"argv": argv, "cwd": self.written.get(str(self.cwd), str(self.cwd))}
         return {name: value for name, value in known.items() if name not in ("missing", "written")}
 
-    def command(self, *, repeat: bool = False, rehearsal: bool = False) -> list[str]:
-        """The whole command line for one of the two roles, on a real card or on the virtual one."""
-        return [*self.argv, *(self.repeat_args if repeat else ()), *(self.rehearsal_args if rehearsal else ())]
+    def command(self, *, repeat: bool = False, dry_run: bool = False) -> list[str]:
+        """The whole command line for one of the two roles, on a real GPU or on the virtual one."""
+        return [*self.argv, *(self.repeat_args if repeat else ()), *(self.dry_run_args if dry_run else ())]
 
 
 # --- the catalog -----------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class Catalog:
             env=dict(spec.env),
             uses_gpu=of_model(spec.uses_gpu, model, True),
             repeat_args=tuple(of_model(spec.repeat_args, model, [])),
-            rehearsal_args=tuple(of_model(spec.rehearsal_args, model, [])),
+            dry_run_args=tuple(of_model(spec.dry_run_args, model, [])),
             ready_timeout_s=of_model(spec.ready_timeout_s, model, READY_TIMEOUT_S),
             ready_pattern=of_model(spec.ready_pattern, model, None),
             progress_pattern=of_model(spec.progress_pattern, model, None),

@@ -118,7 +118,7 @@ class Repository(Settings):
     )
     uses_gpu: Annotated[dict[str, bool], *_per_model({"type": "boolean"})] = Field(default={})
     repeat_args: Annotated[dict[str, list[str]], *_per_model(_WORDS)] = Field(default={})
-    rehearsal_args: Annotated[dict[str, list[str]], *_per_model(_WORDS)] = Field(default={})
+    dry_run_args: Annotated[dict[str, list[str]], *_per_model(_WORDS)] = Field(default={})
     ready_timeout_s: Annotated[
         dict[str, Annotated[float, Field(gt=0)]], *_per_model({"type": "number", "exclusiveMinimum": 0})
     ] = Field(default={})
@@ -157,7 +157,7 @@ def check(document: CatalogFile, mistakes: Mistakes) -> None:
 
 def _models_named(spec: Repository) -> Iterator[tuple[Place, str]]:
     """Every place of a repository's entry that names a model."""
-    for key in ("command", "uses_gpu", "repeat_args", "rehearsal_args", "ready_timeout_s", "ready_pattern"):
+    for key in ("command", "uses_gpu", "repeat_args", "dry_run_args", "ready_timeout_s", "ready_pattern"):
         yield from (((key, model), model) for model in getattr(spec, key))
     yield from ((("progress_pattern", model), model) for model in spec.progress_pattern)
     for name, kind in spec.supported_hyperparams.items():

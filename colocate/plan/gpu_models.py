@@ -1,6 +1,6 @@
-"""The table of known cards, `settings/cards.json`, and what ``--card`` means.
+"""The table of known GPUs, `settings/gpu_models.json`, and what ``--gpu`` means.
 
-Figures with their sources only; creates no card and knows no device.
+Figures with their sources only; creates no GPU and knows no device.
 ``python -m colocate.plan.gpu_models --write-schema`` writes the table's JSON Schema.
 """
 
@@ -18,17 +18,17 @@ from colocate.errors import PlanError
 from colocate.plan.validation import Mistakes, Settings, Size, matching, read_json, suggestion, validated
 from colocate.units import format_size, parse_size
 
-TABLE = Path(__file__).parents[2] / "settings" / "cards.json"
-SCHEMA = "cards.schema.json"
+TABLE = Path(__file__).parents[2] / "settings" / "gpu_models.json"
+SCHEMA = "gpu_models.schema.json"
 
-# A card of nearly the wanted size is taken as it is: the same product has, by driver and board, some MiB more or less
+# A GPU of nearly the wanted size is taken as it is: the same product has, by driver and board, some MiB more or less
 # than its name says (81559 MiB of "80 GB").
 SAME_SIZE = 0.02
 
 # What makes another product of a name that goes before it.
 _VARIANTS = frozenset({"ti", "super", "d", "laptop", "max", "mobile", "ada", "mig"})
 
-VIRTUAL = " (virtual)"  # added to the name of a card that is only emulated
+VIRTUAL = " (virtual)"  # added to the name of a GPU that is only emulated
 
 _CAPABILITY = r"\d{1,2}\.\d"
 Capability = Annotated[
@@ -53,7 +53,7 @@ class Context(Settings):
 
 
 class Row(Settings):
-    """The figures of one card but its name and size; ``sources`` says where each is from, or ``estimated``."""
+    """The figures of one GPU but its name and size; ``sources`` says where each is from, or ``estimated``."""
 
     compute_capability: Capability
     context: Context
@@ -70,26 +70,26 @@ class Row(Settings):
 
 
 class NamedRow(Row):
-    """A card that is sold under a name."""
+    """A GPU that is sold under a name."""
 
     name: str = Field(min_length=1, max_length=100)
     total: Size
 
 
-class CardsFile(Settings):
+class GpuModelsFile(Settings):
     """The whole table."""
 
-    model_config = Settings.model_config | {"title": "Known cards"}
+    model_config = Settings.model_config | {"title": "Known GPUs"}
 
     schema_: str | None = Field(None, alias="$schema")
     description: str | None = None
     any_size: Row
-    cards: list[NamedRow]
+    gpus: list[NamedRow]
 
 
 @dataclass(frozen=True, slots=True)
-class KnownCard:
-    """A card that can be emulated; sizes in bytes."""
+class GpuModel:
+    """A GPU that can be emulated; sizes in bytes."""
 
     name: str
     total_bytes: int
@@ -106,7 +106,7 @@ class KnownCard:
 
 
 # Where the package is installed without the project's settings folder: sizes work, names do not.
-_WITHOUT_TABLE = CardsFile.model_validate(
+_WITHOUT_TABLE = GpuModelsFile.model_validate(
     {
         "any_size": {
             "compute_capability": "8.6",
@@ -114,16 +114,17 @@ _WITHOUT_TABLE = CardsFile.model_validate(
             "cublas_workspace": "8.125MB",
             "baseline": "232MB",
             "sources": dict.fromkeys(
-                ("compute_capability", "context", "cublas_workspace", "baseline"), "settings/cards.json of the project"
+                ("compute_capability", "context", "cublas_workspace", "baseline"),
+                "settings/gpu_models.json of the project",
             ),
         },
-        "cards": [],
+        "gpus": [],
     }
 )
 
 
 @cache
-def table(path: Path = TABLE) -> CardsFile:
+def table(path: Path = TABLE) -> GpuModelsFile:
     """The table in a file.
 
     Raises:
@@ -133,14 +134,14 @@ def table(path: Path = TABLE) -> CardsFile:
         return _WITHOUT_TABLE
     mistakes = Mistakes(str(path))
     document = read_json(path, mistakes)
-    read = validated(CardsFile, document, (), mistakes)
+    read = validated(GpuModelsFile, document, (), mistakes)
     mistakes.raise_if_any()
     assert read is not None
     return read
 
 
-def known_card(text: str) -> KnownCard:
-    """The card that ``--card`` means: a size such as ``8GB``, or a name of the table such as ``RTX 3080``.
+def gpu_model(text: str) -> GpuModel:
+    """The GPU that ``--gpu`` means: a size such as ``8GB``, or a name of the table such as ``RTX 3080``.
 
     Raises:
         PlanError: neither.
@@ -150,38 +151,38 @@ def known_card(text: str) -> KnownCard:
     except ValueError:
         return _named(text)
     if total_bytes <= 0:
-        raise PlanError(f"--card: expected a size above zero, got {text!r}")
-    return card_of_size(total_bytes)
+        raise PlanError(f"--gpu: expected a size above zero, got {text!r}")
+    return model_of_size(total_bytes)
 
 
-def card_of_size(total_bytes: int) -> KnownCard:
-    """A card of which only the size is known."""
-    return _card(table().any_size, f"virtual {format_size(total_bytes)} card", total_bytes)
+def model_of_size(total_bytes: int) -> GpuModel:
+    """A GPU of which only the size is known."""
+    return _gpu(table().any_size, f"virtual {format_size(total_bytes)} GPU", total_bytes)
 
 
-def card_called(name: str, total_bytes: int) -> KnownCard:
-    """The card behind the name of an emulated device."""
-    rows = [row for row in table().cards if row.name + VIRTUAL == name]
-    return _card(rows[0], name, total_bytes) if rows else card_of_size(total_bytes)
+def model_called(name: str, total_bytes: int) -> GpuModel:
+    """The GPU behind the name of an emulated device."""
+    rows = [row for row in table().gpus if row.name + VIRTUAL == name]
+    return _gpu(rows[0], name, total_bytes) if rows else model_of_size(total_bytes)
 
 
-def is_of_size(card_bytes: int, wanted_bytes: int) -> bool:
-    """The card has the wanted size already and needs no ballast."""
-    return abs(card_bytes - wanted_bytes) <= SAME_SIZE * wanted_bytes
+def is_of_size(gpu_bytes: int, wanted_bytes: int) -> bool:
+    """The GPU has the wanted size already and needs no balloon."""
+    return abs(gpu_bytes - wanted_bytes) <= SAME_SIZE * wanted_bytes
 
 
 def asked_bytes(asked: str) -> int | None:
-    """The size of the card that a group asks for; None for a name that is not in the table."""
+    """The size of the GPU that a group asks for; None for a name that is not in the table."""
     try:
-        return known_card(asked).total_bytes
+        return gpu_model(asked).total_bytes
     except PlanError:
         return None
 
 
 def satisfies(name: str, total_bytes: int, asked: str) -> bool:
-    """A card is what a group asks for: of that size, or of that product.
+    """A GPU is what a group asks for: of that size, or of that product.
 
-    ``"RTX 3080"`` is an ``NVIDIA GeForce RTX 3080`` and no ``RTX 3080 Ti``; a MIG instance is not its card.
+    ``"RTX 3080"`` is an ``NVIDIA GeForce RTX 3080`` and no ``RTX 3080 Ti``; a MIG instance is not its GPU.
     """
     try:
         return is_of_size(total_bytes, parse_size(asked))
@@ -191,9 +192,9 @@ def satisfies(name: str, total_bytes: int, asked: str) -> bool:
 
 @cache
 def may_mean(word: str, asked: str) -> bool:
-    """A cluster's word for its cards, such as ``rtx_3080`` or ``nvidia_a100-sxm4-80gb``, may mean a card asked for.
+    """A cluster's word for its GPUs, such as ``rtx_3080`` or ``nvidia_a100-sxm4-80gb``, may mean a GPU asked for.
 
-    A size is looked for in the word, then in the table. A word without a digit, such as ``rtx``, means too many cards.
+    A size is looked for in the word, then in the table. A word without a digit, such as ``rtx``, means too many GPUs.
     """
     if not any(map(str.isdigit, word)):
         return False
@@ -202,7 +203,7 @@ def may_mean(word: str, asked: str) -> bool:
     except ValueError:
         return _is_called(word, asked) or _is_called(asked, word)
     sizes = [parse_size(size) for size in re.split(r"[^a-z0-9]+", word.lower()) if re.fullmatch(r"\d+gb", size)]
-    rows = [row.total for row in table().cards if _is_called(row.name, word)]
+    rows = [row.total for row in table().gpus if _is_called(row.name, word)]
     return any(is_of_size(size, wanted_bytes) for size in sizes or (rows if len(rows) == 1 else ()))
 
 
@@ -219,7 +220,7 @@ def _is_called(name: str, asked: str) -> bool:
 
 
 def checked_wish(text: str) -> str:
-    """The card that a group asks for, as it was written.
+    """The GPU that a group asks for, as it was written.
 
     Raises:
         ValueError: it is neither a size above zero nor a name.
@@ -229,22 +230,23 @@ def checked_wish(text: str) -> str:
     except ValueError:
         sound = len(text) <= 100 and any(character.isalpha() for character in _plain(text))
     if not sound:
-        raise ValueError(f"expected a size such as '24GB' or a card's name such as 'RTX 3080', got {text!r}")
+        raise ValueError(f"expected a size such as '24GB' or a GPU's name such as 'RTX 3080', got {text!r}")
     return text
 
 
-def _named(text: str) -> KnownCard:
-    rows = {_plain(row.name): row for row in table().cards}
+def _named(text: str) -> GpuModel:
+    rows = {_plain(row.name): row for row in table().gpus}
     wanted = _plain(text)
     found = [row for name, row in rows.items() if wanted and wanted in name]
     exact = [row for name, row in rows.items() if name == wanted]
     for row in exact or found[:1] if len(exact or found) == 1 else ():
-        return _card(row, row.name + VIRTUAL, row.total)
-    known = [row.name for row in table().cards]
+        return _gpu(row, row.name + VIRTUAL, row.total)
+    known = [row.name for row in table().gpus]
     what = "one of the table's names" if not found else "one name: " + ", ".join(repr(row.name) for row in found)
     hint = suggestion(text, known)
     raise PlanError(
-        f"--card: expected a size such as 8GB or {what}, got {text!r}{hint}; settings/cards.json has {', '.join(known)}"
+        f"--gpu: expected a size such as 8GB or {what}, got {text!r}{hint}; "
+        f"settings/gpu_models.json has {', '.join(known)}"
     )
 
 
@@ -253,9 +255,9 @@ def _plain(name: str) -> str:
     return re.sub(r"nvidia|geforce|[^a-z0-9]", "", name.lower())
 
 
-def _card(row: Row, name: str, total_bytes: int) -> KnownCard:
+def _gpu(row: Row, name: str, total_bytes: int) -> GpuModel:
     major, minor = row.compute_capability.split(".")
-    return KnownCard(
+    return GpuModel(
         name=name,
         total_bytes=total_bytes,
         capability=(int(major), int(minor)),
@@ -269,7 +271,7 @@ def _card(row: Row, name: str, total_bytes: int) -> KnownCard:
 
 def schema() -> str:
     """The JSON Schema of the table."""
-    document: dict[str, Any] = CardsFile.model_json_schema()
+    document: dict[str, Any] = GpuModelsFile.model_json_schema()
     return json.dumps(document, indent=2) + "\n"
 
 

@@ -16,7 +16,7 @@ from colocate.plan.validation import Mistakes
 
 
 @dataclass(frozen=True)
-class Change:
+class Override:
     """What is to be different in one member of a group.
 
     Args:
@@ -34,41 +34,41 @@ class Change:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-def varied(group: Group, change: Change, catalog: Catalog | None) -> Group:
+def varied(group: Group, override: Override, catalog: Catalog | None) -> Group:
     """The group with the change made; the catalog makes the new command lines of its trainings.
 
     Raises:
         PlanError: the training does not know what is to be changed, or the group has no such member.
     """
-    training = group.training(change.role)
+    training = group.training(override.role)
     if training is None:
-        raise PlanError(f"{group.id}: expected a {change.role}, found none")
-    changed = replace(_of_catalog(training, change, catalog), env={**training.env, **change.env})
-    for option, value in change.options.items():
+        raise PlanError(f"{group.id}: expected a {override.role}, found none")
+    changed = replace(_of_catalog(training, override, catalog), env={**training.env, **override.env})
+    for option, value in override.options.items():
         changed = replace(changed, argv=with_flag(changed.argv, option, value))
-    if change.role == "foreground":
+    if override.role == "foreground":
         return replace(group, foreground=changed)
     return replace(group, background=changed)
 
 
-def rewritten(entry: Mapping[str, Any], change: Change, group: Group) -> dict[str, Any]:
+def rewritten(entry: Mapping[str, Any], override: Override, group: Group) -> dict[str, Any]:
     """The member that a plan's entry has after the change, to be copied there: every other key stays as it was.
 
     Args:
         entry: The group as it stands in the plan.
-        change: What was changed.
+        override: What was changed.
         group: The changed group, which knows what its model takes.
     """
-    member: dict[str, Any] = dict(entry.get(change.role) or _own_member(entry))
-    training = group.training(change.role) or group.foreground
-    if change.hyperparameters or change.model is not None:
-        given = {**member.get("hyperparameters", {}), **change.hyperparameters}
+    member: dict[str, Any] = dict(entry.get(override.role) or _own_member(entry))
+    training = group.training(override.role) or group.foreground
+    if override.hyperparameters or override.model is not None:
+        given = {**member.get("hyperparameters", {}), **override.hyperparameters}
         member["hyperparameters"] = {name: value for name, value in given.items() if name in training.hyperparameters}
-    if change.model is not None:
-        member["model"] = change.model
-    if change.env:
-        member["env"] = {**member.get("env", {}), **change.env}
-    for option, value in change.options.items():
+    if override.model is not None:
+        member["model"] = override.model
+    if override.env:
+        member["env"] = {**member.get("env", {}), **override.env}
+    for option, value in override.options.items():
         member["command"] = list(with_flag(member["command"], option, value))
     return member
 
@@ -78,23 +78,23 @@ def _own_member(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: entry[key] for key in ("repo", "model", "hyperparameters", "command", "name", "env") if key in entry}
 
 
-def alone(training: Training, like: Group) -> Group:
+def solo_group(training: Training, like: Group) -> Group:
     """A training by itself, under the limits of a group."""
     return replace(like, foreground=training, background=None, expected_bytes=None, tolerance_bytes=None, runs=1)
 
 
-def _of_catalog(training: Training, change: Change, catalog: Catalog | None) -> Training:
-    if not change.hyperparameters and change.model is None:
+def _of_catalog(training: Training, override: Override, catalog: Catalog | None) -> Training:
+    if not override.hyperparameters and override.model is None:
         return training
     if training.repository is None or training.model is None or catalog is None:
-        wanted = ", ".join(change.hyperparameters) or "model"
+        wanted = ", ".join(override.hyperparameters) or "model"
         raise PlanError(f"{wanted}: expected a training of the catalog, {training.name} is a command; name its option")
     mistakes = Mistakes(training.name)
-    model = change.model or training.model
+    model = override.model or training.model
     own: dict[str, Any] = dict(training.hyperparameters)
-    if change.model is not None:  # what the other model has no hyperparameter for would be nobody's
+    if override.model is not None:  # what the other model has no hyperparameter for would be nobody's
         own = {name: value for name, value in own.items() if name in catalog.supported(training.repository, model)}
-    found = catalog.training(training.repository, model, {**own, **change.hyperparameters}, (), mistakes)
+    found = catalog.training(training.repository, model, {**own, **override.hyperparameters}, (), mistakes)
     mistakes.raise_if_any()
     assert found is not None
     return found

@@ -31,8 +31,8 @@ from colocate.plan.schema import (
     TIERS,
     Entry,
     Limits,
-    Member,
     PlanFile,
+    TrainingSpec,
 )
 from colocate.plan.validation import (
     Mistakes,
@@ -55,9 +55,9 @@ __all__ = ["Group", "Limits", "Plan", "Training", "load_plan", "write_schemas"]
 
 @dataclass(frozen=True)
 class Group:
-    """The trainings that are to share one card in one case; ``background`` is None for a training alone.
+    """The trainings that are to share one GPU in one case; ``background`` is None for a training alone.
 
-    ``limits`` are the plan's, with the group's own peak and card where it has them; ``card`` is what it asks for, by
+    ``limits`` are the plan's, with the group's own peak and GPU where it has them; ``gpu`` is what it asks for, by
     size or name, and it is run on no other. ``content_hash`` changes whenever something
     changes that decides how the group runs: commands, hyperparameters, environment, limits.
     """
@@ -74,7 +74,7 @@ class Group:
     note: str = ""
     runs: int = 1
     expected_minutes: float | None = None
-    card: str | None = None
+    gpu: str | None = None
 
     @property
     def trainings(self) -> tuple[Training, ...]:
@@ -112,7 +112,7 @@ class Group:
         limits = self.limits.model_dump(exclude={"success_rate"})
         if self.limits.max_processes == MAX_PROCESSES:
             del limits["max_processes"]  # runs from before this limit existed hold as they are
-        asked = {} if self.card is None else {"card": self.card}
+        asked = {} if self.gpu is None else {"gpu": self.gpu}
         return _sha256({"trainings": trainings, "limits": limits, **asked})
 
 
@@ -242,8 +242,8 @@ def _safe(name: str, otherwise: str) -> str:
 
 def _own_limits(entry: Entry) -> dict[str, int]:
     """What an entry has in place of the plan's limits."""
-    card = None if entry.card is None else asked_bytes(entry.card)
-    return {name: size for name, size in (("peak_bytes", entry.limit_bytes), ("card_bytes", card)) if size is not None}
+    gpu = None if entry.gpu is None else asked_bytes(entry.gpu)
+    return {name: size for name, size in (("peak_bytes", entry.limit_bytes), ("gpu_bytes", gpu)) if size is not None}
 
 
 def _size_of(raw: Mapping[str, Any], key: str) -> int | None:
@@ -285,7 +285,7 @@ class _Draft:
 
     def groups(self) -> Iterator[Group]:
         """Every group that is sound; the mistakes of the others are noted."""
-        self._check_size({"peak": self._peak_text} | self._raw_limits, "peak", ("limits",), self._card_bytes)
+        self._check_size({"peak": self._peak_text} | self._raw_limits, "peak", ("limits",), self._gpu_bytes)
         entries = self.document.get("experiments")
         entries = entries if isinstance(entries, list) else []
         ids = self._ids(entries)
@@ -296,19 +296,19 @@ class _Draft:
                     yield group
 
     @cached_property
-    def _card_bytes(self) -> int:
-        """The card that the plan is for."""
-        return _size_of(self._raw_limits, "card") or Limits().card_bytes
+    def _gpu_bytes(self) -> int:
+        """The GPU that the plan is for."""
+        return _size_of(self._raw_limits, "gpu") or Limits().gpu_bytes
 
     @cached_property
     def _peak_text(self) -> str:
         return size_text(Limits().peak_bytes)
 
-    def _check_size(self, raw: Mapping[str, Any], key: str, place: Place, card: int | None) -> None:
-        """A size above the card's is a mistake; what is no size at all is noted by the types."""
+    def _check_size(self, raw: Mapping[str, Any], key: str, place: Place, gpu: int | None) -> None:
+        """A size above the GPU's is a mistake; what is no size at all is noted by the types."""
         size = _size_of(raw, key)
-        if size is not None and card is not None and size > card:
-            found = f"expected at most the card's {size_text(card)}, got {size_text(size)!r}"
+        if size is not None and gpu is not None and size > gpu:
+            found = f"expected at most the GPU's {size_text(gpu)}, got {size_text(size)!r}"
             self.mistakes.add((*place, key), found)
 
     def _ids(self, entries: list[Any]) -> list[str]:
@@ -346,7 +346,7 @@ class _Draft:
             note=entry.note or "",
             runs=self._runs(entry),
             expected_minutes=entry.expected_minutes,
-            card=entry.card,
+            gpu=entry.gpu,
         )
 
     def _tolerance(self, entry: Entry) -> int | None:
@@ -395,20 +395,20 @@ class _Draft:
             self.mistakes.add(place, f"expected 'default', {found}; {MUTATION}")
 
     def _check_entry(self, raw: dict[str, Any], place: Place) -> None:
-        card = asked_bytes(raw["card"]) if isinstance(raw.get("card"), str) else self._card_bytes
+        gpu = asked_bytes(raw["gpu"]) if isinstance(raw.get("gpu"), str) else self._gpu_bytes
         for key in ("expected_memory", "limit"):
-            self._check_size(raw, key, place, card)
-        self._check_card(raw, place, card)
+            self._check_size(raw, key, place, gpu)
+        self._check_gpu(raw, place, gpu)
         tier, tiers = raw.get("tier"), self.document.get("tiers", TIERS)
         if isinstance(tier, str) and isinstance(tiers, dict) and tier not in tiers:
             self.mistakes.add((*place, "tier"), unknown(tier, tiers))
 
-    def _check_card(self, raw: dict[str, Any], place: Place, card: int | None) -> None:
-        """The plan's peak is that of its own card, and may be more than another has."""
+    def _check_gpu(self, raw: dict[str, Any], place: Place, gpu: int | None) -> None:
+        """The plan's peak is that of its own GPU, and may be more than another has."""
         peak = {"peak": self._peak_text} | self._raw_limits
         size = _size_of(peak, "peak")
-        if "card" in raw and "limit" not in raw and card is not None and size is not None and size > card:
-            found = f"expected a limit beside a card below the plan's peak of {size_text(size)}, there is none"
+        if "gpu" in raw and "limit" not in raw and gpu is not None and size is not None and size > gpu:
+            found = f"expected a limit beside a GPU below the plan's peak of {size_text(size)}, there is none"
             self.mistakes.add((*place, "limit"), found)
 
     def _runs(self, entry: Entry) -> int:
@@ -423,7 +423,10 @@ class _Draft:
         if "command" in raw:
             self._refuse(raw, ("repo", "model", "hyperparameters"), place, "either command or repo and model, got both")
             member = validated(
-                Member, {key: raw[key] for key in raw if key in Member.model_fields and key != "mode"}, (), None
+                TrainingSpec,
+                {key: raw[key] for key in raw if key in TrainingSpec.model_fields and key != "mode"},
+                (),
+                None,
             )
             return self._own(member, place) if member is not None and member.command else None
         only = tuple(key for key in KEYS_OF_COMMANDS if key != "env")
@@ -468,7 +471,7 @@ class _Draft:
                 self.mistakes.include(error)
         return self.catalog
 
-    def _own(self, member: Member, place: Place) -> Training | None:
+    def _own(self, member: TrainingSpec, place: Place) -> Training | None:
         """The training of a command that stands in the plan itself; that it cannot be started is a mistake."""
         assert member.command is not None
         cwd = Path(os.path.normpath(self.folder / (member.cwd or ".")))
@@ -486,7 +489,7 @@ class _Draft:
             env=dict(member.env),
             uses_gpu=member.uses_gpu,
             repeat_args=tuple(member.repeat_args),
-            rehearsal_args=tuple(member.rehearsal_args),
+            dry_run_args=tuple(member.dry_run_args),
             ready_timeout_s=member.ready_timeout_s,
             ready_pattern=member.ready_pattern,
             progress_pattern=member.progress_pattern,

@@ -58,21 +58,19 @@ class Limits(Settings):
     """What the plan allows and demands of every group. Sizes are bytes, times seconds."""
 
     ignored_keys: ClassVar = FREE_TEXT
-    card_bytes: Size = Field(
-        default=8192 * MIB, alias="card", gt=0, description="memory of the card that is planned for"
-    )
-    peak_bytes: Size = Field(default=7500 * MIB, alias="peak", gt=0, description="the card's use must stay below this")
+    gpu_bytes: Size = Field(default=8192 * MIB, alias="gpu", gt=0, description="memory of the GPU that is planned for")
+    peak_bytes: Size = Field(default=7500 * MIB, alias="peak", gt=0, description="the GPU's use must stay below this")
     success_rate: float = Field(default=0.95, ge=0, le=1, description="share of the groups that must be feasible")
     overlap: float = Field(
         default=0.8, ge=0, le=1, description="share of the foreground's time with a training beside it"
     )
-    settle_s: float = Field(default=60.0, gt=0, description="time for the card to return to its baseline")
+    settle_s: float = Field(default=60.0, gt=0, description="time for the GPU to return to its baseline")
     stall_s: float = Field(default=300.0, gt=0, description="time without any sign of progress that ends a training")
     epoch_timeout_s: float = Field(default=7200.0, gt=0, description="time after which a foreground is ended anyway")
     max_processes: int = Field(
         default=MAX_PROCESSES, ge=1, description="processes of one training at once; more are ended as a fork bomb"
     )
-    longest_gap_s: float = Field(default=2.0, gt=0, description="longest time without a reading of the card's memory")
+    longest_gap_s: float = Field(default=2.0, gt=0, description="longest time without a reading of the GPU's memory")
 
 
 class Tier(Settings):
@@ -91,7 +89,7 @@ _TIER_SCHEMA = {"anyOf": [_RATE, {"type": "object", "properties": {"expected_suc
 TIERS = {"ultra-low": 1.0, "low": 1.0, "medium": 0.95, "high": 0.8}  # as in the study's design of the twelve groups
 
 
-class Member(Settings):
+class TrainingSpec(Settings):
     """One training of a group: a repo and a model of the catalog, or a command of one's own."""
 
     ignored_keys: ClassVar = FREE_TEXT
@@ -113,7 +111,7 @@ class Member(Settings):
     repeat_args: list[str] = Field(
         default_factory=list, description="added to a background, so that it repeats its epochs"
     )
-    rehearsal_args: list[str] = Field(default_factory=list, description="added on the virtual card")
+    dry_run_args: list[str] = Field(default_factory=list, description="added on the virtual GPU")
     ready_timeout_s: float = Field(default=READY_TIMEOUT_S, gt=0)
     ready_pattern: Pattern | None = None
     progress_pattern: Pattern | None = None
@@ -121,19 +119,19 @@ class Member(Settings):
 
 
 KEYS_OF_COMMANDS = (
-    *("command", "name", "cwd", "env", "uses_gpu", "repeat_args", "rehearsal_args"),
+    *("command", "name", "cwd", "env", "uses_gpu", "repeat_args", "dry_run_args"),
     *("ready_timeout_s", "ready_pattern", "progress_pattern", "metric_patterns"),
 )
 _STUDY_ENTRY = frozenset({"experiment_id", "experiment_type", "expected_performance"})
 
 
-class Entry(Member):
+class Entry(TrainingSpec):
     """One group: the two trainings of mode parallel, or the one training of mode default in the entry itself."""
 
     ignored_keys: ClassVar = FREE_TEXT - {"note"} | _STUDY_ENTRY
     mode: Annotated[str | None, *_mode_among(*MODES)] = None
-    foreground: Member | None = None
-    background: Member | None = None
+    foreground: TrainingSpec | None = None
+    background: TrainingSpec | None = None
     id: Identifier | None = Field(default=None, description="default: group01, group02 ... by position")
     tier: Identifier | None = None
     expected_bytes: Size | None = Field(default=None, alias="expected_memory", description="for the report, no limit")
@@ -142,8 +140,8 @@ class Entry(Member):
     )
     risk: str | None = Field(default=None, max_length=200)
     limit_bytes: Size | None = Field(default=None, alias="limit", gt=0, description="instead of the plan's peak")
-    card: Annotated[str, AfterValidator(checked_wish)] | None = Field(
-        default=None, description="the card that the group is for, by size or name; it is run on no other"
+    gpu: Annotated[str, AfterValidator(checked_wish)] | None = Field(
+        default=None, description="the GPU that the group is for, by size or name; it is run on no other"
     )
     expected_minutes: float | None = Field(
         default=None, gt=0, description="an estimate; the longest group starts first"
@@ -160,7 +158,7 @@ execution_summary merge_info session_name base_results_dir validation_criteria r
 
 
 class PlanFile(Settings):
-    """A plan: the groups of trainings that are to share one card, and what is demanded of them."""
+    """A plan: the groups of trainings that are to share one GPU, and what is demanded of them."""
 
     ignored_keys: ClassVar = FREE_TEXT - {"description"} | frozenset(_STUDY_PLAN.split())
     schema_: str | None = Field(default=None, alias="$schema")

@@ -27,7 +27,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """Called by pytest to run its command; ``--explain`` is one of its own."""
+    """Called by pytest to run its command; ``--resume-dry-run`` is one of its own."""
     if not session.collects_cases(config):
         return None
     from colocate.plugin import workers
@@ -36,7 +36,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         from colocate.plugin.slurm_session import Replacing
 
         config.pluginmanager.register(Replacing(), "colocate-replacing")
-    if not config.option.explain:
+    if not config.option.resume_dry_run:
         return None
     from colocate.plugin import resume
 

@@ -1,4 +1,4 @@
-"""``--journal FILE``: everything that a page needs of the groups of this session, in one file to take elsewhere."""
+"""``--archive FILE``: everything that a page needs of the groups of this session, in one file to take elsewhere."""
 
 import os
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from colocate.results.archive import Writer
 from colocate.results.layout import RunDirectory
 
 
-class Carrying:
+class ArchiveWriting:
     """Hooks in the controller or the only process."""
 
     def __init__(self, config: pytest.Config, session: Session, run: RunDirectory) -> None:
         self.config = config
         self.session = session
-        self.writer = Writer(Path(os.path.abspath(config.invocation_params.dir / config.option.journal)), run)  # noqa: PTH100
+        self.writer = Writer(Path(os.path.abspath(config.invocation_params.dir / config.option.archive)), run)  # noqa: PTH100
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -29,21 +29,21 @@ class Carrying:
             return
         record = self.session.records.get(group.id) or getattr(report, "colocate", None)
         directory = None if record is None else record.get("directory")
-        with self._told():
+        with self._reported():
             self.writer.group(Path(directory).name if directory else "")
 
     def pytest_unconfigure(self) -> None:
         """Carry the rest."""
-        with self._told():
+        with self._reported():
             self.writer.end()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _reported(self) -> Iterator[None]:
         """A journal file that cannot be written costs nothing but itself: the records are on disk."""
         try:
             yield
         except (OSError, ColocateError) as error:
-            warn(self.config, f"--journal: expected to be written, got {error}")
+            warn(self.config, f"--archive: expected to be written, got {error}")
 
 
 def register(config: pytest.Config) -> None:
@@ -52,10 +52,10 @@ def register(config: pytest.Config) -> None:
     Raises:
         pytest.UsageError: the file cannot be written.
     """
-    if config.option.journal is None or not leads(config):
+    if config.option.archive is None or not leads(config):
         return
     try:
-        carrying = Carrying(config, session_of(config), run_directory_of(config))
+        carrying = ArchiveWriting(config, session_of(config), run_directory_of(config))
     except ColocateError as error:
         run_directory_of(config).discard()
         raise pytest.UsageError(str(error)) from error

@@ -1,7 +1,7 @@
 """What collecting the cases adds: words for ``-k``, and in a worker a last item that does nothing.
 
 A worker of xdist starts one test only when it knows the next. The sentinel is always "the next", so that the
-controller may decide which group comes next when a card is free, not before.
+controller may decide which group comes next when a GPU is free, not before.
 """
 
 from collections.abc import Iterator

@@ -22,14 +22,14 @@ from colocate.plugin.signals import Interruption
 if TYPE_CHECKING:
     from colocate.plan.plan import Group
 
-# A worker that was told to end stops its trainings first: they get some seconds of grace, then their card must be free.
+# A worker that was told to end stops its trainings first: they get some seconds of grace, then their GPU must be free.
 WORKERS_GRACE_S = 30.0
 
 
 _CUT_OFF = (CRASHED, INTERRUPTED)
 
 
-class Ledger:
+class CompletenessCheck:
     """Which groups were planned, started, judged and done; lives in the controller, or in the only process."""
 
     def __init__(self, config: pytest.Config, interruption: Interruption) -> None:
@@ -192,7 +192,9 @@ class Ledger:
             exitstatus = pytest.ExitCode.TESTS_FAILED
         judged = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         if judged and self.config.getoption("gate") == "plan":
-            return pytest.ExitCode.OK if self.session.tally().holding == "holds" else pytest.ExitCode.TESTS_FAILED
+            return (
+                pytest.ExitCode.OK if self.session.plan_verdict().holding == "holds" else pytest.ExitCode.TESTS_FAILED
+            )
         return exitstatus
 
 
@@ -269,4 +271,4 @@ def register(config: pytest.Config) -> None:
     elif not only_looks(config):
         interruption = Interruption(kill=lambda: signal_workers(config, signal.SIGKILL))
         interruption.install()
-        config.pluginmanager.register(Ledger(config, interruption), "colocate-ledger")
+        config.pluginmanager.register(CompletenessCheck(config, interruption), "colocate-ledger")

@@ -7,7 +7,7 @@ import pytest
 
 from colocate.cli import arguments
 from colocate.errors import ColocateError
-from colocate.plugin import stress, worth
+from colocate.plugin import speedup, stress
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -20,14 +20,14 @@ def add_options(parser: pytest.Parser) -> None:
         "--device",
         choices=arguments.DEVICES,
         default="auto",
-        help="Card to use. auto: a GPU where the NVIDIA library is there, else the virtual card (auto).",
+        help="GPU to use. auto: a GPU where the NVIDIA library is there, else the virtual GPU (auto).",
     )
     add(
-        "--card",
-        type=card,
-        metavar="CARD",
-        help="Size of the card, as 8GB or a name of settings/cards.json as 'RTX 3080': that of the virtual card (the "
-        "plan's size); a larger GPU is made as small by a ballast (its own size).",
+        "--gpu",
+        type=gpu,
+        metavar="GPU",
+        help="Size of the GPU, as 8GB or a name of settings/gpu_models.json as 'RTX 3080': that of the virtual GPU "
+        "(the plan's size); a larger GPU is made as small by a balloon (its own size).",
     )
     add("--epochs", type=arguments.whole, metavar="N", help="Epochs of every foreground (the plan's number).")
     add("--results", type=Path, metavar="DIR", help="Where run directories are made (results).")
@@ -45,7 +45,7 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="RUN",
         help="Go on with a run: keep what is finished and unchanged, run the rest; write --resume=RUN (the latest).",
     )
-    add("--explain", action="store_true", help="Say what --resume would keep and run, and why; run nothing.")
+    add("--resume-dry-run", action="store_true", help="Say what --resume would keep and run, and why; run nothing.")
     add(
         "--progress",
         type=arguments.seconds,
@@ -61,9 +61,9 @@ def add_options(parser: pytest.Parser) -> None:
         help="How long to predict, at the end, what could be tried for groups that do not fit; 0 is never (60).",
     )
     stress.add_option(group)
-    worth.add_option(group)
+    speedup.add_option(group)
     add(
-        "--on",
+        "--executor",
         type=where,
         metavar="WHERE",
         help="Run the groups elsewhere: slurm or slurm:PARTITION, one job with one GPU per worker (this machine).",
@@ -72,15 +72,15 @@ def add_options(parser: pytest.Parser) -> None:
         "--slurm",
         default="",
         metavar="OPTIONS",
-        help="With --on=slurm, options of srun for every job, as in --slurm='--account=lab --time=2:00:00'.",
+        help="With --executor=slurm, options of srun for every job, as in --slurm='--account=lab --time=2:00:00'.",
     )
     add(
-        "--journal",
+        "--archive",
         metavar="FILE",
         help="Append everything that a page needs of the groups to this file, for colocate merge (none).",
     )
     add(
-        "--remedy",
+        "--try-fixes",
         nargs="?",
         const="infeasible",
         choices=("infeasible", "undecided"),
@@ -91,21 +91,21 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         help="End a group as soon as nothing can change its verdict any more; its epoch may then not be finished.",
     )
-    add("--wait", type=arguments.seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy card (0).")
+    add("--wait", type=arguments.seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy GPU (0).")
 
 
-def card(text: str) -> str:
-    """A size such as ``8GB`` or a name of the table of cards, as it was written.
+def gpu(text: str) -> str:
+    """A size such as ``8GB`` or a name of the table of GPUs, as it was written.
 
     Raises:
         argparse.ArgumentTypeError: the text is neither.
     """
-    from colocate.plan.gpu_models import known_card
+    from colocate.plan.gpu_models import gpu_model
 
     try:
-        known_card(text)
+        gpu_model(text)
     except ColocateError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--card: ")) from error
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--gpu: ")) from error
     return text
 
 

@@ -22,7 +22,7 @@ from colocate.verdict.rules import Outcome, Verdict
 
 if TYPE_CHECKING:
     from colocate.plan.plan import Group
-    from colocate.results.attempts import Settled
+    from colocate.results.attempts import GroupResult
 
 Record = dict[str, Any]
 """A `colocate.results.schema.GroupRecord`."""
@@ -40,12 +40,12 @@ class Infeasible(AssertionError):
     """A group does not fit; the message is its verdict."""
 
 
-def record_of(group: "Group", settled: "Settled") -> Record:
+def record_of(group: "Group", group_result: "GroupResult") -> Record:
     """Everything that terminal, JUnit and page show of a judged group, as builtin types; None is unknown.
 
-    Card and duration are those of the record on disk, which is written before the case ends.
+    GPU and duration are those of the record on disk, which is written before the case ends.
     """
-    verdict, directory = settled.verdict, settled.deciding.directory
+    verdict, directory = group_result.verdict, group_result.deciding.directory
     record = unjudged(group, str(verdict.outcome))
     evidence = _evidence_on_disk(directory)
     record.update(
@@ -55,7 +55,7 @@ def record_of(group: "Group", settled: "Settled") -> Record:
         limit_bytes=verdict.limit_bytes,
         headroom_bytes=verdict.headroom_bytes,
         basis=verdict.basis,
-        stability=verdict.stability,
+        memory_class=verdict.memory_class,
         overlap=verdict.overlap,
         codes=verdict.codes,
         reasons=[str(reason) for reason in verdict.reasons],

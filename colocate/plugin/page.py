@@ -58,7 +58,7 @@ class Page:
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_report_title(self, report: Any) -> None:
         """Called once, at the start; folding is a setting of the same object."""
-        report.title = f"{self.session.plan.name}: can they share one card?"
+        report.title = f"{self.session.plan.name}: can they share one GPU?"
         report.set_data("renderCollapsed", ["all"])
 
     @pytest.hookimpl(optionalhook=True)
@@ -95,9 +95,9 @@ class Page:
             self.texts[record["group"]] = report.longreprtext
         if report.when == "teardown":
             self._begin()
-            told = {**self.session.records.get(group.id, record), "content_hash": group.content_hash}
-            self._note("group", record=told, text=self.texts.get(group.id))
-            self._summarise(lambda summary: summary.take(group, told))
+            reported = {**self.session.records.get(group.id, record), "content_hash": group.content_hash}
+            self._note("group", record=reported, text=self.texts.get(group.id))
+            self._summarise(lambda summary: summary.take(group, reported))
 
     def _note(self, event: str, **fields: Any) -> None:
         assert self.session.run_directory is not None, "a page is made of what is run"
@@ -117,12 +117,14 @@ class Page:
             prefix.append(page.body(report))
             page.write_beside(report)
         except Exception as error:  # whatever it is: verdicts are on disk, and pytest would end in an internal error
-            told = "".join(traceback.format_exception(error)) if not isinstance(error, ColocateError) else str(error)
+            reported = (
+                "".join(traceback.format_exception(error)) if not isinstance(error, ColocateError) else str(error)
+            )
             warn(
                 self.config,
                 f"page: expected to be made, got {type(error).__name__}: {error}; colocate report makes it again",
             )
-            prefix.append(f"<pre>{escape(told)}</pre>")
+            prefix.append(f"<pre>{escape(reported)}</pre>")
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
@@ -136,10 +138,10 @@ class Page:
             write_text(self.session.report, page.polished(text))
             self._point_latest_here(self.session.report.parent)
 
-    def _summarise(self, change: Callable[[Summary], None]) -> None:
+    def _summarise(self, override: Callable[[Summary], None]) -> None:
         assert self.summary is not None, "a summary is made of what is run"
         try:
-            change(self.summary)
+            override(self.summary)
         except Exception as error:  # whatever it is: the records are what counts, and they are written
             warn(self.config, f"summary.csv: expected to be written, got {error}")
 

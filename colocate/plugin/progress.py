@@ -1,4 +1,4 @@
-"""What the terminal shows: the card first, the plan with its time, what runs, what came of it, and the verdict last.
+"""What the terminal shows: the GPU first, the plan with its time, what runs, what came of it, and the verdict last.
 
 What runs is read from files, as `colocate watch` reads it, so it is the same with workers and without.
 """
@@ -31,7 +31,7 @@ REDRAW_S = 1.0
 # A plan of more groups than this is not listed before it starts.
 LISTED = 24
 
-_CLIFF = ("stress: ", "the distance to the cliff")  # how the notes about it begin
+_BREAKING_POINT = ("stress: ", "the distance to the breaking point")  # how the notes about it begin
 _COLOURS = {Outcome.FEASIBLE.value: "green", Outcome.INFEASIBLE.value: "red"}
 
 
@@ -99,11 +99,11 @@ class Progress:
                 self.terminal.write_line(line)
 
     def _estimated(self) -> Estimate:
-        """How long the groups take; the plan's minutes are those of a real card and say nothing about another."""
-        cards = self.session.cards
+        """How long the groups take; the plan's minutes are those of a real GPU and say nothing about another."""
+        gpus = self.session.gpus
         elsewhere = self.session.elsewhere
-        real = any(card.kind == "nvidia" for card in cards) or (elsewhere is not None and elsewhere.gpu)
-        names = [card.uuid or f"virtual {format_size(card.total_bytes or 0)} card" for card in cards]
+        real = any(gpu.kind == "nvidia" for gpu in gpus) or (elsewhere is not None and elsewhere.gpu)
+        names = [gpu.uuid or f"virtual {format_size(gpu.total_bytes or 0)} GPU" for gpu in gpus]
         groups = {
             group.id: (group.content_hash, group.expected_minutes if real else None) for group in self.session.selected
         }
@@ -118,7 +118,7 @@ class Progress:
                 yield _cut("  ".join(padded).rstrip(), private_api.width_of(self.terminal) - 1)
         together = self._side_by_side or 1
         decisions = self.session.decisions
-        to_run = [g.id for g in self.session.selected if g.id not in decisions or decisions[g.id].kept is None]
+        to_run = [g.id for g in self.session.selected if g.id not in decisions or decisions[g.id].reused is None]
         if to_run:
             yield f"time: {self.estimate.sentence(to_run, together)}"
 
@@ -172,9 +172,11 @@ class Progress:
         seen = status.running(self.session.run_directory.path, self.folders)
         states = [state for state in seen if state.group in running]
         lines = [status_line.line_of(state, self.estimate.seconds.get(state.group), width) for state in states]
-        told = {state.group for state in states}
+        reported = {state.group for state in states}
         now = time.monotonic()
-        lines += [f"{name}  {status_line.clock(now - since)}" for name, since in running.items() if name not in told]
+        lines += [
+            f"{name}  {status_line.clock(now - since)}" for name, since in running.items() if name not in reported
+        ]
         if not self.session.selected:
             return waiting
         return [
@@ -248,9 +250,9 @@ class Progress:
         reasons = textwrap.wrap(
             "; ".join(record["reasons"]), max(40, private_api.width_of(self.terminal) - len(indent) - 1)
         )
-        told = [text for text in record["warnings"] if text.startswith(_CLIFF)]
-        told += [f"worth it? {record['worth']}"] if record.get("worth") else []
-        return lines + [(indent + line, {}) for line in [*reasons, *told]]
+        reported = [text for text in record["warnings"] if text.startswith(_BREAKING_POINT)]
+        reported += [f"worth it? {record['speedup']}"] if record.get("speedup") else []
+        return lines + [(indent + line, {}) for line in [*reasons, *reported]]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, None, None]:
@@ -272,8 +274,8 @@ class Progress:
     def _shorten(self, report: Any) -> None:
         """Name the codes of reasons that stand below the group's line already; a traceback stays."""
         record = getattr(report, "colocate", {})
-        told = record.get("group") in self.finished and self.config.option.verbose >= -1
-        if told and record["codes"] and isinstance(report.longrepr, str):
+        reported = record.get("group") in self.finished and self.config.option.verbose >= -1
+        if reported and record["codes"] and isinstance(report.longrepr, str):
             report.longrepr = f"{judged_text(record)}: {', '.join(record['codes'])}"
 
 
@@ -298,13 +300,13 @@ def _place(report: Any) -> int:
 
 
 def header(config: pytest.Config, session: Session) -> list[str]:
-    """Card and basis, plan, run directory, and what was read into the options."""
+    """GPU and basis, plan, run directory, and what was read into the options."""
     plan, option = session.plan, config.option
     limits = plan.limits
     needed = plan.needed(len(plan.groups))
-    lines = [f"card: {session.choice}"] if session.choice is not None else []
+    lines = [f"GPU: {session.choice}"] if session.choice is not None else []
     lines.append(f"plan: {shown_path(config, plan.path)}: {plural(len(plan.groups), 'group')}, {needed} must fit")
-    lines.append(f"limit: {format_mib(limits.peak_bytes)} of {format_mib(limits.card_bytes)} (1 MB of a plan is 1 MiB)")
+    lines.append(f"limit: {format_mib(limits.peak_bytes)} of {format_mib(limits.gpu_bytes)} (1 MB of a plan is 1 MiB)")
     if session.run_directory is not None:
         lines.append(f"run: {shown_path(config, session.run_directory.path)}")
     if option.gate == "plan":
@@ -314,14 +316,14 @@ def header(config: pytest.Config, session: Session) -> list[str]:
 
 def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str, bool]]]:
     """The last lines: the plan's verdict, its basis, what is missing, and where everything is."""
-    tally = session.tally()
-    colour = {"holds": "green", "fails": "red"}.get(tally.holding, "yellow")
-    lines = [(line, {colour: True, "bold": True}) for line in textwrap.wrap(str(tally), 79)]
+    plan_verdict = session.plan_verdict()
+    colour = {"holds": "green", "fails": "red"}.get(plan_verdict.holding, "yellow")
+    lines = [(line, {colour: True, "bold": True}) for line in textwrap.wrap(str(plan_verdict), 79)]
     lines.append((f"basis: {basis_of(session.records.values())}", {}))
     over = over_budget_text(session.records.values())
     if over is not None:
         lines += [(line, {"yellow": True}) for line in textwrap.wrap(over, 79)]
-    missing = tally.missing()
+    missing = plan_verdict.missing()
     if missing:
         lines += [(line, {"yellow": True}) for line in textwrap.wrap(missing, 79)]
     lines += [(f"time: {text}", {}) for text in _longest(session.records.values())]
@@ -334,7 +336,7 @@ def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str
 
 def _longest(records: Iterable[Record]) -> Iterator[str]:
     """Where the time went: the groups that took longest."""
-    timed = [record for record in records if record.get("duration_s") and not record.get("kept")]
+    timed = [record for record in records if record.get("duration_s") and not record.get("reused")]
     timed.sort(key=lambda record: -record["duration_s"])
     if len(timed) > 1:
         named = ", ".join(f"{record['group']} {status_line.clock(record['duration_s'])}" for record in timed[:4])

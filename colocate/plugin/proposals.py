@@ -5,7 +5,7 @@ import textwrap
 import pytest
 
 from colocate.advice.forecast import Answer
-from colocate.advice.proposal_forecasts import Outlook, advise
+from colocate.advice.proposal_forecasts import ProposalForecast, advise
 from colocate.advice.proposals import is_unfit
 from colocate.harness.simulation import Cache
 from colocate.plan.plan import Group
@@ -26,7 +26,7 @@ class Proposals:
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Called before pytest-html writes; a session that was interrupted is to end, so nothing is predicted in it."""
         budget_s = 0.0 if exitstatus == pytest.ExitCode.INTERRUPTED else float(self.config.option.predict)
-        if budget_s and self.config.option.remedy:  # a remedy runs for as long as its group: a guess would cost more
+        if budget_s and self.config.option.try_fixes:  # a remedy runs for as long as its group: a guess would cost more
             budget_s = max(budget_s, REMEDY_BUDGET_S)
         try:
             self._advise(budget_s)
@@ -34,7 +34,7 @@ class Proposals:
             warn(self.config, f"proposals: expected to be made, got {type(error).__name__}: {error}")
 
     def _advise(self, budget_s: float) -> None:
-        wanted = [(group, directory) for group, directory, told in self.session.recorded() if is_unfit(told)]
+        wanted = [(group, directory) for group, directory, reported in self.session.recorded() if is_unfit(reported)]
         run = self.session.run_directory
         if not wanted or run is None:
             return
@@ -47,7 +47,7 @@ class Proposals:
                     say(self.config, line)
 
 
-def lines(group: Group, found: list[Outlook]) -> list[str]:
+def lines(group: Group, found: list[ProposalForecast]) -> list[str]:
     """The cheapest proposal that is predicted to fit, of at most 80 columns a line."""
     fitting = next((one for one in found if one.answer is Answer.FITS), None)
     if fitting is None or fitting.forecast is None or fitting.forecast.peak is None:

@@ -1,4 +1,4 @@
-"""``--remedy``: at the end of a session what is proposed for groups that do not fit is tried, until something holds."""
+"""``--try-fixes``: at the end of a session, proposals for groups that do not fit are tried until one holds."""
 
 import textwrap
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
-from colocate.device.acquire import Card, as_asked
+from colocate.device.acquire import FoundGpu, as_asked
 from colocate.device.quarantine import Quarantine
-from colocate.harness.attempt import Trials
+from colocate.harness.attempt import AttemptRunner
 from colocate.plan.plan import Group
 from colocate.plugin.session import Session, leads, say, session_of, warn
 from colocate.results.attempts import Attempt
@@ -51,20 +51,20 @@ class Remedying:
     def _remedy(self) -> None:
         wanted = self._wanted()
         run, plan = self.session.run_directory, self.session.plan
-        card = None if run is None else self._card(run)
-        if not wanted or run is None or card is None:
+        gpu = None if run is None else self._gpu(run)
+        if not wanted or run is None or gpu is None:
             return
-        if self.config.option.on:
+        if self.config.option.executor:
             warn(self.config, "remedies: expected a run on this machine, found one elsewhere; nothing is tried")
             return
         say(self.config, f"trying remedies for {', '.join(group.id for group, _ in wanted)}")
         side = run.side_run(KIND)
-        trials = Trials(side, plan.name, card, self.config.option.wait)
+        trials = AttemptRunner(side, plan.name, gpu, self.config.option.wait)
 
         def attempt(group: Group) -> Attempt:
-            return replace(trials, card=self._card(run, group) or card).attempt(group)
+            return replace(trials, gpu=self._gpu(run, group) or gpu).attempt(group)
 
-        remedies = Remedies(run, plan.load_catalog(), self.session.cards, attempt, plan.entry)
+        remedies = Remedies(run, plan.load_catalog(), self.session.gpus, attempt, plan.entry)
         try:
             for found in remedies.find(wanted):
                 for line in lines(found):
@@ -73,19 +73,21 @@ class Remedying:
             side.release()
 
     def _wanted(self) -> list[tuple[Group, GroupDirectory]]:
-        return [(group, directory) for group, directory, told in self.session.recorded() if self._is_wanted(told)]
+        return [
+            (group, directory) for group, directory, reported in self.session.recorded() if self._is_wanted(reported)
+        ]
 
-    def _is_wanted(self, told: dict[str, Any]) -> bool:
+    def _is_wanted(self, reported: dict[str, Any]) -> bool:
         """It does not fit for want of memory; or, where asked for, a prediction could not say whether it does."""
-        undecided = self.config.option.remedy == "undecided" and "undecided" in told["codes"]
-        return undecided or is_of_memory(told["outcome"], told["codes"])
+        undecided = self.config.option.try_fixes == "undecided" and "undecided" in reported["codes"]
+        return undecided or is_of_memory(reported["outcome"], reported["codes"])
 
-    def _card(self, run: RunDirectory, group: Group | None = None) -> Card | None:
-        """The first card of the session that is in order, and what the group asks for."""
+    def _gpu(self, run: RunDirectory, group: Group | None = None) -> FoundGpu | None:
+        """The first GPU of the session that is in order, and what the group asks for."""
         quarantine = Quarantine(run.quarantine)
-        sound = (card for card in self.session.cards if quarantine.why(card.uuid) is None)
-        asked = None if group is None else group.card
-        return next((card for one in sound if (card := as_asked(one, asked)) is not None), None)
+        sound = (gpu for gpu in self.session.gpus if quarantine.why(gpu.uuid) is None)
+        asked = None if group is None else group.gpu
+        return next((gpu for one in sound if (gpu := as_asked(one, asked)) is not None), None)
 
 
 def lines(found: Remedied) -> list[str]:
@@ -97,14 +99,14 @@ def lines(found: Remedied) -> list[str]:
         return [text]
     verdict, step = remedy.verdict, remedy.candidate.step
     before, after = (peak_text(one.to_json()) for one in (found.before, verdict))
-    told = (
+    reported = (
         f"remedy for {found.group.id}: {verdict.outcome} ({verdict.basis}) with {remedy.candidate.proposal.training}: "
     )
-    told += f"{step.settings}; peak {after}, before {before}" + (" [kept]" if remedy.kept else "")
-    return textwrap.wrap(told, 79, subsequent_indent="    ", break_long_words=False)
+    reported += f"{step.settings}; peak {after}, before {before}" + (" [kept]" if remedy.reused else "")
+    return textwrap.wrap(reported, 79, subsequent_indent="    ", break_long_words=False)
 
 
 def register(config: pytest.Config) -> None:
     """Take part in this session."""
-    if config.option.remedy and leads(config):
+    if config.option.try_fixes and leads(config):
         config.pluginmanager.register(Remedying(config, session_of(config)), "colocate-remedies")

@@ -1,4 +1,4 @@
-"""``--resume`` and ``--explain``: groups whose verdict still holds are reported from their records and not run."""
+"""``--resume`` and ``--resume-dry-run``: decide which groups are reused and why the others run again."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -8,16 +8,16 @@ from typing import Any, Literal
 
 import pytest
 
-from colocate.device.acquire import Card
+from colocate.device.acquire import FoundGpu
 from colocate.errors import ColocateError
 from colocate.files import read_json, write_json
-from colocate.harness.resume import Decision, decide, essentials, find_run, take_up, told
+from colocate.harness.resume import Decision, decide, essentials, find_run, reported, take_up
 from colocate.plan.plan import Group
 from colocate.plugin import devices, session
 from colocate.plugin.outcomes import Record, properties, record_of
 from colocate.plugin.session import Session, folder, group_of, is_worker, only_looks, session_of
 from colocate.process.procfs import boot_id
-from colocate.results.attempts import Settled, read_attempt, settled_groups
+from colocate.results.attempts import GroupResult, group_results, read_attempt
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.reader import read_run
 from colocate.verdict.plan_verdict import AGAIN
@@ -44,9 +44,9 @@ class Resumption:
         """Called for each case; a kept one is reported and not run."""
         group = group_of(item.config, item.nodeid)
         decision = None if group is None else self.session.decisions.get(group.id)
-        if group is None or decision is None or decision.kept is None:
+        if group is None or decision is None or decision.reused is None:
             return None
-        record = _kept_record(group, decision.kept)
+        record = _reused_record(group, decision.reused)
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in _reports(item, record):
             item.ihook.pytest_runtest_logreport(report=report)
@@ -54,11 +54,11 @@ class Resumption:
         return True
 
 
-def _kept_record(group: Group, kept: Settled) -> Record:
+def _reused_record(group: Group, reused: GroupResult) -> Record:
     """The record of a kept group, which says so."""
-    record = record_of(group, kept)
-    since = f"kept from {kept.deciding.directory.run.name}, {kept.deciding.experiment['timestamp']}"
-    return {**record, "kept": since, "warnings": [*record["warnings"], f"{since} [kept]"]}
+    record = record_of(group, reused)
+    since = f"kept from {reused.deciding.directory.run.name}, {reused.deciding.experiment['timestamp']}"
+    return {**record, "reused": since, "warnings": [*record["warnings"], f"{since} [kept]"]}
 
 
 def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
@@ -66,7 +66,7 @@ def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
     failing = {Outcome.INFEASIBLE.value: "call", Outcome.INCONCLUSIVE.value: "setup"}.get(record["outcome"])
     text = f"{record['outcome']} ({record['basis']}): {'; '.join(record['reasons'])}"
     keywords: Mapping[str, Literal[1]] = dict.fromkeys(item.keywords, 1)
-    told = properties(record)  # one of each for all three
+    reported = properties(record)  # one of each for all three
     for when in _PHASES:
         if when == "call" and failing == "setup":
             continue
@@ -82,23 +82,23 @@ def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
             stop=time.time(),
         )
         report.colocate = record  # type: ignore[attr-defined]
-        report.user_properties = told
+        report.user_properties = reported
         yield report
 
 
 def _sendable(decision: Decision) -> dict[str, Any]:
     """A decision as builtin types; a worker reads the records itself."""
     done = [attempt.directory.path.name for attempt in decision.done]
-    return {"group": decision.group, "why": decision.why, "kept": decision.kept is not None, "done": done}
+    return {"group": decision.group, "why": decision.why, "reused": decision.reused is not None, "done": done}
 
 
 def _received(config: pytest.Config) -> Iterator[Decision]:
     """What the controller of this worker decided."""
     run, sent = session.run_directory_of(config), config.workerinput["colocate_decisions"]  # type: ignore[attr-defined]
-    found = settled_groups(run, essentials) if any(one["kept"] for one in sent) else {}
+    found = group_results(run, essentials) if any(one["reused"] for one in sent) else {}
     for one in sent:
         done = tuple(read_attempt(GroupDirectory(run.path / name)) for name in one["done"])
-        yield Decision(one["group"], one["why"], found[one["group"]] if one["kept"] else None, done)
+        yield Decision(one["group"], one["why"], found[one["group"]] if one["reused"] else None, done)
 
 
 class Holding:
@@ -142,12 +142,12 @@ def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> 
     run = find_run(folder(config, "results", session.home), config.option.resume, session.plan.name)
     hold(config, run)
     done = take_up(run)
-    decisions = decide(run, session.plan.groups, session.cards, early=config.option.until_decided)
+    decisions = decide(run, session.plan.groups, session.gpus, early=config.option.until_decided)
     session.decisions = {decision.group: decision for decision in decisions}
     session.earlier = {row.group: _standing(session.decisions.get(row.group)) for row in read_run(run.path).rows}
-    session.notes += [f"resume: {line}" for line in [*done, *told(decisions)]]
-    if any(decision.kept for decision in decisions):
-        asked = [f"--{name}" for name in ("stress", "worth") if config.getoption(name)]
+    session.notes += [f"resume: {line}" for line in [*done, *reported(decisions)]]
+    if any(decision.reused for decision in decisions):
+        asked = [f"--{name}" for name in ("stress", "compare-solo") if config.getoption(name.replace("-", "_"))]
         session.notes += [f"resume: {name} is for groups that are run, not for those kept" for name in asked]
     _record_session(config, run, decisions, plan)
     return run
@@ -155,7 +155,7 @@ def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> 
 
 def _standing(decision: Decision | None) -> str:
     """What a group counts as that an earlier session had and this one may not select."""
-    return AGAIN if decision is None or decision.kept is None else str(decision.kept.verdict.outcome)
+    return AGAIN if decision is None or decision.reused is None else str(decision.reused.verdict.outcome)
 
 
 def _record_session(
@@ -166,14 +166,14 @@ def _record_session(
         "resumed_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "boot_id": boot_id(),
         "arguments": [str(argument) for argument in config.invocation_params.args],
-        "kept": [decision.group for decision in decisions if decision.kept],
-        "again": {decision.group: decision.why for decision in decisions if not decision.kept},
+        "reused": [decision.group for decision in decisions if decision.reused],
+        "again": {decision.group: decision.why for decision in decisions if not decision.reused},
     }
     write_json(run.record, {**document, "plan": plan, "sessions": [*document.get("sessions", []), session]})
 
 
 def explain(config: pytest.Config) -> int:
-    """Print what ``--resume`` would do; needs no card and starts nothing.
+    """Print what ``--resume`` would do; needs no GPU and starts nothing.
 
     Raises:
         pytest.UsageError: plan or run cannot be used.
@@ -181,7 +181,7 @@ def explain(config: pytest.Config) -> int:
     current = session.start(config)
     try:
         run = find_run(folder(config, "results", current.home), config.option.resume or "", current.plan.name)
-        decisions = decide(run, current.plan.groups, _cards(config, current), early=config.option.until_decided)
+        decisions = decide(run, current.plan.groups, _gpus(config, current), early=config.option.until_decided)
     except ColocateError as error:
         raise pytest.UsageError(str(error)) from error
     print(f"run: {run.path}")
@@ -190,10 +190,10 @@ def explain(config: pytest.Config) -> int:
     return 0
 
 
-def _cards(config: pytest.Config, session: Session) -> tuple[Card, ...]:
+def _gpus(config: pytest.Config, session: Session) -> tuple[FoundGpu, ...]:
     try:
-        return devices.find(config, session.plan.limits.card_bytes).free
-    except pytest.UsageError:  # busy or missing: then the cards are no reason
+        return devices.find(config, session.plan.limits.gpu_bytes).free
+    except pytest.UsageError:  # busy or missing: then the GPUs are no reason
         return ()
 
 

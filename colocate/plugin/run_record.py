@@ -33,7 +33,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "asked": {group.id: {"content_hash": group.content_hash, "runs": group.runs} for group in plan.groups},
         "needed": plan.needed(len(plan.groups)),
         "success_rate": plan.limits.success_rate,
-        "limits": {"peak_bytes": plan.limits.peak_bytes, "card_bytes": plan.limits.card_bytes},
+        "limits": {"peak_bytes": plan.limits.peak_bytes, "gpu_bytes": plan.limits.gpu_bytes},
         "tiers": dict(plan.tiers),
         "expected_minutes": {group.id: group.expected_minutes for group in plan.groups},
         "catalog": None if plan.catalog is None else os.path.abspath(plan.catalog),  # noqa: PTH100 - keeps links
@@ -42,13 +42,13 @@ def plan_record(plan: Plan) -> dict[str, Any]:
 
 
 def run_record(config: pytest.Config, session: Session) -> dict[str, Any]:
-    """The plan with its rule, the cards, the arguments and the versions; never the environment."""
+    """The plan with its rule, the GPUs, the arguments and the versions; never the environment."""
     return {
         "schema": SCHEMA,
         "boot_id": boot_id(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "plan": plan_record(session.plan),
-        "card": {"choice": session.choice, "cards": [devices.sendable(card) for card in session.cards]},
+        "gpu": {"choice": session.choice, "gpus": [devices.sendable(gpu) for gpu in session.gpus]},
         "arguments": [str(argument) for argument in config.invocation_params.args],
         "versions": {"colocate": __version__, "python": platform.python_version(), "pytest": pytest.__version__},
     }

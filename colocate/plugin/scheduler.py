@@ -1,6 +1,6 @@
 """Which worker of xdist gets which group: the longest first, and none before a worker is free for it.
 
-xdist's own schedulers give every worker two tests at the start, consecutive ones: on four cards the two longest groups
+xdist's own schedulers give every worker two tests at the start, consecutive ones: on four GPUs the two longest groups
 of a plan then run one after the other (70 instead of 40 minutes in the measured example). Public hooks only; see
 `colocate.plugin.collection` for the sentinel.
 """
@@ -17,10 +17,10 @@ class OneGroupAtATime:
     Args:
         num_workers: How many are waited for before anything is given to one.
         minutes: How long a group is expected to take.
-        usable: A worker's card is in order.
+        usable: A worker's GPU is in order.
         may_run: A group may be run by a worker.
         run_again: A group that was lost with its worker is run once more.
-        choices: How many workers' cards will do for a group.
+        choices: How many workers' GPUs will do for a group.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class OneGroupAtATime:
         self.feed()
 
     def _order(self, index: int) -> tuple[int, float]:
-        """First what few cards will do for, lest those be taken by what any would do for; of these the longest."""
+        """First what few GPUs will do for, lest those be taken by what any would do for; of these the longest."""
         assert self.collection is not None
         nodeid = self.collection[index]
         return self.choices(nodeid), -self.minutes(nodeid)
@@ -125,7 +125,7 @@ class OneGroupAtATime:
     def _feed(self, node: Any) -> None:
         if node.shutting_down or self._is_busy(node):
             return
-        # A worker whose card is quarantined would refuse group after group while the others are still busy.
+        # A worker whose GPU is quarantined would refuse group after group while the others are still busy.
         others = [other for other in self.nodes if other is not node and not other.shutting_down]
         if not self._waiting or (not self.usable(node) and any(map(self.usable, others))):
             node.shutdown()

@@ -1,6 +1,6 @@
-"""What this pytest session runs: its plan, its run directory, its cards; decided once, before anything starts.
+"""What this pytest session runs: its plan, its run directory, its GPUs; decided once, before anything starts.
 
-Nothing here acts unless the arguments collect the feasibility cases: `pytest tests` needs no plan and no card.
+Nothing here acts unless the arguments collect the feasibility cases: `pytest tests` needs no plan and no GPU.
 """
 
 import gc
@@ -18,12 +18,12 @@ from colocate.errors import ColocateError, PlanError
 from colocate.results.layout import GroupDirectory, RunDirectory
 
 if TYPE_CHECKING:
-    from colocate.device.acquire import Card
+    from colocate.device.acquire import FoundGpu
     from colocate.harness.resume import Decision
     from colocate.plan.plan import Group, Plan
     from colocate.plugin.slurm_workers import Elsewhere
     from colocate.results.attempts import Attempt
-    from colocate.verdict.plan_verdict import Tally
+    from colocate.verdict.plan_verdict import PlanVerdict
 
 CASES = Path("feasibility")
 
@@ -37,7 +37,7 @@ class Session:
     case_folder: str | None = None
     run_directory: RunDirectory | None = None
     report: Path | None = None
-    cards: "tuple[Card, ...]" = ()
+    gpus: "tuple[FoundGpu, ...]" = ()
     choice: str | None = None
     selected: "tuple[Group, ...]" = ()  # what is to be run, as soon as it was collected
     notes: list[str] = field(default_factory=list)
@@ -46,22 +46,22 @@ class Session:
     decisions: "dict[str, Decision]" = field(default_factory=dict)
     earlier: dict[str, str] = field(default_factory=dict)
     elsewhere: "Elsewhere | None" = None
-    others: "tuple[Card, ...]" = ()  # in a worker, the cards of all workers
+    others: "tuple[FoundGpu, ...]" = ()  # in a worker, the GPUs of all workers
 
     def recorded(self) -> "Iterator[tuple[Group, GroupDirectory, dict[str, Any]]]":
         """The groups that left a record, in the plan's order, each with its folder and what pytest was told of it."""
         for group in self.plan.groups:
-            told = self.records.get(group.id)
-            if told is not None and told["directory"]:
-                yield group, GroupDirectory(Path(told["directory"])), told
+            reported = self.records.get(group.id)
+            if reported is not None and reported["directory"]:
+                yield group, GroupDirectory(Path(reported["directory"])), reported
 
-    def tally(self) -> "Tally":
+    def plan_verdict(self) -> "PlanVerdict":
         """How the plan stands by the groups so far, also by what an earlier session of the same run found of others."""
-        from colocate.verdict.plan_verdict import Tally
+        from colocate.verdict.plan_verdict import PlanVerdict
 
         found = self.earlier | {name: record["outcome"] for name, record in self.records.items()}
         plan = self.plan
-        return Tally.of(plan.ids, found, plan.needed(len(plan.groups)), plan.limits.success_rate)
+        return PlanVerdict.of(plan.ids, found, plan.needed(len(plan.groups)), plan.limits.success_rate)
 
 
 SESSION = pytest.StashKey[Session]()
@@ -96,18 +96,18 @@ def run_directory_of(config: pytest.Config) -> RunDirectory:
     return directory
 
 
-def card_for(config: pytest.Config, group: "Group") -> "Card | None":
-    """The card of this process for a group: a GPU, or the virtual card that is made for it; None for want of one.
+def gpu_for(config: pytest.Config, group: "Group") -> "FoundGpu | None":
+    """The GPU of this process for a group: a GPU, or the virtual GPU that is made for it; None for want of one.
 
     Raises:
         pytest.UsageError: nothing is run (``--collect-only``), so there is none.
     """
     from colocate.device.acquire import as_asked
 
-    found = session_of(config).cards
+    found = session_of(config).gpus
     if not found:
-        raise pytest.UsageError("card: expected a session that runs groups, found one that only collects")
-    return next((card for one in found if (card := as_asked(one, group.card)) is not None), None)
+        raise pytest.UsageError("GPU: expected a session that runs groups, found one that only collects")
+    return next((gpu for one in found if (gpu := as_asked(one, group.gpu)) is not None), None)
 
 
 def done_of(config: pytest.Config, group: "Group") -> "tuple[Attempt, ...]":
@@ -160,11 +160,11 @@ def leads(config: pytest.Config) -> bool:
 
 
 def only_looks(config: pytest.Config) -> bool:
-    """Groups are listed, not run: no card is needed and nothing is written."""
+    """Groups are listed, not run: no GPU is needed and nothing is written."""
     option = config.option
     return any(
         getattr(option, name, False)
-        for name in ("collectonly", "setupplan", "showfixtures", "help", "version", "explain")
+        for name in ("collectonly", "setupplan", "showfixtures", "help", "version", "resume_dry_run")
     )
 
 
@@ -243,8 +243,10 @@ def start(config: pytest.Config) -> Session:
         pytest.UsageError: plan, catalog, ``-k`` or two options together cannot be used; one line per mistake, exit
             code 4.
     """
-    if config.option.worth and config.option.until_decided:
-        raise pytest.UsageError("--worth: expected whole runs to compare, found --until-decided, which ends them early")
+    if config.option.compare_solo and config.option.until_decided:
+        raise pytest.UsageError(
+            "--compare-solo: expected whole runs to compare, found --until-decided, which ends them early"
+        )
     try:
         with lasting():
             session = Session(_load(config), home(config))

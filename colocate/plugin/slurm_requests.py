@@ -1,4 +1,4 @@
-"""Which kinds of cards a cluster has for the groups of a plan, and how many workers are to be asked for with which.
+"""Which kinds of GPUs a cluster has for the groups of a plan, and how many workers are to be asked for with which.
 
 Knows what Slurm tells of its machines, types of GPUs and features; asks for nothing.
 """
@@ -12,21 +12,21 @@ from colocate.plan.plan import Group
 from colocate.process.slurm import Node
 
 Request = tuple[str, ...]
-"""Options of srun that make a worker's card one of a kind."""
+"""Options of srun that make a worker's GPU one of a kind."""
 
 ANY: Request = ()
 
-# Whoever says one of these has chosen the kind of card for all workers.
+# Whoever says one of these has chosen the kind of GPU for all workers.
 _CHOOSES = re.compile(r"^(--gres|--gpus|-G|--constraint|-C|--nodelist|-w)")
 
 
 def chosen(options: Iterable[str]) -> bool:
-    """The user's options of srun say what kind of card all workers get."""
+    """The user's options of srun say what kind of GPU all workers get."""
     return any(map(_CHOOSES.match, options))
 
 
 def kinds(nodes: Iterable[Node], asked: str) -> Counter[Request]:
-    """What gets a worker with a card that a group asks for, and how many GPUs there are of it: types, else features."""
+    """What gets a worker with a GPU that a group asks for, and how many GPUs there are of it: types, else features."""
     types, features = Counter[Request](), Counter[Request]()
     for node in nodes:
         types.update({(f"--gres=gpu:{kind}:1",): count for kind, count in node.types if may_mean(kind, asked)})
@@ -41,7 +41,7 @@ def gives(node: Node, request: Request) -> bool:
 
 
 def requests(nodes: Sequence[Node], asked: Iterable[str | None], most: int) -> list[Request]:
-    """What to ask for, one entry per worker, for groups that ask for these cards.
+    """What to ask for, one entry per worker, for groups that ask for these GPUs.
 
     At most ``most``, and of a kind no more than groups or GPUs; but of every kind at least one, and those in front.
     """
@@ -63,18 +63,18 @@ def requests(nodes: Sequence[Node], asked: Iterable[str | None], most: int) -> l
 
 
 def unmet(nodes: Sequence[Node], place: str, groups: Iterable[Group]) -> Iterator[str]:
-    """A line for every card that groups ask for and that Slurm does not tell of."""
+    """A line for every GPU that groups ask for and that Slurm does not tell of."""
     by_wish: dict[str, list[str]] = {}
     for group in groups:
-        if group.card is not None and not kinds(nodes, group.card):
-            by_wish.setdefault(group.card, []).append(group.id)
+        if group.gpu is not None and not kinds(nodes, group.gpu):
+            by_wish.setdefault(group.gpu, []).append(group.id)
     for wish, names in by_wish.items():
         cure = "it takes a worker that happens to have one; ask with --slurm='--gres=gpu:TYPE:1' or '--constraint=WORD'"
         expected = f"expected GPUs that Slurm tells to be {wish!r}"
-        yield f"card of {', '.join(names)}: {expected}, found {_told(nodes)} in {place}; {cure}"
+        yield f"GPU of {', '.join(names)}: {expected}, found {_reported(nodes)} in {place}; {cure}"
 
 
-def _told(nodes: Iterable[Node]) -> str:
+def _reported(nodes: Iterable[Node]) -> str:
     """Such as ``gpu:a100 (4), features ib, large``."""
     types, features = Counter[str](), Counter[str]()
     for node in nodes:

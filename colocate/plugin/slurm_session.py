@@ -17,11 +17,11 @@ from xdist.workermanage import NodeManager, WorkerController
 
 from colocate.errors import ColocateError
 from colocate.files import make_folder, read_json, write_json
-from colocate.plan.gpu_models import known_card
+from colocate.plan.gpu_models import gpu_model
 from colocate.plugin import devices
 from colocate.plugin.session import Session, group_of, run_directory_of, selects, session_of
 from colocate.plugin.slurm_requests import ANY, Request
-from colocate.plugin.slurm_workers import Berth, Elsewhere, look
+from colocate.plugin.slurm_workers import Elsewhere, WorkerSlot, look
 from colocate.plugin.workers import VISIBLE
 
 # A request that the queue refuses so soon is refused for what it asks: asking again would not help.
@@ -31,8 +31,8 @@ AT_ONCE_S = 3.0
 class Waiting:
     """Stands among xdist's active workers for one that has not come yet."""
 
-    def __init__(self, berth: Berth, spec: Any) -> None:
-        self.berth = berth
+    def __init__(self, slot: WorkerSlot, spec: Any) -> None:
+        self.slot = slot
         self.spec = spec
 
 
@@ -49,9 +49,9 @@ class QueuedSession(DSession):  # type: ignore[misc]
         self._held_back: list[Any] = []
         self._first_seen: dict[str, WorkerController] = {}
         self._refusals: list[str] = []
-        small = config.option.card
-        size = known_card(small).total_bytes if small else session.plan.limits.card_bytes
-        self._card_wanted = {"card_bytes": size, "small": small is not None}
+        small = config.option.gpu
+        size = gpu_model(small).total_bytes if small else session.plan.limits.gpu_bytes
+        self._gpu_wanted = {"gpu_bytes": size, "small": small is not None}
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
@@ -61,7 +61,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
         self.nodemanager = NodeManager(self.config)
         specs = list(self.nodemanager.specs)
         self.config.hook.pytest_xdist_setupnodes(config=self.config, specs=specs)
-        requests = self._elsewhere.requests((group.card for group in self._settings.plan.groups), len(specs)) or [ANY]
+        requests = self._elsewhere.requests((group.gpu for group in self._settings.plan.groups), len(specs)) or [ANY]
         fewer = selects(self.config) or bool(self._settings.decisions)
         self._held_back = specs
         self._ask_for(requests[:1] if fewer else requests)
@@ -74,18 +74,18 @@ class QueuedSession(DSession):  # type: ignore[misc]
             self._ask(spec, request)
 
     def _ask(self, spec: Any, request: Request, avoid: frozenset[str] = frozenset()) -> None:
-        berth, spec.python = self._elsewhere.ask(spec.id, self._folder, request, avoid)
-        waiting = Waiting(berth, spec)
+        slot, spec.python = self._elsewhere.ask(spec.id, self._folder, request, avoid)
+        waiting = Waiting(slot, spec)
         self._active_nodes.add(waiting)
-        berth.thread = threading.Thread(target=self._bring, args=(waiting,), name=f"colocate-{spec.id}", daemon=True)
-        berth.thread.start()
+        slot.thread = threading.Thread(target=self._bring, args=(waiting,), name=f"colocate-{spec.id}", daemon=True)
+        slot.thread.start()
 
     def _bring(self, waiting: Waiting) -> None:
         """In a thread that lasts as long as the job: its end would end srun (see `process.die_with_parent`)."""
         gateway = None
         try:
             gateway = self.nodemanager.group.makegateway(waiting.spec)  # blocks while the job waits
-            seen = gateway.remote_exec(look, paths=sys.path, gpu=self._elsewhere.gpu, **self._card_wanted).receive()
+            seen = gateway.remote_exec(look, paths=sys.path, gpu=self._elsewhere.gpu, **self._gpu_wanted).receive()
         except Exception as error:  # srun was refused, cancelled or lost: whatever it is, no worker has come
             self.queue.put(("refused", {"waiting": waiting, "gateway": gateway, "error": error}))
         else:
@@ -97,69 +97,69 @@ class QueuedSession(DSession):  # type: ignore[misc]
     # What happens to the workers.
 
     def worker_joined(self, waiting: Waiting, gateway: execnet.Gateway, seen: dict[str, Any]) -> None:
-        """A job runs, and has looked at its card."""
-        berth = waiting.berth
-        if berth.ended:  # given up meanwhile
+        """A job runs, and has looked at its GPU."""
+        slot = waiting.slot
+        if slot.ended:  # given up meanwhile
             gateway.exit()
             return
         if seen["refusal"] is not None:
-            berth.host = seen["host"]
+            slot.host = seen["host"]
             error = ColocateError(f"{seen['host']}: {seen['refusal']}")
             self.worker_refused(waiting, gateway, error, frozenset({seen["host"]}))
             return
-        berth.host, berth.job, berth.step, berth.card = seen["host"], seen["job"], seen["step"], seen["card"]
-        if berth.card is not None:
-            gateway.spec.env[VISIBLE] = berth.card["uuid"]  # by which `colocate.plugin.workers` knows its card
-        self._note(berth)
+        slot.host, slot.job, slot.step, slot.gpu = seen["host"], seen["job"], seen["step"], seen["gpu"]
+        if slot.gpu is not None:
+            gateway.spec.env[VISIBLE] = slot.gpu["uuid"]  # by which `colocate.plugin.workers` knows its GPU
+        self._note(slot)
         self.config.hook.pytest_xdist_newgateway(gateway=gateway)
         node = WorkerController(self.nodemanager, gateway, self.config, self.queue.put)
         gateway.node = node  # type: ignore[attr-defined]  # xdist does the same: it keeps the node alive
         try:
             node.setup()
         except (OSError, EOFError) as error:  # it was lost in the meantime
-            self.worker_refused(waiting, gateway, error, frozenset({berth.host or ""}))
+            self.worker_refused(waiting, gateway, error, frozenset({slot.host or ""}))
             return
         self._active_nodes.discard(waiting)
         self._active_nodes.add(node)
 
-    def _note(self, berth: Berth) -> None:
-        """Let the session, its record and whoever looks on know which card the worker has."""
-        from colocate.device.acquire import Card
+    def _note(self, slot: WorkerSlot) -> None:
+        """Let the session, its record and whoever looks on know which GPU the worker has."""
+        from colocate.device.acquire import FoundGpu
 
-        if berth.card is not None:
-            card = Card(**berth.card)
-            if card not in self._settings.cards:
-                self._settings.cards = (*self._settings.cards, card)
-        named = "" if berth.card is None else f" with {berth.card['uuid']}"
-        self.report_line(f"{berth.worker}: job {berth.job} runs on {berth.host}{named}")
+        if slot.gpu is not None:
+            gpu = FoundGpu(**slot.gpu)
+            if gpu not in self._settings.gpus:
+                self._settings.gpus = (*self._settings.gpus, gpu)
+        named = "" if slot.gpu is None else f" with {slot.gpu['uuid']}"
+        self.report_line(f"{slot.worker}: job {slot.job} runs on {slot.host}{named}")
         run = run_directory_of(self.config)
         with contextlib.suppress(ColocateError, OSError):
             document = read_json(run.record)
-            told = {"worker": berth.worker, "host": berth.host, "job": berth.job, "card": berth.card}
-            document["card"]["cards"] = [devices.sendable(card) for card in self._settings.cards]
-            write_json(run.record, {**document, "workers": [*document.get("workers", []), told]})
+            reported = {"worker": slot.worker, "host": slot.host, "job": slot.job, "gpu": slot.gpu}
+            document["gpu"]["gpus"] = [devices.sendable(gpu) for gpu in self._settings.gpus]
+            write_json(run.record, {**document, "workers": [*document.get("workers", []), reported]})
 
     def worker_refused(
         self, waiting: Waiting, gateway: Any, error: Exception, avoid: frozenset[str] = frozenset()
     ) -> None:
         """No worker came of a job: ask once more, unless that is pointless."""
-        berth = waiting.berth
-        given_up, berth.ended = berth.ended, True
+        slot = waiting.slot
+        given_up, slot.ended = slot.ended, True
         if gateway is not None:
             gateway.exit()
         if waiting not in self._active_nodes or given_up or self._elsewhere.ending:
             self._active_nodes.discard(waiting)
             return
-        why = berth.last_words() or f"{type(error).__name__}: {error}"
+        why = slot.last_words() or f"{type(error).__name__}: {error}"
         why = str(error) if avoid else why
         if why not in self._refusals:
-            self.report_line(f"{berth.worker}: expected a worker of its job, found none: {why}")
+            self.report_line(f"{slot.worker}: expected a worker of its job, found none: {why}")
         self._refusals.append(why)
-        at_once = not avoid and berth.age_s < AT_ONCE_S
-        pointless = at_once and not berth.avoid
+        at_once = not avoid and slot.age_s < AT_ONCE_S
+        pointless = at_once and not slot.avoid
         if not pointless and len(self._refusals) <= int(self._max_worker_restart or 0):
             # What is refused at once may be so for want of the machine that is to be avoided.
-            self._ask(self._renamed(waiting.spec), berth.request, frozenset() if at_once else berth.avoid | avoid)
+            self._ask(self._renamed(waiting.spec), slot.request, frozenset() if at_once else slot.avoid | avoid)
         else:
             self._ask_in_place_of(waiting.spec)
         self._active_nodes.discard(waiting)
@@ -196,29 +196,29 @@ class QueuedSession(DSession):  # type: ignore[misc]
         super().worker_errordown(node, error)
 
     def _ended(self, node: WorkerController) -> None:
-        berth = self._elsewhere.berth_of(node)
-        if berth is not None:
-            berth.ended = True
+        slot = self._elsewhere.slot_of(node)
+        if slot is not None:
+            slot.ended = True
 
     def _clone_node(self, node: WorkerController) -> WorkerController:
         """Ask for another worker in place of one that is lost, on another machine."""
-        berth = self._elsewhere.berth_of(node)
-        assert berth is not None, "it was asked for"
-        lost = frozenset() if berth.host is None else frozenset({berth.host})
-        self._ask(self._renamed(node.gateway.spec), berth.request, lost)
+        slot = self._elsewhere.slot_of(node)
+        assert slot is not None, "it was asked for"
+        lost = frozenset() if slot.host is None else frozenset({slot.host})
+        self._ask(self._renamed(node.gateway.spec), slot.request, lost)
         return node
 
     def run_again(self, nodeid: str, node: WorkerController) -> bool:
         """Whether a group is run once more that was lost with its worker; asked by the scheduler."""
-        berth = self._elsewhere.berth_of(node)
-        ledger = self.config.pluginmanager.get_plugin("colocate-ledger")
-        if berth is None or self._elsewhere.ending or nodeid in self._elsewhere.again or nodeid in ledger.judged:
+        slot = self._elsewhere.slot_of(node)
+        completeness = self.config.pluginmanager.get_plugin("colocate-ledger")
+        if slot is None or self._elsewhere.ending or nodeid in self._elsewhere.again or nodeid in completeness.judged:
             return False
-        self._elsewhere.again[nodeid] = berth.host or ""
-        ledger.lost(nodeid, berth.loss)
+        self._elsewhere.again[nodeid] = slot.host or ""
+        completeness.lost(nodeid, slot.loss)
         self.config.pluginmanager.get_plugin("colocate-progress").rest(nodeid)
         group = group_of(self.config, nodeid)
-        self.report_line(f"{nodeid if group is None else group.id}: {berth.loss}; the group is run again elsewhere")
+        self.report_line(f"{nodeid if group is None else group.id}: {slot.loss}; the group is run again elsewhere")
         return True
 
     def worker_testreport(self, node: WorkerController, rep: pytest.TestReport) -> None:
@@ -233,8 +233,8 @@ class QueuedSession(DSession):  # type: ignore[misc]
     @pytest.hookimpl(tryfirst=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
         """The same for a group that is lost and not run again."""
-        berth = self._elsewhere.berth_of(report.node)
-        report.longrepr = report.longreprtext if berth is None else berth.loss
+        slot = self._elsewhere.slot_of(report.node)
+        report.longrepr = report.longreprtext if slot is None else slot.loss
         report.node = self._first_seen.get(crashitem, report.node)  # type: ignore[attr-defined]
 
     def worker_collectionfinish(self, node: WorkerController, ids: list[str]) -> None:
@@ -244,11 +244,11 @@ class QueuedSession(DSession):  # type: ignore[misc]
         super().worker_collectionfinish(node, ids)
 
     def _ask_for_the_others(self, node: WorkerController, ids: list[str]) -> None:
-        kept = {name for name, decision in self._settings.decisions.items() if decision.kept is not None}
+        reused = {name for name, decision in self._settings.decisions.items() if decision.reused is not None}
         groups = [group for nodeid in ids if (group := group_of(self.config, nodeid)) is not None]
-        wishes = [group.card for group in groups if group.id not in kept]
+        wishes = [group.gpu for group in groups if group.id not in reused]
         requests = self._elsewhere.requests(wishes, 1 + len(self._held_back))
-        first = self._elsewhere.berth_of(node)
+        first = self._elsewhere.slot_of(node)
         assert first is not None, "it was asked for"
         served = next((one for one in (first.request, ANY) if one in requests), None)
         if served is not None:
@@ -269,8 +269,8 @@ class QueuedSession(DSession):  # type: ignore[misc]
         assert self.sched is not None, "somebody is idle"
         for node in self.sched.idle:
             left = filter(None, (group_of(self.config, nodeid) for nodeid in self.sched.waiting))
-            berth = self._elsewhere.berth_of(node)
-            if berth is not None and not any(berth.has(group.card) for group in left):
+            slot = self._elsewhere.slot_of(node)
+            if slot is not None and not any(slot.has(group.gpu) for group in left):
                 node.shutdown()
 
     def triggershutdown(self) -> None:
@@ -282,7 +282,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
     def _give_up_waiting(self) -> None:
         self._elsewhere.later = []
         for waiting in [node for node in self._active_nodes if isinstance(node, Waiting)]:
-            self._elsewhere.give_up(waiting.berth)
+            self._elsewhere.give_up(waiting.slot)
             self._active_nodes.discard(waiting)
 
     def tell_to_end(self) -> None:

@@ -1,7 +1,7 @@
-"""``--on slurm``: the workers of a session as jobs in a queue: asked for, watched while they wait, told to end.
+"""``--executor slurm``: the workers of a session as jobs in a queue: asked for, watched while they wait, told to end.
 
 One worker is one job (inside an allocation one step of it) with one GPU, which it finds on its machine by what Slurm
-set there. The controller needs no card. Knows no pytest: `colocate.plugin.workers` makes the jobs of a session, and
+set there. The controller needs no GPU. Knows no pytest: `colocate.plugin.workers` makes the jobs of a session, and
 `colocate.plugin.slurm_session` lets the workers join it when they come.
 """
 
@@ -39,7 +39,7 @@ _GRACE_S = 2.0
 
 
 @dataclass
-class Berth:
+class WorkerSlot:
     """The place of one worker: asked for, then waiting, running, or ended."""
 
     worker: str
@@ -51,7 +51,7 @@ class Berth:
     host: str | None = None
     job: str | None = None
     step: str | None = None
-    card: dict[str, Any] | None = None
+    gpu: dict[str, Any] | None = None
     ended: bool = False
     thread: threading.Thread | None = field(default=None, repr=False)
 
@@ -66,10 +66,10 @@ class Berth:
         return self.host is not None and not self.ended
 
     def has(self, asked: str | None) -> bool:
-        """Its card is what a group asks for; a virtual one is made so."""
-        from colocate.device.acquire import Card, as_asked
+        """Its GPU is what a group asks for; a virtual one is made so."""
+        from colocate.device.acquire import FoundGpu, as_asked
 
-        return self.card is None or as_asked(Card(**self.card), asked) is not None
+        return self.gpu is None or as_asked(FoundGpu(**self.gpu), asked) is not None
 
     @property
     def age_s(self) -> float:
@@ -97,8 +97,8 @@ class Elsewhere:
     Args:
         where: ``slurm`` or ``slurm:PARTITION``, as it was written.
         more: Further options of srun, as they were written.
-        gpu: Every worker gets a GPU; else it predicts on a virtual card.
-        by_kind: Groups that ask for a card get workers with such cards, where Slurm tells of them.
+        gpu: Every worker gets a GPU; else it predicts on a virtual GPU.
+        by_kind: Groups that ask for a GPU get workers with such GPUs, where Slurm tells of them.
 
     Raises:
         ColocateError: there is no Slurm, no such partition, or no machine of it takes jobs.
@@ -113,15 +113,15 @@ class Elsewhere:
         self.by_kind = by_kind and gpu and self.within is None and not slurm_requests.chosen(self.more)
         self.nodes = slurm.nodes(self.partition) if self.within is None else slurm.nodes_within(self.within)
         if not self.nodes:
-            raise ColocateError(f"--on={where}: expected a machine that takes jobs, found none (see sinfo)")
+            raise ColocateError(f"--executor={where}: expected a machine that takes jobs, found none (see sinfo)")
         if gpu and not self.num_gpus:
-            raise ColocateError(f"--on={where}: expected machines with GPUs, found none in {self.place}")
+            raise ColocateError(f"--executor={where}: expected machines with GPUs, found none in {self.place}")
         self.base = f"colocate-{uuid.uuid4().hex[:8]}"
-        self.berths: dict[str, Berth] = {}
+        self.slots: dict[str, WorkerSlot] = {}
         self.later: list[Request] = []
         self.again: dict[str, str] = {}
         self.ending = False
-        self._told = Path()
+        self._reported = Path()
         self._jobs: dict[str, slurm.Job] = {}
         self._wake = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -151,45 +151,45 @@ class Elsewhere:
 
     @property
     def sentence(self) -> str:
-        """What the first line says of the cards."""
+        """What the first line says of the GPUs."""
         what = (
-            "one GPU for each worker" if self.gpu else "a virtual card for each worker; no number is measured on a GPU"
+            "one GPU for each worker" if self.gpu else "a virtual GPU for each worker; no number is measured on a GPU"
         )
         return f"Slurm, {self.place}: {what}"
 
-    # Kinds of cards.
+    # Kinds of GPUs.
 
     def requests(self, asked: Iterable[str | None], most: int) -> list[Request]:
-        """What to ask Slurm for, one entry per worker, for groups that ask for these cards."""
+        """What to ask Slurm for, one entry per worker, for groups that ask for these GPUs."""
         wishes = list(asked)
         if self.within is not None and any(wishes):
             return [slurm_requests.ANY] * most  # these GPUs are ours already, and one of them may be the right one
         return slurm_requests.requests(self.nodes if self.by_kind else (), wishes, most)
 
     def unmet(self, groups: "Iterable[Group]") -> list[str]:
-        """A line for every card that groups ask for and that Slurm does not tell of."""
+        """A line for every GPU that groups ask for and that Slurm does not tell of."""
         return list(slurm_requests.unmet(self.nodes, self.place, groups)) if self.by_kind else []
 
     # Asking.
 
     def ask(
         self, worker: str, folder: Path, request: Request = slurm_requests.ANY, avoid: frozenset[str] = frozenset()
-    ) -> tuple[Berth, str]:
-        """A berth for a worker, and the command that starts its Python there and blocks until there is room."""
+    ) -> tuple[WorkerSlot, str]:
+        """A worker slot for a worker, and the command that starts its Python there and blocks until there is room."""
         others = {node.name for node in self.nodes if slurm_requests.gives(node, request)} - avoid
         avoid = avoid if others else frozenset()  # a cluster of one such machine has no other place
         name = f"{self.base}-{worker}"
-        berth = Berth(worker, name, folder / f"{worker}.log", time.monotonic(), request, avoid)
-        self.berths[worker] = berth
+        slot = WorkerSlot(worker, name, folder / f"{worker}.log", time.monotonic(), request, avoid)
+        self.slots[worker] = slot
         more = (*request, *self.more)
         words = slurm.step(name, partition=self.partition, gpu=self.gpu, cpus=self.cpus, avoid=avoid, more=more)
         self._watch(folder.parent / QUEUE)
-        launcher = [sys.executable, "-S", die_with_parent.__file__, str(berth.log), name]
-        return berth, shlex.join([*launcher, *words, sys.executable])
+        launcher = [sys.executable, "-S", die_with_parent.__file__, str(slot.log), name]
+        return slot, shlex.join([*launcher, *words, sys.executable])
 
     def _watch(self, file: Path) -> None:
         if self._watcher is None:
-            self._told = file
+            self._reported = file
             self._watcher = threading.Thread(target=self._follow, name="colocate-queue", daemon=True)
             self._watcher.start()
 
@@ -197,35 +197,35 @@ class Elsewhere:
         """Tell what waits and why, in the file from which `colocate.results.status` reads it."""
         asked_t = float("-inf")
         while not self.ending:
-            waiting = [berth for berth in list(self.berths.values()) if berth.waits]
-            pause_s = POLL_S if all(berth.name in self._jobs for berth in waiting) else TELL_S
+            waiting = [slot for slot in list(self.slots.values()) if slot.waits]
+            pause_s = POLL_S if all(slot.name in self._jobs for slot in waiting) else TELL_S
             if waiting and self.within is None and time.monotonic() - asked_t >= pause_s:
                 asked_t = time.monotonic()
                 with contextlib.suppress(ColocateError):  # the queue may be too busy to answer; the jobs are there
-                    self._jobs = slurm.queued(berth.name for berth in waiting)
-            tell(self._told, {"place": self.place, "waiting": [self._row(berth) for berth in waiting]})
+                    self._jobs = slurm.queued(slot.name for slot in waiting)
+            tell(self._reported, {"place": self.place, "waiting": [self._row(slot) for slot in waiting]})
             self._wake.wait(TELL_S)
-        self._told.unlink(missing_ok=True)
+        self._reported.unlink(missing_ok=True)
 
-    def _row(self, berth: Berth) -> dict[str, str]:
-        job = self._jobs.get(berth.name)
+    def _row(self, slot: WorkerSlot) -> dict[str, str]:
+        job = self._jobs.get(slot.name)
         if self.within is not None:
-            return {"name": berth.worker, "reason": "a GPU of the allocation"}
+            return {"name": slot.worker, "reason": "a GPU of the allocation"}
         if job is None:
-            return {"name": berth.worker, "reason": "no answer of the queue yet"}
+            return {"name": slot.worker, "reason": "no answer of the queue yet"}
         stuck = ", which does not pass by itself" if job.waits and _STUCK.match(job.reason) else ""
         return {"name": f"job {job.id}", "reason": f"{job.reason}{stuck}" if job.waits else "starts"}
 
     # Machines.
 
-    def berth_of(self, node: Any) -> Berth | None:
-        """The berth of one of xdist's workers."""
-        return self.berths.get(node.gateway.id)
+    def slot_of(self, node: Any) -> WorkerSlot | None:
+        """The worker slot of one of xdist's workers."""
+        return self.slots.get(node.gateway.id)
 
     @property
     def more_come(self) -> bool:
         """Something waits in the queue, or will be asked for."""
-        return bool(self.later) or any(berth.waits for berth in list(self.berths.values()))
+        return bool(self.later) or any(slot.waits for slot in list(self.slots.values()))
 
     def may_run(self, nodeid: str, node: Any, asked: str | None) -> bool:
         """A group that was lost with its machine goes to another one, as long as one that will do is there or may come.
@@ -233,14 +233,14 @@ class Elsewhere:
         Args:
             nodeid: The group's.
             node: One of xdist's workers.
-            asked: The card that the group asks for.
+            asked: The GPU that the group asks for.
         """
-        lost, berth = self.again.get(nodeid), self.berth_of(node)
-        if lost is None or berth is None or berth.host != lost:
+        lost, slot = self.again.get(nodeid), self.slot_of(node)
+        if lost is None or slot is None or slot.host != lost:
             return True
         return not any(
             (other.runs and other.host != lost and other.has(asked)) or (other.waits and lost in other.avoid)
-            for other in list(self.berths.values())
+            for other in list(self.slots.values())
         )
 
     # Ending.
@@ -249,26 +249,26 @@ class Elsewhere:
         """Let every worker end its group and itself, and let nothing wait any more."""
         self.ending = True
         self._wake.set()
-        slurm.tell((f"{berth.job}.{berth.step}" for berth in self.berths.values() if berth.runs), "TERM")
-        for berth in self.berths.values():
-            if berth.waits:
-                self.give_up(berth)
+        slurm.tell((f"{slot.job}.{slot.step}" for slot in self.slots.values() if slot.runs), "TERM")
+        for slot in self.slots.values():
+            if slot.waits:
+                self.give_up(slot)
 
-    def give_up(self, berth: Berth) -> None:
+    def give_up(self, slot: WorkerSlot) -> None:
         """Take back a request that nothing has come of."""
-        berth.ended = True
-        self._signal_local(berth, signal.SIGTERM)
+        slot.ended = True
+        self._signal_local(slot, signal.SIGTERM)
 
     def kill(self) -> None:
         """End everything at once."""
         self.ending = True
         if self._watcher is not None:
-            self._told.unlink(missing_ok=True)
-        slurm.tell((f"{berth.job}.{berth.step}" for berth in self.berths.values() if berth.runs), "KILL")
-        for berth in self.berths.values():
-            self._signal_local(berth, signal.SIGTERM)
+            self._reported.unlink(missing_ok=True)
+        slurm.tell((f"{slot.job}.{slot.step}" for slot in self.slots.values() if slot.runs), "KILL")
+        for slot in self.slots.values():
+            self._signal_local(slot, signal.SIGTERM)
         if self.within is None:
-            slurm.cancel_all([berth.name for berth in self.berths.values()], 0.0)
+            slurm.cancel_all([slot.name for slot in self.slots.values()], 0.0)
 
     def close(self) -> list[str]:
         """See that nothing of ours is left in the queue or here; what could not be ended."""
@@ -276,24 +276,24 @@ class Elsewhere:
         self._wake.set()
         if self._watcher is not None:
             self._watcher.join(TELL_S)
-        names = [berth.name for berth in self.berths.values()]
+        names = [slot.name for slot in self.slots.values()]
         left: list[slurm.Job] = []
         if self.within is not None:
-            slurm.tell((f"{berth.job}.{berth.step}" for berth in self.berths.values() if berth.job), "KILL")
+            slurm.tell((f"{slot.job}.{slot.step}" for slot in self.slots.values() if slot.job), "KILL")
         elif names:
             left = slurm.cancel_all(names, GONE_S)
         local = [process for name in names for process in procfs.with_variable(die_with_parent.COOKIE, name)]
         stuck = procfs.end(local, _GRACE_S)
         return [f"job {job.id} ({job.state})" for job in left] + [procfs.describe(one.pid) for one in stuck]
 
-    def _signal_local(self, berth: Berth, number: signal.Signals) -> None:
-        for process in procfs.with_variable(die_with_parent.COOKIE, berth.name):
+    def _signal_local(self, slot: WorkerSlot, number: signal.Signals) -> None:
+        for process in procfs.with_variable(die_with_parent.COOKIE, slot.name):
             with contextlib.suppress(PermissionError):
                 procfs.send(process, number)
 
 
-def look(channel: "Any", paths: list[str], gpu: bool, card_bytes: int, small: bool) -> None:
-    """Run in a worker's machine before the worker: where it is, and which card it has. Sent there as source."""
+def look(channel: "Any", paths: list[str], gpu: bool, gpu_bytes: int, small: bool) -> None:
+    """Run in a worker's machine before the worker: where it is, and which GPU it has. Sent there as source."""
     import dataclasses
     import os
     import platform
@@ -305,21 +305,21 @@ def look(channel: "Any", paths: list[str], gpu: bool, card_bytes: int, small: bo
         "host": os.environ.get("SLURMD_NODENAME") or platform.node(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "step": os.environ.get("SLURM_STEP_ID"),
-        "card": None,
+        "gpu": None,
         "refusal": None,
     }
     if gpu:
-        from colocate.device.acquire import find_cards
+        from colocate.device.acquire import find_gpus
         from colocate.errors import ColocateError
 
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # Slurm counts so
         try:
             if not os.environ.get("CUDA_VISIBLE_DEVICES"):
                 raise ColocateError("CUDA_VISIBLE_DEVICES: expected the GPU that Slurm gave, found none")
-            found = find_cards("nvidia", card_bytes=card_bytes, small=small)
+            found = find_gpus("nvidia", gpu_bytes=gpu_bytes, small=small)
             if not found.free:
                 raise ColocateError("; ".join(found.busy))
-            seen["card"] = dataclasses.asdict(found.free[0])
+            seen["gpu"] = dataclasses.asdict(found.free[0])
             os.environ["CUDA_VISIBLE_DEVICES"] = found.free[0].uuid or ""
         except ColocateError as error:
             seen["refusal"] = str(error)

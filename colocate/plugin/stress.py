@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from colocate.device.base import Device
     from colocate.plan.plan import Group
     from colocate.plugin.outcomes import Record
-    from colocate.results.attempts import Settled
+    from colocate.results.attempts import GroupResult
 
 DEFAULT = "64MB"
 
@@ -29,7 +29,7 @@ def add_option(group: pytest.OptionGroup) -> None:
         const=DEFAULT,
         type=resolution,
         metavar="SIZE",
-        help="After a group that fits, take more and more of the card until it breaks, and say how much that was, to "
+        help="After a group that fits, take more and more of the GPU until it breaks, and say how much that was, to "
         "within SIZE; write --stress=SIZE (64MB). Some four to ten further runs of the group.",
     )
 
@@ -49,20 +49,23 @@ def resolution(text: str) -> int:
 
 
 def stressed(
-    config: pytest.Config, device: "Device", group: "Group", settled: "Settled", plan: str, record: "Record"
+    config: pytest.Config, device: "Device", group: "Group", group_result: "GroupResult", plan: str, record: "Record"
 ) -> "Record":
-    """The record of a case with its distance to the cliff, where that is asked for and the group fits.
+    """The record of a case with its distance to the breaking point, where that is asked for and the group fits.
 
     What goes wrong here costs the answer, never the verdict.
     """
     from colocate.advice.stress import stress
 
     wanted = config.getoption("stress")
-    if wanted is None or not settled.verdict.feasible:
+    if wanted is None or not group_result.verdict.feasible:
         return record
     try:
-        found = stress(device, group, settled.deciding, plan=plan, resolution_bytes=wanted)
+        found = stress(device, group, group_result.deciding, plan=plan, resolution_bytes=wanted)
     except (ColocateError, OSError) as error:
-        _log.warning("%s: its distance to the cliff is not known: %s", group.id, error)
-        return {**record, "warnings": [*record["warnings"], f"the distance to the cliff is not known: {error}"]}
-    return {**record, "cliff_bytes": found.holds_bytes, "warnings": [*record["warnings"], f"stress: {found}"]}
+        _log.warning("%s: its distance to the breaking point is not known: %s", group.id, error)
+        return {
+            **record,
+            "warnings": [*record["warnings"], f"the distance to the breaking point is not known: {error}"],
+        }
+    return {**record, "margin_pass_bytes": found.holds_bytes, "warnings": [*record["warnings"], f"stress: {found}"]}

@@ -1,6 +1,6 @@
-"""xdist's workers: how many, where, on which card each, and which group next.
+"""xdist's workers: how many, where, on which GPU each, and which group next.
 
-A worker is bound to its card by UUID in its environment, so that the replacement of a dead worker keeps the card; a
+A worker is bound to its GPU by UUID in its environment, so that the replacement of a dead worker keeps the GPU; a
 number made of the worker's name would not.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from colocate.device.acquire import Card, as_asked
+from colocate.device.acquire import FoundGpu, as_asked
 from colocate.device.quarantine import Quarantine
 from colocate.errors import ColocateError
 from colocate.plugin import devices
@@ -28,14 +28,14 @@ _ELSEWHERE = pytest.StashKey[Elsewhere]()
 
 
 def num_workers(config: pytest.Config) -> int:
-    """One worker per card that is free, or with ``--wait`` per card; on the virtual card one per pair of cores.
+    """One worker per GPU that is free, or with ``--wait`` per GPU; on the virtual GPU one per pair of cores.
 
     Raises:
-        pytest.UsageError: there is no free card, or no card.
+        pytest.UsageError: there is no free GPU, or no GPU.
     """
     if are_elsewhere(config):
         return elsewhere_of(config).most_workers
-    found = devices.find(config, card_bytes=8 * GIB).free  # the plan is not read yet, and only the number matters
+    found = devices.find(config, gpu_bytes=8 * GIB).free  # the plan is not read yet, and only the number matters
     if found[0].kind == "virtual":
         return max(1, len(os.sched_getaffinity(0)) // 2)  # a group is two trainings
     return len(found)
@@ -43,7 +43,7 @@ def num_workers(config: pytest.Config) -> int:
 
 def are_elsewhere(config: pytest.Config) -> bool:
     """The groups of this session are run in jobs."""
-    return bool(config.option.on) and leads(config)
+    return bool(config.option.executor) and leads(config)
 
 
 def elsewhere_of(config: pytest.Config) -> Elsewhere:
@@ -56,7 +56,7 @@ def elsewhere_of(config: pytest.Config) -> Elsewhere:
     if found is None:
         option = config.option
         try:
-            found = Elsewhere(option.on, option.slurm, gpu=option.device != "virtual", by_kind=option.card is None)
+            found = Elsewhere(option.executor, option.slurm, gpu=option.device != "virtual", by_kind=option.gpu is None)
         except ColocateError as error:
             raise pytest.UsageError(str(error)) from error
         config.stash[_ELSEWHERE] = found
@@ -66,14 +66,14 @@ def elsewhere_of(config: pytest.Config) -> Elsewhere:
 def prepare(config: pytest.Config, session: Session) -> None:
     """Tell xdist, before it is configured, that there are workers; which they are is `plugin.slurm_session`'s."""
     option = config.option
-    if option.slurm and not option.on and leads(config):  # a worker is told of the one and not the other
-        raise pytest.UsageError(f"--slurm: expected --on=slurm beside it, got {option.slurm!r} alone")
+    if option.slurm and not option.executor and leads(config):  # a worker is told of the one and not the other
+        raise pytest.UsageError(f"--slurm: expected --executor=slurm beside it, got {option.slurm!r} alone")
     if not are_elsewhere(config):
         return
     session.elsewhere = elsewhere = elsewhere_of(config)
     session.notes += elsewhere.unmet(session.plan.groups)
     most = len(option.tx) if option.tx else elsewhere.most_workers
-    requests = elsewhere.requests((group.card for group in session.plan.groups), most)
+    requests = elsewhere.requests((group.gpu for group in session.plan.groups), most)
     option.tx = ["popen"] * max(1, min(most, len(requests)))
     option.dist = "load"
     if option.maxworkerrestart is None:
@@ -86,21 +86,21 @@ class Workers:
     def __init__(self, config: pytest.Config, session: Session) -> None:
         self.config = config
         self.session = session
-        self._bound: list[Card] = []  # the cards that have a worker
+        self._bound: list[FoundGpu] = []  # the GPUs that have a worker
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_setupnodes(self, specs: list[Any]) -> None:
-        """Called before the workers are started: bind each to a card of its own."""
-        gpus = [card for card in self.session.cards if card.kind == "nvidia"]
+        """Called before the workers are started: bind each to a GPU of its own."""
+        gpus = [gpu for gpu in self.session.gpus if gpu.kind == "nvidia"]
         if gpus and len(specs) > len(gpus):
-            raise pytest.UsageError(f"-n: expected at most {len(gpus)} workers, one per card, got {len(specs)}")
+            raise pytest.UsageError(f"-n: expected at most {len(gpus)} workers, one per GPU, got {len(specs)}")
         self._bound = self._most_wanted(gpus)[: len(specs)]
         for spec, gpu in zip(specs, self._bound, strict=False):
             spec.env[VISIBLE] = gpu.uuid or ""
 
-    def _most_wanted(self, gpus: list[Card]) -> list[Card]:
-        """With fewer workers than cards, one for each card that a group asks for comes first."""
-        asked = dict.fromkeys(group.card for group in self.session.plan.groups if group.card)
+    def _most_wanted(self, gpus: list[FoundGpu]) -> list[FoundGpu]:
+        """With fewer workers than GPUs, one for each GPU that a group asks for comes first."""
+        asked = dict.fromkeys(group.gpu for group in self.session.plan.groups if group.gpu)
         first = [next((gpu for gpu in gpus if as_asked(gpu, one) is not None), None) for one in asked]
         return list(dict.fromkeys([*(gpu for gpu in first if gpu is not None), *gpus]))
 
@@ -110,8 +110,8 @@ class Workers:
         directory = self.session.run_directory
         assert directory is not None, "a session with workers runs groups"
         node.workerinput["colocate_run"] = str(directory.path)
-        node.workerinput["colocate_card"] = devices.sendable(self._card_of(node))
-        node.workerinput["colocate_cards"] = [devices.sendable(card) for card in self._bound or self.session.cards]
+        node.workerinput["colocate_gpu"] = devices.sendable(self._gpu_of(node))
+        node.workerinput["colocate_gpus"] = [devices.sendable(gpu) for gpu in self._bound or self.session.gpus]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> OneGroupAtATime:
@@ -131,42 +131,42 @@ class Workers:
         )
 
     @property
-    def _cards(self) -> list[Card]:
-        """The cards of all workers; of those elsewhere, as far as they have come and not gone again."""
+    def _gpus(self) -> list[FoundGpu]:
+        """The GPUs of all workers; of those elsewhere, as far as they have come and not gone again."""
         elsewhere = self.session.elsewhere
         if elsewhere is not None and elsewhere.gpu:
-            return [Card(**berth.card) for berth in elsewhere.berths.values() if berth.runs and berth.card]
-        return self._bound or list(self.session.cards)
+            return [FoundGpu(**slot.gpu) for slot in elsewhere.slots.values() if slot.runs and slot.gpu]
+        return self._bound or list(self.session.gpus)
 
-    def _card_of(self, node: Any) -> Card:
+    def _gpu_of(self, node: Any) -> FoundGpu:
         bound = node.gateway.spec.env.get(VISIBLE)
-        return next((card for card in self.session.cards if card.uuid == bound), self.session.cards[0])
+        return next((gpu for gpu in self.session.gpus if gpu.uuid == bound), self.session.gpus[0])
 
     def _choices(self, nodeid: str) -> int:
-        """How many cards will do for a group."""
+        """How many GPUs will do for a group."""
         group = group_of(self.config, nodeid)
-        return 0 if group is None else sum(as_asked(card, group.card) is not None for card in self._cards)
+        return 0 if group is None else sum(as_asked(gpu, group.gpu) is not None for gpu in self._gpus)
 
     def _may_run(self, nodeid: str, node: Any) -> bool:
-        """The worker's card is what the group asks for; or nobody's is or will be, and the group is refused there."""
+        """The worker's GPU is what the group asks for; or nobody's is or will be, and the group is refused there."""
         elsewhere, group = self.session.elsewhere, group_of(self.config, nodeid)
-        asked = None if group is None else group.card
+        asked = None if group is None else group.gpu
         if elsewhere is not None and not elsewhere.may_run(nodeid, node, asked):
             return False
-        if asked is None or as_asked(self._card_of(node), asked) is not None:
+        if asked is None or as_asked(self._gpu_of(node), asked) is not None:
             return True
         more_come = elsewhere is not None and elsewhere.more_come
-        return not more_come and not any(self._will_do(card, asked) for card in self._cards)
+        return not more_come and not any(self._will_do(gpu, asked) for gpu in self._gpus)
 
-    def _will_do(self, card: Card, asked: str) -> bool:
-        return as_asked(card, asked) is not None and self._why_not(card.uuid) is None
+    def _will_do(self, gpu: FoundGpu, asked: str) -> bool:
+        return as_asked(gpu, asked) is not None and self._why_not(gpu.uuid) is None
 
     def _why_not(self, uuid: str | None) -> str | None:
         directory = self.session.run_directory
         return None if directory is None else Quarantine(directory.quarantine).why(uuid)
 
     def _usable(self, node: Any) -> bool:
-        """The card of a worker is not quarantined."""
+        """The GPU of a worker is not quarantined."""
         return self._why_not(node.gateway.spec.env.get(VISIBLE)) is None
 
 

@@ -1,4 +1,4 @@
-"""The counting probe: reads the counters of PyTorch's allocator on a real card, and counts optimizer steps.
+"""The counting probe: reads the counters of PyTorch's allocator on a real GPU, and counts optimizer steps.
 
 It never initialises CUDA itself and keeps its maxima apart from those that the program resets.
 """

@@ -1,4 +1,4 @@
-"""Decides what to do in this process once torch is there: count on a real card, emulate one, or nothing.
+"""Decides what to do in this process once torch is there: count on a real GPU, emulate one, or nothing.
 
 Owns the names of the environment variables. Knows torch only as the module it is handed.
 """
@@ -11,10 +11,10 @@ from .imports import AfterImport
 from .record import Record
 
 PROBE = "COLOCATE_PROBE"
-VIRTUAL_CARD = "COLOCATE_VIRTUAL_CARD"
+VIRTUAL_GPU = "COLOCATE_VIRTUAL_GPU"
 BATCHES_PER_PASS = "COLOCATE_BATCHES_PER_PASS"
 
-# Other frameworks: they would silently train on the processor, and seem to need nothing of the card.
+# Other frameworks: they would silently train on the processor, and seem to need nothing of the GPU.
 OTHERS = {"jax": "JAX", "tensorflow": "TensorFlow"}
 
 EXIT_UNSUPPORTED = 69  # EX_UNAVAILABLE of sysexits.h: the emulation cannot run this program
@@ -26,15 +26,15 @@ def wait_for_torch() -> None:
     """Act when the program imports torch, if it ever does."""
     watcher.install()
     watcher.when("torch", begin)
-    if os.environ.get(VIRTUAL_CARD):
+    if os.environ.get(VIRTUAL_GPU):
         for name in OTHERS:
             watcher.when(name, _refuse_unless_beside_torch)
 
 
 def begin(torch: ModuleType) -> None:
     """Start the probe that the environment asks for."""
-    if os.environ.get(VIRTUAL_CARD):
-        _emulate(torch, os.environ[VIRTUAL_CARD])
+    if os.environ.get(VIRTUAL_GPU):
+        _emulate(torch, os.environ[VIRTUAL_GPU])
     else:
         _count(torch)
 
@@ -58,19 +58,19 @@ def _refuse_unless_beside_torch(module: ModuleType) -> None:
     reason = f"expected a PyTorch program, found {OTHERS[name]} {version}"
     record.fields["unsupported"] = reason
     record.write()
-    print(f"colocate: not emulated: {reason}; it needs a real card", file=sys.stderr, flush=True)
+    print(f"colocate: not emulated: {reason}; it needs a real GPU", file=sys.stderr, flush=True)
     raise SystemExit(EXIT_UNSUPPORTED)
 
 
-def _emulate(torch: ModuleType, card: str) -> None:
-    """Put the program on the virtual card, or end it: it must not run on the CPU and look as if it had fitted."""
+def _emulate(torch: ModuleType, gpu: str) -> None:
+    """Put the program on the virtual GPU, or end it: it must not run on the CPU and look as if it had fitted."""
     record = Record(os.environ.get(PROBE), "virtual", torch.__version__)
     record.fields.update(context_bytes=None, batches_per_pass=None, passes_cut=0, convolutions=False, unsupported=None)
     try:
         from .virtual_gpu.emulation import emulate
 
         batches = os.environ.get(BATCHES_PER_PASS)
-        emulate(card, record, watcher, int(batches) if batches else None)
+        emulate(gpu, record, watcher, int(batches) if batches else None)
     except Exception as error:
         reason = f"emulation not started: {type(error).__name__}: {error}"
         record.fields["unsupported"] = reason

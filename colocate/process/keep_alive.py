@@ -13,7 +13,7 @@ from colocate.process.runner import GRACE_S, Process
 
 
 @dataclass(frozen=True, slots=True)
-class Restarts:
+class RestartPolicy:
     """When an ended training is started again.
 
     A clean exit after at least ``min_lifetime_s`` is a training that has finished its epochs: it is started again at
@@ -21,7 +21,7 @@ class Restarts:
     ``max_quick_exits`` exits in a row that came earlier than ``min_lifetime_s``, clean or not, are a crash loop or a
     program that does nothing. Exits with an error are enough when they are more than ``max_failures`` in all, however
     late they came, or more than ``max_failures_before_ready`` of a training that nobody has seen work.
-    After ``max_lives`` it is not started again whatever it did: each leaves a log.
+    After ``max_process_runs`` it is not started again whatever it did: each leaves a log.
     """
 
     first_delay_s: float = 0.5
@@ -31,21 +31,21 @@ class Restarts:
     max_quick_exits: int = 3
     max_failures: int = 10
     max_failures_before_ready: int = 2
-    max_lives: int = 1000
+    max_process_runs: int = 1000
 
     def delay_s(self, bad_exits: int) -> float:
         """How long to wait after so many bad exits in a row."""
         return min(self.max_delay_s, self.first_delay_s * self.factor ** (bad_exits - 1)) if bad_exits else 0.0
 
 
-class Looping:
+class KeepAlive:
     """A training that is kept alive: started again whenever it ends, until that makes no sense or it is stopped.
 
     Starts the first life at once. Everything else happens in :meth:`tend`, which the caller's wait loop calls; a life
     that ends is noticed there.
 
     Attributes:
-        lives: every process so far, the current one last.
+        process_runs: every process so far, the current one last.
         gave_up: why it is not started again, with the number of lives and the last exit; None as long as it is.
         ready: whether a life of it was seen to train; set by who looks.
 
@@ -56,23 +56,23 @@ class Looping:
     def __init__(
         self,
         make: Callable[[int], Process],
-        policy: Restarts | None = None,
+        policy: RestartPolicy | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``make(number)`` starts life ``number``, counted from 0."""
-        self.lives: list[Process] = []
+        self.process_runs: list[Process] = []
         self.gave_up: str | None = None
         self.ready = False
         self._make = make
-        self._policy = policy or Restarts()
+        self._policy = policy or RestartPolicy()
         self._clock = clock
         self._due_t: float | None = None
         self._stopped = False
         self._quick_exits = self._bad_exits = self._failures = 0
         self._begin()
 
-    def __enter__(self) -> "Looping":
+    def __enter__(self) -> "KeepAlive":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,58 +81,58 @@ class Looping:
     @property
     def current(self) -> Process | None:
         """The life that runs, as far as is known; None between two lives and after the last."""
-        return self.lives[-1] if self.lives and self.lives[-1].exit is None else None
+        return self.process_runs[-1] if self.process_runs and self.process_runs[-1].exit is None else None
 
     def tend(self) -> None:
         """Take in what happened, and start the next life when its time has come."""
         if self._stopped or self.gave_up is not None:
             return
         if self._due_t is None:
-            found = self.lives[-1].poll()
+            found = self.process_runs[-1].poll()
             if found is None:
                 return
-            self._judge(self.lives[-1], found)
+            self._judge(self.process_runs[-1], found)
         if self.gave_up is None and self._due_t is not None and self._clock() >= self._due_t:
             self._restart()
 
     def request_stop(self, grace_s: float = GRACE_S) -> None:
         """No further life, and the current one is asked to end."""
         self._stopped = True
-        for life in self.lives[-1:]:
-            life.request_stop(grace_s)
+        for process_run in self.process_runs[-1:]:
+            process_run.request_stop(grace_s)
 
     def stop(self, grace_s: float = GRACE_S) -> Exit | None:
         """As :meth:`request_stop`, and wait until nothing is left; how the last life ended."""
         self.request_stop(grace_s)
-        return self.lives[-1].stop(grace_s) if self.lives else None
+        return self.process_runs[-1].stop(grace_s) if self.process_runs else None
 
     def _begin(self) -> None:
-        self.lives.append(self._make(len(self.lives)))
+        self.process_runs.append(self._make(len(self.process_runs)))
         self._due_t = None
 
     def _restart(self) -> None:
         try:
             self._begin()
         except TrainingError as error:
-            self.gave_up = f"life {len(self.lives)} could not be started: {error}"
+            self.gave_up = f"life {len(self.process_runs)} could not be started: {error}"
 
-    def _judge(self, life: Process, found: Exit) -> None:
-        quick = found.ended_s - life.started_t < self._policy.min_lifetime_s
+    def _judge(self, process_run: Process, found: Exit) -> None:
+        quick = found.ended_s - process_run.started_t < self._policy.min_lifetime_s
         self._quick_exits = self._quick_exits + 1 if quick else 0
         self._bad_exits = self._bad_exits + 1 if quick or not found.ok else 0
         self._failures += not found.ok
-        self.gave_up = life.too_many or self._reason_to_give_up(found)
+        self.gave_up = process_run.too_many or self._reason_to_give_up(found)
         self._due_t = self._clock() + self._policy.delay_s(self._bad_exits)
 
     def _reason_to_give_up(self, found: Exit) -> str | None:
-        policy, lives = self._policy, len(self.lives)
+        policy, process_runs = self._policy, len(self.process_runs)
         if found.unkillable:
-            return f"life {lives - 1} could not be ended"
+            return f"life {process_runs - 1} could not be ended"
         if self._quick_exits >= policy.max_quick_exits:
             within = f"within {policy.min_lifetime_s:g} s of the start"
-            return f"{self._quick_exits} exits in a row {within}, the last of {lives} lives with {found}"
-        if lives >= policy.max_lives:
-            return f"{lives} lives are as many as a training may have, the last ended with {found}"
+            return f"{self._quick_exits} exits in a row {within}, the last of {process_runs} lives with {found}"
+        if process_runs >= policy.max_process_runs:
+            return f"{process_runs} lives are as many as a training may have, the last ended with {found}"
         if self._failures > (policy.max_failures if self.ready else policy.max_failures_before_ready):
-            return f"{self._failures} of {lives} lives failed, the last with {found}"
+            return f"{self._failures} of {process_runs} lives failed, the last with {found}"
         return None

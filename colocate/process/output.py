@@ -27,7 +27,7 @@ OUT_OF_MEMORY: Mapping[str, str] = {
     "out of memory: torch allocator": r"CUDA out of memory\. Tried to allocate",
     # c10/cuda/CUDAException.cpp and aten/src/ATen/cuda/Exceptions.h: "CUDA error: " or "CUDA driver error: " and the
     # runtime's own words. This is what a process prints that gets no memory for its CUDA context or a library's
-    # workspace: common on a shared card, and unknown to the allocator's counters.
+    # workspace: common on a shared GPU, and unknown to the allocator's counters.
     "out of memory: CUDA error": r"CUDA (?:driver )?error: out of memory",
     # CUDA Runtime API, cudaError_t 2.
     "out of memory: CUDA runtime": r"cudaErrorMemoryAllocation\b",
@@ -44,7 +44,7 @@ OUT_OF_MEMORY: Mapping[str, str] = {
     # TensorFlow, core/framework/op_kernel.h.
     "out of memory: TensorFlow": r"OOM when allocating tensor",
 }
-"""Texts that mean "no memory left on the card" and nothing else, by name, as regular expressions for one line.
+"""Texts that mean "no memory left on the GPU" and nothing else, by name, as regular expressions for one line.
 
 One failure usually matches several of them: ask whether any matched, do not add them up.
 Each begins with a literal, which makes the search some twenty times faster than a leading ``\\b`` (1700 against

@@ -27,7 +27,7 @@ from colocate.process import procfs
 from colocate.process.exit_status import Exit
 from colocate.process.output import OUT_OF_MEMORY, Match, assemble, last_lines
 from colocate.process.procfs import ProcessId
-from colocate.process.supervisor import LIFE, MAX_PROCESSES
+from colocate.process.supervisor import MAX_PROCESSES, PROCESS_RUN
 
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL: enough to write a checkpoint that is already half way."""
@@ -83,8 +83,8 @@ def start(
     """
     searched = {**OUT_OF_MEMORY, **(patterns or {})}
     _check(command, log, searched)
-    life = uuid.uuid4().hex
-    process = Process(command, log, life, _start_supervisor(log, cookie))
+    process_run = uuid.uuid4().hex
+    process = Process(command, log, process_run, _start_supervisor(log, cookie))
     try:
         process._begin(cookie, searched, max_processes)
     except BaseException:
@@ -106,13 +106,13 @@ class Process:
         matches: lines with a pattern, at most ten a second and pattern; ``match_counts`` has them all at the end.
         last_output_t: when it last printed anything, up to half a second behind; None before the first output.
         leftovers: descriptions of descendants that outlived the first process and had to be ended.
-        unkillable: processes that survived SIGKILL; the card must not be used before they are gone.
+        unkillable: processes that survived SIGKILL; the GPU must not be used before they are gone.
         too_many: why the tree was killed, if it had more processes at once than it may.
         log_failed: why the log could not be written, e.g. a full disk.
         supervisor_lost: how the supervisor ended before its time; ``exit`` is then what must have happened.
     """
 
-    def __init__(self, command: Command, log: Path, life: str, supervisor: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, command: Command, log: Path, process_run: str, supervisor: "subprocess.Popen[bytes]") -> None:
         self.command = command
         self.log = log
         self.id = ProcessId(0, 0)
@@ -128,7 +128,7 @@ class Process:
         self.log_failed: str | None = None
         self.supervisor_lost: str | None = None
         self._max_processes = MAX_PROCESSES
-        self._life = life
+        self._process_run = process_run
         self._supervisor = supervisor
         self._arrived = b""
         self._failure: str | None = None
@@ -213,9 +213,9 @@ class Process:
     def _begin(self, cookie: str, patterns: Mapping[str, str], max_processes: int) -> None:
         os.set_blocking(self._events, False)
         self.match_counts = dict.fromkeys(patterns, 0)
-        env = {**self.command.env, procfs.COOKIE: cookie, LIFE: self._life}
+        env = {**self.command.env, procfs.COOKIE: cookie, PROCESS_RUN: self._process_run}
         orders = {"argv": self.command.argv, "cwd": str(self.command.cwd.absolute()), "env": env}
-        orders |= {"log": str(self.log.absolute()), "life": self._life, "patterns": dict(patterns)}
+        orders |= {"log": str(self.log.absolute()), "process_run": self._process_run, "patterns": dict(patterns)}
         self._max_processes = max_processes
         self._order({**orders, "max_processes": max_processes})
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -291,7 +291,7 @@ class Process:
     def _lose(self) -> None:
         """The supervisor has ended without a word: end what it guarded, and say so."""
         self._supervisor.wait()
-        left = {self.id, *self._seen, *procfs.with_variable(LIFE, self._life)}
+        left = {self.id, *self._seen, *procfs.with_variable(PROCESS_RUN, self._process_run)}
         self.unkillable = tuple(procfs.end(left, grace_s=0.0))
         assemble(self.log)
         ended = _ended(self._supervisor.returncode)
@@ -330,7 +330,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self._supervisor.kill()
             self._supervisor.wait()
-            procfs.end(procfs.with_variable(LIFE, self._life), grace_s=0.0)
+            procfs.end(procfs.with_variable(PROCESS_RUN, self._process_run), grace_s=0.0)
 
 
 class Stoppable(Protocol):

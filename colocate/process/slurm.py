@@ -78,10 +78,14 @@ def nodes(partition: str | None) -> tuple[Node, ...]:
     if not partition:
         rows = [row for row in rows if row[4].endswith("*")]  # sinfo marks the default partition so
     elif not rows:
-        raise ColocateError(f"--on=slurm:{partition}: expected a partition of this cluster, found none of that name")
+        raise ColocateError(
+            f"--executor=slurm:{partition}: expected a partition of this cluster, found none of that name"
+        )
     closed = next((row[6] for row in rows if row[6] != "up"), None)
     if closed is not None:
-        raise ColocateError(f"--on=slurm: expected partition {rows[0][4].strip('*')} to take jobs, found it {closed}")
+        raise ColocateError(
+            f"--executor=slurm: expected partition {rows[0][4].strip('*')} to take jobs, found it {closed}"
+        )
     found = {row[0]: _node(*row[:6]) for row in rows if not _DOWN.search(row[3])}
     return tuple(found.values())
 

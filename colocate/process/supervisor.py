@@ -43,7 +43,7 @@ from colocate.process import procfs
 from colocate.process.output import CappedLog, Scanner, text_of
 from colocate.process.procfs import ProcessId
 
-LIFE = "COLOCATE_LIFE"
+PROCESS_RUN = "COLOCATE_LIFE"
 """Environment variable that is unlike for any two lives; the cookie is shared by all lives of a training."""
 
 MAX_PROCESSES = 4096
@@ -79,13 +79,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Orders(TypedDict):
-    """What the harness wants started; ``life`` is the value of `LIFE` in ``env``."""
+    """What the harness wants started; ``process_run`` is the value of `PROCESS_RUN` in ``env``."""
 
     argv: list[str]
     cwd: str
     env: dict[str, str]
     log: str
-    life: str
+    process_run: str
     patterns: dict[str, str]
     max_processes: int
 
@@ -166,14 +166,14 @@ class Supervisor:
     def __init__(self, orders: Orders, channel: Channel, log: CappedLog) -> None:
         self._channel = channel
         self._log = log
-        self._life = orders["life"]
+        self._process_run = orders["process_run"]
         self._scanner = Scanner(orders["patterns"])
         self._oom_kills = procfs.host_oom_kills()
         self._wake = _wake_on_signals()
         self._output: int | None = None
         self._output_bytes = 0
         self._last_output_t: float | None = None
-        self._told_output_t: float | None = None
+        self._reported_output_t: float | None = None
         self._allowed: dict[str, tuple[int, int]] = {}
         self._log_failure_told = False
 
@@ -271,8 +271,8 @@ class Supervisor:
                 self._channel.send("match", optional=True, t=t, name=name, text=text_of(excerpt), count=count)
 
     def _may_tell(self, name: str, second: int) -> bool:
-        latest, told = self._allowed.get(name, (second, 0))
-        self._allowed[name] = (second, told + 1 if latest == second else 1)
+        latest, reported = self._allowed.get(name, (second, 0))
+        self._allowed[name] = (second, reported + 1 if latest == second else 1)
         return self._allowed[name][1] <= _MATCHES_PER_S
 
     def _obey(self) -> None:
@@ -367,7 +367,7 @@ class Supervisor:
 
     def _members(self) -> frozenset[ProcessId]:
         try:
-            return procfs.descendants(os.getpid()) | frozenset(procfs.with_variable(LIFE, self._life))
+            return procfs.descendants(os.getpid()) | frozenset(procfs.with_variable(PROCESS_RUN, self._process_run))
         except OSError:  # the system has no descriptor left to look around with; the first process we know by heart
             return frozenset({self._main} if self._status is None else ())
 
@@ -388,8 +388,8 @@ class Supervisor:
 
     def _report(self) -> None:
         now = time.monotonic()
-        if self._last_output_t != self._told_output_t and now >= (self._told_output_t or 0.0) + _TICK_S:
-            self._told_output_t = self._last_output_t
+        if self._last_output_t != self._reported_output_t and now >= (self._reported_output_t or 0.0) + _TICK_S:
+            self._reported_output_t = self._last_output_t
             self._channel.send("output", optional=True, t=self._last_output_t)
         if self._log.failed and not self._log_failure_told:
             self._log_failure_told = True

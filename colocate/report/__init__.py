@@ -1,1 +1,1 @@
-"""Run directories become summary.csv and the parts of the page. Never touches a card; knows no pytest."""
+"""Run directories become summary.csv and the parts of the page. Never touches a GPU; knows no pytest."""

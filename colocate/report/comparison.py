@@ -17,7 +17,7 @@ SAME_BYTES = MIB
 
 
 @dataclass(frozen=True)
-class Change:
+class GroupDiff:
     """One group in two runs; None where a run does not have it."""
 
     group: str
@@ -26,8 +26,8 @@ class Change:
 
     @property
     def peak_bytes(self) -> int | None:
-        """How much the peak grew; None where one of the two is not known, or they are of different cards."""
-        if self.before is None or self.after is None or self.other_card:
+        """How much the peak grew; None where one of the two is not known, or they are of different GPUs."""
+        if self.before is None or self.after is None or self.other_gpu:
             return None
         before, after = self.before["peak_bytes"], self.after["peak_bytes"]
         return None if before is None or after is None else int(after - before)
@@ -55,8 +55,8 @@ class Change:
         )
 
     @property
-    def other_card(self) -> bool:
-        """The two were not run on the same kind of card, or one was measured and the other predicted."""
+    def other_gpu(self) -> bool:
+        """The two were not run on the same kind of GPU, or one was measured and the other predicted."""
         if self.before is None or self.after is None:
             return False
         pairs = [(self.before[name], self.after[name]) for name in ("basis", "device_name")]
@@ -67,18 +67,18 @@ class Change:
 class Comparison:
     """Two runs side by side, in the order of the second.
 
-    ``settings`` are what the groups of both were run on and with, where that changed: card, driver, versions.
+    ``settings`` are what the groups of both were run on and with, where that changed: GPU, driver, versions.
     """
 
     before: str
     after: str
-    changes: tuple[Change, ...]
+    diffs: tuple[GroupDiff, ...]
     settings: tuple[str, ...] = ()
 
-    def grown(self, above_bytes: int) -> list[Change]:
+    def grown(self, above_bytes: int) -> list[GroupDiff]:
         """The groups whose peak grew by more than so many bytes, the largest first."""
-        found = [change for change in self.changes if change.peak_bytes is not None and change.peak_bytes > above_bytes]
-        return sorted(found, key=lambda change: -(change.peak_bytes or 0))
+        found = [diff for diff in self.diffs if diff.peak_bytes is not None and diff.peak_bytes > above_bytes]
+        return sorted(found, key=lambda diff: -(diff.peak_bytes or 0))
 
 
 def compare(before: Sequence[Row], after: Sequence[Row], names: tuple[str, str]) -> Comparison:
@@ -86,10 +86,10 @@ def compare(before: Sequence[Row], after: Sequence[Row], names: tuple[str, str])
     old, new = ({row.group: row for row in rows} for rows in (before, after))
     groups = [*new, *(group for group in old if group not in new)]
     records = [{group: row.record for group, row in rows.items()} for rows in (old, new)]
-    changes = tuple(Change(group, records[0].get(group), records[1].get(group)) for group in groups)
+    diffs = tuple(GroupDiff(group, records[0].get(group), records[1].get(group)) for group in groups)
     both = [group for group in new if group in old]
     settings = _changed([old[group] for group in both], [new[group] for group in both])
-    return Comparison(*names, changes, tuple(settings))
+    return Comparison(*names, diffs, tuple(settings))
 
 
 def _changed(before: Sequence[Row], after: Sequence[Row]) -> Iterator[str]:
@@ -101,13 +101,15 @@ def _changed(before: Sequence[Row], after: Sequence[Row]) -> Iterator[str]:
 
 
 def _settings(rows: Sequence[Row]) -> Mapping[str, Sequence[str]]:
-    """Card, driver and versions, each with all its values; what no record tells is left out."""
+    """GPU, driver and versions, each with all its values; what no record tells is left out."""
     found: dict[str, set[str]] = {}
     for row in rows:
         versions = dict(mapping(row.evidence.get("versions")))
-        told = [mapping(one).get("torch") for role in ROLES for one in row.member(role).get("allocators") or ()]
-        versions["torch"] = next(filter(None, told), versions.get("torch"))  # the trainings may have one of their own
-        for name, value in {"card": row.card[0], "driver": row.driver, **versions}.items():
+        reported = [mapping(one).get("torch") for role in ROLES for one in row.member(role).get("allocators") or ()]
+        versions["torch"] = next(
+            filter(None, reported), versions.get("torch")
+        )  # the trainings may have one of their own
+        for name, value in {"gpu": row.gpu[0], "driver": row.driver, **versions}.items():
             if value:
                 found.setdefault(name, set()).add(str(value))
     return {name: sorted(values) for name, values in found.items()}
@@ -117,9 +119,9 @@ def lines(comparison: Comparison) -> Iterator[str]:
     """The comparison for a terminal: one line per group of at most 80 columns, then what it comes to."""
     yield f"{comparison.before} -> {comparison.after}"
     yield from textwrap.wrap(settings_text(comparison), 80, subsequent_indent="  ")
-    width = max((len(change.group) for change in comparison.changes), default=0)
-    for change in comparison.changes:
-        yield f"{change.group:{width}} {_verdict_text(change)}: {', '.join(_number_texts(change))}"
+    width = max((len(diff.group) for diff in comparison.diffs), default=0)
+    for diff in comparison.diffs:
+        yield f"{diff.group:{width}} {_verdict_text(diff)}: {', '.join(_number_texts(diff))}"
     yield summary(comparison)
 
 
@@ -130,42 +132,42 @@ def settings_text(comparison: Comparison) -> str:
 
 def summary(comparison: Comparison) -> str:
     """What it comes to, in one line."""
-    changed = sum(change.verdict_changed for change in comparison.changes)
-    grown, shrunk = comparison.grown(SAME_BYTES), sum((c.peak_bytes or 0) < -SAME_BYTES for c in comparison.changes)
+    changed = sum(diff.verdict_changed for diff in comparison.diffs)
+    grown, shrunk = comparison.grown(SAME_BYTES), sum((c.peak_bytes or 0) < -SAME_BYTES for c in comparison.diffs)
     largest = f", most {grown[0].group} by {format_mib(grown[0].peak_bytes)}" if grown else ""
     return f"{plural(changed, 'verdict')} changed; {plural(len(grown), 'peak')} grew{largest}; {shrunk} fell"
 
 
-def _verdict_text(change: Change) -> str:
-    before, after = ("absent" if one is None else judged_text(one) for one in (change.before, change.after))
+def _verdict_text(diff: GroupDiff) -> str:
+    before, after = ("absent" if one is None else judged_text(one) for one in (diff.before, diff.after))
     if before == after:
         return after
-    alike = change.before and change.after and change.before["basis"] == change.after["basis"]
-    return f"{_outcome(change.before) if alike else before} -> {after}"
+    alike = diff.before and diff.after and diff.before["basis"] == diff.after["basis"]
+    return f"{_outcome(diff.before) if alike else before} -> {after}"
 
 
 def _outcome(record: Record | None) -> str:
     return "absent" if record is None else str(record["outcome"])
 
 
-def _number_texts(change: Change) -> Iterator[str]:
-    if change.peak_bytes is None:
+def _number_texts(diff: GroupDiff) -> Iterator[str]:
+    if diff.peak_bytes is None:
         yield "peak not comparable"
     else:
-        assert change.after is not None
-        yield f"peak {to_mib(change.peak_bytes):+.0f} to {peak_text(change.after)}"
-    if change.duration_s is not None:
-        yield f"time {change.duration_s:+.0f} s"
-    if change.other_card:
-        yield "another basis or card"
-    if is_early(change.before) != is_early(change.after):
-        yield f"only the {'earlier' if is_early(change.before) else 'later'} run decided it early"
+        assert diff.after is not None
+        yield f"peak {to_mib(diff.peak_bytes):+.0f} to {peak_text(diff.after)}"
+    if diff.duration_s is not None:
+        yield f"time {diff.duration_s:+.0f} s"
+    if diff.other_gpu:
+        yield "another basis or GPU"
+    if is_early(diff.before) != is_early(diff.after):
+        yield f"only the {'earlier' if is_early(diff.before) else 'later'} run decided it early"
 
 
 def section(comparison: Comparison) -> Html:
     """The same as a part of the page."""
     numbers = ("peak before, MiB", "peak after, MiB", "grew by, MiB", "time before", "time after")
-    rows = [_row(change) for change in comparison.changes]
+    rows = [_row(diff) for diff in comparison.diffs]
     return el(
         "section",
         el("h2", "What changed"),
@@ -176,23 +178,23 @@ def section(comparison: Comparison) -> Html:
     )
 
 
-def _row(change: Change) -> Html:
-    grew = change.peak_bytes
+def _row(diff: GroupDiff) -> Html:
+    grew = diff.peak_bytes
     kind = "" if grew is None or abs(grew) <= SAME_BYTES else ("v-bad" if grew > 0 else "v-ok")
     cells = [
-        el("th", change.group, scope="row"),
-        *(_badge(record) for record in (change.before, change.after)),
+        el("th", diff.group, scope="row"),
+        *(_badge(record) for record in (diff.before, diff.after)),
         *(
             el("td", "" if r is None else peak_text(r).removesuffix(" MiB"), class_="num")
-            for r in (change.before, change.after)
+            for r in (diff.before, diff.after)
         ),
         el("td", _growth(grew), class_=f"num {kind}"),
         *(
             el("td", "" if r is None else duration_text(r["duration_s"]), class_="num")
-            for r in (change.before, change.after)
+            for r in (diff.before, diff.after)
         ),
     ]
-    return el("tr", cells, class_="changed" if change.verdict_changed else None)
+    return el("tr", cells, class_="changed" if diff.verdict_changed else None)
 
 
 def _growth(num_bytes: int | None) -> str:

@@ -24,7 +24,7 @@ class Following:
         self._run = run
         if not (run / "run.json").exists():
             raise ColocateError(f"{run}: expected a run directory, found no run.json in it")
-        self._told: dict[str, Record] = {}
+        self._reported: dict[str, Record] = {}
         self._finished: set[str] = set()
         self._reader = journal.Reader(run)
         self._journal = self._reader.read()
@@ -38,8 +38,8 @@ class Following:
         """A line for every group that has ended since the last call."""
         self._journal = self._reader.read()
         for name, record in self._journal.records.items():
-            if self._told.get(name) is not record:
-                self._told[name] = record
+            if self._reported.get(name) is not record:
+                self._reported[name] = record
                 yield line_of(record)
 
     def lines(self, width: int) -> list[str]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from colocate.report.comparison import SAME_BYTES, Change, Comparison, settings_text, summary
+from colocate.report.comparison import SAME_BYTES, Comparison, GroupDiff, settings_text, summary
 from colocate.results.reader import Part
 from colocate.results.schema import Record
 from colocate.results.text import headroom_text, judged_text, outcome_text, over_budget_bytes, peak_text
@@ -42,60 +42,60 @@ def is_job() -> bool:
 # --- a comparison -----------------------------------------------------------------------------------------------------
 
 
-def broken(change: Change, allowed_bytes: int | None) -> str | None:
+def broken(diff: GroupDiff, allowed_bytes: int | None) -> str | None:
     """Why a group is to be looked at before anything else; None where it is not."""
-    return "; ".join(_broken(change, allowed_bytes)) or None
+    return "; ".join(_broken(diff, allowed_bytes)) or None
 
 
-def _broken(change: Change, allowed_bytes: int | None) -> Iterator[str]:
-    if change.worse:
-        assert change.after is not None, "it is worse than before"
-        codes = ", ".join(change.after["codes"])
-        yield f"was feasible, is {str(change.after['outcome']).lower()}" + (f" ({codes})" if codes else "")
+def _broken(diff: GroupDiff, allowed_bytes: int | None) -> Iterator[str]:
+    if diff.worse:
+        assert diff.after is not None, "it is worse than before"
+        codes = ", ".join(diff.after["codes"])
+        yield f"was feasible, is {str(diff.after['outcome']).lower()}" + (f" ({codes})" if codes else "")
     if allowed_bytes is None:
         return
-    if change.peak_bytes is None and change.before is not None and change.before["peak_bytes"] is not None:
-        known = change.after is not None and change.after["peak_bytes"] is not None
+    if diff.peak_bytes is None and diff.before is not None and diff.before["peak_bytes"] is not None:
+        known = diff.after is not None and diff.after["peak_bytes"] is not None
         yield (
-            "is of another card, so how its peak grew is not known"
+            "is of another GPU, so how its peak grew is not known"
             if known
             else "its peak was known before and is not any more"
         )
-    if change.peak_bytes is not None and change.peak_bytes > allowed_bytes:
-        grown = format_mib(change.peak_bytes, beside=allowed_bytes)
+    if diff.peak_bytes is not None and diff.peak_bytes > allowed_bytes:
+        grown = format_mib(diff.peak_bytes, beside=allowed_bytes)
         yield f"grew by {grown}, at most {format_mib(allowed_bytes)} allowed"
 
 
 def of_comparison(comparison: Comparison, allowed_bytes: int | None) -> str:
     """The job summary of a comparison: what changed, what is to be looked at first."""
-    rows = sorted(comparison.changes, key=lambda change: broken(change, allowed_bytes) is None)  # stable otherwise
+    rows = sorted(comparison.diffs, key=lambda diff: broken(diff, allowed_bytes) is None)  # stable otherwise
     head = ("", "group", "before", "after", "peak before", "peak after", "grew by", "why")
-    table = [_comparison_row(change, allowed_bytes) for change in rows]
+    table = [_comparison_row(diff, allowed_bytes) for diff in rows]
     title = f"## What changed: {_text(comparison.before)} → {_text(comparison.after)}"
     settings = [f"{_text(settings_text(comparison))}.", ""] if comparison.settings else []
     return "\n".join([title, "", f"{summary(comparison)}.", "", *settings, *_table(head, table)])
 
 
-def _comparison_row(change: Change, allowed_bytes: int | None) -> list[str]:
-    why = broken(change, allowed_bytes)
-    grown = change.peak_bytes
+def _comparison_row(diff: GroupDiff, allowed_bytes: int | None) -> list[str]:
+    why = broken(diff, allowed_bytes)
+    grown = diff.peak_bytes
     sign = ":x:" if why else ":warning:" if grown is not None and grown > SAME_BYTES else ""
-    texts = [("" if one is None else outcome_text(one)) for one in (change.before, change.after)]
-    peaks = [("" if one is None else peak_text(one)) for one in (change.before, change.after)]
+    texts = [("" if one is None else outcome_text(one)) for one in (diff.before, diff.after)]
+    peaks = [("" if one is None else peak_text(one)) for one in (diff.before, diff.after)]
     growth = "" if grown is None else f"{to_mib(grown):+.0f} MiB"
-    return [sign, change.group, *texts, *peaks, growth, why or ""]
+    return [sign, diff.group, *texts, *peaks, growth, why or ""]
 
 
 def annotations_of_comparison(comparison: Comparison, allowed_bytes: int | None) -> Iterator[str]:
     """An error for every group that broke or grew too much, a warning for every other that grew."""
-    for change in comparison.changes:
-        why = broken(change, allowed_bytes)
+    for diff in comparison.diffs:
+        why = broken(diff, allowed_bytes)
         if why is not None:
-            yield annotation("error", change.group, why)
-        elif change.peak_bytes is not None and change.peak_bytes > SAME_BYTES:
-            assert change.after is not None, "its peak is known"
-            text = f"grew by {format_mib(change.peak_bytes)} to {peak_text(change.after)}"
-            yield annotation("warning", change.group, text)
+            yield annotation("error", diff.group, why)
+        elif diff.peak_bytes is not None and diff.peak_bytes > SAME_BYTES:
+            assert diff.after is not None, "its peak is known"
+            text = f"grew by {format_mib(diff.peak_bytes)} to {peak_text(diff.after)}"
+            yield annotation("warning", diff.group, text)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ def waiting(run: Path) -> list[str]:
     for row in rows if isinstance(rows, list) else ():
         if isinstance(row, dict) and (name := line(row.get("name"))):
             by_reason.setdefault(line(row.get("reason")) or "no reason told", []).append(name)
-    told = number(document.get("at"))
-    silent_s = 0.0 if told is None else time.time() - told
+    reported = number(document.get("at"))
+    silent_s = 0.0 if reported is None else time.time() - reported
     news = f", no news for {clock(silent_s)}" if silent_s > SILENT_S else ""
     return [
         f"{'1 worker waits' if len(names) == 1 else f'{len(names)} workers wait'} in {line(document.get('place'))}: "
@@ -53,7 +53,7 @@ def _pieces(state: GroupState, expected_s: float | None) -> Iterator[tuple[str, 
     if any(sizes):
         yield "members", " + ".join(size or "?" for size in sizes)
     if state.used_bytes is not None:
-        yield "used", f"card {mib_text(state.used_bytes)}"
+        yield "used", f"GPU {mib_text(state.used_bytes)}"
     if state.peak_bytes is not None:
         of = f" of {mib_text(state.limit_bytes)}" if state.limit_bytes is not None else ""
         yield "peak", f"peak {mib_text(state.peak_bytes, beside=state.limit_bytes)}{of} MiB"
@@ -68,7 +68,7 @@ def _pieces(state: GroupState, expected_s: float | None) -> Iterator[tuple[str, 
 def _stage(state: GroupState) -> str:
     member = state.foreground
     if state.stage != "foreground":
-        return {"background": "background starts", "ending": "ends", "preflight": "looks at the card"}.get(
+        return {"background": "background starts", "ending": "ends", "preflight": "looks at the GPU"}.get(
             state.stage, state.stage
         )
     if member.phase is None:

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from colocate.advice.solo_runs import read_worth
+from colocate.advice.solo_runs import read_speedup
 from colocate.advice.stress import Stress
 from colocate.files import write_text
 from colocate.plan.plan import Group
 from colocate.results import journal
-from colocate.results.attempts import Settled, asked_of, is_outdated, kept_groups, settled_group, settled_groups
+from colocate.results.attempts import GroupResult, asked_of, group_result_of, group_results, is_outdated, reused_groups
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.schema import fitted
 from colocate.results.slim import slim
@@ -41,10 +41,10 @@ COLUMNS = (
     "peak_mib",
     "peak_low_mib",
     "peak_high_mib",
-    "possible_mib",
+    "worst_case_mib",
     "limit_mib",
     "headroom_mib",
-    "stability",
+    "memory_class",
     "basis",
     "outcome",
     "codes",
@@ -65,10 +65,10 @@ COLUMNS = (
     "driver_version",
     "directory",
     "attempts",
-    "kept",
-    "cliff_mib",
-    "cliff_breaks_mib",
-    "cliff_stability",
+    "reused",
+    "margin_pass_mib",
+    "margin_fail_mib",
+    "effective_memory_class",
     "host",
 )
 
@@ -81,7 +81,7 @@ def write_summary(run: RunDirectory) -> Path:
     """
     import pandas  # costs half a second, which no worker needs to pay
 
-    with _alone(run.path):  # else one could write what it read before another added a row
+    with _solo_run(run.path):  # else one could write what it read before another added a row
         frame = pandas.DataFrame(rows(run), columns=list(COLUMNS), dtype=object)
         write_text(run.summary, frame.to_csv(index=False, lineterminator="\n"))
     return run.summary
@@ -94,23 +94,23 @@ def rows(run: RunDirectory) -> list[dict[str, Any]]:
 
 def _numbered(run: RunDirectory) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows in no order, each with its group's number. What the latest session told outweighs an older record."""
-    groups, kept, asked = settled_groups(run, slim=slim), kept_groups(run), asked_of(run)
+    groups, reused, asked = group_results(run, slim=slim), reused_groups(run), asked_of(run)
     for name, record in journal.read(run.path).records.items():
         if is_outdated(name, record, asked):
             continue
         if not _is_judged(record):
             groups.pop(name, None)
         if name not in groups and record["outcome"] != journal.NOT_RUN:
-            yield record["number"] or 0, _row_told(record)
-    for name, settled in groups.items():
-        yield settled.deciding.group["number"], _row_of(settled, run, kept=name in kept)
+            yield record["number"] or 0, _row_reported(record)
+    for name, group_result in groups.items():
+        yield group_result.deciding.group["number"], _row_of(group_result, run, reused=name in reused)
 
 
 def _is_judged(record: Mapping[str, Any]) -> bool:
     return record["outcome"] in set(Outcome)
 
 
-def _row_told(record: Mapping[str, Any]) -> dict[str, Any]:
+def _row_reported(record: Mapping[str, Any]) -> dict[str, Any]:
     """The cells of a group that left no verdict on disk, from the record that the run told."""
     sizes = ("expected", "limit")
     names = ("group", "tier", "foreground", "background", "outcome", "device_name", "device_uuid")
@@ -123,23 +123,25 @@ def _row_told(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row_of(settled: Settled, run: RunDirectory, *, kept: bool) -> dict[str, Any]:
+def _row_of(group_result: GroupResult, run: RunDirectory, *, reused: bool) -> dict[str, Any]:
     return {
-        **row(settled.deciding.directory, fitted(settled.deciding.experiment), settled.verdict.to_json()),
-        "attempts": len(settled.attempts),
-        "kept": f"kept from {run.name}" if kept else None,
-        **_cliff(settled.deciding.directory),
+        **row(
+            group_result.deciding.directory, fitted(group_result.deciding.experiment), group_result.verdict.to_json()
+        ),
+        "attempts": len(group_result.attempts),
+        "reused": f"kept from {run.name}" if reused else None,
+        **_breaking_point(group_result.deciding.directory),
     }
 
 
-def _cliff(directory: GroupDirectory) -> dict[str, Any]:
+def _breaking_point(directory: GroupDirectory) -> dict[str, Any]:
     found = Stress.read(directory)
     if found is None:
-        return dict.fromkeys(("cliff_mib", "cliff_breaks_mib", "cliff_stability"))
+        return dict.fromkeys(("margin_pass_mib", "margin_fail_mib", "effective_memory_class"))
     return {
-        "cliff_mib": _mib(found.holds_bytes),
-        "cliff_breaks_mib": _mib(found.breaks_bytes),
-        "cliff_stability": found.stability,
+        "margin_pass_mib": _mib(found.holds_bytes),
+        "margin_fail_mib": _mib(found.breaks_bytes),
+        "effective_memory_class": found.memory_class,
     }
 
 
@@ -154,10 +156,10 @@ class Summary:
         self._lines: dict[str, tuple[int, str]] | None = None
         self._kept: frozenset[str] = frozenset()
 
-    def take(self, group: Group, told: Mapping[str, Any] | None = None) -> None:
+    def take(self, group: Group, reported: Mapping[str, Any] | None = None) -> None:
         """Add the row of a group that has ended, or put it in the place of its former one.
 
-        ``told`` is the record that the run told of it, for a group without a verdict on disk. One that was not run
+        ``reported`` is the record that the run told of it, for a group without a verdict on disk. One that was not run
         has no row, also none of an earlier session.
 
         Raises:
@@ -165,10 +167,10 @@ class Summary:
         """
         if self._lines is None:
             self._lines = {one["group"]: (number, _line(one)) for number, one in _numbered(self._run)}
-            self._kept = kept_groups(self._run)
+            self._kept = reused_groups(self._run)
             self._lines.pop(group.id, None)
             self._write(self._lines.values())
-        known, line = self._lines.pop(group.id, None), self._line_of(group, told)
+        known, line = self._lines.pop(group.id, None), self._line_of(group, reported)
         if line is not None:
             self._lines[group.id] = line
         if known == line:  # of a group that was kept
@@ -178,13 +180,13 @@ class Summary:
         else:
             self._write(self._lines.values())
 
-    def _line_of(self, group: Group, told: Mapping[str, Any] | None) -> tuple[int, str] | None:
-        settled = settled_group(self._run, group) if told is None or _is_judged(told) else None
-        if settled is not None:
-            return group.number, _line(_row_of(settled, self._run, kept=group.id in self._kept))
-        if told is None or told["outcome"] == journal.NOT_RUN:
+    def _line_of(self, group: Group, reported: Mapping[str, Any] | None) -> tuple[int, str] | None:
+        group_result = group_result_of(self._run, group) if reported is None or _is_judged(reported) else None
+        if group_result is not None:
+            return group.number, _line(_row_of(group_result, self._run, reused=group.id in self._kept))
+        if reported is None or reported["outcome"] == journal.NOT_RUN:
             return None
-        return group.number, _line(_row_told(told))
+        return group.number, _line(_row_reported(reported))
 
     def finish(self) -> None:
         """Put the rows into the plan's order.
@@ -196,11 +198,11 @@ class Summary:
             self._write(sorted(self._lines.values(), key=lambda line: line[0]))
 
     def _write(self, lines: Iterable[tuple[int, str]]) -> None:
-        with _alone(self._run.path):
+        with _solo_run(self._run.path):
             write_text(self._run.summary, ",".join(COLUMNS) + "\n" + "".join(line for _, line in lines))
 
     def _append(self, line: str) -> None:
-        with _alone(self._run.path):
+        with _solo_run(self._run.path):
             handle = os.open(self._run.summary, os.O_WRONLY | os.O_APPEND)
             try:
                 os.write(handle, line.encode())
@@ -231,9 +233,9 @@ def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str
         "expected_mib": _mib(group["expected_bytes"]),
         "budget_mib": _mib(group.get("budget_bytes")),
         **{f"{name}_mib": _mib(verdict[f"{name}_bytes"]) for name in ("peak", "peak_low", "peak_high", "limit")},
-        "possible_mib": _mib((verdict.get("possible") or {}).get("peak_bytes")),
+        "worst_case_mib": _mib((verdict.get("worst_case") or {}).get("peak_bytes")),
         "headroom_mib": _mib(verdict["headroom_bytes"]),
-        **{name: verdict[name] for name in ("stability", "basis", "outcome", "epoch_cut")},
+        **{name: verdict[name] for name in ("memory_class", "basis", "outcome", "epoch_cut")},
         "decided_early": any(warning["code"] == "decided_early" for warning in verdict["warnings"]),
         "overlap": _rounded(verdict["overlap"], 4),
         "codes": " ".join(reason["code"] for reason in verdict["reasons"]) or None,
@@ -241,7 +243,7 @@ def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str
         "duration_seconds": _rounded(evidence["duration_s"], 3),
         "gpu_energy_joules": _rounded(evidence["gpu_energy_j"], 3),
         "cpu_energy_joules": _rounded(evidence["cpu_energy_j"], 3),
-        **_worth(directory),
+        **_speedup(directory),
         "device_name": device["name"],
         "device_uuid": device["uuid"],
         "device_total_mib": _mib(device["total_bytes"]),
@@ -251,9 +253,9 @@ def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str
     }
 
 
-def _worth(directory: GroupDirectory) -> dict[str, float | None]:
+def _speedup(directory: GroupDirectory) -> dict[str, float | None]:
     """What sharing saved, the least and the most of all runs; empty where nobody asked or nothing is known."""
-    found = read_worth(directory)
+    found = read_speedup(directory)
     runs = found.runs if found else ()
     time = [run.time_saved for run in runs]
     energy = [run.energy_saved for run in runs if run.energy_saved is not None]
@@ -274,7 +276,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _solo_run(folder: Path) -> Iterator[None]:
     """Nobody else rebuilds the same file meanwhile; the kernel lets go of the lock when its holder dies."""
     handle = os.open(folder, os.O_RDONLY)
     try:

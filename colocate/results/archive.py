@@ -30,7 +30,7 @@ from colocate.results.layout import RunDirectory
 LOG_BYTES = 64 * 1024
 
 # What no page reads: the record has it already, or it means something only while the group runs.
-_LEFT_OUT = frozenset({"events", "probe", "virtual_card", "progress.json"})
+_LEFT_OUT = frozenset({"events", "probe", "virtual_gpu", "progress.json"})
 _MADE_AGAIN = frozenset({"run.json", journal.NAME, "summary.csv", "report.html"})
 _AGAIN = r"(_run\d+)?(_attempt\d+)?"
 
@@ -45,7 +45,7 @@ class Writer:
     def __init__(self, path: Path, run: RunDirectory) -> None:
         self.path = path
         self._run = run
-        self._told = len(self._lines())  # what earlier sessions of the run told is theirs to carry
+        self._reported = len(self._lines())  # what earlier sessions of the run told is theirs to carry
         self._carried: set[str] = set()
         self._begun = False
         try:
@@ -54,7 +54,7 @@ class Writer:
                 pass
         except OSError as error:
             raise ColocateError(
-                f"--journal={path}: expected a file that can be written, got {error.strerror}"
+                f"--archive={path}: expected a file that can be written, got {error.strerror}"
             ) from error
 
     def group(self, folder: str) -> None:
@@ -102,11 +102,11 @@ class Writer:
     def _journal(self, files: list[str]) -> None:
         """The lines that the run's journal has got since the last time."""
         lines = self._lines()
-        for line in lines[self._told :]:
+        for line in lines[self._reported :]:
             with contextlib.suppress(ValueError):  # half a line of a session that was killed, and what follows it
                 document = parse(line)
                 self._write({**document, "files": files} if document.get("event") == "group" else document)
-        self._told = len(lines)
+        self._reported = len(lines)
 
     def _lines(self) -> list[bytes]:
         with contextlib.suppress(OSError, ValueError):

@@ -1,7 +1,8 @@
 """A group in a run directory: its runs, the attempts at each of them, and the one verdict that they come to together.
 
-A run is what the plan asks for, one or several. An attempt is a run that was begun: when a stranger, a blind sensor or
-an interruption spoiled it, the next attempt stands beside it, and the last one counts. Reads records, starts nothing.
+A run is what the plan asks for, one or several. An attempt is a run that was begun: when a foreign process, a blind
+sensor or an interruption spoiled it, the next attempt stands beside it, and the last one counts. Reads records,
+starts nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Settled:
+class GroupResult:
     """What the attempts at one group come to: the deciding attempt, the verdict, and all attempts in order."""
 
     deciding: Attempt
@@ -60,7 +61,7 @@ class Settled:
         return _last_of_each_run(self.attempts)
 
 
-def settled(attempts: Sequence[Attempt], runs: int = 1) -> Settled:
+def combine_attempts(attempts: Sequence[Attempt], runs: int = 1) -> GroupResult:
     """What attempts at one group, at least one, come to: of every run the last attempt counts.
 
     A group that was seen to fit in fewer ``runs`` than the plan asks for is inconclusive.
@@ -76,7 +77,7 @@ def settled(attempts: Sequence[Attempt], runs: int = 1) -> Settled:
     if earlier:
         ends = ", ".join(f"{one.directory.path.name} ({_ending(one.verdict)})" for one in earlier)
         verdict = replace(verdict, warnings=(*verdict.warnings, Reason("repeated", f"repeated after {ends}")))
-    return Settled(deciding, verdict, tuple(ordered))
+    return GroupResult(deciding, verdict, tuple(ordered))
 
 
 def _in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -100,7 +101,7 @@ def whole(experiment: dict[str, Any]) -> dict[str, Any]:
     return experiment
 
 
-def settled_groups(run: RunDirectory, slim: Slimming = whole, *, every: bool = False) -> dict[str, Settled]:
+def group_results(run: RunDirectory, slim: Slimming = whole, *, every: bool = False) -> dict[str, GroupResult]:
     """What every group of a run came to, by its id; a record that cannot be read is left out.
 
     So is one of other settings than the run's plan has by now, as after an edit and ``--resume``, but with ``every``.
@@ -111,9 +112,11 @@ def settled_groups(run: RunDirectory, slim: Slimming = whole, *, every: bool = F
     for attempt in _attempts(run.groups()):
         name = str(attempt.group["id"])
         if not is_outdated(name, attempt.group, asked):
-            kept = replace(attempt, experiment=slim(attempt.experiment))
-            found.setdefault(name, []).append(kept)
-    return {name: settled(attempts, asked[name][1] if name in asked else 1) for name, attempts in found.items()}
+            reused = replace(attempt, experiment=slim(attempt.experiment))
+            found.setdefault(name, []).append(reused)
+    return {
+        name: combine_attempts(attempts, asked[name][1] if name in asked else 1) for name, attempts in found.items()
+    }
 
 
 def asked_of(run: RunDirectory) -> dict[str, tuple[str, int]]:
@@ -125,17 +128,17 @@ def asked_of(run: RunDirectory) -> dict[str, tuple[str, int]]:
         return {}  # a run of an older version, or a damaged one
 
 
-def is_outdated(name: str, told: Mapping[str, Any], asked: Mapping[str, tuple[str, int]]) -> bool:
+def is_outdated(name: str, reported: Mapping[str, Any], asked: Mapping[str, tuple[str, int]]) -> bool:
     """What is told of a group is of other settings than the run's plan has by now."""
-    known = told.get("content_hash")
+    known = reported.get("content_hash")
     return known is not None and name in asked and known != asked[name][0]
 
 
-def settled_group(run: RunDirectory, group: Group) -> Settled | None:
+def group_result_of(run: RunDirectory, group: Group) -> GroupResult | None:
     """What one group of a run came to, without a look at the others; None where nothing of it can be read."""
     found = _attempts(_directories(run, group))
     attempts = [attempt for attempt in found if attempt.group.get("content_hash") in (None, group.content_hash)]
-    return settled(attempts, group.runs) if attempts else None
+    return combine_attempts(attempts, group.runs) if attempts else None
 
 
 def _directories(run: RunDirectory, group: Group) -> Iterator[GroupDirectory]:
@@ -149,9 +152,9 @@ def _directories(run: RunDirectory, group: Group) -> Iterator[GroupDirectory]:
                 yield directory
 
 
-def kept_groups(run: RunDirectory) -> frozenset[str]:
+def reused_groups(run: RunDirectory) -> frozenset[str]:
     """The groups that the latest session of a run took over from an earlier one."""
-    return _decided(run, "kept")
+    return _decided(run, "reused")
 
 
 def again_of(run: RunDirectory) -> frozenset[str]:

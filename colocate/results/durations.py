@@ -1,4 +1,4 @@
-"""How long groups take: what earlier runs of the same group on the same card took, else what the plan says."""
+"""How long groups take: what earlier runs of the same group on the same GPU took, else what the plan says."""
 
 import statistics
 from collections.abc import Container, Mapping, Sequence
@@ -22,7 +22,7 @@ class Estimate:
     earlier: frozenset[str] = frozenset()
 
     def total_s(self, groups: Sequence[str], side_by_side: int = 1) -> float | None:
-        """Seconds for these groups on so many cards; None when none of them is known.
+        """Seconds for these groups on so many GPUs; None when none of them is known.
 
         Those that are not known are taken to be like the others.
         """
@@ -48,7 +48,7 @@ class Estimate:
             done: Those that have ended.
             took: Their seconds, as far as they are known.
             passed_s: For how long each of the running ones runs already.
-            side_by_side: On so many cards.
+            side_by_side: On so many GPUs.
         """
         known = {**self.seconds, **{name: seconds for name, seconds in took.items() if seconds}}
         if not known:
@@ -62,7 +62,7 @@ class Estimate:
         """The whole in words, with where it comes from."""
         total = self.total_s(groups, side_by_side)
         if total is None:
-            return f"not known yet for {plural(len(groups), 'group')} on this card; the first run tells the next one"
+            return f"not known yet for {plural(len(groups), 'group')} on this GPU; the first run tells the next one"
         sources = []
         earlier = sum(group in self.earlier for group in groups)
         planned = sum(group in self.seconds for group in groups) - earlier
@@ -75,15 +75,15 @@ class Estimate:
         return f"about {duration_text(total)} for {plural(len(groups), 'group')} ({', '.join(sources)})"
 
 
-def estimate(groups: Mapping[str, tuple[str, float | None]], results: Path, cards: Sequence[str]) -> Estimate:
+def estimate(groups: Mapping[str, tuple[str, float | None]], results: Path, gpus: Sequence[str]) -> Estimate:
     """Expected seconds of groups, given by id with content hash and the plan's minutes (None where those say nothing).
 
     Args:
         groups: By id, the hash of what decides how the group runs, and the minutes that the plan expects.
         results: Where earlier runs lie.
-        cards: Names or UUIDs of the cards of this run.
+        gpus: Names or UUIDs of the GPUs of this run.
     """
-    seen = _durations(results, cards)
+    seen = _durations(results, gpus)
     seconds: dict[str, float] = {}
     earlier = set()
     for name, (content_hash, minutes) in groups.items():
@@ -96,14 +96,14 @@ def estimate(groups: Mapping[str, tuple[str, float | None]], results: Path, card
     return Estimate(seconds, frozenset(earlier))
 
 
-def _durations(results: Path, cards: Sequence[str]) -> dict[str, list[float]]:
+def _durations(results: Path, gpus: Sequence[str]) -> dict[str, list[float]]:
     """Durations by content hash, the latest first."""
     found: dict[str, list[float]] = {}
     for path in sorted(results.glob(f"run_*/{journal.NAME}"), key=lambda path: path.parent.name, reverse=True)[:RUNS]:
         for record in journal.read(path.parent).records.values():
             duration_s, content_hash = _seconds(record.get("duration_s")), record.get("content_hash")
-            same_card = {record.get("device_name"), record.get("device_uuid")} & set(cards)
-            if content_hash and duration_s is not None and same_card and not record.get("kept"):
+            same_gpu = {record.get("device_name"), record.get("device_uuid")} & set(gpus)
+            if content_hash and duration_s is not None and same_gpu and not record.get("reused"):
                 found.setdefault(str(content_hash), []).append(duration_s)
     return found
 

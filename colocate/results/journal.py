@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from colocate.files import parse
-from colocate.results.lenient import salvaged
+from colocate.results.lenient import read_leniently
 from colocate.results.schema import GroupRecord
 
 NAME = "journal.jsonl"
@@ -112,6 +112,6 @@ class _Line(TypedDict):
 def _lines(content: bytes) -> Iterator[Mapping[str, Any]]:
     for line in content.splitlines():
         try:
-            yield salvaged(parse(line), _Line)
+            yield read_leniently(parse(line), _Line)
         except ValueError:
             continue  # the torn last line of a run that was cut off

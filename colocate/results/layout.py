@@ -3,9 +3,9 @@
 ::
 
     results/run_20261124_053000/        RunDirectory
-      run.json                          what was asked for: plan, options, card, versions; one entry per session
+      run.json                          what was asked for: plan, options, GPU, versions; one entry per session
       .lock .reserve                    held by the session that runs; room for its records on a full disk
-      quarantine/                       cards that nothing more is measured on
+      quarantine/                       GPUs that nothing more is measured on
       summary.csv                       one row per group, rebuilt after each
       proposals.json                    what could be tried for groups that do not fit, with predicted peaks
       remedies.json                     what was tried of it, before and after
@@ -13,11 +13,11 @@
         experiment.json                 the record: settings, evidence, results
         verdict.json
         training.log                    the foreground's output
-        trace.csv                       the card's memory
+        trace.csv                       the GPU's memory
         events/ probe/                  what the trainings told
         energy/                         gpu_power.csv, gpu_temperature.csv, gpu_utilization.csv, gpu_throttling.csv
         background_logs/                training_1.log, training_2.log ... one per start
-      examples_mnist_parallel_002_attempt2/   the same group again, after an interruption or a stranger on the card
+      examples_mnist_parallel_002_attempt2/   the same group again, after an interruption or a foreign process
       examples_mnist_parallel_002_run2/       its second run, where the plan asks for several
       run_20261124_053000_remedies/           a side run: tried beside the groups, never counted among them
 """
@@ -62,7 +62,7 @@ class GroupDirectory:
 
     @property
     def trace(self) -> Path:
-        """The samples of the card's memory."""
+        """The samples of the GPU's memory."""
         return self.path / "trace.csv"
 
     @property
@@ -75,9 +75,9 @@ class GroupDirectory:
         """Output of the foreground training."""
         return self.path / "training.log"
 
-    def background_log(self, life: int) -> Path:
+    def background_log(self, process_run: int) -> Path:
         """Output of the background's n-th start, counted from 1."""
-        return self.path / "background_logs" / f"training_{life}.log"
+        return self.path / "background_logs" / f"training_{process_run}.log"
 
     def events(self, role: str) -> Path:
         """Events that a training writes by itself, JSON lines."""
@@ -93,9 +93,9 @@ class GroupDirectory:
         return self.path / "stress.json"
 
     @property
-    def virtual_card(self) -> Path:
-        """State of the virtual card that the trainings share."""
-        return self.path / "virtual_card"
+    def virtual_gpu(self) -> Path:
+        """State of the virtual GPU that the trainings share."""
+        return self.path / "virtual_gpu"
 
     def create(self) -> "GroupDirectory":
         """Make the folders.
@@ -160,7 +160,7 @@ class RunDirectory:
 
     @property
     def record(self) -> Path:
-        """What was asked for: plan, options, card, versions."""
+        """What was asked for: plan, options, GPU, versions."""
         return self.path / "run.json"
 
     @property
@@ -193,7 +193,7 @@ class RunDirectory:
 
     @property
     def quarantine(self) -> Path:
-        """Notes about cards that must not be used any more."""
+        """Notes about GPUs that must not be used any more."""
         return self.path / "quarantine"
 
     @property
@@ -263,9 +263,9 @@ class RunDirectory:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.pread(handle, 20, 0).decode(errors="replace") or "unknown"
+                gpu_process = os.pread(handle, 20, 0).decode(errors="replace") or "unknown"
                 os.close(handle)
-                text = f"{self.path}: expected a run that nobody else is at, found it held by pid {holder}"
+                text = f"{self.path}: expected a run that nobody else is at, found it held by pid {gpu_process}"
                 raise ColocateError(f"{text}; wait for its end") from None
             if self._lock.exists() and self._lock.stat().st_ino == os.fstat(handle).st_ino:
                 os.ftruncate(handle, 0)

@@ -16,7 +16,7 @@ _UNFIT = object()
 _EMPTY: dict[Any, Callable[[], Any]] = {tuple: list, dict: dict}
 
 
-def salvaged(document: Any, kind: type) -> dict[str, Any]:
+def read_leniently(document: Any, kind: type) -> dict[str, Any]:
     """Every key of a dataclass or typed dictionary, with what the document has under it where that fits, else None.
 
     Parts of lists and tables that do not fit are left out. A list that is none is empty, and so is a whole object.
@@ -102,8 +102,8 @@ def _object(kind: Any) -> Fit:
     def fit(value: Any) -> Any:
         found = dict(value)
         for key, (one, otherwise) in fits.items():
-            told = one(value.get(key))
-            found[key] = otherwise() if told is _UNFIT else told
+            reported = one(value.get(key))
+            found[key] = otherwise() if reported is _UNFIT else reported
         return found
 
     return fit

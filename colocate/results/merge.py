@@ -1,4 +1,4 @@
-"""Journal files become a run directory: each group once, plans never mixed, kinds of cards kept apart."""
+"""Journal files become a run directory: each group once, plans never mixed, kinds of GPUs kept apart."""
 
 import contextlib
 import json
@@ -13,13 +13,13 @@ from colocate.errors import ColocateError
 from colocate.files import make_folder, parse, write_json, write_text
 from colocate.results import archive, journal
 from colocate.results.archive import Session
-from colocate.results.attempts import settled_groups
+from colocate.results.attempts import group_results
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import mapping
 from colocate.results.verify import verify
 from colocate.verdict.rules import Outcome
 
-Card = tuple[str, str]
+Gpu = tuple[str, str]
 """Name and basis: what `colocate.results.reader` keeps apart too."""
 
 
@@ -38,15 +38,15 @@ class Entry:
         return found
 
     @property
-    def card(self) -> Card | None:
-        """The card that it ran on; None where it never got one."""
+    def gpu(self) -> Gpu | None:
+        """The GPU that it ran on; None where it never got one."""
         name, basis = self.record.get("device_name"), self.record.get("basis")
         return (str(name), str(basis)) if name and basis else None
 
 
 @dataclass(frozen=True)
 class Merged:
-    """One run directory for each kind of card, what is missing from them, and what else there is to know."""
+    """One run directory for each kind of GPU, what is missing from them, and what else there is to know."""
 
     runs: tuple[RunDirectory, ...]
     missing: tuple[str, ...]
@@ -69,7 +69,7 @@ def merge(paths: Sequence[Path], results: Path, now: datetime) -> Merged:
     missing += _outdated(sessions)
     _refuse_other_plans(sessions)
     runs = []
-    for entries in _by_card(sessions).values():
+    for entries in _by_gpu(sessions).values():
         run = RunDirectory.new(results, now)
         chosen, repeated = _latest(entries)
         notes += repeated
@@ -95,7 +95,7 @@ def _why_untrue(session: Session, name: str, line: dict[str, Any]) -> str | None
         run = RunDirectory(Path(folder) / session.name)
         for file in line.get("files") or ():
             _put(run, file, session.files[file])
-        found = settled_groups(run).get(name)
+        found = group_results(run).get(name)
         if found is None:
             return f"it carries no record of its verdict, {said}"
         if found.verdict.outcome != said:
@@ -149,14 +149,14 @@ def _refuse_other_plans(sessions: Sequence[Session]) -> None:
         raise ColocateError(f"merge: expected journals of one plan with the same settings, found {len(plans)}: {named}")
 
 
-def _by_card(sessions: Sequence[Session]) -> dict[Card, list[Entry]]:
-    """The groups by the card that they ran on; those that never got one go with the others of their session."""
+def _by_gpu(sessions: Sequence[Session]) -> dict[Gpu, list[Entry]]:
+    """The groups by the GPU that they ran on; those that never got one go with the others of their session."""
     entries = [Entry(session, group, line) for session in sessions for group, line in session.groups.items()]
-    cards = {id(entry.session): entry.card for entry in entries if entry.card}
-    first = next(iter(cards.values()), None) or ("", "")
-    found: dict[Card, list[Entry]] = {}
+    gpus = {id(entry.session): entry.gpu for entry in entries if entry.gpu}
+    first = next(iter(gpus.values()), None) or ("", "")
+    found: dict[Gpu, list[Entry]] = {}
     for entry in entries:
-        found.setdefault(entry.card or cards.get(id(entry.session)) or first, []).append(entry)
+        found.setdefault(entry.gpu or gpus.get(id(entry.session)) or first, []).append(entry)
     return found or {first: []}
 
 
@@ -219,11 +219,11 @@ def _put(run: RunDirectory, name: str, data: bytes) -> None:
 
 
 def _record(used: Sequence[Session], chosen: Sequence[Entry]) -> dict[str, Any]:
-    """``run.json`` of the first session, with the cards of all, and where everything is from."""
-    cards: list[Any] = []
+    """``run.json`` of the first session, with the GPUs of all, and where everything is from."""
+    gpus: list[Any] = []
     for session in used:
-        told = session.record.get("card")
-        cards += [one for one in (told.get("cards") or () if isinstance(told, dict) else ()) if one not in cards]
+        reported = session.record.get("gpu")
+        gpus += [one for one in (reported.get("gpus") or () if isinstance(reported, dict) else ()) if one not in gpus]
     starts = [str(session.record["started_at"]) for session in used if session.record.get("started_at")]
     merged = [
         {
@@ -235,7 +235,7 @@ def _record(used: Sequence[Session], chosen: Sequence[Entry]) -> dict[str, Any]:
     ]
     first = {name: value for name, value in used[0].record.items() if name != "sessions"}  # a merged run has none
     plan = {**used[0].plan, "asked": {**mapping(used[0].plan.get("asked")), **dict(_asked(chosen))}}
-    document = {**first, "plan": plan, "card": {**(first.get("card") or {}), "cards": cards}, "merged": merged}
+    document = {**first, "plan": plan, "gpu": {**(first.get("gpu") or {}), "gpus": gpus}, "merged": merged}
     return document | ({"started_at": min(starts)} if starts else {})
 
 

@@ -1,7 +1,7 @@
-"""``progress.json`` of a group while it runs: the card's memory now and at most, and what is going on.
+"""``progress.json`` of a group while it runs: the GPU's memory now and at most, and what is going on.
 
 For whoever looks on, from another process or another machine; nothing of it enters the record. The steps of the
-trainings stand in their own files of events. Knows neither cards nor trainings. What of a run waits in a cluster's
+trainings stand in their own files of events. Knows neither GPUs nor trainings. What of a run waits in a cluster's
 queue is told the same way, in a file of the run.
 """
 

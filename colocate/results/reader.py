@@ -17,12 +17,12 @@ from colocate.files import read_json, safe_name
 from colocate.plan.gpu_models import is_of_size
 from colocate.plan.plan import needed
 from colocate.results import advice_files, journal
-from colocate.results.attempts import again_of, asked_of, is_outdated, settled_groups
+from colocate.results.attempts import again_of, asked_of, group_results, is_outdated
 from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.lenient import salvaged
+from colocate.results.lenient import read_leniently
 from colocate.results.schema import RECORD_FIELDS, Record, Run, fitted
 from colocate.results.slim import LARGE, slim
-from colocate.verdict.plan_verdict import AGAIN, Tally
+from colocate.verdict.plan_verdict import AGAIN, PlanVerdict
 from colocate.verdict.rules import Verdict
 
 NO_FACTS: Mapping[str, Any] = {}
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def device(self) -> Mapping[str, Any]:
-        """The card that the group ran on."""
+        """The GPU that the group ran on."""
         return mapping(self.evidence.get("device"))
 
     def member(self, role: str) -> Mapping[str, Any]:
@@ -86,17 +86,17 @@ class Row:
 
     @cached_property
     def baseline_bytes(self) -> int | None:
-        """What the card held before the group."""
+        """What the GPU held before the group."""
         return number(self.evidence.get("baseline_bytes"))
 
     @property
-    def card(self) -> tuple[str, str]:
-        """Name of the card and basis: rows that differ in one of the two are never counted together."""
+    def gpu(self) -> tuple[str, str]:
+        """Name of the GPU and basis: rows that differ in one of the two are never counted together."""
         return (str(self.record.get("device_name") or ""), str(self.record.get("basis") or ""))
 
     @property
     def driver(self) -> str:
-        """The card's driver; empty where the record has none, as that of a virtual card."""
+        """The GPU's driver; empty where the record has none, as that of a virtual GPU."""
         return str(self.device.get("driver_version") or "")
 
 
@@ -154,12 +154,12 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one plan on one kind of card with one driver, counted together."""
+    """The rows of one plan on one kind of GPU with one driver, counted together."""
 
     plan_name: str
     runs: tuple[StoredRun, ...]
     rows: tuple[Row, ...]
-    tally: Tally
+    plan_verdict: PlanVerdict
 
     @property
     def counting(self) -> tuple[Row, ...]:
@@ -167,7 +167,7 @@ class Part:
         return tuple({row.group: row for row in self.rows}.values())
 
     def first(self, name: str) -> Any:
-        """The first known value of a field of the cards in this part."""
+        """The first known value of a field of the GPUs in this part."""
         return next((row.device[name] for row in self.rows if row.device.get(name) is not None), None)
 
     @property
@@ -178,10 +178,10 @@ class Part:
         return next((limit for limit in known if limit is not None), None)
 
     @property
-    def card_bytes(self) -> int | None:
-        """The size of the card that the plan is made for, or of the smaller one that its groups were run on."""
-        known = [number(mapping(run.plan.get("limits")).get("card_bytes")) for run in self.runs]
-        known += [number(mapping(row.evidence.get("limits")).get("card_bytes")) for row in self.rows]
+    def gpu_bytes(self) -> int | None:
+        """The size of the GPU that the plan is made for, or of the smaller one that its groups were run on."""
+        known = [number(mapping(run.plan.get("limits")).get("gpu_bytes")) for run in self.runs]
+        known += [number(mapping(row.evidence.get("limits")).get("gpu_bytes")) for row in self.rows]
         planned, had = next((size for size in known if size is not None), None), number(self.first("total_bytes"))
         is_smaller = planned and had and had < planned and not is_of_size(had, planned)
         return had if is_smaller else planned
@@ -194,54 +194,54 @@ def read_run(path: Path) -> StoredRun:
         ColocateError: the folder is not there, or holds neither a journal nor a record.
     """
     run = RunDirectory(path)
-    told, asked = journal.read(path), asked_of(run)
+    reported, asked = journal.read(path), asked_of(run)
     on_disk = {row.group: row for row in _rows_on_disk(run)}
     found = dict(on_disk)
-    for name, record in told.records.items():
+    for name, record in reported.records.items():
         if not is_outdated(name, record, asked):
-            found[name] = _row_told(run, record, told.texts[name], on_disk.get(name))
+            found[name] = _row_reported(run, record, reported.texts[name], on_disk.get(name))
     rows = list(found.values())
     if not rows and not run.record.exists():
         raise ColocateError(f"{path}: expected a run directory, found neither run.json nor the record of a group in it")
-    info = salvaged(_json(run.record), Run)
-    ended_at = told.ended_at or max((_end_of(row) or "" for row in rows), default="") or None
+    info = read_leniently(_json(run.record), Run)
+    ended_at = reported.ended_at or max((_end_of(row) or "" for row in rows), default="") or None
     return StoredRun(
         path=path,
         info=info,
         rows=tuple(sorted(rows, key=lambda row: (row.record.get("number") or 0, row.group))),
-        selected=told.selected,
-        started_at=str(info.get("started_at") or told.started_at or "") or None,
+        selected=reported.selected,
+        started_at=str(info.get("started_at") or reported.started_at or "") or None,
         ended_at=ended_at,
-        goes_on=bool(told.selected) and told.ended_at is None,
-        again=again_of(run) - told.fresh,
+        goes_on=bool(reported.selected) and reported.ended_at is None,
+        again=again_of(run) - reported.fresh,
     )
 
 
 _Key = tuple[str, str, str, str]
-"""Plan, the two parts of a card, and its driver."""
+"""Plan, the two parts of a GPU, and its driver."""
 
 
 def parts(runs: list[StoredRun]) -> list[Part]:
-    """The rows of all runs by plan, card and driver; those that never got a card go with the others of their run."""
+    """The rows of all runs by plan, GPU and driver; those that never got a GPU go with the others of their run."""
     found: dict[_Key, tuple[dict[str, StoredRun], list[Row]]] = {}
     for run in sorted(runs, key=lambda run: run.started_at or ""):
-        own = next((row.card for row in run.rows if any(row.card)), ("", ""))
+        own = next((row.gpu for row in run.rows if any(row.gpu)), ("", ""))
         driver = next((row.driver for row in run.rows if row.driver), "")
         for row in run.rows:
-            card = row.card if all(row.card) else (row.card[0] or own[0], row.card[1] or own[1])
-            its_runs, rows = found.setdefault((run.plan_name, *card, row.driver or driver), ({}, []))
+            gpu = row.gpu if all(row.gpu) else (row.gpu[0] or own[0], row.gpu[1] or own[1])
+            its_runs, rows = found.setdefault((run.plan_name, *gpu, row.driver or driver), ({}, []))
             its_runs[run.name] = run
             rows.append(row)
         if not run.rows:
             found.setdefault((run.plan_name, *own, driver), ({}, []))[0][run.name] = run
     return [
-        Part(key[0], tuple(of.values()), tuple(_by_number(rows)), _tally(of, rows, _on_another(found, key)))
+        Part(key[0], tuple(of.values()), tuple(_by_number(rows)), _plan_verdict(of, rows, _on_another(found, key)))
         for key, (of, rows) in found.items()
     ]
 
 
 def _on_another(found: Mapping[_Key, tuple[dict[str, StoredRun], list[Row]]], key: _Key) -> set[str]:
-    """Groups of the same plan that ask for another card, and had it: they count there and nowhere else."""
+    """Groups of the same plan that ask for another GPU, and had it: they count there and nowhere else."""
     runs, own = found[key]
     others = (rows for other, (_, rows) in found.items() if other != key and other[0] == key[0])
     there = {row.group for rows in others for row in rows} - {row.group for row in own}
@@ -249,17 +249,17 @@ def _on_another(found: Mapping[_Key, tuple[dict[str, StoredRun], list[Row]]], ke
 
 
 def _asking(run: StoredRun) -> list[str]:
-    """The groups that are for a card of their own, by the plan that the run kept."""
+    """The groups that are for a GPU of their own, by the plan that the run kept."""
     entries = mapping(run.plan.get("document")).get("experiments")
     known = [mapping(entry) for entry in entries] if isinstance(entries, list) else []
-    return [str(entry.get("id")) for entry in known if entry.get("card")]
+    return [str(entry.get("id")) for entry in known if entry.get("gpu")]
 
 
 def _by_number(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.record.get("number") or 0, row.group))  # stable: runs stay in their order
 
 
-def _tally(runs: Mapping[str, StoredRun], rows: list[Row], elsewhere: set[str]) -> Tally:
+def _plan_verdict(runs: Mapping[str, StoredRun], rows: list[Row], elsewhere: set[str]) -> PlanVerdict:
     plan = next((run.plan for run in runs.values() if run.plan.get("groups")), NO_FACTS)
     ids = [str(name) for name in plan.get("groups") or ()] or list(dict.fromkeys(row.group for row in rows))
     rate = plan.get("success_rate")
@@ -269,10 +269,10 @@ def _tally(runs: Mapping[str, StoredRun], rows: list[Row], elsewhere: set[str]) 
         wanted = None if rate is None else needed(float(rate), len(ids))
     found = {group: "not done" for run in runs.values() for group in run.selected}
     found |= {row.group: AGAIN if row.group in runs[row.run].again else str(row.record["outcome"]) for row in rows}
-    return Tally.of(ids, found, len(ids) if wanted is None else wanted, 1.0 if rate is None else float(rate))
+    return PlanVerdict.of(ids, found, len(ids) if wanted is None else wanted, 1.0 if rate is None else float(rate))
 
 
-def _row_told(run: RunDirectory, record: Mapping[str, Any], text: str, row: Row | None) -> Row:
+def _row_reported(run: RunDirectory, record: Mapping[str, Any], text: str, row: Row | None) -> Row:
     """The row of a group by the journal, with what lies on disk beside it."""
     name = Path(record["directory"] or "").name  # the run may have been moved
     if not name or name != safe_name(name):
@@ -289,19 +289,19 @@ def _rows_on_disk(run: RunDirectory) -> Iterator[Row]:
     """The groups that have a verdict, each with the attempt that decides; those of other versions as they are."""
     directories = list(run.groups())
     many = len(directories) > LARGE
-    settled = settled_groups(run, _light if many else fitted)
-    for group in settled.values():
+    group_result = group_results(run, _light if many else fitted)
+    for group in group_result.values():
         deciding = group.deciding
         row = _row(run, deciding.directory, deciding.experiment, group.verdict.to_json(), slim=many)
         yield replace(row, attempts=tuple(attempt.directory for attempt in group.attempts))
     asked = asked_of(run)
-    known = {attempt.directory.path for group in settled.values() for attempt in group.attempts}
+    known = {attempt.directory.path for group in group_result.values() for attempt in group.attempts}
     others = [directory for directory in directories if directory.path not in known]
     for directory in sorted(others, key=lambda directory: directory.verdict.stat().st_mtime):
         document, verdict = _documents(directory)
-        told = mapping(document.get("group"))
-        name = told.get("id")
-        if name and name not in settled and verdict.get("outcome") and not is_outdated(name, told, asked):
+        reported = mapping(document.get("group"))
+        name = reported.get("id")
+        if name and name not in group_result and verdict.get("outcome") and not is_outdated(name, reported, asked):
             yield _row(run, directory, document, verdict)
 
 
@@ -361,7 +361,7 @@ def _end_of(row: Row) -> str | None:
 
 def _documents(directory: GroupDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
     """The record and the verdict in a folder, as far as they are there and fit."""
-    return fitted(_json(directory.experiment)), salvaged(_json(directory.verdict), Verdict)
+    return fitted(_json(directory.experiment)), read_leniently(_json(directory.verdict), Verdict)
 
 
 def _light(experiment: dict[str, Any]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def _document(
             "note": group.note,
             "content_hash": group.content_hash,
             "runs": group.runs,
-            "card": group.card,
+            "gpu": group.gpu,
         },
         "samples": len(evidence.trace.samples),
         "peaks": [asdict(reading) for reading in verdict.peaks],
@@ -149,7 +149,7 @@ def _names(training: Training) -> dict[str, Any]:
 
 def _duration_s(member: Member) -> float | None:
     end = member.last_exit
-    return None if end is None else end.ended_s - member.lives[-1].started_s
+    return None if end is None else end.ended_s - member.process_runs[-1].started_s
 
 
 def _energy(vitals: list[Vitals], evidence: Evidence) -> dict[str, float | None]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from colocate.results.lenient import salvaged
+from colocate.results.lenient import read_leniently
 from colocate.verdict.evidence import Evidence
 from colocate.verdict.measured_peak import PeakReading
 
@@ -50,9 +50,9 @@ class GroupRecord(TypedDict):
     """
 
     group: str
-    kept: str | None
-    cliff_bytes: int | None
-    worth: str | None
+    reused: str | None
+    margin_pass_bytes: int | None
+    speedup: str | None
     number: int | None
     tier: str | None
     foreground: str | None
@@ -66,7 +66,7 @@ class GroupRecord(TypedDict):
     headroom_bytes: int | None
     basis: str | None
     outcome: str | None
-    stability: str | None
+    memory_class: str | None
     overlap: float | None
     codes: tuple[str, ...]
     reasons: tuple[str, ...]
@@ -82,7 +82,7 @@ RECORD_FIELDS = tuple(GroupRecord.__annotations__)
 
 class _Limits(TypedDict):
     peak_bytes: int
-    card_bytes: int
+    gpu_bytes: int
 
 
 class _Plan(TypedDict):
@@ -99,9 +99,9 @@ class _Plan(TypedDict):
     document: Any
 
 
-class _Card(TypedDict):
+class _Gpu(TypedDict):
     choice: Any
-    cards: tuple[dict[str, Any], ...]
+    gpus: tuple[dict[str, Any], ...]
 
 
 class Run(TypedDict):
@@ -110,7 +110,7 @@ class Run(TypedDict):
     boot_id: str | None
     started_at: str | None
     plan: _Plan
-    card: _Card
+    gpu: _Gpu
     arguments: tuple[str, ...]
     versions: dict[str, str]
     sessions: tuple[dict[str, Any], ...]
@@ -118,7 +118,7 @@ class Run(TypedDict):
 
 def fitted(experiment: Any) -> dict[str, Any]:
     """What of ``experiment.json`` fits."""
-    return salvaged(experiment, Experiment)
+    return read_leniently(experiment, Experiment)
 
 
 Record = Mapping[str, Any]

@@ -12,7 +12,7 @@ from colocate.plan.roles import ROLES
 # Of a page of more groups than this the details lie in files beside it, and are read one group at a time.
 LARGE = 1000
 
-_BULKY = frozenset({"marks", "last_lines", "argv", "metrics", "energy_metrics", "samples_per_s"})
+_BULKY = frozenset({"progress_events", "last_lines", "argv", "metrics", "energy_metrics", "samples_per_s"})
 _SHARED = ("versions", "device", "limits")
 
 _known: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """What a run is doing now, read from files that it writes anyway: the same for its own terminal and for a second one.
 
 Reads the heartbeat of every running group, the events of its trainings and the records of the probe. Starts nothing
-and needs no card, so it works over a shared file system.
+and needs no GPU, so it works over a shared file system.
 """
 
 import time
@@ -101,12 +101,12 @@ def _state(path: Path) -> GroupState | None:
     if not document.get("group"):
         return None
     now = time.time()
-    told = number(document.get("at"))
+    reported = number(document.get("at"))
     begun, foreground_at = number(document.get("started_at")), number(document.get("foreground_at"))
     return GroupState(
         group=line(document["group"]) or "",
         stage=line(document.get("stage")) or "",
-        silent_s=0.0 if told is None else max(0.0, now - told),
+        silent_s=0.0 if reported is None else max(0.0, now - reported),
         elapsed_s=0.0 if begun is None else max(0.0, now - begun),
         used_bytes=whole(document.get("used_bytes")),
         peak_bytes=whole(document.get("peak_bytes")),
@@ -134,7 +134,7 @@ def _member(directory: GroupDirectory, role: str, document: Mapping[str, Any]) -
 
 
 def _allocated(folder: Path) -> int | None:
-    """What the newest process of a training keeps on the card, its context included."""
+    """What the newest process of a training keeps on the GPU, its context included."""
     records = [record for path in folder.glob("*.json") if (record := _json(path))]
     latest = max(records, key=lambda record: number(record.get("t")) or 0.0, default={})
     reserved = whole(latest.get("reserved_bytes"))

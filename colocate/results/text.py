@@ -16,7 +16,7 @@ def colour(outcome: str) -> str:
 
 
 def peak_text(record: Record) -> str:
-    """The card's peak: one number when measured, the interval when predicted."""
+    """The GPU's peak: one number when measured, the interval when predicted."""
     low, high, limit = record["peak_low_bytes"], record["peak_high_bytes"], record.get("limit_bytes")
     if low is None or high is None or low == high:
         return format_mib(record["peak_bytes"], beside=limit)
@@ -65,7 +65,7 @@ def line_of(record: Record) -> str:
     over = over_budget_bytes(record)
     if over is not None:
         numbers += f", {format_mib(over, beside=0)} over budget"
-    if record.get("kept"):
+    if record.get("reused"):
         numbers += ", kept"
     if is_early(record):
         numbers += ", decided early"
@@ -73,7 +73,7 @@ def line_of(record: Record) -> str:
 
 
 def basis_of(records: Iterable[Record]) -> str:
-    """What the verdicts of a run rest on, and on which cards: ``measured on NVIDIA RTX A2000``."""
+    """What the verdicts of a run rest on, and on which GPUs: ``measured on NVIDIA RTX A2000``."""
     judged = [record for record in records if record["basis"]]
     if not judged:
         return "none: nothing was judged"

@@ -1,6 +1,6 @@
 """The files that a monitor's readings are kept in: ``trace.csv`` and those of the energy folder.
 
-Knows the formats, neither cards nor run directories. What is unknown is an empty field, never 0.
+Knows the formats, neither GPUs nor run directories. What is unknown is an empty field, never 0.
 """
 
 import csv
@@ -38,7 +38,7 @@ _ENERGY_FILE = "gpu_energy.csv"
 
 
 class EnergyReading(NamedTuple):
-    """The card's own counter at one time, and what it drew; None is what it does not tell."""
+    """The GPU's own counter at one time, and what it drew; None is what it does not tell."""
 
     elapsed_s: float
     energy_j: float | None
@@ -89,7 +89,7 @@ def write_vitals(folder: Path, vitals: Sequence[VitalsReading]) -> None:
     """Writes a file for each of power, temperature, utilisation and throttling; ``timestamp`` is Unix seconds.
 
     The reasons for throttling are the bits of NVML's ``nvmlClocksEventReason``. ``gpu_energy.csv`` has the
-    card's counter beside the seconds since the monitor's start.
+    GPU's counter beside the seconds since the monitor's start.
     """
     for name, fields in _VITALS_FILES.items():
         rows = ([f"{unix:.3f}", *(_text(field(values)) for field in fields.values())] for _, unix, values in vitals)
@@ -130,7 +130,7 @@ def _sample(path: Path, number: int, line: str) -> Sample:
     try:
         sample = Sample(float(elapsed_s), int(used_bytes))
         if not _is_plausible(sample):
-            raise ValueError("no reading of a card")
+            raise ValueError("no reading of a GPU")
         return sample
     except ValueError as error:
         raise ValueError(f"{path}: line {number}: expected elapsed_s,used_bytes, got {line!r}") from error

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from colocate.units import MIB
-from colocate.verdict.evidence import Evidence, Interval, Mark, Member
+from colocate.verdict.evidence import Evidence, Interval, Member, ProgressEvent
 
 # PyTorch's allocator takes its larger segments in steps of this size (c10/cuda/CUDACachingAllocator: kLargeBuffer).
 GRANULE_BYTES = 20 * MIB
@@ -21,7 +21,7 @@ def repeats(evidence: Evidence) -> bool:
 
     A cycle goes from the begin of training through every other phase to the next begin of training. Since the first
     of the two ended, no sample was more than a granule above the highest before. The background, where it uses the
-    card, has been through a whole cycle too. A member that tells no phases never counts as seen.
+    GPU, has been through a whole cycle too. A member that tells no phases never counts as seen.
     """
     ours = cycles(evidence.foreground)
     background = evidence.background
@@ -37,24 +37,24 @@ def repeats(evidence: Evidence) -> bool:
 
 def cycles(member: Member) -> list[Interval]:
     """The whole cycles of the last process that told phases, in order."""
-    return list(pairwise(_begins(_phase_marks(member))))
+    return list(pairwise(_begins(_phase_events(member))))
 
 
 def phases(member: Member, cycle: Interval) -> frozenset[str]:
     """The phases that began in a cycle."""
-    told = _phase_marks(member)
-    return frozenset(str(mark.phase) for mark in told if cycle[0] <= mark.elapsed_s < cycle[1])
+    reported = _phase_events(member)
+    return frozenset(str(event.phase) for event in reported if cycle[0] <= event.elapsed_s < cycle[1])
 
 
-def _phase_marks(member: Member) -> list[Mark]:
-    told = [mark for mark in member.marks if mark.kind == "phase" and mark.phase]
-    return [mark for mark in told if mark.pid == told[-1].pid]
+def _phase_events(member: Member) -> list[ProgressEvent]:
+    reported = [event for event in member.progress_events if event.kind == "phase" and event.phase]
+    return [event for event in reported if event.pid == reported[-1].pid]
 
 
-def _begins(told: list[Mark]) -> Iterator[float]:
+def _begins(reported: list[ProgressEvent]) -> Iterator[float]:
     """When training began after another phase; the first time too."""
     other = True
-    for mark in told:
-        if mark.phase == "train" and other:
-            yield mark.elapsed_s
-        other = mark.phase != "train"
+    for event in reported:
+        if event.phase == "train" and other:
+            yield event.elapsed_s
+        other = event.phase != "train"

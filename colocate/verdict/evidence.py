@@ -35,12 +35,12 @@ STEP_KINDS = frozenset({"step", "optimizer", "pattern"})
 _PAUSE_STEPS = 20
 _PAUSE_S = 5.0
 
-Owner = Literal["foreground", "background", "foreign", "unknown", "ballast"]
+Owner = Literal["foreground", "background", "foreign", "unknown", "balloon"]
 Interval = tuple[float, float]
 
 
 class Sample(NamedTuple):
-    """One reading of the card's memory: all processes together."""
+    """One reading of the GPU's memory: all processes together."""
 
     elapsed_s: float
     used_bytes: int
@@ -64,7 +64,7 @@ class Trace:
     """The samples of one run in order, and what the sampling itself cost.
 
     ``missed_ticks`` counts samples that came too late to stand for their own tick; ``reading_s`` is the processor time
-    that the readings took, ``rejected`` counts implausible readings (outside 0 to the card's total).
+    that the readings took, ``rejected`` counts implausible readings (outside 0 to the GPU's total).
     """
 
     samples: tuple[Sample, ...]
@@ -90,7 +90,7 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class ProgressEvent:
     """A sign of progress of a training, and when.
 
     ``kind`` is the event's name (``ready``, ``phase``, ``step``, ``epoch_end``), ``optimizer`` for steps that the
@@ -134,7 +134,7 @@ class OutOfMemory:
 class Allocator:
     """What PyTorch's allocator inside one process said last, read by the probe.
 
-    On the virtual card the allocator is simulated; ``context_bytes`` is then the estimated CUDA context,
+    On the virtual GPU the allocator is simulated; ``context_bytes`` is then the estimated CUDA context,
     ``context_range_bytes`` from what to what it may be, and ``max_reserved_bound_bytes`` the peak with the workspaces
     that convolutions could take.
     """
@@ -158,7 +158,7 @@ class Allocator:
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class ProcessRun:
     """One process of a training from start to end; a background that is restarted has several.
 
     ``leftovers`` are descriptions of processes that outlived the first one and were ended by us.
@@ -195,7 +195,7 @@ class ProcessPeak:
     """The most that one process of a member ever held, by the driver's accounting; its life counts from 0."""
 
     pid: int
-    life: int
+    process_run: int
     used_bytes: int
 
 
@@ -203,7 +203,7 @@ class ProcessPeak:
 class Member:
     """One of the two trainings of a group and everything it showed.
 
-    ``wanted`` is what it held when, after an out-of-memory on a virtual card, it was run alone on one that refuses
+    ``wanted`` is what it held when, after an out-of-memory on a virtual GPU, it was run alone on one that refuses
     nothing. ``held`` is what it held over time, each pair a second and the bytes from then on: told by its allocators
     (``held_by``), never below what they did hold, or by the driver's lists of processes, which miss what happens
     between them. ``probe_lost``: a probe in it said that it would tell no more.
@@ -213,18 +213,18 @@ class Member:
     name: str
     argv: tuple[str, ...]
     uses_gpu: bool = True
-    lives: tuple[Life, ...] = ()
+    process_runs: tuple[ProcessRun, ...] = ()
     ready_s: float | None = None
     gave_up: str | None = None
     stalled_after_s: float | None = None
     timed_out_after_s: float | None = None
-    held_card: bool = False
+    held_gpu: bool = False
     held_bytes: int | None = None
     process_peaks: tuple[ProcessPeak, ...] = ()
     held: tuple[tuple[float, int], ...] = ()
     held_by: Literal["allocator", "processes"] | None = None
     probe_lost: bool = False
-    marks: tuple[Mark, ...] = ()
+    progress_events: tuple[ProgressEvent, ...] = ()
     epochs: tuple[Epoch, ...] = ()
     out_of_memory: tuple[OutOfMemory, ...] = ()
     allocators: tuple[Allocator, ...] = ()
@@ -237,30 +237,30 @@ class Member:
     @property
     def last_exit(self) -> Exit | None:
         """How the latest process ended; None while it runs or when none was started."""
-        return self.lives[-1].exit if self.lives else None
+        return self.process_runs[-1].exit if self.process_runs else None
 
     @property
-    def life(self) -> Interval | None:
+    def process_run(self) -> Interval | None:
         """From its first start to its last exit; None while it runs or when none was started."""
         end = self.last_exit
-        return None if end is None else (self.lives[0].started_s, end.ended_s)
+        return None if end is None else (self.process_runs[0].started_s, end.ended_s)
 
     @property
     def host_oom_kills(self) -> int:
         """Processes of this member that the kernel is known to have killed for host memory."""
-        return sum(life.host_oom_kills for life in self.lives)
+        return sum(process_run.host_oom_kills for process_run in self.process_runs)
 
     @property
     def tells_events(self) -> bool:
         """It writes events, so the end of an epoch is something it says and not something to be guessed."""
-        return any(mark.kind in EVENT_KINDS for mark in self.marks)
+        return any(event.kind in EVENT_KINDS for event in self.progress_events)
 
     @property
     def epoch_cut(self) -> bool:
         """It did fewer steps than a full epoch has."""
         return any(epoch.cut for epoch in self.epochs) or any(one.passes_cut for one in self.allocators)
 
-    def strides(self, longest_pause_s: float) -> tuple[tuple[Mark, Mark], ...]:
+    def strides(self, longest_pause_s: float) -> tuple[tuple[ProgressEvent, ProgressEvent], ...]:
         """Neighbouring signs of progress of one process: between the two it demonstrably trained.
 
         Progress that pauses longer than ``longest_pause_s`` is a stall, not training. Between two steps of one phase
@@ -269,18 +269,18 @@ class Member:
         pairs = self._neighbours()
         in_a_phase_s = min(longest_pause_s, _PAUSE_STEPS * _usual_step_s(pairs) + _PAUSE_S)
         return tuple(
-            (earlier, mark)
-            for earlier, mark in pairs
-            if mark.elapsed_s - earlier.elapsed_s <= (in_a_phase_s if _is_step(earlier, mark) else longest_pause_s)
+            (earlier, event)
+            for earlier, event in pairs
+            if event.elapsed_s - earlier.elapsed_s <= (in_a_phase_s if _is_step(earlier, event) else longest_pause_s)
         )
 
-    def _neighbours(self) -> list[tuple[Mark, Mark]]:
-        pairs: list[tuple[Mark, Mark]] = []
-        latest: dict[int, Mark] = {}
-        for mark in self.marks:
-            if mark.pid in latest:
-                pairs.append((latest[mark.pid], mark))
-            latest[mark.pid] = mark
+    def _neighbours(self) -> list[tuple[ProgressEvent, ProgressEvent]]:
+        pairs: list[tuple[ProgressEvent, ProgressEvent]] = []
+        latest: dict[int, ProgressEvent] = {}
+        for event in self.progress_events:
+            if event.pid in latest:
+                pairs.append((latest[event.pid], event))
+            latest[event.pid] = event
         return pairs
 
     def training_intervals(self, longest_pause_s: float) -> tuple[Interval, ...]:
@@ -289,12 +289,12 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """A process that was seen holding memory on the card, and from when to when.
+class GpuProcess:
+    """A process that was seen holding memory on the GPU, and from when to when.
 
     ``start_time`` (clock ticks since boot) tells it from a later process of the same number. An ``unknown`` one is on
     the driver's list but not among the processes that can be seen here, as in a container that gets the host's numbers.
-    The ``ballast`` is what makes a large card a small one; no reading of memory counts it.
+    The ``balloon`` is what makes a large GPU a small one; no reading of memory counts it.
     """
 
     pid: int
@@ -311,7 +311,7 @@ class Limits:
     """What the plan allows and demands; copied into the evidence so that it can be judged by itself."""
 
     peak_bytes: int
-    card_bytes: int
+    gpu_bytes: int
     overlap: float = 0.8
     longest_gap_s: float = 2.0
     stall_s: float = 300.0
@@ -321,7 +321,7 @@ class Limits:
 class Evidence:
     """Everything that was observed of one group; `colocate.verdict.rules.judge` needs nothing else.
 
-    ``faults`` are failures of the harness or the card, each with its reason code; any of them forbids a verdict.
+    ``faults`` are failures of the harness or the GPU, each with its reason code; any of them forbids a verdict.
     ``notes`` are what else is worth knowing, coded alike. ``attempt`` counts the times that this run of the group was
     begun, ``run`` the runs that the plan asks for. ``host`` is the machine. ``decided_early`` says why the foreground
     was ended before its own end, because nothing could change the verdict any more; None in a whole run.
@@ -335,7 +335,7 @@ class Evidence:
     trace: Trace
     foreground: Member
     background: Member | None
-    holders: tuple[Holder, ...] = ()
+    gpu_processes: tuple[GpuProcess, ...] = ()
     returned_to_baseline: bool | None = None
     final_bytes: int | None = None
     faults: tuple[tuple[str, str], ...] = ()
@@ -378,13 +378,13 @@ class Evidence:
         return replace(bare, trace=replace(bare.trace, samples=tuple(samples)))
 
 
-def _is_step(earlier: Mark, mark: Mark) -> bool:
+def _is_step(earlier: ProgressEvent, event: ProgressEvent) -> bool:
     """From one step to the next of the same phase, by the training's own word: no evaluation lies between."""
-    return earlier.kind == mark.kind == "step" and earlier.phase == mark.phase and mark.phase is not None
+    return earlier.kind == event.kind == "step" and earlier.phase == event.phase and event.phase is not None
 
 
-def _usual_step_s(pairs: Iterable[tuple[Mark, Mark]]) -> float:
-    lengths = [mark.elapsed_s - earlier.elapsed_s for earlier, mark in pairs if _is_step(earlier, mark)]
+def _usual_step_s(pairs: Iterable[tuple[ProgressEvent, ProgressEvent]]) -> float:
+    lengths = [event.elapsed_s - earlier.elapsed_s for earlier, event in pairs if _is_step(earlier, event)]
     return median(lengths) if lengths else 0.0
 
 

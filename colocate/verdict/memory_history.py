@@ -1,12 +1,12 @@
 """What a member of a group held over time, put together from what its processes told. Pure.
 
-Knows no card and no verdict; `colocate.verdict.worst_case_peak` makes use of it.
+Knows no GPU and no verdict; `colocate.verdict.worst_case_peak` makes use of it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import dropwhile
 
-from colocate.verdict.evidence import Allocator, Life
+from colocate.verdict.evidence import Allocator, ProcessRun
 from colocate.verdict.step_function import Step, Steps, summed
 
 # An hour of lists of processes has 720; a record stays small whatever a training does.
@@ -14,7 +14,10 @@ MOST_STEPS = 512
 
 
 def by_allocators(
-    histories: Mapping[int, Sequence[Step]], allocators: Iterable[Allocator], lives: Sequence[Life], end_s: float
+    histories: Mapping[int, Sequence[Step]],
+    allocators: Iterable[Allocator],
+    process_runs: Sequence[ProcessRun],
+    end_s: float,
 ) -> tuple[Step, ...]:
     """The sum over all processes, contexts of simulated ones included; empty where one of them did not tell it all.
 
@@ -24,7 +27,7 @@ def by_allocators(
     Args:
         histories: by pid, in seconds since the monitor's start.
         allocators: what the processes said last.
-        lives: of the member, in order.
+        process_runs: of the member, in order.
         end_s: of what is not known to have ended.
     """
     allocators = tuple(allocators)
@@ -35,7 +38,7 @@ def by_allocators(
     for pid, history in histories.items():
         steps = [(at, size + contexts.get(pid, 0)) for at, size in dropwhile(lambda step: not step[1], history)]
         if steps:
-            traces.append(Steps.of(steps, _end_s(steps[0][0], lives, end_s)))
+            traces.append(Steps.of(steps, _end_s(steps[0][0], process_runs, end_s)))
     return _stored(summed(traces), end_s)
 
 
@@ -54,8 +57,12 @@ def _stored(found: Steps, end_s: float) -> tuple[Step, ...]:
     return (*steps.steps, *ending)
 
 
-def _end_s(begun_s: float, lives: Sequence[Life], end_s: float) -> float:
+def _end_s(begun_s: float, process_runs: Sequence[ProcessRun], end_s: float) -> float:
     """When the life ended in which something began."""
-    ends = [life.exit.ended_s for life in lives if life.started_s <= begun_s and life.exit is not None]
+    ends = [
+        process_run.exit.ended_s
+        for process_run in process_runs
+        if process_run.started_s <= begun_s and process_run.exit is not None
+    ]
     later = [end for end in ends if end > begun_s]
     return min(later, default=end_s)

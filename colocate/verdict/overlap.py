@@ -12,10 +12,10 @@ PhasePairs = tuple[tuple[str, str], ...]
 def foreground_window(evidence: Evidence) -> Interval | None:
     """From the foreground's first sign of training to the end of its last epoch, its exit, or its last sign."""
     member = evidence.foreground
-    if not member.marks:
-        return member.life if member.held_card else None
-    ends = [epoch.elapsed_s for epoch in member.epochs] or [member.marks[-1].elapsed_s]
-    return (member.marks[0].elapsed_s, max(ends[-1], member.marks[0].elapsed_s))
+    if not member.progress_events:
+        return member.process_run if member.held_gpu else None
+    ends = [epoch.elapsed_s for epoch in member.epochs] or [member.progress_events[-1].elapsed_s]
+    return (member.progress_events[0].elapsed_s, max(ends[-1], member.progress_events[0].elapsed_s))
 
 
 def overlap(evidence: Evidence) -> float | None:
@@ -49,7 +49,7 @@ def phases_met(evidence: Evidence) -> tuple[PhasePairs, PhasePairs]:
 
 def _phase_spans(member: Member) -> dict[str, tuple[Interval, ...]]:
     spans: dict[str, list[Interval]] = {}
-    for mark, following in zip(member.marks, member.marks[1:], strict=False):
-        if mark.phase and mark.pid == following.pid:
-            spans.setdefault(mark.phase, []).append((mark.elapsed_s, following.elapsed_s))
+    for event, following in zip(member.progress_events, member.progress_events[1:], strict=False):
+        if event.phase and event.pid == following.pid:
+            spans.setdefault(event.phase, []).append((event.elapsed_s, following.elapsed_s))
     return {phase: merged(intervals) for phase, intervals in spans.items()}

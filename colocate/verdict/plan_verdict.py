@@ -16,7 +16,7 @@ Holding = Literal["holds", "fails", "is undecided"]
 
 
 @dataclass(frozen=True)
-class Tally:
+class PlanVerdict:
     """How the groups of a plan ended. ``outcomes`` has every group of the plan; None is one that was not selected."""
 
     outcomes: Mapping[str, str | None]
@@ -24,7 +24,7 @@ class Tally:
     rate: float
 
     @classmethod
-    def of(cls, ids: Iterable[str], found: Mapping[str, str], needed: int, rate: float) -> "Tally":
+    def of(cls, ids: Iterable[str], found: Mapping[str, str], needed: int, rate: float) -> "PlanVerdict":
         """The tally of a plan's groups, given the outcomes of those that have one."""
         return cls({name: found.get(name) for name in ids}, needed, rate)
 
@@ -86,5 +86,7 @@ class Tally:
         for name in names:
             follows = bool(runs) and order[name] == order[runs[-1][-1]] + 1
             runs[-1].append(name) if follows else runs.append([name])
-        told = [name for run in runs for name in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
-        return told if len(told) <= MOST_NAMED else [*told[:MOST_NAMED], f"{len(told) - MOST_NAMED} more"]
+        reported = [name for run in runs for name in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
+        return (
+            reported if len(reported) <= MOST_NAMED else [*reported[:MOST_NAMED], f"{len(reported) - MOST_NAMED} more"]
+        )

@@ -1,4 +1,4 @@
-"""How far a peak seen on the virtual card may be from a real one.
+"""How far a peak seen on the virtual GPU may be from a real one.
 
 Pure arithmetic on what the probe recorded; docs/prediction-accuracy.md has the comparisons from which the margins
 come, and how often the intervals held.
@@ -10,21 +10,21 @@ from colocate.units import MIB
 from colocate.verdict.evidence import Allocator, Evidence, Member
 
 # Shares of the allocator's reserved memory; docs/prediction-accuracy.md says on which data they were chosen. Upwards it
-# is what workspaces do not explain; downwards, simulated fragmentation that a card did not have.
+# is what workspaces do not explain; downwards, simulated fragmentation that a GPU did not have.
 LESS = 0.12
 MORE = 0.04
 
 # Of a record without a bound for the workspaces of convolutions, as older ones are.
 MORE_WITHOUT_BOUND = 0.20
 
-# A CUDA context beyond the estimate written into the card, where a record does not say: see settings/cards.json.
+# A CUDA context beyond the estimate written into the GPU, where a record does not say: see settings/gpu_models.json.
 CONTEXT_LESS_BYTES = 100 * MIB
 CONTEXT_MORE_BYTES = 150 * MIB
 
 
 @dataclass(frozen=True, slots=True)
 class PeakRange:
-    """A peak of the card in bytes: the expected value and the ends of the interval it may lie in."""
+    """A peak of the GPU in bytes: the expected value and the ends of the interval it may lie in."""
 
     low_bytes: int
     expected_bytes: int
@@ -40,7 +40,7 @@ class PeakRange:
 
 
 def predicted_peak(evidence: Evidence) -> PeakRange | None:
-    """The card's peak when both members are at their own peaks at once; None when nothing was simulated.
+    """The GPU's peak when both members are at their own peaks at once; None when nothing was simulated.
 
     Peaks of endless loops meet sooner or later, so no time shift is counted on. A background that was restarted
     counts with its largest life. A member that was never started counts with nothing: what the other one alone wants
@@ -48,7 +48,7 @@ def predicted_peak(evidence: Evidence) -> PeakRange | None:
     """
     if evidence.baseline_bytes is None or not evidence.trace.samples:
         return None
-    ranges = [member_range(member) for member in evidence.members if member.uses_gpu and member.lives]
+    ranges = [member_range(member) for member in evidence.members if member.uses_gpu and member.process_runs]
     if any(range_ is None for range_ in ranges):
         return None
     base = evidence.baseline_bytes

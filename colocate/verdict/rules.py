@@ -2,7 +2,7 @@
 
 Read on from `judge`. Three stages are asked in this order, and the first that finds something decides:
 
-1. `_worthless`: nothing can be concluded (interrupted, foreign process, card lost, fault of the harness): INCONCLUSIVE;
+1. `_worthless`: nothing can be concluded (interrupted, foreign process, GPU lost, fault of the harness): INCONCLUSIVE;
 2. `_proven_infeasible`: it does not fit (out of memory, peak, failed foreground), whatever else is weak: INFEASIBLE;
 3. `_unproven`: the proof that it fits has a hole (no overlap, gaps, background that never loaded): INCONCLUSIVE.
 
@@ -24,15 +24,15 @@ from colocate.verdict.evidence import Evidence, Member, OutOfMemory
 from colocate.verdict.measured_peak import SPIKE_BYTES, PeakReading, left_no_trace, measured_peak, readings
 from colocate.verdict.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
 from colocate.verdict.predicted_peak import PeakRange, predicted_peak
-from colocate.verdict.worst_case_peak import Possible, possible_peak
+from colocate.verdict.worst_case_peak import WorstCasePeak, worst_case_peak
 
 STABLE_BELOW_BYTES = 3000 * MIB
 USABLE_UP_TO_BYTES = 4000 * MIB
 
-# What a ballast leaves as it is.
+# What a balloon leaves as it is.
 NOT_IMITATED = "speed, size of the contexts, workspaces and choice of kernels"
 
-Stability = Literal["stable", "usable", "high-risk"]
+MemoryClass = Literal["stable", "usable", "high-risk"]
 
 
 class Outcome(StrEnum):
@@ -54,7 +54,7 @@ class Reason:
         return f"{self.text} [{self.code}]"
 
 
-def stability(peak_bytes: int) -> Stability:
+def memory_class(peak_bytes: int) -> MemoryClass:
     """The class of a peak: stable below 3000 MiB, usable up to 4000 MiB, high-risk above."""
     if peak_bytes < STABLE_BELOW_BYTES:
         return "stable"
@@ -67,8 +67,8 @@ class Verdict:
 
     ``peak_bytes`` is the highest that the sources carry together or, predicted, the expected value of
     ``peak_low_bytes`` to ``peak_high_bytes``; None when nothing was read. ``peaks`` has what each source told.
-    ``overlap`` is the share of the foreground's training time during which the background trained too. ``possible`` is
-    the peak of another meeting of the same two, which this run did not show.
+    ``overlap`` is the share of the foreground's training time during which the background trained too. ``worst_case``
+    is the peak of another meeting of the same two, which this run did not show.
     """
 
     outcome: Outcome
@@ -80,13 +80,13 @@ class Verdict:
     peak_high_bytes: int | None
     limit_bytes: int
     headroom_bytes: int | None
-    stability: Stability | None
+    memory_class: MemoryClass | None
     overlap: float | None
     phases_together: PhasePairs
     phases_apart: PhasePairs
     epoch_cut: bool
     peaks: tuple[PeakReading, ...] = ()
-    possible: Possible | None = None
+    worst_case: WorstCasePeak | None = None
 
     @property
     def feasible(self) -> bool:
@@ -100,18 +100,18 @@ class Verdict:
 
     @property
     def out_of_memory(self) -> bool:
-        """One of the two trainings ran out of memory, on the card or on the host."""
+        """One of the two trainings ran out of memory, on the GPU or on the host."""
         return any(code.endswith("out_of_memory") for code in self.codes)
 
     @property
     def over_limit(self) -> bool:
-        """The card's peak reached the limit."""
+        """The GPU's peak reached the limit."""
         return "peak_over_limit" in self.codes
 
     @property
     def epoch_finished(self) -> bool:
         """The foreground did not fail, and nothing speaks against the end of its epoch."""
-        return not {"foreground_failed", "epoch_unfinished", "rehearsal_failed"} & set(self.codes)
+        return not {"foreground_failed", "epoch_unfinished", "dry_run_failed"} & set(self.codes)
 
     def __str__(self) -> str:
         reasons = "; ".join(map(str, self.reasons))
@@ -147,13 +147,13 @@ def judge(evidence: Evidence) -> Verdict:
         peak_high_bytes=None if peak is None else peak.high_bytes,
         limit_bytes=evidence.limits.peak_bytes,
         headroom_bytes=None if peak is None else evidence.limits.peak_bytes - peak.high_bytes,
-        stability=None if peak is None else stability(peak.expected_bytes),
+        memory_class=None if peak is None else memory_class(peak.expected_bytes),
         overlap=overlap(evidence),
         phases_together=together,
         phases_apart=apart,
         epoch_cut=evidence.foreground.epoch_cut,
         peaks=readings(evidence),
-        possible=possible_peak(evidence),
+        worst_case=worst_case_peak(evidence),
     )
 
 
@@ -178,11 +178,14 @@ def _worthless(evidence: Evidence) -> Iterator[Reason]:
     for code, text in evidence.faults:
         yield Reason(code, text)
     if evidence.trace.lost:
-        yield Reason("sensor_lost", f"the card stopped answering: {evidence.trace.lost}")
-    foreign = [holder for holder in evidence.holders if holder.owner == "foreign"]
+        yield Reason("sensor_lost", f"the GPU stopped answering: {evidence.trace.lost}")
+    foreign = [gpu_process for gpu_process in evidence.gpu_processes if gpu_process.owner == "foreign"]
     if foreign and "foreign_process" not in dict(evidence.faults):
-        names = ", ".join(f"{holder.name}, from {holder.first_s:.1f} to {holder.last_s:.1f} s" for holder in foreign)
-        yield Reason("foreign_process", f"somebody else used the card: {names}")
+        names = ", ".join(
+            f"{gpu_process.name}, from {gpu_process.first_s:.1f} to {gpu_process.last_s:.1f} s"
+            for gpu_process in foreign
+        )
+        yield Reason("foreign_process", f"somebody else used the GPU: {names}")
     for member in evidence.members:
         unsupported = next((a.unsupported for a in member.allocators if a.unsupported), None)
         if unsupported:
@@ -191,16 +194,15 @@ def _worthless(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _implausible(evidence: Evidence) -> Iterator[Reason]:
-    """A probe that tells more than the card has is no witness, neither of what it says nor of what it does not."""
+    """A probe that tells more than the GPU has is no witness, neither of what it says nor of what it does not."""
     if evidence.device.basis != "measured":
         return
     total = evidence.device.total_bytes
     for member in evidence.members:
-        told = max((allocator.max_reserved_bytes or 0 for allocator in member.allocators), default=0)
-        if told > total:
-            text = (
-                f"the record of a process of {member.name} tells {format_mib(told)}, the card has {format_mib(total)}"
-            )
+        reported = max((allocator.max_reserved_bytes or 0 for allocator in member.allocators), default=0)
+        if reported > total:
+            told = f"the record of a process of {member.name} tells {format_mib(reported)}"
+            text = f"{told}, the GPU has {format_mib(total)}"
             yield Reason("implausible_record", text)
 
 
@@ -261,32 +263,30 @@ def _missing_completion(member: Member) -> str | None:
 
 def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     if not evidence.trace.samples:
-        yield Reason("no_samples", "the card's memory was never read")
-    elif peak is None and evidence.foreground.lives:
+        yield Reason("no_samples", "the GPU's memory was never read")
+    elif peak is None and evidence.foreground.process_runs:
         yield Reason("peak_unknown", "the peak of a member is not known")
     yield from _undecided(evidence, peak)
     yield from _gaps(evidence)
     yield from _contradicted(evidence, peak)
     yield from _probe_lost(evidence)
-    yield from _rehearsal_failed(evidence)
+    yield from _dry_run_failed(evidence)
     yield from _foreground_unproven(evidence)
     yield from _steps_unconfirmed(evidence)
     if evidence.background is not None:
         yield from _background_unproven(evidence, evidence.background)
     if evidence.baseline_bytes is None:
-        yield Reason("no_baseline", "what the card held before the group is not known")
+        yield Reason("no_baseline", "what the GPU held before the group is not known")
     if evidence.returned_to_baseline is not True:
         held = format_mib(evidence.final_bytes)
-        yield Reason("card_not_returned", f"after the group the card did not come back to its baseline: {held} in use")
+        yield Reason("gpu_not_returned", f"after the group the GPU did not come back to its baseline: {held} in use")
 
 
 def _undecided(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     limit = evidence.limits.peak_bytes
     for member in evidence.members:
         if member.out_of_memory and not _out_of_memory_is_sound(evidence, peak):
-            text = (
-                f"{member.name} ran out of memory on the virtual card, but {_peak_text(peak, limit)} may fit; measure"
-            )
+            text = f"{member.name} ran out of memory on the virtual GPU, but {_peak_text(peak, limit)} may fit; measure"
             yield Reason("undecided", text)
             return
     if peak is None or not peak.low_bytes < limit <= peak.high_bytes:
@@ -303,7 +303,7 @@ def _undecided(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
 
 def _gaps(evidence: Evidence) -> Iterator[Reason]:
     """From the foreground's start to its exit: what it loads before it trains, and saves after, is in its peak too."""
-    spans = [span for span in (foreground_window(evidence), evidence.foreground.life) if span is not None]
+    spans = [span for span in (foreground_window(evidence), evidence.foreground.process_run) if span is not None]
     if not spans or not evidence.trace.samples:
         return
     longest_s = evidence.trace.longest_gap_s(min(start for start, _ in spans), max(end for _, end in spans))
@@ -314,13 +314,15 @@ def _gaps(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _contradicted(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
-    """The card cannot have held less than one of the processes on it: one of the driver's answers is wrong, or late."""
+    """The GPU cannot have held less than one of the processes on it: one of the driver's answers is wrong, or late."""
     if peak is None or evidence.device.basis != "measured":
         return
-    for holder in evidence.holders:
-        listed = 0 if holder.owner == "ballast" else holder.max_used_bytes or 0
+    for gpu_process in evidence.gpu_processes:
+        listed = 0 if gpu_process.owner == "balloon" else gpu_process.max_used_bytes or 0
         if listed > peak.expected_bytes + SPIKE_BYTES:
-            text = f"the driver's list has {format_mib(listed)} for {holder.name}, the whole card {_peak_text(peak)}"
+            text = (
+                f"the driver's list has {format_mib(listed)} for {gpu_process.name}, the whole GPU {_peak_text(peak)}"
+            )
             yield Reason("sensor_contradicted", text)
 
 
@@ -331,17 +333,17 @@ def _probe_lost(evidence: Evidence) -> Iterator[Reason]:
             yield Reason("probe_lost", text)
 
 
-def _rehearsal_failed(evidence: Evidence) -> Iterator[Reason]:
-    """No value is computed on the virtual card: a program that fails there may fail of that, and not of sharing."""
+def _dry_run_failed(evidence: Evidence) -> Iterator[Reason]:
+    """No value is computed on the virtual GPU: a program that fails there may fail of that, and not of sharing."""
     text = _how_unfinished(evidence.foreground)
     if text is not None and evidence.device.basis == "predicted":
-        yield Reason("rehearsal_failed", f"{text}; it may be the emulation's doing, which computes no values")
+        yield Reason("dry_run_failed", f"{text}; it may be the emulation's doing, which computes no values")
 
 
 def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
     foreground, background = evidence.foreground, evidence.background
     end = foreground.last_exit
-    if not foreground.lives:
+    if not foreground.process_runs:
         if background is None or background.ready_s is not None:
             yield Reason("foreground_not_started", f"{foreground.name} was never started")
     elif foreground.stalled_after_s is not None:
@@ -356,12 +358,12 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
     elif (end is None or end.stopped) and not _may_end_early(evidence):
         yield Reason("foreground_not_ended", f"{foreground.name} was still running when the group was ended")
     elif _went_on_without_us(foreground) and evidence.decided_early is None:
-        names = "; ".join(foreground.lives[-1].leftovers)
+        names = "; ".join(foreground.process_runs[-1].leftovers)
         text = f"{foreground.name} ended with {end} and left processes that had to be ended: {names}"
         yield Reason("foreground_detached", text)
-    elif foreground.uses_gpu and (not foreground.held_card or left_no_trace(evidence)):
-        yield Reason("foreground_off_card", f"{foreground.name} never held memory on the card")
-    elif not foreground.uses_gpu and not foreground.marks:
+    elif foreground.uses_gpu and (not foreground.held_gpu or left_no_trace(evidence)):
+        yield Reason("foreground_off_gpu", f"{foreground.name} never held memory on the GPU")
+    elif not foreground.uses_gpu and not foreground.progress_events:
         yield Reason("foreground_idle", f"{foreground.name} is declared to train on the CPU but showed no step")
     elif evidence.device.basis == "measured" and foreground.epoch_cut:
         yield Reason("epoch_cut", f"{foreground.name} was told to cut its epoch: {_epoch_text(foreground)}")
@@ -370,22 +372,22 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
 def _steps_unconfirmed(evidence: Evidence) -> Iterator[Reason]:
     """An epoch of which PyTorch, loaded in the same training, saw not one step of an optimizer."""
     member = evidence.foreground
-    told = max((epoch.steps for epoch in member.epochs), default=0)
+    reported = max((epoch.steps for epoch in member.epochs), default=0)
     silent = member.allocators and not any(allocator.optimizer_steps for allocator in member.allocators)
-    if evidence.device.basis == "measured" and told and silent:
-        text = f"{member.name} tells of an epoch of {told} steps, PyTorch counted none of them"
+    if evidence.device.basis == "measured" and reported and silent:
+        text = f"{member.name} tells of an epoch of {reported} steps, PyTorch counted none of them"
         yield Reason("epoch_contradicted", text)
 
 
 def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Reason]:
-    lives = len(background.lives)
+    process_runs = len(background.process_runs)
     if background.gave_up is not None:
         yield Reason("background_gave_up", f"{background.name}: {background.gave_up}{_last_word(background)}")
     if background.ready_s is None:
-        text = f"{background.name} never was ready ({lives} start(s)): {_what_it_lacked(background)}"
+        text = f"{background.name} never was ready ({process_runs} start(s)): {_what_it_lacked(background)}"
         yield Reason("background_never_ready", text)
-    if background.uses_gpu and not background.held_card:
-        yield Reason("background_off_card", f"{background.name} never held memory on the card")
+    if background.uses_gpu and not background.held_gpu:
+        yield Reason("background_off_gpu", f"{background.name} never held memory on the GPU")
     if foreground_window(evidence) is None:
         return
     share, floor = overlap(evidence), evidence.limits.overlap
@@ -399,16 +401,20 @@ def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Rea
 
 def _what_it_lacked(background: Member) -> str:
     """Of the signs that a background is ready, the first that was not there."""
-    if background.uses_gpu and not background.held_card:
-        return "it held no memory on the card"
-    if not background.marks and not any(allocator.optimizer_steps for allocator in background.allocators):
+    if background.uses_gpu and not background.held_gpu:
+        return "it held no memory on the GPU"
+    if not background.progress_events and not any(allocator.optimizer_steps for allocator in background.allocators):
         return "it made no step"
     return "its first epoch was not over"
 
 
 def _last_word(member: Member) -> str:
     """What its log says last of a failure, as the end of a sentence; a failure alone has one."""
-    failed = [life for life in member.lives if life.exit and not life.exit.ok and not life.exit.stopped]
+    failed = [
+        process_run
+        for process_run in member.process_runs
+        if process_run.exit and not process_run.exit.ok and not process_run.exit.stopped
+    ]
     return f": {failed[-1].last_word}" if failed and failed[-1].last_word else ""
 
 
@@ -428,10 +434,10 @@ def _warnings(evidence: Evidence, apart: PhasePairs) -> Iterator[Reason]:
     if evidence.decided_early is not None:
         yield Reason("decided_early", f"ended before the foreground's own end: {evidence.decided_early}")
     yield from _spike(evidence)
-    yield from _possible(evidence)
-    if evidence.device.ballast is not None:
-        text = f"{evidence.device.name}: only the memory is that of a smaller card; {NOT_IMITATED} are the large one's"
-        yield Reason("small_card", text)
+    yield from _worst_case(evidence)
+    if evidence.device.balloon is not None:
+        text = f"{evidence.device.name}: only the memory is that of a smaller GPU; {NOT_IMITATED} are the large one's"
+        yield Reason("constrained_device", text)
     for note in _notes(evidence):
         yield Reason("assumption", note)
     for code, text in evidence.notes:
@@ -443,10 +449,14 @@ def _warnings_of(member: Member) -> Iterator[Reason]:
     if retries and not any(allocator.num_ooms for allocator in member.allocators):
         text = f"{member.name} got through only by flushing its allocator's cache {retries} time(s)"
         yield Reason("tight", text)
-    left = [name for life in member.lives for name in life.leftovers]
+    left = [name for process_run in member.process_runs for name in process_run.leftovers]
     if left:
         yield Reason("leftovers", f"{member.name} left processes that had to be ended: {'; '.join(left)}")
-    failed = [life.exit for life in member.lives if life.exit and not life.exit.ok and not life.exit.stopped]
+    failed = [
+        process_run.exit
+        for process_run in member.process_runs
+        if process_run.exit and not process_run.exit.ok and not process_run.exit.stopped
+    ]
     if member.role == "background" and failed:
         yield Reason("background_restarted", f"{member.name} failed {len(failed)} time(s), last with {failed[-1]}")
 
@@ -462,15 +472,17 @@ def _spike(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("spike", f"the samples missed {format_mib(gap_bytes)} of the peak ({own})")
 
 
-def _possible(evidence: Evidence) -> Iterator[Reason]:
-    """What did not happen but may: on the virtual card the verdict itself rests on it."""
-    seen, possible, limit = _peak_range(evidence), possible_peak(evidence), evidence.limits.peak_bytes
-    if evidence.device.basis == "predicted" or seen is None or possible is None:
+def _worst_case(evidence: Evidence) -> Iterator[Reason]:
+    """What did not happen but may: on the virtual GPU the verdict itself rests on it."""
+    seen, worst_case, limit = _peak_range(evidence), worst_case_peak(evidence), evidence.limits.peak_bytes
+    if evidence.device.basis == "predicted" or seen is None or worst_case is None:
         return
-    if seen.high_bytes < limit <= possible.peak_bytes:
-        text = f"{format_mib(possible.peak_bytes, beside=limit)} are possible, limit {format_mib(limit)}, {possible}"
+    if seen.high_bytes < limit <= worst_case.peak_bytes:
+        text = (
+            f"{format_mib(worst_case.peak_bytes, beside=limit)} are possible, limit {format_mib(limit)}, {worst_case}"
+        )
         most = format_mib(seen.high_bytes, beside=limit)
-        yield Reason("possible_peak_over_limit", f"{text}; at once at most {most} were seen")
+        yield Reason("worst_case_over_limit", f"{text}; at once at most {most} were seen")
 
 
 def _notes(evidence: Evidence) -> tuple[str, ...]:
@@ -482,12 +494,12 @@ def _notes(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _peak_range(evidence: Evidence) -> PeakRange | None:
-    """The card's peak: bounds that meet in one number where the sources agree; None when nothing was read."""
+    """The GPU's peak: bounds that meet in one number where the sources agree; None when nothing was read."""
     return predicted_peak(evidence) if evidence.device.basis == "predicted" else measured_peak(evidence)
 
 
 def _out_of_memory_is_sound(evidence: Evidence, peak: PeakRange | None) -> bool:
-    """A real card's out-of-memory is a fact; a virtual one only when even the low end of the demand does not fit."""
+    """A real GPU's out-of-memory is a fact; a virtual one only when even the low end of the demand does not fit."""
     if evidence.device.basis == "measured":
         return True
     return peak is not None and peak.low_bytes >= evidence.limits.peak_bytes
@@ -518,13 +530,15 @@ def _may_end_early(evidence: Evidence) -> bool:
 
 
 def _started(member: Member) -> bool:
-    """It trained or at least reached the card: an end after that says something about sharing."""
-    return bool(member.marks) or member.held_card or bool(member.epochs)
+    """It trained or at least reached the GPU: an end after that says something about sharing."""
+    return bool(member.progress_events) or member.held_gpu or bool(member.epochs)
 
 
 def _went_on_without_us(member: Member) -> bool:
     """Its first process ended without an epoch while others of it still ran, as in a program that daemonises."""
-    return bool(member.lives and member.lives[-1].leftovers) and not any(epoch.steps for epoch in member.epochs)
+    return bool(member.process_runs and member.process_runs[-1].leftovers) and not any(
+        epoch.steps for epoch in member.epochs
+    )
 
 
 def _epoch_text(member: Member) -> str:

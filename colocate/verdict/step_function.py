@@ -1,6 +1,6 @@
 """The worst alignment of two memory traces: how much both could hold at once, had they met at their worst.
 
-Pure: steps in, a sum and two instants out. Knows neither cards nor what a training is; `verdict.worst_case_peak` does.
+Pure: steps in, a sum and two instants out. Knows neither GPUs nor what a training is; `verdict.worst_case_peak` does.
 
 A trace is a step function over a training's own time. One training begins ``shift`` seconds after the other did; not
 every shift can occur, and not every instant of the one can meet every instant of the other:

@@ -1,4 +1,4 @@
-"""The possible peak: what the card would hold if two trainings met at their worst, which the run happened not to show.
+"""The worst-case peak: what the GPU would hold if two trainings met at their worst, which the run happened not to show.
 
 Rests on what each member held over time, and only on alignments that can occur:
 
@@ -8,7 +8,7 @@ Rests on what each member held over time, and only on alignments that can occur:
   epoch to tell. What it showed once, such as kernels tried out in its first epoch, can meet only what the foreground
   has reached by then. A background that ends and is started again shows everything again, its start included.
 
-What a member never showed, such as an evaluation that the background did not reach, is in no possible peak. Pure;
+What a member never showed, such as an evaluation that the background did not reach, is in no worst-case peak. Pure;
 `colocate.verdict.rules` says what follows.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from colocate.verdict.evidence import Evidence, Member
-from colocate.verdict.measured_peak import end_s, own_steps, untold_bytes
+from colocate.verdict.measured_peak import end_s, own_steps, unreported_bytes
 from colocate.verdict.step_function import Steps, summed, worst_alignment
 
 # The probe reads four times a second: a growth is known to lie in the quarter before it was read.
@@ -26,56 +26,56 @@ START = "start"
 
 
 @dataclass(frozen=True, slots=True)
-class Possible:
-    """The possible peak in bytes, and the phases that would have to meet; ``told_by`` is the weaker of two sources."""
+class WorstCasePeak:
+    """The worst-case peak in bytes, the phases that would have to meet; ``reported_by`` is the weaker source."""
 
     peak_bytes: int
     foreground_phase: str
     background_phase: str
-    told_by: Literal["allocator", "processes"]
+    reported_by: Literal["allocator", "processes"]
 
     def __str__(self) -> str:
         return f"if {self.foreground_phase} of the foreground met {self.background_phase} of the background"
 
 
-def possible_peak(evidence: Evidence) -> Possible | None:
-    """The possible peak; None unless both members told what they held over time."""
+def worst_case_peak(evidence: Evidence) -> WorstCasePeak | None:
+    """The worst-case peak; None unless both members told what they held over time."""
     foreground, background = evidence.foreground, evidence.background
     if background is None or evidence.baseline_bytes is None or not evidence.trace.samples:
         return None
-    if not foreground.held or not background.held or not foreground.lives or background.ready_s is None:
+    if not foreground.held or not background.held or not foreground.process_runs or background.ready_s is None:
         return None
-    begun_s, until_s = foreground.lives[0].started_s, end_s(evidence)
+    begun_s, until_s = foreground.process_runs[0].started_s, end_s(evidence)
     front = _on_own_clock(own_steps(foreground, until_s), begun_s)
     beside = own_steps(background, until_s)
     worst = worst_alignment(front, beside, earliest_s=background.ready_s, loops_from_s=_loops_from_s(background))
     if worst.front_s is None or worst.beside_s is None:
         return None
-    told_by_both = {foreground.held_by, background.held_by} == {"allocator"}
+    reported_by_both = {foreground.held_by, background.held_by} == {"allocator"}
     # Lists of processes have their contexts in them, and miss what comes between them.
-    untold = untold_bytes(evidence, summed((own_steps(foreground, until_s), beside))) if told_by_both else 0
+    unreported = unreported_bytes(evidence, summed((own_steps(foreground, until_s), beside))) if reported_by_both else 0
     seen = evidence.trace.peak
     assert seen is not None, "there are samples"
-    return Possible(
-        max(evidence.baseline_bytes + worst.total_bytes + untold, seen.used_bytes),  # what was seen is possible
+    return WorstCasePeak(
+        max(evidence.baseline_bytes + worst.total_bytes + unreported, seen.used_bytes),  # what was seen is possible
         phase_at(foreground, begun_s + _read_s(front, worst.front_s)),
         phase_at(background, _read_s(beside, worst.beside_s)),
-        "allocator" if told_by_both else "processes",
+        "allocator" if reported_by_both else "processes",
     )
 
 
 def phase_at(member: Member, elapsed_s: float) -> str:
     """The phase that a member was in, by its own marks; before the first one it starts."""
-    begun = [mark for mark in member.marks if mark.elapsed_s <= elapsed_s]
+    begun = [event for event in member.progress_events if event.elapsed_s <= elapsed_s]
     if not begun:
         return START
-    return next((mark.phase for mark in reversed(begun) if mark.phase), "training")
+    return next((event.phase for event in reversed(begun) if event.phase), "training")
 
 
 def _loops_from_s(background: Member) -> float:
     """From when on everything that it showed may come again."""
-    if len(background.lives) > 1:
-        return background.lives[0].started_s
+    if len(background.process_runs) > 1:
+        return background.process_runs[0].started_s
     assert background.ready_s is not None
     ends = [epoch.elapsed_s for epoch in background.epochs]
     # Only a second whole epoch tells what of the first one comes again.

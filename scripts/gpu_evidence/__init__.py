@@ -1,1 +1,1 @@
-"""Evidence from a card, gathered in pieces of minutes; started by `scripts/gpu-evidence`."""
+"""Evidence from a GPU, gathered in pieces of minutes; started by `scripts/gpu-evidence`."""

@@ -33,13 +33,13 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/gpu-evidence",
-        description="Measure on a card what this project claims, in pieces that fit into a few minutes each.",
+        description="Measure on a GPU what this project claims, in pieces that fit into a few minutes each.",
         epilog="Run it again with the same arguments until its exit code is 0; what is done is not done again.",
     )
     add = parser.add_argument
     add("--minutes", type=float, default=9.5, help="how long this call may take (9.5)")
     add("--device", choices=("auto", "nvidia", "virtual"), default="auto", help="as in pytest feasibility (auto)")
-    add("--card", default="8GB", help="the small card (8GB)")
+    add("--gpu", default="8GB", help="the constrained GPU (8GB)")
     add("--plan", type=Path, default=ROOT / "settings" / "parallel_feasibility_test.json", help="the plan")
     add(
         "--work",

@@ -1,4 +1,4 @@
-"""What every unit of work needs: the card, the plan, the folder of the records, and how much time is left."""
+"""What every unit of work needs: the GPU, the plan, the folder of the records, and how much time is left."""
 
 import time
 from collections.abc import Sequence
@@ -6,19 +6,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from colocate.device.acquire import Card, new_virtual
+from colocate.device.acquire import FoundGpu, new_virtual
 from colocate.device.base import Device, DeviceInfo
 from colocate.device.nvml import NvidiaDevice, is_simulated
 from colocate.files import read_json, write_json
-from colocate.harness.attempt import Trials
+from colocate.harness.attempt import AttemptRunner
 from colocate.plan.catalog import Catalog, Training
-from colocate.plan.gpu_models import card_of_size
+from colocate.plan.gpu_models import model_of_size
 from colocate.plan.plan import Group, Plan
 from colocate.results.attempts import Attempt
 from colocate.results.layout import RunDirectory
 from colocate.units import GIB
 
-# The virtual stand-in for a large card.
+# The virtual stand-in for a large GPU.
 WHOLE_VIRTUAL_BYTES = 80 * GIB
 
 # What is left after a training was ended: settling, writing the record, the next call's turn.
@@ -33,9 +33,9 @@ class Bench:
         work: Records of all calls.
         plan: The groups.
         catalog: Makes changed command lines; None for a plan of commands.
-        card: The whole card.
+        GPU: The whole GPU.
         small_bytes: The size of the small one.
-        info: What the whole card is.
+        info: What the whole GPU is.
         minutes: How long this call may take.
         options: The command line's.
     """
@@ -43,7 +43,7 @@ class Bench:
     work: Path
     plan: Plan
     catalog: Catalog | None
-    card: Card
+    gpu: FoundGpu
     small_bytes: int
     info: DeviceInfo
     minutes: float
@@ -57,19 +57,19 @@ class Bench:
 
     @property
     def basis(self) -> str:
-        """``measured`` on a card; ``simulated`` by the tests' library, ``predicted`` on a virtual card."""
+        """``measured`` on a GPU; ``simulated`` by the tests' library, ``predicted`` on a virtual GPU."""
         return "simulated" if is_simulated(self.info) else self.info.basis
 
     @property
-    def small(self) -> Card:
-        """The small card: a ballast makes it of a GPU."""
-        return replace(self.card, total_bytes=self.small_bytes)
+    def small(self) -> FoundGpu:
+        """The constrained GPU: a balloon makes it of a GPU."""
+        return replace(self.gpu, total_bytes=self.small_bytes)
 
     def run(self, name: str) -> RunDirectory:
         """The run directory of one kind of units."""
         return RunDirectory(self.work / name)
 
-    def attempt(self, kind: str, group: Group, card: Card) -> Attempt:
+    def attempt(self, kind: str, group: Group, gpu: FoundGpu) -> Attempt:
         """One attempt at a group, ended in time by the plan's own limit."""
         limits = group.limits
         most_s = min(limits.epoch_timeout_s, max(5.0, self.left_s - limits.settle_s - RESERVE_S))
@@ -77,29 +77,29 @@ class Bench:
         run = self.run(kind)
         run.path.mkdir(parents=True, exist_ok=True)
         self._describe(run)
-        return Trials(run, self.plan.name, card).attempt(timed)
+        return AttemptRunner(run, self.plan.name, gpu).attempt(timed)
 
     def _describe(self, run: RunDirectory) -> None:
         """What a page needs to know of the plan."""
         if run.record.exists():
             return
         plan, limits = self.plan, self.plan.limits
-        told = {
+        reported = {
             "name": plan.name,
             "groups": list(plan.ids),
             "needed": plan.needed(len(plan.groups)),
             "success_rate": limits.success_rate,
-            "limits": {"peak_bytes": limits.peak_bytes, "card_bytes": limits.card_bytes},
+            "limits": {"peak_bytes": limits.peak_bytes, "gpu_bytes": limits.gpu_bytes},
             "tiers": dict(plan.tiers),
         }
-        write_json(run.record, {"schema": 1, "plan": told, "arguments": []})
+        write_json(run.record, {"schema": 1, "plan": reported, "arguments": []})
 
     def opened(self, folder: Path) -> Device:
-        """The whole card for reading it, not locked."""
-        if self.card.uuid is not None:
-            return NvidiaDevice(self.card.uuid)
+        """The whole GPU for reading it, not locked."""
+        if self.gpu.uuid is not None:
+            return NvidiaDevice(self.gpu.uuid)
         folder.mkdir(parents=True, exist_ok=True)
-        return new_virtual(card_of_size(self.card.total_bytes or WHOLE_VIRTUAL_BYTES), folder / "virtual_card")
+        return new_virtual(model_of_size(self.gpu.total_bytes or WHOLE_VIRTUAL_BYTES), folder / "virtual_gpu")
 
 
 def is_ours(training: Training) -> bool:
@@ -125,8 +125,8 @@ def distinct(groups: Sequence[Group]) -> dict[str, tuple[Training, Group]]:
 
 def key_of(training: Training) -> str:
     """Name and what tells it from others of that name; epochs and seed change no memory."""
-    told = {k: v for k, v in training.hyperparameters.items() if k not in ("epochs", "seed")}
-    return " ".join([training.name, *(f"{name}={value}" for name, value in sorted(told.items()))])
+    reported = {k: v for k, v in training.hyperparameters.items() if k not in ("epochs", "seed")}
+    return " ".join([training.name, *(f"{name}={value}" for name, value in sorted(reported.items()))])
 
 
 def stored(path: Path) -> dict[str, Any] | None:

@@ -11,29 +11,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from colocate.device.acquire import Card
-from colocate.harness.attempt import Trials
+from colocate.device.acquire import FoundGpu
+from colocate.harness.attempt import AttemptRunner
 from colocate.plan.plan import load_plan
-from colocate.probe.virtual_gpu.card import VirtualCard
+from colocate.probe.virtual_gpu.state import VirtualGpu
 from colocate.process.procfs import with_cookie
 from colocate.results.layout import RunDirectory
 from gpu_evidence.bench import Bench
 
 LOOKS_S = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
-ENOUGH_S = 2.0  # nothing comes back to a card that is clean
+ENOUGH_S = 2.0  # nothing comes back to a GPU that is clean
 GUARANTEE_S = 5.0  # docs/design.md: a training never outlives its harness by more
 START_S = 180.0
 TOLERANCE_BYTES = 64 * 1024**2
 
 
 def under_load(bench: Bench) -> dict[str, Any]:
-    """Start a group on the small card in a process of its own, kill that once both train, and look."""
+    """Start a group on the constrained GPU in a process of its own, kill that once both train, and look."""
     run = bench.run("kill")
     run.path.mkdir(parents=True, exist_ok=True)
     groups = [group for group in bench.plan.groups if group.background is not None and not group.missing]
     group = next((one for one in groups if one.number == 12), groups[0])
     before = _used(bench, run.path)
-    orders = {"plan": str(bench.plan.path), "group": group.id, "run": str(run.path), "card": asdict(bench.small)}
+    orders = {"plan": str(bench.plan.path), "group": group.id, "run": str(run.path), "gpu": asdict(bench.small)}
     paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with subprocess.Popen(
@@ -77,22 +77,22 @@ def _look(bench: Bench, run: RunDirectory, killed_s: float, after_s: float) -> d
 
 
 def _used(bench: Bench, run: Path) -> int | None:
-    """What the card holds; of a virtual one, which only exists once its group has begun, beyond its baseline."""
-    if bench.card.kind == "nvidia":
+    """What the GPU holds; of a virtual one, which only exists once its group has begun, beyond its baseline."""
+    if bench.gpu.kind == "nvidia":
         with closing(bench.opened(run)) as device:
             return device.memory().used_bytes
-    states = sorted(run.glob("*/virtual_card"), key=lambda path: path.stat().st_mtime)
+    states = sorted(run.glob("*/virtual_gpu"), key=lambda path: path.stat().st_mtime)
     if not states:
         return None
-    card = VirtualCard.open(states[-1])
-    return card.used_bytes() - card.baseline_bytes
+    gpu = VirtualGpu.open(states[-1])
+    return gpu.used_bytes() - gpu.baseline_bytes
 
 
 def _wait_until_both_train(run: Path, victim: "subprocess.Popen[bytes]", most_s: float) -> bool:
     deadline = time.monotonic() + most_s
     while time.monotonic() < deadline and victim.poll() is None:
-        told = [path.read_text() for path in run.glob("*/events/*") if "foreground" in path.name]
-        if any('"step"' in text for text in told):
+        reported = [path.read_text() for path in run.glob("*/events/*") if "foreground" in path.name]
+        if any('"step"' in text for text in reported):
             return True
         time.sleep(0.05)
     return False
@@ -101,7 +101,7 @@ def _wait_until_both_train(run: Path, victim: "subprocess.Popen[bytes]", most_s:
 def _victim(orders: dict[str, Any]) -> None:
     plan = load_plan(Path(orders["plan"]))
     group = next(one for one in plan.groups if one.id == orders["group"])
-    Trials(RunDirectory(Path(orders["run"])), plan.name, Card(**orders["card"])).attempt(group)
+    AttemptRunner(RunDirectory(Path(orders["run"])), plan.name, FoundGpu(**orders["gpu"])).attempt(group)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What watching costs a training: step times with and without the sampler, and with and without the probe.
 
-The two ways take turns, so that a card that grows warm or a neighbour on the processor hits both alike, and the
+The two ways take turns, so that a GPU that grows warm or a neighbour on the processor hits both alike, and the
 noise is that of the same way repeated.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate.harness import environment
-from colocate.harness.sampler import Monitor
+from colocate.harness.sampler import Sampler
 from colocate.plan.catalog import Training
 from colocate.process.runner import Command, Process, start
 from gpu_evidence.bench import Bench, distinct, shortened
@@ -45,7 +45,7 @@ def of_the_sampler(bench: Bench) -> dict[str, Any]:
                 break
             began = time.monotonic()
             if on:
-                with Monitor(device) as monitor:
+                with Sampler(device) as monitor:
                     time.sleep(block_s)
                 trace = monitor.trace()
                 reading_s, watched_s = reading_s + (trace.reading_s or 0), watched_s + (trace.duration_s or 0)
@@ -62,8 +62,8 @@ def of_the_sampler(bench: Bench) -> dict[str, Any]:
 
 def of_the_probe(bench: Bench) -> dict[str, Any]:
     """Whole runs with and without the probe take turns."""
-    if bench.card.kind == "virtual":
-        return {"state": "done", "text": "left out: on a virtual card the probe is the card"}
+    if bench.gpu.kind == "virtual":
+        return {"state": "done", "text": "left out: on a virtual GPU the probe is the GPU"}
     training, folder = shortened(subject(bench), 5 * bench.options.steps), bench.work / "overhead_probe"
     times: dict[bool, list[float]] = {True: [], False: []}
     longest_s = 0.0
@@ -83,7 +83,7 @@ def of_the_probe(bench: Bench) -> dict[str, Any]:
 
 
 def subject(bench: Bench) -> Training:
-    """The training with the shortest steps that is known; the first that uses the card elsewhere."""
+    """The training with the shortest steps that is known; the first that uses the GPU elsewhere."""
     using = [training for training, _ in distinct(bench.plan.groups).values() if training.uses_gpu]
     return next((one for one in using if one.model == "resnet20"), using[0])
 
@@ -149,7 +149,7 @@ def _running(
     (folder / "probe").mkdir(parents=True, exist_ok=True)
     events = folder / "events.jsonl"
     events.unlink(missing_ok=True)
-    virtual = folder / "virtual_card" if bench.card.kind == "virtual" else None
+    virtual = folder / "virtual_gpu" if bench.gpu.kind == "virtual" else None
     if virtual is not None:
         bench.opened(folder)
     env = environment.for_training(
@@ -157,14 +157,14 @@ def _running(
         cookie=f"{bench.work.name}/overhead/foreground",
         events=events,
         probe=folder / "probe",
-        uuid=bench.card.uuid,
-        virtual_card=virtual,
+        uuid=bench.gpu.uuid,
+        virtual_gpu=virtual,
     )
     if not probe:
         paths = [path for path in env["PYTHONPATH"].split(":") if path != str(environment.INJECTED)]
         env = {**env, "PYTHONPATH": ":".join(paths)}
         del env[environment.PROBE]
-    argv = tuple(training.command(repeat=repeat, rehearsal=virtual is not None))
+    argv = tuple(training.command(repeat=repeat, dry_run=virtual is not None))
     command = Command(argv, training.cwd, env)
     with start(command, log=folder / "training.log", cookie=f"{bench.work.name}/overhead/foreground") as process:
         yield process, events

@@ -1,6 +1,6 @@
 """The evidence as files: a summary to read, one document for machines, traces, and the page of the runs.
 
-What was not measured on a card never goes to docs/evidence, and says in every file what it is.
+What was not measured on a GPU never goes to docs/evidence, and says in every file what it is.
 """
 
 import json
@@ -25,8 +25,8 @@ TRACE_POINTS = 2000
 Results = Mapping[str, dict[str, Any] | None]
 
 WARNINGS = {
-    "simulated": "NOT EVIDENCE: made on the make-believe card of the tests. No number here is real.",
-    "predicted": "NOT EVIDENCE: predicted on a virtual card. No number here was measured on a GPU.",
+    "simulated": "NOT EVIDENCE: made on the make-believe GPU of the tests. No number here is real.",
+    "predicted": "NOT EVIDENCE: predicted on a virtual GPU. No number here was measured on a GPU.",
 }
 
 
@@ -53,7 +53,7 @@ def write(bench: Bench, results: Results, out: Path) -> None:
             "schema": SCHEMA,
             "warning": warning,
             "basis": bench.basis,
-            "card": bench.info.name,
+            "gpu": bench.info.name,
             "total_bytes": bench.info.total_bytes,
             "small_bytes": bench.small_bytes,
             "driver": bench.info.driver_version,
@@ -68,7 +68,7 @@ def write(bench: Bench, results: Results, out: Path) -> None:
 
 
 def _write_trace(bench: Bench, name: str, result: dict[str, Any], out: Path, warning: str | None) -> None:
-    """The card's memory over time, thinned so that lowest and highest of every stretch stay."""
+    """The GPU's memory over time, thinned so that lowest and highest of every stretch stay."""
     record = result.get("record")
     if record is None:
         return
@@ -82,7 +82,7 @@ def _write_trace(bench: Bench, name: str, result: dict[str, Any], out: Path, war
 
 
 def _write_page(bench: Bench, out: Path, warning: str | None) -> None:
-    """Our own page of all groups, small card and whole card apart."""
+    """Our own page of all groups, constrained GPU and whole GPU apart."""
     runs = []
     for kind in ("small", "whole", "solo"):
         try:
@@ -110,7 +110,7 @@ def _summary(bench: Bench, results: Results, warning: str | None) -> Iterator[st
     yield f"Memory is read by {bench.info.memory_source}; MB means MiB. Written by `scripts/gpu-evidence`."
     yield from _solo(results)
     yield from _groups(bench, results, "small", f"The groups on {format_mib(bench.small_bytes)} of it")
-    yield from _groups(bench, results, "whole", "The groups on the whole card")
+    yield from _groups(bench, results, "whole", "The groups on the whole GPU")
     yield from _overhead(results)
     yield from _kill(results)
     yield from _smi(results)
@@ -119,14 +119,14 @@ def _summary(bench: Bench, results: Results, warning: str | None) -> Iterator[st
 
 def _solo(results: Results) -> Iterator[str]:
     found = {name.removeprefix("solo "): r for name, r in results.items() if name.startswith("solo ") and r}
-    told = {name: result for name, result in found.items() if result.get("peak_bytes") is not None}
-    if not told:
+    reported = {name: result for name, result in found.items() if result.get("peak_bytes") is not None}
+    if not reported:
         return
     yield from ("", "## Trainings alone", "")
     yield "Rest is what a process holds beside PyTorch's allocator, its context above all; held: in the range."
     yield ""
     heads = ("training", "peak", "reserved by PyTorch", "rest", "predicted", "held", "phases", "cut to steps")
-    yield from _table(heads, (_solo_row(name, result, results) for name, result in told.items()))
+    yield from _table(heads, (_solo_row(name, result, results) for name, result in reported.items()))
 
 
 def _solo_row(name: str, result: dict[str, Any], results: Results) -> list[str]:
@@ -142,7 +142,7 @@ def _solo_row(name: str, result: dict[str, Any], results: Results) -> list[str]:
 
 
 def own_peak(result: Mapping[str, Any]) -> int | None:
-    """What the trainings held at most, without what the card held before."""
+    """What the trainings held at most, without what the GPU held before."""
     peak, baseline = result.get("peak_bytes"), result.get("baseline_bytes")
     return None if peak is None or baseline is None else peak - baseline
 
@@ -195,12 +195,12 @@ def _group_row(group: Any, result: dict[str, Any], results: Results) -> list[str
 
 def _overhead(results: Results) -> Iterator[str]:
     found = [results.get("overhead_sampler"), results.get("overhead_probe")]
-    told = [one for one in found if one and "difference" in one]
-    if not told:
+    reported = [one for one in found if one and "difference" in one]
+    if not reported:
         return
     yield from ("", "## What watching costs", "")
     heads = ("what", "training", "step time without", "longer by", "noise of one reading", "target", "shown")
-    yield from _table(heads, (_overhead_row(one) for one in told))
+    yield from _table(heads, (_overhead_row(one) for one in reported))
 
 
 def _overhead_row(one: dict[str, Any]) -> list[str]:
@@ -217,8 +217,8 @@ def _kill(results: Results) -> Iterator[str]:
     yield from ("", "## kill -9 of the harness under load", "")
     load = found["under_load"]
     yield (
-        f"{found['group']} on the small card: {format_mib(load['used_bytes'])} of the card and {load['processes']} "
-        f"processes of ours at that moment; before the group {format_mib(found['before_bytes'], 'no card')}."
+        f"{found['group']} on the constrained GPU: {format_mib(load['used_bytes'])} of the GPU and {load['processes']} "
+        f"processes of ours at that moment; before the group {format_mib(found['before_bytes'], 'no GPU')}."
     )
     yield ""
     rows = ([f"{one['after_s']:g} s", format_mib(one["used_bytes"]), str(one["processes"])] for one in found["looks"])

@@ -7,14 +7,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from colocate.device.acquire import Card
+from colocate.device.acquire import FoundGpu
 from colocate.device.base import DeviceInfo
 from colocate.device.nvml import NvidiaDevice
 from colocate.device.select import choose_device
 from colocate.errors import ColocateError
 from colocate.files import safe_name, write_json
 from colocate.plan.catalog import load_catalog
-from colocate.plan.gpu_models import known_card
+from colocate.plan.gpu_models import gpu_model
 from colocate.plan.plan import load_plan
 from gpu_evidence import pages
 from gpu_evidence.bench import WHOLE_VIRTUAL_BYTES, Bench, stored
@@ -35,7 +35,7 @@ class Session:
     """One call of the script.
 
     Raises:
-        UnusableError: no card, no plan, or a folder that must not be written to.
+        UnusableError: no GPU, no plan, or a folder that must not be written to.
     """
 
     def __init__(self, options: argparse.Namespace, root: Path) -> None:
@@ -43,12 +43,12 @@ class Session:
         try:
             plan = load_plan(options.plan)
             catalog = load_catalog(plan.catalog) if plan.catalog else None
-            small_bytes = known_card(options.card).total_bytes
-            card, info = _card(options.device)
+            small_bytes = gpu_model(options.gpu).total_bytes
+            gpu, info = _gpu(options.device)
         except ColocateError as error:
             raise UnusableError(str(error)) from error
         work = _folder(options.work, info)
-        self.bench = Bench(work, plan, catalog, card, small_bytes, info, options.minutes, options)
+        self.bench = Bench(work, plan, catalog, gpu, small_bytes, info, options.minutes, options)
         self.out = pages.place(self.bench.basis, work.name, root, options.out)
         if self.out is None:
             raise UnusableError(f"--out={options.out}: docs/evidence is for what was measured, this is not")
@@ -56,7 +56,7 @@ class Session:
     def run(self) -> int:
         """As many units as the time allows, then the evidence; 0 when nothing is left to do."""
         bench, wanted = self.bench, list(self._wanted())
-        print(f"card: {bench.info.name} ({bench.basis}); records: {bench.work}; evidence: {self.out}", flush=True)
+        print(f"GPU: {bench.info.name} ({bench.basis}); records: {bench.work}; evidence: {self.out}", flush=True)
         if self.options.list:
             for unit in wanted:
                 print(f"{_state(self._earlier(unit)):8} {unit.name}")
@@ -118,19 +118,19 @@ def _state(result: Result | None) -> str:
     return "open" if result is None else str(result["state"])
 
 
-def _card(kind: Any) -> tuple[Card, DeviceInfo]:
-    """The first card that may be used."""
+def _gpu(kind: Any) -> tuple[FoundGpu, DeviceInfo]:
+    """The first GPU that may be used."""
     choice = choose_device(kind)
     if choice.kind == "nvidia":
         with NvidiaDevice(choice.uuids[0]) as device:
-            return Card("nvidia", choice.uuids[0]), device.info
-    name = "virtual 80 GB card"
-    info = DeviceInfo("virtual", "virtual", name, WHOLE_VIRTUAL_BYTES, "predicted", "virtual card")
-    return Card("virtual", total_bytes=WHOLE_VIRTUAL_BYTES), info
+            return FoundGpu("nvidia", choice.uuids[0]), device.info
+    name = "virtual 80 GB GPU"
+    info = DeviceInfo("virtual", "virtual", name, WHOLE_VIRTUAL_BYTES, "predicted", "virtual GPU")
+    return FoundGpu("virtual", total_bytes=WHOLE_VIRTUAL_BYTES), info
 
 
 def _folder(work: Path, info: DeviceInfo) -> Path:
-    """The newest folder of this card, or a new one with today's date."""
+    """The newest folder of this GPU, or a new one with today's date."""
     slug = safe_name(info.name.lower().replace("nvidia", "").strip().replace(" ", "-")).replace("_", "-")
     slug = "-".join(filter(None, slug.split("-")))
     found = sorted(path for path in work.glob(f"{slug}-20??-??-??") if path.is_dir())

@@ -1,4 +1,4 @@
-"""Our samples beside nvidia-smi, asked at the same time on the same card."""
+"""Our samples beside nvidia-smi, asked at the same time on the same GPU."""
 
 import math
 import os
@@ -9,7 +9,7 @@ import time
 from contextlib import closing
 from typing import Any
 
-from colocate.harness.sampler import Monitor
+from colocate.harness.sampler import Sampler
 from colocate.units import MIB
 from colocate.verdict.evidence import Sample
 from gpu_evidence.bench import Bench
@@ -22,18 +22,18 @@ LEAST_S = 3.0
 
 
 def compare(bench: Bench) -> dict[str, Any]:
-    """A training on the card, our monitor and nvidia-smi beside it; the largest difference while memory is steady."""
-    if bench.card.uuid is None:
-        return {"state": "done", "text": "left out: nvidia-smi knows no virtual card"}
+    """A training on the GPU, our monitor and nvidia-smi beside it; the largest difference while memory is steady."""
+    if bench.gpu.uuid is None:
+        return {"state": "done", "text": "left out: nvidia-smi knows no virtual GPU"}
     if shutil.which(COMMAND) is None:
         return {"state": "done", "text": "left out: there is no nvidia-smi here"}
     training, folder = subject(bench), bench.work / "smi"
     with (
         _running(bench, training, folder, repeat=True, probe=True) as (process, events),
         closing(bench.opened(folder)) as device,
-        Monitor(device) as monitor,
+        Sampler(device) as monitor,
     ):
-        theirs = _Asked(bench.card.uuid)
+        theirs = _Asked(bench.gpu.uuid)
         _wait_for_steps(events, process, 3)
         time.sleep(max(LEAST_S, min(3 * bench.options.block, bench.left_s - 10)))
         read = theirs.stop()

@@ -13,9 +13,9 @@ from typing import Any
 
 from colocate import __version__
 from colocate.advice.forecast import forecast, keyed, needed, program_of
-from colocate.harness.simulation import rehearse
-from colocate.plan.gpu_models import VIRTUAL, card_called, card_of_size, table
-from colocate.plan.overrides import alone
+from colocate.harness.simulation import simulate
+from colocate.plan.gpu_models import VIRTUAL, model_called, model_of_size, table
+from colocate.plan.overrides import solo_group
 from colocate.plan.plan import Group
 from colocate.results.attempts import Attempt
 from colocate.results.versions import packages
@@ -81,7 +81,7 @@ def machine(bench: Bench) -> Result:
     doctor = _said([sys.executable, "-m", "colocate", "doctor", f"--plan={bench.plan.path}"], bench)
     found: Result = {
         "state": DONE,
-        "card": bench.info.name,
+        "gpu": bench.info.name,
         "total_bytes": bench.info.total_bytes,
         "driver": bench.info.driver_version,
         "cuda": bench.info.cuda_version,
@@ -118,11 +118,11 @@ def _solo(name: str) -> Unit:
     def work(bench: Bench, earlier: Result | None) -> Result:
         training, group = distinct(bench.plan.groups)[name]
         if not training.uses_gpu:
-            return {"state": DONE, "text": "does not use the card"}
+            return {"state": DONE, "text": "does not use the GPU"}
         short = shortened(training, bench.options.steps)
         number = _number(bench, name)
         group = replace(group, id=f"solo{number:02d}", number=number)
-        attempt = bench.attempt("solo", alone(short, group), bench.card)
+        attempt = bench.attempt("solo", solo_group(short, group), bench.gpu)
         return {**summary(attempt), "program": name, "cut_to_steps": bench.options.steps if short != training else None}
 
     return Unit(f"solo {name}", 25, work)
@@ -145,7 +145,7 @@ def _group(kind: str, group: Group) -> Unit:
         if cut:
             wanted = replace(group, foreground=shortened(group.foreground, bench.options.steps))
         had_s = bench.left_s
-        attempt = bench.attempt(kind, wanted, bench.small if kind == "small" else bench.card)
+        attempt = bench.attempt(kind, wanted, bench.small if kind == "small" else bench.gpu)
         found = summary(attempt)
         if "foreground_timeout" in found["codes"] and not cut:
             return {**found, "state": AGAIN, "text": f"its epoch did not end within the {had_s:.0f} s that were left"}
@@ -171,7 +171,7 @@ def summary(attempt: Attempt) -> Result:
             "optimizer_steps": sum(a["optimizer_steps"] for a in allocators),
             "out_of_memory": len(member.get("out_of_memory") or []),
             "retries": sum(a["num_alloc_retries"] for a in allocators),
-            "phases": sorted({mark["phase"] for mark in member.get("marks") or [] if mark.get("phase")}),
+            "phases": sorted({mark["phase"] for mark in member.get("progress_events") or [] if mark.get("phase")}),
         }
     return {
         "state": DONE,
@@ -188,9 +188,9 @@ def summary(attempt: Attempt) -> Result:
         "duration_s": evidence.get("duration_s"),
         "epoch_cut": verdict.epoch_cut,
         "expected_bytes": attempt.group.get("expected_bytes"),
-        "card": evidence["device"]["name"],
+        "gpu": evidence["device"]["name"],
         "driver": evidence["device"]["driver_version"],
-        "ballast": evidence["device"].get("ballast"),
+        "balloon": evidence["device"].get("balloon"),
         "members": members,
         "record": f"{attempt.directory.run.name}/{attempt.directory.path.name}",
         "sampling": {name: evidence["trace"].get(name) for name in ("missed_ticks", "reading_s", "duration_s")},
@@ -201,19 +201,19 @@ def summary(attempt: Attempt) -> Result:
 
 
 def predictions(bench: Bench) -> Result:
-    """What the emulation says of the same programs on this machine's PyTorch, for the card's row of the table."""
+    """What the emulation says of the same programs on this machine's PyTorch, for the GPU's row of the table."""
     groups = [group for group in bench.plan.groups if not group.missing]
     trainings = needed(groups)
-    card = _row_of(bench)
-    found = rehearse([program_of(one) for one in trainings], card, cache=None, timeout_s=max(30.0, bench.left_s / 2))
+    gpu = _row_of(bench)
+    found = simulate([program_of(one) for one in trainings], gpu, cache=None, timeout_s=max(30.0, bench.left_s / 2))
     known = {keyed(program_of(one)): result for one, result in zip(trainings, found, strict=True)}
     names = {name: training for name, (training, _) in distinct(groups).items()}
-    base = 0 if bench.card.kind == "nvidia" else card.baseline_bytes
+    base = 0 if bench.gpu.kind == "nvidia" else gpu.baseline_bytes
     said: Result = {
         "state": DONE,
-        "row": card.name,
-        "context_bytes": card.context_bytes,
-        "context_range_bytes": card.context_range_bytes,
+        "row": gpu.name,
+        "context_bytes": gpu.context_bytes,
+        "context_range_bytes": gpu.context_range_bytes,
         "programs": {},
         "groups": {},
     }
@@ -222,19 +222,19 @@ def predictions(bench: Bench) -> Result:
         if result is not None:
             said["programs"][name] = {"peak": _range(result.peak), "failure": result.failure}
     for group in groups:
-        told = forecast(group, known, base, group.limits.peak_bytes)
-        said["groups"][group.id] = {"peak": _range(told.peak), "answer": str(told.answer)}
+        reported = forecast(group, known, base, group.limits.peak_bytes)
+        said["groups"][group.id] = {"peak": _range(reported.peak), "answer": str(reported.answer)}
     return said
 
 
 def _row_of(bench: Bench) -> Any:
-    """The row of the table whose name is in the card's, else that of any size."""
+    """The row of the table whose name is in the GPU's, else that of any size."""
     plain = bench.info.name.lower()
-    for row in table().cards:
+    for row in table().gpus:
         words = row.name.lower().replace("nvidia", "").split()
         if words and all(word in plain for word in words):
-            return card_called(row.name + VIRTUAL, row.total)
-    return card_of_size(bench.info.total_bytes)
+            return model_called(row.name + VIRTUAL, row.total)
+    return model_of_size(bench.info.total_bytes)
 
 
 def _range(peak: Any) -> list[int] | None:

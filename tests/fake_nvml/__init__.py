@@ -26,9 +26,9 @@ from fake_nvml.state import (
     UNINITIALIZED,
     UNKNOWN,
     UNSUPPORTED,
-    Card,
-    CardFull,
     FakeNvml,
+    FoundGpu,
+    GpuFull,
     Process,
     State,
     start_ticks,
@@ -57,9 +57,9 @@ __all__ = [
     "UNINITIALIZED",
     "UNKNOWN",
     "UNSUPPORTED",
-    "Card",
-    "CardFull",
     "FakeNvml",
+    "FoundGpu",
+    "GpuFull",
     "Process",
     "State",
     "preload",
@@ -71,7 +71,7 @@ def preload(library: Path) -> ctypes.CDLL:
     """Loads the fake into this process, so that pynvml finds it instead of a driver's.
 
     Raises:
-        RuntimeError: another libnvidia-ml is here already; a test would then run against a real card.
+        RuntimeError: another libnvidia-ml is here already; a test would then run against a real GPU.
     """
     others = {path for path in loaded() if path != library.resolve()}
     if others:

@@ -1,9 +1,9 @@
 /*
- * A fake libcuda.so.1: the few functions of CUDA's driver that colocate's ballast needs, on the simulated machine of the
+ * A fake libcuda.so.1: the few functions of CUDA's driver that colocate's balloon needs, on the simulated machine of the
  * fake NVML library. Memory that a program takes here is booked for its process in the same state file, so that NVML
  * shows it, and it is gone when the process is.
  *
- * As on a card a context costs memory, memory comes in pieces of 2 MiB, and a full card answers CUDA_ERROR_OUT_OF_MEMORY.
+ * As on a GPU a context costs memory, memory comes in pieces of 2 MiB, and a full GPU answers CUDA_ERROR_OUT_OF_MEMORY.
  * CUDA_VISIBLE_DEVICES is read as the driver reads it, but only indices and UUIDs.
  */
 #define _GNU_SOURCE
@@ -25,8 +25,8 @@ enum {
 #define GRANULE (2ull << 20)
 #define MAX_PIECES 4096
 
-static int visible[MAX_CARDS], num_visible;
-static int current = -1; /* the card of the context */
+static int visible[MAX_GPUS], num_visible;
+static int current = -1; /* the GPU of the context */
 static struct piece {
     uint64_t address, size;
 } pieces[MAX_PIECES];
@@ -50,18 +50,18 @@ int cuGetErrorName(int code, const char **out) {
     return CUDA_SUCCESS;
 }
 
-#define FAULTY(card)                                                       \
+#define FAULTY(gpu)                                                       \
     uint64_t forced = 0;                                                   \
-    int is_forced = 0, fault = enter(__func__, card, &forced, &is_forced); \
+    int is_forced = 0, fault = enter(__func__, gpu, &forced, &is_forced); \
     (void)forced, (void)is_forced;                                         \
     if (fault) return fault == UNINITIALIZED ? CUDA_ERROR_NOT_INITIALIZED : fault
 
-/* --- cards --- */
+/* --- GPUs --- */
 
 static int index_of(const char *entry, size_t length) {
     if (length && entry[0] >= '0' && entry[0] <= '9') return atoi(entry);
-    for (unsigned i = 0; i < state->num_cards; i++)
-        if (length && !strncmp(entry, state->cards[i].uuid, length)) return (int)i;
+    for (unsigned i = 0; i < state->num_gpus; i++)
+        if (length && !strncmp(entry, state->gpus[i].uuid, length)) return (int)i;
     return -1;
 }
 
@@ -69,11 +69,11 @@ static void look_at_environment(void) {
     const char *entry = getenv("CUDA_VISIBLE_DEVICES");
     num_visible = 0;
     if (!entry)
-        for (unsigned i = 0; i < state->num_cards; i++) visible[num_visible++] = i;
-    while (entry && *entry && num_visible < MAX_CARDS) {
+        for (unsigned i = 0; i < state->num_gpus; i++) visible[num_visible++] = i;
+    while (entry && *entry && num_visible < MAX_GPUS) {
         size_t length = strcspn(entry, ",");
         int index = index_of(entry, length);
-        if (index < 0 || (unsigned)index >= state->num_cards) return;
+        if (index < 0 || (unsigned)index >= state->num_gpus) return;
         visible[num_visible++] = index;
         entry += length + (entry[length] == ',');
     }
@@ -112,7 +112,7 @@ static unsigned digit(char c) { return c <= '9' ? c - '0' : (c | 32) - 'a' + 10;
 int cuDeviceGetUuid(unsigned char out[16], int device) {
     FAULTY(NULL);
     if (device < 0 || device >= num_visible) return CUDA_ERROR_INVALID_DEVICE;
-    const char *text = state->cards[visible[device]].uuid + 4; /* behind GPU- */
+    const char *text = state->gpus[visible[device]].uuid + 4; /* behind GPU- */
     for (int i = 0; i < 16; i++, text += 2) {
         if (*text == '-') text++;
         out[i] = digit(text[0]) << 4 | digit(text[1]);
@@ -138,19 +138,19 @@ static uint64_t start_ticks(void) {
 static struct process *row(int create) {
     for (unsigned i = 0; i < state->num_processes && i < MAX_PROCESSES; i++) {
         struct process *found = &state->processes[i];
-        if (found->pid == (uint32_t)getpid() && found->card == (uint32_t)current && runs(found)) return found;
+        if (found->pid == (uint32_t)getpid() && found->gpu == (uint32_t)current && runs(found)) return found;
     }
     if (!create || state->num_processes >= MAX_PROCESSES) return NULL;
     struct process *made = &state->processes[state->num_processes];
     memset(made, 0, sizeof *made);
-    made->card = current, made->pid = getpid(), made->flags = ROW_CHECKED, made->start_ticks = start_ticks();
+    made->gpu = current, made->pid = getpid(), made->flags = ROW_CHECKED, made->start_ticks = start_ticks();
     state->num_processes++;
     return made;
 }
 
 static uint64_t room(void) {
-    struct card *card = &state->cards[current];
-    return card->total_bytes - card->reserved_bytes - used_bytes(card);
+    struct gpu *gpu = &state->gpus[current];
+    return gpu->total_bytes - gpu->reserved_bytes - used_bytes(gpu);
 }
 
 /* Adds to what this process holds, or takes from it; the file is locked as state.py locks it. */
@@ -172,12 +172,12 @@ static int book(int64_t change) {
 int cuDevicePrimaryCtxRetain(void **out, int device) {
     FAULTY(NULL);
     if (device < 0 || device >= num_visible) return CUDA_ERROR_INVALID_DEVICE;
-    struct card *card = &state->cards[visible[device]];
-    if (card->compute_mode == 2) return CUDA_ERROR_DEVICE_UNAVAILABLE; /* prohibited */
+    struct gpu *gpu = &state->gpus[visible[device]];
+    if (gpu->compute_mode == 2) return CUDA_ERROR_DEVICE_UNAVAILABLE; /* prohibited */
     current = visible[device];
-    int code = book(card->context_bytes);
+    int code = book(gpu->context_bytes);
     if (code) return code;
-    *out = card;
+    *out = gpu;
     return CUDA_SUCCESS;
 }
 
@@ -189,7 +189,7 @@ int cuCtxSetCurrent(void *context) {
 static uint64_t rounded(uint64_t size) { return (size + GRANULE - 1) / GRANULE * GRANULE; }
 
 int cuMemAlloc_v2(uint64_t *out, size_t size) {
-    FAULTY(current < 0 ? NULL : &state->cards[current]);
+    FAULTY(current < 0 ? NULL : &state->gpus[current]);
     if (current < 0) return CUDA_ERROR_INVALID_CONTEXT;
     if (!size) return CUDA_ERROR_INVALID_VALUE;
     for (int i = 0; i < MAX_PIECES; i++) {
@@ -205,7 +205,7 @@ int cuMemAlloc_v2(uint64_t *out, size_t size) {
 }
 
 int cuMemFree_v2(uint64_t address) {
-    FAULTY(current < 0 ? NULL : &state->cards[current]);
+    FAULTY(current < 0 ? NULL : &state->gpus[current]);
     for (int i = 0; i < MAX_PIECES; i++) {
         if (!pieces[i].size || pieces[i].address != address) continue;
         int code = book(-(int64_t)pieces[i].size);
@@ -219,6 +219,6 @@ int cuMemGetInfo_v2(size_t *free_out, size_t *total_out) {
     FAULTY(NULL);
     if (current < 0) return CUDA_ERROR_INVALID_CONTEXT;
     *free_out = room();
-    *total_out = state->cards[current].total_bytes;
+    *total_out = state->gpus[current].total_bytes;
     return CUDA_SUCCESS;
 }

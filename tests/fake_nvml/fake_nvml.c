@@ -5,7 +5,7 @@
  *
  * The file is named by FAKE_NVML_STATE and mapped into memory. Python writes it (state.py mirrors the structures below);
  * this library only reads it, but for the counters of calls and faults and for the accounting switch. A process that has
- * died holds nothing here, as on a card, without anybody tidying up.
+ * died holds nothing here, as on a GPU, without anybody tidying up.
  *
  * Return codes and layouts are those of nvml.h; pynvml's ctypes structures are the reference that the tests compare with.
  */
@@ -14,22 +14,22 @@
 
 unsigned fake_nvml_state_size(void) { return sizeof(struct state); }
 
-static struct card *find(const void *handle) {
-    for (unsigned i = 0; state && i < state->num_cards; i++)
-        if (handle == &state->cards[i]) return &state->cards[i];
+static struct gpu *find(const void *handle) {
+    for (unsigned i = 0; state && i < state->num_gpus; i++)
+        if (handle == &state->gpus[i]) return &state->gpus[i];
     return NULL;
 }
 
-#define BEGIN(known_card)                                                       \
+#define BEGIN(known_gpu)                                                       \
     uint64_t forced = 0;                                                        \
-    int is_forced = 0, code = enter(__func__, known_card, &forced, &is_forced); \
+    int is_forced = 0, code = enter(__func__, known_gpu, &forced, &is_forced); \
     (void)forced, (void)is_forced;                                              \
     if (code) return code
 
-#define BEGIN_CARD(handle)            \
-    struct card *card = find(handle); \
-    BEGIN(card);                      \
-    if (!card) return INVALID_ARGUMENT
+#define BEGIN_GPU(handle)            \
+    struct gpu *gpu = find(handle); \
+    BEGIN(gpu);                      \
+    if (!gpu) return INVALID_ARGUMENT
 
 #define TELL(out, known_value)                                            \
     do {                                                                  \
@@ -99,16 +99,16 @@ int nvmlSystemGetProcessName(unsigned pid, char *out, unsigned size) {
     return found ? SUCCESS : NOT_FOUND;
 }
 
-/* --- cards --- */
+/* --- GPUs --- */
 
-/* The nth card whose parent is this one; UNSUPPORTED: the nth whole card. */
-static struct card *nth(uint32_t parent, unsigned number) {
-    for (unsigned i = 0; state && i < state->num_cards; i++)
-        if (state->cards[i].parent == parent && !number--) return &state->cards[i];
+/* The nth GPU whose parent is this one; UNSUPPORTED: the nth whole GPU. */
+static struct gpu *nth(uint32_t parent, unsigned number) {
+    for (unsigned i = 0; state && i < state->num_gpus; i++)
+        if (state->gpus[i].parent == parent && !number--) return &state->gpus[i];
     return NULL;
 }
 
-static unsigned num_cards(uint32_t parent) {
+static unsigned num_gpus(uint32_t parent) {
     unsigned number = 0;
     while (nth(parent, number)) number++;
     return number;
@@ -116,41 +116,41 @@ static unsigned num_cards(uint32_t parent) {
 
 int nvmlDeviceGetCount_v2(unsigned *out) {
     BEGIN(NULL);
-    TELL(out, num_cards(UNSUPPORTED));
+    TELL(out, num_gpus(UNSUPPORTED));
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **out) {
-    struct card *card = nth(UNSUPPORTED, index);
-    BEGIN(card);
-    if (!card) return INVALID_ARGUMENT;
-    *out = card;
+    struct gpu *gpu = nth(UNSUPPORTED, index);
+    BEGIN(gpu);
+    if (!gpu) return INVALID_ARGUMENT;
+    *out = gpu;
     return SUCCESS;
 }
 
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **out) {
-    struct card *card = NULL;
-    for (unsigned i = 0; state && i < state->num_cards; i++)
-        if (!strcmp(uuid, state->cards[i].uuid)) card = &state->cards[i];
-    BEGIN(card);
-    if (!card) return NOT_FOUND;
-    *out = card;
+    struct gpu *gpu = NULL;
+    for (unsigned i = 0; state && i < state->num_gpus; i++)
+        if (!strcmp(uuid, state->gpus[i].uuid)) gpu = &state->gpus[i];
+    BEGIN(gpu);
+    if (!gpu) return NOT_FOUND;
+    *out = gpu;
     return SUCCESS;
 }
 
 int nvmlDeviceGetUUID(void *handle, char *out, unsigned size) {
-    BEGIN_CARD(handle);
-    return text(out, size, card->uuid);
+    BEGIN_GPU(handle);
+    return text(out, size, gpu->uuid);
 }
 
 int nvmlDeviceGetName(void *handle, char *out, unsigned size) {
-    BEGIN_CARD(handle);
-    return text(out, size, card->name);
+    BEGIN_GPU(handle);
+    return text(out, size, gpu->name);
 }
 
 int nvmlDeviceGetIndex(void *handle, unsigned *out) {
-    BEGIN_CARD(handle);
+    BEGIN_GPU(handle);
     unsigned index = 0;
-    while (nth(card->parent, index) != card) index++;
+    while (nth(gpu->parent, index) != gpu) index++;
     TELL(out, index);
 }
 
@@ -161,59 +161,59 @@ struct pci { /* nvmlPciInfo_t */
 };
 
 int nvmlDeviceGetPciInfo_v3(void *handle, struct pci *out) {
-    BEGIN_CARD(handle);
+    BEGIN_GPU(handle);
     memset(out, 0, sizeof *out);
-    out->bus = (card - state->cards) + 1;
+    out->bus = (gpu - state->gpus) + 1;
     snprintf(out->bus_id_legacy, sizeof out->bus_id_legacy, "0000:%02X:00.0", out->bus);
     snprintf(out->bus_id, sizeof out->bus_id, "00000000:%02X:00.0", out->bus);
     return SUCCESS;
 }
 
 int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
-    BEGIN_CARD(handle);
-    if (!is_forced && card->mig == UNSUPPORTED) return NOT_SUPPORTED;
-    *current = *pending = is_forced ? forced : card->mig;
+    BEGIN_GPU(handle);
+    if (!is_forced && gpu->mig == UNSUPPORTED) return NOT_SUPPORTED;
+    *current = *pending = is_forced ? forced : gpu->mig;
     return SUCCESS;
 }
 
 int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *out) {
-    BEGIN_CARD(handle);
-    TELL(out, card->mig == 1 ? 7u : 0u);
+    BEGIN_GPU(handle);
+    TELL(out, gpu->mig == 1 ? 7u : 0u);
 }
 
 int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **out) {
-    BEGIN_CARD(handle);
-    struct card *instance = card->mig == 1 ? nth(card - state->cards, index) : NULL;
+    BEGIN_GPU(handle);
+    struct gpu *instance = gpu->mig == 1 ? nth(gpu - state->gpus, index) : NULL;
     if (!instance) return NOT_FOUND;
     *out = instance;
     return SUCCESS;
 }
 
 int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(void *handle, void **out) {
-    BEGIN_CARD(handle);
-    if (card->parent == UNSUPPORTED) return INVALID_ARGUMENT;
-    *out = &state->cards[card->parent];
+    BEGIN_GPU(handle);
+    if (gpu->parent == UNSUPPORTED) return INVALID_ARGUMENT;
+    *out = &state->gpus[gpu->parent];
     return SUCCESS;
 }
 
 int nvmlDeviceIsMigDeviceHandle(void *handle, unsigned *out) {
-    BEGIN_CARD(handle);
-    TELL(out, card->parent != UNSUPPORTED);
+    BEGIN_GPU(handle);
+    TELL(out, gpu->parent != UNSUPPORTED);
 }
 
 int nvmlDeviceGetGpuInstanceId(void *handle, unsigned *out) {
-    BEGIN_CARD(handle);
-    TELL(out, card->instance);
+    BEGIN_GPU(handle);
+    TELL(out, gpu->instance);
 }
 
 int nvmlDeviceGetComputeMode(void *handle, unsigned *out) {
-    BEGIN_CARD(handle);
-    TELL(out, card->compute_mode);
+    BEGIN_GPU(handle);
+    TELL(out, gpu->compute_mode);
 }
 
 int nvmlDeviceGetPersistenceMode(void *handle, unsigned *out) {
-    BEGIN_CARD(handle);
-    TELL(out, card->persistence);
+    BEGIN_GPU(handle);
+    TELL(out, gpu->persistence);
 }
 
 /* --- memory --- */
@@ -224,9 +224,9 @@ struct memory_v1 {
 
 /* The first struct counts what the driver keeps as used. */
 int nvmlDeviceGetMemoryInfo(void *handle, struct memory_v1 *out) {
-    BEGIN_CARD(handle);
-    out->total = card->total_bytes;
-    out->used = is_forced ? forced : used_bytes(card) + card->reserved_bytes;
+    BEGIN_GPU(handle);
+    out->total = gpu->total_bytes;
+    out->used = is_forced ? forced : used_bytes(gpu) + gpu->reserved_bytes;
     out->free = out->total - out->used;
     return SUCCESS;
 }
@@ -237,16 +237,16 @@ struct memory_v2 {
 };
 
 int nvmlDeviceGetMemoryInfo_v2(void *handle, struct memory_v2 *out) {
-    BEGIN_CARD(handle);
+    BEGIN_GPU(handle);
     if (out->version != (2u << 24 | sizeof *out)) return ARGUMENT_VERSION_MISMATCH;
-    out->total = card->total_bytes;
-    out->reserved = card->reserved_bytes;
-    out->used = is_forced ? forced : used_bytes(card);
+    out->total = gpu->total_bytes;
+    out->reserved = gpu->reserved_bytes;
+    out->used = is_forced ? forced : used_bytes(gpu);
     out->free = out->total - out->reserved - out->used;
     return SUCCESS;
 }
 
-/* --- processes on a card --- */
+/* --- processes on a GPU --- */
 
 struct process_info { /* nvmlProcessInfo_v2_t, which the v3 functions use too */
     unsigned pid;
@@ -254,16 +254,16 @@ struct process_info { /* nvmlProcessInfo_v2_t, which the v3 functions use too */
     unsigned gpu_instance, compute_instance;
 };
 
-static int list(const struct card *card, uint32_t graphics, unsigned *count_out, struct process_info *out,
+static int list(const struct gpu *gpu, uint32_t graphics, unsigned *count_out, struct process_info *out,
                 const uint64_t *forced) {
     unsigned found = 0, room = *count_out;
     for (unsigned i = 0; i < state->num_processes && i < MAX_PROCESSES; i++) {
         const struct process *row = &state->processes[i];
-        if (!is_on(row, card) || (row->flags & ROW_HIDDEN) || !runs(row)) continue;
+        if (!is_on(row, gpu) || (row->flags & ROW_HIDDEN) || !runs(row)) continue;
         if (!(row->flags & ROW_BOTH) && (row->flags & ROW_GRAPHICS) != graphics) continue;
         if (out && found < room)
             out[found] = (struct process_info){row->pid, forced ? *forced : row->used_bytes,
-                                               state->cards[row->card].instance, ~0u};
+                                               state->gpus[row->gpu].instance, ~0u};
         found++;
     }
     *count_out = found;
@@ -272,8 +272,8 @@ static int list(const struct card *card, uint32_t graphics, unsigned *count_out,
 
 #define LISTING(name, graphics)                                                \
     int name(void *handle, unsigned *count_out, struct process_info *out) {    \
-        BEGIN_CARD(handle);                                                    \
-        return list(card, graphics, count_out, out, is_forced ? &forced : 0);  \
+        BEGIN_GPU(handle);                                                    \
+        return list(gpu, graphics, count_out, out, is_forced ? &forced : 0);  \
     }
 
 LISTING(nvmlDeviceGetComputeRunningProcesses_v2, 0)
@@ -290,30 +290,30 @@ struct accounting { /* nvmlAccountingStats_t */
 };
 
 int nvmlDeviceGetAccountingMode(void *handle, unsigned *out) {
-    BEGIN_CARD(handle);
-    TELL(out, card->accounting);
+    BEGIN_GPU(handle);
+    TELL(out, gpu->accounting);
 }
 
 int nvmlDeviceSetAccountingMode(void *handle, unsigned mode) {
-    BEGIN_CARD(handle);
-    if (card->accounting == UNSUPPORTED) return NOT_SUPPORTED;
-    card->accounting = mode;
+    BEGIN_GPU(handle);
+    if (gpu->accounting == UNSUPPORTED) return NOT_SUPPORTED;
+    gpu->accounting = mode;
     return SUCCESS;
 }
 
 int nvmlDeviceGetAccountingBufferSize(void *handle, unsigned *out) {
-    BEGIN_CARD(handle);
+    BEGIN_GPU(handle);
     TELL(out, (unsigned)MAX_PROCESSES);
 }
 
 /* The latest process of a pid wins, as with the driver. */
 int nvmlDeviceGetAccountingStats(void *handle, unsigned pid, struct accounting *out) {
-    BEGIN_CARD(handle);
-    if (card->accounting != 1) return NOT_SUPPORTED;
-    uint32_t index = card - state->cards;
+    BEGIN_GPU(handle);
+    if (gpu->accounting != 1) return NOT_SUPPORTED;
+    uint32_t index = gpu - state->gpus;
     for (unsigned i = state->num_processes < MAX_PROCESSES ? state->num_processes : MAX_PROCESSES; i-- > 0;) {
         const struct process *row = &state->processes[i];
-        if (row->card != index || row->pid != pid) continue;
+        if (row->gpu != index || row->pid != pid) continue;
         memset(out, 0, sizeof *out);
         out->peak_bytes = is_forced ? forced : row->peak_bytes;
         out->running = runs(row);
@@ -323,11 +323,11 @@ int nvmlDeviceGetAccountingStats(void *handle, unsigned pid, struct accounting *
 }
 
 int nvmlDeviceGetAccountingPids(void *handle, unsigned *count_out, unsigned *out) {
-    BEGIN_CARD(handle);
+    BEGIN_GPU(handle);
     unsigned found = 0, room = *count_out;
     for (unsigned i = 0; i < state->num_processes && i < MAX_PROCESSES; i++) {
         const struct process *row = &state->processes[i];
-        if (!row->pid || row->card != (uint32_t)(card - state->cards)) continue;
+        if (!row->pid || row->gpu != (uint32_t)(gpu - state->gpus)) continue;
         if (out && found < room) out[found] = row->pid;
         found++;
     }
@@ -342,17 +342,17 @@ struct utilization {
 };
 
 int nvmlDeviceGetUtilizationRates(void *handle, struct utilization *out) {
-    BEGIN_CARD(handle);
-    if (!is_forced && card->utilization_percent == UNSUPPORTED) return NOT_SUPPORTED;
-    out->gpu_percent = is_forced ? forced : card->utilization_percent;
-    out->memory_percent = is_forced ? forced : card->memory_utilization_percent;
+    BEGIN_GPU(handle);
+    if (!is_forced && gpu->utilization_percent == UNSUPPORTED) return NOT_SUPPORTED;
+    out->gpu_percent = is_forced ? forced : gpu->utilization_percent;
+    out->memory_percent = is_forced ? forced : gpu->memory_utilization_percent;
     return SUCCESS;
 }
 
 int nvmlDeviceGetTemperature(void *handle, unsigned sensor, unsigned *out) {
-    BEGIN_CARD(handle);
+    BEGIN_GPU(handle);
     if (sensor) return INVALID_ARGUMENT;
-    TELL(out, card->temperature_c);
+    TELL(out, gpu->temperature_c);
 }
 
 struct temperature {
@@ -361,41 +361,41 @@ struct temperature {
 };
 
 int nvmlDeviceGetTemperatureV(void *handle, struct temperature *out) {
-    BEGIN_CARD(handle);
+    BEGIN_GPU(handle);
     if (out->version != (1u << 24 | sizeof *out)) return ARGUMENT_VERSION_MISMATCH;
-    TELL(&out->temperature_c, card->temperature_c);
+    TELL(&out->temperature_c, gpu->temperature_c);
 }
 
 int nvmlDeviceGetPowerUsage(void *handle, unsigned *out) {
-    BEGIN_CARD(handle);
-    TELL(out, card->power_mw);
+    BEGIN_GPU(handle);
+    TELL(out, gpu->power_mw);
 }
 
 int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned *out) {
-    BEGIN_CARD(handle);
+    BEGIN_GPU(handle);
     TELL(out, 215000u);
 }
 
-/* Grows with the power since the card was added, as the hardware counter does. */
+/* Grows with the power since the GPU was added, as the hardware counter does. */
 int nvmlDeviceGetTotalEnergyConsumption(void *handle, unsigned long long *out) {
-    BEGIN_CARD(handle);
-    if (!is_forced && !card->energy_supported) return NOT_SUPPORTED;
+    BEGIN_GPU(handle);
+    if (!is_forced && !gpu->energy_supported) return NOT_SUPPORTED;
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    double elapsed_s = (now.tv_sec * 1e9 + now.tv_nsec - (double)card->energy_since_ns) / 1e9;
-    double power_mw = card->power_mw == UNSUPPORTED ? 0 : card->power_mw;
-    *out = is_forced ? forced : card->energy_mj + (uint64_t)(power_mw * elapsed_s);
+    double elapsed_s = (now.tv_sec * 1e9 + now.tv_nsec - (double)gpu->energy_since_ns) / 1e9;
+    double power_mw = gpu->power_mw == UNSUPPORTED ? 0 : gpu->power_mw;
+    *out = is_forced ? forced : gpu->energy_mj + (uint64_t)(power_mw * elapsed_s);
     return SUCCESS;
 }
 
 int nvmlDeviceGetCurrentClocksEventReasons(void *handle, unsigned long long *out) {
-    BEGIN_CARD(handle);
-    TELL(out, card->throttle_reasons);
+    BEGIN_GPU(handle);
+    TELL(out, gpu->throttle_reasons);
 }
 
 int nvmlDeviceGetCurrentClocksThrottleReasons(void *handle, unsigned long long *out) {
-    BEGIN_CARD(handle);
-    TELL(out, card->throttle_reasons);
+    BEGIN_GPU(handle);
+    TELL(out, gpu->throttle_reasons);
 }
 
 struct field { /* nvmlFieldValue_t */
@@ -413,13 +413,13 @@ struct field { /* nvmlFieldValue_t */
 #define FIELD_MEMORY_TEMPERATURE 82
 
 int nvmlDeviceGetFieldValues(void *handle, int num_fields, struct field *fields) {
-    BEGIN_CARD(handle);
+    BEGIN_GPU(handle);
     for (int i = 0; i < num_fields; i++) {
-        int known = fields[i].id == FIELD_MEMORY_TEMPERATURE && (is_forced || card->memory_temperature_c != UNSUPPORTED);
+        int known = fields[i].id == FIELD_MEMORY_TEMPERATURE && (is_forced || gpu->memory_temperature_c != UNSUPPORTED);
         fields[i].code = known ? SUCCESS : NOT_SUPPORTED;
         fields[i].type = 1; /* unsigned int */
         fields[i].value.unsigned_long_long = 0;
-        if (known) fields[i].value.unsigned_int = is_forced ? forced : card->memory_temperature_c;
+        if (known) fields[i].value.unsigned_int = is_forced ? forced : gpu->memory_temperature_c;
     }
     return SUCCESS;
 }

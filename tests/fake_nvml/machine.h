@@ -28,33 +28,33 @@ enum {
 };
 
 #define MAGIC 0x4e564d4cu
-#define MAX_CARDS 16
+#define MAX_GPUS 16
 #define MAX_PROCESSES 256
 #define MAX_FAULTS 32
 #define MAX_FUNCTIONS 96
-#define UNSUPPORTED UINT32_MAX /* in a card's field: this card cannot tell */
+#define UNSUPPORTED UINT32_MAX /* in a GPU's field: this GPU cannot tell */
 #define NOT_AVAILABLE UINT64_MAX /* NVML's own "no value" for 64-bit numbers */
 
 enum { ROW_CHECKED = 1, ROW_LEAKS = 2, ROW_HIDDEN = 4, ROW_GRAPHICS = 8, ROW_BOTH = 16 };
 enum { FAULT_NONE = 0, FAULT_RETURN = 1, FAULT_VALUE = 2, FAULT_BLOCK = 3 };
 
-struct card {
+struct gpu {
     char uuid[80], name[96];
     uint64_t total_bytes, reserved_bytes, baseline_bytes, context_bytes;
     uint64_t energy_mj, energy_since_ns, throttle_reasons;
     uint32_t temperature_c, memory_temperature_c, power_mw, utilization_percent, memory_utilization_percent;
     uint32_t energy_supported, accounting, mig, compute_mode, persistence;
-    uint32_t parent, instance; /* of a MIG instance: the index of its card and its number there; else UNSUPPORTED */
+    uint32_t parent, instance; /* of a MIG instance: the index of its GPU and its number there; else UNSUPPORTED */
 };
 
 struct process {
-    uint32_t card, pid, flags, ended;
+    uint32_t gpu, pid, flags, ended;
     uint64_t start_ticks, used_bytes, peak_bytes;
 };
 
 struct fault {
     char function[56]; /* exact symbol, a prefix with a star, or a lone star */
-    int32_t card;      /* -1: every card, and functions without one */
+    int32_t gpu;      /* -1: every GPU, and functions without one */
     int32_t kind, code, after, times; /* times -1: for ever */
     uint32_t pad;
     uint64_t value, block_ns;
@@ -66,10 +66,10 @@ struct counter {
 };
 
 struct state {
-    uint32_t magic, size, num_cards, num_processes, num_faults, num_functions;
+    uint32_t magic, size, num_gpus, num_processes, num_faults, num_functions;
     uint32_t cuda_version, pad;
     char driver_version[80], nvml_version[80];
-    struct card cards[MAX_CARDS];
+    struct gpu gpus[MAX_GPUS];
     struct process processes[MAX_PROCESSES];
     struct fault faults[MAX_FAULTS];
     struct counter functions[MAX_FUNCTIONS];
@@ -120,8 +120,8 @@ static inline int matches(const char *pattern, const char *function) {
     return !strcmp(pattern, function);
 }
 
-static inline int due(struct fault *fault, const char *function, int card) {
-    if (fault->kind == FAULT_NONE || (fault->card >= 0 && fault->card != card)) return 0;
+static inline int due(struct fault *fault, const char *function, int gpu) {
+    if (fault->kind == FAULT_NONE || (fault->gpu >= 0 && fault->gpu != gpu)) return 0;
     if (!matches(fault->function, function)) return 0;
     if (__atomic_load_n(&fault->after, __ATOMIC_RELAXED) > 0) {
         __atomic_fetch_sub(&fault->after, 1, __ATOMIC_RELAXED);
@@ -138,10 +138,10 @@ static inline void sleep_ns(uint64_t duration_ns) {
 }
 
 /* What every function does first. Blocking happens before a return code or a value of the same call. */
-static inline int enter(const char *function, const struct card *card, uint64_t *value, int *has_value) {
+static inline int enter(const char *function, const struct gpu *gpu, uint64_t *value, int *has_value) {
     if (!references || !state) return UNINITIALIZED;
     count(function);
-    int code = SUCCESS, index = card ? (int)(card - state->cards) : -1;
+    int code = SUCCESS, index = gpu ? (int)(gpu - state->gpus) : -1;
     for (unsigned i = 0; i < state->num_faults && i < MAX_FAULTS; i++) {
         struct fault *fault = &state->faults[i];
         if (!due(fault, function, index)) continue;
@@ -154,7 +154,7 @@ static inline int enter(const char *function, const struct card *card, uint64_t 
 
 /* --- processes --- */
 
-/* A zombie holds no memory on a card; a reused pid is another process, told by its start time. */
+/* A zombie holds no memory on a GPU; a reused pid is another process, told by its start time. */
 static inline int runs(const struct process *row) {
     if (!row->pid || row->ended) return 0;
     if (!(row->flags & ROW_CHECKED)) return 1;
@@ -177,19 +177,19 @@ static inline int runs(const struct process *row) {
     return status != 'Z' && status != 'X' && (!row->start_ticks || row->start_ticks == start);
 }
 
-/* A card that is cut into instances holds what they hold. */
-static inline int is_on(const struct process *row, const struct card *card) {
-    uint32_t index = card - state->cards;
-    return row->card == index || (row->card < MAX_CARDS && state->cards[row->card].parent == index);
+/* A GPU that is cut into instances holds what they hold. */
+static inline int is_on(const struct process *row, const struct gpu *gpu) {
+    uint32_t index = gpu - state->gpus;
+    return row->gpu == index || (row->gpu < MAX_GPUS && state->gpus[row->gpu].parent == index);
 }
 
-static inline uint64_t used_bytes(const struct card *card) {
-    uint64_t sum = card->baseline_bytes;
+static inline uint64_t used_bytes(const struct gpu *gpu) {
+    uint64_t sum = gpu->baseline_bytes;
     for (unsigned i = 0; i < state->num_processes && i < MAX_PROCESSES; i++) {
         const struct process *row = &state->processes[i];
-        if (is_on(row, card) && row->pid && ((row->flags & ROW_LEAKS) || runs(row))) sum += row->used_bytes;
+        if (is_on(row, gpu) && row->pid && ((row->flags & ROW_LEAKS) || runs(row))) sum += row->used_bytes;
     }
-    uint64_t room = card->total_bytes - card->reserved_bytes;
+    uint64_t room = gpu->total_bytes - gpu->reserved_bytes;
     return sum < room ? sum : room;
 }
 

@@ -1,7 +1,7 @@
-"""The state file behind the fake NVML library, from Python: cards, processes and faults. Standard library only.
+"""The state file behind the fake NVML library, from Python: GPUs, processes and faults. Standard library only.
 
 `FakeNvml` is the test's handle on the simulated machine. Programs that pretend to train open the same file and take
-memory on a card with :meth:`FakeNvml.allocate`.
+memory on a GPU with :meth:`FakeNvml.allocate`.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any
 MIB = 1024**2
 STATE_VARIABLE = "FAKE_NVML_STATE"
 UNSUPPORTED = 2**32 - 1
-"""In a card's field: this card cannot tell, as NVML's "not supported"."""
+"""In a GPU's field: this GPU cannot tell, as NVML's "not supported"."""
 NOT_AVAILABLE = 2**64 - 1
 """NVML's own mark of a 64-bit number that it does not have, such as the memory of a process under WSL."""
 
@@ -28,15 +28,15 @@ RESET_REQUIRED, LIBRARY_MISMATCH, UNKNOWN = 16, 18, 999
 """Return codes of nvml.h."""
 
 MAGIC = 0x4E564D4C
-MAX_CARDS, MAX_PROCESSES, MAX_FAULTS, MAX_FUNCTIONS = 16, 256, 32, 96
+MAX_GPUS, MAX_PROCESSES, MAX_FAULTS, MAX_FUNCTIONS = 16, 256, 32, 96
 CHECKED, LEAKS, HIDDEN, GRAPHICS, BOTH = 1, 2, 4, 8, 16
 RETURN, VALUE, BLOCK = 1, 2, 3
 
 _U32, _I32, _U64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint64
 
 
-class Card(ctypes.Structure):
-    """One simulated card; tests set its fields directly. `UNSUPPORTED` in a 32-bit field means that it cannot tell."""
+class FoundGpu(ctypes.Structure):
+    """One simulated GPU; tests set its fields directly. `UNSUPPORTED` in a 32-bit field means that it cannot tell."""
 
     _fields_ = [
         ("uuid", ctypes.c_char * 80),
@@ -51,10 +51,10 @@ class Card(ctypes.Structure):
 
 
 class Process(ctypes.Structure):
-    """A process that holds memory on a card. It counts only while the process lives, unless it leaks."""
+    """A process that holds memory on a GPU. It counts only while the process lives, unless it leaks."""
 
     _fields_ = [
-        *((name, _U32) for name in ("card", "pid", "flags", "ended")),
+        *((name, _U32) for name in ("gpu", "pid", "flags", "ended")),
         *((name, _U64) for name in ("start_ticks", "used_bytes", "peak_bytes")),
     ]
 
@@ -64,7 +64,7 @@ class Fault(ctypes.Structure):
 
     _fields_ = [
         ("function", ctypes.c_char * 56),
-        *((name, _I32) for name in ("card", "kind", "code", "after", "times")),
+        *((name, _I32) for name in ("gpu", "kind", "code", "after", "times")),
         ("pad", _U32),
         ("value", _U64),
         ("block_ns", _U64),
@@ -81,31 +81,31 @@ class State(ctypes.Structure):
     """The whole file; fake_nvml.c has the same structure and refuses a file of another size."""
 
     _fields_ = [
-        *((name, _U32) for name in ("magic", "size", "num_cards", "num_processes", "num_faults", "num_functions")),
+        *((name, _U32) for name in ("magic", "size", "num_gpus", "num_processes", "num_faults", "num_functions")),
         ("cuda_version", _U32),
         ("pad", _U32),
         ("driver_version", ctypes.c_char * 80),
         ("nvml_version", ctypes.c_char * 80),
-        ("cards", Card * MAX_CARDS),
+        ("gpus", FoundGpu * MAX_GPUS),
         ("processes", Process * MAX_PROCESSES),
         ("faults", Fault * MAX_FAULTS),
         ("functions", Counter * MAX_FUNCTIONS),
     ]
 
 
-class CardFull(Exception):
-    """More was asked of a card than it has left."""
+class GpuFull(Exception):
+    """More was asked of a GPU than it has left."""
 
     def __init__(self, requested_bytes: int, free_bytes: int) -> None:
-        super().__init__(f"fake card: expected room for {requested_bytes} bytes, found {free_bytes}")
+        super().__init__(f"fake GPU: expected room for {requested_bytes} bytes, found {free_bytes}")
         self.requested_bytes = requested_bytes
         self.free_bytes = free_bytes
 
 
 class FakeNvml:
-    """A machine with simulated cards. Make one with :meth:`create`, open the one in the environment with :meth:`open`.
+    """A machine with simulated GPUs. Make one with :meth:`create`, open the one in the environment with :meth:`open`.
 
-    Usable as a context manager. ``environment`` is what a child process needs to see these cards; inside a process that
+    Usable as a context manager. ``environment`` is what a child process needs to see these GPUs; inside a process that
     already runs, LD_LIBRARY_PATH has no effect any more, so the library is loaded by its full path beforehand
     (`fake_nvml.preload`), which glibc then finds by its soname.
     """
@@ -119,7 +119,7 @@ class FakeNvml:
 
     @classmethod
     def create(cls, path: Path, library: Path | None = None) -> "FakeNvml":
-        """A new machine without cards."""
+        """A new machine without GPUs."""
         path.write_bytes(bytes(ctypes.sizeof(State)))
         fake = cls(path, library)
         fake.state.size = ctypes.sizeof(State)
@@ -136,9 +136,9 @@ class FakeNvml:
         return cls(Path(path)) if path else None
 
     def close(self) -> None:
-        """Forgets the mapping; cards taken from it must not be used any more."""
+        """Forgets the mapping; GPUs taken from it must not be used any more."""
         del self.state
-        with contextlib.suppress(BufferError):  # a test still holds a card: the mapping ends with it
+        with contextlib.suppress(BufferError):  # a test still holds a GPU: the mapping ends with it
             self._map.close()
         self._file.close()
 
@@ -150,135 +150,135 @@ class FakeNvml:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a child process needs in its environment to see these cards."""
+        """What a child process needs in its environment to see these GPUs."""
         variables = {STATE_VARIABLE: str(self.path)}
         if self.library is not None:
             others = os.environ.get("LD_LIBRARY_PATH")
             variables["LD_LIBRARY_PATH"] = f"{self.library.parent}:{others}" if others else str(self.library.parent)
         return variables
 
-    def add_card(
+    def add_gpu(
         self,
         *,
         name: str = "NVIDIA GeForce RTX 2070 (simulated)",
         uuid: str | None = None,
         total_bytes: int = 8192 * MIB,
         reserved_bytes: int = 200 * MIB,
-    ) -> Card:
-        """Adds a card with healthy vitals and returns it; its index is the order of adding."""
-        card: Card = self.state.cards[self.state.num_cards]
-        card.name, card.uuid = name.encode(), (uuid or f"GPU-{uuids.uuid4()}").encode()
-        card.total_bytes, card.reserved_bytes, card.baseline_bytes = total_bytes, reserved_bytes, 0
-        card.temperature_c, card.memory_temperature_c, card.power_mw = 45, UNSUPPORTED, 60_000
-        card.utilization_percent, card.memory_utilization_percent = 30, 10
-        card.energy_supported, card.energy_mj, card.energy_since_ns = 1, 1_000_000, time.monotonic_ns()
-        card.accounting, card.mig = 0, UNSUPPORTED
-        card.context_bytes = 300 * MIB  # what a program of the fake CUDA driver holds before it has taken anything
-        card.compute_mode, card.persistence = 0, 1
-        card.parent = card.instance = UNSUPPORTED
-        self.state.num_cards += 1
-        return card
+    ) -> FoundGpu:
+        """Adds a GPU with healthy vitals and returns it; its index is the order of adding."""
+        gpu: FoundGpu = self.state.gpus[self.state.num_gpus]
+        gpu.name, gpu.uuid = name.encode(), (uuid or f"GPU-{uuids.uuid4()}").encode()
+        gpu.total_bytes, gpu.reserved_bytes, gpu.baseline_bytes = total_bytes, reserved_bytes, 0
+        gpu.temperature_c, gpu.memory_temperature_c, gpu.power_mw = 45, UNSUPPORTED, 60_000
+        gpu.utilization_percent, gpu.memory_utilization_percent = 30, 10
+        gpu.energy_supported, gpu.energy_mj, gpu.energy_since_ns = 1, 1_000_000, time.monotonic_ns()
+        gpu.accounting, gpu.mig = 0, UNSUPPORTED
+        gpu.context_bytes = 300 * MIB  # what a program of the fake CUDA driver holds before it has taken anything
+        gpu.compute_mode, gpu.persistence = 0, 1
+        gpu.parent = gpu.instance = UNSUPPORTED
+        self.state.num_gpus += 1
+        return gpu
 
-    def add_instance(self, profile: str, *, total_bytes: int, parent: int = 0, instance: int | None = None) -> Card:
-        """Cuts a MIG instance out of a card, which is in MIG mode from then on; the instance is a card here too.
+    def add_instance(self, profile: str, *, total_bytes: int, parent: int = 0, instance: int | None = None) -> FoundGpu:
+        """Cuts a MIG instance out of a GPU, which is in MIG mode from then on; the instance is a GPU here too.
 
-        As on a card, it tells no power, temperature, energy or utilisation. Its number, ``instance``, is that of the
+        As on a GPU, it tells no power, temperature, energy or utilisation. Its number, ``instance``, is that of the
         GPU instance: two with the same one are compute instances that share its memory.
         """
-        whole = self.state.cards[parent]
+        whole = self.state.gpus[parent]
         whole.mig = 1
-        number = self.state.num_cards
+        number = self.state.num_gpus
         name = f"{whole.name.decode()} MIG {profile}"
-        card = self.add_card(name=name, uuid=f"MIG-{uuids.uuid4()}", total_bytes=total_bytes, reserved_bytes=0)
-        card.parent, card.instance = parent, number if instance is None else instance
-        card.temperature_c = card.power_mw = card.throttle_reasons = UNSUPPORTED
-        card.utilization_percent = card.memory_utilization_percent = UNSUPPORTED
-        card.energy_supported, card.accounting, card.compute_mode = 0, UNSUPPORTED, UNSUPPORTED
-        return card
+        gpu = self.add_gpu(name=name, uuid=f"MIG-{uuids.uuid4()}", total_bytes=total_bytes, reserved_bytes=0)
+        gpu.parent, gpu.instance = parent, number if instance is None else instance
+        gpu.temperature_c = gpu.power_mw = gpu.throttle_reasons = UNSUPPORTED
+        gpu.utilization_percent = gpu.memory_utilization_percent = UNSUPPORTED
+        gpu.energy_supported, gpu.accounting, gpu.compute_mode = 0, UNSUPPORTED, UNSUPPORTED
+        return gpu
 
-    def uuid(self, card: int = 0) -> str:
-        """The UUID of a card."""
-        text: str = self.state.cards[card].uuid.decode()
+    def uuid(self, gpu: int = 0) -> str:
+        """The UUID of a GPU."""
+        text: str = self.state.gpus[gpu].uuid.decode()
         return text
 
     def index(self, selector: str | None) -> int:
-        """The card that a CUDA_VISIBLE_DEVICES of one entry means: an index or a UUID; without one the first."""
+        """The GPU that a CUDA_VISIBLE_DEVICES of one entry means: an index or a UUID; without one the first."""
         first = (selector or "0").split(",")[0].strip()
         if first.isdigit():
             return int(first)
-        return next(i for i in range(self.state.num_cards) if self.uuid(i).startswith(first))
+        return next(i for i in range(self.state.num_gpus) if self.uuid(i).startswith(first))
 
     # --- memory
 
-    def used_bytes(self, card: int = 0) -> int:
-        """What the card's processes and its baseline hold now, in bytes."""
-        rows = (row for row in self._rows() if row.card == card and row.pid)
+    def used_bytes(self, gpu: int = 0) -> int:
+        """What the GPU's processes and its baseline hold now, in bytes."""
+        rows = (row for row in self._rows() if row.gpu == gpu and row.pid)
         used: int = sum(row.used_bytes for row in rows if row.flags & LEAKS or _runs(row))
-        baseline: int = self.state.cards[card].baseline_bytes
+        baseline: int = self.state.gpus[gpu].baseline_bytes
         return baseline + used
 
     def allocate(
-        self, used_bytes: int, *, card: int = 0, pid: int | None = None, flags: int = CHECKED, stays: bool = False
+        self, used_bytes: int, *, gpu: int = 0, pid: int | None = None, flags: int = CHECKED, stays: bool = False
     ) -> None:
-        """Sets what one process holds on a card, in bytes; all its memory, not an addition.
+        """Sets what one process holds on a GPU, in bytes; all its memory, not an addition.
 
         Args:
             used_bytes: The process's whole use; 0 takes it off the list.
-            card: Index of the card.
+            GPU: Index of the GPU.
             pid: The process; without one, this one.
             flags: `LEAKS` keeps the memory after the process has ended, `HIDDEN` keeps it off the process list,
                 `GRAPHICS` puts it on the list of programs that draw instead, `BOTH` on that list too.
             stays: The row is a made-up process that nobody starts and that never ends.
 
         Raises:
-            CardFull: all processes together would need more than the card has.
+            GpuFull: all processes together would need more than the GPU has.
         """
         pid = os.getpid() if pid is None else pid
         with self._locked():
-            row = self._row(card, pid)
-            free = self._room(card) - self.used_bytes(card) + (row.used_bytes if row and _runs(row) else 0)
+            row = self._row(gpu, pid)
+            free = self._room(gpu) - self.used_bytes(gpu) + (row.used_bytes if row and _runs(row) else 0)
             if used_bytes > free:
-                raise CardFull(used_bytes, free)
-            row = row or self._new_row(card, pid)
+                raise GpuFull(used_bytes, free)
+            row = row or self._new_row(gpu, pid)
             row.flags = flags & ~CHECKED if stays else flags | CHECKED
             row.start_ticks = 0 if stays else start_ticks(pid) or 0
             row.peak_bytes = max(row.peak_bytes, used_bytes)
             row.used_bytes = used_bytes
 
-    def foreign(self, used_bytes: int, *, pid: int = 4_000_000, card: int = 0, flags: int = 0) -> None:
+    def foreign(self, used_bytes: int, *, pid: int = 4_000_000, gpu: int = 0, flags: int = 0) -> None:
         """Somebody else's process that holds memory until :meth:`release`; its pid is above Linux's default limit."""
-        self.allocate(used_bytes, card=card, pid=pid, flags=flags, stays=True)
+        self.allocate(used_bytes, gpu=gpu, pid=pid, flags=flags, stays=True)
 
     def release(self, pid: int) -> None:
-        """Ends what a process holds on the first card."""
+        """Ends what a process holds on the first GPU."""
         with self._locked():
             row = self._row(0, pid)
             if row is not None:
                 row.flags &= ~LEAKS
                 row.ended = 1
 
-    def _room(self, card: int) -> int:
-        found = self.state.cards[card]
+    def _room(self, gpu: int) -> int:
+        found = self.state.gpus[gpu]
         room: int = found.total_bytes - found.reserved_bytes
         return room
 
     def _rows(self) -> list[Process]:
         return list(self.state.processes[: self.state.num_processes])
 
-    def _row(self, card: int, pid: int) -> Process | None:
-        rows = (row for row in self._rows() if row.card == card and row.pid == pid)
+    def _row(self, gpu: int, pid: int) -> Process | None:
+        rows = (row for row in self._rows() if row.gpu == gpu and row.pid == pid)
         return next((row for row in rows if _runs(row)), None)
 
-    def _new_row(self, card: int, pid: int) -> Process:
+    def _new_row(self, gpu: int, pid: int) -> Process:
         """An unused row, or the oldest whose process has ended: accounting can ask for the others."""
         if self.state.num_processes < MAX_PROCESSES:
             row: Process = self.state.processes[self.state.num_processes]
-            row.card, row.pid = card, pid
+            row.gpu, row.pid = gpu, pid
             self.state.num_processes += 1
             return row
         row = next(row for row in self._rows() if not row.flags & LEAKS and not _runs(row))
         row.used_bytes = row.peak_bytes = row.ended = 0
-        row.card, row.pid = card, pid
+        row.gpu, row.pid = gpu, pid
         return row
 
     @contextlib.contextmanager
@@ -296,7 +296,7 @@ class FakeNvml:
         Args:
             function: The exact symbol, such as ``nvmlDeviceGetMemoryInfo_v2``, a prefix with ``*``, or ``*``.
             code: NVML's return code; this module names the usual ones.
-            **when: ``card`` (index, default all), ``after`` (good calls before it), ``times`` (then good again).
+            **when: ``gpu`` (index, default all), ``after`` (good calls before it), ``times`` (then good again).
         """
         self._add_fault(function, RETURN, code=code, **when)
 
@@ -313,9 +313,9 @@ class FakeNvml:
         self.state.num_faults = 0
 
     def _add_fault(
-        self, function: str, kind: int, *, card: int = -1, after: int = 0, times: int = -1, **what: int
+        self, function: str, kind: int, *, gpu: int = -1, after: int = 0, times: int = -1, **what: int
     ) -> None:
-        fault = Fault(function.encode(), card, kind, after=after, times=times, **what)
+        fault = Fault(function.encode(), gpu, kind, after=after, times=times, **what)
         self.state.faults[self.state.num_faults] = fault
         self.state.num_faults += 1
 

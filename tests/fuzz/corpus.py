@@ -27,7 +27,7 @@ _RECORDS = {
 
 _OWN_COMMAND = {
     "experiment_name": "own",
-    "limits": {"card": "8GB", "peak": 7500, "success_rate": 0.5, "overlap": 0.8, "settle_s": 3},
+    "limits": {"gpu": "8GB", "peak": 7500, "success_rate": 0.5, "overlap": 0.8, "settle_s": 3},
     "tiers": {"low": 1, "high": {"expected_success": 0.8}},
     "experiments": [
         {
@@ -38,7 +38,7 @@ _OWN_COMMAND = {
             "expected_memory": "3GB",
             "limit": "4GB",
         },
-        {"mode": "default", "command": ["sh", "-c", "true"], "name": "alone", "uses_gpu": False},
+        {"mode": "default", "command": ["sh", "-c", "true"], "name": "solo", "uses_gpu": False},
     ],
 }
 _EVENTS = [

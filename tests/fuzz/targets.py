@@ -20,7 +20,7 @@ from colocate.errors import ColocateError, PlanError
 from colocate.files import write_json
 from colocate.harness.resume import decide, find_run
 from colocate.harness.training_events import EventReader
-from colocate.harness.training_monitor import Watch
+from colocate.harness.training_monitor import TrainingMonitor
 from colocate.plan.catalog import Training, load_catalog
 from colocate.plan.plan import Group, Limits, load_plan
 from colocate.report.follow import Following
@@ -161,10 +161,10 @@ class _clear_errors(suppress):
 
 def _judged(directory: GroupDirectory) -> None:
     """What the foreground told comes to a record that reads back as the same verdict."""
-    watch = Watch("foreground", TRAINING, directory)
-    told = watch.member(0.0)
+    watch = TrainingMonitor("foreground", TRAINING, directory)
+    reported = watch.member(0.0)
     sound = builders.foreground()
-    member = replace(told, lives=sound.lives, held_card=True, ready_s=sound.ready_s)
+    member = replace(reported, process_runs=sound.process_runs, held_gpu=True, ready_s=sound.ready_s)
     write_record(directory, GROUP, builders.evidence(foreground=member), [], "run")
     for found in verify(directory.path):
         assert found.agrees, str(found)

@@ -301,7 +301,7 @@ def loaders_are_whole_unless_cut():
     assert not hasattr(loader, "colocate_full_length")
 
 
-def errors_are_those_of_a_card():
+def errors_are_those_of_a_gpu():
     tensor = torch.zeros(3, device="cuda")
     for attempt, error, message in (
         (lambda: tensor.numpy(), TypeError, "can't convert cuda:0 device type tensor to numpy"),

@@ -94,7 +94,7 @@ def flood_events() -> None:
 
 
 def forged_probe() -> None:
-    """A record that tells of more memory than any card has."""
+    """A record that tells of more memory than any GPU has."""
     while True:
         record = {"pid": os.getpid(), "mode": "cuda", "optimizer_steps": 1, "max_reserved_bytes": 2**62}
         aside = PROBE / "forged"

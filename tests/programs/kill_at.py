@@ -24,9 +24,9 @@ def install(place: int, folder: str) -> None:
         if seen == place:
             os.kill(harness, signal.SIGKILL)
         if place == 0:
-            os.write(tally, f"{seen} {event} {arguments[0]}\n".encode())
+            os.write(plan_verdict, f"{seen} {event} {arguments[0]}\n".encode())
 
-    tally = os.open(folder + ".count", os.O_WRONLY | os.O_CREAT | os.O_APPEND) if place == 0 else -1
+    plan_verdict = os.open(folder + ".count", os.O_WRONLY | os.O_CREAT | os.O_APPEND) if place == 0 else -1
     sys.addaudithook(hear)
 
 

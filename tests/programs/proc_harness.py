@@ -20,11 +20,11 @@ def main() -> None:
         argv = (sys.executable, "-I", "-S", program, *mode.split(" "))
         command = Command(argv, Path(folder), dict(os.environ))
         members.append(start(command, log=Path(folder, f"{number}.log"), cookie=f"{folder}/{number}"))
-    holder = 0
-    if keep_pipes_open == "yes" and (holder := os.fork()) == 0:
+    gpu_process = 0
+    if keep_pipes_open == "yes" and (gpu_process := os.fork()) == 0:
         signal.pause()
     facts = {"supervisors": [member._supervisor.pid for member in members], "pids": [member.pid for member in members]}
-    print(json.dumps({**facts, "holder": holder}), flush=True)
+    print(json.dumps({**facts, "gpu_process": gpu_process}), flush=True)
     while True:
         signal.pause()
 

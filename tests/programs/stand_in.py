@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """A program that behaves like a training, without PyTorch and without a GPU. Standard library only.
 
-It takes memory on a card, makes steps through the phases train, evaluate and save, writes the events of the contract
-to ``COLOCATE_EVENTS`` and, when asked, a probe record into ``COLOCATE_PROBE``. The card is, in this order: the virtual
-card of ``COLOCATE_VIRTUAL_CARD``, the simulated NVIDIA card of ``FAKE_NVML_STATE`` that ``CUDA_VISIBLE_DEVICES``
+It takes memory on a GPU, makes steps through the phases train, evaluate and save, writes the events of the contract
+to ``COLOCATE_EVENTS`` and, when asked, a probe record into ``COLOCATE_PROBE``. The GPU is, in this order: the virtual
+GPU of ``COLOCATE_VIRTUAL_GPU``, the simulated NVIDIA GPU of ``FAKE_NVML_STATE`` that ``CUDA_VISIBLE_DEVICES``
 selects (the first one without it), or none: then it only runs.
 
 Every way to misbehave is an option; ``--help`` lists them. Steps are counted over the whole run, from 1. A safety net
@@ -26,7 +26,7 @@ MIB = 1024**2
 
 parser = argparse.ArgumentParser(description="A stand-in for a training.")
 shape = parser.add_argument_group("what it does when all goes well")
-shape.add_argument("--hold", type=float, default=100, metavar="MIB", help="memory on the card from ready to end")
+shape.add_argument("--hold", type=float, default=100, metavar="MIB", help="memory on the GPU from ready to end")
 shape.add_argument(
     "--batch-size", "--batch", dest="batch", type=int, default=0, metavar="N", help="samples that go through it at once"
 )
@@ -40,7 +40,7 @@ shape.add_argument("--epochs", type=int, default=1)
 shape.add_argument("--steps", type=int, default=5, help="training steps of an epoch")
 shape.add_argument("--evaluate-steps", type=int, default=2)
 shape.add_argument("--step-s", type=float, default=0.02, metavar="S", help="how long a step takes")
-shape.add_argument("--shared-step-s", type=float, metavar="S", help="instead, while others hold memory on the card")
+shape.add_argument("--shared-step-s", type=float, metavar="S", help="instead, while others hold memory on the GPU")
 shape.add_argument("--load-s", type=float, default=0, metavar="S", help="how long it takes to get ready")
 shape.add_argument("--full-steps", type=int, help="what a full epoch has, when --steps is a cut one")
 shape.add_argument("--repeat", action="store_true", help="epochs without end, as a background")
@@ -50,24 +50,22 @@ shape.add_argument("--probe", action="store_true", help="write the record that t
 shape.add_argument("--exit-code", type=int, default=0, help="how it ends after its last epoch")
 shape.add_argument("--synthetic", action="store_true", help="say that the data was made up")
 trouble = parser.add_argument_group("how it misbehaves")
-trouble.add_argument(
-    "--stub", action="store_true", help="exit 0 after --step-s, or a second, without touching the card"
-)
+trouble.add_argument("--stub", action="store_true", help="exit 0 after --step-s, or a second, without touching the GPU")
 trouble.add_argument("--never-ready", action="store_true", help="hold memory, but never start to train")
 trouble.add_argument("--fail-at", type=int, metavar="STEP", help="end with a traceback and exit code 1")
 trouble.add_argument("--die-at", type=int, metavar="STEP", help="end by --die-of")
 trouble.add_argument("--die-of", default="SIGSEGV", metavar="SIGNAL")
 trouble.add_argument("--hang-at", type=int, metavar="STEP", help="do nothing any more, and keep the memory")
-trouble.add_argument("--oom-at", type=int, metavar="STEP", help="run out of memory, as on a full card")
+trouble.add_argument("--oom-at", type=int, metavar="STEP", help="run out of memory, as on a full GPU")
 trouble.add_argument("--oom-swallowed", action="store_true", help="catch that (at step 1 without --oom-at) and go on")
 trouble.add_argument("--oom-silent", action="store_true", help="do not even print PyTorch's message")
 trouble.add_argument("--ignore-term", action="store_true", help="take no notice of SIGTERM and SIGINT")
 trouble.add_argument("--fork", action="store_true", help="leave a child that holds --fork-hold and outlives us")
 trouble.add_argument("--fork-hold", type=float, default=50, metavar="MIB")
 trouble.add_argument("--daemonise", action="store_true", help="train in a process that left session and parent")
-trouble.add_argument("--leak", action="store_true", help="the (simulated NVIDIA) card keeps the memory after the end")
-trouble.add_argument("--hidden", action="store_true", help="the (simulated NVIDIA) card does not list the process")
-trouble.add_argument("--also-on", type=int, metavar="INDEX", help="hold the memory on this simulated card as well")
+trouble.add_argument("--leak", action="store_true", help="the (simulated NVIDIA) GPU keeps the memory after the end")
+trouble.add_argument("--hidden", action="store_true", help="the (simulated NVIDIA) GPU does not list the process")
+trouble.add_argument("--also-on", type=int, metavar="INDEX", help="hold the memory on this simulated GPU as well")
 trouble.add_argument("--host-memory", type=int, metavar="MIB", help="take so much of the host's memory before step 2")
 trouble.add_argument("--retries", type=int, default=0, help="how often the allocator had to flush its cache")
 trouble.add_argument("--flood", type=int, metavar="BYTES", help="print so much before the first step")
@@ -101,7 +99,7 @@ def size(num_bytes: int) -> str:
 
 
 class NoCard:
-    """A machine without any card: memory costs nothing."""
+    """A machine without any GPU: memory costs nothing."""
 
     total_bytes = 8192 * MIB
 
@@ -113,7 +111,7 @@ class NoCard:
 
 
 class SimulatedNvidiaCard:
-    """The card that the fake NVML library shows."""
+    """The GPU that the fake NVML library shows."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         sys.path.insert(0, str(TESTS))
@@ -124,45 +122,45 @@ class SimulatedNvidiaCard:
         self.also_on = options.also_on
         self.held_bytes = 0
         self.flags = LEAKS * options.leak | HIDDEN * options.hidden
-        self.total_bytes = self.machine.state.cards[self.index].total_bytes
+        self.total_bytes = self.machine.state.gpus[self.index].total_bytes
 
     def hold(self, used_bytes: int) -> None:
-        from fake_nvml import CardFull
+        from fake_nvml import GpuFull
 
         try:
-            self.machine.allocate(used_bytes, card=self.index, flags=self.flags)
+            self.machine.allocate(used_bytes, gpu=self.index, flags=self.flags)
             if self.also_on is not None:
-                self.machine.allocate(used_bytes, card=self.also_on, flags=self.flags)
-        except CardFull as error:
+                self.machine.allocate(used_bytes, gpu=self.also_on, flags=self.flags)
+        except GpuFull as error:
             raise OutOfMemoryError(error.requested_bytes, error.free_bytes, self.total_bytes, 0) from None
         self.held_bytes = used_bytes
 
     def is_shared(self) -> bool:
         others = self.machine.used_bytes(self.index) - self.held_bytes
-        return others > self.machine.state.cards[self.index].baseline_bytes
+        return others > self.machine.state.gpus[self.index].baseline_bytes
 
 
 class SharedVirtualCard:
-    """The virtual card of a group; its module is loaded by path because a training need not have colocate installed."""
+    """The virtual GPU of a group; its module is loaded by path because a training need not have colocate installed."""
 
     def __init__(self, path: str) -> None:
-        source = TESTS.parent / "colocate" / "probe" / "card.py"
-        spec = importlib.util.spec_from_file_location("virtual_card", source)
+        source = TESTS.parent / "colocate" / "probe" / "GPU.py"
+        spec = importlib.util.spec_from_file_location("virtual_gpu", source)
         self.module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = self.module
         spec.loader.exec_module(self.module)
-        self.card = self.module.VirtualCard.open(Path(path))
-        self.total_bytes = self.card.total_bytes
+        self.gpu = self.module.VirtualGpu.open(Path(path))
+        self.total_bytes = self.gpu.total_bytes
 
     def hold(self, used_bytes: int) -> None:
         try:
-            self.card.claim(used_bytes)
-        except self.module.CardFull as error:
-            free = self.total_bytes - self.card.used_bytes()
+            self.gpu.claim(used_bytes)
+        except self.module.GpuFull as error:
+            free = self.total_bytes - self.gpu.used_bytes()
             raise OutOfMemoryError(used_bytes, free, self.total_bytes, 0) from error
 
     def is_shared(self) -> bool:
-        return any(pid != os.getpid() for pid, _ in self.card.processes())
+        return any(pid != os.getpid() for pid, _ in self.gpu.processes())
 
 
 class Events:
@@ -252,8 +250,8 @@ class StandIn:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        virtual = os.environ.get("COLOCATE_VIRTUAL_CARD")
-        self.card = self.find_card(virtual)
+        virtual = os.environ.get("COLOCATE_VIRTUAL_GPU")
+        self.gpu = self.find_gpu(virtual)
         self.events = Events(options.silent)
         self.context_bytes = round(options.context * MIB)
         self.probe = Probe(options.probe, bool(virtual), self.context_bytes)
@@ -261,7 +259,7 @@ class StandIn:
         self.steps_done = 0
         self.held_bytes = 0
 
-    def find_card(self, virtual: str | None) -> NoCard | SimulatedNvidiaCard | SharedVirtualCard:
+    def find_gpu(self, virtual: str | None) -> NoCard | SimulatedNvidiaCard | SharedVirtualCard:
         if self.options.cpu:
             return NoCard()
         if virtual:
@@ -342,7 +340,7 @@ class StandIn:
                 self.steps_done += 1
                 self.misbehave()
             shared_s = self.options.shared_step_s
-            shared = shared_s is not None and self.card.is_shared()
+            shared = shared_s is not None and self.gpu.is_shared()
             work(shared_s if shared else self.options.step_s, burn=self.options.cpu)
             if phase == "train":
                 self.probe.stepped()
@@ -363,7 +361,7 @@ class StandIn:
             self.run_out_of_memory()
 
     def run_out_of_memory(self) -> None:
-        error = OutOfMemoryError(2048 * MIB, 512 * MIB, self.card.total_bytes, self.held_bytes)
+        error = OutOfMemoryError(2048 * MIB, 512 * MIB, self.gpu.total_bytes, self.held_bytes)
         if not self.options.oom_swallowed:
             raise error
         self.probe.ran_out(error)
@@ -372,7 +370,7 @@ class StandIn:
 
     def hold(self, mib: float) -> None:
         self.held_bytes = 0 if self.options.cpu else round(mib * MIB)
-        self.card.hold(self.held_bytes)
+        self.gpu.hold(self.held_bytes)
         self.probe.holds(max(0, self.held_bytes - self.context_bytes))
 
 

@@ -2,7 +2,7 @@
 
 Owns nothing but the first step: it gives way to a ``sitecustomize`` further down the path, and asks for the probe
 once torch has been imported. Without the harness's variables, or without torch, nothing happens. A training must
-never fail because of it; only the emulation of a card, which is asked for by name, may refuse.
+never fail because of it; only the emulation of a GPU, which is asked for by name, may refuse.
 """
 
 import importlib.machinery
@@ -41,7 +41,7 @@ def run_the_next_sitecustomize() -> None:
     spec.loader.exec_module(module)
 
 
-if os.environ.get("COLOCATE_PROBE") or os.environ.get("COLOCATE_VIRTUAL_CARD"):
+if os.environ.get("COLOCATE_PROBE") or os.environ.get("COLOCATE_VIRTUAL_GPU"):
     try:
         load_probe()
     except Exception as error:  # the training comes first, whatever is wrong with us

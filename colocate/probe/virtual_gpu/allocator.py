@@ -1,6 +1,6 @@
 """PyTorch's CUDA caching allocator as arithmetic: which blocks and segments a sequence of requests leads to.
 
-Owns no memory and knows neither torch nor the card: segments come from a :class:`Backing` that may refuse. The rules
+Owns no memory and knows neither torch nor the GPU: segments come from a :class:`Backing` that may refuse. The rules
 are those of the native allocator (``c10/cuda/CUDACachingAllocator.cpp`` and ``c10/core/AllocatorConfig.h`` of
 PyTorch 2.13), for one device. Sizes are bytes, addresses are made up.
 """
@@ -438,7 +438,7 @@ class CachingAllocator:
         return first
 
     def _map(self, gap: Block, size: int) -> Block | None:
-        """Back the first pages of a gap; the free block they become part of, or None when the card is full."""
+        """Back the first pages of a gap; the free block they become part of, or None when the GPU is full."""
         num_bytes = min(gap.size, _round_up(size, self._page_bytes(gap.pool)))
         if not self._obtain(num_bytes):
             return None

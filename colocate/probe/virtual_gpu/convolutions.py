@@ -1,6 +1,6 @@
-"""What a convolution may need besides its operands: the workspace of the plan that cuDNN chooses on the card.
+"""What a convolution may need besides its operands: the workspace of the plan that cuDNN chooses on the GPU.
 
-Nobody but cuDNN on the card knows it; kept here are the facts of a call, and a guess that bounds what its plans take.
+Nobody but cuDNN on the GPU knows it; kept here are the facts of a call, and a guess that bounds what its plans take.
 Standard library only: predictions are replayed without torch.
 """
 

@@ -1,6 +1,6 @@
 """What a program sees of the device: ``torch.cuda`` and ``torch.accelerator``, answered by the simulated allocator.
 
-Owns the patches of these two modules and the made-up properties of the card. Streams and events do nothing but keep
+Owns the patches of these two modules and the made-up properties of the GPU. Streams and events do nothing but keep
 time: all work on the emulated device is done when the call returns.
 """
 
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 
 from .allocator import CachingAllocator, Level
-from .card import VirtualCard
 from .memory import DeviceMemory
 from .operators import DEVICE
+from .state import VirtualGpu
 
 # Compute capabilities by name (developer.nvidia.com/cuda-gpus); the first match counts.
 CAPABILITIES = (
@@ -33,11 +33,11 @@ NUM_STREAMS = 32  # CUDAStream.cpp: streams of one priority come from a pool of 
 DEFAULT_CAPABILITY = (8, 6)  # RTX 30, the generation of the study that this project answers to
 
 
-def capability_of(card: VirtualCard) -> tuple[int, int]:
-    """Compute capability of a card: what its state says, else what its name lets expect."""
-    if card.capability is not None:
-        return card.capability
-    return next((found for pattern, found in CAPABILITIES if re.search(pattern, card.name)), DEFAULT_CAPABILITY)
+def capability_of(gpu: VirtualGpu) -> tuple[int, int]:
+    """Compute capability of a GPU: what its state says, else what its name lets expect."""
+    if gpu.capability is not None:
+        return gpu.capability
+    return next((found for pattern, found in CAPABILITIES if re.search(pattern, gpu.name)), DEFAULT_CAPABILITY)
 
 
 class Device(Protocol):
@@ -50,12 +50,12 @@ class Device(Protocol):
         """Start the emulation of operators."""
 
 
-def install_cuda_interface(device: Device, card: VirtualCard, unsupported: Callable[[str], Exception]) -> None:
+def install_cuda_interface(device: Device, gpu: VirtualGpu, unsupported: Callable[[str], Exception]) -> None:
     """Replace the functions of ``torch.cuda`` and ``torch.accelerator`` that would ask a driver."""
-    properties = properties_of(card)
+    properties = properties_of(gpu)
     cuda: dict[str, Any] = {
         **_presence(device, properties),
-        **_memory_functions(device, card),
+        **_memory_functions(device, gpu),
         **_random_state(),
         **_streams(device.memory),
         **_refusals(unsupported),
@@ -82,14 +82,14 @@ def install_cuda_interface(device: Device, card: VirtualCard, unsupported: Calla
     torch.Tensor.record_stream = _nothing
 
 
-def properties_of(card: VirtualCard) -> SimpleNamespace:
-    """What ``get_device_properties()`` returns: name and size are the card's, the rest that of a mid-range GPU."""
-    major, minor = capability_of(card)
+def properties_of(gpu: VirtualGpu) -> SimpleNamespace:
+    """What ``get_device_properties()`` returns: name and size are the GPU's, the rest that of a mid-range GPU."""
+    major, minor = capability_of(gpu)
     return SimpleNamespace(
-        name=card.name,
+        name=gpu.name,
         major=major,
         minor=minor,
-        total_memory=card.total_bytes,
+        total_memory=gpu.total_bytes,
         multi_processor_count=46,
         max_threads_per_multi_processor=1536,
         regs_per_multiprocessor=65536,
@@ -100,7 +100,7 @@ def properties_of(card: VirtualCard) -> SimpleNamespace:
         is_integrated=False,
         is_multi_gpu_board=False,
         gcnArchName="",
-        uuid=card.uuid,
+        uuid=gpu.uuid,
     )
 
 
@@ -150,18 +150,18 @@ def _presence(device: Device, properties: SimpleNamespace) -> dict[str, Any]:
     }
 
 
-def _memory_functions(device: Device, card: VirtualCard) -> dict[str, Any]:
+def _memory_functions(device: Device, gpu: VirtualGpu) -> dict[str, Any]:
     memory = device.memory
 
     def free_and_total(index: Any = None) -> tuple[int, int]:
-        device.wake()  # on a card too, this call makes the context
-        return card.free_bytes, card.total_bytes
+        device.wake()  # on a GPU too, this call makes the context
+        return gpu.free_bytes, gpu.total_bytes
 
     def reset_peaks(device: Any = None) -> None:
         memory.settle().reset_peaks()
 
     def limit_to(fraction: float, device: Any = None) -> None:
-        memory.allocator.limit_bytes = int(fraction * card.total_bytes)
+        memory.allocator.limit_bytes = int(fraction * gpu.total_bytes)
 
     return {
         "memory_allocated": lambda device=None: memory.settle().allocated.current,

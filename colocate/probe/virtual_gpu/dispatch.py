@@ -79,7 +79,7 @@ class Emulator:
         """An error to raise, after the record and the terminal have been told."""
         self.record.fields["unsupported"] = self.record.fields["unsupported"] or reason
         self.record.write()
-        print(f"colocate: not emulated: {reason}; it needs a real card", file=sys.stderr, flush=True)
+        print(f"colocate: not emulated: {reason}; it needs a real GPU", file=sys.stderr, flush=True)
         return UnsupportedError(reason)
 
     def _compute(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Puts this process on a virtual card: assembles guard, memory, dispatch and patches, and proves that they work.
+"""Puts this process on a virtual GPU: assembles guard, memory, dispatch and patches, and proves that they work.
 
 The emulation sleeps until the program first asks torch for its device (``torch.cuda._lazy_init``, which every binding
 calls): a program that stays on the CPU runs as ever.
@@ -23,7 +23,6 @@ from ..record import Record
 from . import guard, kernels
 from .allocator import CachingAllocator, Settings
 from .attribution import Attribution
-from .card import CardFull, VirtualCard
 from .convolutions import workspace_bound
 from .cuda_interface import capability_of, install_cuda_interface
 from .dispatch import EmulationMode, Emulator, UnsupportedError
@@ -33,7 +32,8 @@ from .loaders import cut_loaders
 from .memory import DeviceMemory
 from .operators import DEVICE, matrix_workspace_bytes
 from .saving import install_saving
-from .trace import Trace, Twin
+from .state import GpuFull, VirtualGpu
+from .trace import AllocationTrace, Twin
 
 # PyTorch reads both; the first is the newer name.
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -54,22 +54,22 @@ SIGNS_OF_NATIVE_CODE = (
 )
 
 
-def emulate(card_path: str, record: Record, watcher: AfterImport, batches_per_pass: int | None) -> None:
-    """Emulate the card for the rest of this process's life.
+def emulate(gpu_path: str, record: Record, watcher: AfterImport, batches_per_pass: int | None) -> None:
+    """Emulate the GPU for the rest of this process's life.
 
     Args:
-        card_path: state file of the virtual card.
+        gpu_path: state file of the virtual GPU.
         record: where the readings go.
         watcher: for libraries that need a patch of their own once imported.
         batches_per_pass: how many batches each pass over a DataLoader yields; None for all.
 
     Raises:
-        Exception: torch or the card is not as expected. The process must not go on.
+        Exception: torch or the GPU is not as expected. The process must not go on.
     """
-    _hide_real_cards()
-    card = VirtualCard.open(card_path)
+    _hide_real_gpus()
+    gpu = VirtualGpu.open(gpu_path)
     guard.install()
-    device = EmulatedDevice(card, record)
+    device = EmulatedDevice(gpu, record)
     kernels.register(device.emulator.values.assume)
     device.install(watcher)
     count_steps(record)
@@ -78,8 +78,8 @@ def emulate(card_path: str, record: Record, watcher: AfterImport, batches_per_pa
     record.keep_writing()
 
 
-def _hide_real_cards() -> None:
-    """A card that is really there must not take part; the program reads its environment as it was."""
+def _hide_real_gpus() -> None:
+    """A GPU that is really there must not take part; the program reads its environment as it was."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.cuda.is_available()  # the driver reads the variable once
@@ -92,27 +92,27 @@ def _hide_real_cards() -> None:
 class EmulatedDevice:
     """The parts of the emulation, and when they wake up."""
 
-    def __init__(self, card: VirtualCard, record: Record) -> None:
+    def __init__(self, gpu: VirtualGpu, record: Record) -> None:
         text = next(filter(None, (os.environ.get(name) for name in ALLOCATOR_VARIABLES)), "")
         settings, notes = Settings.parse(text)
-        self.card = card
+        self.gpu = gpu
         self.record = record
-        self.trace = Trace(settings) if os.environ.get(TRACE) else None
+        self.trace = AllocationTrace(settings) if os.environ.get(TRACE) else None
         self.twin = Twin(workspace_bound, CachingAllocator(settings=settings))
-        self.memory = DeviceMemory(card, settings, self._out_of_memory, (self.twin,), self.trace)
-        workspace_bytes = matrix_workspace_bytes(capability_of(card)[0], card.workspace_bytes)
+        self.memory = DeviceMemory(gpu, settings, self._out_of_memory, (self.twin,), self.trace)
+        workspace_bytes = matrix_workspace_bytes(capability_of(gpu)[0], gpu.workspace_bytes)
         # Imports torch._dynamo, a second that a program with an optimizer pays anyway; it lists torch's functions and
         # must see them before they are patched.
         self.emulator = Emulator(self.memory, record, workspace_bytes)
         self.awake = False
         record.fields["notes"].extend(notes)
-        record.fields["context_bytes"] = card.context_bytes
-        record.fields["context_range_bytes"] = list(card.context_range_bytes)
+        record.fields["context_bytes"] = gpu.context_bytes
+        record.fields["context_range_bytes"] = list(gpu.context_range_bytes)
         record.read = self.readings
 
     def install(self, watcher: AfterImport) -> None:
         """Patch what programs call; no operator is touched before :meth:`wake`."""
-        install_cuda_interface(self, self.card, self.emulator.unsupported)
+        install_cuda_interface(self, self.gpu, self.emulator.unsupported)
         install_framework_patches(self.emulator)
         install_saving(self.emulator)
         prepare_libraries(watcher, self.emulator.unsupported)
@@ -127,14 +127,14 @@ class EmulatedDevice:
 
         Raises:
             UnsupportedError: the self-test failed.
-            RuntimeError: the card has no room for the context (torch's ``AcceleratorError`` where it has one).
+            RuntimeError: the GPU has no room for the context (torch's ``AcceleratorError`` where it has one).
         """
         if self.awake:
             return
         self._prove()
         try:
             self.memory.context.create()
-        except CardFull as full:
+        except GpuFull as full:
             message = f"CUDA error: out of memory ({full.free_bytes} bytes free for the context of this process)"
             self._out_of_memory(message, full.requested_bytes)
             self.memory.allocator.num_ooms += 1
@@ -152,7 +152,7 @@ class EmulatedDevice:
         except Exception as error:
             raise self.emulator.unsupported(f"self-test failed: {type(error).__name__}: {error}") from error
 
-    def _keep_trace(self, trace: Trace, path: Path) -> None:
+    def _keep_trace(self, trace: AllocationTrace, path: Path) -> None:
         """Write the trace, and which code ran, when this process ends; forked children excepted."""
         attribution = Attribution(self.memory)
         attribution.install()
@@ -234,7 +234,7 @@ def prove() -> None:
     Raises:
         RuntimeError: a step did not leave the expected bytes.
     """
-    memory = DeviceMemory(BottomlessCard(), Settings(), lambda message, num_bytes: None)
+    memory = DeviceMemory(UnlimitedGpu(), Settings(), lambda message, num_bytes: None)
     emulator = Emulator(memory, Record(None, "virtual", torch.__version__), matrix_workspace_bytes(0))
     tensor_bytes = 256 * 256 * 4
     with EmulationMode(emulator), torch.inference_mode(False), torch.enable_grad():
@@ -252,8 +252,8 @@ def prove() -> None:
         raise RuntimeError(f"self-test: expected released tensors to leave the device, found {left_bytes} bytes")
 
 
-class BottomlessCard:
-    """Stands for a card in the self-test: never full, and shared with nobody."""
+class UnlimitedGpu:
+    """Stands for a GPU in the self-test: never full, and shared with nobody."""
 
     context_bytes = 0
     total_bytes = free_bytes = 1 << 60

@@ -56,7 +56,7 @@ def _use_foreach_kernels() -> None:
 
 
 def _move_modules(emulator: Emulator) -> None:
-    """Moved parameters stay the same objects, as on a card.
+    """Moved parameters stay the same objects, as on a GPU.
 
     Plain torch would make new ones, because a fake tensor cannot take the place of a real one's data: optimizers built
     before the move and tied weights would lose theirs.
@@ -188,7 +188,7 @@ def _refuse_access_to_data(emulator: Emulator) -> None:
 
 
 def _ignore_pinned_memory() -> None:
-    """Page-locked memory belongs to a driver; it is the host's and moves no peak of the card."""
+    """Page-locked memory belongs to a driver; it is the host's and moves no peak of the GPU."""
     torch.Tensor.pin_memory = lambda tensor, *args, **kwargs: tensor
     torch.Tensor.is_pinned = lambda tensor, *args, **kwargs: False
     loader = torch.utils.data.DataLoader

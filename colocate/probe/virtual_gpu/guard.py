@@ -43,15 +43,15 @@ def install() -> None:
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
         found = f"{sys.platform} on {platform.machine()}"
-        raise GuardError(f"virtual card: expected Linux on x86-64, found {found}")
+        raise GuardError(f"virtual GPU: expected Linux on x86-64, found {found}")
     if not hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
-        raise GuardError(f"virtual card: expected torch 2.11 or newer, found {torch.__version__}")
+        raise GuardError(f"virtual GPU: expected torch 2.11 or newer, found {torch.__version__}")
     try:
         _answer_hooks(_install_guard())
     except (OSError, ValueError, AttributeError) as error:
-        raise GuardError(f"virtual card: expected torch's known layout, found {error}") from error
+        raise GuardError(f"virtual GPU: expected torch's known layout, found {error}") from error
     if not _accelerator_is_cuda():
-        raise GuardError(f"virtual card: expected torch to report a CUDA device, torch {torch.__version__} does not")
+        raise GuardError(f"virtual GPU: expected torch to report a CUDA device, torch {torch.__version__} does not")
 
 
 def _accelerator_is_cuda() -> bool:

@@ -64,7 +64,7 @@ def _never_reached(name: str) -> Callable[..., Any]:
 def verdict(
     compute: Callable[[torch.Tensor], torch.Tensor], value: bool, assume: Callable[[torch.Tensor, bool], None]
 ) -> Callable[..., Any]:
-    """A test for overflow, computed as on a card and then answered: training on the emulated device never overflows."""
+    """A test for overflow, computed as on a GPU and then answered: training on the emulated device never overflows."""
 
     def kernel(tensor: torch.Tensor) -> torch.Tensor:
         result = compute(tensor.detach())
@@ -88,7 +88,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Scaled dot-product attention as a recent card runs it.
+    """Scaled dot-product attention as a recent GPU runs it.
 
     Flash for half precision without a mask, memory-efficient otherwise, plain mathematics where a program switches
     both off. Query, key and value are (batch, heads, length, head dimension). cuDNN's attention is not modelled.

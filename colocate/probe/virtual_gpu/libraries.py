@@ -61,13 +61,13 @@ def _finish_torchvision(ops: ModuleType) -> None:
 
 
 def _hide_fake_tensors(import_utils: Any) -> None:
-    """The transformers library takes a fake tensor for a sign of tracing and leaves out shortcuts that a card takes."""
+    """The transformers library takes a fake tensor for a sign of tracing and leaves out shortcuts that a GPU takes."""
     if hasattr(import_utils, "is_fake_tensor"):
         import_utils.is_fake_tensor = lambda tensor: False
 
 
 def _refuse_kernels(jit: Any, unsupported: Callable[[str], Exception]) -> None:
-    """A Triton kernel is compiled for a card and computes on its memory; importing one does no harm."""
+    """A Triton kernel is compiled for a GPU and computes on its memory; importing one does no harm."""
 
     def run(kernel: Any, *args: Any, **kwargs: Any) -> Any:
         raise unsupported(f"expected kernels of torch, found the Triton kernel {getattr(kernel, '__name__', kernel)}")
@@ -76,7 +76,7 @@ def _refuse_kernels(jit: Any, unsupported: Callable[[str], Exception]) -> None:
 
 
 def _refuse_extensions(module: Any, unsupported: Callable[[str], Exception]) -> None:
-    """CUDA code that is compiled on the spot computes on a card's memory; C++ for the host does not."""
+    """CUDA code that is compiled on the spot computes on a GPU's memory; C++ for the host does not."""
     load, load_inline = module.load, module.load_inline
 
     def load_host_only(name: str, sources: Any, *args: Any, **kwargs: Any) -> Any:
@@ -94,12 +94,12 @@ def _refuse_extensions(module: Any, unsupported: Callable[[str], Exception]) -> 
 
 
 def _refuse_import(module: Any, unsupported: Callable[[str], Exception]) -> None:
-    """A library that is good for nothing but computing on a card with kernels of its own."""
+    """A library that is good for nothing but computing on a GPU with kernels of its own."""
     raise unsupported(f"expected kernels of torch, found {module.__name__}")
 
 
 def _refuse_kernel_decorator(module: Any, unsupported: Callable[[str], Exception]) -> None:
-    """Kernels written for Numba are compiled for a card; importing its package does no harm."""
+    """Kernels written for Numba are compiled for a GPU; importing its package does no harm."""
 
     def jit(*args: Any, **kwargs: Any) -> Any:
         raise unsupported("expected kernels of torch, found a kernel of numba.cuda")

@@ -1,6 +1,6 @@
-"""The memory of the emulated device in this process: storages on one side, the shared card on the other.
+"""The memory of the emulated device in this process: storages on one side, the shared GPU on the other.
 
-Owns which storage holds which block, and this process's claim on the card. Knows tensors only by their storages; what
+Owns which storage holds which block, and this process's claim on the GPU. Knows tensors only by their storages; what
 is allocated when is decided in `dispatch`. Safe for several threads, and for storages that die at any instant,
 garbage collection in the middle of an allocation included.
 """
@@ -16,22 +16,22 @@ from typing import Any, Protocol
 import torch
 
 from .allocator import Block, CachingAllocator, OutOfMemory, Settings
-from .card import CardFull
 from .convolutions import Convolution
-from .trace import Trace
+from .state import GpuFull
+from .trace import AllocationTrace
 
 GIB = 1024**3
 MIB = 1024**2
 
 
-class Card(Protocol):
-    """What this module asks of a card; `card.VirtualCard` is the one that processes share."""
+class Gpu(Protocol):
+    """What this module asks of a GPU; `gpu.VirtualGpu` is the one that processes share."""
 
     total_bytes: int
     context_bytes: int
 
     def claim(self, used_bytes: int) -> None:
-        """Say what this process holds from now on; raises `card.CardFull`."""
+        """Say what this process holds from now on; raises `gpu.GpuFull`."""
 
     @property
     def free_bytes(self) -> int:
@@ -58,10 +58,10 @@ class Observer(Protocol):
 
 
 class Context:
-    """This process's claim on the card: the context, then every segment. The allocator's backing."""
+    """This process's claim on the GPU: the context, then every segment. The allocator's backing."""
 
-    def __init__(self, card: Card) -> None:
-        self.card = card
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
         self.claimed_bytes = 0
 
     def create(self) -> None:
@@ -71,15 +71,15 @@ class Context:
             CardFull: there is not even room for that.
         """
         if not self.claimed_bytes:
-            self.card.claim(self.card.context_bytes)
-            self.claimed_bytes = self.card.context_bytes
+            self.gpu.claim(self.gpu.context_bytes)
+            self.claimed_bytes = self.gpu.context_bytes
 
     def obtain(self, num_bytes: int) -> bool:
-        """Take memory for a segment; False when the processes on the card leave too little."""
+        """Take memory for a segment; False when the processes on the GPU leave too little."""
         try:
             self.create()
-            self.card.claim(self.claimed_bytes + num_bytes)
-        except CardFull:
+            self.gpu.claim(self.claimed_bytes + num_bytes)
+        except GpuFull:
             return False
         self.claimed_bytes += num_bytes
         return True
@@ -87,7 +87,7 @@ class Context:
     def give_back(self, num_bytes: int) -> None:
         """Return the memory of a segment."""
         self.claimed_bytes -= num_bytes
-        self.card.claim(self.claimed_bytes)
+        self.gpu.claim(self.claimed_bytes)
 
 
 class Held:
@@ -106,7 +106,7 @@ class DeviceMemory:
     """Blocks of all live storages on the emulated device.
 
     Args:
-        card: the card that this process shares with others.
+        GPU: the GPU that this process shares with others.
         settings: the allocator's options.
         on_out_of_memory: told about every failed allocation: message and requested bytes.
         observers: told about all others, in order.
@@ -115,14 +115,14 @@ class DeviceMemory:
 
     def __init__(
         self,
-        card: Card,
+        gpu: Gpu,
         settings: Settings,
         on_out_of_memory: Callable[[str, int], None],
         observers: tuple[Observer, ...] = (),
-        trace: Trace | None = None,
+        trace: AllocationTrace | None = None,
     ) -> None:
-        self.card = card
-        self.context = Context(card)
+        self.gpu = gpu
+        self.context = Context(gpu)
         self.allocator = CachingAllocator(self.context, settings)
         self._on_out_of_memory = on_out_of_memory
         self.trace = trace
@@ -151,7 +151,7 @@ class DeviceMemory:
             The entry of a storage that was new; None for one that was known or is empty.
 
         Raises:
-            torch.OutOfMemoryError: the card is full.
+            torch.OutOfMemoryError: the GPU is full.
         """
         storage = tensor.untyped_storage()
         key, num_bytes = storage._cdata, storage.nbytes()
@@ -180,7 +180,7 @@ class DeviceMemory:
         """A block that belongs to no storage: a workspace or a temporary.
 
         Raises:
-            torch.OutOfMemoryError: the card is full.
+            torch.OutOfMemoryError: the GPU is full.
         """
         self._check_process()
         with self._locked():
@@ -218,7 +218,7 @@ class DeviceMemory:
                 observer.convolved(call)
 
     def empty_cache(self) -> None:
-        """Give the cached segments back to the card."""
+        """Give the cached segments back to the GPU."""
         with self._locked():
             self.allocator.empty_cache()
             for observer in self._observers:
@@ -291,18 +291,18 @@ class DeviceMemory:
         if self.context.claimed_bytes:
             self._dead = deque(maxlen=0)
 
-    # --- what a full card says --------------------------------------------------------------------------------------
+    # --- what a full GPU says --------------------------------------------------------------------------------------
 
     def _full_message(self, num_bytes: int) -> str:
         """PyTorch's own words (``CUDACachingAllocator.cpp``), so that programs and people recognise them."""
-        allocator, card = self.allocator, self.card
+        allocator, gpu = self.allocator, self.gpu
         others = "".join(
-            f"Process {pid} has {_size(used)} memory in use. " for pid, used in card.processes() if pid != os.getpid()
+            f"Process {pid} has {_size(used)} memory in use. " for pid, used in gpu.processes() if pid != os.getpid()
         )
         cached = allocator.reserved.current - allocator.allocated.current
         return (
             f"CUDA out of memory. Tried to allocate {_size(num_bytes)}. GPU 0 has a total capacity of "
-            f"{_size(card.total_bytes)} of which {_size(card.free_bytes)} is free. {others}"
+            f"{_size(gpu.total_bytes)} of which {_size(gpu.free_bytes)} is free. {others}"
             f"Including non-PyTorch memory, this process has {_size(self.context.claimed_bytes)} memory in use. "
             f"Of the allocated memory {_size(allocator.allocated.current)} is allocated by PyTorch, and "
             f"{_size(cached)} is reserved by PyTorch but unallocated. If reserved but unallocated memory is large try "

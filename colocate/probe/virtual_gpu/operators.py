@@ -1,8 +1,8 @@
-"""What single operators need beyond their results, and results whose size only a card could tell.
+"""What single operators need beyond their results, and results whose size only a GPU could tell.
 
 First the workspaces and temporaries that an operator allocates and that its fake kernel does not show; then
 `REPLACED`, which computes results where torch has no fake kernel or refuses to guess a shape. Sources are given per
-rule; convolution workspaces are left out on purpose, because only cuDNN on the card knows them.
+rule; convolution workspaces are left out on purpose, because only cuDNN on the GPU knows them.
 """
 
 import functools
@@ -46,7 +46,7 @@ HOPPER_WORKSPACE_BYTES = 32 * MIB  # compute capability 9, 10 and 12
 def matrix_workspace_bytes(capability_major: int, default_bytes: int | None = None) -> int:
     """The workspace of one cuBLAS handle, taken from the allocator at its first use and never returned.
 
-    ``default_bytes`` is the card's, where the program configures nothing else.
+    ``default_bytes`` is the GPU's, where the program configures nothing else.
     """
     configured = os.environ.get("CUBLAS_WORKSPACE_CONFIG", "")
     sizes = [int(part) for part in configured.strip(":").split(":") if part.isdigit()]
@@ -207,7 +207,7 @@ def _reserve_elements(mode: int, positions: int, hidden_size: int, num_layers: i
     """What cuDNN keeps of the forward pass: per layer four gates and the cell (LSTM) or six values (GRU).
 
     Fits the byte counts of PyTorch issue 2895, with what passes between layers. Old cuDNN, without dropout; not
-    confirmed on a card of today.
+    confirmed on a GPU of today.
     """
     per_layer = {2: 5, 3: 6}.get(mode, 1)
     return directions * positions * hidden_size * (per_layer * num_layers + num_layers - 1)

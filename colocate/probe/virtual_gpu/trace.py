@@ -37,7 +37,7 @@ class Event(NamedTuple):
     stream: int
 
 
-class Trace:
+class AllocationTrace:
     """What one process asked of its allocator.
 
     Blocks have numbers in order of their allocation. ``kinds`` says of some what they hold, often only known later;
@@ -92,7 +92,7 @@ class Trace:
         aside.replace(path)
 
     @classmethod
-    def read(cls, path: Path) -> "Trace":
+    def read(cls, path: Path) -> "AllocationTrace":
         """The inverse of :meth:`write`.
 
         Raises:
@@ -112,7 +112,7 @@ class Trace:
 
 
 class Composition(NamedTuple):
-    """What was on the card at the instant with the most live memory, in bytes; together they are the reserved peak."""
+    """What was on the GPU at the instant with the most live memory, in bytes; together they are the reserved peak."""
 
     parameters: int
     gradients: int
@@ -141,17 +141,17 @@ class Twin:
         self._blocks: dict[int, Block] = {}
 
     def allocated(self, number: int, num_bytes: int, stream: int) -> None:
-        """As in :class:`Trace`; raises `allocator.OutOfMemory` where the allocator has a limit."""
+        """As in :class:`AllocationTrace`; raises `allocator.OutOfMemory` where the allocator has a limit."""
         self._blocks[number] = self.allocator.malloc(num_bytes, stream)
 
     def freed(self, number: int) -> None:
-        """As in :class:`Trace`."""
+        """As in :class:`AllocationTrace`."""
         block = self._blocks.pop(number, None)
         if block is not None:
             self.allocator.free(block)
 
     def convolved(self, call: Convolution) -> None:
-        """As in :class:`Trace`. A workspace that finds no room is gone without: cuDNN then takes a smaller plan."""
+        """As in :class:`AllocationTrace`. A workspace that finds no room is skipped: cuDNN takes a smaller plan."""
         num_bytes = self._workspace(call)
         if num_bytes:
             try:
@@ -160,7 +160,7 @@ class Twin:
                 self.allocator.num_ooms -= 1
 
     def emptied(self) -> None:
-        """As in :class:`Trace`."""
+        """As in :class:`AllocationTrace`."""
         self.allocator.empty_cache()
 
 
@@ -169,7 +169,7 @@ def no_workspace(call: Convolution) -> int:
     return 0
 
 
-def replay(trace: Trace, workspace: Workspace, allocator: CachingAllocator | None = None) -> CachingAllocator:
+def replay(trace: AllocationTrace, workspace: Workspace, allocator: CachingAllocator | None = None) -> CachingAllocator:
     """The allocator after all requests of a trace.
 
     Raises:
@@ -181,7 +181,7 @@ def replay(trace: Trace, workspace: Workspace, allocator: CachingAllocator | Non
     return twin.allocator
 
 
-def steps(trace: Trace, twin: Twin) -> Iterator[Event]:
+def steps(trace: AllocationTrace, twin: Twin) -> Iterator[Event]:
     """Each event after the twin has been told of it."""
     calls = trace.convolutions
     for event in trace.events():
@@ -196,7 +196,7 @@ def steps(trace: Trace, twin: Twin) -> Iterator[Event]:
         yield event
 
 
-def composition(trace: Trace) -> Composition:
+def composition(trace: AllocationTrace) -> Composition:
     """What the peak of a trace is made of.
 
     ``fragmentation`` is what the allocator had reserved at its highest beyond what lived at the fullest instant: what
@@ -214,7 +214,7 @@ def composition(trace: Trace) -> Composition:
     return Composition(**sizes, fragmentation=highest - sum(sizes.values()))
 
 
-def _live(trace: Trace, place: int) -> dict[int, int]:
+def _live(trace: AllocationTrace, place: int) -> dict[int, int]:
     """The blocks that live after the event at this place: number and requested bytes."""
     live: dict[int, int] = {}
     for _, event in zip(range(place + 1), trace.events(), strict=False):
@@ -225,7 +225,7 @@ def _live(trace: Trace, place: int) -> dict[int, int]:
     return live
 
 
-def floor_bytes(trace: Trace, workspace: Workspace, most_bytes: int) -> int:
+def floor_bytes(trace: AllocationTrace, workspace: Workspace, most_bytes: int) -> int:
     """The smallest limit, in steps of 2 MiB, under which the requests still fit.
 
     Between it and the peak the allocator gives its cache back in time.

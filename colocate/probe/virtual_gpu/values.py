@@ -2,7 +2,7 @@
 
 Programs decide by values: lengths, counters, masks, a gradient scaler's factor. Where a small tensor on the device
 was computed only from values that came from the host, the same operators are run on the host too, storage by storage,
-so that views share what they share on a card. Everything else is unknown and reads as 1.0, 0 or False.
+so that views share what they share on a GPU. Everything else is unknown and reads as 1.0, 0 or False.
 """
 
 from typing import Any

@@ -18,9 +18,9 @@ def section(row: Row, folder: Path, num_points: int) -> Html | None:
     runs = len({_place(one)[0] for one in found})
     begun = f"begun {plural(len(found), 'time')}"
     head = f"{plural(runs, 'run')}, {begun}" if runs > 1 else begun.capitalize()
-    told = ". The worst of the runs decides." if runs > 1 else ". The last attempt counts."
+    reported = ". The worst of the runs decides." if runs > 1 else ". The last attempt counts."
     folds = [_fold(one, row, found, folder, num_points) for one in found]
-    return el("div", el("p", head, told, class_="muted"), folds, class_="attempts")
+    return el("div", el("p", head, reported, class_="muted"), folds, class_="attempts")
 
 
 def _fold(one: Row, row: Row, found: list[Row], folder: Path, num_points: int) -> Html:

@@ -30,7 +30,7 @@ LOG_LINES_OF_MANY = 12
 POINTS_OF_MANY = 120
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f]")
-_KEPT_OPTIONS = ("--plan", "--catalog", "--device", "--card", "--epochs")
+_KEPT_OPTIONS = ("--plan", "--catalog", "--device", "--gpu", "--epochs")
 
 
 def details(row: Row, run: StoredRun | None, folder: Path, *, many: bool = False) -> Html:
@@ -66,11 +66,11 @@ def _facts(row: Row) -> Html | None:
         "peak": peak_text(record),
         "headroom": headroom_text(record),
         "budget": _budget(record),
-        "class": record["stability"],
+        "class": record["memory_class"],
         "overlap": None if overlap is None else f"{overlap:.0%}",
         "time": duration_text(record["duration_s"]),
-        "energy of the card": energy_text(evidence.get("gpu_energy_j")),
-        "card": record["device_name"],
+        "energy of the GPU": energy_text(evidence.get("gpu_energy_j")),
+        "gpu": record["device_name"],
         "driver": row.device.get("driver_version"),
         "machine": evidence.get("host"),
         "run": row.run,
@@ -113,10 +113,10 @@ def _files(directory: GroupDirectory) -> list[Path]:
 
 
 def _last_background_log(directory: GroupDirectory) -> Path | None:
-    life = 0
-    while directory.background_log(life + 1).exists():
-        life += 1
-    return directory.background_log(life) if life else None
+    process_run = 0
+    while directory.background_log(process_run + 1).exists():
+        process_run += 1
+    return directory.background_log(process_run) if process_run else None
 
 
 def _link(path: Path, folder: Path) -> Html:
@@ -134,11 +134,11 @@ def _evidence_table(row: Row) -> Html | None:
     roles = [role for role in ROLES if row.member(role)]
     blank = [""] * len(roles)
     body = [
-        el("tr", el("th", name, scope="row"), [el("td", cell, class_="num") for cell in (card, *(cells or blank))])
-        for name, card, cells in _facts_of(row, roles)
-        if card or any(cells)
+        el("tr", el("th", name, scope="row"), [el("td", cell, class_="num") for cell in (gpu, *(cells or blank))])
+        for name, gpu, cells in _facts_of(row, roles)
+        if gpu or any(cells)
     ]
-    numbers = ("card", *roles)
+    numbers = ("gpu", *roles)
     return scrolling_table("evidence", ("evidence", *numbers), body, numbers)
 
 
@@ -148,7 +148,7 @@ def _facts_of(row: Row, roles: Sequence[Role]) -> Iterator[tuple[str, str, list[
     for source in dict.fromkeys(source for source, _ in peaks):
         label = {"samples": "peak, sampled", "accounting": "peak, by process", "allocator": "peak, PyTorch's allocator"}
         cells = [format_mib(peaks.get((source, role)), "") for role in roles]
-        yield label.get(source, f"peak, {source}"), format_mib(peaks.get((source, "card")), ""), cells
+        yield label.get(source, f"peak, {source}"), format_mib(peaks.get((source, "gpu")), ""), cells
     accounted = [format_mib(peaks.get(("accounting", role)), "") for role in roles]
     held = {
         "held or wanted, contexts included": [format_mib(own_bytes(row, role), "") for role in roles],
@@ -156,7 +156,7 @@ def _facts_of(row: Row, roles: Sequence[Role]) -> Iterator[tuple[str, str, list[
     }
     yield from ((name, "", cells) for name, cells in held.items() if cells != accounted)
     yield "baseline", format_mib(row.baseline_bytes, ""), []
-    yield "ballast", constrained_device.fact(row), []
+    yield "balloon", constrained_device.fact(row), []
     yield "after the group", format_mib(number(row.evidence.get("final_bytes")), ""), []
     yield "out of memory", "", [_ooms(member) for member in members_]
     yield "allocator retries", "", [_sum(member, "num_alloc_retries") for member in members_]
@@ -202,7 +202,7 @@ def _ooms(member: Mapping[str, Any]) -> str:
 
 
 def _starts(member: Mapping[str, Any]) -> str:
-    exits = [mapping(mapping(life).get("exit")) for life in member.get("lives") or ()]
+    exits = [mapping(mapping(process_run).get("exit")) for process_run in member.get("process_runs") or ()]
     failed = [end for end in exits if end and not end.get("stopped") and end.get("code") != 0]
     return f"{len(exits)}, {len(failed)}"
 
@@ -212,26 +212,26 @@ def _beside(row: Row) -> str:
 
     Of many steps in a row the record keeps two a second, so there may have been more.
     """
-    ours = [at for mark in _marks(row, "foreground") if (at := _elapsed(mark)) is not None]
+    ours = [at for event in _progress_events(row, "foreground") if (at := _elapsed(event)) is not None]
     if not ours:
         return ""
     count, earlier = 0, dict[Any, float]()
-    for mark in _marks(row, "background"):
-        at, pid = _elapsed(mark), mark.get("pid")
+    for event in _progress_events(row, "background"):
+        at, pid = _elapsed(event), event.get("pid")
         if at is None:
             continue
         begun = earlier.get(pid)
-        count += mark.get("kind") in STEP_KINDS and begun is not None and begun <= ours[-1] and at >= ours[0]
+        count += event.get("kind") in STEP_KINDS and begun is not None and begun <= ours[-1] and at >= ours[0]
         earlier[pid] = at
     return f"at least {count}"
 
 
-def _marks(row: Row, role: str) -> Iterator[Mapping[str, Any]]:
-    return map(mapping, row.member(role).get("marks") or ())
+def _progress_events(row: Row, role: str) -> Iterator[Mapping[str, Any]]:
+    return map(mapping, row.member(role).get("progress_events") or ())
 
 
-def _elapsed(mark: Mapping[str, Any]) -> float | None:
-    at = mark.get("elapsed_s")
+def _elapsed(event: Mapping[str, Any]) -> float | None:
+    at = event.get("elapsed_s")
     return float(at) if isinstance(at, int | float) else None
 
 
@@ -245,10 +245,10 @@ def _epoch_steps(member: Mapping[str, Any]) -> str:
 
 
 def _ending(member: Mapping[str, Any]) -> str:
-    lives = [mapping(life) for life in member.get("lives") or ()]
-    end = mapping(lives[-1].get("exit")) if lives else {}
+    process_runs = [mapping(process_run) for process_run in member.get("process_runs") or ()]
+    end = mapping(process_runs[-1].get("exit")) if process_runs else {}
     if not end:
-        return "" if not lives else "did not end"
+        return "" if not process_runs else "did not end"
     how = f"exit code {end.get('code')}" if end.get("signal") is None else str(end.get("signal"))
     return f"{how}, by the harness" if end.get("stopped") else how
 
@@ -263,12 +263,12 @@ def _gaps(trace: Mapping[str, Any]) -> str:
 
 def _attempt(row: Row) -> str:
     attempt, run = number(row.evidence.get("attempt")), number(row.evidence.get("run"))
-    told = f"{attempt}" if attempt and attempt > 1 else ""
-    return told + (f" (run {run})" if run and run > 1 else "")
+    reported = f"{attempt}" if attempt and attempt > 1 else ""
+    return reported + (f" (run {run})" if run and run > 1 else "")
 
 
 def _epochs(row: Row) -> Html | None:
-    """What the foreground told of its last epoch; it means nothing on a card that computes nothing."""
+    """What the foreground told of its last epoch; it means nothing on a GPU that computes nothing."""
     epochs = [mapping(epoch) for epoch in row.member("foreground").get("epochs") or ()]
     metrics = mapping(epochs[-1].get("metrics")) if epochs else {}
     if not metrics or row.record["basis"] == "predicted":
@@ -291,9 +291,9 @@ def _log(row: Row, role: str, path: Path | None, most: int) -> Html | None:
 
 
 def _kept_lines(row: Row, role: str) -> list[str]:
-    lives = row.member(role).get("lives") or ()
-    kept = mapping(lives[-1]).get("last_lines") or () if lives else ()
-    return [clean(str(line)) for line in kept]
+    process_runs = row.member(role).get("process_runs") or ()
+    reused = mapping(process_runs[-1]).get("last_lines") or () if process_runs else ()
+    return [clean(str(line)) for line in reused]
 
 
 def last_lines(path: Path, most: int = LOG_LINES) -> list[str]:
@@ -330,10 +330,10 @@ def again(row: Row, run: StoredRun | None) -> Html:
 def command(row: Row, run: StoredRun | None) -> str:
     """As one would type it."""
     words = [str(word) for word in (run.info.get("arguments") or ())] if run else []
-    kept = []
+    reused = []
     for place, word in enumerate(words):
         if word.startswith(tuple(f"{option}=" for option in _KEPT_OPTIONS)):
-            kept.append(word)
+            reused.append(word)
         elif word in _KEPT_OPTIONS and place + 1 < len(words):
-            kept.append(f"{word}={words[place + 1]}")
-    return " ".join(["pytest feasibility", *map(shlex.quote, kept), f"-k {shlex.quote(row.group)}"])
+            reused.append(f"{word}={words[place + 1]}")
+    return " ".join(["pytest feasibility", *map(shlex.quote, reused), f"-k {shlex.quote(row.group)}"])

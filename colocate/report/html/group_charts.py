@@ -1,4 +1,4 @@
-"""A group's course as pictures: the card's memory with limit, peak, phases and restarts, and power and utilisation."""
+"""A group's course as pictures: the GPU's memory with limit, peak, phases and restarts, and power and utilisation."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ MOST_PHASES = 80
 
 
 def memory(row: Row, directory: GroupDirectory, num_points: int) -> Html | None:
-    """The card's memory over time with the limit; None without samples."""
+    """The GPU's memory over time with the limit; None without samples."""
     limit = number(row.record["limit_bytes"])
     if limit is None or not directory.trace.exists():
         return None
@@ -36,9 +36,9 @@ def memory(row: Row, directory: GroupDirectory, num_points: int) -> Html | None:
 def _caption(row: Row) -> Html:
     phases = dict.fromkeys(phase for member in members(row).values() for phase, _ in member.phases)
     keys = [(el("i", class_=f"key {phase_class(phase)}"), phase, " ") for phase in phases]
-    restarts = sum(max(0, len(member.lives) - 1) for member in members(row).values())
+    restarts = sum(max(0, len(member.process_runs) - 1) for member in members(row).values())
     more = f"▲ started again ({plural(restarts, 'time')})" if restarts else ""
-    return el("span", "Memory of the card. ", constrained_device.caption(row), keys, more)
+    return el("span", "Memory of the GPU. ", constrained_device.caption(row), keys, more)
 
 
 def members(row: Row) -> dict[str, Member]:
@@ -47,21 +47,23 @@ def members(row: Row) -> dict[str, Member]:
     for role in ROLES:
         member = row.member(role)
         if member:
-            lives = tuple(filter(None, (_life(mapping(life)) for life in member.get("lives") or ())))
-            found[role] = Member(lives, tuple(_phases(member.get("marks") or ()))[:MOST_PHASES])
+            process_runs = tuple(
+                filter(None, (_process_run(mapping(process_run)) for process_run in member.get("process_runs") or ()))
+            )
+            found[role] = Member(process_runs, tuple(_phases(member.get("progress_events") or ()))[:MOST_PHASES])
     return found
 
 
-def _life(life: Mapping[str, Any]) -> Interval | None:
-    start, end = life.get("started_s"), mapping(life.get("exit")).get("ended_s")
+def _process_run(process_run: Mapping[str, Any]) -> Interval | None:
+    start, end = process_run.get("started_s"), mapping(process_run.get("exit")).get("ended_s")
     return (float(start), float(end)) if isinstance(start, int | float) and isinstance(end, int | float) else None
 
 
-def _phases(marks: Sequence[Any]) -> Iterator[tuple[str, Interval]]:
+def _phases(progress_events: Sequence[Any]) -> Iterator[tuple[str, Interval]]:
     """Stretches of one phase of one process; neighbouring ones become one."""
     current: tuple[str, Any, float, float] | None = None
-    for mark in map(mapping, marks):
-        at, phase, pid = mark.get("elapsed_s"), mark.get("phase"), mark.get("pid")
+    for event in map(mapping, progress_events):
+        at, phase, pid = event.get("elapsed_s"), event.get("phase"), event.get("pid")
         if not isinstance(at, int | float):
             continue
         if current is not None and pid == current[1]:
@@ -85,7 +87,7 @@ def vitals(row: Row, directory: GroupDirectory) -> Html | None:
     found = [Curve(name, unit, tuple(_column(directory.energy / file, column))) for file, column, name, unit in _VITALS]
     drawn = curves(found, row.group)
     return (
-        el("figure", el("figcaption", "Power and utilisation of the card."), el("div", Html(drawn), class_="scroll"))
+        el("figure", el("figcaption", "Power and utilisation of the GPU."), el("div", Html(drawn), class_="scroll"))
         if drawn
         else None
     )

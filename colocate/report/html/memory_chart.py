@@ -1,4 +1,4 @@
-"""The card's memory over time as an inline SVG of a few kilobytes; colours come from the page's stylesheet."""
+"""The GPU's memory over time as an inline SVG of a few kilobytes; colours come from the page's stylesheet."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,13 +37,13 @@ def _extremes(stretch: Sequence[Sample]) -> list[Sample]:
 class Member:
     """When one training ran, when each of its processes began, and its phases; times in seconds."""
 
-    lives: tuple[Interval, ...] = ()
+    process_runs: tuple[Interval, ...] = ()
     phases: tuple[tuple[str, Interval], ...] = ()
 
     @property
     def end_s(self) -> float:
         """When it was last seen."""
-        return max((end for _, end in (*self.lives, *(span for _, span in self.phases))), default=0.0)
+        return max((end for _, end in (*self.process_runs, *(span for _, span in self.phases))), default=0.0)
 
 
 def timeline(
@@ -119,7 +119,7 @@ class _Drawing:
 
     def parts(self, title: str) -> Iterator[str]:
         height = _HEIGHT + _ROW * len(self.members)
-        said = f"{title}: memory of the card over {self.end_s:.0f} s, peak {self.peak_text}, "
+        said = f"{title}: memory of the GPU over {self.end_s:.0f} s, peak {self.peak_text}, "
         said += f"limit {format_mib(self.limit_bytes)}"
         yield f'<svg class="timeline" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(said)}">'
         yield from self._shades()
@@ -173,21 +173,21 @@ class _Drawing:
         for row, (name, member) in enumerate(self.members.items()):
             y = _HEIGHT + row * _ROW
             yield f'<text x="{_LEFT - 6}" y="{y + 8}" text-anchor="end">{escape(name[:10])}</text>'
-            for start, end in member.lives:
+            for start, end in member.process_runs:
                 said = f"{name} ran from {start:.1f} s to {end:.1f} s"
                 yield self._bar("span", said, y, start, end)
             for phase, (start, end) in member.phases:
                 said = f"{name}: {phase} from {start:.1f} s to {end:.1f} s"
                 yield self._bar(f"phase {phase_class(phase)}", said, y, start, end)
-            yield from self._restarts(name, member, y)
+            yield from self._restart_policy(name, member, y)
 
     def _bar(self, kind: str, said: str, y: float, start: float, end: float) -> str:
         place = f'x="{self.x(start)}" y="{y}" width="{self._width(start, end)}" height="{_ROW - 5}"'
         return f'<rect class="{kind}" {place} rx="2"><title>{escape(said)}</title></rect>'
 
-    def _restarts(self, name: str, member: Member, y: float) -> Iterator[str]:
+    def _restart_policy(self, name: str, member: Member, y: float) -> Iterator[str]:
         """A triangle wherever a training was started again."""
-        for start, _ in member.lives[1:]:
+        for start, _ in member.process_runs[1:]:
             x = self.x(start)
             said = escape(f"{name} started again at {start:.1f} s")
             yield f'<path class="restart" d="M{x} {y - 2}l5 11h-10z"><title>{said}</title></path>'
@@ -206,7 +206,7 @@ def _ticks(end: float, step: float) -> Iterator[float]:
 
 
 def _size_step(top_bytes: float) -> float:
-    """2000 MiB, or a multiple of it on cards so large that the lines would lie too close."""
+    """2000 MiB, or a multiple of it on GPUs so large that the lines would lie too close."""
     return 2000 * MIB * max(1, ceil(top_bytes / (12 * 2000 * MIB)))
 
 

@@ -71,7 +71,7 @@ class Report:
     def title(self) -> str:
         """The question, with the name of the plan."""
         names = dict.fromkeys(part.plan_name for part in self.parts)
-        return f"{', '.join(names) or 'no run'}: can they share one card?"
+        return f"{', '.join(names) or 'no run'}: can they share one GPU?"
 
 
 def body(report: Report) -> Html:
@@ -147,9 +147,9 @@ def _warnings(report: Report) -> Iterator[tuple[str, str, str]]:
     simulated = [row for row in report.rows if SIMULATED in str(row.device.get("driver_version") or "")]
     if simulated:
         which = plural(len(simulated), "group")
-        yield "loud", "SIMULATED NVML:", f" {which} ran on a make-believe card of the tests. No number here is real."
+        yield "loud", "SIMULATED NVML:", f" {which} ran on a make-believe GPU of the tests. No number here is real."
     for part in report.parts:
-        missing = part.tally.missing()
+        missing = part.plan_verdict.missing()
         if missing:
             head, _, rest = missing.partition(":")
             yield "", f"{head}:", f"{rest}{_of(part, report)}"
@@ -187,11 +187,11 @@ def _outcomes(part: Part) -> dict[str, set[str]]:
 
 
 def _of(part: Part, report: Report) -> str:
-    return f" on {_card_name(part)}" if len(report.parts) > 1 else ""
+    return f" on {_gpu_name(part)}" if len(report.parts) > 1 else ""
 
 
 def _part(part: Part, report: Report) -> Html:
-    kind = {"holds": "v-ok", "fails": "v-bad"}.get(part.tally.holding, "v-warn")
+    kind = {"holds": "v-ok", "fails": "v-bad"}.get(part.plan_verdict.holding, "v-warn")
     content = [
         el("h2", headline(part), class_=f"headline {kind}"),
         el("p", _standing(part), class_="standing"),
@@ -199,24 +199,27 @@ def _part(part: Part, report: Report) -> Html:
         (large_table.pictures if large_table.is_large(part.rows) else picture)(part.counting, part.limit_bytes),
         _tiers(part),
     ]
-    return el("section", content, class_="part", aria_label=f"{part.plan_name} on {_card_name(part)}")
+    return el("section", content, class_="part", aria_label=f"{part.plan_name} on {_gpu_name(part)}")
 
 
 def headline(part: Part) -> str:
     """The plan's verdict in one sentence."""
-    tally, card = part.tally, part.card_bytes
-    size = "a card" if card is None else _with_article(format_size(card) + " card")
-    verb = "can share" if tally.total else "share"
+    plan_verdict, gpu = part.plan_verdict, part.gpu_bytes
+    size = "a GPU" if gpu is None else _with_article(format_size(gpu) + " GPU")
+    verb = "can share" if plan_verdict.total else "share"
     if all(row.record["basis"] in ("predicted", None) for row in part.rows) and any(
         row.record["basis"] for row in part.rows
     ):
         verb = "are predicted to share"
-    elif tally.complete:
+    elif plan_verdict.complete:
         verb = "share"
-    counts = {"undecided": tally.count(Outcome.INCONCLUSIVE), "without a verdict": len(tally.without_verdict)}
+    counts = {
+        "undecided": plan_verdict.count(Outcome.INCONCLUSIVE),
+        "without a verdict": len(plan_verdict.without_verdict),
+    }
     others = "".join(f", {number} {how}" for how, number in counts.items() if number)
-    found = f"{tally.feasible} of {tally.total} groups {verb} {size}{others}"
-    return f"{found}; {tally.needed} needed: the plan {tally.holding}"
+    found = f"{plan_verdict.feasible} of {plan_verdict.total} groups {verb} {size}{others}"
+    return f"{found}; {plan_verdict.needed} needed: the plan {plan_verdict.holding}"
 
 
 def _with_article(words: str) -> str:
@@ -224,13 +227,13 @@ def _with_article(words: str) -> str:
     return f"{'an' if vowel else 'a'} {words}"
 
 
-def _card_name(part: Part) -> str:
+def _gpu_name(part: Part) -> str:
     names = dict.fromkeys(str(row.record["device_name"]) for row in part.rows if row.record["device_name"])
-    return ", ".join(names) or "no card"
+    return ", ".join(names) or "no GPU"
 
 
 def _standing(part: Part) -> Html:
-    """Basis, card, driver, date and time in one line."""
+    """Basis, GPU, driver, date and time in one line."""
     records = [row.record for row in part.rows]
     started = min(
         filter(None, (instant(run.started_at) for run in part.runs)), default=None, key=lambda at: at.timestamp()
@@ -249,10 +252,12 @@ def _standing(part: Part) -> Html:
 
 def tiles(part: Part) -> Html:
     """The numbers that one asks for first."""
-    tally, rows = part.tally, part.counting
-    shown = [_tile(f"{tally.feasible} of {tally.total}", "feasible", "v-ok" if tally.feasible else "")]
+    plan_verdict, rows = part.plan_verdict, part.counting
+    shown = [
+        _tile(f"{plan_verdict.feasible} of {plan_verdict.total}", "feasible", "v-ok" if plan_verdict.feasible else "")
+    ]
     for outcome, kind in ((Outcome.INFEASIBLE, "v-bad"), (Outcome.INCONCLUSIVE, "v-warn")):
-        count = tally.count(outcome)
+        count = plan_verdict.count(outcome)
         shown.append(_tile(str(count), outcome.lower(), kind if count else ""))
     peaks = [row for row in rows if row.record["peak_bytes"] is not None]
     if peaks:
@@ -262,7 +267,7 @@ def tiles(part: Part) -> Html:
     if rooms:
         least = min(rooms, key=lambda row: row.record["headroom_bytes"])
         shown.append(_tile(headroom_text(least.record), f"least headroom, {least.group}"))
-    shown.append(_tile(format_mib(part.limit_bytes), f"limit, of {format_mib(part.card_bytes)}"))
+    shown.append(_tile(format_mib(part.limit_bytes), f"limit, of {format_mib(part.gpu_bytes)}"))
     spent = sum(row.record["duration_s"] or 0.0 for row in part.rows)
     if spent:
         shown.append(_tile(duration_text(spent), "time of all groups"))
@@ -270,7 +275,7 @@ def tiles(part: Part) -> Html:
     known = [joules for joules in energy if joules is not None]
     if known:
         of = "" if len(known) == len(part.rows) else f", {len(known)} of {len(part.rows)} groups"
-        shown.append(_tile(energy_text(sum(known)), f"energy of the card{of}"))
+        shown.append(_tile(energy_text(sum(known)), f"energy of the GPU{of}"))
     return el("div", shown, class_="tiles")
 
 
@@ -294,7 +299,7 @@ def _tiers(part: Part) -> Html | None:
 
 
 def _outcomes_of_tier(part: Part, tier: str) -> list[str | None]:
-    return [part.tally.outcomes.get(row.group) for row in part.counting if row.record["tier"] == tier]
+    return [part.plan_verdict.outcomes.get(row.group) for row in part.counting if row.record["tier"] == tier]
 
 
 def _tier(name: str, rate: float | None, outcomes: Sequence[str | None]) -> Html:

@@ -76,7 +76,7 @@ def _order() -> Html:
 
 
 def _scale(top: int, limit_bytes: int | None) -> Html:
-    marks = [
+    progress_events = [
         el("span", f"{round(to_mib(size))}", class_="tick", style=f"left:{_percent(size, top)}")
         for size in _ticks(top)
         if limit_bytes is None or abs(size - limit_bytes) > top * 0.06
@@ -85,9 +85,13 @@ def _scale(top: int, limit_bytes: int | None) -> Html:
         # Centred on a mark near the right edge, the label would stand out of a phone's screen.
         kind = "tick limit ends" if limit_bytes > 0.8 * top else "tick limit"
         style = f"left:{_percent(limit_bytes, top)}"
-        marks.append(el("span", f"limit {format_mib(limit_bytes)}", class_=kind, style=style))
+        progress_events.append(el("span", f"limit {format_mib(limit_bytes)}", class_=kind, style=style))
     return el(
-        "div", el("span", "MiB", class_="unit"), el("div", marks, class_="ticks"), class_="scale", aria_hidden="true"
+        "div",
+        el("span", "MiB", class_="unit"),
+        el("div", progress_events, class_="ticks"),
+        class_="scale",
+        aria_hidden="true",
     )
 
 
@@ -131,7 +135,7 @@ def _svg(row: Row, split: Shares, top: int, limit_bytes: int | None) -> Html:
         el("title", said),
         [_line("grid", _x(size, top)) for size in _ticks(top)],
         _segments(split, top),
-        _marks(row, top),
+        _progress_events(row, top),
         _line("limit", _x(limit_bytes, top)) if limit_bytes is not None else None,
         class_="bar-svg",
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -157,7 +161,7 @@ def _rect(kind: str, start: int, size: int, top: int) -> Html:
     return el("rect", class_=kind, x=_x(start, top), y=_BAR_TOP, width=_x(size, top), height=_BAR_HEIGHT)
 
 
-def _marks(row: Row, top: int) -> Iterator[Html]:
+def _progress_events(row: Row, top: int) -> Iterator[Html]:
     record = row.record
     if record["expected_bytes"]:
         yield _line("expected", _x(record["expected_bytes"], top), 2, HEIGHT - 2)

@@ -1,6 +1,6 @@
-"""Who holds how much of a peak: foreground, background, and what the card held anyway.
+"""Who holds how much of a peak: foreground, background, and what the GPU held anyway.
 
-On the virtual card these are the members' own highest demands, whose sum is the peak. On a real card they are what the
+On the virtual GPU these are the members' own highest demands, whose sum is the peak. On a real GPU they are what the
 driver or PyTorch told of each member at its own highest moment; the rest is what neither of them accounts for.
 """
 
@@ -56,10 +56,12 @@ def own_bytes(row: Row, role: str) -> int | None:
         return max(filter(None, (asked, wanted)), default=None)
     accounted: dict[Any, int] = {}
     for peak in map(mapping, member.get("process_peaks") or ()):
-        accounted[peak.get("life")] = accounted.get(peak.get("life"), 0) + (number(peak.get("used_bytes")) or 0)
-    told = [*accounted.values(), number(member.get("held_bytes")), number(member.get("accounting_peak_bytes"))]
-    told += [number(allocator.get("max_reserved_bytes")) for allocator in allocators]
-    return max(filter(None, told), default=None)
+        accounted[peak.get("process_run")] = accounted.get(peak.get("process_run"), 0) + (
+            number(peak.get("used_bytes")) or 0
+        )
+    reported = [*accounted.values(), number(member.get("held_bytes")), number(member.get("accounting_peak_bytes"))]
+    reported += [number(allocator.get("max_reserved_bytes")) for allocator in allocators]
+    return max(filter(None, reported), default=None)
 
 
 def _demands(allocators: list[Mapping[str, Any]]) -> Iterator[int]:

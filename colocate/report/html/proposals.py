@@ -39,7 +39,7 @@ def section(part: Part) -> Html | None:
     figures = any(one.get("peak") for need in found for one in need.proposals)
     intro = "What they would have needed, and what could be tried, the cheapest first."
     if figures:
-        intro += " The peaks of proposals are predicted on a virtual card, not measured."
+        intro += " The peaks of proposals are predicted on a virtual GPU, not measured."
     elif not any(need.proposals for need in found):
         intro = f"What they would have needed; {_more(part)} says what could be tried."
     left = sum(one.get("why_not") == OUT_OF_TIME for need in found for one in need.proposals)
@@ -82,7 +82,7 @@ def _figure(one: Mapping[str, Any]) -> Html | None:
         known = why_not and why_not != OUT_OF_TIME
         return el("span", f"not predicted: {why_not}", class_="muted") if known else None
     text = f"{span_text(low, high)} MiB: {answer}"
-    return el("b", text, class_=f"outlook {_COLOURS.get(str(answer), 'v-warn')}")
+    return el("b", text, class_=f"forecast {_COLOURS.get(str(answer), 'v-warn')}")
 
 
 # --- what they needed
@@ -110,11 +110,13 @@ def _needed(row: Row) -> str:
     peak, limit = number(record["peak_bytes"]), number(record["limit_bytes"])
     if peak is None or limit is None:
         return "what it would have needed is not known"
-    holders = [f"{row.record[role]} {format_mib(size)}" for role in ROLES if (size := own_bytes(row, role)) is not None]
+    gpu_processes = [
+        f"{row.record[role]} {format_mib(size)}" for role in ROLES if (size := own_bytes(row, role)) is not None
+    ]
     if row.baseline_bytes:
-        holders.append(f"baseline {format_mib(row.baseline_bytes)}")
+        gpu_processes.append(f"baseline {format_mib(row.baseline_bytes)}")
     over = f", {format_mib(peak - limit, beside=0)} above the limit" if peak > limit else f" of {format_mib(limit)}"
     verb = "is expected to need"
     if record["basis"] == "measured":
         verb = "needed at least" if any(code.endswith("out_of_memory") for code in record["codes"]) else "needed"
-    return f"{verb} {format_mib(peak, beside=limit)}{over}" + (f": {', '.join(holders)}" if holders else "")
+    return f"{verb} {format_mib(peak, beside=limit)}{over}" + (f": {', '.join(gpu_processes)}" if gpu_processes else "")

@@ -65,16 +65,16 @@ def _line(name: str, figures: Figures, predicted: str, directory: str) -> Html:
     known = {"peak_low_bytes": None, "peak_high_bytes": None, "peak_bytes": None, "headroom_bytes": None, **figures}
     outcome = str(figures.get("outcome") or "")
     codes = ", ".join(map(str, figures.get("codes") or ()))
-    told = f"{outcome} ({figures.get('basis')})" + (f": {codes}" if codes else "")
-    badge = el("span", told, class_=colour(outcome))
+    reported = f"{outcome} ({figures.get('basis')})" + (f": {codes}" if codes else "")
+    badge = el("span", reported, class_=colour(outcome))
     cells = (el("td", badge), el("td", peak_text(known)), el("td", headroom_text(known)), el("td", predicted))
     return el("tr", el("th", name, scope="row"), cells, el("td", el("code", directory) if directory else ""))
 
 
-def _predicted(told: Entry) -> str:
-    peak = mapping(told.get("peak"))
+def _predicted(reported: Entry) -> str:
+    peak = mapping(reported.get("peak"))
     low, high = number(peak.get("low_bytes")), number(peak.get("high_bytes"))
-    answer = str(told.get("answer") or "")
+    answer = str(reported.get("answer") or "")
     return answer if low is None or high is None else f"{format_mib(low)} to {format_mib(high)}: {answer}"
 
 

@@ -23,15 +23,15 @@ def section(part: Part) -> Html | None:
     if not found:
         return None
     rows = [_row(row, one) for row, one in found]
-    basis = "predicted on virtual cards" if found[0][1].basis == "predicted" else "measured"
+    basis = "predicted on virtual GPUs" if found[0][1].basis == "predicted" else "measured"
     return el(
         "section",
-        el("h2", "Distance to the cliff"),
+        el("h2", "Distance to the breaking point"),
         el(
             "p",
-            f"Each group was run again on smaller and smaller cards until it broke ({basis}). A training can live with "
-            "less than it takes, because PyTorch's allocator gives back what it only keeps; so the cliff may be "
-            "further than the headroom says, or nearer, where two peaks met that had not met before. The felt "
+            f"Each group was run again on smaller and smaller GPUs until it broke ({basis}). A training can live with "
+            "less than it takes, because PyTorch's allocator gives back what it only keeps; so the breaking point may "
+            "be further than the headroom says, or nearer, where two peaks met that had not met before. The felt "
             "class is drawn by what the group is known to need; the plan's class and verdict stay as they are.",
             class_="muted",
         ),
@@ -47,8 +47,8 @@ def _row(row: Row, found: Stress) -> Html:
         headroom_text(row.record),
         format_mib(found.holds_bytes),
         el("span", broke, " ", el("span", why, class_="muted")) if why else broke,
-        row.record["stability"],
-        found.stability,
+        row.record["memory_class"],
+        found.memory_class,
     ]
     name = el("th", el("a", row.group, href=f"#{row.key}"), scope="row")
     return el("tr", name, [el("td", cell, class_="num") for cell in cells])

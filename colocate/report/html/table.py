@@ -13,7 +13,7 @@ from colocate.verdict.rules import Outcome
 COLUMNS = {
     "group": "group",
     "verdict": "verdict",
-    "stability": "class",
+    "memory_class": "class",
     "tier": "tier",
     "foreground": "foreground",
     "background": "background",
@@ -22,7 +22,7 @@ COLUMNS = {
     "headroom": "headroom MiB",
     "overlap": "overlap",
     "time": "time",
-    "card": "card",
+    "gpu": "gpu",
     "run": "run",
 }
 NUMBERS = ("expected", "peak", "headroom", "overlap", "time")
@@ -30,8 +30,8 @@ _UNLABELLED = ("group", "verdict")
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
-    """Those that say something: card and run only where the rows differ in them."""
-    alike = {"card": len({row.card for row in rows if all(row.card)}) < 2, "run": len({row.run for row in rows}) < 2}
+    """Those that say something: GPU and run only where the rows differ in them."""
+    alike = {"gpu": len({row.gpu for row in rows if all(row.gpu)}) < 2, "run": len({row.run for row in rows}) < 2}
     empty = {"overlap": all(row.record["overlap"] is None for row in rows)}
     return [name for name in COLUMNS if not alike.get(name, False) and not empty.get(name, False)]
 
@@ -86,7 +86,7 @@ def found_by(row: Row) -> str:
     """What the search looks in."""
     record = row.record
     words = [row.group, record["outcome"], record["tier"], record["foreground"], record["background"]]
-    words += [record["stability"], record["basis"], *record["codes"], row.run, record["device_name"]]
+    words += [record["memory_class"], record["basis"], *record["codes"], row.run, record["device_name"]]
     return " ".join(str(word) for word in words if word).lower()
 
 
@@ -113,7 +113,7 @@ def _content(row: Row, name: str) -> tuple[Part, Attribute]:
         "headroom": lambda: _size(record["headroom_bytes"], beside=0),
         "overlap": lambda: _overlap(row),
         "time": lambda: (duration_text(record["duration_s"]), record["duration_s"]),
-        "card": lambda: (el("span", row.card[0], " ", el("span", row.card[1], class_="muted")), " ".join(row.card)),
+        "gpu": lambda: (el("span", row.gpu[0], " ", el("span", row.gpu[1], class_="muted")), " ".join(row.gpu)),
         "run": lambda: (breakable(row.run), row.run),
     }
     return known[name]() if name in known else (record.get(name) or "", record.get(name) or "")

@@ -3,9 +3,9 @@
 from colocate.report.html.elements import Html, el
 from colocate.results.reader import Row, mapping, number
 from colocate.units import format_mib
-from colocate.verdict.worst_case_peak import Possible
+from colocate.verdict.worst_case_peak import WorstCasePeak
 
-_TOLD_BY = {
+_REPORTED_BY = {
     "allocator": "what their allocators held over time",
     "processes": "the driver's lists of processes, which miss what happens between them",
 }
@@ -15,20 +15,22 @@ def section(row: Row) -> Html | None:
     """Both peaks, and which phases would have to meet.
 
     Nothing where no two traces were told, and nothing of a prediction: its range rests on all maxima at once already,
-    and lies above what the rehearsal can show of them.
+    and lies above what the dry run can show of them.
     """
-    found = mapping(row.verdict.get("possible"))
+    found = mapping(row.verdict.get("worst_case"))
     size, seen = number(found.get("peak_bytes")), number(row.verdict.get("peak_high_bytes"))
     if size is None or seen is None or row.record["basis"] == "predicted":
         return None
-    possible = Possible(size, str(found.get("foreground_phase")), str(found.get("background_phase")), "allocator")
+    worst_case = WorstCasePeak(
+        size, str(found.get("foreground_phase")), str(found.get("background_phase")), "allocator"
+    )
     limit = number(row.verdict.get("limit_bytes"))
     over = limit is not None and size >= limit
-    seen_text, possible_text = (format_mib(one, beside=limit) for one in (seen, size))
+    seen_text, worst_case_text = (format_mib(one, beside=limit) for one in (seen, size))
     texts = [
         el("b", "Seen"),
         f" at most {seen_text}; ",
-        el("b", "possible", class_="v-warn" if over else None),
-        f" {possible_text}, {possible}, by {_TOLD_BY.get(str(found.get('told_by')), 'what they told')}.",
+        el("b", "worst_case", class_="v-warn" if over else None),
+        f" {worst_case_text}, {worst_case}, by {_REPORTED_BY.get(str(found.get('reported_by')), 'what they told')}.",
     ]
-    return el("p", texts, class_="possible")
+    return el("p", texts, class_="worst_case")

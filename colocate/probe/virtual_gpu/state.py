@@ -1,6 +1,6 @@
-"""The state file of a virtual card, which the processes of a group share.
+"""The state file of a virtual GPU, which the processes of a group share.
 
-Every emulated process writes what it holds, and the monitor reads the sum: so two trainings meet the same full card.
+Every emulated process writes what it holds, and the monitor reads the sum: so two trainings meet the same full GPU.
 Standard library only; knows no torch. The file is small JSON, replaced as a whole while a lock file beside it is held:
 a process that is killed at any instant leaves a readable state and no lock.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 MIB = 1024**2
 
-# What a process holds on a card before its first tensor (CUDA context and kernels loaded on demand). Published
+# What a process holds on a GPU before its first tensor (CUDA context and kernels loaded on demand). Published
 # figures for PyTorch 2.7 to 2.10 on recent drivers: 256 MiB (RTX 3090; InvokeAI issue 9413), 426 MiB (RTX 6000 Ada;
 # unsloth-zoo PR 1053), "300-400 MB" since CUDA 11.7 loads kernels lazily (PyTorch issues 107667 and 109888); 344 MiB
 # was read on an RTX 3080 beside a freshly started MNIST training (records of the Green-deep-learning study).
@@ -25,18 +25,18 @@ CONTEXT_BYTES = 344 * MIB
 CONTEXT_RANGE_BYTES = (244 * MIB, 494 * MIB)  # around all of them: it grows with the kernels that a program loads
 
 
-class CardFull(Exception):
-    """A claim would make all processes together exceed the card."""
+class GpuFull(Exception):
+    """A claim would make all processes together exceed the GPU."""
 
     def __init__(self, requested_bytes: int, free_bytes: int) -> None:
-        super().__init__(f"virtual card: expected {requested_bytes} more bytes, found {free_bytes} free")
+        super().__init__(f"virtual GPU: expected {requested_bytes} more bytes, found {free_bytes} free")
         self.requested_bytes = requested_bytes
         self.free_bytes = free_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What one process holds on the card, and the most it ever held. ``started`` tells reused process ids apart."""
+    """What one process holds on the GPU, and the most it ever held. ``started`` tells reused process ids apart."""
 
     pid: int
     started: str
@@ -49,8 +49,8 @@ class Holding:
         return _start_of(self.pid) == self.started
 
 
-class VirtualCard:
-    """A card of a stated size; open it by path from as many processes as needed."""
+class VirtualGpu:
+    """A GPU of a stated size; open it by path from as many processes as needed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -80,17 +80,17 @@ class VirtualCard:
         capability: tuple[int, int] | None = None,
         workspace_bytes: int | None = None,
         refuses: bool = True,
-    ) -> "VirtualCard":
-        """A new, empty card.
+    ) -> "VirtualGpu":
+        """A new, empty GPU.
 
         Args:
             path: the state file; an existing one is replaced.
             name: what programs read as the device's name; without ``capability``, a name that contains that of a
                 known GPU also decides the compute capability that they see.
-            total_bytes: memory of the card.
+            total_bytes: memory of the GPU.
             baseline_bytes: what the desktop and others hold all the time.
             context_bytes: what each process holds besides its tensors.
-            context_range_bytes: from what to what that may be on a real card; passed on to the records.
+            context_range_bytes: from what to what that may be on a real GPU; passed on to the records.
             capability: compute capability.
             workspace_bytes: of one cuBLAS handle; without it, what PyTorch takes at this compute capability.
             refuses: False lets processes hold more than there is, so that a prediction sees how much they want.
@@ -112,17 +112,17 @@ class VirtualCard:
         return cls(Path(path))
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> "VirtualCard":
-        """The card behind a state file.
+    def open(cls, path: str | os.PathLike[str]) -> "VirtualGpu":
+        """The GPU behind a state file.
 
         Raises:
             OSError: there is no such file.
-            ValueError: the file is no virtual card.
+            ValueError: the file is no virtual GPU.
         """
         return cls(Path(path))
 
-    def copy(self, path: str | os.PathLike[str], *, refuses: bool) -> "VirtualCard":
-        """A new, empty card of the same figures."""
+    def copy(self, path: str | os.PathLike[str], *, refuses: bool) -> "VirtualGpu":
+        """A new, empty GPU of the same figures."""
         return self.create(
             path,
             name=self.name,
@@ -149,7 +149,7 @@ class VirtualCard:
         return int(self._state()["max_used_bytes"])
 
     def processes(self) -> list[tuple[int, int]]:
-        """Living processes with memory on the card: pid and bytes."""
+        """Living processes with memory on the GPU: pid and bytes."""
         return [(one.pid, one.used_bytes) for one in self.holdings() if one.used_bytes and one.alive]
 
     def process_max_bytes(self, pid: int) -> int | None:
@@ -164,7 +164,7 @@ class VirtualCard:
         """Say what this process holds from now on, its context included.
 
         Raises:
-            CardFull: the card has not that much; nothing is changed then.
+            CardFull: the GPU has not that much; nothing is changed then.
         """
         pid = os.getpid()
         started = _start_of(pid) or ""
@@ -176,7 +176,7 @@ class VirtualCard:
             others_bytes = self.baseline_bytes + sum(one.used_bytes for one in others if one.alive)
             held_bytes = mine.used_bytes if mine else 0
             if self._refuses and used_bytes > held_bytes and others_bytes + used_bytes > self.total_bytes:
-                raise CardFull(used_bytes - held_bytes, self.total_bytes - others_bytes - held_bytes)
+                raise GpuFull(used_bytes - held_bytes, self.total_bytes - others_bytes - held_bytes)
             highest = max(used_bytes, mine.max_used_bytes if mine else 0)
             state["holdings"] = [
                 [one.pid, one.started, one.used_bytes, one.max_used_bytes]
@@ -188,7 +188,7 @@ class VirtualCard:
     def _state(self) -> dict[str, Any]:
         state = json.loads(self.path.read_bytes())
         if not isinstance(state, dict) or "holdings" not in state:
-            raise ValueError(f"{self.path}: expected the state of a virtual card, found other JSON")
+            raise ValueError(f"{self.path}: expected the state of a virtual GPU, found other JSON")
         return state
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from colocate.device.base import Device
     from colocate.plan.plan import Group
     from colocate.plugin.outcomes import Record
-    from colocate.results.attempts import Settled
+    from colocate.results.attempts import GroupResult
 
 _log = logging.getLogger("colocate")
 
@@ -19,24 +19,26 @@ _log = logging.getLogger("colocate")
 def add_option(group: pytest.OptionGroup) -> None:
     """Declare it."""
     group.addoption(
-        "--worth",
+        "--compare-solo",
         action="store_true",
         help="Run the trainings of every feasible group alone too, and say whether sharing saves time and energy.",
     )
 
 
-def compared(config: pytest.Config, device: "Device", group: "Group", settled: "Settled", record: "Record") -> "Record":
+def compared(
+    config: pytest.Config, device: "Device", group: "Group", group_result: "GroupResult", record: "Record"
+) -> "Record":
     """The record of a case with the answer, where it is asked for and the group fits.
 
     What goes wrong here costs the answer, never the verdict.
     """
     from colocate.advice.solo_runs import Cache, settle
 
-    if not config.getoption("worth") or not settled.verdict.feasible or group.background is None:
+    if not config.getoption("compare_solo") or not group_result.verdict.feasible or group.background is None:
         return record
     try:
-        found = settle(group, settled, device, cache=Cache.of_user())
+        found = settle(group, group_result, device, cache=Cache.of_user())
     except (ColocateError, OSError) as error:
         _log.warning("%s: whether it is worth it is not known: %s", group.id, error)
-        return {**record, "worth": f"not known: {error}"}
-    return {**record, "worth": str(found)}
+        return {**record, "speedup": f"not known: {error}"}
+    return {**record, "speedup": str(found)}
