@@ -42,7 +42,7 @@ int main(void) {
     int (*find)(unsigned, void **) = (int (*)(unsigned, void **))dlsym(library, "nvmlDeviceGetHandleByIndex_v2");
     int (*ask)(void *, void *) = (int (*)(void *, void *))dlsym(library, "nvmlDeviceGetMemoryInfo_v2");
     struct memory memory = {2u << 24 | sizeof memory, 0, 0, 0, 0};
-    if (init(0) || find(0, &GPU) || ask(GPU, &memory)) return 1;
+    if (init(0) || find(0, &gpu) || ask(gpu, &memory)) return 1;
     printf("%llu MiB\n", memory.used >> 20);
     return 0;
 }

@@ -48,8 +48,8 @@ TAKE_IN = """
 import sys, time
 from pathlib import Path
 from colocate.plan import load_plan
-from colocate.report.summary import Summary
-from colocate.run_directory import RunDirectory
+from colocate.report.summary_csv import Summary
+from colocate.results.layout import RunDirectory
 plan, run = load_plan(sys.argv[1]), RunDirectory(Path(sys.argv[2]))
 summary = Summary(run)
 summary.take(plan.groups[0])
@@ -62,7 +62,7 @@ print((time.perf_counter() - began) / 10)
 WATCH = """
 import sys, time
 from pathlib import Path
-from colocate.report.following import Following
+from colocate.report.follow import Following
 following = Following(Path(sys.argv[1]))
 list(following.finished()), following.lines(80)
 began = time.perf_counter()
@@ -74,8 +74,8 @@ DECIDE = """
 import sys
 from pathlib import Path
 from colocate.plan import load_plan
-from colocate.resume import decide
-from colocate.run_directory import RunDirectory
+from colocate.harness.resume import decide
+from colocate.results.layout import RunDirectory
 decide(RunDirectory(Path(sys.argv[2])), load_plan(sys.argv[1]).groups, ())
 """
 

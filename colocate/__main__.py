@@ -2,6 +2,6 @@
 
 import sys
 
-from colocate.cli.main import main
+from colocate.cli import main
 
 sys.exit(main())

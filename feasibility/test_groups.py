@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from colocate.harness.group_run import GroupRun
+from colocate.harness import GroupRun
 from colocate.plugin.session import cases
-from colocate.verdict.rules import Verdict
+from colocate.verdict import Verdict
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

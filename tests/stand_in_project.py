@@ -15,9 +15,9 @@ import json, os, signal, time
 from pathlib import Path
 import pytest
 from colocate.errors import DeviceError, InconclusiveError
-from colocate.plugin.configuration import cases, run_directory_of
-from colocate.plugin.outcome import attach, conclude, record_of
-from colocate.series import Attempt, Settled
+from colocate.plugin.session import cases, run_directory_of
+from colocate.plugin.outcomes import attach, conclude, record_of
+from colocate.results.attempts import Attempt, GroupResult
 from colocate.units import MIB
 from colocate.verdict import Outcome, Reason, Verdict
 
@@ -42,7 +42,7 @@ def directory(group, request):
         raise DeviceError("GPU: expected a reading, got none")
     folder = run_directory_of(request.config).group(group.foreground.name, group.number, parallel=True).create()
     folder.foreground_log.write_text(f"output of {group.id}")
-    (HERE / f"{group.id}.GPU").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    (HERE / f"{group.id}.gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     (HERE / f"{group.id}.started").write_text(str(os.getpid()))
     yield folder
     if WAYS.get(group.id) == "slow end":
@@ -85,7 +85,7 @@ def test_group(group, directory, request):
     }
     found = known.get(way, known["feasible"])
     attempt = Attempt(directory, {}, found)
-    attach(request.node, record_of(group, Settled(attempt, found, (attempt,))))
+    attach(request.node, record_of(group, GroupResult(attempt, found, (attempt,))))
     conclude(found)
 """
 

@@ -15,7 +15,7 @@ from colocate.units import GIB, MIB
 
 
 def test_the_published_schema_is_that_of_the_code() -> None:
-    """If this fails: python -m colocate.plan.gpu_models --write-schema."""
+    """If this fails: python -m colocate.plan."""
     assert (TABLE.parent / SCHEMA).read_text(encoding="utf-8") == schema()
     assert json.loads(TABLE.read_text(encoding="utf-8"))["$schema"] == SCHEMA
 
@@ -69,11 +69,11 @@ def test_what_is_no_gpu_is_refused_with_the_names_that_are(text: str, reported: 
 @pytest.mark.parametrize(
     ("change", "reported"),
     [
-        ({"total": "8 bananas"}, "$.GPUs[0].total: expected a size such as"),
-        ({"compute_capability": "new"}, "$.GPUs[0].compute_capability: expected a compute capability such as '8.6'"),
-        ({"sources": {}}, "$.GPUs[0]: expected sources for baseline, compute_capability, context, cublas_workspace"),
-        ({"context": {"expected": "3MB", "low": "4MB", "high": "5MB"}}, "$.GPUs[0].context: expected low, expected"),
-        ({"contekst": 1}, "$.GPUs[0].contekst: "),
+        ({"total": "8 bananas"}, "$.gpus[0].total: expected a size such as"),
+        ({"compute_capability": "new"}, "$.gpus[0].compute_capability: expected a compute capability such as '8.6'"),
+        ({"sources": {}}, "$.gpus[0]: expected sources for baseline, compute_capability, context, cublas_workspace"),
+        ({"context": {"expected": "3MB", "low": "4MB", "high": "5MB"}}, "$.gpus[0].context: expected low, expected"),
+        ({"contekst": 1}, "$.gpus[0].contekst: "),
     ],
 )
 def test_mistakes_of_a_table_are_told_with_their_places(tmp_path: Path, change: dict, reported: str) -> None:

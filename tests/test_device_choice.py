@@ -13,7 +13,7 @@ import ctypes
 try:
     ctypes.CDLL("libnvidia-ml.so.1")
 except OSError:
-    from colocate.device.choice import choose_device
+    from colocate.device.select import choose_device
     print(choose_device({kind!r}))
 else:
     print("this machine has a driver")
@@ -105,7 +105,7 @@ HALF_SET_UP = """
 import sys
 from pathlib import Path
 from colocate.device import choice
-from colocate.device.choice import choose_device
+from colocate.device.select import choose_device
 folder = Path(sys.argv[1])
 (folder / "nvidia0").touch()
 (folder / choice.nvidia.LIBRARY).touch()

@@ -86,7 +86,7 @@ def test_operators_with_one_kernel_on_a_gpu_are_known_as_such():
 
 UNKNOWN_ONE_KERNEL_OPERATORS = """
 import torch
-from colocate.probe.kernels import ONE_KERNEL
+from colocate.probe.virtual_gpu.kernels import ONE_KERNEL
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 for name in torch._C._dispatch_get_all_op_names():
     if name.startswith("aten::") and has(name, "CompositeImplicitAutograd") and (has(name, "CUDA") or has(name, "CPU")):

@@ -81,7 +81,7 @@ def keeps_contract(device):
 REAL_GPU = """
 import sys
 sys.path[:0] = sys.argv[1:]
-from colocate.device.nvidia import NvidiaDevice, is_simulated, list_devices
+from colocate.device.nvml import NvidiaDevice, is_simulated, list_devices
 from test_nvidia import keeps_contract
 for info in list_devices():
     assert not is_simulated(info), info

@@ -379,7 +379,7 @@ def test_all_mistakes_of_a_plan_are_told_at_once_in_the_order_of_the_file(tmp_pa
         (pair(), {"limits": {"gpu": "4GB"}}, "$.limits.peak: expected at most the GPU's 4096MB, got '7500MB'"),
         (pair(), {"limits": {"success_rate": 1.01}}, "$.limits.success_rate: expected at most 1.0, got 1.01"),
         (pair(), {"limits": {"settle_s": -1}}, "$.limits.settle_s: expected more than 0.0, got -1"),
-        (pair(), {"limits": {"peek": "7GB"}}, "$.limits.peek: expected one of 'GPU', 'peak'"),
+        (pair(), {"limits": {"peek": "7GB"}}, "$.limits.peek: expected one of 'gpu', 'peak'"),
         (pair(), {"tiers": {"Low": 1}}, "$.tiers.Low: expected lower-case letters"),
         (pair(), {"tiers": {"low": "all"}}, "$.tiers.low.expected_success: expected a number, got 'all'"),
         (pair(), {"governor": "userspace"}, "$.governor: expected 'performance', 'powersave'"),
@@ -657,8 +657,8 @@ def test_the_gpu_that_a_group_asks_for_is_part_of_what_decides_its_run(tmp_path:
 @pytest.mark.parametrize(
     ("keys", "mistake"),
     [
-        ({"gpu": "0GB"}, "$.experiments[0].GPU: expected a size such as '24GB' or a GPU's name"),
-        ({"gpu": "--"}, "$.experiments[0].GPU: expected a size such as '24GB' or a GPU's name"),
+        ({"gpu": "0GB"}, "$.experiments[0].gpu: expected a size such as '24GB' or a GPU's name"),
+        ({"gpu": "--"}, "$.experiments[0].gpu: expected a size such as '24GB' or a GPU's name"),
         ({"gpu": "4GB"}, "$.experiments[0].limit: expected a limit beside a GPU below the plan's peak of 7500MB"),
         ({"gpu": "4GB", "limit": "5GB"}, "$.experiments[0].limit: expected at most the GPU's 4096MB, got '5120MB'"),
         ({"gpu": "4GB", "limit": "3GB", "expected_memory": "5GB"}, "expected_memory: expected at most the GPU's"),

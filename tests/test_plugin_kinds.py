@@ -129,7 +129,7 @@ def mixed(fake_machine):
 
 
 def gpu_of(folder, group):
-    return (folder / f"{group}.GPU").read_text()
+    return (folder / f"{group}.gpu").read_text()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def gpus_of(folder, *groups):
-    return [(folder / f"{group}.GPU").read_text() for group in groups]
+    return [(folder / f"{group}.gpu").read_text() for group in groups]
 
 
 def test_every_free_gpu_gets_a_worker_of_its_own_that_its_replacement_keeps(fake_machine, tmp_path):

@@ -458,7 +458,7 @@ def test_runs_on_other_gpus_are_counted_apart(run, tmp_path):
     assert [part.plan_verdict.feasible for part in found] == [1, 1]
     whole = body(run, other)
     assert whole.count('class="headline') == 2
-    assert 'data-sort="GPU"' in whole
+    assert 'data-sort="gpu"' in whole
 
 
 def test_runs_with_other_drivers_are_counted_apart(run, tmp_path):

@@ -141,14 +141,18 @@ def test_every_program_of_ours_that_is_there_has_the_options_that_the_catalog_pa
 
 @pytest.mark.parametrize("name", ["plan.schema.json", "models.schema.json"])
 def test_the_published_schemas_are_those_of_the_code(name: str) -> None:
-    """If this fails: python -m colocate.plan.plan --write-schemas."""
+    """If this fails: python -m colocate.plan."""
     assert (SETTINGS / name).read_text(encoding="utf-8") == schemas()[name]
 
 
 def test_schemas_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
     write_schemas(tmp_path)
 
-    assert {path.name for path in tmp_path.iterdir()} == {"plan.schema.json", "models.schema.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "plan.schema.json",
+        "models.schema.json",
+        "gpu_models.schema.json",
+    }
 
 
 @pytest.mark.parametrize("name", [*PLANS, *CATALOGS])

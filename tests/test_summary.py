@@ -100,8 +100,8 @@ def waits_for_a_lock(pid):
 REBUILD = """
 import sys
 from pathlib import Path
-from colocate.report.summary import write_summary
-from colocate.run_directory import RunDirectory
+from colocate.report.summary_csv import write_summary
+from colocate.results.layout import RunDirectory
 write_summary(RunDirectory(Path(sys.argv[1])))
 """
 

@@ -21,13 +21,13 @@ REPOSITORY = Path(__file__).parents[1]
 
 HOLDER = """
 import sys
-from colocate.probe.GPU import CardFull, VirtualCard
-GPU = VirtualCard.open(sys.argv[1])
+from colocate.probe.virtual_gpu.state import GpuFull, VirtualGpu
+gpu = VirtualGpu.open(sys.argv[1])
 for line in sys.stdin:
     try:
-        GPU.claim(int(line))
+        gpu.claim(int(line))
         print("held", flush=True)
-    except CardFull as full:
+    except GpuFull as full:
         print("full", full.requested_bytes, full.free_bytes, flush=True)
 """
 

@@ -2,3 +2,87 @@
 
 Nothing of it enters a verdict, and nothing below it knows of it: neither `colocate.verdict.rules` nor a recorded group.
 """
+
+from colocate.advice.bisection import largest_batch
+from colocate.advice.calibration import calibrate, proposal, update_table
+from colocate.advice.fit import Fit, Grid, LargestValue, Tried, Variable, variable
+from colocate.advice.forecast import Answer, Forecast, forecast, keyed, needed, program_of
+from colocate.advice.next_plan import follow_up, not_recommended_because, what_next
+from colocate.advice.packing import PackingProblem, best_pairs, next_problem, packed
+from colocate.advice.pairing import TIERS, UNKNOWN, OrderedPair, each_foreground_once, ordered_pairs
+from colocate.advice.proposal_forecasts import OUT_OF_TIME, ProposalForecast, advise
+from colocate.advice.proposals import is_unfit
+from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
+from colocate.advice.solo_profiles import (
+    Measured,
+    SoloProfile,
+    decide,
+    known_of,
+    measured,
+    of_catalog,
+    of_plan,
+    predicted,
+    rank,
+    remembered,
+)
+from colocate.advice.solo_runs import Cache, read_speedup, refused, settle
+from colocate.advice.speedup import GroupSpeedup, Speedup
+from colocate.advice.stress import LEAST_RESOLUTION_BYTES, Stress, stress
+
+__all__ = [
+    "KIND",
+    "LEAST_RESOLUTION_BYTES",
+    "OUT_OF_TIME",
+    "TIERS",
+    "UNKNOWN",
+    "Answer",
+    "Cache",
+    "Fit",
+    "Forecast",
+    "Grid",
+    "GroupSpeedup",
+    "LargestValue",
+    "Measured",
+    "OrderedPair",
+    "PackingProblem",
+    "ProposalForecast",
+    "Remedied",
+    "Remedies",
+    "SoloProfile",
+    "Speedup",
+    "Stress",
+    "Tried",
+    "Variable",
+    "advise",
+    "best_pairs",
+    "calibrate",
+    "decide",
+    "each_foreground_once",
+    "follow_up",
+    "forecast",
+    "is_of_memory",
+    "is_unfit",
+    "keyed",
+    "known_of",
+    "largest_batch",
+    "measured",
+    "needed",
+    "next_problem",
+    "not_recommended_because",
+    "of_catalog",
+    "of_plan",
+    "ordered_pairs",
+    "packed",
+    "predicted",
+    "program_of",
+    "proposal",
+    "rank",
+    "read_speedup",
+    "refused",
+    "remembered",
+    "settle",
+    "stress",
+    "update_table",
+    "variable",
+    "what_next",
+]

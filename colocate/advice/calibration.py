@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from colocate.errors import ColocateError
 from colocate.files import read_json, write_text
-from colocate.plan.gpu_models import TABLE, GpuModelsFile
+from colocate.plan import TABLE, GpuModelsFile
 from colocate.units import MIB, format_mib
-from colocate.verdict.predicted_peak import LESS, MORE
+from colocate.verdict import LESS, MORE
 
 # With fewer programs the smallest and the largest say nothing about the next one.
 LEAST_PROGRAMS = 3

@@ -11,16 +11,11 @@ from typing import Literal
 
 from colocate.advice.bisection import Search
 from colocate.advice.forecast import Answer, Forecast
-from colocate.device.base import Basis
+from colocate.device import Basis
 from colocate.errors import PlanError
-from colocate.plan.catalog import Catalog, Training
-from colocate.plan.catalog_schema import Value
-from colocate.plan.overrides import Override, option_text, varied
-from colocate.plan.plan import Group
-from colocate.plan.roles import Role
-from colocate.results.attempts import Attempt
-from colocate.verdict.predicted_peak import PeakRange
-from colocate.verdict.rules import Outcome, Verdict
+from colocate.plan import Catalog, Group, Override, Role, Training, Value, option_text, varied
+from colocate.results import Attempt
+from colocate.verdict import Outcome, PeakRange, Verdict
 
 # A first step of this share of the start: predictions were within some percent of published measurements.
 STRIDE_SHARE = 16

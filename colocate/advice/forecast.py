@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from colocate.errors import PlanError
-from colocate.harness.simulation import Parts, Program, SimulatedRun
-from colocate.plan.catalog import Training
-from colocate.plan.plan import Group
-from colocate.verdict.predicted_peak import PeakRange
+from colocate.harness import Parts, Program, SimulatedRun
+from colocate.plan import Group, Training
+from colocate.verdict import PeakRange
 
 
 class Answer(StrEnum):

@@ -8,12 +8,10 @@ from typing import Any
 
 from colocate.errors import ColocateError
 from colocate.files import read_json
-from colocate.plan.catalog import Catalog, load_catalog
-from colocate.plan.roles import ROLES
-from colocate.results.reader import Part, Row, StoredRun, mapping, parts
-from colocate.results.text import peak_text
+from colocate.plan import ROLES, Catalog, load_catalog
+from colocate.results import Part, Row, StoredRun, mapping, parts, peak_text
 from colocate.units import to_mib
-from colocate.verdict.rules import Outcome
+from colocate.verdict import Outcome
 
 LEFT_OUT = ("$schema", "catalog", "description", "not_run")  # of the plan that was run
 

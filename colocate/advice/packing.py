@@ -18,7 +18,7 @@ import networkx
 
 from colocate.advice.forecast import Answer, answer_of
 from colocate.units import MIB
-from colocate.verdict.predicted_peak import PeakRange
+from colocate.verdict import PeakRange
 
 # Exact bin packing tries every set of items that may share a GPU: three a GPU and twelve items take 0.1 s.
 MOST_FOR_EXACT = 12

@@ -13,7 +13,7 @@ from itertools import count, product
 
 from colocate.advice.forecast import Answer, answer_of
 from colocate.advice.solo_profiles import SoloProfile
-from colocate.verdict.predicted_peak import PeakRange
+from colocate.verdict import PeakRange
 
 # Where the study's twelve groups change from one tier to the next: 2000 and 3000 MiB are the smallest of "low" and
 # "medium", 4000 the largest of "medium", all below its limit of 7500 MiB. Another GPU has the same shares.

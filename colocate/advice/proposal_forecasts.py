@@ -15,17 +15,21 @@ from colocate.advice.forecast import Answer, Forecast, keyed, program_of
 from colocate.advice.proposals import Proposal, Step, held_bytes, proposals
 from colocate.errors import PlanError
 from colocate.files import read_json
-from colocate.harness.simulation import Cache, Program, SimulatedRun, simulate
-from colocate.plan.catalog import Catalog, Training
-from colocate.plan.gpu_models import GpuModel, gpu_model, model_called, model_of_size
-from colocate.plan.overrides import varied
-from colocate.plan.plan import Group
-from colocate.plan.roles import ROLES, Role
-from colocate.results import advice_files
-from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.record import read_bare_evidence
-from colocate.verdict.evidence import Evidence
-from colocate.verdict.predicted_peak import member_range
+from colocate.harness import Cache, Program, SimulatedRun, simulate
+from colocate.plan import (
+    ROLES,
+    Catalog,
+    GpuModel,
+    Group,
+    Role,
+    Training,
+    gpu_model,
+    model_called,
+    model_of_size,
+    varied,
+)
+from colocate.results import GroupDirectory, RunDirectory, advice_files, read_bare_evidence
+from colocate.verdict import Evidence, member_range
 
 TIMEOUT_S = 600.0
 OUT_OF_TIME = "there was no time left to predict it"

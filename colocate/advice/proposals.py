@@ -10,16 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from colocate.errors import PlanError
-from colocate.plan.catalog import Catalog, Training
-from colocate.plan.catalog_schema import Hyperparameter, Value
-from colocate.plan.overrides import Override, option_text, varied
-from colocate.plan.plan import Group
-from colocate.plan.roles import Role
-from colocate.results.schema import Record
+from colocate.plan import Catalog, Group, Hyperparameter, Override, Role, Training, Value, option_text, varied
+from colocate.results import Record
 from colocate.units import MIB, format_mib
-from colocate.verdict.evidence import Allocator, Evidence, Member
-from colocate.verdict.measured_peak import own_peak_bytes
-from colocate.verdict.predicted_peak import PeakRange, member_range
+from colocate.verdict import Allocator, Evidence, Member, PeakRange, member_range, own_peak_bytes
 
 # What more or less memory can mend. A foreground that failed for another reason has no remedy here.
 MEMORY = frozenset({"foreground_out_of_memory", "background_out_of_memory", "peak_over_limit"})

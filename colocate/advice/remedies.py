@@ -10,17 +10,11 @@ from typing import Any
 
 from colocate.advice.forecast import Answer
 from colocate.advice.proposals import MEMORY, Proposal, Step, proposals
-from colocate.device.acquire import FoundGpu
-from colocate.harness.resume import decide, take_up
-from colocate.plan.catalog import Catalog
-from colocate.plan.overrides import rewritten, varied
-from colocate.plan.plan import Group
-from colocate.results import advice_files
-from colocate.results.attempts import Attempt, read_attempt
-from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.record import read_bare_evidence
-from colocate.verdict.evidence import Evidence
-from colocate.verdict.rules import Outcome, Verdict
+from colocate.device import FoundGpu
+from colocate.harness import decide, take_up
+from colocate.plan import Catalog, Group, rewritten, varied
+from colocate.results import Attempt, GroupDirectory, RunDirectory, advice_files, read_attempt, read_bare_evidence
+from colocate.verdict import Evidence, Outcome, Verdict
 
 KIND = "remedies"
 

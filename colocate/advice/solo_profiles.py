@@ -12,23 +12,11 @@ from colocate.advice.forecast import keyed, program_of
 from colocate.advice.packing import Load, PackingProblem, Pair, next_problem
 from colocate.advice.solo_runs import read_speedup
 from colocate.advice.speedup import SoloRun, compare, solo_run_of, why_not
-from colocate.device.base import Basis
-from colocate.harness.attempt import AttemptRunner
-from colocate.harness.simulation import Cache, SimulatedRun, Watcher, simulate
-from colocate.plan.catalog import Catalog, Training
-from colocate.plan.gpu_models import GpuModel
-from colocate.plan.overrides import solo_group
-from colocate.plan.plan import Group, Limits, Plan
-from colocate.plan.validation import Mistakes
-from colocate.results.attempts import Attempt, group_results
-from colocate.results.layout import RunDirectory
-from colocate.results.record import read_record
-from colocate.results.trace_files import read_energy
-from colocate.verdict.evidence import Evidence
-from colocate.verdict.measured_peak import measured_peak
-from colocate.verdict.overlap import foreground_window
-from colocate.verdict.predicted_peak import PeakRange
-from colocate.verdict.rules import Outcome, Verdict
+from colocate.device import Basis
+from colocate.harness import AttemptRunner, Cache, SimulatedRun, Watcher, simulate
+from colocate.plan import Catalog, GpuModel, Group, Limits, Mistakes, Plan, Training, solo_group
+from colocate.results import Attempt, RunDirectory, group_results, read_energy, read_record
+from colocate.verdict import Evidence, Outcome, PeakRange, Verdict, foreground_window, measured_peak
 
 Tell = Callable[[str], None]
 

@@ -14,21 +14,20 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from colocate.advice.speedup import GroupSpeedup, SoloRun, group_speedup, paces, solo_run_of, why_not
-from colocate.device.base import Device, DeviceInfo
+from colocate.device import Device, DeviceInfo
 from colocate.files import write_json
-from colocate.harness.attempt import new_directory, observing
-from colocate.harness.group_run import GroupRun
-from colocate.plan.catalog import Training
-from colocate.plan.overrides import solo_group
-from colocate.plan.plan import Group
-from colocate.plan.roles import ROLES, Role
-from colocate.results.attempts import GroupResult
-from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.record import read_record
-from colocate.results.trace_files import EnergyReading, read_energy
-from colocate.results.versions import packages
-from colocate.verdict.evidence import Evidence
-from colocate.verdict.overlap import foreground_window
+from colocate.harness import GroupRun, new_directory, observing
+from colocate.plan import ROLES, Group, Role, Training, solo_group
+from colocate.results import (
+    EnergyReading,
+    GroupDirectory,
+    GroupResult,
+    RunDirectory,
+    packages,
+    read_energy,
+    read_record,
+)
+from colocate.verdict import Evidence, foreground_window
 
 SIDE_RUN = "solo"
 FILE = "speedup.json"

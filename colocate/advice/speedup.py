@@ -17,10 +17,8 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from colocate.results.trace_files import EnergyReading
-from colocate.verdict.evidence import STEP_KINDS, Evidence, Interval, Member, ProgressEvent
-from colocate.verdict.overlap import foreground_window
-from colocate.verdict.rules import Outcome, judge
+from colocate.results import EnergyReading
+from colocate.verdict import STEP_KINDS, Evidence, Interval, Member, Outcome, ProgressEvent, foreground_window, judge
 
 NOT_PREDICTED = "time is not predicted: the virtual GPU computes nothing; run the group on a GPU"
 

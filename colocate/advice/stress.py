@@ -13,17 +13,14 @@ from pydantic import TypeAdapter
 
 from colocate.advice.bisection import Search
 from colocate.advice.forecast import Answer
-from colocate.device.acquire import smaller
-from colocate.device.base import Basis, Device
+from colocate.device import Basis, Device, smaller
 from colocate.errors import ColocateError
 from colocate.files import make_folder, read_json, write_json
-from colocate.harness.attempt import attempt_on
-from colocate.plan.plan import Group
-from colocate.plan.roles import ROLES
-from colocate.results.attempts import Attempt
-from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.harness import attempt_on
+from colocate.plan import ROLES, Group
+from colocate.results import Attempt, GroupDirectory, RunDirectory
 from colocate.units import MIB, format_mib
-from colocate.verdict.rules import MemoryClass, memory_class
+from colocate.verdict import MemoryClass, memory_class
 
 KIND = "stress"
 ROLE = "stress"

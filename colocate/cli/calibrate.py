@@ -24,8 +24,8 @@ def add(commands: command.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print what the evidence proposes; change the table where that is asked for."""
-    from colocate.advice.calibration import calibrate, proposal, update_table
-    from colocate.plan.gpu_models import TABLE
+    from colocate.advice import calibrate, proposal, update_table
+    from colocate.plan import TABLE
 
     found = calibrate(options.folder)
     for line in proposal(found):

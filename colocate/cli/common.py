@@ -17,12 +17,11 @@ from colocate.cli.arguments import DEVICES, seconds, whole
 from colocate.errors import ColocateError, PlanError
 
 if TYPE_CHECKING:
-    from colocate.device.acquire import FoundGpu
-    from colocate.harness.simulation import Cache
-    from colocate.plan.gpu_models import GpuModel
-    from colocate.report.comparison import Comparison
-    from colocate.report.html.page import Report
-    from colocate.results.reader import StoredRun
+    from colocate.device import FoundGpu
+    from colocate.harness import Cache
+    from colocate.plan import GpuModel
+    from colocate.report import Comparison, Report
+    from colocate.results import StoredRun
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 SUCCESS, CHECK_FAILED, WRONG_INPUT, UNDECIDED = 0, 1, 2, 3
@@ -67,7 +66,7 @@ def write_page(runs: "list[StoredRun]", out: Path, comparison: "Comparison | Non
         ColocateError: it cannot be written.
     """
     from colocate.files import make_folder
-    from colocate.report.html.page import Report, write
+    from colocate.report import Report, write
 
     report = Report.of(runs, out.resolve().parent, comparison, out.name)
     make_folder(report.folder)
@@ -121,7 +120,7 @@ def takes_json(parser: argparse.ArgumentParser) -> None:
 
 def cache(options: argparse.Namespace) -> "Cache | None":
     """Where dry runs of earlier calls are; None with ``--no-cache``."""
-    from colocate.harness.simulation import Cache
+    from colocate.harness import Cache
 
     return None if options.no_cache else Cache.of_user()
 
@@ -145,7 +144,7 @@ def free_gpu(options: argparse.Namespace, virtual: "GpuModel", asked: str | None
         PlanError: none is free, or none is the one that was asked for.
         DeviceError: there is none.
     """
-    from colocate.device.acquire import as_asked, find_gpus
+    from colocate.device import as_asked, find_gpus
 
     found = find_gpus(options.device, gpu_bytes=virtual.total_bytes, name=virtual.name, small=bool(options.gpu))
     if not found.free:

@@ -32,9 +32,8 @@ def add(commands: command.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the comparison; a finding where a peak grew by more than was allowed, or a group fits no more."""
-    from colocate.report import github
-    from colocate.report.comparison import compare, lines
-    from colocate.results.reader import read_run
+    from colocate.report import compare, github, lines
+    from colocate.results import read_run
 
     before, after = read_run(options.before), read_run(options.after)
     found = compare(before.rows, after.rows, (before.name, after.name))

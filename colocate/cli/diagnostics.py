@@ -18,16 +18,12 @@ from pathlib import Path
 from typing import Literal
 
 from colocate import __version__
-from colocate.device import nvml
-from colocate.device.cpu_energy import POWERCAP, CpuEnergyMeter
-from colocate.device.lock import locked
-from colocate.device.select import refuse_hidden_library
+from colocate.device import POWERCAP, CpuEnergyMeter, locked, nvml, refuse_hidden_library
 from colocate.errors import ColocateError, DeviceError
 from colocate.harness import environment
-from colocate.plan.plan import load_plan
-from colocate.probe.virtual_gpu.state import VirtualGpu
-from colocate.process import slurm
-from colocate.process.procfs import sees_all_processes
+from colocate.plan import load_plan
+from colocate.probe.virtual_gpu import VirtualGpu
+from colocate.process import sees_all_processes, slurm
 from colocate.units import GIB, MIB, format_mib, format_size
 
 State = Literal["ok", "warning", "error"]

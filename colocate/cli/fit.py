@@ -15,12 +15,9 @@ from colocate.errors import PlanError
 from colocate.units import format_mib, mib_text, span_text
 
 if TYPE_CHECKING:
-    from colocate.advice.fit import Fit, Grid, Tried, Variable
-    from colocate.advice.forecast import Forecast
-    from colocate.device.base import Basis
-    from colocate.plan.catalog import Catalog
-    from colocate.plan.gpu_models import GpuModel
-    from colocate.plan.plan import Group, Plan
+    from colocate.advice import Fit, Forecast, Grid, Tried, Variable
+    from colocate.device import Basis
+    from colocate.plan import Catalog, GpuModel, Group, Plan
 
 MOST = 1 << 16  # a larger batch is not looked for
 CONFIRMATIONS = {"measured": 2, "predicted": 1}  # a prediction comes out the same every time
@@ -60,11 +57,11 @@ def add(commands: command.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Search, tell every trial as it comes, then the answer; the exit code says what was found."""
-    from colocate.advice.fit import LargestValue, variable
+    from colocate.advice import LargestValue, variable
     from colocate.files import write_json
-    from colocate.harness.attempt import AttemptRunner
-    from colocate.plan.plan import load_plan
-    from colocate.results.layout import RunDirectory
+    from colocate.harness import AttemptRunner
+    from colocate.plan import load_plan
+    from colocate.results import RunDirectory
 
     plan = load_plan(options.plan)
     group, catalog = _group(plan, options.group), plan.load_catalog()
@@ -116,7 +113,7 @@ def _usual(group: "Group", catalog: "Catalog | None") -> str:
 
 
 def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":
-    from colocate.advice.fit import Grid
+    from colocate.advice import Grid
 
     if varies.kind == "float" and options.step is None:
         raise PlanError(f"--step: expected how far apart the values of {varies} are, for it is no whole number")
@@ -132,8 +129,8 @@ def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":
 
 
 def _forecasts(options: argparse.Namespace, gpu: "GpuModel") -> "Callable[[Group], Forecast]":
-    from colocate.advice.forecast import forecast, keyed, program_of
-    from colocate.harness.simulation import Program, SimulatedRun, simulate
+    from colocate.advice import forecast, keyed, program_of
+    from colocate.harness import Program, SimulatedRun, simulate
 
     known: dict[Program, SimulatedRun] = {}
     cache = command.cache(options)
@@ -228,7 +225,7 @@ def _document(plan: "Plan", group: "Group", fit: "Fit", confirmations: int) -> d
 
 def _settings(plan: "Plan", group: "Group", fit: "Fit") -> dict[str, Any] | None:
     """The member as it is to stand in the plan."""
-    from colocate.plan.overrides import rewritten, varied
+    from colocate.plan import rewritten, varied
 
     if fit.largest is None:
         return None

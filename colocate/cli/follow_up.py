@@ -35,10 +35,10 @@ def add(commands: command.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the plan, load it as a check, and tell how to run it; a finding where nothing is recommended."""
-    from colocate.advice.next_plan import follow_up
+    from colocate.advice import follow_up
     from colocate.files import make_folder, write_json
-    from colocate.plan.plan import load_plan
-    from colocate.results.reader import read_run
+    from colocate.plan import load_plan
+    from colocate.results import read_run
 
     stored = read_run(options.directory)
     out: Path = options.out or options.directory / "next.json"

@@ -33,10 +33,8 @@ def add(commands: command.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the run, and tell where it is and what is wrong with it."""
-    from colocate.report.html.page import headline
-    from colocate.report.summary_csv import write_summary
-    from colocate.results.merge import merge
-    from colocate.results.reader import read_run
+    from colocate.report import headline, write_summary
+    from colocate.results import merge, read_run
 
     with command.writing(options.results):
         merged = merge(options.journals, options.results, datetime.now())

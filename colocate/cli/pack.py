@@ -18,9 +18,8 @@ from colocate.errors import PlanError
 from colocate.units import format_mib, format_size, span_text, to_mib
 
 if TYPE_CHECKING:
-    from colocate.advice.packing import PackingProblem
-    from colocate.advice.solo_profiles import Measured, SoloProfile
-    from colocate.device.acquire import FoundGpu
+    from colocate.advice import Measured, PackingProblem, SoloProfile
+    from colocate.device import FoundGpu
 
 DEFAULT_OUT = Path("pack.json")
 
@@ -75,10 +74,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _on_a_gpu(task: Task, options: argparse.Namespace, gpu: "FoundGpu") -> int:
-    from colocate.advice.solo_profiles import decide, known_of, measured
-    from colocate.harness.attempt import AttemptRunner
-    from colocate.results.attempts import group_results
-    from colocate.results.layout import RunDirectory
+    from colocate.advice import decide, known_of, measured
+    from colocate.harness import AttemptRunner
+    from colocate.results import RunDirectory, group_results
 
     run = RunDirectory.new(options.results, datetime.now(), "pack")
     trials = AttemptRunner(run, f"pack_{task.name}", gpu, options.wait)
@@ -109,9 +107,8 @@ def _problem(
     runs: Sequence[Path],
     gpu_name: str | None = None,
 ) -> "PackingProblem":
-    from colocate.advice.packing import PackingProblem
-    from colocate.advice.solo_profiles import known_of, remembered
-    from colocate.results.layout import RunDirectory
+    from colocate.advice import PackingProblem, known_of, remembered
+    from colocate.results import RunDirectory
 
     known = known_of(solos)
     problem = PackingProblem(tuple(solo.load for solo in known if solo.load), base_bytes, task.limits.peak_bytes)
@@ -146,7 +143,7 @@ class Schedule:
     @cached_property
     def known(self) -> "list[SoloProfile]":
         """The trainings whose need is known: slots are places in this list."""
-        from colocate.advice.solo_profiles import known_of
+        from colocate.advice import known_of
 
         return known_of(self.solos)
 
@@ -181,7 +178,7 @@ def _answer(
 
 def _in_pairs(problem: "PackingProblem", found: "Sequence[Measured]", per_gpu: int) -> tuple[list[Slot], str, bool]:
     """The best pairs, why they are the best, and whether open pairs may give more."""
-    from colocate.advice.packing import best_pairs, next_problem
+    from colocate.advice import best_pairs, next_problem
 
     # One that carried no verdict may fit all the same.
     open_left = next_problem(problem) is not None or any(one.fits is None for one in found)
@@ -196,7 +193,7 @@ def _in_pairs(problem: "PackingProblem", found: "Sequence[Measured]", per_gpu: i
 
 def _in_bins(problem: "PackingProblem", found: "Sequence[Measured]", per_gpu: int) -> tuple[list[Slot], str, bool]:
     """The same for more than two a GPU, by their sizes alone."""
-    from colocate.advice.packing import packed
+    from colocate.advice import packed
 
     packing = packed(problem, per_gpu)
     fewest = "no packing takes fewer" if packing.optimal else f"at least {packing.at_least} are needed"
@@ -207,7 +204,7 @@ def _in_bins(problem: "PackingProblem", found: "Sequence[Measured]", per_gpu: in
 
 def _in_order(problem: "PackingProblem", slots: Sequence[Slot]) -> list[Slot]:
     """The slots and, on a GPU of its own, every training in none of them that may fit: the fullest first."""
-    from colocate.advice.forecast import Answer
+    from colocate.advice import Answer
 
     placed = {place for slot in slots for place in slot}
     rest = [(place,) for place in range(len(problem.loads)) if place not in placed]
@@ -250,7 +247,7 @@ def _figures(problem: "PackingProblem", slot: Slot) -> str:
 
 
 def _count(schedule: Schedule) -> str:
-    from colocate.advice.forecast import Answer
+    from colocate.advice import Answer
 
     solos, problem, found = schedule.solos, schedule.problem, schedule.found
     gpus = [solo for solo in solos if solo.training.uses_gpu]
@@ -278,7 +275,7 @@ def _count(schedule: Schedule) -> str:
 def _entries(schedule: Schedule, folder: Path) -> Iterator[dict[str, Any]]:
     from itertools import combinations
 
-    from colocate.advice.solo_profiles import rank
+    from colocate.advice import rank
 
     task, known = schedule.task, schedule.known
     for slot in schedule.slots:

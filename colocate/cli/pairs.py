@@ -13,9 +13,8 @@ from colocate.errors import PlanError
 from colocate.units import format_mib, format_size, mib_text, span_text
 
 if TYPE_CHECKING:
-    from colocate.advice.pairing import OrderedPair
-    from colocate.advice.solo_profiles import SoloProfile
-    from colocate.plan.catalog import Training
+    from colocate.advice import OrderedPair, SoloProfile
+    from colocate.plan import Training
 
 DEFAULT_OUT = Path("pairs.json")
 MOST_LISTED = 20  # of the pairs that cannot fit; the plan has them all
@@ -63,7 +62,7 @@ def words(text: str) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Solo dry runs, all pairs out of them, the choice, the plan."""
-    from colocate.advice.pairing import each_foreground_once, ordered_pairs
+    from colocate.advice import each_foreground_once, ordered_pairs
 
     _check_tiers(options.tiers or ())
     task = Task.of(options)
@@ -87,8 +86,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_tiers(tiers: Sequence[str]) -> None:
-    from colocate.advice.pairing import TIERS, UNKNOWN
-    from colocate.plan.validation import unknown
+    from colocate.advice import TIERS, UNKNOWN
+    from colocate.plan import unknown
 
     known = (*TIERS, UNKNOWN)
     for tier in tiers:
@@ -107,7 +106,7 @@ def _named(trainings: "Sequence[Training]", names: Sequence[str]) -> "list[Train
 
 
 def _of_name(trainings: "Sequence[Training]", name: str) -> "list[Training]":
-    from colocate.plan.validation import shown, suggestion
+    from colocate.plan import shown, suggestion
 
     full = {id(one): f"{one.repository}/{one.model}" if one.repository else one.name for one in trainings}
     exact = [one for one in trainings if name in (full[id(one)], one.name)]
@@ -162,8 +161,7 @@ def _lines(
 
 
 def _table(asked: "Sequence[OrderedPair]", chosen: "Sequence[OrderedPair]") -> Iterator[str]:
-    from colocate.advice.forecast import Answer
-    from colocate.advice.pairing import TIERS, UNKNOWN
+    from colocate.advice import TIERS, UNKNOWN, Answer
 
     widths = {answer: len(answer) for answer in Answer}
     yield f"{'tier':10} {'pairs':>6} {'to run':>6}  " + "  ".join(widths)

@@ -19,11 +19,9 @@ from colocate.cli.progress import Progress
 from colocate.errors import PlanError
 
 if TYPE_CHECKING:
-    from colocate.advice.forecast import Forecast
-    from colocate.harness.simulation import Cache, Program, SimulatedRun
-    from colocate.plan.catalog import Training
-    from colocate.plan.gpu_models import GpuModel
-    from colocate.plan.plan import Group, Plan
+    from colocate.advice import Forecast
+    from colocate.harness import Cache, Program, SimulatedRun
+    from colocate.plan import GpuModel, Group, Plan, Training
 
 MOST_SAMPLES = 1 << 16  # a larger batch is not looked for
 
@@ -101,8 +99,7 @@ class PredictRequest:
         Raises:
             PlanError: plan, GPU or command cannot be used.
         """
-        from colocate.plan.gpu_models import gpu_model, model_of_size
-        from colocate.plan.plan import load_plan
+        from colocate.plan import gpu_model, load_plan, model_of_size
 
         given = options.words
         is_plan = not given or (len(given) == 1 and given[0].endswith(".json"))
@@ -135,7 +132,7 @@ class PredictRequest:
 
     def gpu_for(self, group: "Group") -> "GpuModel | None":
         """The GPU that a run on virtual ones has for a group; None where that is refused."""
-        from colocate.device.acquire import FoundGpu, as_asked
+        from colocate.device import FoundGpu, as_asked
 
         own = FoundGpu("virtual", total_bytes=self.gpu.total_bytes, name=self.gpu.name, given=bool(self.options.gpu))
         found = as_asked(own, group.gpu)
@@ -155,8 +152,8 @@ class PredictRequest:
 
     def simulated(self, programs: "Iterable[Program]", gpu: "GpuModel | None" = None) -> "list[SimulatedRun]":
         """The programs' dry runs on a GPU, that of the question without one; run now unless they are known."""
-        from colocate.advice.forecast import keyed
-        from colocate.harness.simulation import simulate
+        from colocate.advice import keyed
+        from colocate.harness import simulate
 
         gpu = gpu or self.gpu
         wanted = [(gpu, keyed(program)) for program in programs]
@@ -222,7 +219,7 @@ def _means(name: str, group: "Group") -> bool:
 
 
 def _program(words: Sequence[str]) -> "Program":
-    from colocate.harness.simulation import Program
+    from colocate.harness import Program
 
     executable = shutil.which(words[0])
     if executable is None:
@@ -254,7 +251,7 @@ def _groups(request: PredictRequest) -> int:
 
 def _by_gpu(request: PredictRequest, groups: "Sequence[Group]") -> "Iterator[words.Predicted]":
     """The groups by the GPUs that they are for, each on its own; those that are refused stand with the first."""
-    from colocate.advice.forecast import Forecast, forecast, keyed, needed, program_of
+    from colocate.advice import Forecast, forecast, keyed, needed, program_of
 
     own: dict[GpuModel | None, list[Group]] = {}
     for group in groups:
@@ -291,7 +288,7 @@ def _of_one_gpu(plan: str, one: "words.Predicted", names: dict[str, str]) -> lis
 
 
 def _programs(request: PredictRequest) -> int:
-    from colocate.advice.forecast import Forecast, program_of
+    from colocate.advice import Forecast, program_of
 
     program = request.command or program_of(request.training(request.options.training))
     (dry_run,) = request.simulated([program])
@@ -323,8 +320,8 @@ class Batches:
 
     def at(self, sizes: Sequence[int]) -> "dict[int, Forecast]":
         """What is predicted for each of these sizes."""
-        from colocate.advice.forecast import Forecast
-        from colocate.plan.overrides import with_flag
+        from colocate.advice import Forecast
+        from colocate.plan import with_flag
 
         programs = [replace(self.program, argv=with_flag(self.program.argv, self.flag, size)) for size in sizes]
         base_bytes, limit_bytes = self.request.gpu.baseline_bytes, self.request.limit_bytes
@@ -340,8 +337,7 @@ class Batches:
 
 
 def _curve(request: PredictRequest) -> int:
-    from colocate.advice.bisection import largest_batch
-    from colocate.advice.forecast import Answer, program_of
+    from colocate.advice import Answer, largest_batch, program_of
 
     options = request.options
     if request.command is None and not options.training:
@@ -391,7 +387,7 @@ def _batch_option(request: PredictRequest, training: "Training | None") -> tuple
 
 def _beside(request: PredictRequest) -> "list[SimulatedRun]":
     """The background: a training of the plan, or all of a group's."""
-    from colocate.advice.forecast import program_of
+    from colocate.advice import program_of
 
     name: str | None = request.options.beside
     if name is None:
@@ -413,7 +409,7 @@ def _show(lines: "Iterable[str]") -> None:
 
 
 def _exit_code(forecasts: "Iterable[Forecast]") -> int:
-    from colocate.advice.forecast import Answer
+    from colocate.advice import Answer
 
     answers = {one.answer for one in forecasts}
     if Answer.UNKNOWN in answers:

@@ -9,10 +9,10 @@ from colocate.cli.progress import short
 from colocate.units import format_mib, format_size, mib_text, span_text
 
 if TYPE_CHECKING:
-    from colocate.advice.forecast import Forecast
-    from colocate.harness.simulation import SimulatedRun
-    from colocate.plan.gpu_models import GpuModel
-    from colocate.verdict.predicted_peak import PeakRange
+    from colocate.advice import Forecast
+    from colocate.harness import SimulatedRun
+    from colocate.plan import GpuModel
+    from colocate.verdict import PeakRange
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "workspaces", "fragmentation", "context")
 INDENT = "    "
@@ -147,7 +147,7 @@ def explained(dry_runs: "Sequence[SimulatedRun]", forecasts: "Iterable[Forecast]
 
 def not_modelled(forecasts: "Iterable[Forecast]") -> list[str]:
     """What no prediction knows of, where there is one."""
-    from colocate.harness.simulation import NOT_MODELLED
+    from colocate.harness import NOT_MODELLED
 
     if all(one.failures for one in forecasts):
         return []
@@ -156,7 +156,7 @@ def not_modelled(forecasts: "Iterable[Forecast]") -> list[str]:
 
 def document(predictions: "Sequence[Predicted]") -> dict[str, Any]:
     """Everything as JSON types; every training and every forecast names its GPU."""
-    from colocate.harness.simulation import NOT_MODELLED
+    from colocate.harness import NOT_MODELLED
 
     return {
         "schema": 1,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 from colocate.cli import common as command
 
 if TYPE_CHECKING:
-    from colocate.harness.simulation import Program
+    from colocate.harness import Program
 
 
 def short(name: str, width: int) -> str:

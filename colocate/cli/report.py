@@ -9,8 +9,8 @@ from colocate.cli import common as command
 from colocate.cli.arguments import whole
 
 if TYPE_CHECKING:
-    from colocate.plan.plan import Plan
-    from colocate.results.reader import StoredRun
+    from colocate.plan import Plan
+    from colocate.results import StoredRun
 
 
 def add(commands: command.Commands) -> None:
@@ -37,11 +37,8 @@ def add(commands: command.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page, and tell where it is."""
-    from colocate.report.comparison import compare
-    from colocate.report.html.page import headline
-    from colocate.report.summary_csv import write_summary
-    from colocate.results.layout import RunDirectory
-    from colocate.results.reader import parts, read_run
+    from colocate.report import compare, headline, write_summary
+    from colocate.results import RunDirectory, parts, read_run
 
     if options.predict is not None:
         for path in options.runs:
@@ -68,11 +65,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _predict(run: "StoredRun", budget_s: float) -> None:
     """Put proposals with predicted peaks into the run, for the groups that its plan still has as they were."""
-    from colocate.advice.forecast import Answer
-    from colocate.advice.proposal_forecasts import advise
-    from colocate.advice.proposals import is_unfit
-    from colocate.harness.simulation import Cache
-    from colocate.results.layout import RunDirectory
+    from colocate.advice import Answer, advise, is_unfit
+    from colocate.harness import Cache
+    from colocate.results import RunDirectory
     from colocate.units import plural
 
     unfit = [row for row in run.rows if is_unfit(row.record)]
@@ -96,7 +91,7 @@ def _plan_of(run: "StoredRun") -> "Plan":
     Raises:
         ColocateError: it cannot be read any more.
     """
-    from colocate.plan.plan import load_plan
+    from colocate.plan import load_plan
 
     given = re.search(r"--epochs[= ](\d+)", " ".join(map(str, run.info.get("arguments") or ())))
     epochs = int(given[1]) if given else None

@@ -12,10 +12,10 @@ from colocate.cli.arguments import group_named, whole
 from colocate.errors import ColocateError, PlanError
 
 if TYPE_CHECKING:
-    from colocate.advice.speedup import GroupSpeedup, Speedup
-    from colocate.device.acquire import FoundGpu
-    from colocate.plan.plan import Group
-    from colocate.results.attempts import GroupResult
+    from colocate.advice import GroupSpeedup, Speedup
+    from colocate.device import FoundGpu
+    from colocate.plan import Group
+    from colocate.results import GroupResult
 
 
 def add(commands: command.Commands) -> None:
@@ -39,9 +39,8 @@ def add(commands: command.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """A line per group; a finding where one is known not to be worth it, undecided where one is not known."""
-    from colocate.report.summary_csv import write_summary
-    from colocate.results.attempts import group_results
-    from colocate.results.layout import RunDirectory
+    from colocate.report import write_summary
+    from colocate.results import RunDirectory, group_results
 
     directory = RunDirectory(options.directory)
     if not directory.record.exists():
@@ -73,9 +72,8 @@ def _document(found: "GroupSpeedup") -> dict[str, Any]:
 
 
 def _speedup_of(options: argparse.Namespace, group_result: "GroupResult", name: str) -> "GroupSpeedup":
-    from colocate.advice.solo_runs import Cache, read_speedup, refused, settle
-    from colocate.advice.speedup import GroupSpeedup
-    from colocate.device.acquire import opened
+    from colocate.advice import Cache, GroupSpeedup, read_speedup, refused, settle
+    from colocate.device import opened
 
     if options.stored:
         return read_speedup(group_result.deciding.directory) or GroupSpeedup(unknown="nobody asked yet")
@@ -92,7 +90,7 @@ def _speedup_of(options: argparse.Namespace, group_result: "GroupResult", name: 
 
 def _gpu(group_result: "GroupResult") -> "FoundGpu":
     """The GPU of the run, as large as it was there."""
-    from colocate.device.acquire import FoundGpu
+    from colocate.device import FoundGpu
 
     device = group_result.deciding.evidence["device"]
     small = device["total_bytes"] if device.get("balloon") is not None else None
@@ -106,7 +104,7 @@ def _group(options: argparse.Namespace, group_result: "GroupResult", name: str) 
         PlanError: the plan is not there, or has changed.
     """
     from colocate.files import read_json
-    from colocate.plan.plan import load_plan
+    from colocate.plan import load_plan
 
     run = group_result.deciding.directory.run
     reported = (read_json(run.record).get("plan") or {}) if run.record.exists() else {}

@@ -15,10 +15,8 @@ from colocate.errors import PlanError
 from colocate.units import format_mib, mib_text, span_text, to_mib
 
 if TYPE_CHECKING:
-    from colocate.advice.solo_profiles import SoloProfile
-    from colocate.plan.catalog import Catalog, Training
-    from colocate.plan.gpu_models import GpuModel
-    from colocate.plan.plan import Limits, Plan
+    from colocate.advice import SoloProfile
+    from colocate.plan import Catalog, GpuModel, Limits, Plan, Training
 
 DEFAULT_CATALOG = Path("settings/models.json")
 GPU = "a size, or a name of settings/gpu_models.json (8GB)"
@@ -55,10 +53,8 @@ class Task:
         Raises:
             PlanError: catalog, plan or GPU cannot be used, or the plan is for several GPUs and no option names one.
         """
-        from colocate.advice.solo_profiles import of_catalog, of_plan
-        from colocate.plan.catalog import load_catalog
-        from colocate.plan.gpu_models import gpu_model
-        from colocate.plan.plan import Limits, load_plan
+        from colocate.advice import of_catalog, of_plan
+        from colocate.plan import Limits, gpu_model, load_catalog, load_plan
 
         if options.plan and options.catalog:
             raise PlanError("--from: expected a catalog or a plan, got both")
@@ -85,7 +81,7 @@ class Task:
         Raises:
             TrainingError: a program could not be started.
         """
-        from colocate.advice.solo_profiles import predicted
+        from colocate.advice import predicted
         from colocate.cli.progress import Progress
 
         cache = command.cache(options)
@@ -186,7 +182,7 @@ def save(document: dict[str, Any], out: Path) -> int:
         PlanError: it does not load.
     """
     from colocate.files import make_folder, write_json
-    from colocate.plan.plan import load_plan
+    from colocate.plan import load_plan
 
     make_folder(out.resolve().parent)
     with command.writing(out):

@@ -22,7 +22,7 @@ def add(commands: command.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """One line per group; a finding where a verdict does not follow from its record."""
-    from colocate.results.verify import verify
+    from colocate.results import verify
 
     groups = [group for directory in options.directory for group in verify(directory)]
     for group in groups:

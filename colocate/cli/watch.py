@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from colocate.cli import common as command
 
 if TYPE_CHECKING:
-    from colocate.report.follow import Following
-    from colocate.report.terminal import Screen
+    from colocate.report import Following, Screen
 
 EVERY_S = 1.0
 PLAIN_EVERY_S = 30.0
@@ -32,8 +31,7 @@ def add(commands: command.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw until the journal ends; Ctrl-C ends the looking, never the run."""
-    from colocate.report.follow import Following
-    from colocate.report.terminal import Screen
+    from colocate.report import Following, Screen
 
     following = Following(options.directory or command.latest_run())
     screen = Screen()

@@ -13,8 +13,8 @@ from colocate.device.nvml import NvidiaDevice
 from colocate.device.select import Kind, choose_device
 from colocate.device.virtual import VirtualDevice
 from colocate.errors import DeviceError, PlanError
-from colocate.plan.gpu_models import GpuModel, gpu_model, is_of_size, model_called, model_of_size, satisfies
-from colocate.probe.virtual_gpu.state import VirtualGpu
+from colocate.plan import GpuModel, gpu_model, is_of_size, model_called, model_of_size, satisfies
+from colocate.probe.virtual_gpu import VirtualGpu
 from colocate.units import format_size
 
 

@@ -20,8 +20,7 @@ from typing import Any
 from colocate.device.balloon import GRANULE_BYTES
 from colocate.device.base import BalloonInfo, Device, DeviceInfo, DeviceProcess, Memory, Vitals
 from colocate.errors import BalloonError, DeviceError, DeviceLost, ImplausibleReading, TrainingError
-from colocate.process import procfs
-from colocate.process.runner import Command, Process, start
+from colocate.process import Command, Process, procfs, start
 from colocate.units import GIB, format_mib, format_size
 
 PROGRAM = Path(__file__).with_name("balloon.py")

@@ -23,7 +23,7 @@ class Deadline:
         """The answer, or the error that came in its place.
 
         Raises:
-            CardLost: there was none in time, now or earlier. The call is left behind in its thread.
+            DeviceLost: there was none in time, now or earlier. The call is left behind in its thread.
             DeviceError: what the question raised.
         """
         if self.unresponsive is not None:

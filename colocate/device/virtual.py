@@ -8,7 +8,7 @@ from pathlib import Path
 
 from colocate.device.base import DeviceInfo, DeviceProcess, Memory, Vitals
 from colocate.errors import DeviceError
-from colocate.probe.virtual_gpu.state import VirtualGpu
+from colocate.probe.virtual_gpu import VirtualGpu
 
 
 class VirtualDevice:

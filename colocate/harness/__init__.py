@@ -1,1 +1,33 @@
 """Run one group under observation and record what was seen."""
+
+from colocate.harness import environment
+from colocate.harness.attempt import AttemptRunner, attempt_on, new_directory, observing
+from colocate.harness.group_run import GroupRun
+from colocate.harness.resume import Decision, decide, essentials, find_run, reported, take_up
+from colocate.harness.retries import Retries
+from colocate.harness.sampler import Sampler
+from colocate.harness.simulation import NOT_MODELLED, Cache, Parts, Program, SimulatedRun, Watcher, simulate
+
+__all__ = [
+    "NOT_MODELLED",
+    "AttemptRunner",
+    "Cache",
+    "Decision",
+    "GroupRun",
+    "Parts",
+    "Program",
+    "Retries",
+    "Sampler",
+    "SimulatedRun",
+    "Watcher",
+    "attempt_on",
+    "decide",
+    "environment",
+    "essentials",
+    "find_run",
+    "new_directory",
+    "observing",
+    "reported",
+    "simulate",
+    "take_up",
+]

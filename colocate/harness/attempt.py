@@ -8,17 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
-from colocate.device.acquire import FoundGpu, fresh, opened
-from colocate.device.base import Device
-from colocate.device.cpu_energy import CpuEnergyMeter
-from colocate.device.quarantine import Quarantine
+from colocate.device import CpuEnergyMeter, Device, FoundGpu, Quarantine, fresh, opened
 from colocate.errors import DeviceError
 from colocate.files import make_folder
 from colocate.harness.group_run import GroupRun
 from colocate.harness.sampler import Sampler
-from colocate.plan.plan import Group
-from colocate.results.attempts import Attempt, read_attempt
-from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.plan import Group
+from colocate.results import Attempt, GroupDirectory, RunDirectory, read_attempt
 
 
 @dataclass(frozen=True)

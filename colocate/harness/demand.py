@@ -9,10 +9,10 @@ from pathlib import Path
 
 from colocate.harness import environment
 from colocate.harness.training_events import ProbeReader
-from colocate.plan.catalog import Training
-from colocate.probe.virtual_gpu.state import VirtualGpu
-from colocate.process.runner import Command, start
-from colocate.verdict.evidence import Allocator
+from colocate.plan import Training
+from colocate.probe.virtual_gpu import VirtualGpu
+from colocate.process import Command, start
+from colocate.verdict import Allocator
 
 TERMINATION_GRACE_S = 2.0
 

@@ -8,14 +8,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from colocate.device.base import Device, DeviceProcess
-from colocate.device.deadline import Deadline
+from colocate.device import Deadline, Device, DeviceProcess
 from colocate.errors import BalloonError, DeviceError
 from colocate.harness.gpu_processes import GpuProcesses, is_being_ended, is_left_behind, unlisted
 from colocate.harness.sampler import Sampler
-from colocate.plan.roles import Role
-from colocate.process.procfs import ProcessId, describe, end, identify
-from colocate.process.runner import Process
+from colocate.plan import Role
+from colocate.process import Process, ProcessId, describe, end, identify
 from colocate.units import format_mib
 
 # How far above its baseline a GPU may stay: what NVML reads on an idle GPU with a desktop wanders by some tens of

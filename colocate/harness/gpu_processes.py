@@ -11,12 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from colocate.device.base import DeviceProcess
-from colocate.plan.roles import ROLES, Role
-from colocate.process import procfs
-from colocate.process.procfs import ProcessId
-from colocate.process.runner import SUPERVISES, Process
-from colocate.verdict.evidence import GpuProcess, Owner
+from colocate.device import DeviceProcess
+from colocate.plan import ROLES, Role
+from colocate.process import SUPERVISES, Process, ProcessId, procfs
+from colocate.verdict import GpuProcess, Owner
 
 ProcessList = tuple[float, tuple[DeviceProcess, ...]]
 

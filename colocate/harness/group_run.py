@@ -16,9 +16,7 @@ from datetime import UTC, datetime
 from itertools import permutations
 from pathlib import Path
 
-from colocate.device.base import Device
-from colocate.device.cpu_energy import CpuEnergyMeter
-from colocate.device.quarantine import Quarantine
+from colocate.device import CpuEnergyMeter, Device, Quarantine
 from colocate.errors import ColocateError, TrainingError
 from colocate.harness import environment
 from colocate.harness.demand import wanted_alone
@@ -26,17 +24,10 @@ from colocate.harness.device_state import DeviceState
 from colocate.harness.sampler import Sampler
 from colocate.harness.throttling import throttling
 from colocate.harness.training_monitor import TrainingMonitor
-from colocate.plan.catalog import Training
-from colocate.plan.plan import Group
-from colocate.plan.roles import Role
-from colocate.process.keep_alive import KeepAlive, RestartPolicy
-from colocate.process.runner import Command, Process, start, stop_all
-from colocate.results.layout import GroupDirectory
-from colocate.results.progress_file import Heartbeat
-from colocate.results.record import write_record
-from colocate.results.versions import packages
-from colocate.verdict.evidence import Evidence, Limits, Member, ProgressEvent
-from colocate.verdict.rules import Verdict, judge
+from colocate.plan import Group, Role, Training
+from colocate.process import Command, KeepAlive, Process, RestartPolicy, start, stop_all
+from colocate.results import GroupDirectory, Heartbeat, packages, write_record
+from colocate.verdict import Evidence, Limits, Member, ProgressEvent, Verdict, judge
 
 TICK_S = 0.05
 

@@ -11,21 +11,24 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from colocate.device.acquire import FoundGpu, as_asked
-from colocate.device.quarantine import Quarantine
+from colocate.device import FoundGpu, Quarantine, as_asked
 from colocate.errors import ColocateError
 from colocate.files import read_json, write_json
 from colocate.harness.gpu_processes import is_unwatched
-from colocate.plan.gpu_models import is_of_size
-from colocate.plan.plan import Group
-from colocate.plan.roles import ROLES
-from colocate.process.procfs import boot_id, describe, end, with_cookie
-from colocate.results.attempts import Attempt, GroupResult, combine_attempts, group_results
-from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.progress_file import QUEUE
-from colocate.results.record import read_record
-from colocate.results.versions import packages
-from colocate.verdict.rules import judge
+from colocate.plan import ROLES, Group, is_of_size
+from colocate.process import boot_id, describe, end, with_cookie
+from colocate.results import (
+    QUEUE,
+    Attempt,
+    GroupDirectory,
+    GroupResult,
+    RunDirectory,
+    combine_attempts,
+    group_results,
+    packages,
+    read_record,
+)
+from colocate.verdict import judge
 
 # Ends of an attempt that say nothing about the group and that somebody may have mended meanwhile.
 SPOILED = frozenset(

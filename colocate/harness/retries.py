@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 
-from colocate.device.acquire import fresh
-from colocate.device.base import Device
-from colocate.device.quarantine import Quarantine
+from colocate.device import Device, Quarantine, fresh
 from colocate.harness.attempt import new_directory, observing, run_to_the_end
 from colocate.harness.group_run import GroupRun
-from colocate.plan.plan import Group
-from colocate.results.attempts import Attempt, GroupResult, combine_attempts, read_attempt
-from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.verdict.rules import Outcome, Verdict
+from colocate.plan import Group
+from colocate.results import Attempt, GroupDirectory, GroupResult, RunDirectory, combine_attempts, read_attempt
+from colocate.verdict import Outcome, Verdict
 
 
 @dataclass(frozen=True)

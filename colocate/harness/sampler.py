@@ -16,10 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from colocate.device.base import Device, DeviceProcess, Memory, Vitals
-from colocate.device.cpu_energy import CpuEnergyMeter
+from colocate.device import CpuEnergyMeter, Device, DeviceProcess, Memory, Vitals
 from colocate.errors import DeviceError, DeviceLost, ImplausibleReading
-from colocate.verdict.evidence import Gap, Sample, Trace
+from colocate.verdict import Gap, Sample, Trace
 
 SLOW_ANSWER_S = 0.25
 """An answer that takes longer is told as a gap. A healthy NVIDIA GPU answers within tens of microseconds."""

@@ -16,15 +16,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from colocate.device.acquire import new_virtual
+from colocate.device import new_virtual
 from colocate.harness import environment
 from colocate.harness.training_events import ProbeReader
-from colocate.plan.gpu_models import GpuModel
-from colocate.probe.virtual_gpu.trace import AllocationTrace, Composition, composition, floor_bytes, no_workspace
-from colocate.process.runner import Command, Process, start, stop_all
+from colocate.plan import GpuModel
+from colocate.probe.virtual_gpu import AllocationTrace, Composition, composition, floor_bytes, no_workspace
+from colocate.process import Command, Process, start, stop_all
 from colocate.units import format_mib
-from colocate.verdict.evidence import Allocator
-from colocate.verdict.predicted_peak import LESS, MORE, PeakRange, allocator_range
+from colocate.verdict import LESS, MORE, Allocator, PeakRange, allocator_range
 
 TRACE = "COLOCATE_TRACE"
 TICK_S = 0.05

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from colocate.results.trace_files import VitalsReading
+from colocate.results import VitalsReading
 
 # nvml.h, nvmlClocksEventReason*; the others (idle, clocks that somebody set, displays) say nothing about distress.
 REASONS = {

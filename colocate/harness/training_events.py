@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate.files import content, line, number, opened, parse, whole
-from colocate.verdict.evidence import STEP_KINDS, Allocator, Epoch, OutOfMemory, ProgressEvent
+from colocate.verdict import STEP_KINDS, Allocator, Epoch, OutOfMemory, ProgressEvent
 
 # Two signs of progress a second are enough to prove overlap, and keep the record of a long run small.
 _PROGRESS_EVERY_S = 0.5

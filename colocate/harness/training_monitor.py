@@ -10,14 +10,19 @@ from dataclasses import replace
 from typing import Literal
 
 from colocate.harness.training_events import EventReader, ProbeReader, Progress
-from colocate.plan.catalog import Training
-from colocate.plan.roles import Role
-from colocate.process.output import OUT_OF_MEMORY, Match
-from colocate.process.procfs import describe
-from colocate.process.runner import Process
-from colocate.results.layout import GroupDirectory
-from colocate.verdict.evidence import Allocator, Member, OutOfMemory, ProcessPeak, ProcessRun, ProgressEvent
-from colocate.verdict.memory_history import by_allocators, by_lists
+from colocate.plan import Role, Training
+from colocate.process import OUT_OF_MEMORY, Match, Process, describe
+from colocate.results import GroupDirectory
+from colocate.verdict import (
+    Allocator,
+    Member,
+    OutOfMemory,
+    ProcessPeak,
+    ProcessRun,
+    ProgressEvent,
+    by_allocators,
+    by_lists,
+)
 
 LAST_LINES = 20
 _PROGRESS = "progress"

@@ -1,1 +1,59 @@
 """What is to be run: plans and catalogs, valid or refused with every mistake named."""
+
+from colocate.plan import gpu_models
+from colocate.plan.catalog import Catalog, Training, load_catalog
+from colocate.plan.catalog_schema import Hyperparameter, Value
+from colocate.plan.gpu_models import (
+    TABLE,
+    VIRTUAL,
+    GpuModel,
+    GpuModelsFile,
+    gpu_model,
+    is_of_size,
+    may_mean,
+    model_called,
+    model_of_size,
+    satisfies,
+    table,
+)
+from colocate.plan.overrides import Override, option_text, rewritten, solo_group, varied, with_flag
+from colocate.plan.plan import Group, Limits, Plan, load_plan, needed
+from colocate.plan.roles import ROLES, Role
+from colocate.plan.validation import Mistakes, shown, suggestion, unknown
+
+__all__ = [
+    "ROLES",
+    "TABLE",
+    "VIRTUAL",
+    "Catalog",
+    "GpuModel",
+    "GpuModelsFile",
+    "Group",
+    "Hyperparameter",
+    "Limits",
+    "Mistakes",
+    "Override",
+    "Plan",
+    "Role",
+    "Training",
+    "Value",
+    "gpu_model",
+    "gpu_models",
+    "is_of_size",
+    "load_catalog",
+    "load_plan",
+    "may_mean",
+    "model_called",
+    "model_of_size",
+    "needed",
+    "option_text",
+    "rewritten",
+    "satisfies",
+    "shown",
+    "solo_group",
+    "suggestion",
+    "table",
+    "unknown",
+    "varied",
+    "with_flag",
+]

@@ -1,12 +1,10 @@
 """The table of known GPUs, `settings/gpu_models.json`, and what ``--gpu`` means.
 
 Figures with their sources only; creates no GPU and knows no device.
-``python -m colocate.plan.gpu_models --write-schema`` writes the table's JSON Schema.
 """
 
 import json
 import re
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -273,9 +271,3 @@ def schema() -> str:
     """The JSON Schema of the table."""
     document: dict[str, Any] = GpuModelsFile.model_json_schema()
     return json.dumps(document, indent=2) + "\n"
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["--write-schema"]:
-        sys.exit("usage: python -m colocate.plan.gpu_models --write-schema")
-    (TABLE.parent / SCHEMA).write_text(schema(), encoding="utf-8")

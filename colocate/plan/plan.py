@@ -1,14 +1,13 @@
 """Settings become a `Plan` of `Group`s of `Training`s, or are refused with every mistake and its place.
 
 What a file may contain stands in `colocate.plan.schema`. Starts nothing and knows no GPU.
-``python -m colocate.plan.plan --write-schemas`` writes the JSON Schemas of the settings files.
+``python -m colocate.plan`` writes the JSON Schemas of the settings files.
 """
 
 import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate.errors import PlanError
+from colocate.plan import gpu_models
 from colocate.plan.catalog import Catalog, Training, default_catalog, load_catalog
 from colocate.plan.catalog_schema import CatalogFile
 from colocate.plan.executables import filled, script_of, what_is_missing
@@ -46,7 +46,7 @@ from colocate.plan.validation import (
     unknown,
     validated,
 )
-from colocate.process.supervisor import MAX_PROCESSES
+from colocate.process import MAX_PROCESSES
 
 __all__ = ["Group", "Limits", "Plan", "Training", "load_plan", "write_schemas"]
 
@@ -509,11 +509,5 @@ def schemas() -> dict[str, str]:
 
 def write_schemas(folder: Path | str) -> None:
     """Write the JSON Schemas that the settings files point their editors to."""
-    for name, text in schemas().items():
+    for name, text in {**schemas(), gpu_models.SCHEMA: gpu_models.schema()}.items():
         Path(folder, name).write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] != ["--write-schemas"]:
-        sys.exit("usage: python -m colocate.plan.plan --write-schemas [folder]")
-    write_schemas(*sys.argv[2:] or ["settings"])

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from colocate.plan.catalog_schema import READY_TIMEOUT_S, Metric, Pattern, Words
 from colocate.plan.gpu_models import checked_wish
 from colocate.plan.validation import FREE_TEXT, Environment, Name, Settings, Size, matching, one_of, unknown
-from colocate.process.supervisor import MAX_PROCESSES
+from colocate.process import MAX_PROCESSES
 from colocate.units import MIB
 
 # What -k reads as an operator, and the marks of pytest and of this project: a tier becomes a mark.

@@ -9,8 +9,7 @@ import pytest
 
 from colocate.errors import ColocateError
 from colocate.plugin.session import Session, group_of, leads, run_directory_of, session_of, warn
-from colocate.results.archive import Writer
-from colocate.results.layout import RunDirectory
+from colocate.results import RunDirectory, Writer
 
 
 class ArchiveWriting:

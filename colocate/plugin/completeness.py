@@ -20,7 +20,7 @@ from colocate.plugin.session import Session, all_cases, group_of, is_worker, onl
 from colocate.plugin.signals import Interruption
 
 if TYPE_CHECKING:
-    from colocate.plan.plan import Group
+    from colocate.plan import Group
 
 # A worker that was told to end stops its trainings first: they get some seconds of grace, then their GPU must be free.
 WORKERS_GRACE_S = 30.0

@@ -10,10 +10,9 @@ from colocate.plugin.session import Session, is_worker, only_looks, session_of
 from colocate.units import format_size
 
 if TYPE_CHECKING:
-    from colocate.device.acquire import FoundGpu, FoundGpus
-    from colocate.device.quarantine import Quarantine
-    from colocate.plan.plan import Group
-    from colocate.verdict.rules import Reason
+    from colocate.device import FoundGpu, FoundGpus, Quarantine
+    from colocate.plan import Group
+    from colocate.verdict import Reason
 
 
 def find(config: pytest.Config, gpu_bytes: int) -> "FoundGpus":
@@ -22,9 +21,8 @@ def find(config: pytest.Config, gpu_bytes: int) -> "FoundGpus":
     Raises:
         pytest.UsageError: no GPU can be used; names the cure.
     """
-    from colocate.device.acquire import find_gpus, gpu
-    from colocate.device.select import choose_device
-    from colocate.plan.gpu_models import gpu_model, model_of_size
+    from colocate.device import choose_device, find_gpus, gpu
+    from colocate.plan import gpu_model, model_of_size
 
     try:
         asked = config.option.gpu is not None
@@ -47,9 +45,8 @@ def find(config: pytest.Config, gpu_bytes: int) -> "FoundGpus":
 
 def _refuse_too_small(gpus: "FoundGpus") -> None:
     """A GPU that can never be the wanted one is known before anything starts."""
-    from colocate.device.acquire import refuse_instance
-    from colocate.device.nvml import list_devices
-    from colocate.plan.gpu_models import is_of_size
+    from colocate.device import list_devices, refuse_instance
+    from colocate.plan import is_of_size
 
     sized = {gpu.uuid: gpu.total_bytes for gpu in gpus.free if gpu.kind == "nvidia" and gpu.total_bytes}
     for device in list_devices() if sized else ():
@@ -70,7 +67,7 @@ def register(config: pytest.Config) -> None:
     if only_looks(config):
         return
     if is_worker(config):
-        from colocate.device.acquire import FoundGpu
+        from colocate.device import FoundGpu
 
         sent: dict[str, Any] = config.workerinput["colocate_gpu"]  # type: ignore[attr-defined]
         session.gpus = (FoundGpu(**sent),)
@@ -89,8 +86,8 @@ def register(config: pytest.Config) -> None:
 
 def why_none(session: Session, group: "Group", quarantine: "Quarantine") -> "Reason":
     """Why no GPU of this process is what a group asks for."""
-    from colocate.device.acquire import as_asked
-    from colocate.verdict.rules import Reason
+    from colocate.device import as_asked
+    from colocate.verdict import Reason
 
     known = session.others or session.gpus
     for gpu in known:

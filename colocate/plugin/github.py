@@ -3,9 +3,8 @@
 import pytest
 
 from colocate.plugin.session import Session, leads, session_of, terminal_of
-from colocate.report import github
-from colocate.report.html import page
-from colocate.results.reader import read_run
+from colocate.report import github, page
+from colocate.results import read_run
 
 
 class GitHub:

@@ -100,7 +100,7 @@ def gpu(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: the text is neither.
     """
-    from colocate.plan.gpu_models import gpu_model
+    from colocate.plan import gpu_model
 
     try:
         gpu_model(text)

@@ -14,15 +14,13 @@ import pytest
 from colocate.errors import ColocateError, InconclusiveError
 from colocate.files import read_json
 from colocate.plugin.session import group_of
-from colocate.results import journal
-from colocate.results.layout import GroupDirectory
-from colocate.results.schema import RECORD_FIELDS
+from colocate.results import RECORD_FIELDS, GroupDirectory, journal
 from colocate.units import to_mib
-from colocate.verdict.rules import Outcome, Verdict
+from colocate.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from colocate.plan.plan import Group
-    from colocate.results.attempts import GroupResult
+    from colocate.plan import Group
+    from colocate.results import GroupResult
 
 Record = dict[str, Any]
 """A `colocate.results.schema.GroupRecord`."""

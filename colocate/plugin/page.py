@@ -18,12 +18,8 @@ from colocate import __version__
 from colocate.errors import ColocateError
 from colocate.files import make_folder, write_text
 from colocate.plugin.session import Session, folder, group_of, leads, session_of, warn
-from colocate.report.html import page
-from colocate.report.summary_csv import Summary
-from colocate.results import journal
-from colocate.results.layout import RunDirectory
-from colocate.results.reader import read_run
-from colocate.results.slim import LARGE
+from colocate.report import Summary, page
+from colocate.results import LARGE, RunDirectory, journal, read_run
 
 # What pytest-metadata may show of the machine: an allow-list, for its own redaction fails under xdist.
 _SHOWN = ("Python", "Platform", "Packages", "Plugins")

@@ -13,17 +13,14 @@ from typing import Any
 
 import pytest
 
-from colocate.plan.plan import Group
+from colocate.plan import Group
 from colocate.plugin import private_api
 from colocate.plugin.outcomes import Record
 from colocate.plugin.session import Session, folder, group_of, is_worker, only_looks, session_of, terminal_of
-from colocate.report import status_line
-from colocate.report.terminal import Screen, Through
-from colocate.results import status
-from colocate.results.durations import Estimate, estimate
-from colocate.results.text import basis_of, judged_text, line_of, over_budget_text
+from colocate.report import Screen, Through, status_line
+from colocate.results import Estimate, basis_of, estimate, judged_text, line_of, over_budget_text, status
 from colocate.units import format_mib, format_size, plural
-from colocate.verdict.rules import Outcome
+from colocate.verdict import Outcome
 
 # How often what changes is drawn again on a terminal; elsewhere a line comes every --progress seconds.
 REDRAW_S = 1.0

@@ -4,11 +4,9 @@ import textwrap
 
 import pytest
 
-from colocate.advice.forecast import Answer
-from colocate.advice.proposal_forecasts import ProposalForecast, advise
-from colocate.advice.proposals import is_unfit
-from colocate.harness.simulation import Cache
-from colocate.plan.plan import Group
+from colocate.advice import Answer, ProposalForecast, advise, is_unfit
+from colocate.harness import Cache
+from colocate.plan import Group
 from colocate.plugin.session import Session, leads, say, session_of, warn
 from colocate.plugin.signals import skippable
 from colocate.units import span_text

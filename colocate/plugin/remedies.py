@@ -8,15 +8,12 @@ from typing import Any
 
 import pytest
 
-from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
-from colocate.device.acquire import FoundGpu, as_asked
-from colocate.device.quarantine import Quarantine
-from colocate.harness.attempt import AttemptRunner
-from colocate.plan.plan import Group
+from colocate.advice import KIND, Remedied, Remedies, is_of_memory
+from colocate.device import FoundGpu, Quarantine, as_asked
+from colocate.harness import AttemptRunner
+from colocate.plan import Group
 from colocate.plugin.session import Session, leads, say, session_of, warn
-from colocate.results.attempts import Attempt
-from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.text import peak_text
+from colocate.results import Attempt, GroupDirectory, RunDirectory, peak_text
 
 
 class Remedying:

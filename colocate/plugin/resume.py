@@ -8,20 +8,17 @@ from typing import Any, Literal
 
 import pytest
 
-from colocate.device.acquire import FoundGpu
+from colocate.device import FoundGpu
 from colocate.errors import ColocateError
 from colocate.files import read_json, write_json
-from colocate.harness.resume import Decision, decide, essentials, find_run, reported, take_up
-from colocate.plan.plan import Group
+from colocate.harness import Decision, decide, essentials, find_run, reported, take_up
+from colocate.plan import Group
 from colocate.plugin import devices, session
 from colocate.plugin.outcomes import Record, properties, record_of
 from colocate.plugin.session import Session, folder, group_of, is_worker, only_looks, session_of
-from colocate.process.procfs import boot_id
-from colocate.results.attempts import GroupResult, group_results, read_attempt
-from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.reader import read_run
-from colocate.verdict.plan_verdict import AGAIN
-from colocate.verdict.rules import Outcome
+from colocate.process import boot_id
+from colocate.results import GroupDirectory, GroupResult, RunDirectory, group_results, read_attempt, read_run
+from colocate.verdict import AGAIN, Outcome
 
 _PHASES: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
 

@@ -14,11 +14,11 @@ import pytest
 from colocate import __version__
 from colocate.errors import ColocateError
 from colocate.files import write_json
-from colocate.plan.plan import Plan
+from colocate.plan import Plan
 from colocate.plugin import devices, resume
 from colocate.plugin.session import Session, folder, is_worker, only_looks, session_of
-from colocate.process.procfs import boot_id
-from colocate.results.layout import RunDirectory
+from colocate.process import boot_id
+from colocate.results import RunDirectory
 
 SCHEMA = 1
 

@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from colocate.cli.arguments import GROUP, group_named
+from colocate.cli import GROUP, group_named
 from colocate.errors import PlanError
 
 if TYPE_CHECKING:
-    from colocate.plan.plan import Group
+    from colocate.plan import Group
 
 _WORD = re.compile(r"[\w:+\-.\[\]\\/]+")  # what pytest's own scanner takes for one identifier of an expression
 

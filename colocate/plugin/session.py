@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from colocate.cli.arguments import DEFAULT_PLAN
+from colocate.cli import DEFAULT_PLAN
 from colocate.errors import ColocateError, PlanError
-from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results import GroupDirectory, RunDirectory
 
 if TYPE_CHECKING:
-    from colocate.device.acquire import FoundGpu
-    from colocate.harness.resume import Decision
-    from colocate.plan.plan import Group, Plan
+    from colocate.device import FoundGpu
+    from colocate.harness import Decision
+    from colocate.plan import Group, Plan
     from colocate.plugin.slurm_workers import Elsewhere
-    from colocate.results.attempts import Attempt
-    from colocate.verdict.plan_verdict import PlanVerdict
+    from colocate.results import Attempt
+    from colocate.verdict import PlanVerdict
 
 CASES = Path("feasibility")
 
@@ -57,7 +57,7 @@ class Session:
 
     def plan_verdict(self) -> "PlanVerdict":
         """How the plan stands by the groups so far, also by what an earlier session of the same run found of others."""
-        from colocate.verdict.plan_verdict import PlanVerdict
+        from colocate.verdict import PlanVerdict
 
         found = self.earlier | {name: record["outcome"] for name, record in self.records.items()}
         plan = self.plan
@@ -102,7 +102,7 @@ def gpu_for(config: pytest.Config, group: "Group") -> "FoundGpu | None":
     Raises:
         pytest.UsageError: nothing is run (``--collect-only``), so there is none.
     """
-    from colocate.device.acquire import as_asked
+    from colocate.device import as_asked
 
     found = session_of(config).gpus
     if not found:
@@ -262,7 +262,7 @@ def start(config: pytest.Config) -> Session:
 
 
 def _load(config: pytest.Config) -> "Plan":
-    from colocate.plan.plan import load_plan
+    from colocate.plan import load_plan
 
     option = config.option
     path = _absolute(config, option.plan) if option.plan else home(config) / DEFAULT_PLAN

@@ -7,9 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from colocate.plan.gpu_models import may_mean
-from colocate.plan.plan import Group
-from colocate.process.slurm import Node
+from colocate.plan import Group, may_mean
+from colocate.process import Node
 
 Request = tuple[str, ...]
 """Options of srun that make a worker's GPU one of a kind."""

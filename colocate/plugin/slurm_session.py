@@ -17,7 +17,7 @@ from xdist.workermanage import NodeManager, WorkerController
 
 from colocate.errors import ColocateError
 from colocate.files import make_folder, read_json, write_json
-from colocate.plan.gpu_models import gpu_model
+from colocate.plan import gpu_model
 from colocate.plugin import devices
 from colocate.plugin.session import Session, group_of, run_directory_of, selects, session_of
 from colocate.plugin.slurm_requests import ANY, Request
@@ -124,7 +124,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
 
     def _note(self, slot: WorkerSlot) -> None:
         """Let the session, its record and whoever looks on know which GPU the worker has."""
-        from colocate.device.acquire import FoundGpu
+        from colocate.device import FoundGpu
 
         if slot.gpu is not None:
             gpu = FoundGpu(**slot.gpu)

@@ -22,10 +22,10 @@ from colocate.errors import ColocateError
 from colocate.plugin import slurm_requests
 from colocate.plugin.slurm_requests import Request
 from colocate.process import die_with_parent, procfs, slurm
-from colocate.results.progress_file import QUEUE, tell
+from colocate.results import QUEUE, tell
 
 if TYPE_CHECKING:
-    from colocate.plan.plan import Group
+    from colocate.plan import Group
 
 # Reasons of the queue that are somebody's to change: the partition is down, the time too long, the account unknown.
 _STUCK = re.compile(r"^(Partition|BadConstraints|Invalid|Account|Job's account|JobHeld|DependencyNever)")
@@ -67,7 +67,7 @@ class WorkerSlot:
 
     def has(self, asked: str | None) -> bool:
         """Its GPU is what a group asks for; a virtual one is made so."""
-        from colocate.device.acquire import FoundGpu, as_asked
+        from colocate.device import FoundGpu, as_asked
 
         return self.gpu is None or as_asked(FoundGpu(**self.gpu), asked) is not None
 
@@ -309,7 +309,7 @@ def look(channel: "Any", paths: list[str], gpu: bool, gpu_bytes: int, small: boo
         "refusal": None,
     }
     if gpu:
-        from colocate.device.acquire import find_gpus
+        from colocate.device import find_gpus
         from colocate.errors import ColocateError
 
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # Slurm counts so

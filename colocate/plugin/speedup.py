@@ -8,10 +8,10 @@ import pytest
 from colocate.errors import ColocateError
 
 if TYPE_CHECKING:
-    from colocate.device.base import Device
-    from colocate.plan.plan import Group
+    from colocate.device import Device
+    from colocate.plan import Group
     from colocate.plugin.outcomes import Record
-    from colocate.results.attempts import GroupResult
+    from colocate.results import GroupResult
 
 _log = logging.getLogger("colocate")
 
@@ -32,7 +32,7 @@ def compared(
 
     What goes wrong here costs the answer, never the verdict.
     """
-    from colocate.advice.solo_runs import Cache, settle
+    from colocate.advice import Cache, settle
 
     if not config.getoption("compare_solo") or not group_result.verdict.feasible or group.background is None:
         return record

@@ -11,10 +11,10 @@ from colocate.errors import ColocateError
 from colocate.units import format_mib
 
 if TYPE_CHECKING:
-    from colocate.device.base import Device
-    from colocate.plan.plan import Group
+    from colocate.device import Device
+    from colocate.plan import Group
     from colocate.plugin.outcomes import Record
-    from colocate.results.attempts import GroupResult
+    from colocate.results import GroupResult
 
 DEFAULT = "64MB"
 
@@ -40,7 +40,7 @@ def resolution(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: the text is no size, or a smaller one.
     """
-    from colocate.advice.stress import LEAST_RESOLUTION_BYTES
+    from colocate.advice import LEAST_RESOLUTION_BYTES
 
     size = arguments.size(text)
     if size < LEAST_RESOLUTION_BYTES:
@@ -55,7 +55,7 @@ def stressed(
 
     What goes wrong here costs the answer, never the verdict.
     """
-    from colocate.advice.stress import stress
+    from colocate.advice import stress
 
     wanted = config.getoption("stress")
     if wanted is None or not group_result.verdict.feasible:

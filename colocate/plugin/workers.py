@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from colocate.device.acquire import FoundGpu, as_asked
-from colocate.device.quarantine import Quarantine
+from colocate.device import FoundGpu, Quarantine, as_asked
 from colocate.errors import ColocateError
 from colocate.plugin import devices
 from colocate.plugin.private_api import xdist_session

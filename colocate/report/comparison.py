@@ -4,13 +4,11 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from colocate.plan.roles import ROLES
+from colocate.plan import ROLES
 from colocate.report.html.elements import Html, el, scrolling_table
-from colocate.results.reader import Row, mapping
-from colocate.results.schema import Record
-from colocate.results.text import colour, is_early, judged_text, outcome_text, peak_text
+from colocate.results import Record, Row, colour, is_early, judged_text, mapping, outcome_text, peak_text
 from colocate.units import MIB, duration_text, format_mib, plural, to_mib
-from colocate.verdict.rules import Outcome
+from colocate.verdict import Outcome
 
 # Peaks of two runs of the same group wander by some MiB; below this they count as the same.
 SAME_BYTES = MIB

@@ -5,12 +5,9 @@ from pathlib import Path
 
 from colocate.errors import ColocateError
 from colocate.report import status_line
-from colocate.results import journal, status
-from colocate.results.durations import Estimate
-from colocate.results.schema import Record
-from colocate.results.text import line_of
+from colocate.results import Estimate, Record, journal, line_of, status
 from colocate.units import plural
-from colocate.verdict.rules import Outcome
+from colocate.verdict import Outcome
 
 
 class Following:

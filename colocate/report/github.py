@@ -8,11 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from colocate.report.comparison import SAME_BYTES, Comparison, GroupDiff, settings_text, summary
-from colocate.results.reader import Part
-from colocate.results.schema import Record
-from colocate.results.text import headroom_text, judged_text, outcome_text, over_budget_bytes, peak_text
+from colocate.results import Part, Record, headroom_text, judged_text, outcome_text, over_budget_bytes, peak_text
 from colocate.units import duration_text, format_mib, to_mib
-from colocate.verdict.rules import Outcome
+from colocate.verdict import Outcome
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 ACTIONS = "GITHUB_ACTIONS"

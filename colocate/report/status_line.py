@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from colocate.files import line, number
-from colocate.results import progress_file
-from colocate.results.status import SILENT_S, GroupState, _json
+from colocate.results import SILENT_S, GroupState, progress_file, read_document
 from colocate.units import mib_text
 
 
 def waiting(run: Path) -> list[str]:
     """A line for each reason why workers of a run wait in a queue, as the run itself told it last."""
-    document = _json(run / progress_file.QUEUE)
+    document = read_document(run / progress_file.QUEUE)
     rows = document.get("waiting")
     by_reason: dict[str, list[str]] = {}
     for row in rows if isinstance(rows, list) else ():

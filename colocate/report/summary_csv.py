@@ -15,17 +15,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from colocate.advice.solo_runs import read_speedup
-from colocate.advice.stress import Stress
+from colocate.advice import Stress, read_speedup
 from colocate.files import write_text
-from colocate.plan.plan import Group
-from colocate.results import journal
-from colocate.results.attempts import GroupResult, asked_of, group_result_of, group_results, is_outdated, reused_groups
-from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.schema import fitted
-from colocate.results.slim import slim
+from colocate.plan import Group
+from colocate.results import (
+    GroupDirectory,
+    GroupResult,
+    RunDirectory,
+    asked_of,
+    fitted,
+    group_result_of,
+    group_results,
+    is_outdated,
+    journal,
+    reused_groups,
+    slim,
+)
 from colocate.units import to_mib
-from colocate.verdict.rules import Outcome
+from colocate.verdict import Outcome
 
 COLUMNS = (
     "group",

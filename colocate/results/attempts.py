@@ -12,11 +12,9 @@ from typing import Any
 
 from colocate.errors import ColocateError
 from colocate.files import read_json
-from colocate.plan.plan import Group
+from colocate.plan import Group
 from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.verdict.aggregate import _WORST_LAST, combine
-from colocate.verdict.evidence import SCHEMA
-from colocate.verdict.rules import Outcome, Reason, Verdict
+from colocate.verdict import SCHEMA, WORST_LAST, Outcome, Reason, Verdict, combine
 
 Slimming = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -72,7 +70,7 @@ def combine_attempts(attempts: Sequence[Attempt], runs: int = 1) -> GroupResult:
     if verdict.feasible and len(last) < runs:
         reason = Reason("runs_missing", f"{len(last)} of the {runs} runs that the plan asks for are done")
         verdict = replace(verdict, outcome=Outcome.INCONCLUSIVE, reasons=(reason,))
-    deciding = max(last, key=lambda one: (_WORST_LAST.index(one.verdict.outcome), one.verdict.peak_bytes or 0))
+    deciding = max(last, key=lambda one: (WORST_LAST.index(one.verdict.outcome), one.verdict.peak_bytes or 0))
     earlier = [attempt for attempt in ordered if attempt not in last]
     if earlier:
         ends = ", ".join(f"{one.directory.path.name} ({_ending(one.verdict)})" for one in earlier)

@@ -17,7 +17,7 @@ from colocate.results.attempts import group_results
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import mapping
 from colocate.results.verify import verify
-from colocate.verdict.rules import Outcome
+from colocate.verdict import Outcome
 
 Gpu = tuple[str, str]
 """Name and basis: what `colocate.results.reader` keeps apart too."""

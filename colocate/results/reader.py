@@ -14,16 +14,14 @@ from typing import Any
 
 from colocate.errors import ColocateError
 from colocate.files import read_json, safe_name
-from colocate.plan.gpu_models import is_of_size
-from colocate.plan.plan import needed
+from colocate.plan import is_of_size, needed
 from colocate.results import advice_files, journal
 from colocate.results.attempts import again_of, asked_of, group_results, is_outdated
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.lenient import read_leniently
 from colocate.results.schema import RECORD_FIELDS, Record, Run, fitted
 from colocate.results.slim import LARGE, slim
-from colocate.verdict.plan_verdict import AGAIN, PlanVerdict
-from colocate.verdict.rules import Verdict
+from colocate.verdict import AGAIN, PlanVerdict, Verdict
 
 NO_FACTS: Mapping[str, Any] = {}
 

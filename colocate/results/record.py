@@ -9,15 +9,13 @@ import statistics
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from colocate.device.base import Vitals
+from colocate.device import Vitals
 from colocate.errors import ColocateError
 from colocate.files import read_json, write_json
-from colocate.plan.catalog import Training
-from colocate.plan.plan import Group
+from colocate.plan import Group, Training
 from colocate.results.layout import GroupDirectory
 from colocate.results.trace_files import VitalsReading, read_trace, write_trace, write_vitals
-from colocate.verdict.evidence import Evidence, Member
-from colocate.verdict.rules import Verdict, judge
+from colocate.verdict import Evidence, Member, Verdict, judge
 
 
 @dataclass(frozen=True)

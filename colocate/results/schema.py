@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from colocate.results.lenient import read_leniently
-from colocate.verdict.evidence import Evidence
-from colocate.verdict.measured_peak import PeakReading
+from colocate.verdict import Evidence, PeakReading
 
 
 class Settings(TypedDict):

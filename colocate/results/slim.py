@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from colocate.plan.roles import ROLES
+from colocate.plan import ROLES
 
 # Of a page of more groups than this the details lie in files beside it, and are read one group at a time.
 LARGE = 1000

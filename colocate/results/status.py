@@ -97,7 +97,7 @@ def _state(path: Path) -> GroupState | None:
     directory = GroupDirectory(path.parent)
     if directory.verdict.exists():
         return None
-    document = _json(path)
+    document = read_document(path)
     if not document.get("group"):
         return None
     now = time.time()
@@ -135,7 +135,7 @@ def _member(directory: GroupDirectory, role: str, document: Mapping[str, Any]) -
 
 def _allocated(folder: Path) -> int | None:
     """What the newest process of a training keeps on the GPU, its context included."""
-    records = [record for path in folder.glob("*.json") if (record := _json(path))]
+    records = [record for path in folder.glob("*.json") if (record := read_document(path))]
     latest = max(records, key=lambda record: number(record.get("t")) or 0.0, default={})
     reserved = whole(latest.get("reserved_bytes"))
     return None if not reserved else reserved + (whole(latest.get("context_bytes")) or 0)
@@ -157,7 +157,8 @@ def _last_step(path: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def read_document(path: Path) -> Mapping[str, Any]:
+    """Read a JSON object; an empty one where there is none that can be read."""
     try:
         document = parse(content(path, _MOST_BYTES))
     except (OSError, ValueError):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from colocate.results.schema import Record
 from colocate.units import format_mib, plural, span_text
-from colocate.verdict.rules import Outcome
+from colocate.verdict import Outcome
 
 _COLOURS = {Outcome.FEASIBLE.value: "v-ok", Outcome.INFEASIBLE.value: "v-bad"}
 

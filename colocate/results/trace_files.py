@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from colocate.device.base import Vitals
+from colocate.device import Vitals
 from colocate.files import finite, write_text
-from colocate.verdict.evidence import Sample, Trace
+from colocate.verdict import Sample, Trace
 
 VitalsReading = tuple[float, float, Vitals]
 """Seconds since the monitor's start, Unix time, values."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from colocate.errors import ColocateError
 from colocate.results.layout import GroupDirectory
 from colocate.results.record import read_record
-from colocate.verdict.rules import judge
+from colocate.verdict import judge
 
 
 @dataclass(frozen=True)

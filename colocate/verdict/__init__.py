@@ -1,1 +1,71 @@
 """Evidence becomes a verdict. Pure: reads no file, no clock and no GPU."""
+
+from colocate.verdict.aggregate import WORST_LAST, combine
+from colocate.verdict.evidence import (
+    SCHEMA,
+    STEP_KINDS,
+    Allocator,
+    Epoch,
+    Evidence,
+    Gap,
+    GpuProcess,
+    Interval,
+    Limits,
+    Member,
+    OutOfMemory,
+    Owner,
+    ProcessPeak,
+    ProcessRun,
+    ProgressEvent,
+    Sample,
+    Trace,
+)
+from colocate.verdict.measured_peak import PeakReading, measured_peak, own_peak_bytes
+from colocate.verdict.memory_history import by_allocators, by_lists
+from colocate.verdict.overlap import foreground_window
+from colocate.verdict.plan_verdict import AGAIN, PlanVerdict
+from colocate.verdict.predicted_peak import LESS, MORE, PeakRange, allocator_range, member_range
+from colocate.verdict.rules import MemoryClass, Outcome, Reason, Verdict, judge, memory_class
+from colocate.verdict.worst_case_peak import WorstCasePeak
+
+__all__ = [
+    "AGAIN",
+    "LESS",
+    "MORE",
+    "SCHEMA",
+    "STEP_KINDS",
+    "WORST_LAST",
+    "Allocator",
+    "Epoch",
+    "Evidence",
+    "Gap",
+    "GpuProcess",
+    "Interval",
+    "Limits",
+    "Member",
+    "MemoryClass",
+    "OutOfMemory",
+    "Outcome",
+    "Owner",
+    "PeakRange",
+    "PeakReading",
+    "PlanVerdict",
+    "ProcessPeak",
+    "ProcessRun",
+    "ProgressEvent",
+    "Reason",
+    "Sample",
+    "Trace",
+    "Verdict",
+    "WorstCasePeak",
+    "allocator_range",
+    "by_allocators",
+    "by_lists",
+    "combine",
+    "foreground_window",
+    "judge",
+    "measured_peak",
+    "member_range",
+    "memory_class",
+    "own_peak_bytes",
+]

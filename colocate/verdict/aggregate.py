@@ -6,7 +6,7 @@ from dataclasses import replace
 from colocate.units import format_mib
 from colocate.verdict.rules import Outcome, Reason, Verdict
 
-_WORST_LAST = (Outcome.FEASIBLE, Outcome.INCONCLUSIVE, Outcome.INFEASIBLE)
+WORST_LAST = (Outcome.FEASIBLE, Outcome.INCONCLUSIVE, Outcome.INFEASIBLE)
 
 
 def _early(verdicts: Sequence[Verdict], worst: Verdict) -> list[Reason]:
@@ -20,7 +20,7 @@ def combine(verdicts: Sequence[Verdict]) -> Verdict:
 
     A group that fits by less than its runs differ among themselves is inconclusive: the next run may not fit.
     """
-    worst = max(verdicts, key=lambda verdict: (_WORST_LAST.index(verdict.outcome), verdict.peak_bytes or 0))
+    worst = max(verdicts, key=lambda verdict: (WORST_LAST.index(verdict.outcome), verdict.peak_bytes or 0))
     worst = replace(worst, warnings=(*worst.warnings, *_early(verdicts, worst)))
     peaks = [verdict.peak_bytes for verdict in verdicts if verdict.peak_bytes is not None]
     if len(verdicts) == 1 or not peaks:

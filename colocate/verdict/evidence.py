@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
-from colocate.device.base import DeviceInfo
-from colocate.plan.roles import Role
-from colocate.process.exit_status import Exit
+from colocate.device import DeviceInfo
+from colocate.plan import Role
+from colocate.process import Exit
 
 SCHEMA = 1
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from colocate.plan.roles import Role
-from colocate.probe.virtual_gpu.state import CONTEXT_RANGE_BYTES
+from colocate.plan import Role
+from colocate.probe.virtual_gpu import CONTEXT_RANGE_BYTES
 from colocate.units import MIB
 from colocate.verdict.evidence import Evidence, Member
 from colocate.verdict.predicted_peak import PeakRange

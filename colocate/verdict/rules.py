@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from colocate.device.base import Basis
+from colocate.device import Basis
 from colocate.units import MIB, format_mib
 from colocate.verdict import early_stopping
 from colocate.verdict.evidence import Evidence, Member, OutOfMemory

@@ -6,16 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from colocate.device.acquire import FoundGpu, new_virtual
-from colocate.device.base import Device, DeviceInfo
-from colocate.device.nvml import NvidiaDevice, is_simulated
+from colocate.device import Device, DeviceInfo, FoundGpu, NvidiaDevice, is_simulated, new_virtual
 from colocate.files import read_json, write_json
-from colocate.harness.attempt import AttemptRunner
-from colocate.plan.catalog import Catalog, Training
-from colocate.plan.gpu_models import model_of_size
-from colocate.plan.plan import Group, Plan
-from colocate.results.attempts import Attempt
-from colocate.results.layout import RunDirectory
+from colocate.harness import AttemptRunner
+from colocate.plan import Catalog, Group, Plan, Training, model_of_size
+from colocate.results import Attempt, RunDirectory
 from colocate.units import GIB
 
 # The virtual stand-in for a large GPU.

@@ -11,12 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from colocate.device.acquire import FoundGpu
-from colocate.harness.attempt import AttemptRunner
-from colocate.plan.plan import load_plan
-from colocate.probe.virtual_gpu.state import VirtualGpu
-from colocate.process.procfs import with_cookie
-from colocate.results.layout import RunDirectory
+from colocate.device import FoundGpu
+from colocate.harness import AttemptRunner
+from colocate.plan import load_plan
+from colocate.probe.virtual_gpu import VirtualGpu
+from colocate.process import with_cookie
+from colocate.results import RunDirectory
 from gpu_evidence.bench import Bench
 
 LOOKS_S = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0)

@@ -15,10 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from colocate.harness import environment
-from colocate.harness.sampler import Sampler
-from colocate.plan.catalog import Training
-from colocate.process.runner import Command, Process, start
+from colocate.harness import Sampler, environment
+from colocate.plan import Training
+from colocate.process import Command, Process, start
 from gpu_evidence.bench import Bench, distinct, shortened
 
 TARGET = 0.005

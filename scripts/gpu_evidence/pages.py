@@ -11,10 +11,8 @@ from typing import Any
 
 from colocate.errors import ColocateError
 from colocate.files import write_json, write_text
-from colocate.report.html.memory_chart import downsampled
-from colocate.report.html.page import Report, document
-from colocate.results.reader import read_run
-from colocate.results.trace_files import read_trace
+from colocate.report import Report, document, downsampled
+from colocate.results import read_run, read_trace
 from colocate.units import format_mib
 from gpu_evidence.bench import Bench
 from gpu_evidence.units import file_name

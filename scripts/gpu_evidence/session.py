@@ -7,15 +7,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from colocate.device.acquire import FoundGpu
-from colocate.device.base import DeviceInfo
-from colocate.device.nvml import NvidiaDevice
-from colocate.device.select import choose_device
+from colocate.device import DeviceInfo, FoundGpu, NvidiaDevice, choose_device
 from colocate.errors import ColocateError
 from colocate.files import safe_name, write_json
-from colocate.plan.catalog import load_catalog
-from colocate.plan.gpu_models import gpu_model
-from colocate.plan.plan import load_plan
+from colocate.plan import gpu_model, load_catalog, load_plan
 from gpu_evidence import pages
 from gpu_evidence.bench import WHOLE_VIRTUAL_BYTES, Bench, stored
 from gpu_evidence.units import CUT, DONE, Result, Unit, file_name, units

@@ -9,9 +9,9 @@ import time
 from contextlib import closing
 from typing import Any
 
-from colocate.harness.sampler import Sampler
+from colocate.harness import Sampler
 from colocate.units import MIB
-from colocate.verdict.evidence import Sample
+from colocate.verdict import Sample
 from gpu_evidence.bench import Bench
 from gpu_evidence.overhead import _running, _wait_for_steps, subject
 

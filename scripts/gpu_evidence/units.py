@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from colocate import __version__
-from colocate.advice.forecast import forecast, keyed, needed, program_of
-from colocate.harness.simulation import simulate
-from colocate.plan.gpu_models import VIRTUAL, model_called, model_of_size, table
-from colocate.plan.overrides import solo_group
-from colocate.plan.plan import Group
-from colocate.results.attempts import Attempt
-from colocate.results.versions import packages
+from colocate.advice import forecast, keyed, needed, program_of
+from colocate.harness import simulate
+from colocate.plan import VIRTUAL, Group, model_called, model_of_size, solo_group, table
+from colocate.results import Attempt, packages
 from gpu_evidence import kill, overhead, smi
 from gpu_evidence.bench import Bench, distinct, is_ours, shortened
 

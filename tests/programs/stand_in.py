@@ -98,7 +98,7 @@ def size(num_bytes: int) -> str:
     return f"{num_bytes} bytes" if factor == 1 else f"{num_bytes / factor:.2f} {name}"
 
 
-class NoCard:
+class NoGpu:
     """A machine without any GPU: memory costs nothing."""
 
     total_bytes = 8192 * MIB
@@ -110,7 +110,7 @@ class NoCard:
         return False
 
 
-class SimulatedNvidiaCard:
+class SimulatedNvidiaGpu:
     """The GPU that the fake NVML library shows."""
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -140,7 +140,7 @@ class SimulatedNvidiaCard:
         return others > self.machine.state.gpus[self.index].baseline_bytes
 
 
-class SharedVirtualCard:
+class SharedVirtualGpu:
     """The virtual GPU of a group; its module is loaded by path because a training need not have colocate installed."""
 
     def __init__(self, path: str) -> None:
@@ -259,12 +259,12 @@ class StandIn:
         self.steps_done = 0
         self.held_bytes = 0
 
-    def find_gpu(self, virtual: str | None) -> NoCard | SimulatedNvidiaCard | SharedVirtualCard:
+    def find_gpu(self, virtual: str | None) -> NoGpu | SimulatedNvidiaGpu | SharedVirtualGpu:
         if self.options.cpu:
-            return NoCard()
+            return NoGpu()
         if virtual:
-            return SharedVirtualCard(virtual)
-        return SimulatedNvidiaCard(self.options) if os.environ.get("FAKE_NVML_STATE") else NoCard()
+            return SharedVirtualGpu(virtual)
+        return SimulatedNvidiaGpu(self.options) if os.environ.get("FAKE_NVML_STATE") else NoGpu()
 
     def run(self) -> int:
         """The exit code."""

@@ -68,7 +68,7 @@ class Context:
         """Claim the context.
 
         Raises:
-            CardFull: there is not even room for that.
+            GpuFull: there is not even room for that.
         """
         if not self.claimed_bytes:
             self.gpu.claim(self.gpu.context_bytes)

@@ -164,7 +164,7 @@ class VirtualGpu:
         """Say what this process holds from now on, its context included.
 
         Raises:
-            CardFull: the GPU has not that much; nothing is changed then.
+            GpuFull: the GPU has not that much; nothing is changed then.
         """
         pid = os.getpid()
         started = _start_of(pid) or ""

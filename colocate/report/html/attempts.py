@@ -5,8 +5,7 @@ from pathlib import Path
 
 from colocate.report.html import group_charts
 from colocate.report.html.elements import Html, el
-from colocate.results.reader import Row, attempt_rows, number
-from colocate.results.text import colour, peak_text
+from colocate.results import Row, attempt_rows, colour, number, peak_text
 from colocate.units import duration_text, plural
 
 

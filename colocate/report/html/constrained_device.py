@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from colocate.results.reader import Row, mapping, number
+from colocate.results import Row, mapping, number
 from colocate.units import GIB, format_mib, plural
 
 CANNOT = (

@@ -7,17 +7,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from colocate.plan.roles import ROLES, Role
+from colocate.plan import ROLES, Role
 from colocate.report.html import attempts, constrained_device, group_charts, speedup, worst_case
 from colocate.report.html.elements import Html, el, scrolling_table
 from colocate.report.html.memory_chart import NUM_POINTS
 from colocate.report.html.peak_shares import own_bytes
-from colocate.results.layout import GroupDirectory
-from colocate.results.reader import Row, StoredRun, mapping, number
-from colocate.results.schema import Record
-from colocate.results.text import colour, headroom_text, over_budget_bytes, peak_text
+from colocate.results import (
+    GroupDirectory,
+    Record,
+    Row,
+    StoredRun,
+    colour,
+    headroom_text,
+    mapping,
+    number,
+    over_budget_bytes,
+    peak_text,
+)
 from colocate.units import duration_text, energy_text, format_mib, plural
-from colocate.verdict.evidence import STEP_KINDS
+from colocate.verdict import STEP_KINDS
 
 # A log stays a file beside the page; what is copied into it is its end.
 LOG_LINES = 40

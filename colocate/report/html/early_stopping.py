@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from colocate.results.reader import Row
-from colocate.results.text import is_early
+from colocate.results import Row, is_early
 from colocate.units import plural
 
 

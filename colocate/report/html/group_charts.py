@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from colocate.files import finite
-from colocate.plan.roles import ROLES
+from colocate.plan import ROLES
 from colocate.report.html import constrained_device
 from colocate.report.html.elements import Html, el
 from colocate.report.html.memory_chart import Curve, Member, curves, phase_class, timeline
-from colocate.results.layout import GroupDirectory
-from colocate.results.reader import Row, mapping, number
-from colocate.results.trace_files import read_trace
+from colocate.results import GroupDirectory, Row, mapping, number, read_trace
 from colocate.units import plural
-from colocate.verdict.evidence import Interval
+from colocate.verdict import Interval
 
 # A training that loops through short phases draws so many of them and no more.
 MOST_PHASES = 80

@@ -16,9 +16,7 @@ from colocate.files import make_folder, write_text
 from colocate.report.html import table
 from colocate.report.html.elements import Html, el
 from colocate.report.html.peak_chart import picture
-from colocate.results.reader import Row
-from colocate.results.slim import LARGE
-from colocate.results.text import colour
+from colocate.results import LARGE, Row, colour
 from colocate.units import to_mib
 
 SCRIPT = Path(__file__).with_name("large.js")

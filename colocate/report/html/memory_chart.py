@@ -6,7 +6,7 @@ from html import escape
 from math import ceil
 
 from colocate.units import MIB, format_mib
-from colocate.verdict.evidence import Interval, Sample
+from colocate.verdict import Interval, Sample
 
 NUM_POINTS = 300
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from colocate import __version__
 from colocate.files import write_text
-from colocate.plan.plan import needed
-from colocate.plan.roles import ROLES
+from colocate.plan import ROLES, needed
 from colocate.report.comparison import Comparison, section
 from colocate.report.html import (
     constrained_device,
@@ -30,10 +29,20 @@ from colocate.report.html import (
 )
 from colocate.report.html.elements import Html, el, scrolling_table
 from colocate.report.html.peak_chart import picture
-from colocate.results.reader import Part, Row, StoredRun, instant, mapping, parts
-from colocate.results.text import basis_of, headroom_text, over_budget_text, peak_text
+from colocate.results import (
+    Part,
+    Row,
+    StoredRun,
+    basis_of,
+    headroom_text,
+    instant,
+    mapping,
+    over_budget_text,
+    parts,
+    peak_text,
+)
 from colocate.units import duration_text, energy_text, format_mib, format_size, plural
-from colocate.verdict.rules import Outcome
+from colocate.verdict import Outcome
 
 STYLESHEET = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")

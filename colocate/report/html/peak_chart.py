@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from colocate.report.html.elements import Html, breakable, el
 from colocate.report.html.peak_shares import Shares, shares
-from colocate.results.reader import Row
-from colocate.results.text import colour, peak_text
+from colocate.results import Row, colour, peak_text
 from colocate.units import MIB, format_mib, plural, to_mib
 
 WIDTH, HEIGHT = 1000, 26

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from colocate.plan.roles import ROLES
-from colocate.results.reader import Row, mapping, number
+from colocate.plan import ROLES
+from colocate.results import Row, mapping, number
 
 
 @dataclass(frozen=True)

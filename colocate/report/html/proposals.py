@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from colocate.advice.forecast import Answer
-from colocate.advice.proposal_forecasts import OUT_OF_TIME
-from colocate.advice.proposals import is_unfit
-from colocate.plan.roles import ROLES
+from colocate.advice import OUT_OF_TIME, Answer, is_unfit
+from colocate.plan import ROLES
 from colocate.report.html import large_table
 from colocate.report.html.elements import Html, el
 from colocate.report.html.peak_chart import pair
 from colocate.report.html.peak_shares import own_bytes
-from colocate.results.reader import NO_FACTS, Part, Row, mapping, number
-from colocate.results.text import colour
+from colocate.results import NO_FACTS, Part, Row, colour, mapping, number
 from colocate.units import format_mib, plural, span_text
 
 _COLOURS = {Answer.FITS.value: "v-ok", Answer.DOES_NOT_FIT.value: "v-bad"}

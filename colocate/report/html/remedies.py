@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from colocate.report.html.elements import Html, el, scrolling_table
-from colocate.results.reader import Part, Row, mapping, number
-from colocate.results.text import colour, headroom_text, peak_text
+from colocate.results import Part, Row, colour, headroom_text, mapping, number, peak_text
 from colocate.units import format_mib
 
 Entry = Mapping[str, Any]

@@ -1,8 +1,8 @@
 """Below a group: whether sharing was worth it, from ``speedup.json`` beside its record."""
 
-from colocate.advice.solo_runs import read_speedup
+from colocate.advice import read_speedup
 from colocate.report.html.elements import Html, el, scrolling_table
-from colocate.results.reader import Row
+from colocate.results import Row
 
 
 def section(row: Row) -> Html | None:

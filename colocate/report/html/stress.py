@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from colocate.advice.stress import Stress
+from colocate.advice import Stress
 from colocate.report.html.elements import Html, el, scrolling_table
-from colocate.results.reader import Part, Row
-from colocate.results.text import headroom_text, peak_text
+from colocate.results import Part, Row, headroom_text, peak_text
 from colocate.units import format_mib
 
 _HEADS = ("group", "peak", "headroom, subtracted", "held with less by", "broke with less by", "class", "class, felt")

@@ -4,11 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from colocate.report.html.elements import Attribute, Html, Part, breakable, el
-from colocate.results.reader import Row
-from colocate.results.schema import Record
-from colocate.results.text import colour, peak_text
+from colocate.results import Record, Row, colour, peak_text
 from colocate.units import duration_text, mib_text
-from colocate.verdict.rules import Outcome
+from colocate.verdict import Outcome
 
 COLUMNS = {
     "group": "group",

@@ -1,11 +1,10 @@
 """The section on what to do next: which pairs are worth a long run, and which are not."""
 
-from colocate.advice.next_plan import not_recommended_because, what_next
+from colocate.advice import not_recommended_because, what_next
 from colocate.report.html import large_table
 from colocate.report.html.elements import Html, el
 from colocate.report.html.peak_chart import pair
-from colocate.results.reader import Part, Row
-from colocate.results.text import peak_text
+from colocate.results import Part, Row, peak_text
 
 
 def section(part: Part) -> Html | None:

@@ -1,9 +1,9 @@
 """Below a group: the peak that was seen beside the one that another meeting of the two would have."""
 
 from colocate.report.html.elements import Html, el
-from colocate.results.reader import Row, mapping, number
+from colocate.results import Row, mapping, number
 from colocate.units import format_mib
-from colocate.verdict.worst_case_peak import WorstCasePeak
+from colocate.verdict import WorstCasePeak
 
 _REPORTED_BY = {
     "allocator": "what their allocators held over time",
