@@ -44,7 +44,7 @@ FAULTS = (
             "test_session.py::test_ending_a_session_leaves_nothing_alive[-n0-SIGTERM]",
             "test_session.py::test_ending_a_session_leaves_nothing_alive[-n1-SIGINT]",
             "test_session.py::test_ending_a_session_leaves_nothing_alive[-n1-SIGTERM]",
-            "test_ledger.py::test_a_second_signal_ends_the_run_at_once",
+            "test_completeness.py::test_a_second_signal_ends_the_run_at_once",
         ),
     ),
     Fault(
@@ -54,7 +54,7 @@ FAULTS = (
         "the group is interrupted and says why; processes are known by cookie only",
         (
             "test_resume.py::test_what_no_longer_holds_is_explained[a restart of the machine in between]",
-            "test_recordings.py::test_every_torn_last_line_is_dropped_and_told",
+            "test_trace_files.py::test_every_torn_last_line_is_dropped_and_told",
         ),
     ),
     Fault(
@@ -62,7 +62,7 @@ FAULTS = (
         "the foreground hangs",
         "a stand-in that stops",
         "ended after the plan's stall time, INCONCLUSIVE",
-        ("test_observation.py::test_evidence_with_a_hole_is_inconclusive[a hang]",),
+        ("test_group_run.py::test_evidence_with_a_hole_is_inconclusive[a hang]",),
     ),
     Fault(
         "5",
@@ -81,8 +81,8 @@ FAULTS = (
         "a stand-in that dies at its second step",
         "back-off, given up, INCONCLUSIVE with its last lines",
         (
-            "test_observation.py::test_evidence_with_a_hole_is_inconclusive[a crash loop]",
-            "test_restarts.py::test_a_real_crash_loop_ends",
+            "test_group_run.py::test_evidence_with_a_hole_is_inconclusive[a crash loop]",
+            "test_keep_alive.py::test_a_real_crash_loop_ends",
         ),
     ),
     Fault(
@@ -91,7 +91,7 @@ FAULTS = (
         "a stub",
         "as 6",
         (
-            "test_observation.py::test_evidence_with_a_hole_is_inconclusive"
+            "test_group_run.py::test_evidence_with_a_hole_is_inconclusive"
             "[a stub that exits 0 at once, again and again]",
             "test_verdict.py::test_a_hundred_stub_runs_as_background_are_not_a_load",
         ),
@@ -101,7 +101,7 @@ FAULTS = (
         "the background runs out of memory, the foreground goes on alone",
         "a stand-in at its ninth step",
         "INFEASIBLE",
-        ("test_observation.py::test_proof_that_a_group_does_not_fit[an out-of-memory in the background only]",),
+        ("test_group_run.py::test_proof_that_a_group_does_not_fit[an out-of-memory in the background only]",),
     ),
     Fault(
         "9",
@@ -109,8 +109,8 @@ FAULTS = (
         "a stand-in that skips the batch, loudly or silently; a real PyTorch program",
         "INFEASIBLE by the allocator's counter",
         (
-            "test_observation.py::test_proof_that_a_group_does_not_fit[an out-of-memory that was swallowed]",
-            "test_observation.py::test_proof_that_a_group_does_not_fit[one that only the allocator saw]",
+            "test_group_run.py::test_proof_that_a_group_does_not_fit[an out-of-memory that was swallowed]",
+            "test_group_run.py::test_proof_that_a_group_does_not_fit[one that only the allocator saw]",
             "test_emulation.py::test_a_swallowed_out_of_memory_is_still_counted",
         ),
     ),
@@ -130,7 +130,7 @@ FAULTS = (
         "a foreign process; an orphan of an earlier run; one of a run that goes on",
         "named, waited for, else nothing is started; an orphan of ours is ended after saying so",
         (
-            "test_observation.py::test_a_foreign_process_on_the_gpu_keeps_the_group_from_starting",
+            "test_group_run.py::test_a_foreign_process_on_the_gpu_keeps_the_group_from_starting",
             "test_faults.py::test_an_orphan_of_an_earlier_run_is_ended_and_said",
             "test_faults.py::test_a_training_of_another_run_that_goes_on_is_not_touched",
             "test_faults.py::test_a_stranger_who_was_waited_for_spoils_nothing",
@@ -144,7 +144,7 @@ FAULTS = (
         "a GPU that keeps memory; a process with the device file open",
         "the GPU is waited for, then INCONCLUSIVE and quarantined; holders are named",
         (
-            "test_observation.py::test_evidence_with_a_hole_is_inconclusive[memory that stays on the GPU]",
+            "test_group_run.py::test_evidence_with_a_hole_is_inconclusive[memory that stays on the GPU]",
             "test_faults.py::test_a_gpu_in_a_bad_state_is_quarantined[leak]",
             "test_faults_session.py::test_a_quarantined_gpu_gets_no_group_and_the_others_go_on",
             "test_faults_session.py::test_on_the_only_gpu_the_rest_is_refused",
@@ -158,7 +158,7 @@ FAULTS = (
         "named with its state, nothing is started",
         (
             "test_faults.py::test_a_zombie_with_memory_is_named_as_one",
-            "test_processes.py::test_a_description_tells_the_state_of_a_zombie",
+            "test_procfs.py::test_a_description_tells_the_state_of_a_zombie",
         ),
     ),
     Fault(
@@ -168,8 +168,8 @@ FAULTS = (
         "one line with the cure; the virtual GPU still works",
         (
             "test_faults_session.py::test_a_driver_that_is_not_loaded_is_one_line_with_the_cure",
-            "test_device_choice.py::test_auto_takes_the_virtual_gpu_without_a_library_and_says_so",
-            "test_device_choice.py::test_a_driver_that_fails_is_an_error_and_not_a_virtual_gpu",
+            "test_device_select.py::test_auto_takes_the_virtual_gpu_without_a_library_and_says_so",
+            "test_device_select.py::test_a_driver_that_fails_is_an_error_and_not_a_virtual_gpu",
         ),
     ),
     Fault(
@@ -178,7 +178,7 @@ FAULTS = (
         "NVML's return code 18 at the start and in mid-run",
         "refused at the start; in mid-run the training finishes, INCONCLUSIVE",
         (
-            "test_nvidia.py::test_a_driver_that_does_not_start_names_the_cure",
+            "test_nvml.py::test_a_driver_that_does_not_start_names_the_cure",
             "test_faults.py::test_a_sensor_that_fails_from_now_on_lets_the_training_finish[library-mismatch]",
         ),
     ),
@@ -188,7 +188,7 @@ FAULTS = (
         "NVML's return code 999",
         "as 15, and the message names the known cause",
         (
-            "test_nvidia.py::test_an_error_names_the_gpu_what_nvml_said_and_the_cure",
+            "test_nvml.py::test_an_error_names_the_gpu_what_nvml_said_and_the_cure",
             "test_faults.py::test_a_sensor_that_fails_from_now_on_lets_the_training_finish[unknown-error]",
         ),
     ),
@@ -198,9 +198,9 @@ FAULTS = (
         "NVML's return code 15 in mid-run",
         "INCONCLUSIVE, the GPU quarantined by UUID, others go on",
         (
-            "test_observation.py::test_a_gpu_that_is_lost_ends_in_no_verdict",
+            "test_group_run.py::test_a_gpu_that_is_lost_ends_in_no_verdict",
             "test_faults.py::test_a_gpu_in_a_bad_state_is_quarantined[lost]",
-            "test_monitor.py::test_a_gpu_lost_during_the_vitals_ends_the_sampling_too",
+            "test_sampler.py::test_a_gpu_lost_during_the_vitals_ends_the_sampling_too",
         ),
     ),
     Fault(
@@ -209,8 +209,8 @@ FAULTS = (
         "a call that does not come back",
         "a late sample is a gap; the end is not held up",
         (
-            "test_monitor.py::test_a_call_that_never_comes_back_does_not_stop_the_end_and_records_nothing_later",
-            "test_monitor.py::test_blocked_vitals_cost_no_sample",
+            "test_sampler.py::test_a_call_that_never_comes_back_does_not_stop_the_end_and_records_nothing_later",
+            "test_sampler.py::test_blocked_vitals_cost_no_sample",
         ),
     ),
     Fault(
@@ -219,7 +219,7 @@ FAULTS = (
         "a blocked call while the foreground trains",
         "a gap with its reason; a long one is INCONCLUSIVE and the group repeated once",
         (
-            "test_monitor.py::test_a_blocked_call_is_a_gap_that_can_be_seen_from_outside",
+            "test_sampler.py::test_a_blocked_call_is_a_gap_that_can_be_seen_from_outside",
             "test_faults.py::test_a_group_with_a_blind_sensor_is_repeated",
         ),
         feasible="the second attempt was seen without a gap",
@@ -230,10 +230,10 @@ FAULTS = (
         "GPUs without a process list, without vitals, without the second memory struct; MIG",
         "unknown, never 0 or -1; judged by the GPU's level; a GPU in MIG mode is refused",
         (
-            "test_nvidia.py::test_vitals_that_a_gpu_cannot_tell_are_none",
-            "test_nvidia.py::test_a_driver_without_a_process_list_tells_none_and_not_nobody",
-            "test_nvidia.py::test_a_gpu_in_mig_mode_is_no_gpu",
-            "test_nvidia.py::test_a_gpu_that_tells_no_memory_at_all_cannot_be_opened",
+            "test_nvml.py::test_vitals_that_a_gpu_cannot_tell_are_none",
+            "test_nvml.py::test_a_driver_without_a_process_list_tells_none_and_not_nobody",
+            "test_nvml.py::test_a_gpu_in_mig_mode_is_no_gpu",
+            "test_nvml.py::test_a_gpu_that_tells_no_memory_at_all_cannot_be_opened",
             "test_faults.py::test_a_gpu_that_tells_no_processes_is_judged_by_its_level",
         ),
         feasible="the GPU's memory is told, only the list is not",
@@ -244,8 +244,8 @@ FAULTS = (
         "17 TB, above the total",
         "rejected and counted, never the peak",
         (
-            "test_monitor.py::test_a_nonsense_answer_never_becomes_the_peak",
-            "test_nvidia.py::test_more_memory_in_use_than_there_is_is_an_error",
+            "test_sampler.py::test_a_nonsense_answer_never_becomes_the_peak",
+            "test_nvml.py::test_more_memory_in_use_than_there_is_is_an_error",
         ),
     ),
     Fault(
@@ -261,7 +261,7 @@ FAULTS = (
         "another start time under the same number",
         "another process",
         (
-            "test_processes.py::test_another_process_with_the_same_number_is_another_process",
+            "test_procfs.py::test_another_process_with_the_same_number_is_another_process",
             "test_faults.py::test_a_number_that_is_used_again_is_another_process",
             "test_virtual_gpu.py::test_a_reused_process_id_does_not_inherit_memory",
         ),
@@ -272,8 +272,8 @@ FAULTS = (
         "CUDA_VISIBLE_DEVICES in all its forms",
         "the UUID counts everywhere; ambiguous numbers are refused",
         (
-            "test_nvidia.py::test_gpus_are_selected_as_cuda_does",
-            "test_nvidia.py::test_indices_of_different_gpus_are_ambiguous_without_an_order",
+            "test_nvml.py::test_gpus_are_selected_as_cuda_does",
+            "test_nvml.py::test_indices_of_different_gpus_are_ambiguous_without_an_order",
         ),
     ),
     Fault(
@@ -293,7 +293,7 @@ FAULTS = (
         "a foreign process who leaves, or stays",
         "the interval is recorded, the group repeated once, else INCONCLUSIVE",
         (
-            "test_observation.py::test_a_foreign_process_in_between_makes_the_record_worthless",
+            "test_group_run.py::test_a_foreign_process_in_between_makes_the_record_worthless",
             "test_faults.py::test_a_group_that_a_stranger_spoiled_is_repeated_once",
             "test_faults.py::test_a_stranger_who_stays_makes_it_inconclusive",
             "test_faults.py::test_a_stranger_who_takes_the_last_memory_between_two_lists_is_no_proof",
@@ -350,7 +350,7 @@ FAULTS = (
         "traces, verdicts and records that end anywhere",
         "told, not judged as if whole; run again on resume",
         (
-            "test_observation.py::test_a_record_that_lost_samples_is_not_judged_as_if_it_were_whole",
+            "test_group_run.py::test_a_record_that_lost_samples_is_not_judged_as_if_it_were_whole",
             "test_resume.py::test_what_no_longer_holds_is_explained[a record cut short]",
             "test_resume.py::test_what_no_longer_holds_is_explained[a verdict cut short]",
             "test_resume.py::test_what_no_longer_holds_is_explained[a verdict that was tampered with]",
@@ -374,7 +374,7 @@ FAULTS = (
         "a boot-time clock ahead of the monotonic one",
         "durations are monotonic; a sleep is a gap",
         (
-            "test_monitor.py::test_a_suspended_machine_is_a_gap",
+            "test_sampler.py::test_a_suspended_machine_is_a_gap",
             "test_verdict.py::test_what_leaves_the_proof_incomplete_is_inconclusive",
         ),
     ),
@@ -385,7 +385,7 @@ FAULTS = (
         "head and tail kept, the harness's memory flat",
         (
             "test_runner.py::test_a_flood_fills_neither_memory_nor_disk",
-            "test_logs.py::test_a_line_of_megabytes_counts_once_and_needs_little_memory",
+            "test_output.py::test_a_line_of_megabytes_counts_once_and_needs_little_memory",
         ),
         feasible="a long log is no fault of the group",
     ),
@@ -397,7 +397,7 @@ FAULTS = (
         (
             "test_runner.py::test_the_log_has_every_byte_and_last_lines_are_text",
             "test_runner.py::test_a_megabyte_without_newline_is_searched_to_its_end",
-            "test_logs.py::test_how_the_output_was_cut_into_reads_does_not_matter",
+            "test_output.py::test_how_the_output_was_cut_into_reads_does_not_matter",
         ),
         feasible="as 34",
     ),
@@ -446,7 +446,7 @@ FAULTS = (
             "test_faults_session.py::test_hostile_names_notes_and_logs_stay_text_and_in_their_folder",
             "test_faults_session.py::test_a_name_that_is_no_name_is_refused",
             "test_plugin.py::test_markup_in_names_and_reasons_stays_text",
-            "test_run_directory.py::test_no_name_leaves_the_run_directory",
+            "test_layout.py::test_no_name_leaves_the_run_directory",
         ),
     ),
     Fault(
@@ -467,8 +467,8 @@ FAULTS = (
         "CRASHED for that group, the others go on; what did not start is NOT RUN",
         (
             "test_session.py::test_every_group_has_the_outcome_that_it_deserves[killed-worker]",
-            "test_ledger.py::test_a_killed_worker_is_a_crash_of_its_group_only",
-            "test_ledger.py::test_a_failure_with_x_leaves_the_rest_not_run",
+            "test_completeness.py::test_a_killed_worker_is_a_crash_of_its_group_only",
+            "test_completeness.py::test_a_failure_with_x_leaves_the_rest_not_run",
         ),
     ),
     Fault(
@@ -477,7 +477,7 @@ FAULTS = (
         "throttle reasons of the simulated GPU",
         "recorded with the vitals, a warning beside the verdict on memory",
         (
-            "test_nvidia.py::test_vitals_are_what_the_gpu_tells",
+            "test_nvml.py::test_vitals_are_what_the_gpu_tells",
             "test_faults.py::test_a_gpu_that_is_slowed_down_for_heat_is_told_beside_the_verdict",
         ),
         feasible="heat changes time, not memory",
@@ -489,7 +489,7 @@ FAULTS = (
         "every sample from the first counts for the peak; times are the trainings' own per epoch",
         (
             "test_verdict.py::test_one_more_sample_never_lowers_the_peak",
-            "test_monitor.py::test_samples_are_the_gpus_readings_in_order",
+            "test_sampler.py::test_samples_are_the_gpus_readings_in_order",
         ),
         feasible="the peak includes them",
     ),
@@ -499,8 +499,8 @@ FAULTS = (
         "runs_per_config, with runs that differ",
         "the worst run decides, the spread is shown, less headroom than spread is INCONCLUSIVE",
         (
-            "test_series.py::test_the_worst_run_decides_and_the_spread_is_shown",
-            "test_series.py::test_a_headroom_smaller_than_the_spread_is_inconclusive",
+            "test_attempts.py::test_the_worst_run_decides_and_the_spread_is_shown",
+            "test_attempts.py::test_a_headroom_smaller_than_the_spread_is_inconclusive",
             "test_faults.py::test_a_group_that_is_to_run_several_times_does",
         ),
         feasible="the runs agree",
@@ -541,7 +541,7 @@ FAULTS = (
         "a missing interpreter",
         "nothing is started",
         (
-            "test_observation.py::test_a_program_that_is_not_there_starts_nothing",
+            "test_group_run.py::test_a_program_that_is_not_there_starts_nothing",
             "test_plan.py::test_an_own_command_that_cannot_run_is_a_mistake_with_its_place",
         ),
     ),
@@ -657,13 +657,13 @@ FAULTS = (
         "a background that ends well again and again",
         "a thousand short lives",
         "given up, however clean its ends",
-        ("test_restarts.py::test_a_training_that_ends_again_and_again_is_not_started_for_ever",),
+        ("test_keep_alive.py::test_a_training_that_ends_again_and_again_is_not_started_for_ever",),
     ),
     Fault(
         "E18",
         "a killed run that nobody resumes",
         "its lock file and its kept room left behind",
         "the next run gives the room back, not that of one that goes on",
-        ("test_run_directory.py::test_a_new_run_gives_back_the_room_of_those_that_were_killed",),
+        ("test_layout.py::test_a_new_run_gives_back_the_room_of_those_that_were_killed",),
     ),
 )

@@ -18,7 +18,7 @@ from colocate.cli.main import _parser as colocate_parser
 from colocate.plan.catalog import load_catalog
 from colocate.plan.catalog_schema import CatalogFile, Hyperparameter, Repository
 from colocate.plan.plan import load_plan
-from colocate.plan.schema import Entry, Limits, Member, PlanFile
+from colocate.plan.schema import Entry, Limits, PlanFile, TrainingSpec
 from colocate.plugin import options
 from colocate.plugin.outcomes import CRASHED, ERROR, INTERRUPTED, NOT_RUN
 from colocate.report.summary_csv import COLUMNS
@@ -171,7 +171,7 @@ def test_endings_without_a_verdict_stand_in_the_reference():
     assert all(f"`{ending}`" in REFERENCE for ending in (NOT_RUN, INTERRUPTED, CRASHED, ERROR))
 
 
-@pytest.mark.parametrize("model", [PlanFile, Limits, Entry, Member, CatalogFile, Repository, Hyperparameter])
+@pytest.mark.parametrize("model", [PlanFile, Limits, Entry, TrainingSpec, CatalogFile, Repository, Hyperparameter])
 def test_every_key_of_the_settings_is_explained(model):
     keys = {field.alias or name for name, field in model.model_fields.items()}
     assert not [key for key in keys if f"`{key}`" not in SETTINGS]

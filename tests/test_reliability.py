@@ -44,7 +44,7 @@ def test_the_page_has_an_outcome_for_every_fault() -> None:
 
 
 def test_a_fault_that_passes_for_a_group_that_fits_is_a_failure() -> None:
-    crash_loop = "tests/test_observation.py::test_evidence_with_a_hole_is_inconclusive[a crash loop]"
+    crash_loop = "tests/test_group_run.py::test_evidence_with_a_hole_is_inconclusive[a crash loop]"
 
     assert "fault 6" in (reliability.feasible_by_mistake(crash_loop, ["FEASIBLE"]) or "")
     assert reliability.feasible_by_mistake(crash_loop, ["INCONCLUSIVE (background_gave_up)"]) is None
