@@ -95,7 +95,7 @@ def pair(foreground: int, background: int, *more: str) -> Group:
 
 def found(gpu: FoundGpu, group: Group, folder: Path, resolution_bytes: int) -> tuple[Stress, Attempt]:
     directory = RunDirectory(folder / f"run-{os.getpid()}")
-    with opened(gpu, folder / "gpu", gpu_process="test", run=directory.name) as device:
+    with opened(gpu, folder / "gpu", holder="test", run=directory.name) as device:
         first = attempt_on(device, group, directory, plan="test")
         assert first.verdict.feasible, first.verdict
         answer = stress(device, group, first, plan="test", resolution_bytes=resolution_bytes)

@@ -459,11 +459,17 @@ def test_the_verdict_is_the_same_after_a_round_trip_through_json(seen: Evidence)
     assert judge(restored) == judge(seen) == Verdict.from_json(judge(seen).to_json())
 
 
-@pytest.mark.parametrize(
-    ("mib", "expected"), [(2999, "stable"), (3000, "usable"), (4000, "usable"), (4001, "high-risk")]
-)
-def test_classes_are_drawn_at_3000_and_4000(mib: int, expected: str) -> None:
-    assert memory_class(mib * MIB) == expected
+@pytest.mark.parametrize("factor", [1, 10])
+def test_classes_are_shares_of_the_limit_and_those_of_the_study_at_its_own(factor: int) -> None:
+    """A group of 30,000 MiB on a GPU of 80 GB used to be "high-risk", by the figures of one of 8 GB."""
+    expected = {2999: "stable", 3000: "usable", 4000: "usable", 4001: "high-risk"}
+    for mib, class_ in expected.items():
+        assert memory_class(mib * factor * MIB, 7500 * factor * MIB) == class_
+
+
+def test_a_group_without_an_answer_has_no_class() -> None:
+    seen = evidence(faults=(("foreign_process", "somebody"),))
+    assert (judge(seen).outcome, judge(seen).memory_class) == (Outcome.INCONCLUSIVE, None)
 
 
 def test_an_epoch_of_which_pytorch_saw_no_step_proves_nothing() -> None:

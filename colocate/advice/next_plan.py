@@ -30,7 +30,7 @@ def follow_up(run: StoredRun, folder: Path, classes: tuple[str, ...], epochs: in
     Args:
         run: The run that recommends.
         folder: Where the plan will lie; its paths start there.
-        classes: Of ``stable`` and ``usable``, those to take.
+        classes: Of ``stable``, ``usable`` and ``high-risk``, those to take.
         epochs: Epochs of every training; None takes the catalog's default, and where it has none leaves them out, which
             is the program's own default.
 
@@ -38,8 +38,8 @@ def follow_up(run: StoredRun, folder: Path, classes: tuple[str, ...], epochs: in
         ColocateError: the run's plan cannot be read any more.
     """
     document, home = _plan_of(run)
-    recommended = {row.group: row for part in parts([run]) for row in what_next(part).recommended}
-    taken = {name: row for name, row in recommended.items() if row.record["memory_class"] in classes}
+    feasible = {row.group: row for part in parts([run]) for row in what_next(part).feasible}
+    taken = {name: row for name, row in feasible.items() if row.record["memory_class"] in classes}
     entries = list(_Entries(run, _catalog_of(run), home, folder, epochs).of(document, taken))
     document = {key: value for key, value in document.items() if key not in LEFT_OUT}
     document |= {
@@ -152,32 +152,31 @@ class _Entries:
 
 @dataclass(frozen=True)
 class Next:
-    """The pairs of a part by what is recommended for a long run."""
+    """The pairs of a part by what to do with them: those that fit by class, those that do not, and those undecided."""
 
     stable: tuple[Row, ...]
     usable: tuple[Row, ...]
-    not_recommended: tuple[Row, ...]
+    high_risk: tuple[Row, ...]
+    infeasible: tuple[Row, ...]
+    undecided: tuple[Row, ...]
+
+    @property
+    def feasible(self) -> tuple[Row, ...]:
+        """All that fit."""
+        return (*self.stable, *self.usable, *self.high_risk)
 
     @property
     def recommended(self) -> tuple[Row, ...]:
-        """Those that a follow-up plan takes."""
+        """Those that a follow-up plan takes unless told otherwise."""
         return (*self.stable, *self.usable)
 
 
 def what_next(part: Part) -> Next:
-    """Feasible pairs by class: stable ones run alone, usable ones want an eye on them, the others stay apart."""
-    rows = part.counting
-    fits = [row for row in rows if row.record["outcome"] == Outcome.FEASIBLE]
-    stable = tuple(row for row in fits if row.record["memory_class"] == "stable")
-    usable = tuple(row for row in fits if row.record["memory_class"] == "usable")
-    taken = {row.group for row in (*stable, *usable)}
-    return Next(stable, usable, tuple(row for row in rows if row.group not in taken))
-
-
-def not_recommended_because(row: Row) -> str:
-    """Why a pair is not for long runs, in few words."""
-    outcome, class_ = row.record["outcome"], row.record["memory_class"]
-    if outcome == Outcome.FEASIBLE:
-        return f"fits, but {class_ or 'of no known class'}"
-    codes = ", ".join(row.record["codes"])
-    return f"{str(outcome).lower()}" + (f": {codes}" if codes else "")
+    """Sort the pairs by outcome, and those that fit by class; one that fits is never among those that do not."""
+    sorted_: dict[str, list[Row]] = {name: [] for name in ("stable", "usable", "high_risk", "infeasible", "undecided")}
+    classes = {"stable": "stable", "usable": "usable"}
+    for row in part.counting:
+        outcome = row.record["outcome"]
+        fits = classes.get(str(row.record["memory_class"]), "high_risk")
+        sorted_[{Outcome.FEASIBLE: fits, Outcome.INFEASIBLE: "infeasible"}.get(outcome, "undecided")].append(row)
+    return Next(**{name: tuple(rows) for name, rows in sorted_.items()})

@@ -73,6 +73,7 @@ class Stress:
     basis: Basis
     device_name: str
     gpu_bytes: int
+    limit_bytes: int
     holds_bytes: int
     breaks_bytes: int | None
     resolution_bytes: int
@@ -87,8 +88,8 @@ class Stress:
 
     @property
     def memory_class(self) -> MemoryClass:
-        """The class of what the group is known to need; that of the plan is drawn by its peak."""
-        return memory_class(self.needed_bytes)
+        """Classify what the group is known to need; the class in its verdict is that of its peak."""
+        return memory_class(self.needed_bytes, self.limit_bytes)
 
     def __str__(self) -> str:
         held = f"held with {format_mib(self.holds_bytes)} less"
@@ -143,6 +144,7 @@ def stress(
         basis=device.info.basis,
         device_name=device.info.name,
         gpu_bytes=bench.gpu_bytes,
+        limit_bytes=record.verdict.limit_bytes,
         holds_bytes=breaking_point.holds_bytes,
         breaks_bytes=breaking_point.breaks_bytes,
         resolution_bytes=resolution_bytes,

@@ -20,9 +20,9 @@ def add(commands: command.Commands) -> None:
     parser.add_argument(
         "--class",
         dest="classes",
-        choices=("stable", "usable"),
+        choices=("stable", "usable", "high-risk"),
         action="append",
-        help="only pairs of this class (both)",
+        help="only pairs of this class; may be given several times (stable and usable)",
     )
     parser.add_argument(
         "--epochs",
@@ -42,11 +42,12 @@ def run(options: argparse.Namespace) -> int:
 
     stored = read_run(options.directory)
     out: Path = options.out or options.directory / "next.json"
-    plan = follow_up(stored, out.resolve().parent, tuple(options.classes or ("stable", "usable")), options.epochs)
+    classes = tuple(options.classes or ("stable", "usable"))
+    plan = follow_up(stored, out.resolve().parent, classes, options.epochs)
     for line in plan.notes:
         print(line)
     if not plan.document["experiments"]:
-        print(f"{stored.name}: no pair is recommended for a long run; no plan is written")
+        print(f"{stored.name}: no group is {' or '.join(classes)}; no plan is written")
         return command.CHECK_FAILED
     make_folder(out.resolve().parent)
     with command.writing(out):

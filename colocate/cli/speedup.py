@@ -1,4 +1,4 @@
-"""``colocate worth``: whether sharing a GPU was worth it, together against one after the other."""
+"""``colocate speedup``: whether sharing a GPU was worth it, together against one after the other."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ def add(commands: command.Commands) -> None:
         commands,
         "speedup",
         "Compare the feasible groups of a run with their trainings one after the other; runs those alone on the GPU.",
-        "colocate worth results/run_20261124_053000 -k group07",
+        "colocate speedup results/run_20261124_053000 -k group07",
     )
     parser.add_argument("directory", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument("-k", "--group", action="append", metavar="ID", help="only these groups")

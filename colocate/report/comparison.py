@@ -107,7 +107,7 @@ def _settings(rows: Sequence[Row]) -> Mapping[str, Sequence[str]]:
         versions["torch"] = next(
             filter(None, reported), versions.get("torch")
         )  # the trainings may have one of their own
-        for name, value in {"gpu": row.gpu[0], "driver": row.driver, **versions}.items():
+        for name, value in {"GPU": row.gpu[0], "driver": row.driver, **versions}.items():
             if value:
                 found.setdefault(name, set()).add(str(value))
     return {name: sorted(values) for name, values in found.items()}

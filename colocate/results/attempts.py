@@ -69,7 +69,7 @@ def combine_attempts(attempts: Sequence[Attempt], runs: int = 1) -> GroupResult:
     verdict = combine([attempt.verdict for attempt in last])
     if verdict.feasible and len(last) < runs:
         reason = Reason("runs_missing", f"{len(last)} of the {runs} runs that the plan asks for are done")
-        verdict = replace(verdict, outcome=Outcome.INCONCLUSIVE, reasons=(reason,))
+        verdict = replace(verdict, outcome=Outcome.INCONCLUSIVE, memory_class=None, reasons=(reason,))
     deciding = max(last, key=lambda one: (WORST_LAST.index(one.verdict.outcome), one.verdict.peak_bytes or 0))
     earlier = [attempt for attempt in ordered if attempt not in last]
     if earlier:

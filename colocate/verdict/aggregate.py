@@ -1,10 +1,10 @@
-"""TODO."""
+"""Combine the verdicts of a group's runs into one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from colocate.units import format_mib
-from colocate.verdict.rules import Outcome, Reason, Verdict
+from colocate.verdict.rules import Outcome, Reason, Verdict, class_of
 
 WORST_LAST = (Outcome.FEASIBLE, Outcome.INCONCLUSIVE, Outcome.INFEASIBLE)
 
@@ -35,9 +35,10 @@ def combine(verdicts: Sequence[Verdict]) -> Verdict:
         peak_low_bytes=max(lows),
         peak_high_bytes=max(highs),
         headroom_bytes=headroom,
+        memory_class=class_of(worst.outcome, max(peaks), worst.limit_bytes),
         warnings=(*worst.warnings, Reason("spread", text)),
     )
     if worst.outcome is Outcome.FEASIBLE and headroom < spread:
         reason = Reason("spread", f"{text}, more than the headroom of {format_mib(headroom, beside=spread)}")
-        return replace(together, outcome=Outcome.INCONCLUSIVE, reasons=(reason,))
+        return replace(together, outcome=Outcome.INCONCLUSIVE, memory_class=None, reasons=(reason,))
     return together

@@ -13,12 +13,13 @@ and which reason codes speak of each, docs/reference.md what each code means; te
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from colocate.device import Basis
-from colocate.units import MIB, format_mib
+from colocate.units import format_mib
 from colocate.verdict import early_stopping
 from colocate.verdict.evidence import Evidence, Member, OutOfMemory
 from colocate.verdict.measured_peak import SPIKE_BYTES, PeakReading, left_no_trace, measured_peak, readings
@@ -26,8 +27,9 @@ from colocate.verdict.overlap import PhasePairs, foreground_window, overlap, pha
 from colocate.verdict.predicted_peak import PeakRange, predicted_peak
 from colocate.verdict.worst_case_peak import WorstCasePeak, worst_case_peak
 
-STABLE_BELOW_BYTES = 3000 * MIB
-USABLE_UP_TO_BYTES = 4000 * MIB
+# The study's classes change at 3000 and 4000 MiB of its limit of 7500 MiB; another limit has the same shares.
+STABLE_BELOW = Fraction(3000, 7500)
+USABLE_UP_TO = Fraction(4000, 7500)
 
 # What a balloon leaves as it is.
 NOT_IMITATED = "speed, size of the contexts, workspaces and choice of kernels"
@@ -54,11 +56,18 @@ class Reason:
         return f"{self.text} [{self.code}]"
 
 
-def memory_class(peak_bytes: int) -> MemoryClass:
-    """The class of a peak: stable below 3000 MiB, usable up to 4000 MiB, high-risk above."""
-    if peak_bytes < STABLE_BELOW_BYTES:
+def memory_class(peak_bytes: int, limit_bytes: int) -> MemoryClass:
+    """Classify a peak by its share of the limit: stable below 40 %, usable up to 53.3 %, high-risk above."""
+    if peak_bytes < STABLE_BELOW * limit_bytes:
         return "stable"
-    return "usable" if peak_bytes <= USABLE_UP_TO_BYTES else "high-risk"
+    return "usable" if peak_bytes <= USABLE_UP_TO * limit_bytes else "high-risk"
+
+
+def class_of(outcome: "Outcome", peak_bytes: int | None, limit_bytes: int) -> MemoryClass | None:
+    """Classify what carries a verdict; a group without an answer has no class."""
+    if peak_bytes is None or outcome is Outcome.INCONCLUSIVE:
+        return None
+    return memory_class(peak_bytes, limit_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +143,7 @@ class Verdict:
 
 def judge(evidence: Evidence) -> Verdict:
     """Feasible, infeasible or inconclusive: what the evidence carries, and why."""
-    peak = _peak_range(evidence)
+    peak, limit = _peak_range(evidence), evidence.limits.peak_bytes
     outcome, reasons = _decide(evidence, peak)
     together, apart = phases_met(evidence)
     return Verdict(
@@ -145,9 +154,9 @@ def judge(evidence: Evidence) -> Verdict:
         peak_bytes=None if peak is None else peak.expected_bytes,
         peak_low_bytes=None if peak is None else peak.low_bytes,
         peak_high_bytes=None if peak is None else peak.high_bytes,
-        limit_bytes=evidence.limits.peak_bytes,
-        headroom_bytes=None if peak is None else evidence.limits.peak_bytes - peak.high_bytes,
-        memory_class=None if peak is None else memory_class(peak.expected_bytes),
+        limit_bytes=limit,
+        headroom_bytes=None if peak is None else limit - peak.high_bytes,
+        memory_class=class_of(outcome, None if peak is None else peak.expected_bytes, limit),
         overlap=overlap(evidence),
         phases_together=together,
         phases_apart=apart,
