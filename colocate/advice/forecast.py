@@ -60,8 +60,9 @@ class Forecast:
 
     @property
     def answer(self) -> Answer:
-        """Whether it stays below the limit."""
-        return answer_of(self.peak, self.limit_bytes)
+        """Whether it stays below the limit; a doubt about what was not run turns "fits" into "undecided"."""
+        answer = answer_of(self.peak, self.limit_bytes)
+        return Answer.UNDECIDED if answer is Answer.FITS and any(one.doubts for one in self.members) else answer
 
 
 def answer_of(peak: PeakRange | None, limit_bytes: int) -> Answer:

@@ -23,7 +23,7 @@ from colocate.plan import GpuModel
 from colocate.probe.virtual_gpu import AllocationTrace, Composition, composition, floor_bytes, no_workspace
 from colocate.process import Command, Process, start, stop_all
 from colocate.units import format_mib
-from colocate.verdict import LESS, MORE, Allocator, PeakRange, allocator_range
+from colocate.verdict import LESS, MORE, Allocator, Coverage, PeakRange, allocator_range
 
 TRACE = "COLOCATE_TRACE"
 TICK_S = 0.05
@@ -86,7 +86,7 @@ class SimulatedRun:
 
     ``failure`` says why there is no prediction; ``peak`` and ``parts`` are then None. ``floor_bytes`` is the least
     that the program still runs in, context included, giving its cache back in time; ``workspace_bytes`` what the
-    workspaces of its convolutions could add to the reserved memory.
+    workspaces of its convolutions could add to the reserved memory. ``coverage`` is of every process that used the GPU.
     """
 
     name: str
@@ -102,6 +102,12 @@ class SimulatedRun:
     failure: str | None = None
     last_lines: tuple[str, ...] = ()
     cached: bool = False
+    coverage: tuple[Coverage, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[tuple[str, str], ...]:
+        """Reason codes and sentences of what was left out and may need more; with any of them it never just fits."""
+        return tuple(dict.fromkeys(doubt for one in self.coverage for doubt in one.doubts))
 
 
 @dataclass(frozen=True)
@@ -233,6 +239,7 @@ class _Running:
             workspace_bytes=sum(map(_workspace_bytes, gpu_processes)),
             rests_on=tuple(_rests_on(gpu_processes, self._gpu)),
             notes=tuple(self._notes(gpu_processes)),
+            coverage=tuple(one.coverage for one in gpu_processes if one.coverage is not None),
         )
 
     def _failure(self, allocators: Iterable[Allocator]) -> str | None:

@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from colocate.files import content, line, number, opened, parse, whole
-from colocate.verdict import STEP_KINDS, Allocator, Epoch, OutOfMemory, ProgressEvent
+from colocate.verdict import (
+    STEP_KINDS,
+    Allocator,
+    Coverage,
+    Epoch,
+    Growth,
+    OutOfMemory,
+    PassCoverage,
+    ProgressEvent,
+)
 
 # Two signs of progress a second are enough to prove overlap, and keep the record of a long run small.
 _PROGRESS_EVERY_S = 0.5
 
+MOST_LOOPS = 64  # of a program, of which the coverage is told
 _MOST_STEPS = 1024  # of a process's history; the probe keeps 256
 
 # Ten steps a second for a day are 130 MB, of which 170,000 signs of progress are kept.
@@ -312,6 +322,41 @@ def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
         passes_cut=whole(record.get("passes_cut")) or 0,
         notes=tuple(line(note, 300) or "" for note in record.get("notes") or ()),
         unsupported=line(record.get("unsupported")),
+        coverage=_coverage(record.get("coverage"), whole(record.get("passes_cut")) or 0),
+    )
+
+
+def _coverage(told: Any, passes_cut: int) -> Coverage | None:
+    """How much of the program was run; None where the probe did not say, or not in its own words."""
+    if not isinstance(told, dict):
+        return None
+    loops = [
+        PassCoverage(
+            line(one["place"]) or "?",
+            whole(one["passes"]) or 0,
+            whole(one["batches_run"]) or 0,
+            whole(one["batches_whole"]),
+            whole(one["steps"]) or 0,
+        )
+        for one in told["loops"]
+    ]
+    growth = [
+        Growth(
+            line(one["place"]),
+            whole(one["bytes_per_step"]) or 0,
+            whole(one["steps_seen"]) or 0,
+            whole(one["steps_left"]),
+        )
+        for one in told["growth"]
+    ]
+    doubts = [(line(code, 40) or "?", line(text, 300) or "") for code, text in told["doubts"]]
+    return Coverage(
+        loops=tuple(loops[:MOST_LOOPS]),
+        passes_cut=passes_cut,
+        growth=tuple(growth[:MOST_LOOPS]),
+        growth_bytes=whole(told["growth_bytes"]) or 0,
+        doubts=tuple(doubts[:MOST_LOOPS]),
+        ended_early=bool(told["ended_early"]),
     )
 
 

@@ -1,6 +1,7 @@
 """Evidence becomes a verdict. Pure: reads no file, no clock and no GPU."""
 
 from colocate.verdict.aggregate import WORST_LAST, combine
+from colocate.verdict.coverage import Coverage, Growth, PassCoverage
 from colocate.verdict.evidence import (
     SCHEMA,
     STEP_KINDS,
@@ -36,10 +37,12 @@ __all__ = [
     "STEP_KINDS",
     "WORST_LAST",
     "Allocator",
+    "Coverage",
     "Epoch",
     "Evidence",
     "Gap",
     "GpuProcess",
+    "Growth",
     "Interval",
     "Limits",
     "Member",
@@ -47,6 +50,7 @@ __all__ = [
     "OutOfMemory",
     "Outcome",
     "Owner",
+    "PassCoverage",
     "PeakRange",
     "PeakReading",
     "PlanVerdict",

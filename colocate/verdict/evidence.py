@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from colocate.device import DeviceInfo
 from colocate.plan import Role
 from colocate.process import Exit
+from colocate.verdict.coverage import Coverage
 
 SCHEMA = 1
 
@@ -136,7 +137,7 @@ class Allocator:
 
     On the virtual GPU the allocator is simulated; ``context_bytes`` is then the estimated CUDA context,
     ``context_range_bytes`` from what to what it may be, and ``max_reserved_bound_bytes`` the peak with the workspaces
-    that convolutions could take.
+    that convolutions could take, and ``coverage`` how much of the program was run.
     """
 
     pid: int
@@ -155,6 +156,7 @@ class Allocator:
     unsupported: str | None = None
     context_range_bytes: tuple[int, int] | None = None
     max_reserved_bound_bytes: int | None = None
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,13 @@ def member_range(member: Member) -> PeakRange | None:
 
 
 def allocator_range(allocator: Allocator) -> PeakRange | None:
-    """What one process holds at most, context included; None where nothing was simulated."""
+    """What one process holds at most, context included; None where nothing was simulated.
+
+    Memory that grows from step to step is counted with the steps that were left out: once in the expected value, twice
+    in the upper end, because what is collected is often joined at last, and not at all in the lower end, because it
+    may stop growing.
+    """
+    grown = 0 if allocator.coverage is None else allocator.coverage.growth_bytes
     reserved, context = allocator.max_reserved_bytes, allocator.context_bytes
     if reserved is None or context is None:
         return None
@@ -82,7 +88,8 @@ def allocator_range(allocator: Allocator) -> PeakRange | None:
         max(0, context - CONTEXT_LESS_BYTES),
         context + CONTEXT_MORE_BYTES,
     )
-    return PeakRange(round(reserved * (1 - LESS)) + low, reserved + context, _bound(allocator, reserved) + high)
+    seen = PeakRange(round(reserved * (1 - LESS)) + low, reserved + context, _bound(allocator, reserved) + high)
+    return seen + PeakRange(0, grown, 2 * grown)
 
 
 def _bound(allocator: Allocator, reserved: int) -> int:

@@ -276,6 +276,7 @@ def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     elif peak is None and evidence.foreground.process_runs:
         yield Reason("peak_unknown", "the peak of a member is not known")
     yield from _undecided(evidence, peak)
+    yield from _not_covered(evidence)
     yield from _gaps(evidence)
     yield from _contradicted(evidence, peak)
     yield from _probe_lost(evidence)
@@ -308,6 +309,24 @@ def _undecided(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
         seen = _peak_text(peak, limit)
         text = f"a peak between two samples may have reached the limit {format_mib(limit)}: {seen} ({own})"
         yield Reason("peak_between_samples", text)
+
+
+def _not_covered(evidence: Evidence) -> Iterator[Reason]:
+    """What a dry run left out, and may need more than was seen."""
+    if evidence.device.basis != "predicted":
+        return
+    for member in evidence.members:
+        coverages = [one.coverage for one in (*member.allocators, *member.wanted) if one.coverage is not None]
+        for code, told in dict.fromkeys(doubt for one in coverages for doubt in one.doubts):
+            text = f"{member.name}: {told}"
+            known = (
+                Reason("memory_grows", text),
+                Reason("longest_batch_unseen", text),
+                Reason("phase_not_reached", text),
+                Reason("no_optimizer_step", text),
+                Reason("ended_early", text),
+            )
+            yield from (reason for reason in known if reason.code == code)
 
 
 def _gaps(evidence: Evidence) -> Iterator[Reason]:
