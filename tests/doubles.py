@@ -66,7 +66,7 @@ class FakeDevice:
         self._expect_open()
         return ()
 
-    def process_peak_bytes(self, pid: int) -> int | None:
+    def process_peak_bytes(self, pid: int, since: float | None = None) -> int | None:
         self._expect_open()
         return self._peaks.get(pid)
 

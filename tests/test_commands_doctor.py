@@ -11,7 +11,6 @@ from fake_nvml import FakeNvml
 from colocate.cli import diagnostics
 from colocate.cli.diagnostics import Finding, verdict_of
 from colocate.cli.main import main
-from colocate.device import nvml
 
 BARE = [Finding("packages", "ok", ""), Finding("torch", "ok", ""), Finding("plan", "ok", "")]
 
@@ -22,7 +21,7 @@ def found(about, *arguments):
 
 @pytest.fixture
 def no_driver(monkeypatch):
-    monkeypatch.setattr(nvml, "library_present", lambda: False)
+    monkeypatch.setattr(diagnostics, "library_present", lambda: False)
 
 
 def test_without_a_gpu_it_says_what_still_works_and_ends_well(no_driver, tmp_path, capsys):

@@ -30,7 +30,7 @@ RANK = {name: rank for rank, name in enumerate(LAYERS)}
 # training and imports nothing, and the modules at the root are faces themselves.
 FACES = {"probe": "colocate.probe.virtual_gpu"}
 LIBRARIES = {
-    "pynvml": {"colocate/device/nvml.py"},
+    "pynvml": {f"colocate/device/{name}.py" for name in ("nvml", "nvml_library", "nvml_processes", "nvml_survey")},
     "torch": set(),
     "pytest": set(),
     "pandas": {"colocate/report/summary_csv.py"},

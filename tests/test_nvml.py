@@ -1,7 +1,9 @@
 """What a GPU promises, of the scripted GPU and of the NVML code on the simulated one; a real GPU if there is one."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fake_nvml as fakes
@@ -11,7 +13,9 @@ from doubles import FakeDevice
 from fake_nvml import MIB, NOT_AVAILABLE, NOT_SUPPORTED, UNSUPPORTED
 
 from colocate.device.base import DeviceProcess
-from colocate.device.nvml import NvidiaDevice, is_simulated, library_present, list_devices, survey_devices
+from colocate.device.nvml import NvidiaDevice, is_simulated
+from colocate.device.nvml_library import library_present
+from colocate.device.nvml_survey import list_devices, survey_devices
 from colocate.device.visible_devices import visible_devices
 from colocate.errors import DeviceError, DeviceLost, ImplausibleReading
 
@@ -81,7 +85,8 @@ def keeps_contract(device):
 REAL_GPU = """
 import sys
 sys.path[:0] = sys.argv[1:]
-from colocate.device.nvml import NvidiaDevice, is_simulated, list_devices
+from colocate.device.nvml import NvidiaDevice, is_simulated
+from colocate.device.nvml_survey import list_devices
 from test_nvidia import keeps_contract
 for info in list_devices():
     assert not is_simulated(info), info
@@ -95,7 +100,7 @@ for info in list_devices():
 def test_a_real_gpu_keeps_the_contract():
     """In a process of its own: this one may have the fake library loaded."""
     tests = Path(__file__).parent
-    look = "from colocate.device.nvml import list_devices; raise SystemExit(0 if list_devices() else 1)"
+    look = "from colocate.device.nvml_survey import list_devices; raise SystemExit(0 if list_devices() else 1)"
     if subprocess.run([sys.executable, "-c", look], capture_output=True, check=False, cwd=tests.parent).returncode:
         pytest.skip("no NVIDIA GPU with a working driver")
     done = subprocess.run(
@@ -131,8 +136,24 @@ def test_a_driver_without_the_second_struct_is_read_by_the_first(fake_nvml, code
 def test_a_gpu_that_tells_no_memory_at_all_cannot_be_opened(fake_nvml):
     fake_nvml.fail("nvmlDeviceGetMemoryInfo*", NOT_SUPPORTED)
 
-    with pytest.raises(DeviceError, match="expected memory, NVML said 'Not Supported'"):
+    with pytest.raises(DeviceError, match="expected a GPU that tells its memory, NVML said 'Not Supported'"):
         NvidiaDevice(fake_nvml.uuid())
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GB10", "NVIDIA Jetson AGX Thor", "Orin (nvgpu)", "as large as the machine"])
+def test_unified_memory_is_refused_in_words(fake_nvml, name):
+    """GB10, DGX Spark, Jetson: both structs say Not Supported, or the total is all RAM, or too little of it."""
+    gpu = fake_nvml.state.gpus[0]
+    if name == "as large as the machine":
+        gpu.total_bytes = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    else:
+        gpu.name = name.encode()
+    with pytest.raises(DeviceError, match=r"found unified memory, which the processors use too.*--device virtual"):
+        NvidiaDevice(fake_nvml.uuid())
+
+    fake_nvml.fail("nvmlDeviceGetMemoryInfo*", NOT_SUPPORTED)
+    (failure,) = survey_devices().failures
+    assert "unified memory" in str(failure)
 
 
 @pytest.mark.parametrize("nonsense", [17 * 10**12, 2**63, 8192 * MIB + 1])
@@ -455,7 +476,7 @@ def test_the_library_is_present_when_it_loads(fake_nvml):
 
 def test_a_library_that_does_not_load_is_told_from_none(tmp_path):
     (tmp_path / "libnvidia-ml.so.1").write_bytes(b"not a library")
-    program = "from colocate.device.nvml import library_present; library_present()"
+    program = "from colocate.device.nvml_library import library_present; library_present()"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])},
@@ -535,3 +556,55 @@ def test_what_is_free_is_told_with_either_struct(fake_nvml, device):
     fake_nvml.fail(MEMORY, NOT_SUPPORTED)
     with NvidiaDevice(fake_nvml.uuid()) as older:
         assert older.memory().free_bytes == (8192 - 200 - 500) * MIB
+
+
+# --- lists of processes as drivers really tell them
+
+
+@pytest.fixture
+def two_processes(fake_nvml):
+    for number, size in ((4_000_001, 500), (4_000_002, 700)):
+        fake_nvml.foreign(size * MIB, pid=number)
+    return fake_nvml
+
+
+def test_a_driver_that_shuffles_its_rows_is_asked_for_its_second_list(two_processes, device):
+    """Drivers 535.43 to 535.8x: the second row began eight bytes too early, so nobody known was on the GPU."""
+    two_processes.state.gpus[0].lists = fakes.SHUFFLED
+    rows = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(pynvml.nvmlDeviceGetHandleByIndex(0))
+    assert rows[1].pid not in (4_000_001, 4_000_002)
+
+    assert device.processes() == (DeviceProcess(4_000_001, 500 * MIB), DeviceProcess(4_000_002, 700 * MIB))
+    assert device.processes_trouble() is None
+
+
+@pytest.mark.parametrize("pids", [(0, 7), (7, 7), (7, 734_003_200)], ids=["no process", "twice", "beyond all numbers"])
+def test_a_list_that_cannot_be_true_is_not_reported(two_processes, device, pids, monkeypatch):
+    def told(handle):
+        rows = [pynvml.c_nvmlProcessInfo_v2_t(pid=pid, usedGpuMemory=MIB, gpuInstanceId=2**32 - 1) for pid in pids]
+        return rows
+
+    for version in ("v2", "v3"):
+        monkeypatch.setattr(pynvml, f"nvmlDeviceGetComputeRunningProcesses_{version}", told)
+    assert device.processes() is None
+    assert "names processes that cannot exist" in device.processes_trouble()
+
+
+def test_before_r510_the_other_gpus_are_asked_for_their_second_list(two_processes):
+    """They used to say that nobody was there."""
+    two_processes.add_gpu()
+    for gpu in two_processes.state.gpus[:2]:
+        gpu.lists = fakes.WITHOUT_V3
+    with NvidiaDevice(two_processes.uuid(1)) as other:
+        assert [pid for _, pid in other.processes_elsewhere()] == [4_000_001, 4_000_002]
+    with NvidiaDevice(two_processes.uuid(0)) as device:
+        assert [one.pid for one in device.processes()] == [4_000_001, 4_000_002]
+
+
+def test_what_the_driver_accounted_for_an_earlier_process_of_a_number_does_not_count(fake_nvml, device):
+    fake_nvml.state.gpus[0].accounting = 1
+    fake_nvml.allocate(500 * MIB)  # by this process
+    now = time.time()
+    assert device.process_peak_bytes(os.getpid(), since=now - 24 * 3600) == 500 * MIB
+    assert device.process_peak_bytes(os.getpid(), since=now + 60) is None
+    assert device.process_peak_bytes(os.getpid()) == 500 * MIB

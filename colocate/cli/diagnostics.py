@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Literal
 
 from colocate import __version__
-from colocate.device import POWERCAP, CpuEnergyMeter, locked, nvml, refuse_hidden_library
+from colocate.device import (
+    LIBRARY,
+    POWERCAP,
+    CpuEnergyMeter,
+    DeviceInfo,
+    NvidiaDevice,
+    is_simulated,
+    library_present,
+    locked,
+    refuse_hidden_library,
+    survey_devices,
+)
 from colocate.errors import ColocateError, DeviceError
 from colocate.harness import environment
 from colocate.plan import load_plan
@@ -120,17 +131,17 @@ def _torch() -> Finding:
 
 
 def _gpus() -> Iterator[Finding]:
-    if not nvml.library_present():
+    if not library_present():
         try:
             refuse_hidden_library()
         except DeviceError as error:
             yield Finding("GPU", "error", str(error))
             return
-        text = f"none: {nvml.LIBRARY} is not there; predictions on the virtual GPU, verify, report and next still work"
+        text = f"none: {LIBRARY} is not there; predictions on the virtual GPU, verify, report and next still work"
         yield Finding("GPU", "warning", text, "to measure, install the NVIDIA driver (in a container: --gpus all)")
         return
     try:
-        survey = nvml.survey_devices()
+        survey = survey_devices()
     except DeviceError as error:
         yield Finding("GPU", "error", str(error))
         return
@@ -143,10 +154,11 @@ def _gpus() -> Iterator[Finding]:
     names = ", ".join(f"{device.name}, {format_size(device.total_bytes)}" for device in survey.devices)
     first = survey.devices[0]
     driver = f"driver {first.driver_version}, CUDA {first.cuda_version}, NVML {first.nvml_version}"
-    stamp = " (SIMULATED)" if any(nvml.is_simulated(device) for device in survey.devices) else ""
+    stamp = " (SIMULATED)" if any(is_simulated(device) for device in survey.devices) else ""
     yield Finding("GPU", "ok", f"{names}; {driver}{stamp}; {len(survey.devices) - len(busy)} free")
     for reason in busy:
         yield Finding("GPU in use", "warning", reason, "wait with pytest feasibility --wait=600")
+    yield from _process_lists(survey.devices)
     yield _build_for_gpu(first.cuda_version)
     yield _accounting(all(device.accounting for device in survey.devices))
 
@@ -157,6 +169,16 @@ def _held(uuid: str) -> str | None:
             return None
     except DeviceError as error:
         return str(error)
+
+
+def _process_lists(devices: tuple[DeviceInfo, ...]) -> Iterator[Finding]:
+    """GPUs whose driver names processes that cannot exist: nobody can be told from a foreign process there."""
+    for info in devices:
+        with NvidiaDevice(info.uuid) as device:
+            text = device.processes_trouble()
+        if text is not None:
+            cure = "update the driver; until then foreign processes are seen by the memory that they hold only"
+            yield Finding("process list", "warning", f"{info.name}: {text}", cure)
 
 
 def _build_for_gpu(driver_cuda: str | None) -> Finding:

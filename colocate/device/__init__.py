@@ -1,6 +1,5 @@
 """One GPU: a real one through NVML, a virtual one, or a larger one constrained to a smaller size."""
 
-from colocate.device import nvml
 from colocate.device.acquire import (
     FoundGpu,
     FoundGpus,
@@ -17,11 +16,14 @@ from colocate.device.base import Basis, Device, DeviceInfo, DeviceProcess, Memor
 from colocate.device.cpu_energy import POWERCAP, CpuEnergyMeter
 from colocate.device.deadline import Deadline
 from colocate.device.lock import locked
-from colocate.device.nvml import NvidiaDevice, is_simulated, list_devices
+from colocate.device.nvml import NvidiaDevice, is_simulated
+from colocate.device.nvml_library import LIBRARY, library_present
+from colocate.device.nvml_survey import list_devices, survey_devices
 from colocate.device.quarantine import Quarantine
 from colocate.device.select import choose_device, refuse_hidden_library
 
 __all__ = [
+    "LIBRARY",
     "POWERCAP",
     "Basis",
     "CpuEnergyMeter",
@@ -41,12 +43,13 @@ __all__ = [
     "fresh",
     "gpu",
     "is_simulated",
+    "library_present",
     "list_devices",
     "locked",
     "new_virtual",
-    "nvml",
     "opened",
     "refuse_hidden_library",
     "refuse_instance",
     "smaller",
+    "survey_devices",
 ]

@@ -109,8 +109,12 @@ class Device(Protocol):
     def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
         """Who computes on the other GPUs of the machine: UUID and process id. As slow as :meth:`processes`."""
 
-    def process_peak_bytes(self, pid: int) -> int | None:
-        """The driver's own maximum for one process (accounting mode), also after its end; None where it is off."""
+    def process_peak_bytes(self, pid: int, since: float | None = None) -> int | None:
+        """The driver's own maximum for one process (accounting mode), also after its end; None where it is off.
+
+        ``since`` (Unix time) is when the process began, at the earliest: what the driver still knows of an earlier
+        process of the same number does not count.
+        """
 
     def close(self) -> None:
         """Let go of the driver. The device answers no more."""

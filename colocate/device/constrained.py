@@ -230,9 +230,9 @@ class ConstrainedDevice:
         """As on the large GPU."""
         return self._gpu.processes_elsewhere()
 
-    def process_peak_bytes(self, pid: int) -> int | None:
+    def process_peak_bytes(self, pid: int, since: float | None = None) -> int | None:
         """As on the large GPU."""
-        return self._gpu.process_peak_bytes(pid)
+        return self._gpu.process_peak_bytes(pid, since)
 
     def release(self) -> None:
         """End the balloon, and wait until the GPU has its memory back."""

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from colocate.device import nvml
 from colocate.device.base import DeviceInfo
+from colocate.device.nvml import is_simulated
+from colocate.device.nvml_library import LIBRARY, library_present
+from colocate.device.nvml_survey import survey_devices
 from colocate.device.visible_devices import visible_devices
 from colocate.errors import DeviceError
 
@@ -49,12 +51,12 @@ def choose_device(kind: Kind, environment: Mapping[str, str] = os.environ) -> Ch
     """
     if kind == "virtual":
         return Choice("virtual", (), "predicting on a virtual GPU, as asked; no number is measured on a GPU")
-    if kind == "auto" and not nvml.library_present():
+    if kind == "auto" and not library_present():
         refuse_hidden_library()
         return Choice(
             "virtual",
             (),
-            f"no NVIDIA driver on this machine ({nvml.LIBRARY} is not there): predicting on a virtual GPU; "
+            f"no NVIDIA driver on this machine ({LIBRARY} is not there): predicting on a virtual GPU; "
             "no number is measured on a GPU",
         )
     return _nvidia_gpus(environment)
@@ -69,16 +71,16 @@ def refuse_hidden_library() -> None:
     gpus = sorted(Path(DEVICE_FOLDER).glob("nvidia[0-9]*"))
     if not gpus:
         return
-    found = next((folder for folder in LIBRARY_FOLDERS if (Path(folder) / nvml.LIBRARY).exists()), None)
+    found = next((folder for folder in LIBRARY_FOLDERS if (Path(folder) / LIBRARY).exists()), None)
     cure = f"add {found} to LD_LIBRARY_PATH" if found else "pass the driver's libraries in (--gpus all)"
     raise DeviceError(
-        f"{nvml.LIBRARY}: expected beside {gpus[0]}, found no library that loads; {cure}, or use --device virtual"
+        f"{LIBRARY}: expected beside {gpus[0]}, found no library that loads; {cure}, or use --device virtual"
     )
 
 
 def _nvidia_gpus(environment: Mapping[str, str]) -> Choice:
     selector = environment.get(VISIBLE)
-    survey = nvml.survey_devices()
+    survey = survey_devices()
     devices = visible_devices(survey.answering(), selector, order=environment.get("CUDA_DEVICE_ORDER"))
     if not devices and selector is not None:
         raise DeviceError(
@@ -88,7 +90,7 @@ def _nvidia_gpus(environment: Mapping[str, str]) -> Choice:
     if not devices:
         raise DeviceError("NVML: expected at least one GPU, found none; check nvidia-smi -L, or use --device virtual")
     named = ", ".join(f"{device.name} ({device.uuid})" for device in devices)
-    simulated = any(nvml.is_simulated(device) for device in devices)
+    simulated = any(is_simulated(device) for device in devices)
     verb = "pretending to measure (simulated NVML) on" if simulated else "measuring on"
     left_out = f"; left out: {'; '.join(map(str, survey.failures))}" if survey.failures else ""
     return Choice("nvidia", devices, f"{verb} {named}{left_out}")

@@ -66,7 +66,7 @@ class VirtualDevice:
         """Nobody: a group sees no GPU but its virtual one."""
         return ()
 
-    def process_peak_bytes(self, pid: int) -> int | None:
+    def process_peak_bytes(self, pid: int, since: float | None = None) -> int | None:
         """The most that a process ever held, also after its end; None for one that never held anything."""
         try:
             return self._gpu.process_max_bytes(pid)

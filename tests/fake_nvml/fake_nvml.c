@@ -270,6 +270,32 @@ static int list(const struct gpu *gpu, uint32_t graphics, unsigned *count_out, s
     return found > room ? INSUFFICIENT_SIZE : SUCCESS;
 }
 
+/* Drivers 535.43 to 535.8x write the rows of the third version with eight bytes more than their header says: a reader of
+ * the published layout sees the first row whole and then garbage. */
+static int shuffled(const struct gpu *gpu, unsigned *count_out, struct process_info *out) {
+    struct process_info rows[MAX_PROCESSES];
+    unsigned found = MAX_PROCESSES;
+    list(gpu, 0, &found, rows, 0);
+    unsigned room = *count_out;
+    *count_out = found;
+    if (!out || found > room) return found > 0 ? INSUFFICIENT_SIZE : SUCCESS;
+    memset(out, 0, room * sizeof *out);
+    for (size_t i = 0; i < found; i++) {
+        size_t at = i * (sizeof *rows + 8), left = room * sizeof *out;
+        if (at >= left) break;
+        left -= at;
+        memcpy((char *)out + at, &rows[i], left < sizeof *rows ? left : sizeof *rows);
+    }
+    return SUCCESS;
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count_out, struct process_info *out) {
+    BEGIN_GPU(handle);
+    if (gpu->lists & LISTS_WITHOUT_V3) return FUNCTION_NOT_FOUND;
+    if (gpu->lists & LISTS_SHUFFLED) return shuffled(gpu, count_out, out);
+    return list(gpu, 0, count_out, out, is_forced ? &forced : 0);
+}
+
 #define LISTING(name, graphics)                                                \
     int name(void *handle, unsigned *count_out, struct process_info *out) {    \
         BEGIN_GPU(handle);                                                    \
@@ -277,7 +303,6 @@ static int list(const struct gpu *gpu, uint32_t graphics, unsigned *count_out, s
     }
 
 LISTING(nvmlDeviceGetComputeRunningProcesses_v2, 0)
-LISTING(nvmlDeviceGetComputeRunningProcesses_v3, 0)
 LISTING(nvmlDeviceGetGraphicsRunningProcesses_v2, ROW_GRAPHICS)
 LISTING(nvmlDeviceGetGraphicsRunningProcesses_v3, ROW_GRAPHICS)
 
@@ -306,6 +331,15 @@ int nvmlDeviceGetAccountingBufferSize(void *handle, unsigned *out) {
     TELL(out, (unsigned)MAX_PROCESSES);
 }
 
+/* When a process started, as the driver tells it: microseconds since 1970. A made-up process began with the machine. */
+static unsigned long long start_us(const struct process *row) {
+    struct timespec now, up;
+    clock_gettime(CLOCK_REALTIME, &now);
+    clock_gettime(CLOCK_BOOTTIME, &up);
+    double since_s = row->start_ticks ? row->start_ticks / (double)sysconf(_SC_CLK_TCK) : up.tv_sec;
+    return (unsigned long long)((now.tv_sec - up.tv_sec + since_s) * 1e6 + (now.tv_nsec - up.tv_nsec) / 1e3);
+}
+
 /* The latest process of a pid wins, as with the driver. */
 int nvmlDeviceGetAccountingStats(void *handle, unsigned pid, struct accounting *out) {
     BEGIN_GPU(handle);
@@ -317,6 +351,7 @@ int nvmlDeviceGetAccountingStats(void *handle, unsigned pid, struct accounting *
         memset(out, 0, sizeof *out);
         out->peak_bytes = is_forced ? forced : row->peak_bytes;
         out->running = runs(row);
+        out->start_us = start_us(row);
         return SUCCESS;
     }
     return NOT_FOUND;

@@ -23,6 +23,7 @@ enum {
     NOT_FOUND = 6,
     INSUFFICIENT_SIZE = 7,
     DRIVER_NOT_LOADED = 9,
+    FUNCTION_NOT_FOUND = 13,
     ARGUMENT_VERSION_MISMATCH = 25,
     UNKNOWN = 999,
 };
@@ -36,6 +37,7 @@ enum {
 #define NOT_AVAILABLE UINT64_MAX /* NVML's own "no value" for 64-bit numbers */
 
 enum { ROW_CHECKED = 1, ROW_LEAKS = 2, ROW_HIDDEN = 4, ROW_GRAPHICS = 8, ROW_BOTH = 16 };
+enum { LISTS_SHUFFLED = 1, LISTS_WITHOUT_V3 = 2 }; /* how a GPU's driver lists processes */
 enum { FAULT_NONE = 0, FAULT_RETURN = 1, FAULT_VALUE = 2, FAULT_BLOCK = 3 };
 
 struct gpu {
@@ -44,6 +46,7 @@ struct gpu {
     uint64_t energy_mj, energy_since_ns, throttle_reasons;
     uint32_t temperature_c, memory_temperature_c, power_mw, utilization_percent, memory_utilization_percent;
     uint32_t energy_supported, accounting, mig, compute_mode, persistence;
+    uint32_t lists, pad;
     uint32_t parent, instance; /* of a MIG instance: the index of its GPU and its number there; else UNSUPPORTED */
 };
 

@@ -31,6 +31,8 @@ MAGIC = 0x4E564D4C
 MAX_GPUS, MAX_PROCESSES, MAX_FAULTS, MAX_FUNCTIONS = 16, 256, 32, 96
 CHECKED, LEAKS, HIDDEN, GRAPHICS, BOTH = 1, 2, 4, 8, 16
 RETURN, VALUE, BLOCK = 1, 2, 3
+SHUFFLED, WITHOUT_V3 = 1, 2
+"""In a GPU's ``lists``: rows of the third list of processes that have another layout; no third list at all."""
 
 _U32, _I32, _U64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint64
 
@@ -46,6 +48,7 @@ class FoundGpu(ctypes.Structure):
         *((name, _U32) for name in ("temperature_c", "memory_temperature_c", "power_mw")),
         *((name, _U32) for name in ("utilization_percent", "memory_utilization_percent")),
         *((name, _U32) for name in ("energy_supported", "accounting", "mig", "compute_mode", "persistence")),
+        *((name, _U32) for name in ("lists", "pad")),
         *((name, _U32) for name in ("parent", "instance")),
     ]
 
