@@ -27,7 +27,7 @@ def no_driver(monkeypatch):
 def test_without_a_gpu_it_says_what_still_works_and_ends_well(no_driver, tmp_path, capsys):
     assert main(["doctor", "--quick", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "less GPU: none: libnvidia-ml.so.1 is not there; predictions on the virtual GPU, verify, report" in out
+    assert "warning GPU: none: libnvidia-ml.so.1 is not there; predictions on the virtual GPU, verify, report" in out
     assert "-> to measure, install the NVIDIA driver" in out
     assert out.splitlines()[-1] == "ready to predict on a virtual GPU, which needs no GPU: pytest feasibility"
 

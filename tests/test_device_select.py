@@ -104,12 +104,12 @@ def test_the_virtual_gpu_asks_no_driver(fake_nvml):
 HALF_SET_UP = """
 import sys
 from pathlib import Path
-from colocate.device import choice
+from colocate.device import select
 from colocate.device.select import choose_device
 folder = Path(sys.argv[1])
 (folder / "nvidia0").touch()
-(folder / choice.nvidia.LIBRARY).touch()
-choice.DEVICE_FOLDER, choice.LIBRARY_FOLDERS = str(folder), ("/nowhere", str(folder))
+(folder / select.LIBRARY).touch()
+select.DEVICE_FOLDER, select.LIBRARY_FOLDERS = str(folder), ("/nowhere", str(folder))
 print(choose_device("auto"))
 """
 
