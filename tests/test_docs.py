@@ -25,13 +25,12 @@ from colocate.report.summary_csv import COLUMNS
 from colocate.results import journal
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.progress_file import NAME as PROGRESS
+from colocate.verdict import ReasonCode
 
 ROOT = Path(__file__).parents[1]
 DOCS = [*sorted((ROOT / "docs").rglob("*.md")), *(path for path in [ROOT / "README.md"] if path.exists())]
 REFERENCE = (ROOT / "docs/reference.md").read_text()
 DESIGN = (ROOT / "docs/design.md").read_text()
-VERDICT = ast.parse((ROOT / "colocate/verdict/rules.py").read_text())
-STAGES = ("_worthless", "_proven_infeasible", "_unproven", "_warnings")
 SETTINGS = (ROOT / "settings/README.md").read_text()
 
 
@@ -94,77 +93,27 @@ def test_every_file_of_a_run_stands_in_the_reference():
     assert {journal.NAME, PROGRESS} <= reported
 
 
-def codes_of_the_code():
-    """Every reason code: the first argument of a Reason, and the first of a pair that becomes a fault or a note."""
-    found = {"kept"}
-    sources = [*(ROOT / "colocate").rglob("*.py"), *(ROOT / "fixtures").glob("*.py")]
-    for path in sources:
-        for node in ast.walk(ast.parse(path.read_text())):
-            found |= set(_codes(node))
-    return found
+def test_the_reference_has_every_reason_code_with_its_meaning():
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", section("Reason codes"), re.M)
+
+    assert rows == [(code.value, code.meaning) for code in ReasonCode]
 
 
-def _codes(node):
-    if isinstance(node, ast.Call):
-        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        owner = ast.unparse(node.func)
-        if name == "Reason" and node.args:
-            yield from _words(node.args[0])
-        elif re.fullmatch(r"self\._?(faults|notes)\.append", owner) and isinstance(node.args[0], ast.Tuple):
-            yield from _words(node.args[0].elts[0])
-        elif name == "refuse" and len(node.args) == 4:
-            yield from _words(node.args[2])
-    if isinstance(node, ast.FunctionDef) and node.name.endswith(("_faults", "notes")):
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.Yield) and isinstance(inner.value, ast.Tuple):
-                yield from _words(inner.value.elts[0])
-    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "fault" and isinstance(node.value, ast.Tuple):
-        yield from _words(node.value.elts[0])
+def test_every_reason_code_is_given_somewhere():
+    sources = [path.read_text() for path in (ROOT / "colocate").rglob("*.py") if path.name != "reasons.py"]
+    code_of_a_role = re.compile(r"^(?:foreground|background)(?=_)")
+    given = set(re.findall(r"[\"}](\w+)\"|ReasonCode\.(\w+)", "\n".join(sources)))
+    words = {word.lower() for pair in given for word in pair if word}
+
+    assert [code for code in ReasonCode if code not in words and code_of_a_role.sub("", code) not in words] == []
 
 
-def _words(node):
-    if isinstance(node, ast.Constant):
-        yield node.value
-    elif isinstance(node, ast.JoinedStr):
-        text = "".join("{}" if isinstance(part, ast.FormattedValue) else part.value for part in node.values)
-        yield from (text.replace("{}", role) for role in ("foreground", "background"))
-
-
-def test_every_reason_code_stands_in_the_reference_and_no_other():
-    assert first_cells(section("Reason codes")) == codes_of_the_code()
-
-
-def codes_of_stage(name):
-    """The codes that a function of the verdict gives, itself or through others."""
-    functions = {node.name: node for node in VERDICT.body if isinstance(node, ast.FunctionDef)}
-    found, waiting, seen = set(), [name], set()
-    while waiting:
-        function = waiting.pop()
-        seen.add(function)
-        for node in ast.walk(functions[function]):
-            found |= set(_codes(node))
-            if isinstance(node, ast.Name) and node.id in functions and node.id not in seen:
-                waiting.append(node.id)
-    return found
-
-
-def test_every_reason_code_of_the_verdict_stands_with_its_stage():
-    worthless, infeasible, unproven, beside = map(codes_of_stage, STAGES)
-    tables = [first_cells(part) for part in section("Reason codes").split("\n\n| code")[1:]]
-
-    assert worthless <= tables[0]
-    assert infeasible == tables[1]
-    assert unproven | {"runs_missing", "spread"} == tables[2]
-    assert beside <= tables[3]
-
-
-def test_the_rules_name_every_code_that_speaks_of_them():
+def test_the_rules_of_the_design_name_reason_codes():
     rows = [line.split("|") for line in DESIGN.splitlines() if re.match(r"\| [1-7]\. ", line)]
-    broken, unproven = ({code for row in rows for code in re.findall(r"`(\w+)`", row[place])} for place in (2, 3))
+    codes = {code for row in rows for place in (2, 3) for code in re.findall(r"`(\w+)`", row[place])}
 
     assert len(rows) == 7
-    assert broken == codes_of_stage("_proven_infeasible")
-    assert unproven == codes_of_stage("_unproven")
+    assert codes <= set(ReasonCode)
 
 
 def test_endings_without_a_verdict_stand_in_the_reference():

@@ -202,7 +202,7 @@ def value_of(group: Any) -> int:
 def verdict(outcome: str, *codes: str) -> Any:
     from types import SimpleNamespace
 
-    from colocate.verdict.rules import Outcome, Reason, Verdict
+    from colocate.verdict import Outcome, Reason, Verdict
 
     reasons = tuple(Reason(code, code) for code in codes)
     found = Verdict(Outcome(outcome), "measured", reasons, (), 1, 1, 1, 100, 99, "stable", 1.0, (), (), False)

@@ -26,7 +26,8 @@ from colocate.verdict.memory_history import by_allocators, by_lists
 from colocate.verdict.overlap import foreground_window
 from colocate.verdict.plan_verdict import AGAIN, PlanVerdict
 from colocate.verdict.predicted_peak import LESS, MORE, PeakRange, allocator_range, member_range
-from colocate.verdict.rules import MemoryClass, Outcome, Reason, Verdict, judge, memory_class
+from colocate.verdict.reasons import Reason, ReasonCode
+from colocate.verdict.rules import MemoryClass, Outcome, Verdict, judge, memory_class
 from colocate.verdict.worst_case_peak import WorstCasePeak
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "ProcessRun",
     "ProgressEvent",
     "Reason",
+    "ReasonCode",
     "Sample",
     "Trace",
     "Verdict",

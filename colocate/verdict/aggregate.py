@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from colocate.units import format_mib
-from colocate.verdict.rules import Outcome, Reason, Verdict, class_of
+from colocate.verdict.reasons import Reason
+from colocate.verdict.rules import Outcome, Verdict, class_of
 
 WORST_LAST = (Outcome.FEASIBLE, Outcome.INCONCLUSIVE, Outcome.INFEASIBLE)
 

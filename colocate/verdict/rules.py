@@ -25,6 +25,7 @@ from colocate.verdict.evidence import Evidence, Member, OutOfMemory
 from colocate.verdict.measured_peak import SPIKE_BYTES, PeakReading, left_no_trace, measured_peak, readings
 from colocate.verdict.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
 from colocate.verdict.predicted_peak import PeakRange, predicted_peak
+from colocate.verdict.reasons import Reason
 from colocate.verdict.worst_case_peak import WorstCasePeak, worst_case_peak
 
 # The study's classes change at 3000 and 4000 MiB of its limit of 7500 MiB; another limit has the same shares.
@@ -43,17 +44,6 @@ class Outcome(StrEnum):
     FEASIBLE = "FEASIBLE"
     INFEASIBLE = "INFEASIBLE"
     INCONCLUSIVE = "INCONCLUSIVE"
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why: a code for machines and a sentence for people."""
-
-    code: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.text} [{self.code}]"
 
 
 def memory_class(peak_bytes: int, limit_bytes: int) -> MemoryClass:
