@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from colocate.errors import DeviceError, InconclusiveError
 from colocate.plugin.session import cases, run_directory_of
-from colocate.plugin.outcomes import attach, conclude, record_of
+from colocate.plugin.outcomes import attach, record_of
 from colocate.results.attempts import Attempt, GroupResult
 from colocate.units import MIB
 from colocate.verdict import Outcome, Reason, Verdict
@@ -86,7 +86,12 @@ def test_group(group, directory, request):
     found = known.get(way, known["feasible"])
     attempt = Attempt(directory, {}, found)
     attach(request.node, record_of(group, GroupResult(attempt, found, (attempt,))))
-    conclude(found)
+    if found.outcome is Outcome.INCONCLUSIVE:
+        raise InconclusiveError(str(found))
+    assert not found.out_of_memory, str(found)
+    assert not found.over_limit, str(found)
+    assert found.epoch_finished, str(found)
+    assert found.feasible, str(found)
 """
 
 

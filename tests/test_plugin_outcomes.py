@@ -2,14 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import evidence, trace
 from groups import group, training
 
-from colocate.errors import InconclusiveError
-from colocate.plugin.outcomes import Infeasible, conclude, plain, properties, unjudged
+from colocate.plugin.outcomes import plain, properties, unjudged
 from colocate.results.schema import RECORD_FIELDS
 from colocate.units import MIB
-from colocate.verdict.rules import Outcome, judge
+from colocate.verdict.rules import Outcome
 
 
 @pytest.mark.parametrize(
@@ -40,11 +38,3 @@ def test_unknown_numbers_are_left_out_of_junit_and_sizes_are_mib():
     assert found["reasons"] == "its script is not there"
     assert "headroom_mib" not in found
     assert "background" not in found
-
-
-def test_a_case_ends_by_its_verdict():
-    conclude(judge(evidence()))
-    with pytest.raises(Infeasible, match=r"INFEASIBLE \(measured\): peak 7600 MiB, limit 7500 MiB \[peak_over_limit\]"):
-        conclude(judge(evidence(trace=trace(*[230] * 3, *[7600] * 20, 230))))
-    with pytest.raises(InconclusiveError, match="no_baseline"):
-        conclude(judge(evidence(baseline_bytes=None)))

@@ -42,13 +42,6 @@ def test_the_keys_of_the_study_are_there(directory: GroupDirectory) -> None:
     assert document["background"]["log_directory"] == "background_logs"
 
 
-def test_a_foreground_that_was_ended_early_is_no_success_of_the_study(directory: GroupDirectory) -> None:
-    verdict = write_record(directory, GROUP, evidence(decided_early="memory repeats"), [], "run_1")
-
-    assert verdict.feasible
-    assert json.loads(directory.experiment.read_text())["foreground"]["training_success"] is False
-
-
 def test_a_record_of_another_schema_is_told_by_its_place(directory: GroupDirectory) -> None:
     write_record(directory, GROUP, evidence(), [], "run_1")
     document = json.loads(directory.experiment.read_text())

@@ -244,8 +244,7 @@ def remembered(
         evidence = group_result.deciding.evidence
         pair = _places_of(evidence, places)
         verdict = group_result.verdict
-        early = verdict.feasible and any(one.evidence.get("decided_early") for one in group_result.last)
-        if pair is None or early or not _is_measured_on(evidence["device"], gpu_bytes, gpu_name):
+        if pair is None or not _is_measured_on(evidence["device"], gpu_bytes, gpu_name):
             continue
         if verdict.limit_bytes == problem.limit_bytes and verdict.outcome is not Outcome.INCONCLUSIVE:
             known[pair] = verdict.feasible

@@ -167,7 +167,6 @@ def _own(training: "Training", folder: Path) -> dict[str, Any]:
         "repeat_args": list(training.repeat_args),
         "dry_run_args": list(training.dry_run_args),
         "ready_timeout_s": training.ready_timeout_s,
-        "ready_pattern": training.ready_pattern,
         "progress_pattern": training.progress_pattern,
         "metric_patterns": dict(training.metric_patterns),
     }

@@ -94,15 +94,12 @@ def observing(
     *,
     plan: str,
     asks: bool = True,
-    until_decided: bool = False,
 ) -> Iterator[GroupRun]:
     """A group under watch, before anything has started; leaving early writes a record that says so."""
     meter = CpuEnergyMeter()
     with (
         Sampler(device, cpu_energy=meter) as monitor,
-        GroupRun(
-            group, device, monitor, directory, plan=plan, cpu_energy=meter, asks=asks, until_decided=until_decided
-        ) as observation,
+        GroupRun(group, device, monitor, directory, plan=plan, cpu_energy=meter, asks=asks) as observation,
     ):
         monitor.wait_for_sample(timeout_s=2.0)
         try:

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import permutations
 from pathlib import Path
@@ -27,7 +26,7 @@ from colocate.harness.training_monitor import TrainingMonitor
 from colocate.plan import Group, Role, Training
 from colocate.process import Command, KeepAlive, Process, RestartPolicy, start, stop_all
 from colocate.results import GroupDirectory, Heartbeat, packages, write_record
-from colocate.verdict import Evidence, Limits, Member, ProgressEvent, Verdict, judge
+from colocate.verdict import Evidence, Limits, Member, ProgressEvent, Verdict
 
 TICK_S = 0.05
 
@@ -43,13 +42,9 @@ GOES_ON_S = 5.0
 
 TERMINATION_GRACE_S = 10.0
 
-# How often a run that may end early looks whether it may.
-DECISION_EVERY_S = 1.0
-
 # With less room than this a training may fail for want of a place to write, which says nothing about the GPU.
 LEAST_ROOM_BYTES = 1024**2
 
-REPEATS = "every phase was seen and memory repeats"
 
 _log = logging.getLogger("colocate")
 
@@ -65,7 +60,6 @@ class GroupRun:
             processes, and in the run's quarantine goes a GPU that nothing may be measured on after this.
         plan: Name of the plan.
         cpu_energy: Runs since the monitor was started; None where nobody wants to know.
-        until_decided: End the foreground as soon as nothing can change the verdict any more.
         asks: After an out-of-memory on the virtual GPU, find out what the training wanted.
     """
 
@@ -79,7 +73,6 @@ class GroupRun:
         plan: str,
         cpu_energy: CpuEnergyMeter | None = None,
         asks: bool = True,
-        until_decided: bool = False,
     ) -> None:
         self.group = group
         self.directory = directory
@@ -97,9 +90,6 @@ class GroupRun:
         )
         self._faults: list[tuple[str, str]] = []
         self._asks = asks
-        self._until_decided = until_decided
-        self._decided: str | None = None
-        self._decision_due_t = 0.0
         self._stepping_s: float | None = None
         self.verdict: Verdict | None = None
         self._cpu_energy = cpu_energy
@@ -170,21 +160,13 @@ class GroupRun:
             return
         deadline = process.started_t + self._timeout_s
         self._wait_until(
-            lambda: (
-                process.poll() is not None
-                or self._is_stalled(training)
-                or self._must_end()
-                or enough()
-                or self._is_decided()
-            ),
+            lambda: process.poll() is not None or self._is_stalled(training) or self._must_end() or enough(),
             deadline,
         )
         ended_t = time.monotonic()
         self._monitor.ask_for_vitals()
-        if process.poll() is None and (enough() or self._decided is not None):
+        if process.poll() is None and enough():
             process.stop(TERMINATION_GRACE_S)
-            if self._background is not None and self._decided is not None:
-                self._wait_for_closing_step(self._background, ended_t)
         elif process.poll() is None:
             self._end_foreground(process, ended_t)
         elif self._background is not None:
@@ -324,7 +306,6 @@ class GroupRun:
             run=self.directory.repeat,
             notes=(*self._gpu.notes, *self._notes(foreground)),
             host=environment.host(),
-            decided_early=self._decided_early(foreground),
         )
 
     @property
@@ -491,26 +472,6 @@ class GroupRun:
 
     def _is_lost(self) -> bool:
         return self._monitor.lost is not None
-
-    def _is_decided(self) -> bool:
-        """By what was seen so far the verdict stands; asked once in a while, for it takes the whole evidence."""
-        if not self._until_decided or self._decided is not None or time.monotonic() < self._decision_due_t:
-            return self._decided is not None
-        self._decision_due_t = time.monotonic() + DECISION_EVERY_S
-        so_far = replace(self.evidence(), returned_to_baseline=True, decided_early="asked")
-        verdict = judge(so_far)
-        if verdict.out_of_memory or verdict.over_limit:
-            self._decided = "it is proven that they do not fit; the rest was not run"
-        elif verdict.feasible:
-            self._decided = REPEATS
-        return self._decided is not None
-
-    def _decided_early(self, foreground: Member) -> str | None:
-        """Why it was ended, with the epochs in the end: one may have been finished since the decision."""
-        if self._decided != REPEATS:
-            return self._decided
-        asked, done = self.group.foreground.hyperparameters.get("epochs", 1), len(foreground.epochs)
-        return f"{REPEATS}; {done} of {asked} epochs were finished, and what comes later was not seen"
 
     def _must_end(self) -> bool:
         """The GPU is lost, or a log cannot be written any more: without one nobody can tell what a training did."""

@@ -38,7 +38,7 @@ SPOILED = frozenset(
         *("foreign_process", "gpu_not_returned"),
     }
 )
-_ESSENTIAL = ("versions", "device", "decided_early", "run", "attempt")
+_ESSENTIAL = ("versions", "device", "run", "attempt")
 _GRACE_S = 2.0
 
 MOST_REPORTED = 20  # groups of which the same is to be said are told one by one up to this number
@@ -125,13 +125,11 @@ def _judge(directory: GroupDirectory) -> bool:
     return True
 
 
-def decide(
-    run: RunDirectory, groups: Iterable[Group], gpus: Iterable[FoundGpu], *, early: bool = True
-) -> tuple[Decision, ...]:
-    """One decision per group of the plan, in its order; ``early`` keeps those too that were decided early."""
+def decide(run: RunDirectory, groups: Iterable[Group], gpus: Iterable[FoundGpu]) -> tuple[Decision, ...]:
+    """Decide for every group of the plan, in its order, whether its verdict is reused."""
     found, allowed = group_results(run, essentials, every=True), tuple(gpus)
     rebooted = _rebooted(run)
-    return tuple(_decide(run, group, found.get(group.id), allowed, rebooted, early) for group in groups)
+    return tuple(_decide(run, group, found.get(group.id), allowed, rebooted) for group in groups)
 
 
 def essentials(experiment: dict[str, Any]) -> dict[str, Any]:
@@ -162,15 +160,13 @@ def reported(decisions: Sequence[Decision]) -> list[str]:
 
 
 def _decide(
-    run: RunDirectory, group: Group, found: GroupResult | None, gpus: tuple[FoundGpu, ...], rebooted: bool, early: bool
+    run: RunDirectory, group: Group, found: GroupResult | None, gpus: tuple[FoundGpu, ...], rebooted: bool
 ) -> Decision:
     if found is None:
         return Decision(group.id, _why_without_verdict(run, group, rebooted))
     sound, reasons = [], []
     for attempt in found.last:
         reason = _why_again(attempt, group, gpus)
-        if reason is None and not early and attempt.verdict.feasible and attempt.evidence.get("decided_early"):
-            reason = "it was decided early, and now a whole run is asked for"
         if reason is None:
             sound.append(attempt)
         else:

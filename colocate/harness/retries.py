@@ -22,7 +22,6 @@ class Retries:
         max_retries: The most attempts that may be added because of what spoiled one.
         wait_s: How long to wait for a GPU that others use.
         done: Attempts of an earlier session that hold: their runs are not repeated.
-        until_decided: End each as soon as nothing can change its verdict any more.
     """
 
     group: Group
@@ -32,7 +31,6 @@ class Retries:
     max_retries: int
     wait_s: float = 0.0
     done: tuple[Attempt, ...] = ()
-    until_decided: bool = False
 
     def settle(self, first: GroupRun) -> GroupResult:
         """Repeat what is to be repeated; what all attempts of this session come to.
@@ -68,8 +66,7 @@ class Retries:
         directory = new_directory(self.run, self.group, number)
         directories.append(directory)
         device = fresh(self.device, directory.virtual_gpu)
-        early = self.until_decided
-        with observing(self.group, device, directory, plan=self.plan, until_decided=early) as observation:
+        with observing(self.group, device, directory, plan=self.plan) as observation:
             run_to_the_end(observation, self.wait_s)
             return observation
 

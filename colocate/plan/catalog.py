@@ -56,7 +56,6 @@ class Training:
     repeat_args: tuple[str, ...] = ()
     dry_run_args: tuple[str, ...] = ()
     ready_timeout_s: float = READY_TIMEOUT_S
-    ready_pattern: str | None = None
     progress_pattern: str | None = None
     metric_patterns: Mapping[str, str] = field(default_factory=dict)
     unpassed: tuple[str, ...] = ()
@@ -133,7 +132,6 @@ class Catalog:
             repeat_args=tuple(of_model(spec.repeat_args, model, [])),
             dry_run_args=tuple(of_model(spec.dry_run_args, model, [])),
             ready_timeout_s=of_model(spec.ready_timeout_s, model, READY_TIMEOUT_S),
-            ready_pattern=of_model(spec.ready_pattern, model, None),
             progress_pattern=of_model(spec.progress_pattern, model, None),
             metric_patterns=dict(spec.performance_metrics.log_patterns),
             unpassed=tuple(name for name in passed if supported[name].flag is None),

@@ -122,7 +122,6 @@ class Repository(Settings):
     ready_timeout_s: Annotated[
         dict[str, Annotated[float, Field(gt=0)]], *_per_model({"type": "number", "exclusiveMinimum": 0})
     ] = Field(default={})
-    ready_pattern: Annotated[dict[str, Pattern], *_per_model({"type": "string"})] = Field(default={})
     progress_pattern: Annotated[dict[str, Pattern], *_per_model({"type": "string"})] = Field(default={})
     env: Environment = Field(default={})
 
@@ -157,7 +156,7 @@ def check(document: CatalogFile, mistakes: Mistakes) -> None:
 
 def _models_named(spec: Repository) -> Iterator[tuple[Place, str]]:
     """Every place of a repository's entry that names a model."""
-    for key in ("command", "uses_gpu", "repeat_args", "dry_run_args", "ready_timeout_s", "ready_pattern"):
+    for key in ("command", "uses_gpu", "repeat_args", "dry_run_args", "ready_timeout_s"):
         yield from (((key, model), model) for model in getattr(spec, key))
     yield from ((("progress_pattern", model), model) for model in spec.progress_pattern)
     for name, kind in spec.supported_hyperparams.items():

@@ -491,7 +491,6 @@ class _Draft:
             repeat_args=tuple(member.repeat_args),
             dry_run_args=tuple(member.dry_run_args),
             ready_timeout_s=member.ready_timeout_s,
-            ready_pattern=member.ready_pattern,
             progress_pattern=member.progress_pattern,
             metric_patterns=dict(member.metric_patterns),
             written={**dict(zip(argv, member.command, strict=True)), str(cwd): member.cwd or "."},

@@ -113,14 +113,13 @@ class TrainingSpec(Settings):
     )
     dry_run_args: list[str] = Field(default_factory=list, description="added on the virtual GPU")
     ready_timeout_s: float = Field(default=READY_TIMEOUT_S, gt=0)
-    ready_pattern: Pattern | None = None
     progress_pattern: Pattern | None = None
     metric_patterns: dict[str, Metric] = Field(default_factory=dict)
 
 
 KEYS_OF_COMMANDS = (
     *("command", "name", "cwd", "env", "uses_gpu", "repeat_args", "dry_run_args"),
-    *("ready_timeout_s", "ready_pattern", "progress_pattern", "metric_patterns"),
+    *("ready_timeout_s", "progress_pattern", "metric_patterns"),
 )
 _STUDY_ENTRY = frozenset({"experiment_id", "experiment_type", "expected_performance"})
 

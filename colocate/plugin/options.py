@@ -86,11 +86,6 @@ def add_options(parser: pytest.Parser) -> None:
         choices=("infeasible", "undecided"),
         help="Try what is proposed for groups that do not fit, at the end; =undecided: also for those undecided.",
     )
-    add(
-        "--until-decided",
-        action="store_true",
-        help="End a group as soon as nothing can change its verdict any more; its epoch may then not be finished.",
-    )
     add("--wait", type=arguments.seconds, default=0.0, metavar="SECONDS", help="How long to wait for a busy GPU (0).")
 
 

@@ -16,7 +16,7 @@ from colocate.files import read_json
 from colocate.plugin.session import group_of
 from colocate.results import RECORD_FIELDS, GroupDirectory, journal
 from colocate.units import to_mib
-from colocate.verdict import Outcome, Verdict
+from colocate.verdict import Outcome
 
 if TYPE_CHECKING:
     from colocate.plan import Group
@@ -32,10 +32,6 @@ INTERRUPTED = "INTERRUPTED"
 CRASHED = "CRASHED"
 
 _RECORD = pytest.StashKey[Record]()
-
-
-class Infeasible(AssertionError):
-    """A group does not fit; the message is its verdict."""
 
 
 def record_of(group: "Group", group_result: "GroupResult") -> Record:
@@ -133,19 +129,6 @@ def attach(node: pytest.Item, record: Record) -> None:
 def record_on(node: pytest.Item) -> Record:
     """The record that was attached to a case."""
     return node.stash[_RECORD]
-
-
-def conclude(verdict: Verdict) -> None:
-    """End a case by its verdict: returns when feasible.
-
-    Raises:
-        Infeasible: the group does not fit; becomes FAILED.
-        InconclusiveError: the evidence carries no verdict; becomes ERROR.
-    """
-    if verdict.outcome is Outcome.INFEASIBLE:
-        raise Infeasible(str(verdict))
-    if verdict.outcome is Outcome.INCONCLUSIVE:
-        raise InconclusiveError(str(verdict))
 
 
 class Outcomes:

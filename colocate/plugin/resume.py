@@ -139,7 +139,7 @@ def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> 
     run = find_run(folder(config, "results", session.home), config.option.resume, session.plan.name)
     hold(config, run)
     done = take_up(run)
-    decisions = decide(run, session.plan.groups, session.gpus, early=config.option.until_decided)
+    decisions = decide(run, session.plan.groups, session.gpus)
     session.decisions = {decision.group: decision for decision in decisions}
     session.earlier = {row.group: _standing(session.decisions.get(row.group)) for row in read_run(run.path).rows}
     session.notes += [f"resume: {line}" for line in [*done, *reported(decisions)]]
@@ -178,7 +178,7 @@ def explain(config: pytest.Config) -> int:
     current = session.start(config)
     try:
         run = find_run(folder(config, "results", current.home), config.option.resume or "", current.plan.name)
-        decisions = decide(run, current.plan.groups, _gpus(config, current), early=config.option.until_decided)
+        decisions = decide(run, current.plan.groups, _gpus(config, current))
     except ColocateError as error:
         raise pytest.UsageError(str(error)) from error
     print(f"run: {run.path}")

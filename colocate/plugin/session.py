@@ -240,13 +240,9 @@ def start(config: pytest.Config) -> Session:
     """Read the plan, apply it to ``-k``, and make marks of its tiers.
 
     Raises:
-        pytest.UsageError: plan, catalog, ``-k`` or two options together cannot be used; one line per mistake, exit
+        pytest.UsageError: plan, catalog or ``-k`` cannot be used; one line per mistake, exit
             code 4.
     """
-    if config.option.compare_solo and config.option.until_decided:
-        raise pytest.UsageError(
-            "--compare-solo: expected whole runs to compare, found --until-decided, which ends them early"
-        )
     try:
         with lasting():
             session = Session(_load(config), home(config))

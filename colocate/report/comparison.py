@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from colocate.plan import ROLES
 from colocate.report.html.elements import Html, el, scrolling_table
-from colocate.results import Record, Row, colour, is_early, judged_text, mapping, outcome_text, peak_text
+from colocate.results import Record, Row, colour, judged_text, mapping, peak_text
 from colocate.units import MIB, duration_text, format_mib, plural, to_mib
 from colocate.verdict import Outcome
 
@@ -158,8 +158,6 @@ def _number_texts(diff: GroupDiff) -> Iterator[str]:
         yield f"time {diff.duration_s:+.0f} s"
     if diff.other_gpu:
         yield "another basis or GPU"
-    if is_early(diff.before) != is_early(diff.after):
-        yield f"only the {'earlier' if is_early(diff.before) else 'later'} run decided it early"
 
 
 def section(comparison: Comparison) -> Html:
@@ -204,4 +202,4 @@ def _growth(num_bytes: int | None) -> str:
 def _badge(record: Record | None) -> Html:
     if record is None:
         return el("td", "absent", class_="muted")
-    return el("td", el("span", outcome_text(record), class_=f"badge {colour(record['outcome'])}"))
+    return el("td", el("span", judged_text(record), class_=f"badge {colour(record['outcome'])}"))

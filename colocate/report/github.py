@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from colocate.report.comparison import SAME_BYTES, Comparison, GroupDiff, settings_text, summary
-from colocate.results import Part, Record, headroom_text, judged_text, outcome_text, over_budget_bytes, peak_text
+from colocate.results import Part, Record, headroom_text, judged_text, over_budget_bytes, peak_text
 from colocate.units import duration_text, format_mib, to_mib
 from colocate.verdict import Outcome
 
@@ -78,7 +78,7 @@ def _comparison_row(diff: GroupDiff, allowed_bytes: int | None) -> list[str]:
     why = broken(diff, allowed_bytes)
     grown = diff.peak_bytes
     sign = ":x:" if why else ":warning:" if grown is not None and grown > SAME_BYTES else ""
-    texts = [("" if one is None else outcome_text(one)) for one in (diff.before, diff.after)]
+    texts = [("" if one is None else judged_text(one)) for one in (diff.before, diff.after)]
     peaks = [("" if one is None else peak_text(one)) for one in (diff.before, diff.after)]
     growth = "" if grown is None else f"{to_mib(grown):+.0f} MiB"
     return [sign, diff.group, *texts, *peaks, growth, why or ""]
@@ -117,7 +117,7 @@ def _run_row(record: Record) -> list[str]:
         f" over budget by {format_mib(over, beside=0)}" if over is not None else ""
     )
     cells = [peak_text(record), headroom_text(record), duration_text(record["duration_s"])]
-    return [sign, str(record["group"]), outcome_text(record), *cells, why.strip()]
+    return [sign, str(record["group"]), judged_text(record), *cells, why.strip()]
 
 
 def annotations_of_run(records: Iterable[Record]) -> Iterator[str]:

@@ -127,7 +127,7 @@ def _foreground(
         "duration_seconds": _duration_s(member),
         "energy_metrics": _energy([reading[2] for reading in vitals], evidence),
         "performance_metrics": member.epochs[-1].metrics if member.epochs else member.metrics,
-        "training_success": verdict.feasible and evidence.decided_early is None,
+        "training_success": verdict.feasible,
         "retries": evidence.attempt - 1,
         "error_message": "; ".join(map(str, verdict.reasons)),
     }

@@ -23,16 +23,6 @@ def peak_text(record: Record) -> str:
     return f"{span_text(low, high, beside=limit)} MiB"
 
 
-def is_early(record: Record | None) -> bool:
-    """A run of it was ended before its foreground's own end, because its verdict was decided."""
-    return record is not None and any(text.endswith("[decided_early]") for text in record.get("warnings") or ())
-
-
-def outcome_text(record: Record) -> str:
-    """The outcome, its basis, and whether it was decided early: what was not seen must not pass for seen."""
-    return f"{judged_text(record)}{', decided early' if is_early(record) else ''}"
-
-
 def headroom_text(record: Record) -> str:
     """Limit minus peak; below zero when the peak is over the limit."""
     return format_mib(record["headroom_bytes"], beside=0)
@@ -67,8 +57,6 @@ def line_of(record: Record) -> str:
         numbers += f", {format_mib(over, beside=0)} over budget"
     if record.get("reused"):
         numbers += ", kept"
-    if is_early(record):
-        numbers += ", decided early"
     return f"{record['group']} {judged_text(record)} {numbers}"
 
 

@@ -49,5 +49,4 @@ def _verify(directory: GroupDirectory) -> Verified:
         return Verified(group, False, f"no verdict on disk; judged now: {again}")
     if record.verdict != again:
         return Verified(group, False, f"expected {again}, found {record.verdict}")
-    early = " (decided early)" if record.evidence.decided_early is not None else ""
-    return Verified(group, True, f"agrees, {again}{early}")
+    return Verified(group, True, f"agrees, {again}")

@@ -10,19 +10,12 @@ from colocate.verdict.rules import Outcome, Verdict, class_of
 WORST_LAST = (Outcome.FEASIBLE, Outcome.INCONCLUSIVE, Outcome.INFEASIBLE)
 
 
-def _early(verdicts: Sequence[Verdict], worst: Verdict) -> list[Reason]:
-    """That another run than the worst one was decided early: the group was not seen as often as it seems."""
-    found = [one for verdict in verdicts for one in verdict.warnings if one.code == "decided_early"]
-    return [] if any(one.code == "decided_early" for one in worst.warnings) else found[:1]
-
-
 def combine(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict of a group that was run several times: it rests on the worst run, and the spread is shown.
 
     A group that fits by less than its runs differ among themselves is inconclusive: the next run may not fit.
     """
     worst = max(verdicts, key=lambda verdict: (WORST_LAST.index(verdict.outcome), verdict.peak_bytes or 0))
-    worst = replace(worst, warnings=(*worst.warnings, *_early(verdicts, worst)))
     peaks = [verdict.peak_bytes for verdict in verdicts if verdict.peak_bytes is not None]
     if len(verdicts) == 1 or not peaks:
         return worst

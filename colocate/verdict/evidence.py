@@ -325,8 +325,7 @@ class Evidence:
 
     ``faults`` are failures of the harness or the GPU, each with its reason code; any of them forbids a verdict.
     ``notes`` are what else is worth knowing, coded alike. ``attempt`` counts the times that this run of the group was
-    begun, ``run`` the runs that the plan asks for. ``host`` is the machine. ``decided_early`` says why the foreground
-    was ended before its own end, because nothing could change the verdict any more; None in a whole run.
+    begun, ``run`` the runs that the plan asks for. ``host`` is the machine.
     """
 
     group: str
@@ -351,7 +350,6 @@ class Evidence:
     run: int = 1
     notes: tuple[tuple[str, str], ...] = ()
     host: str | None = None
-    decided_early: str | None = None
     schema: int = SCHEMA
 
     @property

@@ -10,7 +10,7 @@ class ReasonCode(StrEnum):
 
     meaning: str
 
-    def __new__(cls, code: str, meaning: str) -> Self:
+    def __new__(cls, code: str, meaning: str = "") -> Self:
         """Make a member that is equal to its code."""
         member = str.__new__(cls, code)
         member._value_ = code
@@ -106,10 +106,6 @@ class ReasonCode(StrEnum):
     COMPLETION_BY_EXIT_CODE = ("completion_by_exit_code", "only the exit code says that the foreground finished")
     BACKGROUND_RESTARTED = ("background_restarted", "the background failed and was started again")
     LEFTOVERS = ("leftovers", "processes that a training left had to be ended")
-    DECIDED_EARLY = (
-        "decided_early",
-        "the foreground was ended before its own end, with --until-decided; what comes later was not seen",
-    )
     ASSUMPTION = ("assumption", "what the emulation had to assume")
     CONSTRAINED_DEVICE = (
         "constrained_device",

@@ -20,7 +20,6 @@ from pydantic import TypeAdapter
 
 from colocate.device import Basis
 from colocate.units import format_mib
-from colocate.verdict import early_stopping
 from colocate.verdict.evidence import Evidence, Member, OutOfMemory
 from colocate.verdict.measured_peak import SPIKE_BYTES, PeakReading, left_no_trace, measured_peak, readings
 from colocate.verdict.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
@@ -373,9 +372,9 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
     elif not _started(foreground):
         text = f"{foreground.name} ended with {end} before it trained{_last_word(foreground)}"
         yield Reason("foreground_not_started", text)
-    elif (end is None or end.stopped) and not _may_end_early(evidence):
+    elif end is None or end.stopped:
         yield Reason("foreground_not_ended", f"{foreground.name} was still running when the group was ended")
-    elif _went_on_without_us(foreground) and evidence.decided_early is None:
+    elif _went_on_without_us(foreground):
         names = "; ".join(foreground.process_runs[-1].leftovers)
         text = f"{foreground.name} ended with {end} and left processes that had to be ended: {names}"
         yield Reason("foreground_detached", text)
@@ -449,8 +448,6 @@ def _warnings(evidence: Evidence, apart: PhasePairs) -> Iterator[Reason]:
     if end is not None and end.ok and not evidence.foreground.tells_events:
         text = f"{evidence.foreground.name} writes no events: that it finished rests on its exit code"
         yield Reason("completion_by_exit_code", text)
-    if evidence.decided_early is not None:
-        yield Reason("decided_early", f"ended before the foreground's own end: {evidence.decided_early}")
     yield from _spike(evidence)
     yield from _worst_case(evidence)
     if evidence.device.balloon is not None:
@@ -540,11 +537,6 @@ def _peak_text(peak: PeakRange | None, limit_bytes: int | None = None) -> str:
     sizes = (peak.expected_bytes, peak.low_bytes, peak.high_bytes)
     expected, low, high = (format_mib(size, beside=limit_bytes) for size in sizes)
     return expected if peak.low_bytes == peak.high_bytes else f"{expected} ({low} to {high})"
-
-
-def _may_end_early(evidence: Evidence) -> bool:
-    """The harness ended the foreground because everything repeated, and the record shows that it did."""
-    return evidence.decided_early is not None and early_stopping.repeats(evidence)
 
 
 def _started(member: Member) -> bool:

@@ -19,7 +19,6 @@ from colocate.report.comparison import Comparison, section
 from colocate.report.html import (
     constrained_device,
     details,
-    early_stopping,
     large_table,
     proposals,
     remedies,
@@ -169,7 +168,6 @@ def _warnings(report: Report) -> Iterator[tuple[str, str, str]]:
         text = " these verdicts rest on a simulated allocator and its error bars, not on a GPU. "
         yield "", "PREDICTED:", text + "Measure before you rely on them."
     yield from constrained_device.warnings(report.rows)
-    yield from early_stopping.warnings(report.rows)
     for part in report.parts:
         for run in part.runs:
             if run.goes_on:
