@@ -1,10 +1,11 @@
-"""pytest's options, hooks and fixtures; no logic."""
+"""pytest's options, hooks and fixtures of this checkout; no logic."""
 
 pytest_plugins = (
     "colocate.plugin",
-    "fixtures.run_directory",
-    "fixtures.device",
-    "fixtures.monitor",
-    "fixtures.background",
-    "fixtures.foreground",
+    "colocate.plugin.short_options",
+    "colocate.fixtures.run_directory",
+    "colocate.fixtures.device",
+    "colocate.fixtures.monitor",
+    "colocate.fixtures.background",
+    "colocate.fixtures.foreground",
 )

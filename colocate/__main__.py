@@ -4,4 +4,4 @@ import sys
 
 from colocate.cli import main
 
-sys.exit(main())
+sys.exit(main.main())

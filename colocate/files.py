@@ -18,6 +18,12 @@ from colocate.errors import ColocateError, printable
 _LARGEST = 2**63  # more than any GPU holds bytes and any training makes steps
 
 
+def shipped(name: str) -> Path:
+    """A file or folder that colocate brings along, such as ``settings/models.json``: in the package, or beside it."""
+    package = Path(__file__).parent
+    return package / name if (package / name).exists() else package.parent / name
+
+
 def content(path: Path, most_bytes: int = 1 << 30) -> bytes:
     """All of a file; where somebody put a pipe or a device in its place, nobody waits for what it may say.
 

@@ -12,6 +12,12 @@ from sessions import simulated_machine
 for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):  # sessions of the tests are no part of the job that runs them
     os.environ.pop(name, None)
 
+
+def pytest_configure(config):
+    """Turn every warning into an error: in the project's own tests, not in what people run with it."""
+    config.addinivalue_line("filterwarnings", "error")
+
+
 PASSED: dict[str, list[str]] = {}
 """What every test that passed has seen; in the controller or the only process."""
 

@@ -149,7 +149,7 @@ class Project:
         self.folder = folder
         for name in ("feasibility", "settings"):
             (folder / name).mkdir()
-        (folder / "conftest.py").write_text('pytest_plugins = ("colocate.plugin",)\n')
+        (folder / "conftest.py").write_text('pytest_plugins = ("colocate.plugin", "colocate.plugin.short_options")\n')
         (folder / "pytest.ini").write_text((ROOT / "pytest.ini").read_text())
         (folder / "feasibility/test_groups.py").write_text(CASES)
         (folder / "ways.json").write_text(json.dumps(ways))

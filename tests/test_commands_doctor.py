@@ -29,7 +29,7 @@ def test_without_a_gpu_it_says_what_still_works_and_ends_well(no_driver, tmp_pat
     out = capsys.readouterr().out
     assert "warning GPU: none: libnvidia-ml.so.1 is not there; predictions on the virtual GPU, verify, report" in out
     assert "-> to measure, install the NVIDIA driver" in out
-    assert out.splitlines()[-1] == "ready to predict on a virtual GPU, which needs no GPU: pytest feasibility"
+    assert out.splitlines()[-1] == "ready to predict on a virtual GPU, which needs no GPU: colocate run"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from seen import note
 from sessions import ROOT, Session, alive_below, arguments, plan, run, stand_in
 from test_supervisor import control_group
 
-from colocate.cli import main
+from colocate.cli.main import main
 from colocate.results.layout import RESERVE_BYTES
 from colocate.units import MIB
 

@@ -1,4 +1,4 @@
-"""Real pytest sessions over fabricated verdicts: what a user of ``pytest feasibility`` sees and gets."""
+"""Real pytest sessions over fabricated verdicts: what the user of a run sees and gets."""
 
 import argparse
 import html
@@ -7,8 +7,7 @@ import json
 import pytest
 from stand_in_project import Project, page_rows
 
-from colocate.cli import arguments
-from colocate.plugin import options
+from colocate.cli import arguments, run_options
 
 pytestmark = pytest.mark.slow
 
@@ -219,10 +218,10 @@ def test_a_results_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 
 def test_options_refuse_what_they_cannot_mean():
-    assert options.gpu("8GB") == "8GB"
+    assert run_options.gpu("8GB") == "8GB"
     for parse, text in [
-        (options.gpu, "0"),
-        (options.gpu, "much"),
+        (run_options.gpu, "0"),
+        (run_options.gpu, "much"),
         (arguments.whole, "0"),
         (arguments.seconds, "-1"),
     ]:

@@ -365,7 +365,7 @@ def test_details_give_reason_numbers_picture_files_and_command(run):
     assert "foreground: train from 10.0 s to 20.0 s" in found
     assert 'href="mnist_parallel_001/trace.csv"' in found
     assert "last words" in found
-    assert "<code>pytest feasibility -k group01</code>" in found
+    assert "<code>colocate run -k group01</code>" in found
 
 
 def test_the_command_keeps_the_options_that_chose_the_plan(run):
@@ -376,7 +376,7 @@ def test_the_command_keeps_the_options_that_chose_the_plan(run):
     )
     finish(run, 1)
     stored = read_run(run.path)
-    assert details.command(stored.rows[0], stored) == "pytest feasibility '--plan=a b.json' --gpu=8GB -k group01"
+    assert details.command(stored.rows[0], stored) == "colocate run '--plan=a b.json' --gpu=8GB -k group01"
 
 
 def test_logs_are_shown_from_their_end_and_capped(run):

@@ -1,13 +1,18 @@
-"""The `colocate` command: everything around a run that needs no pytest."""
+"""The ``colocate`` command.
+
+Only what the pytest layer needs is imported here, for that is loaded in everybody's sessions.
+"""
 
 from colocate.cli import arguments
-from colocate.cli.arguments import DEFAULT_PLAN, GROUP, group_named
-from colocate.cli.main import main
+from colocate.cli.arguments import DEFAULT_PLAN, GROUP, default_plan, group_named
+from colocate.cli.run_options import OPTIONS, PREFIX
 
 __all__ = [
     "DEFAULT_PLAN",
     "GROUP",
+    "OPTIONS",
+    "PREFIX",
     "arguments",
+    "default_plan",
     "group_named",
-    "main",
 ]

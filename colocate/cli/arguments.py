@@ -9,10 +9,17 @@ from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 
+from colocate.files import shipped
 from colocate.units import parse_size
 
 DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
 DEVICES = ("auto", "nvidia", "virtual")
+
+
+def default_plan() -> Path:
+    """The plan where none is named: that of the current folder, else the twelve groups that colocate brings along."""
+    return DEFAULT_PLAN if DEFAULT_PLAN.is_file() else shipped(str(DEFAULT_PLAN))
+
 
 GROUP = re.compile(r"group[_-]?0*(\d{1,9})", re.IGNORECASE | re.ASCII)
 

@@ -43,7 +43,7 @@ def near(path: Path) -> str:
 def tell_plan(path: Path, what: str) -> None:
     """Print where a plan was written, what is in it, and how to run it."""
     print(f"plan: {near(path)}: {what}")
-    print(f"run:  pytest feasibility --plan={near(path)}")
+    print(f"run:  colocate run {near(path)}")
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from colocate import __version__
+from colocate.cli.arguments import default_plan
 from colocate.device import (
     LIBRARY,
     POWERCAP,
@@ -41,7 +42,6 @@ State = Literal["ok", "warning", "error"]
 
 NEEDED = ("pytest", "pytest-xdist", "pytest-html", "nvidia-ml-py", "pydantic", "pandas", "psutil")
 WORKLOADS = ("torchvision", "timm", "transformers", "scikit-learn")
-DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
 
 # A run of the twelve groups writes some 10 MiB; checkpoints of trainings are theirs. DataLoader workers pass their
 # batches through shared memory, of which Docker gives 64 MiB.
@@ -89,11 +89,11 @@ def verdict_of(findings: list[Finding]) -> tuple[bool, str]:
     if broken:
         return False, f"no run is possible before this is mended: {', '.join(broken)}"
     if states.get("GPU") == "ok":
-        return True, "ready to measure: pytest feasibility"
+        return True, "ready to measure: colocate run"
     if states.get("GPU") == "error":
-        return False, "the GPU cannot be used as it is; mend it, or predict with: pytest feasibility --device=virtual"
+        return False, "the GPU cannot be used as it is; mend it, or predict with: colocate run --device=virtual"
     if states.get("virtual GPU", "ok") == "ok" and states.get("torch") == "ok":
-        return True, "ready to predict on a virtual GPU, which needs no GPU: pytest feasibility"
+        return True, "ready to predict on a virtual GPU, which needs no GPU: colocate run"
     return False, "no run is possible: there is no GPU, and the virtual GPU does not work"
 
 
@@ -157,7 +157,7 @@ def _gpus() -> Iterator[Finding]:
     stamp = " (SIMULATED)" if any(is_simulated(device) for device in survey.devices) else ""
     yield Finding("GPU", "ok", f"{names}; {driver}{stamp}; {len(survey.devices) - len(busy)} free")
     for reason in busy:
-        yield Finding("GPU in use", "warning", reason, "wait with pytest feasibility --wait=600")
+        yield Finding("GPU in use", "warning", reason, "wait with colocate run --wait=600")
     yield from _process_lists(survey.devices)
     yield _build_for_gpu(first.cuda_version)
     yield _accounting(all(device.accounting for device in survey.devices))
@@ -238,9 +238,7 @@ def _tried(argv: list[str], env: dict[str, str], folder: Path) -> Finding:
 
 
 def _plan(path: Path | None) -> Finding:
-    path = path or next(
-        (p for p in (DEFAULT_PLAN, Path(__file__).parents[2] / DEFAULT_PLAN) if p.exists()), DEFAULT_PLAN
-    )
+    path = path or default_plan()
     try:
         plan = load_plan(path)
     except ColocateError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colocate.cli import common as command
-from colocate.cli.arguments import DEFAULT_PLAN, group_named, number
+from colocate.cli.arguments import DEFAULT_PLAN, default_plan, group_named, number
 from colocate.errors import PlanError
 from colocate.units import format_mib, mib_text, span_text
 
@@ -41,7 +41,7 @@ def add(commands: command.Commands) -> None:
     )
     parser.add_argument("group", metavar="GROUP", help="id of a group of the plan")
     parser.add_argument("--vary", metavar="MEMBER.NAME", help="what varies (foreground.batch_size)")
-    parser.add_argument("--plan", type=Path, default=DEFAULT_PLAN, metavar="FILE", help=f"the plan ({DEFAULT_PLAN})")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help=f"the plan ({DEFAULT_PLAN})")
     command.takes_gpu(parser, "its size or name (a GPU's own, else the plan's)")
     parser.add_argument("--least", type=number, metavar="N", help="the least value that is looked at (the step)")
     parser.add_argument("--most", type=number, metavar="N", help=f"the greatest value that is looked at ({MOST})")
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     from colocate.plan import load_plan
     from colocate.results import RunDirectory
 
-    plan = load_plan(options.plan)
+    plan = load_plan(options.plan or default_plan())
     group, catalog = _group(plan, options.group), plan.load_catalog()
     if group.missing:
         raise PlanError(f"{group.id}: {group.missing}")

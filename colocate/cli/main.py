@@ -1,4 +1,4 @@
-"""The ``colocate`` command: everything around a run that needs no pytest."""
+"""The ``colocate`` command: run a plan, and everything around a run."""
 
 import argparse
 import os
@@ -13,27 +13,60 @@ from colocate.cli import (
     doctor,
     fit,
     follow_up,
+    init,
     merge,
     pack,
     pairs,
     predict,
     report,
+    run,
     speedup,
     verify,
     watch,
 )
-from colocate.cli.common import WRONG_INPUT
+from colocate.cli.common import SUCCESS, WRONG_INPUT
 from colocate.errors import ColocateError
 
-COMMANDS = (doctor, predict, pairs, pack, fit, watch, report, merge, compare, follow_up, speedup, verify, calibrate)
+EPILOG = """\
+to begin with:
+  colocate init "python train.py" "python other.py"    write a plan for two trainings of your own
+  colocate run plan.json                               run it: on a GPU, or predicted without one
+  colocate doctor                                      what this machine can do
+
+Each command shows an example with --help.
+"""
+
+COMMANDS = (
+    run,
+    init,
+    doctor,
+    predict,
+    pairs,
+    pack,
+    fit,
+    watch,
+    report,
+    merge,
+    compare,
+    follow_up,
+    speedup,
+    verify,
+    calibrate,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code: 0 well, 1 a finding, 2 input that cannot be used."""
-    options = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = options.run
+    """Run one subcommand; returns its exit code. Without one, show what there is."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words:
+        _parser().print_help()
+        return SUCCESS
+    if words[0] == "run" and words[1:2] not in (["-h"], ["--help"]):
+        words[1:1] = ["--"]  # what follows is for pytest, options too
+    options = _parser().parse_args(words)
+    perform: Callable[[argparse.Namespace], int] = options.run
     try:
-        code = run(options)
+        code = perform(options)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever reads, such as head, has seen enough
@@ -45,7 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="colocate", description="Everything around a run that needs no pytest.")
+    parser = argparse.ArgumentParser(
+        prog="colocate",
+        description="Can these two deep-learning trainings share one GPU?",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"colocate {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from colocate.cli import common as command
 from colocate.cli import predict_text as words
-from colocate.cli.arguments import DEFAULT_PLAN, whole
+from colocate.cli.arguments import DEFAULT_PLAN, default_plan, whole
 from colocate.cli.progress import Progress
 from colocate.errors import PlanError
 
@@ -103,7 +103,7 @@ class PredictRequest:
 
         given = options.words
         is_plan = not given or (len(given) == 1 and given[0].endswith(".json"))
-        path = Path(given[0]) if given and is_plan else DEFAULT_PLAN
+        path = Path(given[0]) if given and is_plan else default_plan()
         wants_plan = is_plan or options.beside is not None
         plan = load_plan(path) if wants_plan else None
         program = None if is_plan else _program(given)

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from colocate.plan import Catalog, GpuModel, Limits, Plan, Training
 
 DEFAULT_CATALOG = Path("settings/models.json")
+
+
+def default_catalog() -> Path:
+    """The catalog where none is named: that of the current folder, else the one that colocate brings along."""
+    from colocate.files import shipped
+
+    return DEFAULT_CATALOG if DEFAULT_CATALOG.is_file() else shipped(str(DEFAULT_CATALOG))
+
+
 GPU = "a size, or a name of settings/gpu_models.json (8GB)"
 
 
@@ -72,7 +81,7 @@ class Task:
             limits = limits.model_copy(update={"peak_bytes": options.limit})
         if plan:
             return cls(plan.name, of_plan(plan), plan.load_catalog(), gpu, limits, asked)
-        catalog = load_catalog(options.catalog or DEFAULT_CATALOG)
+        catalog = load_catalog(options.catalog or default_catalog())
         return cls(catalog.path.stem, of_catalog(catalog, options.epochs), catalog, gpu, limits)
 
     def predicted(self, options: argparse.Namespace) -> "list[SoloProfile]":

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from colocate.files import shipped
 from colocate.plan.catalog_schema import (
     READY_TIMEOUT_S,
     CatalogFile,
@@ -143,7 +144,7 @@ class Catalog:
 def default_catalog(plan: Path) -> Path:
     """The catalog of a plan that names none: ``models.json`` beside it, else the one in our own settings folder."""
     beside = plan.parent / "models.json"
-    return beside if beside.is_file() else Path(__file__).parents[2] / "settings" / "models.json"
+    return beside if beside.is_file() else shipped("settings/models.json")
 
 
 def load_catalog(path: Path | str) -> Catalog:

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from colocate.errors import PlanError
+from colocate.files import shipped
 from colocate.plan.validation import Mistakes, Settings, Size, matching, read_json, suggestion, validated
 from colocate.units import format_size, parse_size
 
-TABLE = Path(__file__).parents[2] / "settings" / "gpu_models.json"
+TABLE = shipped("settings/gpu_models.json")
 SCHEMA = "gpu_models.schema.json"
 
 # A GPU of nearly the wanted size is taken as it is: the same product has, by driver and board, some MiB more or less

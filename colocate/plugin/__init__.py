@@ -1,13 +1,15 @@
 """The pytest layer: options, the plan of a session, pytest's words for verdicts, scheduling, progress and the page.
 
-The root conftest names this package in ``pytest_plugins``. Until the feasibility cases are collected only the options
-exist: the other modules are registered in `pytest_configure`, and not at all for `pytest tests`.
+pytest loads it in every project in whose environment colocate is installed, and changes nothing there: until a plan is
+collected only the options exist. The other modules are imported and registered in `pytest_configure`.
 """
+
+from typing import Any
 
 import pytest
 
-from colocate.plugin import session
-from colocate.plugin.options import add_options
+from colocate.plugin.invocation import collects_a_plan, only_looks
+from colocate.plugin.options import add_options, option
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Called by xdist for ``-n auto``, before anything is configured; None leaves the number to xdist."""
-    if not session.collects_cases(config) or session.only_looks(config):
+    if not collects_a_plan(config) or only_looks(config):
         return None
     from colocate.plugin import workers
 
@@ -28,7 +30,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Called by pytest to run its command; ``--resume-dry-run`` is one of its own."""
-    if not session.collects_cases(config):
+    if not collects_a_plan(config):
         return None
     from colocate.plugin import workers
 
@@ -36,19 +38,30 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         from colocate.plugin.slurm_session import Replacing
 
         config.pluginmanager.register(Replacing(), "colocate-replacing")
-    if not config.option.resume_dry_run:
+    if not option(config, "resume_dry_run"):
         return None
     from colocate.plugin import resume
 
     return resume.explain(config)
 
 
+@pytest.hookimpl(optionalhook=True, trylast=True)
+def pytest_metadata(metadata: dict[str, Any], config: pytest.Config) -> None:
+    """Called by pytest-metadata with all that it found, which may include secrets of a CI system.
+
+    It may be configured before this plugin is, so the hook is here and not in a module that is registered then.
+    """
+    if collects_a_plan(config):
+        from colocate.plugin import page, session
+
+        page.keep_what_is_known(metadata, session.started(config))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Called by pytest in every process once the arguments are read."""
-    if not session.collects_cases(config):
+    if not collects_a_plan(config):
         return
-    current = session.start(config)
     from colocate.plugin import (
         archive,
         collection,
@@ -62,8 +75,11 @@ def pytest_configure(config: pytest.Config) -> None:
         remedies,
         resume,
         run_record,
+        session,
         workers,
     )
+
+    current = session.started(config)
 
     workers.prepare(config, current)
     # pluggy calls what was registered last first, and each of these needs what those above it have decided here. So at

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from colocate.errors import ColocateError
-from colocate.plugin.session import Session, group_of, leads, run_directory_of, session_of, warn
+from colocate.plugin.invocation import leads
+from colocate.plugin.options import option
+from colocate.plugin.session import Session, group_of, run_directory_of, session_of, warn
 from colocate.results import RunDirectory, Writer
 
 
@@ -18,7 +20,7 @@ class ArchiveWriting:
     def __init__(self, config: pytest.Config, session: Session, run: RunDirectory) -> None:
         self.config = config
         self.session = session
-        self.writer = Writer(Path(os.path.abspath(config.invocation_params.dir / config.option.archive)), run)  # noqa: PTH100
+        self.writer = Writer(Path(os.path.abspath(config.invocation_params.dir / option(config, "archive"))), run)  # noqa: PTH100
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -51,7 +53,7 @@ def register(config: pytest.Config) -> None:
     Raises:
         pytest.UsageError: the file cannot be written.
     """
-    if config.option.archive is None or not leads(config):
+    if option(config, "archive") is None or not leads(config):
         return
     try:
         carrying = ArchiveWriting(config, session_of(config), run_directory_of(config))

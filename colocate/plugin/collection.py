@@ -1,28 +1,73 @@
-"""What collecting the cases adds: words for ``-k``, and in a worker a last item that does nothing.
+"""Collect the groups of a plan: as a test file of its own, with words for ``-k``; in a worker, a last item to wait at.
 
 A worker of xdist starts one test only when it knows the next. The sentinel is always "the next", so that the
 controller may decide which group comes next when a GPU is free, not before.
 """
 
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from colocate.plugin import selection
-from colocate.plugin.session import group_of, is_worker, lasting
+from colocate.plugin.invocation import is_worker, plan_argument
+from colocate.plugin.session import group_of, lasting, plan_node
 
 SENTINEL = "__next__"
+
+CASE_MODULE = "colocate.feasibility.test_groups"
+CASE = "test_group"
+FIXTURE_MODULES = tuple(
+    f"colocate.fixtures.{name}" for name in ("run_directory", "device", "monitor", "background", "foreground")
+)
+
+
+class PlanCases(pytest.Module):
+    """A plan as a test file: its cases are those of `feasibility/`, whatever the project calls its own tests.
+
+    The fixtures belong to the file, so that a `device` of the project's conftest does not take the place of ours.
+    """
+
+    def _getobj(self) -> ModuleType:
+        module = ModuleType(self.path.stem)
+        for name in FIXTURE_MODULES:
+            fixtures = vars(import_module(name))
+            vars(module).update({key: value for key, value in fixtures.items() if not key.startswith("__")})
+        cases = vars(import_module(CASE_MODULE))
+        vars(module).update({key: value for key, value in cases.items() if not key.startswith("__")})
+        return module
+
+    def funcnamefilter(self, name: str) -> bool:
+        """Called by pytest with each name; the project may have other rules for its own."""
+        return name == CASE
+
+    def classnamefilter(self, name: str) -> bool:
+        """Called by pytest with each name; there are no classes."""
+        return False
 
 
 class Sentinel(pytest.Item):
     """The item after the last group: it is run by nobody and reported to nobody."""
 
     def runtest(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class Collection:
     """Hooks around collecting, in every process."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.plan = plan_argument(config)
+
+    def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        """Called for every file that may be collected; the plan is one of them."""
+        if file_path != self.plan:
+            return None
+        node: Any = PlanCases.from_parent(parent, path=file_path, nodeid=plan_node(parent.config, file_path))
+        return node  # type: ignore[no-any-return]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self) -> Iterator[None]:
@@ -54,6 +99,6 @@ class WorkerCollection:
 
 def register(config: pytest.Config) -> None:
     """Take part in this session."""
-    config.pluginmanager.register(Collection(), "colocate-collection")
+    config.pluginmanager.register(Collection(config), "colocate-collection")
     if is_worker(config):
         config.pluginmanager.register(WorkerCollection(), "colocate-worker-collection")

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from colocate.plugin import private_api
+from colocate.plugin.invocation import is_worker, only_looks
+from colocate.plugin.options import option
 from colocate.plugin.outcomes import CRASHED, INTERRUPTED, NOT_RUN, Record, properties, unjudged
-from colocate.plugin.session import Session, all_cases, group_of, is_worker, only_looks, session_of
+from colocate.plugin.session import Session, all_cases, group_of, session_of
 from colocate.plugin.signals import Interruption
 
 if TYPE_CHECKING:
@@ -191,7 +193,7 @@ class CompletenessCheck:
         if stopped or (exitstatus == pytest.ExitCode.OK and session.testsfailed):
             exitstatus = pytest.ExitCode.TESTS_FAILED
         judged = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        if judged and self.config.getoption("gate") == "plan":
+        if judged and option(self.config, "gate") == "plan":
             return (
                 pytest.ExitCode.OK if self.session.plan_verdict().holding == "holds" else pytest.ExitCode.TESTS_FAILED
             )

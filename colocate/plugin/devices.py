@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from colocate.errors import ColocateError
-from colocate.plugin.session import Session, is_worker, only_looks, session_of
+from colocate.plugin.invocation import is_worker, only_looks
+from colocate.plugin.options import option
+from colocate.plugin.session import Session, session_of
 from colocate.units import format_size
 
 if TYPE_CHECKING:
@@ -25,11 +27,11 @@ def find(config: pytest.Config, gpu_bytes: int) -> "FoundGpus":
     from colocate.plan import gpu_model, model_of_size
 
     try:
-        asked = config.option.gpu is not None
-        wanted = gpu_model(config.option.gpu) if asked else model_of_size(gpu_bytes)
-        size, kind = wanted.total_bytes, config.option.device
+        asked = option(config, "gpu") is not None
+        wanted = gpu_model(option(config, "gpu")) if asked else model_of_size(gpu_bytes)
+        size, kind = wanted.total_bytes, option(config, "device")
         gpus = find_gpus(kind, gpu_bytes=size, name=wanted.name, small=asked)
-        if gpus.busy and config.option.wait:
+        if gpus.busy and option(config, "wait"):
             free = {gpu.uuid for gpu in gpus.free}
             busy = [device for device in choose_device(kind).devices if device.uuid not in free]
             later = [gpu(device, size if asked else None) for device in busy]
@@ -80,7 +82,7 @@ def register(config: pytest.Config) -> None:
     session.gpus, session.choice = found.free, found.sentence
     if session.elsewhere is not None:
         session.choice = session.elsewhere.sentence
-    elif config.option.gpu is not None and found.free[0].kind == "nvidia":
+    elif option(config, "gpu") is not None and found.free[0].kind == "nvidia":
         session.choice += f", as a GPU of {format_size(found.free[0].total_bytes or 0)}"
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from colocate.plugin.session import Session, leads, session_of, terminal_of
+from colocate.plugin.invocation import leads
+from colocate.plugin.session import Session, session_of, terminal_of
 from colocate.report import github, page
 from colocate.results import read_run
 

@@ -13,6 +13,7 @@ import pytest
 
 from colocate.errors import ColocateError, InconclusiveError
 from colocate.files import read_json
+from colocate.plugin.options import option
 from colocate.plugin.session import group_of
 from colocate.results import RECORD_FIELDS, GroupDirectory, journal
 from colocate.units import to_mib
@@ -145,7 +146,7 @@ class Outcomes:
             record = _settle(report, call, group, item.stash.get(_RECORD, None))
             if record is not None:
                 item.stash[_RECORD] = record
-                _describe(report, record, item.config.option.plan)
+                _describe(report, record, option(item.config, "plan"))
         return report
 
 
@@ -226,8 +227,8 @@ def properties(record: Record) -> list[tuple[str, object]]:
 
 
 def _where_to_look(record: Record, plan: Path | None) -> list[str]:
-    chosen = "" if plan is None else f" --plan={shlex.quote(str(plan))}"
-    again = f"again:  pytest feasibility{chosen} -k {record['group']}"
+    chosen = "" if plan is None else f" {shlex.quote(str(plan))}"
+    again = f"again:  colocate run{chosen} -k {record['group']}"
     return [*(f"note:   {text}" for text in record["warnings"]), f"record: {record['directory']}", again]
 
 

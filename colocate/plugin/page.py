@@ -17,7 +17,8 @@ import pytest
 from colocate import __version__
 from colocate.errors import ColocateError
 from colocate.files import make_folder, write_text
-from colocate.plugin.session import Session, folder, group_of, leads, session_of, warn
+from colocate.plugin.invocation import leads
+from colocate.plugin.session import Session, folder, group_of, session_of, warn
 from colocate.report import Summary, page
 from colocate.results import LARGE, RunDirectory, journal, read_run
 
@@ -25,20 +26,13 @@ from colocate.results import LARGE, RunDirectory, journal, read_run
 _SHOWN = ("Python", "Platform", "Packages", "Plugins")
 
 
-class Environment:
-    """The environment table, in every process: workers send theirs to the controller, which copies it in."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    @pytest.hookimpl(optionalhook=True, trylast=True)
-    def pytest_metadata(self, metadata: dict[str, Any]) -> None:
-        """Called by pytest-metadata with all that it found, which may include secrets of a CI system."""
-        for name in set(metadata) - set(_SHOWN):
-            del metadata[name]
-        metadata["Python"] = platform.python_version()
-        metadata["colocate"] = __version__
-        metadata["Plan"] = escape(str(self.session.plan.path))
+def keep_what_is_known(metadata: dict[str, Any], session: Session) -> None:
+    """Take out of the environment table all that is not known to be harmless; workers send theirs to the controller."""
+    for name in set(metadata) - set(_SHOWN):
+        del metadata[name]
+    metadata["Python"] = platform.python_version()
+    metadata["colocate"] = __version__
+    metadata["Plan"] = escape(str(session.plan.path))
 
 
 class Page:
@@ -178,10 +172,9 @@ class Page:
 
 def register(config: pytest.Config) -> None:
     """Take part in this session: tell pytest-html where and how to write, before it is configured."""
-    session = session_of(config)
-    config.pluginmanager.register(Environment(session), "colocate-environment")
     if not leads(config):
         return
+    session = session_of(config)
     option = config.option
     if hasattr(option, "htmlpath"):  # else pytest-html is switched off
         assert session.run_directory is not None

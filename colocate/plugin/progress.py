@@ -15,8 +15,10 @@ import pytest
 
 from colocate.plan import Group
 from colocate.plugin import private_api
+from colocate.plugin.invocation import is_worker, only_looks
+from colocate.plugin.options import option
 from colocate.plugin.outcomes import Record
-from colocate.plugin.session import Session, folder, group_of, is_worker, only_looks, session_of, terminal_of
+from colocate.plugin.session import Session, folder, group_of, session_of, terminal_of
 from colocate.report import Screen, Through, status_line
 from colocate.results import Estimate, basis_of, estimate, judged_text, line_of, over_budget_text, status
 from colocate.units import format_mib, format_size, plural
@@ -143,7 +145,7 @@ class Progress:
         if self.ticker is not None or self.terminal is None or self.config.option.verbose < -1:
             return
         self.screen = Screen()
-        every_s = REDRAW_S if self.screen.moves else float(self.config.option.progress)
+        every_s = REDRAW_S if self.screen.moves else float(option(self.config, "progress"))
         if every_s > 0:
             private_api.write_through(self.terminal, Through(private_api.stream_of(self.terminal), self.screen))
             self.ticker = threading.Thread(target=self._tick, args=(every_s,), name="colocate-progress", daemon=True)
@@ -298,7 +300,7 @@ def _place(report: Any) -> int:
 
 def header(config: pytest.Config, session: Session) -> list[str]:
     """GPU and basis, plan, run directory, and what was read into the options."""
-    plan, option = session.plan, config.option
+    plan = session.plan
     limits = plan.limits
     needed = plan.needed(len(plan.groups))
     lines = [f"GPU: {session.choice}"] if session.choice is not None else []
@@ -306,7 +308,7 @@ def header(config: pytest.Config, session: Session) -> list[str]:
     lines.append(f"limit: {format_mib(limits.peak_bytes)} of {format_mib(limits.gpu_bytes)} (1 MB of a plan is 1 MiB)")
     if session.run_directory is not None:
         lines.append(f"run: {shown_path(config, session.run_directory.path)}")
-    if option.gate == "plan":
+    if option(config, "gate") == "plan":
         lines.append("gate: the plan's rule makes the exit code")
     return lines + session.notes
 

@@ -7,7 +7,9 @@ import pytest
 from colocate.advice import Answer, ProposalForecast, advise, is_unfit
 from colocate.harness import Cache
 from colocate.plan import Group
-from colocate.plugin.session import Session, leads, say, session_of, warn
+from colocate.plugin.invocation import leads
+from colocate.plugin.options import option
+from colocate.plugin.session import Session, say, session_of, warn
 from colocate.plugin.signals import skippable
 from colocate.units import span_text
 
@@ -23,8 +25,10 @@ class Proposals:
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Called before pytest-html writes; a session that was interrupted is to end, so nothing is predicted in it."""
-        budget_s = 0.0 if exitstatus == pytest.ExitCode.INTERRUPTED else float(self.config.option.predict)
-        if budget_s and self.config.option.try_fixes:  # a remedy runs for as long as its group: a guess would cost more
+        budget_s = 0.0 if exitstatus == pytest.ExitCode.INTERRUPTED else float(option(self.config, "predict"))
+        if budget_s and option(
+            self.config, "try_fixes"
+        ):  # a remedy runs for as long as its group: a guess would cost more
             budget_s = max(budget_s, REMEDY_BUDGET_S)
         try:
             self._advise(budget_s)

@@ -12,7 +12,9 @@ from colocate.advice import KIND, Remedied, Remedies, is_of_memory
 from colocate.device import FoundGpu, Quarantine, as_asked
 from colocate.harness import AttemptRunner
 from colocate.plan import Group
-from colocate.plugin.session import Session, leads, say, session_of, warn
+from colocate.plugin.invocation import leads
+from colocate.plugin.options import option
+from colocate.plugin.session import Session, say, session_of, warn
 from colocate.results import Attempt, GroupDirectory, RunDirectory, peak_text
 
 
@@ -51,12 +53,12 @@ class Remedying:
         gpu = None if run is None else self._gpu(run)
         if not wanted or run is None or gpu is None:
             return
-        if self.config.option.executor:
+        if option(self.config, "executor"):
             warn(self.config, "remedies: expected a run on this machine, found one elsewhere; nothing is tried")
             return
         say(self.config, f"trying remedies for {', '.join(group.id for group, _ in wanted)}")
         side = run.side_run(KIND)
-        trials = AttemptRunner(side, plan.name, gpu, self.config.option.wait)
+        trials = AttemptRunner(side, plan.name, gpu, option(self.config, "wait"))
 
         def attempt(group: Group) -> Attempt:
             return replace(trials, gpu=self._gpu(run, group) or gpu).attempt(group)
@@ -76,7 +78,7 @@ class Remedying:
 
     def _is_wanted(self, reported: dict[str, Any]) -> bool:
         """It does not fit for want of memory; or, where asked for, a prediction could not say whether it does."""
-        undecided = self.config.option.try_fixes == "undecided" and "undecided" in reported["codes"]
+        undecided = option(self.config, "try_fixes") == "undecided" and "undecided" in reported["codes"]
         return undecided or is_of_memory(reported["outcome"], reported["codes"])
 
     def _gpu(self, run: RunDirectory, group: Group | None = None) -> FoundGpu | None:
@@ -105,5 +107,5 @@ def lines(found: Remedied) -> list[str]:
 
 def register(config: pytest.Config) -> None:
     """Take part in this session."""
-    if config.option.try_fixes and leads(config):
+    if option(config, "try_fixes") and leads(config):
         config.pluginmanager.register(Remedying(config, session_of(config)), "colocate-remedies")

@@ -14,8 +14,10 @@ from colocate.files import read_json, write_json
 from colocate.harness import Decision, decide, essentials, find_run, reported, take_up
 from colocate.plan import Group
 from colocate.plugin import devices, session
+from colocate.plugin.invocation import is_worker, only_looks
+from colocate.plugin.options import option
 from colocate.plugin.outcomes import Record, properties, record_of
-from colocate.plugin.session import Session, folder, group_of, is_worker, only_looks, session_of
+from colocate.plugin.session import Session, folder, group_of, session_of
 from colocate.process import boot_id
 from colocate.results import GroupDirectory, GroupResult, RunDirectory, group_results, read_attempt, read_run
 from colocate.verdict import AGAIN, Outcome
@@ -136,7 +138,7 @@ def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> 
         ColocateError: there is no such run, or somebody is at it.
         OSError: it cannot be written.
     """
-    run = find_run(folder(config, "results", session.home), config.option.resume, session.plan.name)
+    run = find_run(folder(config, "results", session.home), option(config, "resume"), session.plan.name)
     hold(config, run)
     done = take_up(run)
     decisions = decide(run, session.plan.groups, session.gpus)
@@ -144,7 +146,7 @@ def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> 
     session.earlier = {row.group: _standing(session.decisions.get(row.group)) for row in read_run(run.path).rows}
     session.notes += [f"resume: {line}" for line in [*done, *reported(decisions)]]
     if any(decision.reused for decision in decisions):
-        asked = [f"--{name}" for name in ("stress", "compare-solo") if config.getoption(name.replace("-", "_"))]
+        asked = [f"--{name}" for name in ("stress", "compare-solo") if option(config, name.replace("-", "_"))]
         session.notes += [f"resume: {name} is for groups that are run, not for those kept" for name in asked]
     _record_session(config, run, decisions, plan)
     return run
@@ -177,7 +179,7 @@ def explain(config: pytest.Config) -> int:
     """
     current = session.start(config)
     try:
-        run = find_run(folder(config, "results", current.home), config.option.resume or "", current.plan.name)
+        run = find_run(folder(config, "results", current.home), option(config, "resume") or "", current.plan.name)
         decisions = decide(run, current.plan.groups, _gpus(config, current))
     except ColocateError as error:
         raise pytest.UsageError(str(error)) from error

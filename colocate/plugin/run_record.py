@@ -16,7 +16,9 @@ from colocate.errors import ColocateError
 from colocate.files import write_json
 from colocate.plan import Plan
 from colocate.plugin import devices, resume
-from colocate.plugin.session import Session, folder, is_worker, only_looks, session_of
+from colocate.plugin.invocation import is_worker, only_looks
+from colocate.plugin.options import option
+from colocate.plugin.session import Session, folder, session_of
 from colocate.process import boot_id
 from colocate.results import RunDirectory
 
@@ -67,7 +69,7 @@ def register(config: pytest.Config) -> None:
         session.run_directory = RunDirectory(Path(config.workerinput["colocate_run"]))  # type: ignore[attr-defined]
         return
     try:
-        if config.option.resume is not None:
+        if option(config, "resume") is not None:
             session.run_directory = resume.take_over(config, session, plan_record(session.plan))
             return
         session.run_directory = RunDirectory.new(folder(config, "results", session.home), datetime.now())

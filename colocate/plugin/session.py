@@ -1,10 +1,6 @@
-"""What this pytest session runs: its plan, its run directory, its GPUs; decided once, before anything starts.
-
-Nothing here acts unless the arguments collect the feasibility cases: `pytest tests` needs no plan and no GPU.
-"""
+"""What this pytest session runs: its plan, its run directory, its GPUs; decided once, before anything starts."""
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +11,8 @@ import pytest
 
 from colocate.cli import DEFAULT_PLAN
 from colocate.errors import ColocateError, PlanError
+from colocate.plugin.invocation import CASES, absolute, home, plan_argument
+from colocate.plugin.options import option
 from colocate.results import GroupDirectory, RunDirectory
 
 if TYPE_CHECKING:
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from colocate.results import Attempt
     from colocate.verdict import PlanVerdict
 
-CASES = Path("feasibility")
-
 
 @dataclass
 class Session:
@@ -34,7 +30,7 @@ class Session:
 
     plan: "Plan"
     home: Path
-    case_folder: str | None = None
+    cases: str  # how the ids of its cases begin
     run_directory: RunDirectory | None = None
     report: Path | None = None
     gpus: "tuple[FoundGpu, ...]" = ()
@@ -71,7 +67,7 @@ def session_of(config: pytest.Config) -> Session:
     """What was decided for this session.
 
     Raises:
-        pytest.UsageError: the feasibility cases are collected although no argument names them.
+        pytest.UsageError: cases are collected although no argument names them.
     """
     session = config.stash.get(SESSION, None)
     if session is None:
@@ -119,7 +115,7 @@ def done_of(config: pytest.Config, group: "Group") -> "tuple[Attempt, ...]":
 def group_of(config: pytest.Config, nodeid: str) -> "Group | None":
     """The group that a case stands for; None for any other test."""
     session = config.stash.get(SESSION, None)
-    if session is None or not nodeid.startswith(f"{_case_folder(config, session)}/") or not nodeid.endswith("]"):
+    if session is None or not nodeid.startswith(session.cases) or not nodeid.endswith("]"):
         return None
     return session.plan.by_id.get(nodeid[nodeid.rindex("[") + 1 : -1])
 
@@ -135,8 +131,8 @@ def all_cases(config: pytest.Config) -> list[str]:
     if selects(config):
         return []
     session = session_of(config)
-    file = f"{_case_folder(config, session)}/test_groups.py"
-    return [f"{file}::test_group[{name}]" for name in session.plan.ids]
+    beginning = session.cases if session.cases.endswith("::") else f"{session.cases}test_groups.py::"
+    return [f"{beginning}test_group[{name}]" for name in session.plan.ids]
 
 
 def cases(config: pytest.Config) -> list[Any]:
@@ -147,25 +143,6 @@ def cases(config: pytest.Config) -> list[Any]:
 
 def _marks(group: "Group") -> tuple[pytest.MarkDecorator, ...]:
     return (getattr(pytest.mark, group.tier),) if group.tier else ()
-
-
-def is_worker(config: pytest.Config) -> bool:
-    """This process runs what an xdist controller tells it."""
-    return hasattr(config, "workerinput")
-
-
-def leads(config: pytest.Config) -> bool:
-    """This process decides and writes for a session that runs groups: xdist's controller, or the only process."""
-    return not is_worker(config) and not only_looks(config)
-
-
-def only_looks(config: pytest.Config) -> bool:
-    """Groups are listed, not run: no GPU is needed and nothing is written."""
-    option = config.option
-    return any(
-        getattr(option, name, False)
-        for name in ("collectonly", "setupplan", "showfixtures", "help", "version", "resume_dry_run")
-    )
 
 
 def terminal_of(config: pytest.Config) -> Any:
@@ -187,41 +164,6 @@ def warn(config: pytest.Config, text: str) -> None:
         terminal.write_line(text, yellow=True)
 
 
-def home(config: pytest.Config) -> Path:
-    """The project's folder: where the conftest stands that asked for this plugin.
-
-    Not pytest's rootdir: what stands after an option with a space, as in ``--plan FILE``, counts as an argument there.
-    """
-    for plugin in config.pluginmanager.get_plugins():
-        if "colocate.plugin" in getattr(plugin, "pytest_plugins", ()) and getattr(plugin, "__file__", None):
-            return Path(plugin.__file__).parent
-    return config.rootpath
-
-
-def collects_cases(config: pytest.Config) -> bool:
-    """An argument names the folder of the cases, something in it, or a folder around it."""
-    if config.option.help or config.option.version:
-        return False
-    folder = home(config) / CASES
-    ignored = [_absolute(config, name) for name in config.getoption("ignore") or ()]
-    if any(folder.is_relative_to(path) for path in ignored):
-        return False
-    paths = [_absolute(config, argument.split("::")[0]) for argument in config.args]
-    return any(folder.is_relative_to(path) or path.is_relative_to(folder) for path in paths)
-
-
-def _absolute(config: pytest.Config, name: str) -> Path:
-    return Path(os.path.abspath(config.invocation_params.dir / name))  # noqa: PTH100 - keeps symbolic links
-
-
-def _case_folder(config: pytest.Config, session: Session) -> str:
-    if session.case_folder is None:
-        folder = session.home / CASES
-        inside = folder.is_relative_to(config.rootpath)
-        session.case_folder = folder.relative_to(config.rootpath).as_posix() if inside else str(CASES)
-    return session.case_folder
-
-
 @contextmanager
 def lasting() -> Iterator[None]:
     """What is made inside lives as long as the session: Python's collector of cycles need never walk through it.
@@ -236,6 +178,11 @@ def lasting() -> Iterator[None]:
         gc.enable()
 
 
+def started(config: pytest.Config) -> Session:
+    """The session, started by whoever asks first."""
+    return config.stash.get(SESSION, None) or start(config)
+
+
 def start(config: pytest.Config) -> Session:
     """Read the plan, apply it to ``-k``, and make marks of its tiers.
 
@@ -245,7 +192,7 @@ def start(config: pytest.Config) -> Session:
     """
     try:
         with lasting():
-            session = Session(_load(config), home(config))
+            session = _new(config)
         _rewrite_keyword(config, session)
     except PlanError as error:
         raise pytest.UsageError(*error.mistakes) from error
@@ -257,13 +204,30 @@ def start(config: pytest.Config) -> Session:
     return session
 
 
-def _load(config: pytest.Config) -> "Plan":
+def _new(config: pytest.Config) -> Session:
+    """The session of a plan that is collected itself, from where it was started; or of the cases of a checkout."""
+    path, project = plan_argument(config), home(config)
+    if path is not None:
+        return Session(_load(config, path), config.invocation_params.dir, f"{plan_node(config, path)}::")
+    assert project is not None, "cases are collected where a conftest asks for this plugin"
+    folder = project / CASES
+    inside = folder.is_relative_to(config.rootpath)
+    cases = f"{folder.relative_to(config.rootpath).as_posix() if inside else CASES}/"
+    asked = option(config, "plan")
+    return Session(_load(config, absolute(config, asked) if asked else project / DEFAULT_PLAN), project, cases)
+
+
+def plan_node(config: pytest.Config, path: Path) -> str:
+    """The node id of a plan that is collected as a test file."""
+    return path.relative_to(config.rootpath).as_posix() if path.is_relative_to(config.rootpath) else path.name
+
+
+def _load(config: pytest.Config, path: Path) -> "Plan":
     from colocate.plan import load_plan
 
-    option = config.option
-    path = _absolute(config, option.plan) if option.plan else home(config) / DEFAULT_PLAN
-    catalog = _absolute(config, option.catalog) if option.catalog else None
-    return load_plan(path, catalog, epochs=option.epochs)
+    catalog = option(config, "catalog")
+    catalog = absolute(config, catalog) if catalog else None
+    return load_plan(path, catalog, epochs=option(config, "epochs"))
 
 
 def _rewrite_keyword(config: pytest.Config, session: Session) -> None:
@@ -277,7 +241,7 @@ def _rewrite_keyword(config: pytest.Config, session: Session) -> None:
             session.notes.append(f"-k {written!r} read as {read!r}")
 
 
-def folder(config: pytest.Config, option: str, home: Path) -> Path:
-    """The folder that ``--results`` or ``--reports`` names; below the project without it."""
-    given = config.getoption(option)
-    return _absolute(config, given) if given else home / option
+def folder(config: pytest.Config, name: str, home: Path) -> Path:
+    """The folder that ``--results`` or ``--reports`` names; that of this name in the session's own without it."""
+    given = option(config, name)
+    return absolute(config, given) if given else home / name

@@ -19,6 +19,7 @@ from colocate.errors import ColocateError
 from colocate.files import make_folder, read_json, write_json
 from colocate.plan import gpu_model
 from colocate.plugin import devices
+from colocate.plugin.options import option
 from colocate.plugin.session import Session, group_of, run_directory_of, selects, session_of
 from colocate.plugin.slurm_requests import ANY, Request
 from colocate.plugin.slurm_workers import Elsewhere, WorkerSlot, look
@@ -49,7 +50,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
         self._held_back: list[Any] = []
         self._first_seen: dict[str, WorkerController] = {}
         self._refusals: list[str] = []
-        small = config.option.gpu
+        small = option(config, "gpu")
         size = gpu_model(small).total_bytes if small else session.plan.limits.gpu_bytes
         self._gpu_wanted = {"gpu_bytes": size, "small": small is not None}
 

@@ -1,4 +1,4 @@
-"""The option that asks whether sharing is worth it, and the comparison after a group that fits."""
+"""``--compare-solo``: after a group that fits, compare sharing with running alone."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from colocate.errors import ColocateError
+from colocate.plugin.options import option
 
 if TYPE_CHECKING:
     from colocate.device import Device
@@ -14,15 +15,6 @@ if TYPE_CHECKING:
     from colocate.results import GroupResult
 
 _log = logging.getLogger("colocate")
-
-
-def add_option(group: pytest.OptionGroup) -> None:
-    """Declare it."""
-    group.addoption(
-        "--compare-solo",
-        action="store_true",
-        help="Run the trainings of every feasible group alone too, and say whether sharing saves time and energy.",
-    )
 
 
 def compared(
@@ -34,7 +26,7 @@ def compared(
     """
     from colocate.advice import Cache, settle
 
-    if not config.getoption("compare_solo") or not group_result.verdict.feasible or group.background is None:
+    if not option(config, "compare_solo") or not group_result.verdict.feasible or group.background is None:
         return record
     try:
         found = settle(group, group_result, device, cache=Cache.of_user())

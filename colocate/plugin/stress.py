@@ -1,14 +1,12 @@
 """``--stress``: after a group that fits, how much more memory could be taken before it breaks."""
 
-import argparse
 import logging
 from typing import TYPE_CHECKING
 
 import pytest
 
-from colocate.cli import arguments
 from colocate.errors import ColocateError
-from colocate.units import format_mib
+from colocate.plugin.options import option
 
 if TYPE_CHECKING:
     from colocate.device import Device
@@ -16,36 +14,7 @@ if TYPE_CHECKING:
     from colocate.plugin.outcomes import Record
     from colocate.results import GroupResult
 
-DEFAULT = "64MB"
-
 _log = logging.getLogger("colocate")
-
-
-def add_option(group: pytest.OptionGroup) -> None:
-    """Declare the option."""
-    group.addoption(
-        "--stress",
-        nargs="?",
-        const=DEFAULT,
-        type=resolution,
-        metavar="SIZE",
-        help="After a group that fits, take more and more of the GPU until it breaks, and say how much that was, to "
-        "within SIZE; write --stress=SIZE (64MB). Some four to ten further runs of the group.",
-    )
-
-
-def resolution(text: str) -> int:
-    """A size of at least 2 MiB, which is what a driver gives out at a time.
-
-    Raises:
-        argparse.ArgumentTypeError: the text is no size, or a smaller one.
-    """
-    from colocate.advice import LEAST_RESOLUTION_BYTES
-
-    size = arguments.size(text)
-    if size < LEAST_RESOLUTION_BYTES:
-        raise argparse.ArgumentTypeError(f"expected at least {format_mib(LEAST_RESOLUTION_BYTES)}, got {text!r}")
-    return size
 
 
 def stressed(
@@ -57,7 +26,7 @@ def stressed(
     """
     from colocate.advice import stress
 
-    wanted = config.getoption("stress")
+    wanted = option(config, "stress")
     if wanted is None or not group_result.verdict.feasible:
         return record
     try:

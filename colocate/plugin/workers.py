@@ -12,9 +12,11 @@ import pytest
 from colocate.device import FoundGpu, Quarantine, as_asked
 from colocate.errors import ColocateError
 from colocate.plugin import devices
+from colocate.plugin.invocation import leads
+from colocate.plugin.options import option
 from colocate.plugin.private_api import xdist_session
 from colocate.plugin.scheduler import OneGroupAtATime
-from colocate.plugin.session import Session, group_of, leads, session_of
+from colocate.plugin.session import Session, group_of, session_of
 from colocate.plugin.slurm_workers import Elsewhere
 from colocate.units import GIB
 
@@ -42,7 +44,7 @@ def num_workers(config: pytest.Config) -> int:
 
 def are_elsewhere(config: pytest.Config) -> bool:
     """The groups of this session are run in jobs."""
-    return bool(config.option.executor) and leads(config)
+    return bool(option(config, "executor")) and leads(config)
 
 
 def elsewhere_of(config: pytest.Config) -> Elsewhere:
@@ -53,9 +55,9 @@ def elsewhere_of(config: pytest.Config) -> Elsewhere:
     """
     found = config.stash.get(_ELSEWHERE, None)
     if found is None:
-        option = config.option
+        gpu, by_kind = option(config, "device") != "virtual", option(config, "gpu") is None
         try:
-            found = Elsewhere(option.executor, option.slurm, gpu=option.device != "virtual", by_kind=option.gpu is None)
+            found = Elsewhere(option(config, "executor"), option(config, "slurm"), gpu=gpu, by_kind=by_kind)
         except ColocateError as error:
             raise pytest.UsageError(str(error)) from error
         config.stash[_ELSEWHERE] = found
@@ -64,19 +66,19 @@ def elsewhere_of(config: pytest.Config) -> Elsewhere:
 
 def prepare(config: pytest.Config, session: Session) -> None:
     """Tell xdist, before it is configured, that there are workers; which they are is `plugin.slurm_session`'s."""
-    option = config.option
-    if option.slurm and not option.executor and leads(config):  # a worker is told of the one and not the other
-        raise pytest.UsageError(f"--slurm: expected --executor=slurm beside it, got {option.slurm!r} alone")
+    of_xdist, slurm = config.option, option(config, "slurm")
+    if slurm and not option(config, "executor") and leads(config):  # a worker is told of the one and not the other
+        raise pytest.UsageError(f"--slurm: expected --executor=slurm beside it, got {slurm!r} alone")
     if not are_elsewhere(config):
         return
     session.elsewhere = elsewhere = elsewhere_of(config)
     session.notes += elsewhere.unmet(session.plan.groups)
-    most = len(option.tx) if option.tx else elsewhere.most_workers
+    most = len(of_xdist.tx) if of_xdist.tx else elsewhere.most_workers
     requests = elsewhere.requests((group.gpu for group in session.plan.groups), most)
-    option.tx = ["popen"] * max(1, min(most, len(requests)))
-    option.dist = "load"
-    if option.maxworkerrestart is None:
-        option.maxworkerrestart = str(2 * len(option.tx))
+    of_xdist.tx = ["popen"] * max(1, min(most, len(requests)))
+    of_xdist.dist = "load"
+    if of_xdist.maxworkerrestart is None:
+        of_xdist.maxworkerrestart = str(2 * len(of_xdist.tx))
 
 
 class Workers:

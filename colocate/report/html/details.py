@@ -337,11 +337,11 @@ def again(row: Row, run: StoredRun | None) -> Html:
 
 def command(row: Row, run: StoredRun | None) -> str:
     """As one would type it."""
-    words = [str(word) for word in (run.info.get("arguments") or ())] if run else []
+    words = [str(word).replace("--colocate-", "--") for word in (run.info.get("arguments") or ())] if run else []
     reused = []
     for place, word in enumerate(words):
         if word.startswith(tuple(f"{option}=" for option in _KEPT_OPTIONS)):
             reused.append(word)
         elif word in _KEPT_OPTIONS and place + 1 < len(words):
             reused.append(f"{word}={words[place + 1]}")
-    return " ".join(["pytest feasibility", *map(shlex.quote, reused), f"-k {shlex.quote(row.group)}"])
+    return " ".join(["colocate run", *map(shlex.quote, reused), f"-k {shlex.quote(row.group)}"])
