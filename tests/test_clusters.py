@@ -30,7 +30,7 @@ def project(folder):
     for name, words in {
         "pytest": "pytest",
         "colocate": "colocate",
-        "scripts/feasibility": "pytest feasibility",
+        "scripts/feasibility": "colocate run",
     }.items():
         shim = folder / name if "/" in name else folder / "bin" / name
         shim.parent.mkdir(exist_ok=True)

@@ -6,20 +6,19 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from colocate.cli.main import COMMANDS, main
+from colocate.cli import OPTIONS
 from colocate.cli.main import _parser as colocate_parser
+from colocate.cli.main import main
 from colocate.plan.catalog import load_catalog
 from colocate.plan.catalog_schema import CatalogFile, Hyperparameter, Repository
 from colocate.plan.plan import load_plan
 from colocate.plan.schema import Entry, Limits, PlanFile, TrainingSpec
-from colocate.plugin import options
 from colocate.plugin.outcomes import CRASHED, ERROR, INTERRUPTED, NOT_RUN
 from colocate.report.summary_csv import COLUMNS
 from colocate.results import journal
@@ -47,33 +46,18 @@ def first_cells(text):
 # Reference.
 
 
-class Recorder:
-    def __init__(self):
-        self.names = set()
-
-    def getgroup(self, *names):
-        return self
-
-    def addoption(self, name, **settings):
-        self.names.add(name)
-
-
 def test_every_option_stands_in_the_reference_and_no_other():
-    recorder = Recorder()
-    options.add_options(recorder)
-    assert {
-        name.partition("=")[0] for name in first_cells(section("Options of `pytest feasibility`"))
-    } == recorder.names
+    named = {name.partition("=")[0] for name in first_cells(section("Options of `colocate run`"))}
+    assert named == {f"--{name}" for name in OPTIONS}
 
 
 def test_every_subcommand_and_its_arguments_stand_in_the_reference():
     reported = section("The command `colocate`")
-    names = {module.__name__.rpartition(".")[2] for module in COMMANDS}
-    assert names <= first_cells(reported)
     (subcommands,) = [a for a in colocate_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    assert set(subcommands.choices) <= first_cells(reported)
     for name, parser in subcommands.choices.items():
         (row,) = [line for line in reported.splitlines() if line.startswith(f"| `{name}` |")]
-        if "see `--help`" in row:
+        if "see `--help`" in row or name == "run":
             continue
         flags = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
         assert set(re.findall(r"`(--[\w-]+)`", row)) == flags - {"--help"}
@@ -166,9 +150,7 @@ def commands_of(path):
 
 
 def known_words():
-    recorder = Recorder()
-    options.add_options(recorder)
-    return recorder.names | {"--html", "--junitxml", "--collect-only", "--lf", "--setup-plan"}
+    return {f"--{name}" for name in OPTIONS} | {"--html", "--junitxml", "--collect-only", "--lf", "--setup-plan"}
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
@@ -176,7 +158,7 @@ def test_every_command_has_only_options_that_there_are(path):
     for words in commands_of(path):
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words = words[1:]
-        if words[:2] == ["pytest", "feasibility"] or words[0] == "scripts/feasibility":
+        if words[:2] in (["pytest", "feasibility"], ["colocate", "run"]) or words[0] == "scripts/feasibility":
             flags = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert flags <= known_words(), words
         elif words[0] == "colocate":
@@ -214,20 +196,11 @@ def saved(path, folder):
     return [name for name, _ in found]
 
 
-def project(folder):
-    """What a checkout has that a run needs, apart from this one's results and reports."""
-    for name in ("conftest.py", "pytest.ini"):
-        shutil.copy(ROOT / name, folder)
-    for name in ("feasibility", "fixtures", "settings"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
-
-
 def do(words, folder):
-    program = {"feasibility": ["-m", "pytest", "feasibility"], "colocate": ["-m", "colocate"]}[Path(words[0]).name]
+    assert words[0] == "colocate"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CI", "COLOCATE"))}
     return subprocess.run(
-        [sys.executable, *program, *words[1:]],
+        [sys.executable, "-m", *words],
         cwd=folder,
         env={**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
         capture_output=True,
@@ -241,9 +214,9 @@ def do(words, folder):
 def test_the_tutorial_does_what_it_says(tmp_path):
     pytest.importorskip("torch")
     page = ROOT / "docs/tutorial.md"
-    folder = project(tmp_path)
-    assert saved(page, folder) == ["mine/small.py", "mine/large.py", "mine/plan.json"]
-    first, verify, second = commands_of(page)
+    folder = tmp_path
+    assert saved(page, folder) == ["small.py", "large.py", "plan.json"]
+    first, verify, second = (words for words in commands_of(page) if words[0] == "colocate")
 
     run = do([*first, "--device=virtual"], folder)
     assert run.returncode == 0, run.stdout
@@ -256,7 +229,7 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     verified = do([*verify[:2], str(directory)], folder)
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
-    plan = folder / "mine/plan.json"
+    plan = folder / "plan.json"
     plan.write_text(plan.read_text().replace('"peak": "7500MB"', '"peak": "3GB"'))
     again = do(second, folder)
     assert again.returncode == 1

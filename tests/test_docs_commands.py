@@ -53,8 +53,9 @@ NOT_HERE = {
     "--try-fixes": "takes minutes: every remedy is a run; its tests do it with stand-ins",
     "--stress": "takes a minute: a run per trial; tests/test_stress.py does it with stand-ins",
     "--device=nvidia --gpu": "needs CUDA for the balloon; tests/test_balloon.py has a fake one",
-    "--plan=mine/plan.json": "the tutorial's, done by tests/test_docs.py as it stands there",
-    "scripts/colocate verify results/": "the tutorial's, done by tests/test_docs.py as it stands there",
+    "pip install .": "installs packages; tests/test_wheel.py installs the wheel",
+    "cd my/own/project": "the reader's own folder",
+    "colocate init": "writes into the folder; tests/test_wheel.py does it in one of its own",
 }
 
 # Names in a page that stand for the reader's own; and stand-ins are commands, which have no epochs to be set.
@@ -63,7 +64,7 @@ STANDS_FOR = {"PLAN": "my_plan.json", "--epochs=10": "--progress=10"}
 # What has to be done before a line can be, in a folder of results of its own where the latest run is meant.
 BEFORE = {
     "--resume": "scripts/feasibility -k group12 --results=resumed",
-    "colocate merge": "pytest feasibility --archive=journals/both.jsonl",
+    "colocate merge": "colocate run --archive=journals/both.jsonl",
 }
 IN_ADDITION = {"--resume": ["--results=resumed"]}
 
@@ -110,6 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "settings/parallel_feasibility_test.json").write_text(json.dumps(plan))
     (own,) = [text for text in re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)]
     (made / "my_plan.json").write_text(own)
+    (made / "plan.json").write_text(own)
     for name, options in (
         ("train", ["--probe", "--steps=15", "--hold=900"]),
         ("other", ["--probe", "--repeat", "--hold=600"]),
@@ -216,7 +218,7 @@ def of_kind(*beginnings: str) -> list[object]:
     ]
 
 
-SESSIONS = ("scripts/feasibility", "pytest feasibility", "CUDA_VISIBLE_DEVICES")
+SESSIONS = ("scripts/feasibility", "pytest feasibility", "colocate run", "pytest plan.json", "CUDA_VISIBLE_DEVICES")
 
 
 def test_every_command_is_done_or_named_with_a_reason() -> None:
@@ -237,7 +239,9 @@ def test_a_run_of_the_docs_runs(line: str, folder: Path, done: set[str], fake_nv
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [one for one in of_kind("colocate ") if not re.search(" predict| pairs", str(one.id))])
+@pytest.mark.parametrize(
+    "line", [one for one in of_kind("colocate ") if not re.search(" predict| pairs| run| init", str(one.id))]
+)
 def test_a_command_around_a_run_does_its_work(line: str, folder: Path, done: set[str], fake_nvml) -> None:
     command = do_with_what_it_needs(line, folder, done)
     assert command.returncode == 0, command.stdout + command.stderr
@@ -314,9 +318,11 @@ def test_the_lines_of_ci_have_only_options_that_there_are() -> None:
     """Those of the workflow, and those that README and how-to show of it."""
     pages = [ROOT / "README.md", ROOT / "docs/how-to/ci.md", ROOT / ".github/workflows/feasibility.yml"]
     found = [
-        line for page in pages for line in re.findall(r"run: (?:exec )?(scripts/feasibility .*)", page.read_text())
+        line
+        for page in pages
+        for line in re.findall(r"run: (?:exec )?(?:scripts/feasibility|.*/colocate run) (.*)", page.read_text())
     ]
-    assert len(found) == 3
+    assert len(found) >= 3
     for line in found:
         flags = {word.partition("=")[0] for word in shlex.split(line) if word.startswith("--")}
         assert flags <= known_words(), line

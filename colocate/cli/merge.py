@@ -15,9 +15,7 @@ def add(commands: command.Commands) -> None:
         "Make a run directory, its page and summary.csv of journal files; exit code 1 when something is missing.",
         "colocate merge journals/*.jsonl",
     )
-    parser.add_argument(
-        "journals", type=Path, nargs="+", metavar="JOURNAL", help="a file of pytest feasibility --archive"
-    )
+    parser.add_argument("journals", type=Path, nargs="+", metavar="JOURNAL", help="a file of colocate run --archive")
     parser.add_argument(
         "--results", type=Path, default=Path("results"), metavar="DIR", help="where the run goes (results)"
     )

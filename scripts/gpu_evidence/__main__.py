@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--minutes", type=float, default=9.5, help="how long this call may take (9.5)")
-    add("--device", choices=("auto", "nvidia", "virtual"), default="auto", help="as in pytest feasibility (auto)")
+    add("--device", choices=("auto", "nvidia", "virtual"), default="auto", help="as in colocate run (auto)")
     add("--gpu", default="8GB", help="the constrained GPU (8GB)")
     add("--plan", type=Path, default=ROOT / "settings" / "parallel_feasibility_test.json", help="the plan")
     add(
