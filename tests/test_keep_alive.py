@@ -155,7 +155,7 @@ def test_a_real_background_that_fails_once_is_restarted_and_recorded(begin: Begi
         first, second = looping.process_runs
         assert first.exit is not None
         assert first.exit.code == 1
-        assert first.match_counts["out of memory: torch exception"] == 1
+        assert first.match_counts["out of memory, raised: PyTorch (gpu)"] == 1
         assert looping.current is second
         looping.stop(grace_s=0.0)
         looping.tend()

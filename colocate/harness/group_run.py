@@ -397,7 +397,10 @@ class GroupRun:
         self._gpu.update({training.role: training.processes for training in members})
         for training in members:
             training.held_bytes = self._gpu.gpu_processes.held_bytes(training.role)
-            training.held_gpu = training.held_gpu or bool(self._gpu.gpu_processes.pids(training.role))
+            on_gpu = self._gpu.gpu_processes.pids(training.role)
+            training.held_gpu = training.held_gpu or bool(on_gpu)
+            if self._virtual_gpu is None:
+                training.look_for_probe(on_gpu)
 
     def _wants_list(self) -> bool:
         """However short the foreground is, the driver is asked once who is on which GPU while it trains."""
@@ -462,8 +465,8 @@ class GroupRun:
         return training.held_gpu
 
     def _is_hopeless(self, training: TrainingMonitor) -> bool:
-        """It will not be ready: given up, or out of memory, which another start would only repeat."""
-        return training.gave_up is not None or training.ran_out_of_memory
+        """It will not be ready: given up, not to be followed, or out of memory, which another start would repeat."""
+        return training.gave_up is not None or training.unobservable or training.ran_out_of_memory
 
     def _is_stalled(self, training: TrainingMonitor) -> bool:
         latest = training.latest_t
@@ -474,9 +477,10 @@ class GroupRun:
         return self._monitor.lost is not None
 
     def _must_end(self) -> bool:
-        """The GPU is lost, or a log cannot be written any more: without one nobody can tell what a training did."""
+        """The GPU is lost, or a training cannot be followed: nobody could tell what it did, so it may as well end."""
         return self._is_lost() or any(
-            process.log_failed for training in self._members for process in training.processes
+            training.unobservable or any(process.log_failed for process in training.processes)
+            for training in self._members
         )
 
     def _end_foreground(self, process: Process, ended_t: float) -> None:

@@ -36,6 +36,7 @@ MOST_PROGRESS_EVENTS = 200_000
 _AT_ONCE_BYTES = 256 * 1024  # per look, twenty times a second: reading a flood takes no more than a few per cent
 _LONGEST_LINE_BYTES = 64 * 1024
 _LARGEST_RECORD_BYTES = 1024**2
+_STARTED = "started"  # written by colocate/probe/inject/sitecustomize.py
 MOST_RECORDS = 1000  # a training with a thousand processes that use PyTorch
 
 # How far the clocks of two processors of one machine may be apart.
@@ -176,7 +177,8 @@ class EventReader:
 class ProbeReader:
     """Follows the folder in which the probe keeps one record per process; ``since_t`` as for the events.
 
-    ``histories`` has what every process held over time, as its record tells.
+    ``histories`` has what every process held over time, as its record tells; ``started`` the processes that have the
+    probe, and ``lost`` what some said of why it does not follow them, or no more.
     """
 
     def __init__(self, folder: Path, since_t: float = 0.0) -> None:
@@ -189,15 +191,40 @@ class ProbeReader:
         self.histories: dict[int, tuple[tuple[float, int], ...]] = {}
         self.progress = Progress()
         self.trouble: str | None = None
+        self.started: frozenset[int] = frozenset()
+        self.lost: dict[int, str] = {}
+        self._started_bytes = 0
+
+    @property
+    def recorded(self) -> frozenset[int]:
+        """The processes that imported PyTorch and have a record."""
+        return frozenset(self._allocators)
 
     def poll(self) -> None:
         """Read every record again that has changed."""
+        self._read_started()
         for path, version in self._changed():
             try:
                 self._take(path, parse(content(path, _LARGEST_RECORD_BYTES)))
                 self._versions[path.name] = version
             except (OSError, ValueError, KeyError, TypeError, OverflowError, AttributeError):
                 continue  # Not whole yet, or gone: the next record replaces it.
+
+    def _read_started(self) -> None:
+        """Take in which processes have the probe by now; a list that is no file, or without end, lists nobody."""
+        path = self._folder / _STARTED
+        try:
+            size = path.lstat().st_size
+            if size == self._started_bytes:
+                return
+            lines = content(path, _LARGEST_RECORD_BYTES).decode(errors="replace").splitlines()
+        except (OSError, ValueError):
+            return
+        self._started_bytes = size
+        reported = (one.partition(" ") for one in lines)
+        found = {int(pid): why for pid, _, why in reported if pid.isascii() and pid.isdigit()}
+        self.started = frozenset(pid for pid, why in found.items() if not why)
+        self.lost |= {pid: line(why) or "" for pid, why in found.items() if why}
 
     def _changed(self) -> Iterator[tuple[Path, tuple[int, ...]]]:
         try:
@@ -220,6 +247,8 @@ class ProbeReader:
         if path.stem != str(pid):
             raise ValueError("a record bears the number of its process")
         allocator = _allocator(pid, steps, record)
+        if record.get("lost"):
+            self.lost[pid] = line(record["lost"]) or "it gave up"
         if record.get("num_ooms"):
             self._ooms[pid] = _probe_out_of_memory(int(record["num_ooms"]), record.get("last_oom") or {})
         if steps > self._steps.get(pid, 0) and record.get("last_step_t") is not None:

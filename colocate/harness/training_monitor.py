@@ -3,25 +3,27 @@
 Knows no GPU: which member holds memory there is told by `colocate.harness.group_run`.
 """
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from colocate.harness.training_events import EventReader, ProbeReader, Progress
 from colocate.plan import Role, Training
-from colocate.process import OUT_OF_MEMORY, Match, Process, describe
+from colocate.process import Match, Process, describe, out_of_memory
 from colocate.results import GroupDirectory
 from colocate.verdict import (
     Allocator,
     Member,
+    MemoryWords,
     OutOfMemory,
     ProcessPeak,
     ProcessRun,
     ProgressEvent,
     by_allocators,
     by_lists,
+    of_weight,
 )
 
 LAST_LINES = 20
@@ -29,6 +31,10 @@ _PROGRESS = "progress"
 _TRACEBACK = "traceback"
 _METRIC = "metric:"
 _PROBE_LOST = "probe_lost"
+
+WHY_MISSING = "as below python -I, -E or -S, or in an environment of its own"
+PROBE_FAILED = r"colocate: probe (?:record given up|not started|not loaded)"
+"""With these words `colocate.probe` says that it does not follow a process, or no more."""
 
 
 class TrainingMonitor:
@@ -51,12 +57,13 @@ class TrainingMonitor:
         self._events = EventReader(directory.events(role), time.monotonic())
         self._probe = ProbeReader(directory.probe(role), time.monotonic())
         self._lines = Progress()
+        self._looked_at: dict[int, bool] = {}
 
     @property
     def patterns(self) -> dict[str, str]:
-        """What to look for in the training's output: out-of-memory texts, tracebacks, progress and metrics."""
-        patterns = {**OUT_OF_MEMORY, _TRACEBACK: r"^Traceback \(most recent call last\):"}
-        patterns[_PROBE_LOST] = r"^colocate: probe (?:record given up|not started)"  # colocate.probe: record and start
+        """What to look for in the training's output besides out-of-memories: tracebacks, progress and metrics."""
+        patterns = {_TRACEBACK: r"^Traceback \(most recent call last\):"}
+        patterns[_PROBE_LOST] = PROBE_FAILED
         if self.training.progress_pattern:
             patterns[_PROGRESS] = self.training.progress_pattern
         # As in the study's catalogs, letters of either case match and the last match wins.
@@ -88,6 +95,26 @@ class TrainingMonitor:
         )
         self.held_gpu = self.held_gpu or bool(self.process_peaks)
 
+    def look_for_probe(self, on_gpu: Iterable[int]) -> None:
+        """Note of processes that hold memory on the GPU whether a probe of ours should be in them, while they live."""
+        for pid in on_gpu:
+            if pid not in self._looked_at:
+                self._looked_at[pid] = probe_expected(pid)
+
+    @property
+    def probe_missing(self) -> str | None:
+        """Why there is no probe in a process that has memory on the GPU and could have one."""
+        missing = [pid for pid, expected in self._looked_at.items() if expected and pid not in self._probe.started]
+        told = [self._probe.lost[pid] for pid in missing if pid in self._probe.lost]
+        if told:
+            return told[0]
+        return None if not missing else f"process {missing[0]} is Python's and did not load it, {WHY_MISSING}"
+
+    @property
+    def unobservable(self) -> bool:
+        """Whatever it does from now on, nothing can be concluded: it may as well be ended."""
+        return self.probe_missing is not None or any(process.slow_patterns for process in self.processes)
+
     @property
     def pids(self) -> frozenset[int]:
         """The numbers of all its processes that were seen."""
@@ -110,8 +137,16 @@ class TrainingMonitor:
                 yield "too_many_processes", process.too_many
             if process.log_failed:
                 yield "log_failed", process.log_failed
+            for name in process.slow_patterns:
+                yield "slow_pattern", self._slow_text(name)
             if process.supervisor_lost:
                 yield "supervisor_lost", process.supervisor_lost
+
+    def _slow_text(self, name: str) -> str:
+        """Which of the plan's or the catalog's patterns takes too long, and what to do."""
+        pattern = self.training.progress_pattern if name == _PROGRESS else self.patterns.get(name)
+        told = f"{self.training.name}: expected a pattern that a log can be searched for, found one that takes too long"
+        return f"{told}: {pattern!r} ({name}); write it without nested repeats"
 
     def notes(self) -> Iterator[tuple[str, str]]:
         """What is odd about them but harms nobody."""
@@ -190,11 +225,13 @@ class TrainingMonitor:
             held=held,
             held_by=held_by,
             probe_lost=self._probe_lost,
+            probe_lost_why=self._probe_lost_why,
             progress_events=tuple(
                 replace(event, elapsed_s=event.elapsed_s - origin_t) for event in self.progress_events
             ),
             epochs=tuple(replace(epoch, elapsed_s=epoch.elapsed_s - origin_t) for epoch in self._events.epochs),
             out_of_memory=tuple(self._out_of_memory(origin_t)),
+            memory_words=self._words(origin_t),
             allocators=self._probe.allocators,
             wanted=self.wanted,
             data=self._events.data,
@@ -219,7 +256,13 @@ class TrainingMonitor:
 
     @property
     def _probe_lost(self) -> bool:
-        return any(match.name == _PROBE_LOST for process in self.processes for match in process.matches)
+        return self._probe_lost_why is not None
+
+    @property
+    def _probe_lost_why(self) -> str | None:
+        """What a probe said last, in its record or in the log, or that there is none; None where all is well."""
+        said = [match.text for process in self.processes for match in process.matches if match.name == _PROBE_LOST]
+        return next(iter([*self._probe.lost.values(), *said]), None) or self.probe_missing
 
     def _process_run(self, process: Process, origin_t: float) -> ProcessRun:
         end = process.exit
@@ -249,10 +292,28 @@ class TrainingMonitor:
 
     def _out_of_memory(self, origin_t: float) -> list[OutOfMemory]:
         reported = [*self._events.out_of_memory, *self._probe.out_of_memory]
-        lines = [match for process in self.processes for match in process.matches if match.name in OUT_OF_MEMORY]
-        if lines and not reported:
-            reported = [OutOfMemory("log", lines[0].text, len(lines), lines[0].t)]
+        if not reported:
+            process_runs = tuple(self._process_run(process, 0.0) for process in self.processes)
+            proof = of_weight(
+                "proof", self._words(0.0), process_runs, self._probe.allocators, probe_lost=self._probe_lost
+            )
+            reported = [OutOfMemory("log", words.text, words.count, words.elapsed_s) for words in proof][:1]
         return [replace(o, elapsed_s=None if o.elapsed_s is None else o.elapsed_s - origin_t) for o in reported]
+
+    def _words(self, origin_t: float) -> tuple[MemoryWords, ...]:
+        """The lines of its logs that speak of a full memory: the first of each kind of a process, with their number."""
+        found = []
+        for number, process in enumerate(self.processes):
+            first = {match.name: match for match in reversed(process.matches)}
+            for name, match in sorted(first.items(), key=lambda item: item[1].t):
+                judged = out_of_memory.parsed(name)
+                if judged is not None:
+                    count = process.match_counts.get(name, 1)
+                    at_s = match.t - origin_t
+                    found.append(
+                        MemoryWords(judged.framework, judged.certainty, judged.memory, match.text, count, at_s, number)
+                    )
+        return tuple(found)
 
     def _metrics(self) -> dict[str, float]:
         """The last value of every metric that the catalog looks for in the log."""
@@ -260,14 +321,26 @@ class TrainingMonitor:
         for process in self.processes:
             for match in process.matches:
                 name = match.name.removeprefix(_METRIC)
-                if name != match.name:
-                    found |= _number(name, self.training.metric_patterns[name], match.text)
+                if name != match.name and match.value is not None:
+                    found |= _number(name, match.value)
         return found
 
 
-def _number(name: str, pattern: str, text: str) -> dict[str, float]:
-    match = re.search(pattern, text, re.IGNORECASE)
+def probe_expected(pid: int) -> bool:
+    """A living process is Python's, so that the harness's environment should have given it the probe.
+
+    Also a program that has Python in it, such as a frozen one: PyTorch in there would not be followed.
+    """
     try:
-        return {name: float(match[1])} if match else {}
-    except (ValueError, IndexError):
+        if Path(f"/proc/{pid}/exe").readlink().name.startswith(("python", "pypy")):
+            return True
+        return "/libpython" in Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except OSError:  # gone, or somebody else's
+        return False
+
+
+def _number(name: str, text: str) -> dict[str, float]:
+    try:
+        return {name: float(text)}
+    except ValueError:
         return {}

@@ -3,11 +3,12 @@
 It never initialises CUDA itself and keeps its maxima apart from those that the program resets.
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable  # noqa: UP035  this module runs on Python 3.8
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .record import Record
 
@@ -34,6 +35,7 @@ def count(record: Record) -> None:
     """Let the record follow the allocator and the optimizers of this process."""
     count_steps(record)
     counters = Counters(torch.cuda, record.note)
+    torch.cuda._lazy_call(record.claim)  # a child that was forked before the first use of CUDA
     for name in RESETS:
         if hasattr(torch._C, name):
             setattr(torch._C, name, counters.safe_from(getattr(torch._C, name)))
@@ -43,8 +45,38 @@ def count(record: Record) -> None:
 
 
 def count_steps(record: Record) -> None:
-    """Count the steps of all optimizers, built before or after."""
-    register_optimizer_step_post_hook(lambda optimizer, args, kwargs: record.step())
+    """Count the steps of all optimizers, built before or after; before PyTorch 2.0 those that are built from now on."""
+    try:
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+    except ImportError:
+        _count_steps_of_new(torch.optim.Optimizer, record.step)
+    else:
+        register_optimizer_step_post_hook(lambda optimizer, args, kwargs: record.step())
+
+
+def _count_steps_of_new(optimizer: Any, stepped: Callable[[], None]) -> None:
+    """Wrap the class's ``step`` of every optimizer that is built, once: an old PyTorch has no hook of its own."""
+    build = optimizer.__init__
+
+    @functools.wraps(build)
+    def build_and_follow(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        step = type(self).step
+        if not getattr(step, "colocate_counts", False):
+            type(self).step = _counting(step, stepped)
+
+    optimizer.__init__ = build_and_follow
+
+
+def _counting(step: Callable[..., Any], stepped: Callable[[], None]) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def step_and_count(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        stepped()
+        return result
+
+    step_and_count.colocate_counts = True  # type: ignore[attr-defined]
+    return step_and_count
 
 
 class Counters:

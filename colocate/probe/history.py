@@ -4,8 +4,9 @@ Standard library only. Between two readings memory may come and go; how much all
 can have been meanwhile.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
+
+from typing import Any, Mapping  # noqa: UP035  this module runs on Python 3.8
 
 MOST_STEPS = 256  # some kilobytes in the record, which is written as a whole
 
@@ -60,5 +61,5 @@ class History:
         if len(steps) <= self._most:
             return steps
         *earlier, last = steps
-        pairs = zip(earlier[::2], [*earlier[1::2], earlier[-1]], strict=False)
+        pairs = zip(earlier[::2], [*earlier[1::2], earlier[-1]])  # noqa: B905  no `strict` before Python 3.10
         return [*((first[0], max(first[1], second[1])) for first, second in pairs), last]

@@ -3,12 +3,13 @@
 Knows neither torch nor what the functions do.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, Callable, Sequence  # noqa: UP035  this module runs on Python 3.8
 
 
 class AfterImport:
@@ -17,6 +18,7 @@ class AfterImport:
     def __init__(self) -> None:
         self._waiting: dict[str, Callable[[ModuleType], None]] = {}
         self._around: dict[str, Callable[[], None]] = {}
+        self._asking: set[str] = set()
 
     def install(self) -> None:
         """Watch every import from now on."""
@@ -34,19 +36,26 @@ class AfterImport:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """What the other finders find, with our function behind the loader's last step; None for all other names."""
-        act = self._waiting.pop(name, None)
-        if act is None:
+        if name not in self._waiting or name in self._asking:
             return None
-        spec = importlib.util.find_spec(name)
+        self._asking.add(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._asking.discard(name)
         loader: Any = spec.loader if spec else None
         if not hasattr(loader, "exec_module"):
             return None
-        execute, before = loader.exec_module, self._around.pop(name)
+        execute = loader.exec_module
 
         def execute_then_act(module: ModuleType) -> None:
-            before()
+            """Once: a program may ask first whether there is such a module, and import it later or never."""
+            act, before = self._waiting.pop(name, None), self._around.pop(name, None)
+            if before is not None:
+                before()
             execute(module)
-            act(module)
+            if act is not None:
+                act(module)
 
         loader.exec_module = execute_then_act  # on this one instance; the loader stays what it is
         return spec

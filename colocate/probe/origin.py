@@ -3,6 +3,8 @@
 Standard library only.
 """
 
+from __future__ import annotations
+
 import sys
 import sysconfig
 from pathlib import Path

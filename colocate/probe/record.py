@@ -4,28 +4,42 @@ Owns the format and when it is written; knows neither torch nor where the number
 into the training: a record that cannot be written is given up after one line on stderr.
 """
 
+from __future__ import annotations
+
 import atexit
+import contextlib
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Callable, Dict, Literal  # noqa: UP035  this module runs on Python 3.8
 
 from .history import History
 
 INTERVAL_S = 0.25
 
-Readings = Callable[[], dict[str, Any]]
+Readings = Callable[[], Dict[str, Any]]  # noqa: UP006
+
+
+def give_up(what: str, error: Exception, record: Record | None) -> None:
+    """Say that this process is followed no more: on stderr, and in its record where that can be written.
+
+    A line of its own, for the program may be in the middle of one; and without stderr the record still says it.
+    """
+    why = f"colocate: {what}: {type(error).__name__}: {error}"
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+        print("\n" + why, file=sys.stderr)
+    if record is not None:
+        record.give_up(why)
 
 
 class Record:
     """What one process did, as ``<pid>.json``: written when something changed, at most every 0.25 s, and at exit.
 
-    A forked child writes nothing, as DataLoaders' workers are such, until it makes an optimizer step or runs out of
-    memory: then it is a training of its own, with a record of its own.
+    A forked child writes nothing, as DataLoaders' workers are such, until it uses CUDA, makes an optimizer step or runs
+    out of memory: then it is a training of its own, with a record of its own.
 
     Args:
         folder: where the file goes; None keeps the record in memory only.
@@ -67,8 +81,22 @@ class Record:
         self.write()
         if self.path is None:
             return
-        atexit.register(self.write)
-        threading.Thread(target=self._write_forever, name="colocate-probe", daemon=True).start()
+        try:
+            atexit.register(self.write)
+            threading.Thread(target=self._write_forever, name="colocate-probe", daemon=True).start()
+        except RuntimeError as error:  # no thread to be had, or the interpreter is ending
+            give_up("probe record given up", error, self)
+
+    def give_up(self, why: str) -> None:
+        """Write once more, with the reason, that no later word of this process can be expected."""
+        path, self.path = self.path, None
+        self.read = dict
+        self.fields["lost"] = why
+        try:
+            if path is not None:
+                _write_aside(path, self.fields)
+        except (OSError, TypeError, ValueError):
+            pass  # stderr has it
 
     def note(self, text: str) -> None:
         """Keep an assumption that was taken, once."""
@@ -77,7 +105,7 @@ class Record:
 
     def step(self) -> None:
         """An optimizer has made a step; the first one is a sign of life and written at once."""
-        self._claim()
+        self.claim()
         now = time.monotonic()
         self.fields["optimizer_steps"] += 1
         self.fields["last_step_t"] = now
@@ -89,7 +117,7 @@ class Record:
         self, message: str, *, requested_bytes: int | None, allocated_bytes: int | None, reserved_bytes: int | None
     ) -> None:
         """An allocation failed; written at once, since the program may swallow it or end."""
-        self._claim()
+        self.claim()
         self.fields["last_oom"] = {
             "t": time.monotonic(),
             "requested_bytes": requested_bytes,
@@ -107,8 +135,7 @@ class Record:
             with self._lock:
                 self._write(self.path)
         except Exception as error:  # a full disk or a vanished folder must not end a training
-            self.path = None
-            print(f"colocate: probe record given up: {type(error).__name__}: {error}", file=sys.stderr)
+            give_up("probe record given up", error, self)
 
     def _write(self, path: Path) -> None:
         read_t = time.monotonic()
@@ -118,9 +145,7 @@ class Record:
         if self.fields == self._written:
             return
         self._written = {**self.fields, "notes": list(self.fields["notes"])}
-        aside = path.with_suffix(".new")
-        aside.write_text(json.dumps({**self._written, "t": time.monotonic()}))
-        aside.replace(path)
+        _write_aside(path, self._written)
 
     def _write_forever(self) -> None:
         while self.path is not None:
@@ -132,8 +157,8 @@ class Record:
         self._forked_t = time.monotonic()
         self._lock = threading.Lock()  # the parent's thread may have held the old one
 
-    def _claim(self) -> None:
-        """In a forked child that trains: begin a record of its own."""
+    def claim(self) -> None:
+        """In a forked child that uses the GPU: begin a record of its own."""
         if self._pid == os.getpid():
             return
         self._pid = os.getpid()
@@ -143,3 +168,10 @@ class Record:
         )
         self._history = History(since_t=self._forked_t)  # before its first step it held memory, too
         self.keep_writing()
+
+
+def _write_aside(path: Path, fields: dict[str, Any]) -> None:
+    """Whole or not at all: the harness may read at any moment."""
+    aside = path.with_suffix(".new")
+    aside.write_text(json.dumps({**fields, "t": time.monotonic()}))
+    aside.replace(path)

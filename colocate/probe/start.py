@@ -3,12 +3,14 @@
 Owns the names of the environment variables. Knows torch only as the module it is handed.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from types import ModuleType
 
 from .imports import AfterImport
-from .record import Record
+from .record import Record, give_up
 
 PROBE = "COLOCATE_PROBE"
 VIRTUAL_GPU = "COLOCATE_VIRTUAL_GPU"
@@ -40,12 +42,14 @@ def begin(torch: ModuleType) -> None:
 
 
 def _count(torch: ModuleType) -> None:
-    from .counting import count
-
+    record = None
     try:
-        count(Record(os.environ.get(PROBE), "cuda", torch.__version__))
+        record = Record(os.environ.get(PROBE), "cuda", str(getattr(torch, "__version__", "unknown")))
+        from .counting import count
+
+        count(record)
     except Exception as error:  # a training must never fail because it is watched
-        print(f"colocate: probe not started: {type(error).__name__}: {error}", file=sys.stderr)
+        give_up("probe not started", error, record)
 
 
 def _refuse_unless_beside_torch(module: ModuleType) -> None:

@@ -1,9 +1,9 @@
 """Start, capture, keep alive and end process trees. Knows no GPU and no plan."""
 
-from colocate.process import die_with_parent, procfs, slurm
+from colocate.process import die_with_parent, out_of_memory, procfs, slurm
 from colocate.process.exit_status import Exit
 from colocate.process.keep_alive import KeepAlive, RestartPolicy
-from colocate.process.output import OUT_OF_MEMORY, Match
+from colocate.process.output import Match
 from colocate.process.procfs import ProcessId, boot_id, describe, end, identify, sees_all_processes, with_cookie
 from colocate.process.runner import SUPERVISES, Command, Process, start, stop_all
 from colocate.process.slurm import Node
@@ -11,7 +11,6 @@ from colocate.process.supervisor import MAX_PROCESSES
 
 __all__ = [
     "MAX_PROCESSES",
-    "OUT_OF_MEMORY",
     "SUPERVISES",
     "Command",
     "Exit",
@@ -26,6 +25,7 @@ __all__ = [
     "die_with_parent",
     "end",
     "identify",
+    "out_of_memory",
     "procfs",
     "sees_all_processes",
     "slurm",

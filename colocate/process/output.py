@@ -6,10 +6,15 @@ line without end. Imports the standard library only, because the supervisor impo
 
 import os
 import re
+import signal
+import stat
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, NoReturn
+
+from colocate.process import out_of_memory
 
 MIB = 1024**2  # not from colocate.units: the supervisor loads nothing that it can do without
 HEAD_BYTES = 4 * MIB
@@ -19,48 +24,42 @@ LINE_BYTES = 64 * 1024
 OVERLAP_BYTES = 4 * 1024
 TEXT_CHARS = 200
 LINE_CHARS = 400
+_JOINED_CHARS = 400
+_WINDOW_BYTES = 4096
+_BLANK = b" \t|"
+_NUMBER = re.compile(rb"\d+")
+_MOST_INNOCENT = 1000
+_RARE = (b"memory", b"alloc", b"oom", b"exhausted", b"bus error", b"no space left", b"dst tensor", b"pool size", b"rmm")
+"""One of these is in every message of `out_of_memory`, in lower case."""
+_PLACE = re.compile(r'\s*File ".*", line \d+|\s*\S+\.(?:py|pyx|cc|cpp|cu|h):\d+: in ')  # source follows
 
-OUT_OF_MEMORY: Mapping[str, str] = {
-    # torch.OutOfMemoryError (2.5 on), torch.cuda.OutOfMemoryError (1.13 to 2.4): the last line of a traceback.
-    "out of memory: torch exception": r"OutOfMemoryError(?::|\s*$)",
-    # c10/cuda/CUDACachingAllocator.cpp; the whole message of releases before 1.13, which raised a RuntimeError.
-    "out of memory: torch allocator": r"CUDA out of memory\. Tried to allocate",
-    # c10/cuda/CUDAException.cpp and aten/src/ATen/cuda/Exceptions.h: "CUDA error: " or "CUDA driver error: " and the
-    # runtime's own words. This is what a process prints that gets no memory for its CUDA context or a library's
-    # workspace: common on a shared GPU, and unknown to the allocator's counters.
-    "out of memory: CUDA error": r"CUDA (?:driver )?error: out of memory",
-    # CUDA Runtime API, cudaError_t 2.
-    "out of memory: CUDA runtime": r"cudaErrorMemoryAllocation\b",
-    # CUDA Driver API, CUresult 2.
-    "out of memory: CUDA driver": r"CUDA_ERROR_OUT_OF_MEMORY\b",
-    # cuBLAS, cublasStatus_t 3. CUBLAS_STATUS_NOT_INITIALIZED often means the same but not always: not in this list.
-    "out of memory: cuBLAS": r"CUBLAS_STATUS_ALLOC_FAILED\b",
-    # cuDNN, cudnnStatus_t; the second name since cuDNN 9.
-    "out of memory: cuDNN": r"CUDNN_STATUS_(?:ALLOC_FAILED|INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED)\b",
-    # NCCL, src/include/checks.h: "Cuda failure 2 'out of memory'"; older releases without the number.
-    "out of memory: NCCL": r"Cuda failure (?:2 )?'out of memory'",
-    # XLA: an absl status code in front of the allocator's message.
-    "out of memory: XLA": r"RESOURCE_EXHAUSTED: Out of memory",
-    # TensorFlow, core/framework/op_kernel.h.
-    "out of memory: TensorFlow": r"OOM when allocating tensor",
-}
-"""Texts that mean "no memory left on the GPU" and nothing else, by name, as regular expressions for one line.
+PATTERN_S = 1.0
+"""Processor time that a pattern may take for one piece of output: a sound one needs milliseconds."""
 
-One failure usually matches several of them: ask whether any matched, do not add them up.
-Each begins with a literal, which makes the search some twenty times faster than a leading ``\\b`` (1700 against
-70 MB/s): a training that floods its log must not be held up by us.
-"""
+
+class SlowPatternError(Exception):
+    """A pattern backtracks without end."""
 
 
 class Match(NamedTuple):
     """A line of a training's output that a pattern was found in.
 
-    ``t`` is the monotonic time in seconds at which it was read; ``text`` is up to 200 characters around the match.
+    ``t`` is the monotonic time in seconds at which it was read; ``text`` is up to 200 characters around the match;
+    ``value`` is what the pattern's first group matched.
     """
 
     t: float
     name: str
     text: str
+    value: str | None = None
+
+
+class Found(NamedTuple):
+    """A pattern in a line: its name, up to 800 bytes around it, and what its first group matched."""
+
+    name: str
+    excerpt: bytes
+    value: bytes | None
 
 
 class CappedLog:
@@ -78,6 +77,7 @@ class CappedLog:
         self._descriptor: int | None = None
         self._room_bytes = head_bytes
         self._segment = -1
+        self._identity: tuple[int, int] | None = None
         self._try(self._begin)
 
     def write(self, data: bytes) -> None:
@@ -86,11 +86,13 @@ class CappedLog:
             self._try(lambda: self._write(memoryview(data)))
 
     def close(self) -> None:
-        """Put head and tail together. Does not raise either."""
+        """Put head and tail together, unless somebody put something else in their place. Does not raise either."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-        self._try(lambda: assemble(self._path, self._tail_bytes))
+        self._try(self._expect_own_file)
+        if self.failed is None:
+            self._try(lambda: assemble(self._path, self._tail_bytes))
 
     def _try(self, act: Callable[[], None]) -> None:
         try:
@@ -101,11 +103,14 @@ class CappedLog:
     def _begin(self) -> None:
         for stale in _segments(self._path):
             stale.unlink()
-        self._open(self._path)
+        # Also a device, such as /dev/null of somebody who wants no log; a pipe without a reader is refused.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+        self._descriptor = os.open(self._path, flags, 0o644)
+        self._identity = _identity(os.fstat(self._descriptor))
 
-    def _open(self, path: Path) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-        self._descriptor = os.open(path, flags, 0o644)
+    def _expect_own_file(self) -> None:
+        if self._identity is not None and _identity(self._path.stat()) != self._identity:
+            raise OSError(0, "something else in its place")
 
     def _write(self, view: memoryview) -> None:
         while view:
@@ -121,7 +126,9 @@ class CappedLog:
             os.close(self._descriptor)
             self._descriptor = None
         self._segment += 1
-        self._open(_segment_path(self._path, self._segment))
+        path = _segment_path(self._path, self._segment)
+        path.unlink(missing_ok=True)  # what somebody put there is none of ours
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._room_bytes = self._tail_bytes
         _segment_path(self._path, self._segment - 2).unlink(missing_ok=True)
 
@@ -131,16 +138,21 @@ class Scanner:
 
     Newline and carriage return both end a line. A line counts once per pattern, however long it is. The anchors ``^``
     and ``$`` mean the ends of a line (above 64 KiB also those of its pieces); others are not supported.
+    Out-of-memory messages are found besides, under the names that `out_of_memory` gives them, also those that a console
+    has broken into two or three lines. ``slow`` has the patterns that were given up because they take too long.
     """
 
     def __init__(self, patterns: Mapping[str, str]) -> None:
         self.counts: Counter[str] = Counter({name: 0 for name in patterns})
+        self.slow: list[str] = []
         self._patterns = {name: _compiled(text) for name, text in patterns.items()}
         self._rest = b""
         self._counted: set[str] = set()  # patterns that the unfinished line has shown in an earlier piece
+        self._before: tuple[bytes, ...] = ()  # the last two lines, which may have the beginning of a message
+        self._innocent: set[tuple[bytes, ...]] = set()
 
-    def feed(self, data: bytes) -> list[tuple[str, bytes]]:
-        """Names of patterns and the excerpts of lines that have them, for every line that these bytes complete."""
+    def feed(self, data: bytes) -> list[Found]:
+        """What the lines have that these bytes complete."""
         block = self._rest + data.replace(b"\r", b"\n")
         end = block.rfind(b"\n") + 1
         self._rest = block[end:]
@@ -153,23 +165,73 @@ class Scanner:
             self._rest = self._rest[-OVERLAP_BYTES:]
         return found
 
-    def close(self) -> list[tuple[str, bytes]]:
+    def close(self) -> list[Found]:
         """The same for a last line without an end."""
         return self.feed(b"\n") if self._rest else []
 
-    def _search(self, block: bytes, unfinished: bool = False) -> list[tuple[str, bytes]]:
-        found = []
-        for name, (anywhere, within) in self._patterns.items():
-            if not anywhere.search(block):
-                continue
-            for number, line in enumerate(block.split(b"\n")):
-                match = within.search(line)
-                if match and not (number == 0 and name in self._counted):
-                    found.append((name, _around(line, match.start())))
-                    if unfinished:
-                        self._counted.add(name)
-        self.counts.update(name for name, _ in found)
+    def _search(self, block: bytes, unfinished: bool = False) -> list[Found]:
+        found = [*self._out_of_memory(block, unfinished)]
+        for name in [*self._patterns]:
+            try:
+                with _bounded():
+                    found += self._matches(name, block)
+            except SlowPatternError:
+                del self._patterns[name]
+                self.slow.append(name)
+        if unfinished:
+            self._counted.update(one.name for one in found)
+        self.counts.update(one.name for one in found)
         return found
+
+    def _matches(self, name: str, block: bytes) -> list[Found]:
+        anywhere, within = self._patterns[name]
+        if not anywhere.search(block):
+            return []
+        found = []
+        for number, line in enumerate(block.split(b"\n")):
+            match = within.search(line)
+            if match and not (number == 0 and name in self._counted):
+                value = match[1] if within.groups else None
+                found.append(Found(name, _around(line, match.start()), value))
+        return found
+
+    def _out_of_memory(self, block: bytes, unfinished: bool) -> Iterator[Found]:
+        """Judges each line alone and, where that says nothing, together with the two in front of it."""
+        block = out_of_memory.uncoloured(block)
+        lines, low = block.split(b"\n"), block.lower()
+        if not any(word in low for word in _RARE):
+            lines = lines[-2:]  # nothing to be found, and what comes may go on with these
+        for number, line in enumerate(lines):
+            if line.strip(_BLANK):
+                found = self._judged_once(line)
+                if found is not None and not (number == 0 and found.name in self._counted):
+                    yield found
+                self._before = () if found is not None else (*self._before, line[-_JOINED_CHARS:])[-2:]
+        if unfinished:
+            self._before = ()
+
+    def _judged_once(self, line: bytes) -> Found | None:
+        """As `_judged`, but lines that differ in numbers only, as those of a loop do, are judged once."""
+        alike = tuple(_NUMBER.sub(b"0", one[:_WINDOW_BYTES]) for one in (*self._before, line))
+        if alike in self._innocent and len(line) <= _WINDOW_BYTES:
+            return None
+        found = next((one for text in _windows(line) if (one := self._judged(text)) is not None), None)
+        if found is None:
+            if len(self._innocent) >= _MOST_INNOCENT:
+                self._innocent.clear()
+            self._innocent.add(alike)
+        return found
+
+    def _judged(self, text: str) -> Found | None:
+        before = [out_of_memory.plain(one) for one in reversed(self._before)]
+        place = bool(before) and _PLACE.match(before[0]) is not None
+        judged = out_of_memory.judge(text, below_place=place)
+        for earlier in () if place else before:
+            if judged is not None:
+                break
+            text = out_of_memory.joined(earlier, text[:_JOINED_CHARS])
+            judged = out_of_memory.judge(text)
+        return None if judged is None else Found(judged.name, _around(text.encode(), judged.start), None)
 
 
 def assemble(path: Path, tail_bytes: int = TAIL_BYTES) -> None:
@@ -180,10 +242,10 @@ def assemble(path: Path, tail_bytes: int = TAIL_BYTES) -> None:
     segments = _segments(path)
     if not segments:
         return
-    last_bytes = segments[-1].stat().st_size
+    last_bytes = segments[-1].lstat().st_size
     later_bytes = int(segments[-1].suffix.rpartition("-")[2]) * tail_bytes + last_bytes
     left_out_bytes = max(0, later_bytes - tail_bytes)
-    with path.open("ab") as log:
+    with _opened(path, os.O_WRONLY | os.O_APPEND, "ab") as log:
         if left_out_bytes:
             log.write(b"\n[colocate: %d bytes left out]\n" % left_out_bytes)
         for number, segment in enumerate(segments):
@@ -220,15 +282,66 @@ def _segment_path(path: Path, number: int) -> Path:
 
 
 def _segments(path: Path) -> list[Path]:
-    start = f"{path.name}.tail-"
+    """The pieces of a log by number; what is only called like one, or is no file, is somebody else's."""
+    name = re.compile(re.escape(path.name) + r"\.tail-\d{8}")
     try:
-        return sorted(entry for entry in path.parent.iterdir() if entry.name.startswith(start))
+        found = [entry.path for entry in os.scandir(path.parent) if name.fullmatch(entry.name)]
     except OSError:
         return []
+    return sorted(Path(entry) for entry in found)
+
+
+def _opened(path: Path, flags: int, mode: str) -> BinaryIO:
+    """A file that a training may have replaced: never waits for what a pipe may say, and follows no link.
+
+    Raises:
+        OSError: it cannot be opened, or is no file.
+    """
+    handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(0, "something that is no file")
+    return os.fdopen(handle, mode)  # type: ignore[return-value]
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _windows(line: bytes) -> Iterator[str]:
+    """A line as text; of a long one the surroundings of what may be a message."""
+    if len(line) <= _WINDOW_BYTES:
+        yield out_of_memory.plain(line)
+        return
+    low, start = line.lower(), 0
+    while positions := [at for word in _RARE if (at := low.find(word, start)) >= 0]:
+        first = max(0, min(positions) - _WINDOW_BYTES // 2)
+        yield out_of_memory.plain(line[first : first + _WINDOW_BYTES])
+        start = first + _WINDOW_BYTES
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Ends a search that takes too much of the processor: a signal, because Python's engine of patterns heeds one.
+
+    Raises:
+        SlowPatternError: it did.
+    """
+
+    def give_up(*_: object) -> NoReturn:
+        raise SlowPatternError
+
+    earlier = signal.signal(signal.SIGVTALRM, give_up)
+    signal.setitimer(signal.ITIMER_VIRTUAL, PATTERN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, earlier)
 
 
 def _append(segment: Path, log: BinaryIO, start: int) -> None:
-    with segment.open("rb") as source:
+    with _opened(segment, os.O_RDONLY, "rb") as source:
         source.seek(start)
         while piece := source.read(MIB):
             log.write(piece)
@@ -236,7 +349,7 @@ def _append(segment: Path, log: BinaryIO, start: int) -> None:
 
 def _end_of(path: Path, num_bytes: int) -> bytes:
     try:
-        with path.open("rb") as log:
+        with _opened(path, os.O_RDONLY, "rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - num_bytes))
             return log.read(num_bytes)
     except OSError:

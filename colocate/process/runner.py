@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from colocate.errors import TrainingError
 from colocate.process import procfs
 from colocate.process.exit_status import Exit
-from colocate.process.output import OUT_OF_MEMORY, Match, assemble, last_lines
+from colocate.process.output import Match, assemble, last_lines
 from colocate.process.procfs import ProcessId
 from colocate.process.supervisor import MAX_PROCESSES, PROCESS_RUN
 
@@ -75,13 +75,13 @@ def start(
         log: replaced if it exists; its folder must exist.
         cookie: ``<run id>/<group id>/<role>`` and what makes it unlike any other; by it a later run recognises what
             this one left behind.
-        patterns: regular expressions for one line of output, by name, besides `colocate.process.output.OUT_OF_MEMORY`.
+        patterns: regular expressions for one line of output, by name, besides the words of `out_of_memory`.
         max_processes: a tree with more of them at once is killed.
 
     Raises:
         TrainingError: no such program, folder or interpreter, a pattern that is none, or no supervisor to be had.
     """
-    searched = {**OUT_OF_MEMORY, **(patterns or {})}
+    searched = dict(patterns or {})
     _check(command, log, searched)
     process_run = uuid.uuid4().hex
     process = Process(command, log, process_run, _start_supervisor(log, cookie))
@@ -109,6 +109,7 @@ class Process:
         unkillable: processes that survived SIGKILL; the GPU must not be used before they are gone.
         too_many: why the tree was killed, if it had more processes at once than it may.
         log_failed: why the log could not be written, e.g. a full disk.
+        slow_patterns: the names of the patterns that were given up because a search took too long.
         supervisor_lost: how the supervisor ended before its time; ``exit`` is then what must have happened.
     """
 
@@ -126,6 +127,7 @@ class Process:
         self.unkillable: tuple[ProcessId, ...] = ()
         self.too_many: str | None = None
         self.log_failed: str | None = None
+        self.slow_patterns: list[str] = []
         self.supervisor_lost: str | None = None
         self._max_processes = MAX_PROCESSES
         self._process_run = process_run
@@ -261,8 +263,10 @@ class Process:
             case "output":
                 self.last_output_t = event["t"]
             case "match":
-                self.matches.append(Match(event["t"], event["name"], event["text"]))
+                self.matches.append(Match(event["t"], event["name"], event["text"], event["value"]))
                 self.match_counts[event["name"]] = event["count"]
+            case "slow":
+                self.slow_patterns.append(event["name"])
             case "log_failed":
                 self.log_failed = event["text"]
             case "exit":
@@ -293,7 +297,10 @@ class Process:
         self._supervisor.wait()
         left = {self.id, *self._seen, *procfs.with_variable(PROCESS_RUN, self._process_run)}
         self.unkillable = tuple(procfs.end(left, grace_s=0.0))
-        assemble(self.log)
+        try:
+            assemble(self.log)
+        except OSError as error:  # somebody put something else in its place
+            self.log_failed = f"{self.log}: expected the log of {self.command}, found {error.strerror}"
         ended = _ended(self._supervisor.returncode)
         reason = self._failure or " | ".join(last_lines(self.log, 3)) or "it left no message"
         self.supervisor_lost = f"supervisor of {self.command}: expected to outlive the training, {ended}; {reason}"
@@ -370,7 +377,8 @@ def _start_supervisor(log: Path, cookie: str) -> "subprocess.Popen[bytes]":
     What the interpreter itself may have to complain about goes to the log.
     """
     try:
-        errors = log.open("ab")
+        # Not blocking: somebody may have put a pipe there, which nobody reads.
+        errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise TrainingError(f"{log}: expected a log that can be written, got {error.strerror!r}") from error
     package = os.fspath(Path(__file__).parents[1])
@@ -390,7 +398,7 @@ def _start_supervisor(log: Path, cookie: str) -> "subprocess.Popen[bytes]":
     except OSError as error:
         raise TrainingError(f"{argv[0]}: expected to start a supervisor, got {error.strerror!r}") from error
     finally:
-        errors.close()
+        os.close(errors)
 
 
 def _ended(returncode: int) -> str:

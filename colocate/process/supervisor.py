@@ -17,7 +17,9 @@ and the end of the file, or of the harness' process, means stop as well. The sup
     started     pid, start_time, t
     failed      text: the program could not be started
     output      t: when the training last printed anything, at most twice a second
-    match       t, name, text, count: a line with one of the patterns, at most ten a second and pattern
+    match       t, name, text, value, count: a line with one of the patterns, or the words of `out_of_memory`; at most
+                ten a second and name
+    slow        name: a pattern that takes too long, and is searched for no more
     log_failed  t, text: the log cannot be written; the training goes on and is still searched
     exit        how it ended, once the whole tree is gone; again after every further stop
     crashed     text: our own mistake; the tree was killed
@@ -40,7 +42,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypedDict
 
 from colocate.process import procfs
-from colocate.process.output import CappedLog, Scanner, text_of
+from colocate.process.output import CappedLog, Found, Scanner, text_of
 from colocate.process.procfs import ProcessId
 
 PROCESS_RUN = "COLOCATE_LIFE"
@@ -263,12 +265,14 @@ class Supervisor:
         self._tell_matches(self._scanner.feed(data))
         return True
 
-    def _tell_matches(self, found: list[tuple[str, bytes]]) -> None:
+    def _tell_matches(self, found: list[Found]) -> None:
         t = time.monotonic()
-        for name, excerpt in found:
+        for name, excerpt, value in found:
             if self._may_tell(name, int(t)):
-                count = self._scanner.counts[name]
-                self._channel.send("match", optional=True, t=t, name=name, text=text_of(excerpt), count=count)
+                fields = {"text": text_of(excerpt), "value": None if value is None else text_of(value)}
+                self._channel.send("match", optional=True, t=t, name=name, count=self._scanner.counts[name], **fields)
+        while self._scanner.slow:
+            self._channel.send("slow", name=self._scanner.slow.pop())
 
     def _may_tell(self, name: str, second: int) -> bool:
         latest, reported = self._allowed.get(name, (second, 0))

@@ -13,6 +13,7 @@ from colocate.verdict.evidence import (
     Interval,
     Limits,
     Member,
+    MemoryWords,
     OutOfMemory,
     Owner,
     ProcessPeak,
@@ -23,6 +24,7 @@ from colocate.verdict.evidence import (
 )
 from colocate.verdict.measured_peak import PeakReading, measured_peak, own_peak_bytes
 from colocate.verdict.memory_history import by_allocators, by_lists
+from colocate.verdict.memory_words import of_weight
 from colocate.verdict.overlap import foreground_window
 from colocate.verdict.plan_verdict import AGAIN, PlanVerdict
 from colocate.verdict.predicted_peak import LESS, MORE, PeakRange, allocator_range, member_range
@@ -48,6 +50,7 @@ __all__ = [
     "Limits",
     "Member",
     "MemoryClass",
+    "MemoryWords",
     "OutOfMemory",
     "Outcome",
     "Owner",
@@ -73,5 +76,6 @@ __all__ = [
     "measured_peak",
     "member_range",
     "memory_class",
+    "of_weight",
     "own_peak_bytes",
 ]

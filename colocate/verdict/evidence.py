@@ -132,6 +132,22 @@ class OutOfMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryWords:
+    """Lines of a log that speak of memory that ran out, as `colocate.process.out_of_memory` judges them.
+
+    ``text`` is the first of ``count`` alike, printed by the process of this number of ``process_run``.
+    """
+
+    framework: str
+    certainty: Literal["raised", "reported", "mentioned"]
+    memory: Literal["gpu", "host"]
+    text: str
+    count: int
+    elapsed_s: float
+    process_run: int
+
+
+@dataclass(frozen=True, slots=True)
 class Allocator:
     """What PyTorch's allocator inside one process said last, read by the probe.
 
@@ -208,7 +224,9 @@ class Member:
     ``wanted`` is what it held when, after an out-of-memory on a virtual GPU, it was run alone on one that refuses
     nothing. ``held`` is what it held over time, each pair a second and the bytes from then on: told by its allocators
     (``held_by``), never below what they did hold, or by the driver's lists of processes, which miss what happens
-    between them. ``probe_lost``: a probe in it said that it would tell no more.
+    between them. ``probe_lost``: a probe in it could not start, is missing, or said
+    that it would tell no more, ``probe_lost_why`` says which. ``memory_words`` are lines of its log; those that prove
+    an out-of-memory are in ``out_of_memory`` too.
     """
 
     role: Role
@@ -226,9 +244,11 @@ class Member:
     held: tuple[tuple[float, int], ...] = ()
     held_by: Literal["allocator", "processes"] | None = None
     probe_lost: bool = False
+    probe_lost_why: str | None = None
     progress_events: tuple[ProgressEvent, ...] = ()
     epochs: tuple[Epoch, ...] = ()
     out_of_memory: tuple[OutOfMemory, ...] = ()
+    memory_words: tuple[MemoryWords, ...] = ()
     allocators: tuple[Allocator, ...] = ()
     wanted: tuple[Allocator, ...] = ()
     data: str | None = None

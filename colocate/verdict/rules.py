@@ -20,8 +20,9 @@ from pydantic import TypeAdapter
 
 from colocate.device import Basis
 from colocate.units import format_mib
-from colocate.verdict.evidence import Evidence, Member, OutOfMemory
+from colocate.verdict.evidence import Evidence, Member, MemoryWords, OutOfMemory
 from colocate.verdict.measured_peak import SPIKE_BYTES, PeakReading, left_no_trace, measured_peak, readings
+from colocate.verdict.memory_words import Weight, of_weight
 from colocate.verdict.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
 from colocate.verdict.predicted_peak import PeakRange, predicted_peak
 from colocate.verdict.reasons import Reason
@@ -269,6 +270,7 @@ def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     yield from _gaps(evidence)
     yield from _contradicted(evidence, peak)
     yield from _probe_lost(evidence)
+    yield from _out_of_memory_suspected(evidence)
     yield from _dry_run_failed(evidence)
     yield from _foreground_unproven(evidence)
     yield from _steps_unconfirmed(evidence)
@@ -346,8 +348,16 @@ def _contradicted(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason
 def _probe_lost(evidence: Evidence) -> Iterator[Reason]:
     for member in evidence.members:
         if member.probe_lost:
-            text = f"the probe in {member.name} fell silent: an out-of-memory or a peak after that is not known"
+            why = member.probe_lost_why or "it fell silent"
+            text = f"no probe followed {member.name} to its end ({why}): an out-of-memory or a peak is not known"
             yield Reason("probe_lost", text)
+
+
+def _out_of_memory_suspected(evidence: Evidence) -> Iterator[Reason]:
+    for member in evidence.members:
+        for words in _words_of(member, "doubt")[:1]:
+            text = f"{member.name} may have run out of memory, by its log alone: {words.text!r} ({words.framework})"
+            yield Reason("out_of_memory_suspected", text)
 
 
 def _dry_run_failed(evidence: Evidence) -> Iterator[Reason]:
@@ -464,6 +474,9 @@ def _warnings_of(member: Member) -> Iterator[Reason]:
     if retries and not any(allocator.num_ooms for allocator in member.allocators):
         text = f"{member.name} got through only by flushing its allocator's cache {retries} time(s)"
         yield Reason("tight", text)
+    for words in _words_of(member, "warning")[:1]:
+        text = f"the log of {member.name} has words of an out-of-memory that nothing else speaks for: {words.text!r}"
+        yield Reason("out_of_memory_mentioned", text)
     left = [name for process_run in member.process_runs for name in process_run.leftovers]
     if left:
         yield Reason("leftovers", f"{member.name} left processes that had to be ended: {'; '.join(left)}")
@@ -518,6 +531,14 @@ def _out_of_memory_is_sound(evidence: Evidence, peak: PeakRange | None) -> bool:
     if evidence.device.basis == "measured":
         return True
     return peak is not None and peak.low_bytes >= evidence.limits.peak_bytes
+
+
+def _words_of(member: Member, weight: Weight) -> tuple[MemoryWords, ...]:
+    """Lines of its log that weigh so much; none where an out-of-memory is known anyway."""
+    if member.out_of_memory:
+        return ()
+    found = of_weight(weight, member.memory_words, member.process_runs, member.allocators, probe_lost=member.probe_lost)
+    return tuple(found)
 
 
 def _out_of_memory_text(member: Member, event: OutOfMemory) -> str:

@@ -1,0 +1,50 @@
+"""What lines of a log that speak of a full memory prove, beside what the allocator counted and how the process ended.
+
+Words are one witness. With a second one, a failed process, they are proof; against the allocator of a training that
+went on, which counted nothing, they are a warning; alone they prove only where they are the message itself. Pure.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from colocate.verdict.evidence import Allocator, MemoryWords, ProcessRun
+
+Weight = Literal["proof", "doubt", "warning"]
+
+COUNTED = "PyTorch"
+"""The framework whose out-of-memories the probe counts; those of the CUDA libraries and the context it does not see."""
+
+
+def weight(words: MemoryWords, process_runs: Sequence[ProcessRun], counted: bool) -> Weight:
+    """What such a line weighs; ``counted``: a probe followed the allocator to the end, and counted no out-of-memory."""
+    end = process_runs[words.process_run].exit if words.process_run < len(process_runs) else None
+    failed = end is not None and not end.ok and not end.stopped
+    if words.certainty == "mentioned":
+        return "warning"
+    if words.memory == "host":
+        return "doubt" if failed else "warning"
+    contradicted = counted and words.framework == COUNTED
+    if failed:
+        return "doubt" if contradicted and words.certainty == "reported" else "proof"
+    if counted:
+        return "doubt" if words.certainty == "raised" and not contradicted else "warning"
+    return "proof" if words.certainty == "raised" and end is not None else "doubt"
+
+
+def counted_none(allocators: Sequence[Allocator], probe_lost: bool) -> bool:
+    """A probe followed an allocator that held memory, until the end, and saw no allocation fail."""
+    held = [allocator for allocator in allocators if allocator.max_reserved_bytes]
+    return bool(held) and not probe_lost and not any(allocator.num_ooms for allocator in allocators)
+
+
+def of_weight(
+    wanted: Weight,
+    words: Sequence[MemoryWords],
+    process_runs: Sequence[ProcessRun],
+    allocators: Sequence[Allocator],
+    *,
+    probe_lost: bool,
+) -> Iterator[MemoryWords]:
+    """The lines of a member that weigh so much."""
+    counted = counted_none(allocators, probe_lost)
+    return (one for one in words if weight(one, process_runs, counted) == wanted)
