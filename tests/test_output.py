@@ -210,6 +210,7 @@ CUDA failure 2: out of memory ; GPU=0
 Error Code 1: Cuda Driver (out of memory)
 MemoryError: std::bad_alloc: out_of_memory: RMM failure: Maximum pool size exceeded
 2024-08-21 22:56:04 ERROR RuntimeError: CUDA error: out of memory
+WARNING: batch skipped: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.00 GiB of which
   5%|\u258c   | 3/60 [00:02<00:40,  1.4it/s]RuntimeError: CUDA out of memory. Tried to allocate 1.00 GiB
 """
 REPORTED = """
@@ -235,8 +236,8 @@ oom_policy: CUDA_ERROR_OUT_OF_MEMORY
 cudaErrorMemoryAllocation = 2,
 no CUDA out of memory.
 Namespace(epochs=3, on_out_of_memory='CUDA out of memory.')
-W bfc_allocator.cc:310] Allocator (GPU_0_bfc) ran out of memory trying to allocate 3GiB. The caller indicates that this \
-is not a failure, but this may mean that there could be performance gains if more memory were available.
+W bfc_allocator.cc:310] Allocator (GPU_0_bfc) ran out of memory trying to allocate 3GiB. The caller \
+indicates that this is not a failure, but this may mean that there could be performance gains if there were more.
 FATAL ERROR: Reached heap limit Allocation failed - JavaScript heap out of memory
 """
 NOTHING = """

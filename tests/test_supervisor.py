@@ -38,7 +38,7 @@ class Spoken:
 
 @contextmanager
 def spoken(boot: str = runner._BOOT) -> Iterator[Spoken]:
-    argv = [sys.executable, "-I", "-S", "-c", boot, str(Path(runner.__file__).parent)]
+    argv = [sys.executable, "-I", "-S", "-c", boot, str(Path(runner.__file__).parents[1])]
     with subprocess.Popen(argv, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as it:
         try:
             yield Spoken(it)
@@ -76,7 +76,7 @@ def test_it_tells_start_and_end(tmp_path: Path) -> None:
 def test_it_loads_nothing_of_the_package_but_what_it_needs() -> None:
     """Neither pydantic nor the package's own __init__: that is what makes it start in some 40 ms."""
     boot = runner._BOOT.replace("main()", "print(*sorted(sys.modules))")
-    argv = [sys.executable, "-I", "-S", "-c", boot, str(Path(runner.__file__).parent)]
+    argv = [sys.executable, "-I", "-S", "-c", boot, str(Path(runner.__file__).parents[1])]
     loaded = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
 
     ours = {name for name in loaded if name.startswith("colocate")}

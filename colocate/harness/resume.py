@@ -35,7 +35,7 @@ SPOILED = frozenset(
     {
         *("interrupted", "supervisor_lost", "log_failed", "disk_full", "unkillable", "record_damaged"),
         *("sensor_lost", "sensor_gap", "sensor_contradicted", "probe_lost", "no_samples", "no_baseline"),
-        *("foreign_process", "gpu_not_returned"),
+        *("foreign_process", "gpu_not_returned", "slow_pattern"),
     }
 )
 _ESSENTIAL = ("versions", "device", "run", "attempt")

@@ -255,6 +255,9 @@ _EXCEPTION = re.compile(
     r"|CUDA error|\w+ error:|(?:ggml|alloc|llama)_\w+:|ERROR: |\[E\]|\[TRT\]|\[LightGBM\] \[Fatal\]|slurmstepd: error"
     r"|Error Code|The cuda\w+ failed|defaultAllocator|onnxruntime::|Non-zero status code|Triton Error)",
 )
+# PyTorch's whole message, which a program repeats that caught it; not that of another run.
+_WHOLE = re.compile(r"\.?\s*(?:Tried )?to allocate [\d.]+ [KMGT]iB\.? \(?GPU \d+(?: has a total capacity|;)")
+_QUOTED_BEFORE = re.compile(r"\b(?:last|previous|earlier|former|other|old|ended with|history|past)\b", re.IGNORECASE)
 # A line of a source file, shown by a traceback or printed as it is.
 _SOURCE = re.compile(
     r"\s*(?:\d+\s+|[>|-]+\s*(?:\d+\s+)?)?(?:except|raise|if|elif|else|while|for|return|assert|def|class|import|from|try"
@@ -353,7 +356,8 @@ def _certainty(text: str, match: "re.Match[str]") -> Certainty:
         return "mentioned"
     if not is_message and _KEY_BEFORE.fullmatch(before) and not re.search("err|exc|fail", before, re.IGNORECASE):
         return "mentioned"
-    return "raised" if is_message else "reported"
+    whole = _WHOLE.match(after) is not None and not _QUOTED_BEFORE.search(before)
+    return "raised" if is_message or whole else "reported"
 
 
 def parsed(name: str) -> Judgement | None:

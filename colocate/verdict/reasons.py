@@ -30,7 +30,8 @@ class ReasonCode(StrEnum):
         "a training had more processes at once than max_processes and was ended",
     )
     SUPERVISOR_LOST = ("supervisor_lost", "the process that keeps a training died")
-    LOG_FAILED = ("log_failed", "a log could not be written")
+    LOG_FAILED = ("log_failed", "a log could not be written, or somebody put something else in its place")
+    SLOW_PATTERN = ("slow_pattern", "a pattern of the plan or the catalog takes too long to search a log for")
     DISK_FULL = ("disk_full", "there was no room left for what a training may write")
     RECORD_DAMAGED = ("record_damaged", "samples are missing from the record")
     NO_BALLOON = ("no_balloon", "a smaller GPU could not be made of this one")
@@ -69,7 +70,14 @@ class ReasonCode(StrEnum):
     NO_BASELINE = ("no_baseline", "what the GPU held before the group is not known")
     SENSOR_GAP = ("sensor_gap", "too long without a sample while the foreground ran, from its start to its exit")
     SENSOR_CONTRADICTED = ("sensor_contradicted", "two sources contradict each other about the GPU's memory")
-    PROBE_LOST = ("probe_lost", "the probe in a training could not start or go on: what its allocator did is not known")
+    PROBE_LOST = (
+        "probe_lost",
+        "the probe in a training is missing, could not start or go on: what its allocator did is not known",
+    )
+    OUT_OF_MEMORY_SUSPECTED = (
+        "out_of_memory_suspected",
+        "by its log alone a training may have run out of memory, and nothing that counts can say so",
+    )
     TOO_LITTLE_OVERLAP = (
         "too_little_overlap",
         "the background trained beside the foreground for too little of its time",
@@ -97,6 +105,10 @@ class ReasonCode(StrEnum):
 
     # Worth knowing beside any verdict.
     TIGHT = ("tight", "a training got through only by flushing its allocator's cache")
+    OUT_OF_MEMORY_MENTIONED = (
+        "out_of_memory_mentioned",
+        "a log has words of an out-of-memory that nothing else speaks for",
+    )
     SPIKE = ("spike", "the samples missed a part of the peak")
     WORST_CASE_OVER_LIMIT = (
         "worst_case_over_limit",
