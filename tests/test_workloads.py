@@ -280,33 +280,45 @@ def tiny_batch(name: str) -> Any:
     return torch.rand(4, 3, 32 if name == "resnet20" else 64, 32), labels
 
 
-LEARNING_RATES = {"siamese": 0.001, "vulberta_mlp": 0.001, "hrnet18": 0.001}
 EXTRA = {"mnist_ff": [0], "vulberta_mlp": [False, torch.ones(2)], "vulberta_cnn": [torch.ones(2)]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TORCH_WORKLOADS)
-def test_the_loss_of_a_fixed_batch_falls(name: str) -> None:
+def test_the_gradient_of_a_fixed_batch_points_uphill(name: str) -> None:
+    """One small step along the negative gradient lowers the loss.
+
+    Three steps of a fixed rate did on one processor and not on another (pcb: 39.834 against 39.746): a step is halved
+    until it is small enough for the model, whose curvature depends on the random weights.
+    """
     torch.manual_seed(0)
     module = workload(name)
     model = module.build_model(module.arguments([])).train()
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATES.get(name, 0.01))
     batch = tiny_batch(name)
 
-    losses = []
-    for _ in range(3):
-        optimizer.zero_grad()
+    def loss() -> torch.Tensor:
         torch.manual_seed(0)  # mnist_ff draws wrong labels
-        loss = module.batch_loss(model, batch, "cpu", *EXTRA.get(name, []))
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        return module.batch_loss(model, batch, "cpu", *EXTRA.get(name, []))
 
-    assert all(math.isfinite(loss) for loss in losses)
-    assert losses[-1] < losses[0]
+    before = loss()
+    before.backward()
+    directions = [(part, part.grad) for part in model.parameters() if part.grad is not None]
+    rate, lowered = 0.01, False
+    while not lowered and rate > 1e-9:
+        with torch.no_grad():
+            for part, gradient in directions:
+                part.sub_(gradient, alpha=rate)
+            lowered = bool(loss() < before)
+            for part, gradient in directions:
+                part.add_(gradient, alpha=rate)
+        rate /= 2
+
+    assert math.isfinite(before.item())
+    assert directions
+    assert lowered
 
 
 def test_a_forward_forward_layer_sends_no_gradient_below() -> None:

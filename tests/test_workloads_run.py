@@ -240,10 +240,16 @@ def test_any_other_error_passes_through(events: Any) -> None:
     assert events()[-1]["message"] == "ZeroDivisionError: one by none"
 
 
-def test_without_an_events_file_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_events_file_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("COLOCATE_EVENTS", raising=False)
+    monkeypatch.chdir(tmp_path)
 
     common.write_event("end", exit="ok")
+
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:

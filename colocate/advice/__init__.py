@@ -10,6 +10,7 @@ from colocate.advice.forecast import Answer, Forecast, forecast, keyed, needed, 
 from colocate.advice.next_plan import follow_up, what_next
 from colocate.advice.packing import PackingProblem, best_pairs, next_problem, packed
 from colocate.advice.pairing import TIERS, UNKNOWN, OrderedPair, each_foreground_once, ordered_pairs
+from colocate.advice.prediction import predict
 from colocate.advice.proposal_forecasts import OUT_OF_TIME, ProposalForecast, advise
 from colocate.advice.proposals import is_unfit
 from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
@@ -72,6 +73,7 @@ __all__ = [
     "of_plan",
     "ordered_pairs",
     "packed",
+    "predict",
     "predicted",
     "program_of",
     "proposal",

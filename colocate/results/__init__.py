@@ -44,7 +44,7 @@ from colocate.results.text import (
     peak_text,
 )
 from colocate.results.trace_files import EnergyReading, VitalsReading, read_energy, read_trace
-from colocate.results.verify import verify
+from colocate.results.verify import judge_record, verify
 from colocate.results.versions import packages
 
 __all__ = [
@@ -81,6 +81,7 @@ __all__ = [
     "instant",
     "is_outdated",
     "journal",
+    "judge_record",
     "judged_text",
     "line_of",
     "mapping",

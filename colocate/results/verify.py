@@ -7,7 +7,7 @@ from pathlib import Path
 from colocate.errors import ColocateError
 from colocate.results.layout import GroupDirectory
 from colocate.results.record import read_record
-from colocate.verdict import judge
+from colocate.verdict import Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,18 @@ class Verified:
 
     def __str__(self) -> str:
         return f"{self.group}: {self.text}"
+
+
+def judge_record(directory: Path | str) -> Verdict:
+    """Judge one recorded group again, by its files alone.
+
+    Args:
+        directory: the folder of a group in a run directory.
+
+    Raises:
+        ColocateError: there is no whole record in it.
+    """
+    return judge(read_record(GroupDirectory(Path(directory))).evidence)
 
 
 def verify(directory: Path) -> Iterator[Verified]:
