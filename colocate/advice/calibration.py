@@ -1,4 +1,4 @@
-"""From evidence of a GPU to figures: its context, its baseline, and how far predictions were from what was measured.
+"""Derive a GPU's figures from evidence: its context, its baseline, and how far predictions were from measurements.
 
 Reads the documents that `scripts/gpu-evidence` writes; proposes rows of `settings/gpu_models.json` and error bars,
 each with its source. Pure but for reading and writing these files. Knows no GPU.
@@ -51,20 +51,20 @@ class Comparison:
 
     @property
     def held(self) -> str:
-        """Whether the measurement lies in the interval, or ``above`` or ``below`` it."""
+        """Say whether the measurement lies in the range, ``above`` or ``below`` it."""
         if self.measured_bytes > self.high_bytes:
             return "above"
         return "below" if self.measured_bytes < self.low_bytes else "yes"
 
     @property
     def error(self) -> float:
-        """Of the expected value, relative to the measured one."""
+        """Return the error of the expected value relative to the measured one."""
         return self.expected_bytes / self.measured_bytes - 1
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the evidence of one GPU says; sizes in bytes.
+    """The figures that the evidence of one GPU gives, in bytes.
 
     ``rests`` are what each program held beside PyTorch's allocator: its context, and what libraries take by
     themselves. ``less`` and ``more`` are the shares of the reserved memory that would have held for every program;
@@ -105,7 +105,7 @@ def read_evidence(folder: Path) -> dict[str, Any]:
 
 
 def calibrate(folders: Sequence[Path]) -> Calibration:
-    """What the evidence in these folders says together.
+    """Combine the evidence of several folders.
 
     Raises:
         ColocateError: they are not of one GPU, or too few programs were measured.
@@ -158,7 +158,7 @@ def _solos(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
 
 
 def _rest_bytes(solo: Mapping[str, Any]) -> int | None:
-    """What the process held beside PyTorch's allocator when it held most; None where that cannot be told."""
+    """Return what a process held beside PyTorch's allocator at its peak, or None if that is not known."""
     member = solo["members"]["foreground"]
     reserved = member.get("reserved_bytes")
     if reserved is None or member.get("out_of_memory"):
@@ -188,7 +188,7 @@ def _own_bytes(unit: Mapping[str, Any]) -> int | None:
 
 
 def _ran_out(unit: Mapping[str, Any]) -> bool:
-    """What a training held when it ran out of memory is not what it wanted."""
+    """Check that a training did not run out of memory: what it held then is not what it wanted."""
     return any(member.get("out_of_memory") for member in unit.get("members", {}).values())
 
 
@@ -209,7 +209,7 @@ def _shares(document: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
 
 
 def proposal(found: Calibration) -> Iterator[str]:
-    """What the evidence proposes, in lines to read."""
+    """Describe the proposed table row in lines of text."""
     low, middle, high = found.context_bytes
     yield f"GPU      {found.gpu}, {format_mib(found.total_bytes)}"
     yield f"context   {format_mib(middle)} ({format_mib(low)} to {format_mib(high)})"
@@ -282,7 +282,7 @@ def _new_row(found: Calibration) -> dict[str, Any]:
 
 
 def _as_written(document: Mapping[str, Any]) -> str:
-    """As a person writes it: a context on one line."""
+    """Format a row of the table as a person would write it, with the context on one line."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
     context = r'("context": \{)\s+("expected": "[^"]+",)\s+("low": "[^"]+",)\s+("high": "[^"]+")\s+\}'
     return re.sub(context, r"\1\2 \3 \4}", text) + "\n"

@@ -48,7 +48,7 @@ class Variable:
 
     @property
     def start(self) -> int | float:
-        """Where a search begins."""
+        """Return the value at which the search begins."""
         if isinstance(self.given, int | float):
             return self.given
         return USUAL_BATCH if "batch" in self.name else 1
@@ -61,7 +61,7 @@ class Variable:
 
 
 def variable(group: Group, text: str, catalog: Catalog | None) -> Variable:
-    """What ``foreground.batch_size`` or ``background.--max-len`` means for a group.
+    """Find the setting that ``foreground.batch_size`` or ``background.--max-len`` means in a group.
 
     Raises:
         PlanError: the group has no such member, or its training no such number.
@@ -137,7 +137,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tried:
-    """One trial: a forecast, or a run of the group with its record."""
+    """One value that was tried: a forecast, or a run of the group with its record."""
 
     value: int | float
     how: Literal["forecast", "run"]
@@ -278,7 +278,7 @@ class LargestValue:
         return True
 
     def _forecast(self, place: int) -> Answer:
-        """What dry runs say; a program that failed is given a second chance."""
+        """Forecast a value by dry runs; a program that failed is run a second time."""
         for _ in range(2):
             found = self.foresee(self.group_at(place))
             idle = [one.name for one in found.members if one.peak is not None and not one.peak.expected_bytes]
@@ -292,7 +292,7 @@ class LargestValue:
         return answer
 
     def _run(self, place: int) -> Answer:
-        """What a run of the group says; one that carries no verdict is repeated once."""
+        """Run the group with a value; a run without a verdict is repeated once."""
         for _ in range(2):
             number = self._runs[place] = self._runs.get(place, 0) + 1
             attempt = self.attempt(self.group_at(place), number)
@@ -327,7 +327,7 @@ class LargestValue:
 
 
 def answer_of(verdict: Verdict) -> Answer:
-    """What a verdict says about a value: an inconclusive run counts neither as fitting nor as not fitting."""
+    """Translate a verdict into an answer; an inconclusive run counts neither as fitting nor as not fitting."""
     if verdict.outcome is Outcome.FEASIBLE:
         return Answer.FITS
     if verdict.outcome is Outcome.INFEASIBLE:

@@ -1,4 +1,4 @@
-"""What dry runs say about a GPU: whether a training or a group fits.
+"""Forecast from dry runs whether a training or a group fits a GPU.
 
 Arithmetic over `colocate.harness.simulation`; runs programs only through it.
 """
@@ -14,7 +14,7 @@ from colocate.verdict import PeakRange
 
 
 class Answer(StrEnum):
-    """Whether a predicted peak stays below a limit."""
+    """The answer to whether a predicted peak stays below a limit."""
 
     FITS = "fits"
     UNDECIDED = "undecided"
@@ -37,7 +37,7 @@ class Forecast:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why there is no prediction; empty where there is one."""
+        """Return why there is no prediction; empty if there is one."""
         if self.refused is not None:
             return (self.refused,)
         return tuple(f"{one.name} {one.failure}" for one in self.members if one.failure is not None)
@@ -52,7 +52,7 @@ class Forecast:
 
     @property
     def parts(self) -> Parts | None:
-        """What the peak is made of, without what the GPU holds anyway."""
+        """Return what the peak consists of, without the GPU's baseline."""
         known = [one.parts for one in self.members if one.parts is not None]
         if self.refused is not None or len(known) < len(self.members):
             return None
@@ -66,7 +66,7 @@ class Forecast:
 
 
 def answer_of(peak: PeakRange | None, limit_bytes: int) -> Answer:
-    """As a verdict is reached: the whole interval on one side of the limit, or undecided."""
+    """Compare a peak with a limit as a verdict does: the whole range on one side of the limit, or undecided."""
     if peak is None:
         return Answer.UNKNOWN
     if peak.high_bytes < limit_bytes:

@@ -108,7 +108,7 @@ class _Entries:
                 yield self._entry({"id": str(name), **entry}, taken[str(name)])
 
     def _entry(self, entry: dict[str, Any], row: Row) -> dict[str, Any]:
-        """One pair: its id stays, so that the two runs can be compared."""
+        """Make the entry of one pair; it keeps its id, so that the two runs can be compared."""
         own = self._minutes(entry)
         if own is not None:
             entry["expected_minutes"] = own
@@ -162,12 +162,12 @@ class Next:
 
     @property
     def feasible(self) -> tuple[Row, ...]:
-        """All that fit."""
+        """Return all pairs that fit."""
         return (*self.stable, *self.usable, *self.high_risk)
 
     @property
     def recommended(self) -> tuple[Row, ...]:
-        """Those that a follow-up plan takes unless told otherwise."""
+        """Return the pairs that a follow-up plan takes by default."""
         return (*self.stable, *self.usable)
 
 

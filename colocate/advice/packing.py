@@ -1,4 +1,4 @@
-"""Which trainings should share a GPU: pairs by an optimal matching, or several a GPU by bin packing.
+"""Decide which trainings should share a GPU: pairs by optimal matching, or several per GPU by bin packing.
 
 Pure: sizes as intervals in, pairs and bins out. Knows neither programs nor GPUs; `colocate.cli.pack` asks.
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one training alone takes at its peak, and the least while it trains.
+    """The memory of one training alone: its peak, and the least while it trains.
 
     ``floor_bytes`` is the lower end of the peak where nothing is known of the time: then peaks are taken to meet,
     sooner or later.
@@ -50,7 +50,7 @@ class Load:
 
 @dataclass(frozen=True)
 class PackingProblem:
-    """What is known of some trainings and one kind of GPU.
+    """Some trainings and one kind of GPU, with what is known of them.
 
     Args:
         loads: the trainings.
@@ -75,11 +75,11 @@ class PackingProblem:
         return PeakRange(base + low, base + expected, base + sum(load.peak.high_bytes for load in loads))
 
     def by_bounds(self, places: Iterable[int]) -> Answer:
-        """Whether these fit together, by their bounds alone."""
+        """Say whether these trainings fit together, by their bounds alone."""
         return answer_of(self.peak(places), self.limit_bytes)
 
     def answer(self, pair: Pair) -> Answer:
-        """Whether a pair fits: as measured, else by its bounds."""
+        """Say whether a pair fits: as measured, else by its bounds."""
         if pair in self.known:
             return Answer.FITS if self.known[pair] else Answer.DOES_NOT_FIT
         return self.by_bounds(pair)
@@ -96,7 +96,7 @@ class PackingProblem:
 
     @property
     def room_bytes(self) -> int:
-        """What trainings together must stay below."""
+        """Return the memory that trainings together must stay below."""
         return self.limit_bytes - self.base_bytes
 
     def high_bytes(self, place: int) -> int:
@@ -188,7 +188,7 @@ def _nested(sizes: Sequence[int], room: int) -> list[Pair]:
 
 
 def _matched(problem: PackingProblem, weights: Mapping[Pair, int]) -> list[Pair]:
-    """As many pairs as can be, the heaviest of these.
+    """Match as many pairs as possible, and of these matchings the heaviest.
 
     Of many trainings first on a few edges each, those to partners about as much larger as it is smaller; if that gives
     as many pairs as sums alone would allow, it is enough, else all edges are taken.

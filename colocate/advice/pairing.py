@@ -1,4 +1,4 @@
-"""Which of all ordered pairs of trainings are to be run: their tiers, those that cannot fit, a choice of them.
+"""Choose which ordered pairs of trainings to run: their tiers, those that cannot fit, and an even selection.
 
 Pure: what trainings take alone in, pairs out. Chance has no part in it: the same trainings give the same pairs.
 """
@@ -54,7 +54,7 @@ class OrderedPair:
 
     @property
     def tier(self) -> str | None:
-        """By the expected peak; None where it is not known."""
+        """Return the tier by the expected peak, or None if the peak is not known."""
         return None if self.peak is None else tier_of(self.peak.expected_bytes, self.limit_bytes)
 
     @property
@@ -64,7 +64,7 @@ class OrderedPair:
 
     @property
     def answer(self) -> Answer:
-        """Whether its peak stays below the limit."""
+        """Say whether its peak stays below the limit."""
         return answer_of(self.peak, self.limit_bytes)
 
 
@@ -88,7 +88,7 @@ def _peak(both: tuple[SoloProfile, SoloProfile], base_bytes: int) -> PeakRange |
 
 
 def _floor(both: tuple[SoloProfile, SoloProfile], base_bytes: int) -> int | None:
-    """Of one whose need is not known the other's is the least."""
+    """Return the least that a pair needs; a training of unknown need counts as zero."""
     known = [one.least_bytes for one in both if one.least_bytes is not None]
     return base_bytes + sum(known) if known else None
 
@@ -97,7 +97,7 @@ def _floor(both: tuple[SoloProfile, SoloProfile], base_bytes: int) -> int | None
 
 
 def each_foreground_once(pairs: Sequence[OrderedPair]) -> list[OrderedPair]:
-    """One of these pairs for every training that is a foreground of any.
+    """Choose one pair for every training that is the foreground of any.
 
     The background that is taken most is taken as few times as there is any way. Beyond that, how often backgrounds
     and then tiers are taken is made more even as long as one or two changes do it.
@@ -195,7 +195,7 @@ def _evened(chosen: dict[int, int], options: Options) -> None:
 
 
 class _Counts:
-    """How often each is taken, and the sum of the squares of that: of equal sums the smaller the more even."""
+    """Count how often each training is taken, and how unevenly (sum of squares)."""
 
     def __init__(self) -> None:
         self._numbers: Counter[int | str | None] = Counter()

@@ -1,4 +1,4 @@
-"""What proposals are predicted to bring: their trainings dry-run on a virtual GPU, the cheapest proposals first.
+"""Predict the effect of proposals by dry runs on the virtual GPU, the cheapest proposals first.
 
 Owns the search for the mildest setting that fits, and ``proposals.json`` of a run, from which page and commands show
 the same without running anything. What is proposed is `colocate.advice.proposals`' business.
@@ -50,7 +50,7 @@ class ProposalForecast:
 
     @property
     def answer(self) -> Answer:
-        """Whether the group is predicted to fit with it."""
+        """Return whether the group is predicted to fit with the proposal."""
         return Answer.UNKNOWN if self.forecast is None else self.forecast.answer
 
 
@@ -102,7 +102,7 @@ def gpu_of(evidence: Evidence) -> GpuModel:
 def forecasts_of_proposals(
     group: Group, evidence: Evidence, found: Sequence[Proposal], catalog: Catalog | None, predictor: Predictor
 ) -> list[ProposalForecast]:
-    """What is predicted of proposals for a group, in their order.
+    """Predict the peaks of the proposals for a group, in their order.
 
     The member that a proposal leaves alone counts as it was seen, where it was predicted already; everything that was
     measured is predicted anew, so that the figures can be compared with each other only.
@@ -125,7 +125,7 @@ def forecasts_of_proposals(
 
 
 def _why_not(evidence: Evidence) -> str | None:
-    """Why nothing can be predicted for a group."""
+    """Return why nothing can be predicted for a group."""
     silent = [one.name for one in evidence.members if one.uses_gpu and one.process_runs and not one.allocators]
     return f"{', '.join(silent)} told nothing of a PyTorch allocator" if silent else None
 
@@ -148,7 +148,7 @@ class _Forecaster:
                 yield training, role, role == step.override.role
 
     def programs(self, step: Step) -> list[Program]:
-        """What has to be dry-run for it."""
+        """Return the programs whose dry runs it needs."""
         return [
             program_of(training)
             for training, role, is_changed in self._changed(step)
@@ -215,7 +215,7 @@ class _Search:
 
     @property
     def proposal_forecast(self) -> ProposalForecast:
-        """What is known in the end."""
+        """Return the dry runs that are known in the end."""
         steps = self._proposal.steps
         if not steps:
             return ProposalForecast(self._proposal)

@@ -1,4 +1,4 @@
-"""What could be tried where a group does not fit, in order of cost: each thing to try as a change that can be made.
+"""Propose what could be tried where a group does not fit, in order of cost, each as a change of one setting.
 
 Pure: group, evidence and catalog in, proposals out. What a proposal would bring is `advice.proposal_forecasts`'s
 business, how it is shown the report's.
@@ -32,7 +32,7 @@ MOST_MODELS = 3
 
 
 class Kind(StrEnum):
-    """What is proposed, in order of cost: first what costs time only, last what is another training."""
+    """The kinds of proposals in order of cost: first what costs only time, last what is another training."""
 
     MEASURE = "measure"
     BATCH = "smaller batch"
@@ -45,7 +45,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Step:
-    """One setting of a proposal: the change, how to write it, and what it means for the training."""
+    """One setting of a proposal: the override, how to write it, and what it means for the training."""
 
     override: Override
     settings: str
@@ -54,7 +54,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Proposal:
-    """One thing to try in one member.
+    """One thing to try in one training.
 
     ``steps`` are its settings from the mildest on, such as half the batch, a quarter of it; the first that fits is the
     one to take. Empty where nobody here can make the change, such as inside a program of one's own.
@@ -81,7 +81,7 @@ class Proposal:
 def proposals(
     group: Group, evidence: Evidence, catalog: Catalog | None, known: Mapping[tuple[str, str], int] | None = None
 ) -> list[Proposal]:
-    """What could be tried, the cheapest first; of two of a kind, that in the larger member.
+    """List what could be tried, the cheapest first; of two of a kind, the one in the larger training first.
 
     A member without which the others are too much already is left alone: nothing in it helps.
 
@@ -158,7 +158,7 @@ _ON = ("on", "true", "yes", "1")
 
 
 class _Settings:
-    """What one training can be told, whether it is one of the catalog or a command with options."""
+    """The settings that one training accepts, whether it is one of the catalog or a command with options."""
 
     def __init__(self, training: Training, role: Role, catalog: Catalog | None) -> None:
         self.training = training
@@ -177,7 +177,7 @@ class _Settings:
         return next((word for word in written if word.lstrip("-").replace("-", "_") in names), None)
 
     def value(self, name: str) -> Value | None:
-        """What it has now: as the plan says, else as the program does by itself where the catalog knows."""
+        """Return the present value: the plan's, else the program's default if the catalog knows it."""
         if not self.of_catalog:
             text = option_text(self.training.argv, name)
             return int(text) if text is not None and text.isdecimal() else text or None
@@ -239,7 +239,7 @@ def halvings(size: int, effective: int) -> Iterator[int]:
 
 
 def _of_hyperparameters(settings: _Settings) -> Iterator[Proposal]:
-    """What the catalog has a hyperparameter for, where it is not set so already."""
+    """Propose what the catalog has a hyperparameter for, if it is not set so already."""
     if not settings.of_catalog:
         return
     kinds = (
@@ -262,7 +262,7 @@ def _wanted(kind: Hyperparameter, values: Sequence[str]) -> Value | None:
 
 
 def _segments(settings: _Settings, member: Member) -> Iterator[Proposal]:
-    """Where the allocator kept much beyond what tensors used; the process that kept most tells."""
+    """Propose less fragmentation where the allocator reserved much more than tensors used."""
     before = settings.training.env.get(ALLOCATOR_SETTINGS, "")
     reused = max((_fragments_bytes(one) for one in (*member.allocators, *member.wanted)), default=0)
     if EXPANDABLE in before or reused <= FRAGMENTS_BYTES:

@@ -27,7 +27,7 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing to try, and what was predicted of it: ``peak`` as in ``proposals.json``, None without a prediction."""
+    """One thing to try and its predicted ``peak`` as in ``proposals.json``; None without a prediction."""
 
     proposal: Proposal
     step: Step
@@ -68,7 +68,7 @@ def is_of_memory(outcome: str, codes: Iterable[str]) -> bool:
 def candidates(
     group: Group, evidence: Evidence, catalog: Catalog | None, predicted: Sequence[Entry]
 ) -> list[Candidate]:
-    """What to try, in this order: what is predicted to fit by its cost, then what nobody could predict.
+    """List what to try: first what is predicted to fit, by cost, then what could not be predicted.
 
     On a GPU what a prediction leaves undecided comes last; on a virtual GPU a run would leave it undecided too.
 
@@ -122,11 +122,11 @@ class Remedies:
 
     @property
     def side(self) -> RunDirectory:
-        """Where the trials go."""
+        """Return the side run in which trials are recorded."""
         return self.run.side_run(KIND)
 
     def find(self, wanted: Sequence[tuple[Group, GroupDirectory]]) -> Iterator[Remedied]:
-        """Each group with what came of its remedies; what earlier sessions tried and still holds is not run again.
+        """Try remedies for each group; what an earlier session tried is reused while it holds.
 
         Raises:
             ColocateError: the GPU cannot be used.

@@ -1,4 +1,4 @@
-"""What trainings take alone, predicted or measured, and the few pairs that are measured because only that decides.
+"""Learn what trainings take alone, predicted or measured, and measure the few pairs that only a run decides.
 
 Runs programs through `colocate.harness.simulation` and `colocate.harness.attempt`; what follows from the figures is
 `colocate.advice.packing`'s business.
@@ -40,7 +40,7 @@ class SoloProfile:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run of a pair says: whether it fits; None when its evidence carried no verdict."""
+    """Run a pair: whether it fits, or None if its evidence carried no verdict."""
 
     fits: bool | None
     attempt: Attempt
@@ -71,7 +71,7 @@ def of_plan(plan: Plan) -> list[Training]:
 def predicted(
     trainings: Sequence[Training], gpu: GpuModel, *, cache: Cache | None, timeout_s: float, tell: Watcher
 ) -> list[SoloProfile]:
-    """What dry runs say of each; one that does not use a GPU takes nothing of it.
+    """Predict each training by a dry run; one that does not use a GPU takes nothing of it.
 
     Raises:
         TrainingError: a program could not be started.
@@ -104,7 +104,7 @@ def _least_bytes(dry_run: SimulatedRun, gpu: GpuModel) -> int | None:
 
 
 def measured(trainings: Sequence[Training], trials: AttemptRunner, limits: Limits, tell: Tell) -> list[SoloProfile]:
-    """One epoch of each alone on the GPU.
+    """Measure one epoch of each training alone on the GPU.
 
     Raises:
         DeviceError: the GPU cannot be had.
@@ -143,13 +143,13 @@ def tells_its_need(verdict: Verdict) -> bool:
 
 
 def _unused(training: Training, basis: Basis) -> SoloProfile:
-    """One that takes nothing of the GPU, or that cannot be run."""
+    """Describe a training that takes nothing of the GPU, or that cannot be run."""
     nothing = None if training.missing else Load(PeakRange(0, 0, 0), 0)
     return SoloProfile(training, nothing, basis, training.missing, least_bytes=None if training.missing else 0)
 
 
 def load_of(evidence: Evidence) -> Load | None:
-    """What a training took that ran alone: its peak without the baseline, and the least while it trained."""
+    """Return what a training took alone: its peak without the baseline, and the least while it trained."""
     peak, window, base = measured_peak(evidence), foreground_window(evidence), evidence.baseline_bytes
     if peak is None or window is None or base is None:
         return None
@@ -162,19 +162,19 @@ def load_of(evidence: Evidence) -> Load | None:
 
 
 def known_of(solos: Sequence[SoloProfile]) -> list[SoloProfile]:
-    """Those whose need is known."""
+    """Return the trainings whose need is known."""
     return [solo for solo in solos if solo.load is not None]
 
 
 def as_group(solos: Sequence[SoloProfile], places: Sequence[int], number: int, limits: Limits) -> Group:
-    """One or two trainings as a group; of two, the one that takes more is the foreground, one without a GPU never."""
+    """Make a group of one or two trainings; the one that takes more GPU memory is the foreground."""
     chosen = sorted((solos[place] for place in places), key=rank)
     front, *beside = [one.training for one in chosen]
     return Group(f"pair{number:02}", number, front, beside[0] if beside else None, limits)
 
 
 def rank(solo: SoloProfile) -> tuple[bool, int]:
-    """What begins a group: it uses the GPU, and takes the most of it."""
+    """Rank a training as foreground: it uses the GPU, and takes the most of it."""
     return (not solo.training.uses_gpu, -(solo.load.peak.expected_bytes if solo.load else 0))
 
 
@@ -232,7 +232,7 @@ def remembered(
     gpu_bytes: int,
     gpu_name: str | None = None,
 ) -> PackingProblem:
-    """What an earlier run measured of these pairs: whether they fit, and what sharing saved.
+    """Take over what an earlier run measured of these pairs: whether they fit, and what sharing saved.
 
     Counts on a GPU of the same size and below the same limit only, and of the same name where that is known: an
     8 GB GPU is not 8 GB of a larger one. Of an INCONCLUSIVE group nothing is known, nor of one whose foreground was

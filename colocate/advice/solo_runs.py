@@ -53,7 +53,7 @@ class Cache:
         return cls(Path(home, "colocate", "solo"))
 
     def find(self, training: Training, device: DeviceInfo) -> tuple[SoloRun, ...]:
-        """What is known, the latest last; empty where nothing is, or something has changed since."""
+        """Return the known solo runs, the latest last; empty if there are none or something has changed since."""
         try:
             return _SEVERAL.validate_json(self._path(training, device).read_bytes())
         except (OSError, ValueError, ValidationError):
@@ -97,7 +97,7 @@ def settle(
     times: int = 1,
     tell: Callable[[str], None] = lambda text: None,
 ) -> GroupSpeedup:
-    """Whether a group was worth it: its members are run alone unless that is known, and ``speedup.json`` is written.
+    """Measure a group's speedup: run its trainings alone unless that is known, and write ``speedup.json``.
 
     Args:
         group: as the plan has it.
@@ -123,7 +123,7 @@ def settle(
 
 
 def refused(group_result: GroupResult) -> str | None:
-    """Why nothing can be said of a group whatever is run; None where something may.
+    """Return why no run can tell a group's speedup, or None if one may.
 
     Raises:
         ColocateError: a record of the group cannot be read.
@@ -197,7 +197,7 @@ class _Comparison:
         return most
 
     def _run_solo(self, training: Training, work: Mapping[str, float]) -> SoloRun | str:
-        """One run alone; with ``work`` it is ended once it has done as many steps of every phase, or its own epochs."""
+        """Run a training alone; with ``work``, until it has made as many steps of every phase, or its own epochs."""
         single = replace(solo_group(training, self.group), id=f"{self.group.id}-{training.name}"[:100])
         directory = new_directory(self.run.side_run(SIDE_RUN), single)
         with observing(single, self.device, directory, plan=SIDE_RUN, asks=False) as observation:
@@ -219,7 +219,7 @@ def _has_done(observation: GroupRun, work: Mapping[str, float]) -> bool:
 
 
 def read_speedup(directory: GroupDirectory) -> GroupSpeedup | None:
-    """What is written of a group; None where nothing is, or nothing that can be read."""
+    """Read the speedup of a group, or None if there is none that can be read."""
     try:
         return GroupSpeedup.from_json(json.loads((directory.path / FILE).read_bytes()))
     except (OSError, ValueError, ValidationError):

@@ -1,4 +1,4 @@
-"""Is sharing worth it? A training's speed together against alone, time and energy for the same work. Pure.
+"""Compare sharing with running one after the other: speed, time and energy for the same work. Pure.
 
 The work is what both did while the foreground trained beside the background: the foreground's epochs, and so many steps
 of the background. *Together* is how long that took. *One after the other* is the time of the same epochs alone, plus
@@ -24,7 +24,7 @@ NOT_PREDICTED = "time is not predicted: the virtual GPU computes nothing; run th
 
 
 class Pace(NamedTuple):
-    """How many steps of one phase took how many seconds."""
+    """The number of steps of one phase and the seconds that they took."""
 
     steps: float
     seconds: float
@@ -32,7 +32,7 @@ class Pace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SoloRun:
-    """What one run of a training alone showed.
+    """The speed and energy of one solo run of a training.
 
     ``duration_s`` and ``energy_j`` are those of its window, from the first sign of training to the end of its last
     epoch, ``samples`` and ``epoch_steps`` of its epochs. ``finished`` is False for a run that was ended because it had
@@ -52,7 +52,7 @@ class SoloRun:
 
 @dataclass(frozen=True, slots=True)
 class Speedup:
-    """One meeting of two trainings against both one after the other.
+    """One run of a group compared with its trainings one after the other.
 
     ``background_steps`` are those that it made while the foreground trained, ``background_solo_s`` what they take
     alone. Energies are the GPU's, idle share included; ``idle_w`` is what it drew before anything was started.
@@ -70,7 +70,7 @@ class Speedup:
 
     @property
     def sequential_s(self) -> float:
-        """One after the other."""
+        """Return the time of both trainings one after the other."""
         return self.foreground_solo_s + self.background_solo_s
 
     @property
@@ -80,12 +80,12 @@ class Speedup:
 
     @property
     def foreground_slowdown(self) -> float:
-        """How much longer the foreground takes beside the background."""
+        """Return how much longer the foreground takes beside the background."""
         return self.together_s / self.foreground_solo_s
 
     @property
     def background_slowdown(self) -> float:
-        """How much longer the background's steps take beside the foreground; infinite if it made none."""
+        """Return how much longer the background's steps take beside the foreground; infinite if it made none."""
         return self.together_s / self.background_solo_s if self.background_solo_s else float("inf")
 
     @property
@@ -97,7 +97,7 @@ class Speedup:
 
     @property
     def idle_share(self) -> float | None:
-        """How much of the energy together the GPU would have taken doing nothing; None where that was not read."""
+        """Return the share of the energy that an idle GPU would have taken too, or None if that was not read."""
         if not self.together_j or self.idle_w is None:
             return None
         return min(1.0, self.idle_w * self.together_s / self.together_j)
@@ -105,7 +105,7 @@ class Speedup:
 
 @dataclass(frozen=True, slots=True)
 class GroupSpeedup:
-    """What a group's runs come to: one entry per pair of runs that could be compared, or why there is none."""
+    """The speedup of a group: one entry per pair of runs that could be compared, or why there is none."""
 
     runs: tuple[Speedup, ...] = ()
     unknown: str | None = None
@@ -129,7 +129,7 @@ class GroupSpeedup:
         return f"no clear gain: from {-least:.0%} more to {most:.0%} less time"
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Convert to JSON types."""
         document: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
         return document
 
@@ -157,7 +157,7 @@ def group_speedup(
     foreground: Sequence[SoloRun],
     background: Sequence[SoloRun],
 ) -> GroupSpeedup:
-    """All runs of a group against all runs of its members alone.
+    """Compare all runs of a group with all solo runs of its trainings.
 
     Args:
         pairs: the group's runs, each with the readings of the GPU's counter.
@@ -179,7 +179,7 @@ def group_speedup(
 
 
 def why_not(evidence: Evidence) -> str | None:
-    """Why nothing can be said of a run, whatever runs alone show; None where something can."""
+    """Return why a run cannot be compared with any solo run, or None if it can."""
     if evidence.device.basis != "measured":
         return NOT_PREDICTED
     if evidence.background is None:
@@ -194,7 +194,7 @@ def why_not(evidence: Evidence) -> str | None:
 def compare(
     evidence: Evidence, energy: Sequence[EnergyReading], foreground: SoloRun, background: SoloRun
 ) -> Speedup | str:
-    """One run of the group against one of each member; or why the two cannot be compared."""
+    """Compare one run of the group with one solo run of each training, or say why that is impossible."""
     window = foreground_window(evidence)
     assert window is not None, "an epoch has ended"
     assert evidence.background is not None, "asked for in why_not"
@@ -226,7 +226,7 @@ def compare(
 
 
 def solo_run_of(evidence: Evidence, energy: Sequence[EnergyReading], record: str) -> SoloRun | str:
-    """What a run of a training alone showed, or why it shows nothing."""
+    """Read the speed of a solo run, or say why it shows none."""
     member, window = evidence.foreground, foreground_window(evidence)
     if evidence.device.basis != "measured":
         return NOT_PREDICTED
@@ -261,7 +261,7 @@ def paces(progress_events: Sequence[ProgressEvent], window: Interval) -> dict[st
 
 
 def _stretches(progress_events: Sequence[ProgressEvent]) -> Iterator[tuple[str, float, float, int]]:
-    """From sign to sign of one process: phase, start, end and steps made; where steps are not counted, nothing."""
+    """Yield the steps between two progress events of one process: phase, start, end and number of steps."""
     by_pid: defaultdict[int, list[ProgressEvent]] = defaultdict(list)
     for event in progress_events:
         by_pid[event.pid].append(event)
@@ -297,7 +297,7 @@ def _counter_at(known: Sequence[tuple[float, float]], time_s: float) -> float | 
 
 
 def _idle_w(evidence: Evidence, readings: Sequence[EnergyReading]) -> float | None:
-    """What the GPU drew before anything of ours was started; None where it was not read by then."""
+    """Return the GPU's power before anything was started, or None if it was not read by then."""
     starts = [member.process_runs[0].started_s for member in evidence.members if member.process_runs]
     before = [one.power_w for one in readings if one.power_w is not None and one.elapsed_s < min(starts, default=0.0)]
     return sum(before) / len(before) if before else None

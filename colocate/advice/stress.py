@@ -38,7 +38,7 @@ _BREAKS_OF_BACKGROUND = frozenset({"background_gave_up", "background_never_ready
 
 
 class Ending(StrEnum):
-    """How one trial ended, and so what it says of the group."""
+    """How one trial ended."""
 
     HOLDS = "holds"
     BREAKS = "breaks"
@@ -51,7 +51,7 @@ _ANSWERS = {Ending.HOLDS: Answer.FITS, Ending.BREAKS: Answer.DOES_NOT_FIT}
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One trial: how much more was taken, what was left of the GPU, and what came of it."""
+    """One trial: the memory taken away, what was left of the GPU, and how the group ended."""
 
     more_bytes: int
     gpu_bytes: int
@@ -62,7 +62,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Stress:
-    """What the trials of one group come to; sizes in bytes.
+    """The memory margin of one group, from its trials; sizes in bytes.
 
     The group held out with ``holds_bytes`` more taken, and broke with ``breaks_bytes`` more: None where no trial broke
     it. They are at most ``resolution_bytes`` apart unless ``unfinished`` says why not. ``needed_bytes`` is the
@@ -99,13 +99,13 @@ class Stress:
         return text + (f"; {self.unfinished}" if self.unfinished else "")
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Convert to JSON types."""
         document: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
         return {**document, "needed_bytes": self.needed_bytes, "memory_class": self.memory_class}
 
     @classmethod
     def read(cls, directory: GroupDirectory) -> "Stress | None":
-        """What lies beside a group's record; None where nothing does, or nothing that can be read."""
+        """Read the memory margin beside a group's record, or None if there is none that can be read."""
         if not directory.stress.exists():
             return None
         try:
@@ -234,7 +234,7 @@ class _Bench:
 
 
 def _size_bytes(device: Device) -> int:
-    """What programs can have of the GPU: a whole GPU's driver keeps some for itself."""
+    """Return the memory that programs can have; a GPU's driver keeps some for itself."""
     memory = device.memory()
     if device.info.kind == "nvidia" and device.info.balloon is None:
         if memory.free_bytes is not None:
@@ -244,7 +244,7 @@ def _size_bytes(device: Device) -> int:
 
 
 def ending_of(attempt: Attempt) -> tuple[Ending, str]:
-    """What an attempt on a smaller GPU says about the group, and why."""
+    """Say how an attempt on a smaller GPU ended, and why."""
     codes = set(attempt.verdict.codes)
     text = "; ".join(reason.text for reason in attempt.verdict.reasons)
     if "no_balloon" in codes:

@@ -1,4 +1,4 @@
-"""What a word on the command line may be: the types and defaults that pytest's options and ``colocate`` share.
+"""Types and defaults of command-line arguments that pytest's options and ``colocate`` share.
 
 Each function is a type for argparse; all say what they expected and what they got.
 """

@@ -119,7 +119,7 @@ def takes_json(parser: argparse.ArgumentParser) -> None:
 
 
 def cache(options: argparse.Namespace) -> "Cache | None":
-    """Where dry runs of earlier calls are; None with ``--no-cache``."""
+    """Return the cache of earlier dry runs, or None with ``--no-cache``."""
     from colocate.harness import Cache
 
     return None if options.no_cache else Cache.of_user()

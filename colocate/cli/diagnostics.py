@@ -55,7 +55,7 @@ _TRIAL = "import torch; x = torch.zeros(1 << 20, device='cuda'); print(torch.cud
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: whether it is well, whether less is possible without it, or no run at all."""
+    """One finding about this machine: ok, a warning (less is possible), or an error (no run is possible)."""
 
     about: str
     state: State
@@ -83,7 +83,7 @@ def examine(plan: Path | None, results: Path, *, quick: bool = False) -> Iterato
 
 
 def verdict_of(findings: list[Finding]) -> tuple[bool, str]:
-    """Whether a run is possible, and of what kind, in a sentence."""
+    """Say in a sentence whether a run is possible, and of which kind."""
     states = {finding.about: finding.state for finding in findings}
     broken = [f.about for f in findings if f.state == "error" and f.about not in ("GPU", "virtual GPU")]
     if broken:

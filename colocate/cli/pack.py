@@ -127,7 +127,7 @@ Slot = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is known of the trainings, and which of them share a GPU.
+    """Print what is known of the trainings, and which of them share a GPU.
 
     ``open_left`` says that open pairs may still change it.
     """
@@ -149,7 +149,7 @@ class Schedule:
 
     @property
     def exit_code(self) -> int:
-        """What the command comes to."""
+        """Return the result as JSON types."""
         if len(self.known) < len(self.solos):
             return command.WRONG_INPUT
         if self.open_left:
@@ -237,7 +237,7 @@ def _lines(schedule: Schedule, num_gpus: int) -> Iterator[str]:
 
 
 def _figures(problem: "PackingProblem", slot: Slot) -> str:
-    """What the trainings of a GPU take together, what is left, and what sharing saves."""
+    """Describe what the trainings of a GPU take together, what is left, and what sharing saves."""
     peak, pair = problem.peak(slot), (min(slot), max(slot))
     how = "measured, " if len(slot) == 2 and pair in problem.known else ""
     room = to_mib(problem.limit_bytes - peak.high_bytes)

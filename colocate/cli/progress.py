@@ -1,4 +1,4 @@
-"""What dry runs are doing, on standard error while a command waits for them."""
+"""Show the progress of dry runs on standard error while a command waits for them."""
 
 import os
 import time
@@ -16,7 +16,7 @@ def short(name: str, width: int) -> str:
 
 
 class Progress:
-    """One line on a terminal that says what runs; a line per finished training where there is none."""
+    """Shows one live line on a terminal, and a line per finished training elsewhere."""
 
     def __init__(self, number: int, stream: TextIO) -> None:
         self._number = number

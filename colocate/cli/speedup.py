@@ -119,7 +119,7 @@ def _group(options: argparse.Namespace, group_result: "GroupResult", name: str) 
 
 
 def figures(speedup: "Speedup") -> Iterator[str]:
-    """What the answer rests on, a line each."""
+    """Describe what the answer rests on, one line each."""
     yield f"together {speedup.together_s:.1f} s, one after the other {speedup.sequential_s:.1f} s for the same work"
     yield f"foreground {speedup.foreground_solo_s:.1f} s alone, takes {speedup.foreground_slowdown:.2f} times as long"
     steps = f"background's {speedup.background_steps:.0f} steps take {speedup.background_solo_s:.1f} s alone"

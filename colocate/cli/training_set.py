@@ -1,4 +1,4 @@
-"""What the subcommands about many trainings share: where these are from, on which GPU, and how a plan holds them."""
+"""Shared by the subcommands about many trainings: their source, their GPU, and their form in a plan."""
 
 import argparse
 import json
@@ -85,7 +85,7 @@ class Task:
         return cls(catalog.path.stem, of_catalog(catalog, options.epochs), catalog, gpu, limits)
 
     def predicted(self, options: argparse.Namespace) -> "list[SoloProfile]":
-        """What dry runs say of each training alone, with a line that tells how far they are.
+        """Dry-run each training alone, and show the progress in a line.
 
         Raises:
             TrainingError: a program could not be started.
@@ -113,7 +113,7 @@ class Task:
 
     @property
     def wish(self) -> dict[str, str]:
-        """What an entry of a new plan says of its GPU."""
+        """Return the GPU setting of an entry of a new plan."""
         return {"gpu": self.asked} if self.asked else {}
 
     def member(self, training: "Training", folder: Path) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _gpu_of_all(plan: "Plan") -> str | None:
 
 
 def _limits_of_all(plan: "Plan", options: argparse.Namespace) -> "Limits":
-    """What holds for every group of a plan whose groups ask for a GPU.
+    """Return the settings that hold for every group of a plan whose groups ask for a GPU.
 
     Raises:
         PlanError: they have different limits, and no option names one.
@@ -204,7 +204,7 @@ SOLO_HEAD = f"{'solo':44} {'peak':>6} {'range':>11}  MiB"
 
 
 def solo_line(solo: "SoloProfile") -> str:
-    """What a training takes alone, as a line of a table below `SOLO_HEAD`."""
+    """Format what a training takes alone as a line of the table below `SOLO_HEAD`."""
     name = solo.training.name if len(solo.training.name) <= 44 else solo.training.name[:43] + "…"
     if solo.load is None:
         return f"{name:44} not known: {solo.why}"

@@ -21,7 +21,7 @@ def add(commands: command.Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """One line per group; a finding where a verdict does not follow from its record."""
+    """Print one line per group; fail if a verdict does not follow from its record."""
     from colocate.results import verify
 
     groups = [group for directory in options.directory for group in verify(directory)]

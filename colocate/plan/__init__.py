@@ -1,4 +1,4 @@
-"""What is to be run: plans and catalogs, valid or refused with every mistake named."""
+"""Plans and catalogs: what is to be run, valid or refused with every mistake named."""
 
 from colocate.plan import gpu_models
 from colocate.plan.catalog import Catalog, Training, load_catalog

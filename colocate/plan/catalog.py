@@ -65,7 +65,7 @@ class Training:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides how it runs, as it stands in the settings: the same wherever these and its programs lie."""
+        """Return the settings that decide how it runs, independent of where its files lie."""
         argv = [self.written.get(word, word) for word in self.argv]
         known = asdict(self) | {"argv": argv, "cwd": self.written.get(str(self.cwd), str(self.cwd))}
         return {name: value for name, value in known.items() if name not in ("missing", "written")}

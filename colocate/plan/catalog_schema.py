@@ -1,4 +1,4 @@
-"""What a models catalog may contain: one class per object of the file, with the words of its JSON Schema.
+"""The file format of a models catalog: one pydantic class per object of the file.
 
 The file format is that of the study's models_config.json and a few keys of ours. What it means is
 `colocate.plan.catalog`'s business.
@@ -54,7 +54,7 @@ def _for_every_model(value: Any) -> Any:
 
 
 def _per_model(schema: dict[str, Any]) -> tuple[BeforeValidator, WithJsonSchema]:
-    """One value for all models of a repository, or an object with one for each; ``"*"`` names the others."""
+    """Accept one value for all models of a repository, or an object with one per model (``"*"`` for the others)."""
     either = {"anyOf": [schema, {"type": "object", "additionalProperties": schema}]}
     return BeforeValidator(_for_every_model), WithJsonSchema(either)
 
@@ -67,7 +67,7 @@ Scalar = Annotated[Any, WithJsonSchema({"type": ["number", "string", "null"]})]
 
 
 class Hyperparameter(Settings):
-    """How one hyperparameter is passed to the programs of a repository."""
+    """The way to pass one hyperparameter to the programs of a repository."""
 
     ignored_keys: ClassVar = FREE_TEXT
     flag: str | None = Field(description="option before the value; null: accepted, but the program has no such option")
@@ -85,13 +85,13 @@ class Hyperparameter(Settings):
     )
 
     def of_program(self, model: str) -> Value | None:
-        """What a model's program takes by itself; None where nobody wrote it down."""
+        """Return the default of a model's program, or None if it is not in the catalog."""
         value: Value | None = of_model(self.program_default, model, None)
         return value
 
 
 class Metrics(Settings):
-    """How the results are found in the log of a training."""
+    """The patterns that find the results in the log of a training."""
 
     ignored_keys: ClassVar = FREE_TEXT
     log_patterns: dict[str, Metric] = Field(
@@ -136,12 +136,12 @@ class CatalogFile(Settings):
 
 
 def of_model(values: Mapping[str, T], model: str, otherwise: T) -> T:
-    """What a per-model value says of one model."""
+    """Return the value of a per-model setting for one model."""
     return values.get(model, values.get(EVERY, otherwise))
 
 
 def check(document: CatalogFile, mistakes: Mistakes) -> None:
-    """What the types alone do not say about a catalog."""
+    """Check what the types alone cannot check in a catalog."""
     for name, spec in document.models.items():
         place: Place = ("models", name)
         if not spec.command and spec.train_script is None:

@@ -23,7 +23,7 @@ def filled(word: str, model: str = "") -> str:
 
 
 def what_is_missing(argv: list[str], cwd: Path, env: Mapping[str, str], root: Path) -> str | None:
-    """Why a command cannot be started, as a sentence, or None. Paths are told relative to ``root`` where they can be.
+    """Say why a command cannot be started, or None if it can. Paths are relative to ``root`` where possible.
 
     Looks for the folder, the program, and the script or module of a Python or shell command; starts nothing.
     """
@@ -72,13 +72,13 @@ def _script(argv: list[str]) -> tuple[Literal["module", "file", "none"], str]:
 
 
 def script_of(argv: list[str]) -> str:
-    """What a command is called after: its script, else its module, else its program; without folders and suffix."""
+    """Return the name of a command: its script, else its module, else its program, without folder and suffix."""
     kind, name = _script(argv)
     return name.rpartition(".")[2] if kind == "module" else Path(name if kind == "file" else argv[0]).stem
 
 
 def _missing_module(name: str, interpreter: str, cwd: Path, env: Mapping[str, str], root: Path) -> str | None:
-    """Why ``-m name`` would not be found, where that can be known without running the interpreter."""
+    """Say why ``-m name`` would not be found, if that can be known without running the interpreter."""
     parts = name.split(".")
     here = cwd.joinpath(*parts)
     if _is(Path.is_file, Path(f"{here}.py")) or _is(Path.is_file, here / "__main__.py"):

@@ -38,7 +38,7 @@ Capability = Annotated[
 
 
 class Context(Settings):
-    """What one process holds besides its tensors, and from what to what that may be."""
+    """The memory that one process holds besides its tensors, with its range."""
 
     expected: Size
     low: Size
@@ -100,7 +100,7 @@ class GpuModel:
     sources: tuple[tuple[str, str], ...]
 
     def source(self, figure: str) -> str:
-        """Where a figure is from."""
+        """Return the source of a figure."""
         return dict(self.sources)[figure]
 
 

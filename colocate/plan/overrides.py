@@ -17,7 +17,7 @@ from colocate.plan.validation import Mistakes
 
 @dataclass(frozen=True)
 class Override:
-    """What is to be different in one member of a group.
+    """A change of one training of a group.
 
     Args:
         role: Which member.
@@ -112,7 +112,7 @@ def with_flag(argv: Sequence[str], flag: str, value: Value) -> tuple[str, ...]:
 
 
 def option_text(argv: Sequence[str], option: str) -> str | None:
-    """What a command line gives to an option, the last time where there are several; None without the option."""
+    """Return the last value that a command line gives to an option, or None without the option."""
     text: str | None = None
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         if word == option:

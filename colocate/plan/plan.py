@@ -87,14 +87,14 @@ class Group:
 
     @property
     def budget_bytes(self) -> int | None:
-        """What its peak should stay within, by the plan's expectation and tolerance; None without one of the two."""
+        """Return the peak that the plan's expectation and tolerance allow, or None without one of the two."""
         if self.expected_bytes is None or self.tolerance_bytes is None:
             return None
         return self.expected_bytes + self.tolerance_bytes
 
     @property
     def missing(self) -> str | None:
-        """Why the group cannot be run yet, or None."""
+        """Say why the group cannot be run yet, or None if it can."""
         reasons = dict.fromkeys(training.missing for training in self.trainings if training.missing)
         return "; ".join(reasons) or None
 
@@ -151,7 +151,7 @@ class Plan:
         return _sha256({"groups": groups, "success_rate": self.limits.success_rate, "retries": self.max_retries})
 
     def needed(self, num_groups: int) -> int:
-        """How many of so many groups must be feasible: the rate times the groups, rounded down, but at least one.
+        """Return how many groups must be feasible: the rate times the groups, rounded down, but at least one.
 
         The plan's owner writes "95 % (11/12)", and 0.95 x 12 is 11.4. Reckoned in decimals: 0.95 x 20 is 19. Rounding
         down would ask nothing of a plan of one group.
@@ -167,7 +167,7 @@ class Plan:
         return document
 
     def entry(self, group: Group) -> dict[str, Any]:
-        """What stands in the settings file under a group, or under the one that it was made of by a change."""
+        """Return the entry of a group in the settings file, or of the group from which it was made."""
         entry: dict[str, Any] = self.to_json()["experiments"][group.number - 1]
         return entry
 
@@ -241,7 +241,7 @@ def _safe(name: str, otherwise: str) -> str:
 
 
 def _own_limits(entry: Entry) -> dict[str, int]:
-    """What an entry has in place of the plan's limits."""
+    """Return the limits of an entry, which may replace the plan's."""
     gpu = None if entry.gpu is None else asked_bytes(entry.gpu)
     return {name: size for name, size in (("peak_bytes", entry.limit_bytes), ("gpu_bytes", gpu)) if size is not None}
 

@@ -55,7 +55,7 @@ def _mode_among(*modes: str) -> tuple[AfterValidator, Field]:  # type: ignore[va
 
 
 class Limits(Settings):
-    """What the plan allows and demands of every group. Sizes are bytes, times seconds."""
+    """The limits of a plan for every group. Sizes are bytes, times seconds."""
 
     ignored_keys: ClassVar = FREE_TEXT
     gpu_bytes: Size = Field(default=8192 * MIB, alias="gpu", gt=0, description="memory of the GPU that is planned for")

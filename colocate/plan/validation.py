@@ -1,4 +1,4 @@
-"""One settings file as checked JSON: how it is read, which keys it may have, and its mistakes with their places.
+"""Read a settings file as checked JSON and collect its mistakes with their places.
 
 Knows neither plans nor catalogs: `colocate.plan.plan` and `colocate.plan.catalog` say what the keys mean.
 """
@@ -102,7 +102,7 @@ def one_of(names: Iterable[str]) -> str:
 
 
 def unknown(found: Any, known: Iterable[str]) -> str:
-    """What is expected in place of a word that is none of the known ones, and which may be meant."""
+    """Say which words are expected in place of an unknown one, and which may be meant."""
     known = list(known)
     return f"{one_of(known)}, got {shown(found)}{suggestion(str(found), known)}"
 
@@ -201,7 +201,7 @@ def _parsed(text: str, file: str) -> Any:
 
 
 def _defects(document: Any) -> Iterator[tuple[Place, str]]:
-    """What no settings file may contain, wherever it stands; without recursion, so that no nesting can break it."""
+    """Find what no settings file may contain. Works without recursion, so that no nesting can break it."""
     waiting: list[tuple[Place, Any]] = [((), document)]
     while waiting:
         place, value = waiting.pop()
@@ -260,7 +260,7 @@ class Settings(BaseModel):
 
     @classmethod
     def _is_free_text(cls, key: str, value: object) -> bool:
-        """Whether a key is somebody's note rather than a setting that we would silently not obey.
+        """Say whether a key is a note (not a setting that would silently be ignored).
 
         That is: it begins with an underscore, ends as notes do, or is one that the study's tools read; or it holds
         text, is not nearly a known key, and its text is no size ("7500MB" under an unknown key is a lost limit).
@@ -323,7 +323,7 @@ _EXPECTED = {
 
 
 def _described(line: Any, model: type[BaseModel]) -> str:
-    """One error of pydantic in our words."""
+    """Translate one pydantic error into a mistake with its place."""
     kind, found, context = line["type"], line["input"], line.get("ctx", {})
     if kind == "value_error":
         return str(context["error"])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a training process ended.
+    """The end of a training process.
 
     Exactly one of ``code`` and ``signal`` (a name such as ``"SIGKILL"``) is set unless the process could not be ended
     (``unkillable``). ``stopped`` says that the harness ended it on purpose, ``host_oom_kills`` how many processes the

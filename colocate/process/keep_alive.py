@@ -14,7 +14,7 @@ from colocate.process.runner import GRACE_S, Process
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """When an ended training is started again.
+    """The rule by which an ended training is started again.
 
     A clean exit after at least ``min_lifetime_s`` is a training that has finished its epochs: it is started again at
     once. After any other exit the delay begins at ``first_delay_s`` and grows by ``factor`` up to ``max_delay_s``.
@@ -34,7 +34,7 @@ class RestartPolicy:
     max_process_runs: int = 1000
 
     def delay_s(self, bad_exits: int) -> float:
-        """How long to wait after so many bad exits in a row."""
+        """Return how long to wait after so many bad exits in a row, in seconds."""
         return min(self.max_delay_s, self.first_delay_s * self.factor ** (bad_exits - 1)) if bad_exits else 0.0
 
 
@@ -102,7 +102,7 @@ class KeepAlive:
             process_run.request_stop(grace_s)
 
     def stop(self, grace_s: float = GRACE_S) -> Exit | None:
-        """As :meth:`request_stop`, and wait until nothing is left; how the last life ended."""
+        """Stop the training, wait until no process is left, and return how the last process run ended."""
         self.request_stop(grace_s)
         return self.process_runs[-1].stop(grace_s) if self.process_runs else None
 

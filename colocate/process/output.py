@@ -1,4 +1,4 @@
-"""What a training prints: kept on disk with capped size, searched while it passes, shown as last lines.
+"""Output of a training: stored with a size cap, searched as it arrives, and shown as last lines.
 
 Works on bytes in flat memory whatever arrives: gigabytes, carriage-return progress bars, NUL, anything but UTF-8, a
 line without end. Imports the standard library only, because the supervisor imports it.

@@ -1,4 +1,4 @@
-"""Who runs on this machine, read from /proc: identities that survive PID reuse, trees, and processes that are ours.
+"""Processes of this machine, read from /proc: identities that survive PID reuse, trees, and our own processes.
 
 Imports the standard library only, because the supervisor imports it and has to start within some 50 ms.
 Linux only. Knows no GPU and no training.
@@ -83,7 +83,7 @@ def descendants(*pids: int) -> frozenset[ProcessId]:
 
 
 def num_tasks() -> int | None:
-    """How many tasks, threads included, this machine has now: the cheapest sign that processes multiply."""
+    """Count the tasks of this machine, threads included: the cheapest sign that processes multiply."""
     words = (_read("/proc/loadavg") or b"").split()
     return int(words[3].partition(b"/")[2]) if len(words) > 3 and b"/" in words[3] else None
 
@@ -334,7 +334,7 @@ def _started(process: ProcessId) -> str:
 
 
 def _oom_files() -> Iterator[str]:
-    """Where this process' control group counts: memory.oom_control in cgroup v1 (since 4.13), memory.events in v2."""
+    """Return the file in which the control group counts OOM kills (v1: memory.oom_control, v2: memory.events)."""
     groups = _control_groups()
     for line in (_read("/proc/self/mountinfo") or b"").decode(errors="replace").splitlines():
         before, _, after = line.partition(" - ")

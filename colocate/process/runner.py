@@ -50,7 +50,7 @@ _BOOT = (
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to execute: program and arguments, working directory, and the complete environment."""
+    """A command to execute: program and arguments, working directory, and the complete environment."""
 
     argv: tuple[str, ...]
     cwd: Path
@@ -94,7 +94,7 @@ def start(
 
 
 class Process:
-    """One life of a training, from its start until nothing of its process tree is left.
+    """One process run of a training, from its start until nothing of its process tree is left.
 
     As a context manager it always stops the whole tree. ``exit`` is set by :meth:`poll`, :meth:`wait` and
     :meth:`stop` when the tree is gone; its ``ended_s`` is the *monotonic* time at which the first process ended, for
@@ -152,7 +152,7 @@ class Process:
         return self.id.pid
 
     def poll(self) -> Exit | None:
-        """How the training ended, or None while anything of its tree runs. Takes in what the supervisor has told."""
+        """Read the supervisor's messages; return how the training ended, or None while anything of its tree runs."""
         while self.exit is None:
             try:
                 data = os.read(self._events, 1 << 16)
@@ -162,7 +162,7 @@ class Process:
         return self.exit
 
     def wait(self, timeout_s: float | None = None) -> Exit | None:
-        """As :meth:`poll`, but waits up to ``timeout_s`` seconds, or for ever."""
+        """Do as :meth:`poll`, but wait up to ``timeout_s`` seconds, or for ever."""
         deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         while self.poll() is None and (left_s := deadline - time.monotonic()) > 0:
             self._wait_for_events(left_s)
@@ -341,7 +341,7 @@ class Process:
 
 
 class Stoppable(Protocol):
-    """What can be asked to end, and waited for."""
+    """Anything that can be asked to end, and waited for."""
 
     def request_stop(self, grace_s: float = GRACE_S) -> None:
         """Have it ended without waiting for it."""

@@ -31,7 +31,7 @@ class Node:
 
     @property
     def gpus(self) -> int:
-        """All its GPUs."""
+        """Return the number of all its GPUs."""
         return sum(count for _, count in self.types)
 
 
@@ -47,12 +47,12 @@ class Job:
 
     @property
     def waits(self) -> bool:
-        """It has not begun."""
+        """Return whether the job has not begun."""
         return self.state == "PENDING"
 
 
 def version() -> str | None:
-    """Such as ``slurm-wlm 22.05.8``; None where there is no Slurm."""
+    """Return the version, such as ``slurm-wlm 22.05.8``, or None if there is no Slurm."""
     if shutil.which("srun") is None:
         return None
     try:

@@ -81,7 +81,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Orders(TypedDict):
-    """What the harness wants started; ``process_run`` is the value of `PROCESS_RUN` in ``env``."""
+    """The program that the harness wants started; ``process_run`` is the value of `PROCESS_RUN` in ``env``."""
 
     argv: list[str]
     cwd: str
@@ -383,7 +383,7 @@ class Supervisor:
                 continue
 
     def _kill_group(self, members: frozenset[ProcessId]) -> None:
-        """All of the training's process group at one instant, which a process that forks and exits cannot evade."""
+        """Signal the training's whole process group at once, which a process that forks and exits cannot evade."""
         try:
             if any(os.getpgid(process.pid) == self._main.pid for process in members):
                 os.killpg(self._main.pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ SCHEMA = 1
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """What a file has, by group; empty where there is none that can be read."""
+    """Read a file's entries by group; empty if there is no file that can be read."""
     try:
         document = read_json(path)
         groups = document["groups"] if document["schema"] == SCHEMA else {}

@@ -114,7 +114,7 @@ class Writer:
         return []
 
     def _write(self, document: dict[str, Any]) -> None:
-        """One line in one write, on the disk before anything else happens."""
+        """Append one line in one write, and flush it to the disk."""
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             data = json.dumps(document).encode() + b"\n"
@@ -127,7 +127,7 @@ class Writer:
 
 @dataclass
 class Session:
-    """What one session put into a journal file."""
+    """The part of an archive that one session wrote."""
 
     source: Path
     name: str
@@ -140,7 +140,7 @@ class Session:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What was recorded of the plan."""
+        """Return what was recorded of the plan."""
         found = self.record.get("plan")
         return found if isinstance(found, dict) else {}
 

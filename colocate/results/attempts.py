@@ -29,13 +29,13 @@ class Attempt:
 
     @property
     def group(self) -> dict[str, Any]:
-        """What the plan said of the group then."""
+        """Return the group's settings at that time."""
         found: dict[str, Any] = self.experiment["group"]
         return found
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """What was seen, without the samples."""
+        """Return the evidence without the samples."""
         found: dict[str, Any] = self.experiment["evidence"]
         return found
 
@@ -47,7 +47,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """What the attempts at one group come to: the deciding attempt, the verdict, and all attempts in order."""
+    """The result of a group: its verdict, the attempt that decides it, and all attempts in order."""
 
     deciding: Attempt
     verdict: Verdict
@@ -60,7 +60,7 @@ class GroupResult:
 
 
 def combine_attempts(attempts: Sequence[Attempt], runs: int = 1) -> GroupResult:
-    """What attempts at one group, at least one, come to: of every run the last attempt counts.
+    """Combine attempts at one group (at least one) into a result; of every run the last attempt counts.
 
     A group that was seen to fit in fewer ``runs`` than the plan asks for is inconclusive.
     """
@@ -79,7 +79,7 @@ def combine_attempts(attempts: Sequence[Attempt], runs: int = 1) -> GroupResult:
 
 
 def _in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """As they were begun. The clock may have been set back meanwhile: those beside each other go by their numbers."""
+    """Sort attempts by their start. The clock may have been set back, so neighbours are sorted by number."""
     begun: dict[str, str] = {}
     keys: dict[int, tuple[str, tuple[int, int]]] = {}
     for attempt in sorted(attempts, key=lambda one: one.place):
@@ -100,7 +100,7 @@ def whole(experiment: dict[str, Any]) -> dict[str, Any]:
 
 
 def group_results(run: RunDirectory, slim: Slimming = whole, *, every: bool = False) -> dict[str, GroupResult]:
-    """What every group of a run came to, by its id; a record that cannot be read is left out.
+    """Read the results of all groups of a run, by id; a record that cannot be read is left out.
 
     So is one of other settings than the run's plan has by now, as after an edit and ``--resume``, but with ``every``.
     ``slim`` says what of each record is kept: ten thousand whole ones do not fit into a report's memory.
@@ -127,13 +127,13 @@ def asked_of(run: RunDirectory) -> dict[str, tuple[str, int]]:
 
 
 def is_outdated(name: str, reported: Mapping[str, Any], asked: Mapping[str, tuple[str, int]]) -> bool:
-    """What is told of a group is of other settings than the run's plan has by now."""
+    """Return whether a group was run with other settings than the run's plan has now."""
     known = reported.get("content_hash")
     return known is not None and name in asked and known != asked[name][0]
 
 
 def group_result_of(run: RunDirectory, group: Group) -> GroupResult | None:
-    """What one group of a run came to, without a look at the others; None where nothing of it can be read."""
+    """Read the result of one group of a run, or None if nothing of it can be read."""
     found = _attempts(_directories(run, group))
     attempts = [attempt for attempt in found if attempt.group.get("content_hash") in (None, group.content_hash)]
     return combine_attempts(attempts, group.runs) if attempts else None
@@ -169,7 +169,7 @@ def _decided(run: RunDirectory, what: str) -> frozenset[str]:
 
 
 def read_attempt(directory: GroupDirectory) -> Attempt:
-    """One attempt from disk.
+    """Read one attempt from disk.
 
     Raises:
         ColocateError: its record is missing, cut short or of another schema.
@@ -186,7 +186,7 @@ def read_attempt(directory: GroupDirectory) -> Attempt:
 
 
 def _expect_whole(attempt: Attempt) -> None:
-    """What others take for granted of every attempt; the rest of its evidence is checked by whoever judges it."""
+    """Check what every reader of an attempt relies on; the rest of its evidence is checked when it is judged."""
     evidence, group, device = attempt.evidence, attempt.group, attempt.evidence["device"]
     texts = [group["id"], attempt.experiment["timestamp"] or "", device["kind"], device["name"], device["uuid"]]
     numbers = [group["number"], *attempt.place, device["total_bytes"]]

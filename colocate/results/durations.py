@@ -1,4 +1,4 @@
-"""How long groups take: what earlier runs of the same group on the same GPU took, else what the plan says."""
+"""Estimate how long groups take: as earlier runs on the same GPU did, else as the plan says."""
 
 import statistics
 from collections.abc import Container, Mapping, Sequence

@@ -39,7 +39,7 @@ def append(run: Path, event: str, **fields: Any) -> None:
 
 @dataclass
 class Journal:
-    """What a journal tells: the last record of every group, and when the run was last begun and ended.
+    """The content of a journal: the last record of every group, and when the run was last begun and ended.
 
     ``fresh`` are the groups that ended since it was last begun.
     """

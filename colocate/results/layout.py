@@ -1,4 +1,4 @@
-"""All file names of a run, and writing that nobody can catch half done.
+"""All file names of a run directory.
 
 ::
 
@@ -89,7 +89,7 @@ class GroupDirectory:
 
     @property
     def stress(self) -> Path:
-        """How much more memory could be taken before the group breaks, where that was asked for."""
+        """Return the file with the memory margin, if that was asked for."""
         return self.path / "stress.json"
 
     @property
@@ -151,7 +151,7 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        """Such as ``run_20261124_053000``."""
+        """Return the run's name, such as ``run_20261124_053000``."""
         return self.path.name
 
     def side_run(self, kind: str) -> "RunDirectory":
@@ -160,22 +160,22 @@ class RunDirectory:
 
     @property
     def record(self) -> Path:
-        """What was asked for: plan, options, GPU, versions."""
+        """Return the file with what was asked for: plan, options, GPU, versions."""
         return self.path / "run.json"
 
     @property
     def summary(self) -> Path:
-        """One row per finished group."""
+        """Return the file with one row per finished group."""
         return self.path / "summary.csv"
 
     @property
     def proposals(self) -> Path:
-        """What could be tried for the groups that do not fit, with predicted peaks."""
+        """Return the file with proposals for the groups that do not fit, with predicted peaks."""
         return self.path / "proposals.json"
 
     @property
     def remedies(self) -> Path:
-        """What was tried of the proposals, before and after."""
+        """Return the file with the proposals that were tried, before and after."""
         return self.path / "remedies.json"
 
     def group(

@@ -1,4 +1,4 @@
-"""What of a damaged document still fits a type: for those who show whatever is there and must not stumble over it.
+"""Read whatever of a damaged document still fits a type, for views that must not stumble over it.
 
 A record that is judged again has to be whole; that is `colocate.results.record`'s business.
 """
@@ -110,7 +110,7 @@ def _object(kind: Any) -> Fit:
 
 
 def _whole(kind: Any) -> Fit:
-    """As :func:`_fit`, but an object that stands for itself is kept with whatever of it fits."""
+    """Do as :func:`_fit`, but keep whatever fits of an object that can stand alone."""
     if not _keys(kind):
         return _fit(kind)
     whole = _object(kind)

@@ -33,7 +33,7 @@ class Entry:
 
     @property
     def record(self) -> dict[str, Any]:
-        """How it ended."""
+        """Return how it ended."""
         found: dict[str, Any] = self.line["record"]
         return found
 
@@ -46,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Merged:
-    """One run directory for each kind of GPU, what is missing from them, and what else there is to know."""
+    """The merged runs, one per kind of GPU, what is missing from them, and remarks."""
 
     runs: tuple[RunDirectory, ...]
     missing: tuple[str, ...]
@@ -161,7 +161,7 @@ def _by_gpu(sessions: Sequence[Session]) -> dict[Gpu, list[Entry]]:
 
 
 def _latest(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
-    """Each group as it ended last; an earlier ending is named."""
+    """Choose the last ending of each group; an earlier one is named."""
     chosen: dict[str, Entry] = {}
     notes: dict[str, list[str]] = {}
     for entry in sorted(entries, key=lambda entry: str(entry.line.get("at"))):
@@ -201,7 +201,7 @@ def _write(run: RunDirectory, sessions: Sequence[Session], chosen: Sequence[Entr
 
 
 def _proposals(name: str, chosen: Sequence[Entry]) -> dict[str, Any] | None:
-    """What was proposed for the groups, each as its own session has it."""
+    """Collect the proposals for the groups from the sessions that ran them."""
     found: dict[str, Any] = {}
     document: dict[str, Any] = {}
     for entry in chosen:
@@ -240,7 +240,7 @@ def _record(used: Sequence[Session], chosen: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _asked(chosen: Sequence[Entry]) -> Iterator[tuple[str, Any]]:
-    """What was asked of each group where it ran: machines keep the programs in places of their own."""
+    """Collect each group's settings from where it ran: machines keep the programs in different places."""
     for entry in chosen:
         asked = mapping(entry.session.plan.get("asked"))
         if entry.group in asked:

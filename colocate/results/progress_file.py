@@ -28,7 +28,7 @@ class Heartbeat:
         self._stage = ""
 
     def is_due(self, stage: str) -> bool:
-        """It is time to tell again, or there is something new to tell."""
+        """Return whether it is time to write again, or there is something new."""
         return stage != self._stage or time.monotonic() >= self._due_t
 
     def beat(self, stage: str, **facts: Any) -> None:

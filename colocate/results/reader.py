@@ -28,7 +28,7 @@ NO_FACTS: Mapping[str, Any] = {}
 
 @dataclass(frozen=True)
 class Row:
-    """One group as one run ended it: the record that the run told, and what lies in its folder.
+    """One group of one run: the run's record of it, and the files in its folder.
 
     ``attempts`` are the folders of all attempts at it in order, the deciding one among them.
     """
@@ -60,7 +60,7 @@ class Row:
 
     @property
     def evidence(self) -> Mapping[str, Any]:
-        """What the record has of the evidence."""
+        """Return the stored evidence."""
         return mapping(self.document.get("evidence"))
 
     @property
@@ -69,7 +69,7 @@ class Row:
         return mapping(self.evidence.get("device"))
 
     def member(self, role: str) -> Mapping[str, Any]:
-        """What the record has of one training."""
+        """Return the stored evidence of one training."""
         return mapping(self.evidence.get(role))
 
     def settings(self, role: str) -> Mapping[str, Any]:
@@ -78,13 +78,13 @@ class Row:
 
     @property
     def content_hash(self) -> str | None:
-        """What the group's settings came to when it was run."""
+        """Return the hash of the group's settings when it was run."""
         found = mapping(self.document.get("group")).get("content_hash")
         return None if found is None else str(found)
 
     @cached_property
     def baseline_bytes(self) -> int | None:
-        """What the GPU held before the group."""
+        """Return what the GPU held before the group."""
         return number(self.evidence.get("baseline_bytes"))
 
     @property
@@ -100,7 +100,7 @@ class Row:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One run: what was asked for, how its groups ended, and when."""
+    """One stored run: what was asked for, how its groups ended, and when."""
 
     path: Path
     info: Mapping[str, Any]
@@ -114,7 +114,7 @@ class StoredRun:
 
     @property
     def name(self) -> str:
-        """Such as ``run_20261124_053000``."""
+        """Return the run's name, such as ``run_20261124_053000``."""
         return self.path.name
 
     @property
@@ -124,7 +124,7 @@ class StoredRun:
 
     @property
     def plan(self) -> Mapping[str, Any]:
-        """What ``run.json`` has of the plan."""
+        """Return the plan's part of ``run.json``."""
         return mapping(self.info.get("plan"))
 
     @property
@@ -135,17 +135,17 @@ class StoredRun:
 
     @cached_property
     def proposals(self) -> Mapping[str, Any]:
-        """What could be tried for the groups that do not fit, by group."""
+        """Return the proposals for the groups that do not fit, by group."""
         return advice_files.read(RunDirectory(self.path).proposals)
 
     @cached_property
     def remedies(self) -> Mapping[str, Any]:
-        """What was tried for the groups that do not fit, by group."""
+        """Return the proposals that were tried, by group."""
         return advice_files.read(RunDirectory(self.path).remedies)
 
     @property
     def duration_s(self) -> float | None:
-        """From the first group's start to the end of the last; None where one of the two is not known."""
+        """Return the time from the first group's start to the last one's end, or None if one is not known."""
         start, end = instant(self.started_at), instant(self.ended_at)
         return None if start is None or end is None else max(0.0, (end - start).total_seconds())
 
@@ -161,7 +161,7 @@ class Part:
 
     @property
     def counting(self) -> tuple[Row, ...]:
-        """One row per group: the last one, where several runs had the same group."""
+        """Return one row per group; of several runs of the same group, the last one."""
         return tuple({row.group: row for row in self.rows}.values())
 
     def first(self, name: str) -> Any:
@@ -170,7 +170,7 @@ class Part:
 
     @property
     def limit_bytes(self) -> int | None:
-        """What the plan allows."""
+        """Return the plan's limit."""
         known = [number(mapping(run.plan.get("limits")).get("peak_bytes")) for run in self.runs]
         known += [number(row.record.get("limit_bytes")) for row in self.rows]
         return next((limit for limit in known if limit is not None), None)

@@ -77,7 +77,7 @@ def read_record(directory: GroupDirectory) -> Record:
 
 
 def read_bare_evidence(directory: GroupDirectory) -> Evidence | None:
-    """What was seen, without the samples and so no ground for a verdict; None for a record that cannot be read."""
+    """Read the evidence without the samples (so it cannot be judged), or None if it cannot be read."""
     try:
         return Evidence.from_json(read_json(directory.experiment)["evidence"], ())
     except (ColocateError, KeyError, TypeError, ValueError):

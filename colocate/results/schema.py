@@ -8,7 +8,7 @@ from colocate.verdict import Evidence, PeakReading
 
 
 class Settings(TypedDict):
-    """What the study's records have of one training."""
+    """One training in the format of the study's records."""
 
     repository: str | None
     model: str | None
@@ -16,7 +16,7 @@ class Settings(TypedDict):
 
 
 class Asked(TypedDict):
-    """What the plan said of a group."""
+    """A group's settings."""
 
     id: str
     number: int
@@ -43,7 +43,7 @@ class Experiment(TypedDict):
 
 
 class GroupRecord(TypedDict):
-    """How a group ended, in builtin types: what a case hands to pytest, and what the journal has of it.
+    """The outcome of a group in builtin types, as a case gives it to pytest and as the journal stores it.
 
     What is not known is None.
     """
@@ -116,7 +116,7 @@ class Run(TypedDict):
 
 
 def fitted(experiment: Any) -> dict[str, Any]:
-    """What of ``experiment.json`` fits."""
+    """Read whatever of ``experiment.json`` fits."""
     return read_leniently(experiment, Experiment)
 
 

@@ -1,4 +1,4 @@
-"""What of a record a page of very many groups keeps in memory: all but the bulk, which is read again when it is drawn.
+"""Drop bulky fields of records for large reports; they are read again when they are drawn.
 
 Knows the keys of a record and nothing of pages.
 """

@@ -1,4 +1,4 @@
-"""What a run is doing now, read from files that it writes anyway: the same for its own terminal and for a second one.
+"""The state of a running run, read from its files, for its own terminal and for a second one.
 
 Reads the heartbeat of every running group, the events of its trainings and the records of the probe. Starts nothing
 and needs no GPU, so it works over a shared file system.
@@ -23,7 +23,7 @@ SILENT_S = 20.0
 
 @dataclass(frozen=True)
 class MemberState:
-    """One training at this moment; None is what nobody tells."""
+    """The state of one training; None is what is not known."""
 
     used_bytes: int | None = None
     phase: str | None = None
@@ -34,7 +34,7 @@ class MemberState:
 
 @dataclass(frozen=True)
 class GroupState:
-    """One group that runs."""
+    """The state of one running group."""
 
     group: str
     stage: str
@@ -134,7 +134,7 @@ def _member(directory: GroupDirectory, role: str, document: Mapping[str, Any]) -
 
 
 def _allocated(folder: Path) -> int | None:
-    """What the newest process of a training keeps on the GPU, its context included."""
+    """Return the GPU memory of a training's newest process, context included."""
     records = [record for path in folder.glob("*.json") if (record := read_document(path))]
     latest = max(records, key=lambda record: number(record.get("t")) or 0.0, default={})
     reserved = whole(latest.get("reserved_bytes"))

@@ -1,4 +1,4 @@
-"""How numbers and verdicts are put into words, alike in terminal and page. Knows neither of them."""
+"""Texts for numbers and verdicts, the same in terminal and page."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ def headroom_text(record: Record) -> str:
 
 
 def over_budget_bytes(record: Record) -> int | None:
-    """By how much the peak is above the plan's budget; None where it is not, or where one of the two is not known."""
+    """Return by how much the peak exceeds the plan's budget, or None if it does not or is not known."""
     budget, peak = record.get("budget_bytes"), record.get("peak_bytes")
     return peak - budget if isinstance(budget, int) and isinstance(peak, int) and peak > budget else None
 
@@ -43,12 +43,12 @@ def over_budget_text(records: Iterable[Record]) -> str | None:
 
 
 def judged_text(record: Record) -> str:
-    """Such as ``FEASIBLE (measured)``; a verdict that rests on nothing, as when nothing was started, has no basis."""
+    """Format a verdict, such as ``FEASIBLE (measured)``; without a basis if nothing was started."""
     return f"{record['outcome']} ({record['basis']})" if record["basis"] else str(record["outcome"])
 
 
 def line_of(record: Record) -> str:
-    """One group on one line of at most 80 columns: verdict, basis, peak and headroom."""
+    """Format a group on one line of at most 80 columns: verdict, basis, peak and headroom."""
     if record["outcome"] not in set(Outcome):
         return f"{record['group']} {record['outcome']}"
     numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
@@ -61,7 +61,7 @@ def line_of(record: Record) -> str:
 
 
 def basis_of(records: Iterable[Record]) -> str:
-    """What the verdicts of a run rest on, and on which GPUs: ``measured on NVIDIA RTX A2000``."""
+    """Say what the verdicts of a run rest on, such as ``measured on NVIDIA RTX A2000``."""
     judged = [record for record in records if record["basis"]]
     if not judged:
         return "none: nothing was judged"
