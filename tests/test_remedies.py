@@ -16,7 +16,8 @@ from colocate.advice.remedies import MOST_TRIALS, candidates, is_of_memory
 from colocate.cli.main import main
 from colocate.files import write_json
 from colocate.plan.plan import Group
-from colocate.report.html.remedies import section
+from colocate.report.html.advice import remedies
+from colocate.report.html.templating import macro
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import parts, read_run
 from colocate.results.record import write_record
@@ -125,7 +126,7 @@ def test_a_session_tries_remedies_and_leaves_the_verdict_as_it_was(fake_nvml: Fa
 
     # The page has both, and so has the one that is made from the records.
     for page in (session.page, rebuilt(session.run, tmp_path)):
-        assert "<h2>Remedies</h2>" in page
+        assert "<h2>Fixes that were tried</h2>" in page
         assert "&quot;--batch-size&quot;" in page or '"--batch-size"' in page
 
     # Going on neither loses nor repeats it.
@@ -158,7 +159,8 @@ def test_a_remedy_for_other_settings_and_a_damaged_file_are_not_shown(tmp_path: 
     def shown(document: Any) -> str | None:
         write_json(run.remedies, document)
         (part,) = parts([read_run(run.path)])
-        return section(part)
+        found = remedies(part)
+        return str(macro("advice.html", "remedies")(found)) if found else None
 
     assert "fits with --bs &lt;16&gt;" in (shown({"schema": 1, "groups": {given.id: entry}}) or "")
     lost = shown({"schema": 1, "groups": {given.id: {**entry, "holds": None}}}) or ""

@@ -1,4 +1,3 @@
-import html
 import json
 import re
 import shutil
@@ -8,10 +7,12 @@ from html.parser import HTMLParser
 import pytest
 from builders import background, device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated, trace
 from groups import group, training
+from markupsafe import escape
 
 from colocate.harness.attempt import free_directory
 from colocate.process.exit_status import Exit
 from colocate.report.html import details, page, table
+from colocate.report.html.templating import macro
 from colocate.results import journal
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import Row, parts, read_run
@@ -48,9 +49,10 @@ def record(**changes):
 
 
 def cells(**changes):
-    row = Row("run_1", record(**changes))
-    names = list(table.COLUMNS)
-    return dict(zip(names, re.findall(r"<t[dh] .*?</t[dh]>", table.body(row, names, "", lazy=False)), strict=False))
+    row, known = Row("run_1", record(**changes)), page._of_table([])
+    markup = str(macro("groups.html", "group", **known)(row, table.COLUMNS))
+    found = re.findall(r"<t[dh] [^>]*class.*?</t[dh]>", markup, re.DOTALL)
+    return dict(zip(table.COLUMNS, found, strict=True))
 
 
 class Tags(HTMLParser):
@@ -116,13 +118,13 @@ def test_a_predicted_peak_is_an_interval_and_a_measured_one_a_number():
 
 
 def test_every_verdict_stands_beside_its_basis():
-    assert 'FEASIBLE</span> <span class="basis">measured' in cells()["verdict"]
+    assert re.search(r'✓</span> FEASIBLE</span>\s*<span class="basis">measured', cells()["verdict"])
 
 
 def test_what_is_unknown_is_an_empty_cell():
     empty = cells(peak_bytes=None, headroom_bytes=None, expected_bytes=None, basis=None, outcome="NOT RUN")
     for name in ("peak", "headroom", "expected"):
-        assert re.sub(r"<.*?>", "", empty[name]) == ""
+        assert re.sub(r"<.*?>", "", empty[name]).strip() == ""
 
 
 # Foreign text.
@@ -139,7 +141,7 @@ def test_foreign_text_stays_text_everywhere(run):
     whole = page.document(page.Report.of([read_run(run.path)], run.path))
     scripts = [tag for tag, _ in tags(whole) if tag == "script"]
     assert len(scripts) == 1, "the page's own"
-    assert html.escape(MARKUP) in whole
+    assert str(escape(MARKUP)) in whole
 
 
 # The whole.
@@ -216,7 +218,7 @@ def test_what_was_expected_of_a_tier_stands_beside_what_came_out(run):
     begin(run, ["group01", "group02"], tiers={"low": 1.0, "high": 0.5})
     finish(run, 1)
     finish(run, 2, evidence(group="group02", foreground=foreground(out_of_memory=(out_of_memory(),))))
-    row = re.search(r"<tr><th scope=\"row\">low</th>.*?</tr>", body(run))[0]
+    row = re.search(r"<tr><th scope=\"row\">low</th>.*?</tr>", body(run), re.DOTALL)[0]
     assert "100 % (2 of 2)" in row
     assert ">1 (50%)<" in row
     assert ">below<" in row
@@ -227,7 +229,8 @@ def test_an_infeasible_group_says_what_it_needed_who_needed_it_and_what_to_try(r
     finish(run, 1, predicted_evidence(6000, 2000))
     found = body(run)
     assert "is expected to need 8930 MiB, 1430 MiB above the limit: examples_mnist 6350 MiB, resnet20 2350 MiB" in found
-    assert "colocate report results/run_20261124_053000 --predict says what could be tried" in found
+    assert "this command says what could be tried" in found
+    assert "<code>colocate report results/run_20261124_053000 --predict</code>" in found
 
 
 def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_run(run):
@@ -248,7 +251,7 @@ def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_
     assert '<b class="forecast v-ok">5000-6000 MiB: fits</b>' in found
     assert '<b class="forecast v-warn">5000-9000 MiB: undecided</b>' in found
     assert "not predicted: resnet20 told nothing of a PyTorch allocator" in found
-    assert "<li>measure it </li>" in found
+    assert "<li>measure it</li>" in found
     assert "The peaks of proposals are predicted on a virtual GPU, not measured." in found
     assert MARKUP not in found
     groups["group01"]["content_hash"] = "other"
@@ -266,7 +269,10 @@ def attempt(run, seen, repeat=1):
 
 
 def folds(text):
-    return [re.sub(r"<[^>]+>", "", found) for found in re.findall(r'class="attempt"><summary>(.*?)</summary>', text)]
+    return [
+        re.sub(r"<[^>]+>", "", found)
+        for found in re.findall(r'class="attempt"><summary>(.*?)</summary>', text, re.DOTALL)
+    ]
 
 
 def test_every_attempt_at_a_group_is_shown_with_its_course_and_why_it_was_repeated(run):
@@ -276,12 +282,12 @@ def test_every_attempt_at_a_group_is_shown_with_its_course_and_why_it_was_repeat
     attempt(run, evidence(duration_s=90.0))
     found = body(run)
     assert folds(found) == [
-        "attempt 1: INCONCLUSIVE, peak 3200 MiB, 1 min 01 s",
+        "attempt 1: INCONCLUSIVE, 1 min 01 s",
         "attempt 2: FEASIBLE, peak 3200 MiB, 1 min 30 s: this one decides",
     ]
     assert "Begun 2 times. The last attempt counts." in found
     assert "Begun again because of this: foreign_process." in found
-    assert found.count('class="timeline"') == 2, "the deciding attempt's stands above"
+    assert found.count('<figure class="memory"') == 2, "the deciding attempt's stands above"
     assert MARKUP not in found
 
 
@@ -298,6 +304,36 @@ def test_every_run_of_a_repeated_group_is_shown_and_the_worst_decides(run):
     ]
     assert found[2].endswith("this one decides")
     assert "2 runs, begun 3 times. The worst of the runs decides." in body(run)
+
+
+def test_an_inconclusive_group_has_a_box_of_its_own_and_neither_class_nor_peak(run):
+    """It used to be "not recommended", and its peak, which nothing carried, was the highest of the plan."""
+    begin(run, ["group01", "group02"])
+    finish(run, 1)
+    finish(run, 2, evidence(group="group02", faults=(("foreign_process", "somebody used the GPU"),)))
+    found = body(run)
+    box = re.search(r'<section class="inconclusive">.*?</section>', found, re.DOTALL)[0]
+    assert "No answer yet: fix this and run again" in box
+    assert "somebody used the GPU [foreign_process]" in box
+    assert "<code>colocate run -k group02</code>" in box
+    assert found.count('<div class="bar-row"') == 1
+    assert "highest peak, group01" in found
+    row = re.search(r'<tbody[^>]*data-outcome="INCONCLUSIVE".*?</tr>', found, re.DOTALL)[0]
+    for name in ("peak", "headroom", "memory_class"):
+        assert re.search(rf'<td class="col-{name}[^"]*" data-v="">\s*</td>', row)
+
+
+def test_every_group_is_drawn_against_its_own_limit(run):
+    """The plan's limit used to be drawn for all, in colour and in words."""
+    begin(run, ["group01", "group02"])
+    finish(run, 1)
+    small = evidence(group="group02")
+    finish(run, 2, replace(small, limits=replace(small.limits, peak_bytes=5000 * MIB)))
+    found = body(run)
+    assert "peak 3200 MiB of 7500 MiB" in found
+    assert "peak 3200 MiB of 5000 MiB" in found
+    assert len(set(re.findall(r'<line class="limit" x1="([\d.]+)" x2="[\d.]+" y1="0" y2="26"', found))) == 2
+    assert "3200 of 5000" in found
 
 
 def test_a_group_that_was_begun_once_has_no_list_of_attempts(run):
@@ -326,18 +362,16 @@ def test_what_there_was_no_time_for_is_said_once_with_the_command_that_goes_on(r
     run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
     found = body(run)
     assert "not predicted" not in found
-    assert (
-        "For 2 proposals there was no time; <code>colocate report results/run_20261124_053000 --predict</code>" in found
-    )
+    assert "For 2 proposals there was no time; this command predicts them too" in found
 
 
 def test_pairs_are_recommended_by_their_class(run):
     begin(run, ["group01", "group02", "group03"])
     for number, reserved in ((1, 800), (2, 1900), (3, 4500)):
         finish(run, number, predicted_evidence(reserved, 800, group=f"group{number:02}"))
-    lists = re.findall(r'<div class="next (v-\w+)">(.*?)</div>', body(run))
+    lists = re.findall(r'<div class="next (v-\w+)">(.*?)</div>', body(run), re.DOTALL)
     groups = [re.findall(r">(group\d\d)</a>", text) for _, text in lists]
-    assert groups == [["group01"], ["group02"], ["group03"], [], []], "what fits is never among what does not"
+    assert groups == [["group01"], ["group02"], ["group03"], []], "what fits is never among what does not"
 
 
 def test_tables_have_heads_and_pictures_have_words(run):
@@ -359,8 +393,8 @@ def test_details_give_reason_numbers_picture_files_and_command(run):
     directory = finish(run, 1, seen)
     directory.foreground_log.write_text("last words\n")
     found = body(run)
-    assert '<div class="why v-bad"><p>examples_mnist ran out of memory' in found
-    assert '<svg class="timeline"' in found
+    assert re.search(r'<div class="why v-bad">\s*<p>examples_mnist ran out of memory', found)
+    assert '<svg class="timeline plot"' in found
     assert "foreground ran from 8.0 s to 21.0 s" in found
     assert "foreground: train from 10.0 s to 20.0 s" in found
     assert 'href="mnist_parallel_001/trace.csv"' in found
@@ -398,7 +432,7 @@ def test_a_damaged_trace_is_told_and_not_drawn(run):
     begin(run, ["group01"])
     finish(run, 1).trace.write_text("elapsed_s,used_bytes\nnonsense\n1.0,5\n")
     found = body(run)
-    assert '<svg class="timeline"' not in found
+    assert '<svg class="timeline' not in found
     assert "expected elapsed_s,used_bytes" in found
 
 
@@ -417,7 +451,7 @@ def test_a_restart_of_the_background_is_marked(run):
     )
     finish(run, 1, evidence(background=background(process_runs=process_runs)))
     assert "background started again at 10.0 s" in body(run)
-    assert '<td class="num">2, 1</td>' in body(run)
+    assert re.search(r'<td class="num" data-label="background">2, 1</td>', body(run))
 
 
 # What is read.
@@ -509,5 +543,5 @@ def test_twelve_groups_of_an_hour_each_stay_below_a_megabyte(run, tmp_path):
         copied = run.group("mnist", number, parallel=True)
         copied.experiment.write_text(copied.experiment.read_text().replace('"group01"', f'"{name}"'))
     page_text = page.document(page.Report.of([read_run(run.path)], run.path))
-    assert page_text.count('class="timeline"') == 12
+    assert page_text.count('class="timeline plot"') == 12
     assert len(page_text.encode()) < 1_000_000

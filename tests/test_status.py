@@ -15,6 +15,7 @@ from stand_in_project import Project
 
 from colocate.cli.main import main
 from colocate.plugin.progress import folded
+from colocate.report import status_line
 from colocate.report.terminal import Screen, Through
 from colocate.results import journal, progress_file, status
 from colocate.results.durations import Estimate, estimate
@@ -52,10 +53,10 @@ def test_a_running_group_tells_progress_memory_peak_and_time_left(run):
         record = {"t": 1.0, "reserved_bytes": reserved * MIB, "context_bytes": 300 * MIB}
         (directory.probe(role) / "7.json").write_text(json.dumps(record))
     (state,) = status.running(run)
-    assert status.line_of(state, None, 100) == (
+    assert status_line.line_of(state, None, 100) == (
         "group01  train 25/100  1300 + 1800  GPU 3000  peak 3200 of 7500 MiB  1:02  2:30 left"
     )
-    assert status.line_of(state, 92.0, 100).endswith("0:30 left")
+    assert status_line.line_of(state, 92.0, 100).endswith("0:30 left")
 
 
 @pytest.mark.parametrize("width", [60, 40, 20])
@@ -63,7 +64,7 @@ def test_with_less_room_a_line_tells_less_and_never_breaks(run, width):
     directory = beat(run)
     tell(directory, phase="train", epoch=1, step=25, steps=100)
     (state,) = status.running(run)
-    line = status.line_of(state, None, width)
+    line = status_line.line_of(state, None, width)
     assert len(line) <= width
     assert line.startswith("group01")
     if width == 60:
@@ -80,7 +81,7 @@ def test_a_group_whose_heart_stopped_is_told_as_silent(run):
     path = directory.path / progress_file.NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), "at": time.time() - 100}))
     (state,) = status.running(run)
-    assert "no news for 1:40" in status.line_of(state, 9.0, 100)
+    assert "no news for 1:40" in status_line.line_of(state, 9.0, 100)
 
 
 def test_half_written_files_are_nobodys_trouble(run):
@@ -187,8 +188,8 @@ def test_a_long_first_line_is_folded_between_words_and_a_path_stays_whole():
     """An 80-column terminal used to break the line about the GPU in the middle of a word."""
     path = "/a/path/of/more/than/twenty-columns/settings/plan.json"
     assert folded(f"GPU: no driver here: predicting; {path}: 12 groups", 20) == [
-        "GPU: no driver",
-        "  here: predicting;",
+        "GPU: no driver here:",
+        "  predicting;",
         f"  {path}:",
         "  12 groups",
     ]
@@ -242,7 +243,7 @@ def test_watch_tells_what_waits_in_a_queue_and_since_when_nobody_says_so(run, ca
     progress_file.tell(
         run / progress_file.QUEUE, {"place": "partition gpu", "waiting": rows[:1], "at": time.time() - 75}
     )
-    assert status.waiting(run) == ["1 worker waits in partition gpu: Resources (job 12), no news for 1:15"]
+    assert status_line.waiting(run) == ["1 worker waits in partition gpu: Resources (job 12), no news for 1:15"]
 
 
 def test_watch_of_what_is_no_run_is_one_line(tmp_path, capfd):

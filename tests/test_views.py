@@ -119,7 +119,7 @@ def test_a_plan_that_holds_though_groups_are_missing_says_both(viewed: Viewed, c
         "1 of 6 groups feasible, 3 inconclusive; 1 needed (20 % of 6, rounded down): the plan holds" in viewed.reported
     )
     assert "INCOMPLETE: 1 group has no verdict (NOT RUN: group04)" in viewed.session.output
-    assert headline.endswith("3 undecided, 1 without a verdict; 1 needed: the plan holds")
+    assert headline.endswith("3 inconclusive, 1 without a verdict; 1 needed: the plan holds")
     assert headline in colocate("report")
     assert headline in viewed.job
     assert "INCOMPLETE:" in viewed.session.page

@@ -7,7 +7,7 @@ from colocate.advice.bisection import largest_batch
 from colocate.advice.calibration import calibrate, proposal, update_table
 from colocate.advice.fit import Fit, Grid, LargestValue, Tried, Variable, variable
 from colocate.advice.forecast import Answer, Forecast, forecast, keyed, needed, program_of
-from colocate.advice.next_plan import follow_up, what_next
+from colocate.advice.next_plan import Next, follow_up, what_next
 from colocate.advice.packing import PackingProblem, best_pairs, next_problem, packed
 from colocate.advice.pairing import TIERS, UNKNOWN, OrderedPair, each_foreground_once, ordered_pairs
 from colocate.advice.prediction import predict
@@ -44,6 +44,7 @@ __all__ = [
     "GroupSpeedup",
     "LargestValue",
     "Measured",
+    "Next",
     "OrderedPair",
     "PackingProblem",
     "ProposalForecast",

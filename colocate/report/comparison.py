@@ -3,15 +3,26 @@
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from colocate.plan import ROLES
-from colocate.report.html.elements import Html, el, scrolling_table
-from colocate.results import Record, Row, colour, judged_text, mapping, peak_text
+from colocate.results import Record, Row, carries_peak, judged_text, mapping, peak_text
 from colocate.units import MIB, duration_text, format_mib, plural, to_mib
 from colocate.verdict import Outcome
 
 # Peaks of two runs of the same group wander by some MiB; below this they count as the same.
 SAME_BYTES = MIB
+
+_HEADS = (
+    "group",
+    "before",
+    "after",
+    "peak before, MiB",
+    "peak after, MiB",
+    "grew by, MiB",
+    "time before",
+    "time after",
+)
 
 
 @dataclass(frozen=True)
@@ -27,8 +38,9 @@ class GroupDiff:
         """How much the peak grew; None where one of the two is not known, or they are of different GPUs."""
         if self.before is None or self.after is None or self.other_gpu:
             return None
-        before, after = self.before["peak_bytes"], self.after["peak_bytes"]
-        return None if before is None or after is None else int(after - before)
+        if not (carries_peak(self.before) and carries_peak(self.after)):
+            return None
+        return int(self.after["peak_bytes"] - self.before["peak_bytes"])
 
     @property
     def duration_s(self) -> float | None:
@@ -160,46 +172,31 @@ def _number_texts(diff: GroupDiff) -> Iterator[str]:
         yield "another basis or GPU"
 
 
-def section(comparison: Comparison) -> Html:
-    """The same as a part of the page."""
-    numbers = ("peak before, MiB", "peak after, MiB", "grew by, MiB", "time before", "time after")
-    rows = [_row(diff) for diff in comparison.diffs]
-    return el(
-        "section",
-        el("h2", "What changed"),
-        el("p", f"{comparison.before} → {comparison.after}: {summary(comparison)}."),
-        el("p", f"{settings_text(comparison)}.") if comparison.settings else None,
-        scrolling_table("plain", ("group", "before", "after", *numbers), rows, numbers),
-        id="comparison",
-    )
+def table(comparison: Comparison) -> dict[str, Any]:
+    """Lay the comparison out for the page."""
+    return {
+        "title": f"{comparison.before} → {comparison.after}",
+        "summary": summary(comparison),
+        "settings": settings_text(comparison),
+        "heads": _HEADS,
+        "rows": [_row(diff) for diff in comparison.diffs],
+    }
 
 
-def _row(diff: GroupDiff) -> Html:
-    grew = diff.peak_bytes
+def _row(diff: GroupDiff) -> dict[str, Any]:
+    grew, both = diff.peak_bytes, (diff.before, diff.after)
     kind = "" if grew is None or abs(grew) <= SAME_BYTES else ("v-bad" if grew > 0 else "v-ok")
-    cells = [
-        el("th", diff.group, scope="row"),
-        *(_badge(record) for record in (diff.before, diff.after)),
-        *(
-            el("td", "" if r is None else peak_text(r).removesuffix(" MiB"), class_="num")
-            for r in (diff.before, diff.after)
-        ),
-        el("td", _growth(grew), class_=f"num {kind}"),
-        *(
-            el("td", "" if r is None else duration_text(r["duration_s"]), class_="num")
-            for r in (diff.before, diff.after)
-        ),
-    ]
-    return el("tr", cells, class_="changed" if diff.verdict_changed else None)
+    peaks = ["" if record is None else peak_text(record).removesuffix(" MiB") for record in both]
+    times = ["" if record is None else duration_text(record["duration_s"]) for record in both]
+    return {
+        "group": diff.group,
+        "changed": diff.verdict_changed,
+        "outcomes": [(record, "" if record is None else judged_text(record)) for record in both],
+        "numbers": [(text, "") for text in peaks] + [(_growth(grew), kind)] + [(text, "") for text in times],
+    }
 
 
 def _growth(num_bytes: int | None) -> str:
     if num_bytes is None:
         return ""
     return "same" if abs(num_bytes) <= SAME_BYTES else f"{to_mib(num_bytes):+.0f}"
-
-
-def _badge(record: Record | None) -> Html:
-    if record is None:
-        return el("td", "absent", class_="muted")
-    return el("td", el("span", judged_text(record), class_=f"badge {colour(record['outcome'])}"))

@@ -35,6 +35,7 @@ from colocate.results.slim import LARGE, slim
 from colocate.results.status import SILENT_S, GroupState, read_document
 from colocate.results.text import (
     basis_of,
+    carries_peak,
     colour,
     headroom_text,
     judged_text,
@@ -71,6 +72,7 @@ __all__ = [
     "asked_of",
     "attempt_rows",
     "basis_of",
+    "carries_peak",
     "colour",
     "combine_attempts",
     "estimate",

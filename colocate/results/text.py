@@ -7,6 +7,9 @@ from colocate.results.schema import Record
 from colocate.units import format_mib, plural, span_text
 from colocate.verdict import Outcome
 
+# An inconclusive group's peak counts where it is the peak that leaves the answer open.
+_PEAK_COUNTS = frozenset({"undecided", "peak_between_samples", "spread", "runs_missing"})
+
 _COLOURS = {Outcome.FEASIBLE.value: "v-ok", Outcome.INFEASIBLE.value: "v-bad"}
 
 
@@ -15,8 +18,17 @@ def colour(outcome: str) -> str:
     return _COLOURS.get(outcome, "v-warn")
 
 
+def carries_peak(record: Record) -> bool:
+    """Tell whether a peak stands for something: nothing carries that of a group whose evidence has a hole."""
+    if record["peak_bytes"] is None:
+        return False
+    return record["outcome"] != Outcome.INCONCLUSIVE or bool(_PEAK_COUNTS & set(record["codes"]))
+
+
 def peak_text(record: Record) -> str:
-    """The GPU's peak: one number when measured, the interval when predicted."""
+    """The GPU's peak: one number when measured, the interval when predicted; empty where nothing carries it."""
+    if not carries_peak(record):
+        return ""
     low, high, limit = record["peak_low_bytes"], record["peak_high_bytes"], record.get("limit_bytes")
     if low is None or high is None or low == high:
         return format_mib(record["peak_bytes"], beside=limit)
@@ -24,7 +36,9 @@ def peak_text(record: Record) -> str:
 
 
 def headroom_text(record: Record) -> str:
-    """Limit minus peak; below zero when the peak is over the limit."""
+    """Limit minus peak, below zero when the peak is over the limit; empty where nothing carries the peak."""
+    if not carries_peak(record):
+        return ""
     return format_mib(record["headroom_bytes"], beside=0)
 
 
@@ -51,13 +65,13 @@ def line_of(record: Record) -> str:
     """Format a group on one line of at most 80 columns: verdict, basis, peak and headroom."""
     if record["outcome"] not in set(Outcome):
         return f"{record['group']} {record['outcome']}"
-    numbers = f"peak {peak_text(record)}, headroom {headroom_text(record)}"
+    known = [f"peak {peak_text(record)}", f"headroom {headroom_text(record)}"] if carries_peak(record) else []
     over = over_budget_bytes(record)
     if over is not None:
-        numbers += f", {format_mib(over, beside=0)} over budget"
+        known.append(f"{format_mib(over, beside=0)} over budget")
     if record.get("reused"):
-        numbers += ", kept"
-    return f"{record['group']} {judged_text(record)} {numbers}"
+        known.append("kept")
+    return f"{record['group']} {judged_text(record)} {', '.join(known)}".rstrip()
 
 
 def basis_of(records: Iterable[Record]) -> str:

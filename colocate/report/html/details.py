@@ -7,25 +7,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from colocate.advice import read_speedup
 from colocate.plan import ROLES, Role
-from colocate.report.html import attempts, constrained_device, group_charts, speedup, worst_case
-from colocate.report.html.elements import Html, el, scrolling_table
-from colocate.report.html.memory_chart import NUM_POINTS
+from colocate.report.html import memory_chart
 from colocate.report.html.peak_shares import own_bytes
+from colocate.report.html.templating import render
 from colocate.results import (
     GroupDirectory,
     Record,
     Row,
     StoredRun,
-    colour,
+    attempt_rows,
+    carries_peak,
     headroom_text,
     mapping,
     number,
     over_budget_bytes,
     peak_text,
 )
-from colocate.units import duration_text, energy_text, format_mib, plural
-from colocate.verdict import STEP_KINDS
+from colocate.units import GIB, duration_text, energy_text, format_mib, plural
+from colocate.verdict import STEP_KINDS, WorstCasePeak
 
 # A log stays a file beside the page; what is copied into it is its end.
 LOG_LINES = 40
@@ -40,84 +43,197 @@ POINTS_OF_MANY = 120
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|[\x00-\x08\x0b-\x1f\x7f]")
 _KEPT_OPTIONS = ("--plan", "--catalog", "--device", "--gpu", "--epochs")
 
-
-def details(row: Row, run: StoredRun | None, folder: Path, *, many: bool = False) -> Html:
-    """Everything below one row; ``folder`` is where the page lies, for its links."""
-    parts = [
-        _why(row),
-        _facts(row),
-        worst_case.section(row),
-        *_from_directory(row, folder, many),
-        _traceback(row),
-        again(row, run),
-    ]
-    return el("div", parts, class_="details")
-
-
-def _why(row: Row) -> Iterator[Html]:
-    record = row.record
-    reasons = [el("p", reason) for reason in record["reasons"]]
-    if reasons:
-        yield el("div", reasons, class_=f"why {colour(record['outcome'])}")
-    notes = [el("li", note) for note in record["warnings"]]
-    if notes:
-        yield el("ul", notes, class_="notes")
+_SOURCES = {"samples": "peak, sampled", "accounting": "peak, by process", "allocator": "peak, PyTorch's allocator"}
+_WORST_CASE_SOURCES = {
+    "allocator": "what their allocators held over time",
+    "processes": "the driver's lists of processes, which miss what happens between them",
+}
+_SPEEDUP_HEADS = (
+    "together",
+    "one after the other",
+    "time saved",
+    "foreground slower",
+    "background slower",
+    "energy saved",
+)
 
 
-def _facts(row: Row) -> Html | None:
+def details(row: Row, run: StoredRun | None, folder: Path, *, many: bool = False) -> Markup:
+    """Render everything below one row; ``folder`` is where the page lies, for its links."""
+    points = POINTS_OF_MANY if many else memory_chart.NUM_POINTS
+    directory = row.directory
+    return render(
+        "details.html",
+        row=row,
+        record=row.record,
+        facts=_facts(row),
+        worst=_worst_case(row),
+        evidence=_evidence_table(row) if directory is not None and row.evidence else None,
+        attempts=_attempts(row, folder, points) if directory is not None else None,
+        speedup=_speedup(directory),
+        files=[] if directory is None else [(path.name, link(path, folder)) for path in _files(directory)],
+        epoch="" if many else _last_epoch(row),
+        logs=[] if directory is None else list(_logs(row, directory, LOG_LINES_OF_MANY if many else LOG_LINES)),
+        traceback=[clean(line) for line in row.text.splitlines()[-60:]],
+        command=command(row, run),
+        curves=[] if directory is None else memory_chart.vitals(directory),
+        **_timeline(row, points),
+    )
+
+
+def _timeline(row: Row, points: int) -> dict[str, Any]:
+    """The picture of the GPU's memory, or why there is none."""
+    try:
+        drawn = None if row.directory is None else memory_chart.timeline(row, row.directory, points)
+    except (OSError, ValueError) as error:
+        return {"timeline": None, "trace_error": str(error)}
+    held = balloon_bytes(row)
+    if drawn is not None and held is not None:
+        drawn["caption"] = f"The balloon of {held / GIB:.1f} GiB below it is not drawn. "
+    return {"timeline": drawn, "trace_error": ""}
+
+
+def balloon_bytes(row: Row) -> int | None:
+    """Return what the balloon held, its context included; None on a GPU that had none."""
+    return number(mapping(row.device.get("balloon")).get("held_bytes"))
+
+
+def _facts(row: Row) -> dict[str, str]:
     record, evidence = row.record, row.evidence
     if not record["basis"]:
-        return None
+        return {}
     overlap = record["overlap"]
     facts = {
         "verdict": f"{record['outcome']} ({record['basis']})",
         "peak": peak_text(record),
         "headroom": headroom_text(record),
+        "limit": format_mib(record["limit_bytes"], ""),
         "budget": _budget(record),
         "class": record["memory_class"],
         "overlap": None if overlap is None else f"{overlap:.0%}",
         "time": duration_text(record["duration_s"]),
         "energy of the GPU": energy_text(evidence.get("gpu_energy_j")),
-        "gpu": record["device_name"],
+        "GPU": record["device_name"],
         "driver": row.device.get("driver_version"),
         "machine": evidence.get("host"),
         "run": row.run,
     }
-    shown = [el("div", el("dt", name), el("dd", fact)) for name, fact in facts.items() if fact]
-    return el("dl", shown, class_="facts")
+    return {name: str(fact) for name, fact in facts.items() if fact}
 
 
 def _budget(record: Record) -> str | None:
-    """What the plan allows the peak to be without a word, and by how much it is above that."""
+    """The plan's budget, and by how much the peak is above it."""
     budget, over = number(record.get("budget_bytes")), over_budget_bytes(record)
     if budget is None:
         return None
     return format_mib(budget) + ("" if over is None else f", over by {format_mib(over, beside=0)}")
 
 
-def _from_directory(row: Row, folder: Path, many: bool) -> Iterator[Html | None]:
-    directory = row.directory
-    if directory is None:
-        return
-    points = POINTS_OF_MANY if many else NUM_POINTS
-    yield group_charts.memory(row, directory, points)
-    yield group_charts.vitals(row, directory)
-    yield _evidence_table(row)
-    yield attempts.section(row, folder, points)
-    yield speedup.section(row)
-    links = [_link(path, folder) for path in _files(directory) if path.exists()]
-    if links:
-        yield el("p", "Files: ", [(", " if place else "", link) for place, link in enumerate(links)])
-    if not many:
-        yield _epochs(row)
-    for role, path in (("foreground", directory.foreground_log), ("background", _last_background_log(directory))):
-        yield _log(row, role, path, LOG_LINES_OF_MANY if many else LOG_LINES)
+def _worst_case(row: Row) -> dict[str, Any] | None:
+    """The peak that was seen beside the one of another meeting of the two, and which phases would have to meet.
+
+    None where no two traces were told, and of a prediction: its range rests on all maxima at once already, and lies
+    above what the dry run can show of them.
+    """
+    found = mapping(row.verdict.get("worst_case"))
+    size, seen = number(found.get("peak_bytes")), number(row.verdict.get("peak_high_bytes"))
+    if size is None or seen is None or row.record["basis"] == "predicted" or not carries_peak(row.record):
+        return None
+    met = WorstCasePeak(size, str(found.get("foreground_phase")), str(found.get("background_phase")), "allocator")
+    limit = number(row.verdict.get("limit_bytes"))
+    return {
+        "seen": format_mib(seen, beside=limit),
+        "size": format_mib(size, beside=limit),
+        "over": limit is not None and size >= limit,
+        "met": str(met),
+        "reported_by": _WORST_CASE_SOURCES.get(str(found.get("reported_by")), "what they told"),
+    }
+
+
+def _speedup(directory: GroupDirectory | None) -> dict[str, Any] | None:
+    """Time and energy together against one after the other; None where nobody asked."""
+    found = None if directory is None else read_speedup(directory)
+    if found is None:
+        return None
+    rows = [
+        (
+            f"{one.together_s:.1f} s",
+            f"{one.sequential_s:.1f} s",
+            f"{one.time_saved:.0%}",
+            f"{one.foreground_slowdown:.2f} times",
+            f"{one.background_slowdown:.2f} times" if one.background_solo_s else "",
+            "not known" if one.energy_saved is None else f"{one.energy_saved:.0%} (GPU)",
+        )
+        for one in found.runs
+    ]
+    unknown = "" if found.runs else str(found.unknown)
+    return {"unknown": unknown, "text": "" if unknown else str(found), "heads": _SPEEDUP_HEADS, "rows": rows}
+
+
+# --- attempts
+
+
+def _attempts(row: Row, folder: Path, points: int) -> dict[str, Any] | None:
+    """Every attempt at a group in the order in which they ended; None where there was only one."""
+    found = attempt_rows(row)
+    if len(found) < 2:
+        return None
+    runs = len({_place(one)[0] for one in found})
+    begun = f"begun {plural(len(found), 'time')}"
+    head = f"{plural(runs, 'run')}, {begun}. The worst of the runs decides."
+    return {
+        "head": head if runs > 1 else f"{begun.capitalize()}. The last attempt counts.",
+        "folds": [_attempt(one, row, found, folder, points) for one in found],
+    }
+
+
+def _attempt(one: Row, row: Row, found: list[Row], folder: Path, points: int) -> dict[str, Any]:
+    assert one.directory is not None, "an attempt has a folder"
+    assert row.directory is not None, "and so has the one that decides"
+    record = one.record
+    decides = one.directory.path == row.directory.path
+    peak = peak_text(record)
+    figures = [f"peak {peak}" if peak else "", duration_text(record["duration_s"])]
+    return {
+        "name": _attempt_name(one, found),
+        "outcome": record["outcome"],
+        "figures": "".join(f", {figure}" for figure in figures if figure),
+        "decides": decides,
+        "reasons": record["reasons"],
+        "again_because": ", ".join(record["codes"]) if _was_repeated(one, found) else "",
+        "timeline": None if decides else _timeline(one, points)["timeline"],
+        "folder": one.directory.path.name,
+        "href": link(one.directory.path, folder),
+    }
+
+
+def _attempt_name(one: Row, found: list[Row]) -> str:
+    """Such as ``run 2, attempt 1``, with what there is several of."""
+    run, attempt = _place(one)
+    parts = [f"run {run}"] if len({_place(other)[0] for other in found}) > 1 else []
+    if not parts or sum(_place(other)[0] == run for other in found) > 1:
+        parts.append(f"attempt {attempt}")
+    return ", ".join(parts)
+
+
+def _was_repeated(one: Row, found: list[Row]) -> bool:
+    """A later attempt at the same run took its place."""
+    run, attempt = _place(one)
+    return any(other_run == run and other > attempt for other_run, other in map(_place, found))
+
+
+def _place(row: Row) -> tuple[int, int]:
+    """The run that the plan asked for and the attempt at it, both from 1."""
+    return (number(row.evidence.get("run")) or 1, number(row.evidence.get("attempt")) or 1)
+
+
+# --- files
 
 
 def _files(directory: GroupDirectory) -> list[Path]:
     named = [directory.experiment, directory.verdict, directory.trace, directory.foreground_log]
     background = _last_background_log(directory)
-    return named if background is None else [*named, background]
+    return [path for path in (*named, background) if path is not None and path.exists()]
 
 
 def _last_background_log(directory: GroupDirectory) -> Path | None:
@@ -127,58 +243,57 @@ def _last_background_log(directory: GroupDirectory) -> Path | None:
     return directory.background_log(process_run) if process_run else None
 
 
-def _link(path: Path, folder: Path) -> Html:
+def link(path: Path, folder: Path) -> str:
+    """Return the address of a file for a page in a folder."""
     target = Path(os.path.relpath(path, folder)).as_posix()
-    return el("a", path.name, href=target.replace("%", "%25").replace("#", "%23").replace("?", "%3F"))
+    return target.replace("%", "%25").replace("#", "%23").replace("?", "%3F")
 
 
 # --- the evidence
 
 
-def _evidence_table(row: Row) -> Html | None:
-    evidence = row.evidence
-    if not evidence:
-        return None
+def _evidence_table(row: Row) -> dict[str, Any]:
     roles = [role for role in ROLES if row.member(role)]
     blank = [""] * len(roles)
-    body = [
-        el("tr", el("th", name, scope="row"), [el("td", cell, class_="num") for cell in (gpu, *(cells or blank))])
-        for name, gpu, cells in _facts_of(row, roles)
-        if gpu or any(cells)
-    ]
-    numbers = ("gpu", *roles)
-    return scrolling_table("evidence", ("evidence", *numbers), body, numbers)
+    rows = [(name, gpu, *(cells or blank)) for name, gpu, cells in _facts_of(row, roles) if gpu or any(cells)]
+    return {"heads": ("evidence", "GPU", *roles), "rows": rows}
 
 
 def _facts_of(row: Row, roles: Sequence[Role]) -> Iterator[tuple[str, str, list[str]]]:
-    members_ = [row.member(role) for role in roles]
+    members = [row.member(role) for role in roles]
     trace, peaks = mapping(row.evidence.get("trace")), _peaks(row)
     for source in dict.fromkeys(source for source, _ in peaks):
-        label = {"samples": "peak, sampled", "accounting": "peak, by process", "allocator": "peak, PyTorch's allocator"}
         cells = [format_mib(peaks.get((source, role)), "") for role in roles]
-        yield label.get(source, f"peak, {source}"), format_mib(peaks.get((source, "gpu")), ""), cells
+        yield _SOURCES.get(source, f"peak, {source}"), format_mib(peaks.get((source, "gpu")), ""), cells
     accounted = [format_mib(peaks.get(("accounting", role)), "") for role in roles]
     held = {
         "held or wanted, contexts included": [format_mib(own_bytes(row, role), "") for role in roles],
-        "held, by list of processes": [format_mib(number(member.get("held_bytes")), "") for member in members_],
+        "held, by list of processes": [format_mib(number(member.get("held_bytes")), "") for member in members],
     }
     yield from ((name, "", cells) for name, cells in held.items() if cells != accounted)
     yield "baseline", format_mib(row.baseline_bytes, ""), []
-    yield "balloon", constrained_device.fact(row), []
+    yield "balloon", _balloon(row), []
     yield "after the group", format_mib(number(row.evidence.get("final_bytes")), ""), []
-    yield "out of memory", "", [_ooms(member) for member in members_]
-    yield "allocator retries", "", [_sum(member, "num_alloc_retries") for member in members_]
-    yield "starts, failed", "", [_starts(member) for member in members_]
-    yield "optimizer steps", "", [_sum(member, "optimizer_steps") for member in members_]
+    yield "out of memory", "", [_ooms(member) for member in members]
+    yield "allocator retries", "", [_sum(member, "num_alloc_retries") for member in members]
+    yield "starts, failed", "", [_starts(member) for member in members]
+    yield "optimizer steps", "", [_sum(member, "optimizer_steps") for member in members]
     yield "steps beside the foreground", "", ["" if role == "foreground" else _beside(row) for role in roles]
-    yield "epoch steps of full", "", [_epoch_steps(member) for member in members_]
-    yield "data", "", [str(member.get("data") or "") for member in members_]
-    yield "ended", "", [_ending(member) for member in members_]
+    yield "epoch steps of full", "", [_epoch_steps(member) for member in members]
+    yield "data", "", [str(member.get("data") or "") for member in members]
+    yield "ended", "", [_ending(member) for member in members]
     overlap = row.record["overlap"]
     yield "overlap", "" if overlap is None else f"{overlap:.0%}", []
     yield "samples", str(row.document.get("samples") or ""), []
     yield "gaps, longest", _gaps(trace), []
-    yield "attempt", _attempt(row), []
+    yield "attempt", _attempt_number(row), []
+
+
+def _balloon(row: Row) -> str:
+    held, gpu = balloon_bytes(row), mapping(row.device.get("balloon"))
+    if held is None:
+        return ""
+    return f"{format_mib(held)} of {format_mib(number(gpu.get('gpu_bytes')))}, process {gpu.get('pid')}"
 
 
 def _peaks(row: Row) -> dict[tuple[str, str], int]:
@@ -269,43 +384,40 @@ def _gaps(trace: Mapping[str, Any]) -> str:
     return f"{len(gaps)}, {longest:.1f} s" if gaps else "0"
 
 
-def _attempt(row: Row) -> str:
+def _attempt_number(row: Row) -> str:
     attempt, run = number(row.evidence.get("attempt")), number(row.evidence.get("run"))
     reported = f"{attempt}" if attempt and attempt > 1 else ""
     return reported + (f" (run {run})" if run and run > 1 else "")
 
 
-def _epochs(row: Row) -> Html | None:
+def _last_epoch(row: Row) -> str:
     """What the foreground told of its last epoch; it means nothing on a GPU that computes nothing."""
     epochs = [mapping(epoch) for epoch in row.member("foreground").get("epochs") or ()]
     metrics = mapping(epochs[-1].get("metrics")) if epochs else {}
-    if not metrics or row.record["basis"] == "predicted":
-        return None
-    return el(
-        "p", "Last epoch of the foreground: ", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    )
+    if row.record["basis"] == "predicted":
+        return ""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 # --- logs and what to do next
 
 
-def _log(row: Row, role: str, path: Path | None, most: int) -> Html | None:
-    lines = last_lines(path, most) if path is not None and path.exists() else _kept_lines(row, role)[-most:]
-    if not lines and path is None:
-        return None
-    name = path.name if path is not None else "log"
-    summary = el("summary", f"{role}: last {plural(len(lines), 'line')} of {name}")
-    return el("details", summary, el("pre", "\n".join(lines) or "(empty)", tabindex=0))
+def _logs(row: Row, directory: GroupDirectory, most: int) -> Iterator[dict[str, Any]]:
+    for role, path in (("foreground", directory.foreground_log), ("background", _last_background_log(directory))):
+        found = last_lines(path, most) if path is not None and path.exists() else _kept_lines(row, role)[-most:]
+        if found or path is not None:
+            dry = row.record["basis"] == "predicted"
+            yield {"role": role, "lines": found, "name": path.name if path is not None else "log", "dry": dry}
 
 
 def _kept_lines(row: Row, role: str) -> list[str]:
     process_runs = row.member(role).get("process_runs") or ()
-    reused = mapping(process_runs[-1]).get("last_lines") or () if process_runs else ()
-    return [clean(str(line)) for line in reused]
+    kept = mapping(process_runs[-1]).get("last_lines") or () if process_runs else ()
+    return [clean(str(line)) for line in kept]
 
 
 def last_lines(path: Path, most: int = LOG_LINES) -> list[str]:
-    """The end of a log without control characters: some lines of some length, whatever the log's size."""
+    """Read the end of a log without control characters: some lines of some length, whatever the log's size."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -319,29 +431,22 @@ def last_lines(path: Path, most: int = LOG_LINES) -> list[str]:
 
 
 def clean(line: str) -> str:
-    """A line without control characters and of bounded length."""
+    """Return a line without control characters and of bounded length."""
     return _CONTROL.sub("", line)[:LOG_LINE_CHARACTERS]
 
 
-def _traceback(row: Row) -> Html | None:
-    if not row.text:
-        return None
-    lines = [clean(line) for line in row.text.splitlines()[-60:]]
-    return el("details", el("summary", "what pytest saw"), el("pre", "\n".join(lines), tabindex=0))
-
-
-def again(row: Row, run: StoredRun | None) -> Html:
-    """The command that runs this group alone, with the options that the run had."""
-    return el("p", "Again: ", el("code", command(row, run)))
-
-
 def command(row: Row, run: StoredRun | None) -> str:
-    """As one would type it."""
+    """Return the command that runs this group alone, with the options that the run had."""
+    return again([row.group], run)
+
+
+def again(groups: Sequence[str], run: StoredRun | None) -> str:
+    """Return the command that runs these groups, with the options that the run had."""
     words = [str(word).replace("--colocate-", "--") for word in (run.info.get("arguments") or ())] if run else []
-    reused = []
+    options = []
     for place, word in enumerate(words):
         if word.startswith(tuple(f"{option}=" for option in _KEPT_OPTIONS)):
-            reused.append(word)
+            options.append(word)
         elif word in _KEPT_OPTIONS and place + 1 < len(words):
-            reused.append(f"{word}={words[place + 1]}")
-    return " ".join(["colocate run", *map(shlex.quote, reused), f"-k {shlex.quote(row.group)}"])
+            options.append(f"{word}={words[place + 1]}")
+    return " ".join(["colocate run", *map(shlex.quote, options), f"-k {shlex.quote(' or '.join(groups))}"])

@@ -1,22 +1,41 @@
-"""The GPU's memory over time as an inline SVG of a few kilobytes; colours come from the page's stylesheet."""
+"""What is drawn of a group over time: the GPU's memory with each member's share of it, phases, restarts, and vitals.
 
+Times lie on 1000 units of width, sizes on 200 of height; the templates draw them, and the page's script zooms in.
+"""
+
+import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
+from typing import Any
 
-from colocate.units import MIB, format_mib
+from colocate.files import finite
+from colocate.plan import ROLES
+from colocate.results import GroupDirectory, Row, mapping, number, read_trace
+from colocate.units import MIB, format_mib, plural, to_mib
 from colocate.verdict import Interval, Sample
 
 NUM_POINTS = 300
+WIDTH, HEIGHT, _LANE = 1000, 200, 12
 
-_WIDTH, _HEIGHT = 760, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 12, 10, 24
-_ROW = 13  # height of a bar that shows when a member ran
+# A training that loops through short phases draws so many of them and no more.
+MOST_PHASES = 80
+
+# A phase is as high as this share of its lane: phases are told apart without colours, which stand for the members.
+_PHASES = {"train": 1.0, "evaluate": 0.55, "save": 0.25}
+
+_VITALS = (
+    ("gpu_power.csv", "power_draw_w", "power", "W"),
+    ("gpu_utilization.csv", "gpu_util_percent", "busy", "%"),
+)
+
+Step = tuple[float, int]
 
 
 def downsampled(samples: Sequence[Sample], num_points: int = NUM_POINTS) -> list[Sample]:
-    """At most so many samples that look the same: the lowest and the highest of every stretch, in order of time.
+    """Keep at most so many samples that look the same: the lowest and the highest of every stretch, in order of time.
 
     The peak is the highest of its stretch, so it is always among them.
     """
@@ -35,10 +54,11 @@ def _extremes(stretch: Sequence[Sample]) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Member:
-    """When one training ran, when each of its processes began, and its phases; times in seconds."""
+    """When one training ran, when each of its processes began, its phases, and what it held; times in seconds."""
 
     process_runs: tuple[Interval, ...] = ()
     phases: tuple[tuple[str, Interval], ...] = ()
+    held: tuple[Step, ...] = ()
 
     @property
     def end_s(self) -> float:
@@ -46,156 +66,193 @@ class Member:
         return max((end for _, end in (*self.process_runs, *(span for _, span in self.phases))), default=0.0)
 
 
-def timeline(
+def timeline(row: Row, directory: GroupDirectory, num_points: int = NUM_POINTS) -> dict[str, Any] | None:
+    """Lay out the GPU's memory over time; None without samples: nothing is drawn that was not read.
+
+    Raises:
+        OSError: the trace cannot be read.
+        ValueError: the trace is damaged.
+    """
+    limit = number(row.record["limit_bytes"])
+    if limit is None or not directory.trace.exists():
+        return None
+    samples = read_trace(directory.trace).samples
+    return drawing(samples, limit, members(row), row.baseline_bytes or 0, row.group, num_points) if samples else None
+
+
+def drawing(
     samples: Sequence[Sample],
     limit_bytes: int,
     members: Mapping[str, Member] | None = None,
+    baseline_bytes: int = 0,
     title: str = "",
     num_points: int = NUM_POINTS,
-) -> str:
-    """An SVG of the samples with the limit and the peak; below it, when each member ran and in which phase.
-
-    The foreground's phases are shaded behind the curve. Empty without samples: nothing is drawn that was not read.
-    """
-    if not samples:
-        return ""
-    return "".join(_Drawing(samples, limit_bytes, members or {}, num_points).parts(title))
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One slow reading over time, such as power in watts."""
-
-    name: str
-    unit: str
-    points: tuple[tuple[float, float], ...] = field(default=())
-
-
-def curves(found: Sequence[Curve], title: str = "") -> str:
-    """One small SVG per curve that has points, on a scale from 0 to its highest value."""
-    return "".join(_curve(curve, title) for curve in found if len(curve.points) > 1)
-
-
-def _curve(curve: Curve, title: str) -> str:
-    points = curve.points[:: max(1, len(curve.points) // NUM_POINTS)]
-    start, end = points[0][0], max(points[-1][0], points[0][0] + 0.001)
-    top = max(max(value for _, value in points) * 1.1, 1.0)
-    highest = max(value for _, value in curve.points)
-    said = escape(f"{title}: {curve.name}, at most {highest:.0f} {curve.unit}")
-    height = 64
-    across, up = (_WIDTH - _LEFT - _RIGHT) / (end - start), (height - 18) / top
-    path = " ".join(f"{_LEFT + across * (at - start):.1f},{height - 6 - up * value:.1f}" for at, value in points)
-    return (
-        f'<svg class="timeline curve" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{said}">'
-        f'<text x="{_LEFT - 6}" y="14" text-anchor="end">{escape(curve.name)}</text>'
-        f'<text x="{_LEFT - 6}" y="28" text-anchor="end">max {highest:.0f} {escape(curve.unit)}</text>'
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height - 6}" y2="{height - 6}"/>'
-        f'<polyline class="used" points="{path}"/></svg>'
-    )
+) -> dict[str, Any]:
+    """Lay out samples, at least one, with limit and peak, what each member held, and when it ran."""
+    return _Drawing(samples, limit_bytes, members or {}, baseline_bytes, num_points).facts(title)
 
 
 class _Drawing:
     """Scales and parts of one picture."""
 
     def __init__(
-        self, samples: Sequence[Sample], limit_bytes: int, members: Mapping[str, Member], num_points: int
+        self,
+        samples: Sequence[Sample],
+        limit_bytes: int,
+        members: Mapping[str, Member],
+        baseline_bytes: int,
+        num_points: int,
     ) -> None:
         self.samples = downsampled(samples, num_points)
         self.peak = max(samples, key=lambda sample: sample.used_bytes)
         self.limit_bytes = limit_bytes
         self.members = members
+        self.baseline_bytes = baseline_bytes
         self.end_s = max(samples[-1].elapsed_s, *(member.end_s for member in members.values()), 0.001)
         self.top_bytes = max(limit_bytes, self.peak.used_bytes) * 1.08
 
-    @property
-    def peak_text(self) -> str:
-        return format_mib(self.peak.used_bytes, beside=self.limit_bytes)
-
     def x(self, elapsed_s: float) -> float:
-        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * max(0.0, elapsed_s) / self.end_s, 1)
+        return round(WIDTH * min(max(0.0, elapsed_s) / self.end_s, 1.0), 1)
 
     def y(self, used_bytes: float) -> float:
-        return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * used_bytes / self.top_bytes, 1)
+        return round(HEIGHT * (1 - min(max(0.0, used_bytes) / self.top_bytes, 1.0)), 1)
 
-    def parts(self, title: str) -> Iterator[str]:
-        height = _HEIGHT + _ROW * len(self.members)
-        said = f"{title}: memory of the GPU over {self.end_s:.0f} s, peak {self.peak_text}, "
-        said += f"limit {format_mib(self.limit_bytes)}"
-        yield f'<svg class="timeline" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(said)}">'
-        yield from self._shades()
-        yield from self._axes()
-        points = " ".join(f"{self.x(sample.elapsed_s)},{self.y(sample.used_bytes)}" for sample in self.samples)
-        yield f'<polyline class="used" points="{points}"/>'
-        yield from self._limit()
-        yield from self._peak()
-        yield from self._bars()
-        yield "</svg>"
+    def facts(self, title: str) -> dict[str, Any]:
+        peak_size = format_mib(self.peak.used_bytes, beside=self.limit_bytes)
+        peak_y, limit_y = self.y(self.peak.used_bytes), self.y(self.limit_bytes)
+        line = [f"{self.x(sample.elapsed_s)},{self.y(sample.used_bytes)}" for sample in self.samples]
+        ends = self.x(self.samples[0].elapsed_s), self.x(self.samples[-1].elapsed_s)
+        said = f"{title}: memory of the GPU over {self.end_s:.0f} s, peak {peak_size} at {self.peak.elapsed_s:.1f} s, "
+        return {
+            "said": said + f"limit {format_mib(self.limit_bytes)}",
+            "line": " ".join(line),
+            "area": " ".join([f"{ends[0]},{HEIGHT}", *line, f"{ends[1]},{HEIGHT}"]),
+            "stack": list(self._stack()),
+            "sizes": [(format_mib(round(size)), self.y(size) / 2) for size in self._sizes()],
+            "times": [(self._clock(at), self.x(at) / 10) for at in _ticks(self.end_s, time_step_s(self.end_s))],
+            "limit_y": limit_y,
+            "limit_text": format_mib(self.limit_bytes),
+            "peak_x": self.x(self.peak.elapsed_s),
+            "peak_y": peak_y,
+            "peak_text": f"{peak_size} at {self.peak.elapsed_s:.1f} s",
+            "label_below": 0 <= peak_y - limit_y < 22,  # else it would lie on the limit's
+            "lanes": [self._lane(role, member) for role, member in self.members.items()],
+            "legend": list(self._legend()),
+            "caption": "",
+            "series": json.dumps(self._series(), separators=(",", ":")),
+        }
 
-    def _shades(self) -> Iterator[str]:
-        """The foreground's phases behind the curve."""
-        for phase, (start, end) in self.members.get("foreground", Member()).phases:
-            place = (
-                f'x="{self.x(start)}" y="{_TOP}" width="{self._width(start, end)}" height="{_HEIGHT - _TOP - _BOTTOM}"'
+    def _stack(self) -> Iterator[tuple[str, str]]:
+        """The areas of baseline, background and foreground, each on top of the one before."""
+        floor: list[Step] = [(0.0, 0), (self.end_s, 0)]
+        layers: list[tuple[str, Sequence[Step]]] = [("baseline", [(0.0, self.baseline_bytes)])]
+        layers += [
+            (role, member.held) for role in reversed(ROLES) if (member := self.members.get(role)) and member.held
+        ]
+        if len(layers) < 2:
+            return
+        for kind, steps in layers:
+            ceiling = _added(floor, steps)
+            upper = list(_corners(ceiling, self.end_s))
+            lower = list(_corners(floor, self.end_s))
+            points = [f"{self.x(at)},{self.y(size)}" for at, size in (*upper, *reversed(lower))]
+            yield kind, " ".join(points)
+            floor = ceiling
+
+    def _legend(self) -> Iterator[tuple[str, str]]:
+        told = [role for role, member in self.members.items() if member.held]
+        if told:
+            yield from ((role, role) for role in told)
+            yield "baseline", "baseline"
+            yield "other", "not told by either"
+        phases = dict.fromkeys(phase for member in self.members.values() for phase, _ in member.phases)
+        yield from ((f"phase-{phase_name(phase)}", phase) for phase in phases)
+        restarts = sum(max(0, len(member.process_runs) - 1) for member in self.members.values())
+        if restarts:
+            yield "restart", f"started again ({plural(restarts, 'time')})"
+
+    def _series(self) -> dict[str, Any]:
+        """What the script shows of a moment, in seconds and MiB."""
+        held = {role: [_rounded(step) for step in member.held] for role, member in self.members.items() if member.held}
+        return {
+            "end": round(self.end_s, 3),
+            "gpu": [_rounded((sample.elapsed_s, sample.used_bytes)) for sample in self.samples],
+            **held,
+        }
+
+    def _sizes(self) -> list[float]:
+        return list(_ticks(self.top_bytes * 0.97, _size_step(self.top_bytes)))
+
+    def _clock(self, elapsed_s: float) -> str:
+        return f"{elapsed_s:g} s" if self.end_s < 180 else f"{elapsed_s / 60:g} min"
+
+    def _lane(self, role: str, member: Member) -> dict[str, Any]:
+        bars = [
+            self._bar("span", 0.15, f"{role} ran from {start:.1f} s to {end:.1f} s", start, end)
+            for start, end in member.process_runs
+        ]
+        bars += [
+            self._bar(
+                "phase", _PHASES.get(phase, 0.4), f"{role}: {phase} from {start:.1f} s to {end:.1f} s", start, end
             )
-            yield f'<rect class="shade {phase_class(phase)}" {place}/>'
+            for phase, (start, end) in member.phases
+        ]
+        restarts = [(self.x(start), f"{role} started again at {start:.1f} s") for start, _ in member.process_runs[1:]]
+        return {
+            "role": role if role in ROLES else "other",
+            "name": role,
+            "said": f"{role}: when it ran, and its phases",
+            "bars": bars,
+            "restarts": restarts,
+        }
 
-    def _width(self, start: float, end: float) -> float:
-        return max(1.0, round(self.x(end) - self.x(start), 1))
-
-    def _axes(self) -> Iterator[str]:
-        for used_bytes in _ticks(self.top_bytes, step=_size_step(self.top_bytes)):
-            y = self.y(used_bytes)
-            yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
-            yield f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{format_mib(round(used_bytes))}</text>'
-        for elapsed_s in _ticks(self.end_s, step=_time_step_s(self.end_s)):
-            text = f"{elapsed_s:g} s" if self.end_s < 180 else f"{elapsed_s / 60:g} min"
-            yield f'<text x="{self.x(elapsed_s)}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{text}</text>'
-
-    def _limit(self) -> Iterator[str]:
-        y = self.y(self.limit_bytes)
-        yield f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
-        text = f"limit {format_mib(self.limit_bytes)}"
-        yield f'<text class="limit" x="{_LEFT + 4}" y="{y - 4}">{text}</text>'
-
-    def _peak(self) -> Iterator[str]:
-        x, y = self.x(self.peak.elapsed_s), self.y(self.peak.used_bytes)
-        text = f"{self.peak_text} at {self.peak.elapsed_s:.1f} s"
-        yield f'<circle class="peak" cx="{x}" cy="{y}" r="3.5"><title>peak {text}</title></circle>'
-        anchor = "end" if x > _WIDTH / 2 else "start"  # never over the edge
-        yield f'<text class="peak" x="{x}" y="{self._beside(y)}" text-anchor="{anchor}">peak {text}</text>'
-
-    def _beside(self, y: float) -> float:
-        """Where the peak's text stands: above the line, or below it and the limit where that is near."""
-        limit_y = self.y(self.limit_bytes)
-        return y - 8 if y - limit_y > 24 else round(max(y, limit_y) + 20, 1)
-
-    def _bars(self) -> Iterator[str]:
-        for row, (name, member) in enumerate(self.members.items()):
-            y = _HEIGHT + row * _ROW
-            yield f'<text x="{_LEFT - 6}" y="{y + 8}" text-anchor="end">{escape(name[:10])}</text>'
-            for start, end in member.process_runs:
-                said = f"{name} ran from {start:.1f} s to {end:.1f} s"
-                yield self._bar("span", said, y, start, end)
-            for phase, (start, end) in member.phases:
-                said = f"{name}: {phase} from {start:.1f} s to {end:.1f} s"
-                yield self._bar(f"phase {phase_class(phase)}", said, y, start, end)
-            yield from self._restart_policy(name, member, y)
-
-    def _bar(self, kind: str, said: str, y: float, start: float, end: float) -> str:
-        place = f'x="{self.x(start)}" y="{y}" width="{self._width(start, end)}" height="{_ROW - 5}"'
-        return f'<rect class="{kind}" {place} rx="2"><title>{escape(said)}</title></rect>'
-
-    def _restart_policy(self, name: str, member: Member, y: float) -> Iterator[str]:
-        """A triangle wherever a training was started again."""
-        for start, _ in member.process_runs[1:]:
-            x = self.x(start)
-            said = escape(f"{name} started again at {start:.1f} s")
-            yield f'<path class="restart" d="M{x} {y - 2}l5 11h-10z"><title>{said}</title></path>'
+    def _bar(self, kind: str, share: float, said: str, start: float, end: float) -> dict[str, Any]:
+        height = round(_LANE * share, 1)
+        width = max(1.0, round(self.x(end) - self.x(start), 1))
+        return {
+            "kind": kind,
+            "said": said,
+            "x": self.x(start),
+            "width": width,
+            "y": round(_LANE - height, 1),
+            "height": height,
+        }
 
 
-def phase_class(phase: str) -> str:
-    """The class that colours a phase."""
-    return f"phase-{phase if phase in ('train', 'evaluate', 'save') else 'other'}"
+def _rounded(step: Step) -> list[float]:
+    return [round(step[0], 2), round(to_mib(step[1]), 1)]
+
+
+def _added(floor: Sequence[Step], steps: Sequence[Step]) -> list[Step]:
+    """The sum of two step functions."""
+    times = sorted({at for at, _ in (*floor, *steps)})
+    found: list[Step] = []
+    values = [0, 0]
+    places = [0, 0]
+    for at in times:
+        for which, one in enumerate((floor, steps)):
+            while places[which] < len(one) and one[places[which]][0] <= at:
+                values[which] = one[places[which]][1]
+                places[which] += 1
+        found.append((at, sum(values)))
+    return found
+
+
+def _corners(steps: Sequence[Step], end_s: float) -> Iterator[Step]:
+    """The corners of a step function, up to the end."""
+    size = 0
+    for at, next_size in steps:
+        if at > end_s:
+            break
+        yield at, size
+        yield at, next_size
+        size = next_size
+    yield end_s, size
+
+
+def phase_name(phase: str) -> str:
+    """The name under which the stylesheet has the key of a phase."""
+    return phase if phase in _PHASES else "other"
 
 
 def _ticks(end: float, step: float) -> Iterator[float]:
@@ -207,10 +264,84 @@ def _ticks(end: float, step: float) -> Iterator[float]:
 
 def _size_step(top_bytes: float) -> float:
     """2000 MiB, or a multiple of it on GPUs so large that the lines would lie too close."""
-    return 2000 * MIB * max(1, ceil(top_bytes / (12 * 2000 * MIB)))
+    return 2000 * MIB * max(1, ceil(top_bytes / (10 * 2000 * MIB)))
 
 
-def _time_step_s(end_s: float) -> float:
+def time_step_s(end_s: float) -> float:
     """A round number of seconds, or of minutes, that makes about six ticks."""
     steps = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
     return next((step for step in steps if end_s / step <= 7), end_s / 6)
+
+
+# --- what a record has of the members
+
+
+def members(row: Row) -> dict[str, Member]:
+    """Read when each member ran, in which phases, and what it held, as far as the record tells."""
+    found: dict[str, Member] = {}
+    for role in ROLES:
+        member = row.member(role)
+        if member:
+            runs = map(_process_run, map(mapping, member.get("process_runs") or ()))
+            phases = tuple(_phases(member.get("progress_events") or ()))[:MOST_PHASES]
+            found[role] = Member(tuple(filter(None, runs)), phases, tuple(_held(member.get("held") or ())))
+    return found
+
+
+def _process_run(process_run: Mapping[str, Any]) -> Interval | None:
+    start, end = process_run.get("started_s"), mapping(process_run.get("exit")).get("ended_s")
+    return (float(start), float(end)) if isinstance(start, int | float) and isinstance(end, int | float) else None
+
+
+def _held(steps: Sequence[Any]) -> Iterator[Step]:
+    for step in steps:
+        if isinstance(step, list | tuple) and len(step) == 2 and isinstance(step[0], int | float):
+            size = number(step[1])
+            if size is not None:
+                yield float(step[0]), size
+
+
+def _phases(progress_events: Sequence[Any]) -> Iterator[tuple[str, Interval]]:
+    """Stretches of one phase of one process; neighbouring ones become one."""
+    current: tuple[str, Any, float, float] | None = None
+    for event in map(mapping, progress_events):
+        at, phase, pid = event.get("elapsed_s"), event.get("phase"), event.get("pid")
+        if not isinstance(at, int | float):
+            continue
+        if current is not None and pid == current[1]:
+            current = (*current[:3], float(at))
+        if current is None or phase != current[0] or pid != current[1]:
+            if current is not None and current[3] > current[2]:
+                yield current[0], (current[2], current[3])
+            current = (str(phase), pid, float(at), float(at)) if phase else None
+    if current is not None and current[3] > current[2]:
+        yield current[0], (current[2], current[3])
+
+
+# --- power and utilisation
+
+
+def vitals(directory: GroupDirectory) -> list[dict[str, str]]:
+    """Lay out power and utilisation over time, as far as they were read."""
+    read = [(name, unit, list(_column(directory.energy / file, column))) for file, column, name, unit in _VITALS]
+    return [curve(name, unit, points) for name, unit, points in read if len(points) > 1]
+
+
+def curve(name: str, unit: str, points: Sequence[tuple[float, float]]) -> dict[str, str]:
+    """Lay out one slow reading on a scale from 0 to its highest value."""
+    highest = max(value for _, value in points)
+    some = points[:: max(1, len(points) // NUM_POINTS)]
+    start, end, top = some[0][0], max(some[-1][0], some[0][0] + 0.001), max(highest * 1.1, 1.0)
+    drawn = (f"{WIDTH * (at - start) / (end - start):.1f},{58 - 56 * value / top:.1f}" for at, value in some)
+    return {"name": name, "highest": f"{highest:.0f} {unit}", "points": " ".join(drawn)}
+
+
+def _column(path: Path, column: str) -> Iterator[tuple[float, float]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for cells in csv.DictReader(file):
+                at, value = cells.get("timestamp"), cells.get(column)
+                if at and value:
+                    yield finite(at), finite(value)
+    except (OSError, ValueError):
+        return

@@ -1,104 +1,291 @@
-// Sorting, filtering, folding of the groups and of the picture. No library, no network.
-// A page of very many groups has a table of its own, see large.js.
+// Sorting, filtering and folding of the groups, the pictures, and copying of commands. No library, no network.
+// The rows of a page of very many groups come from a script beside it and are drawn a hundred at a time; what opens
+// below them comes from others, which are asked for when they are needed.
 (function () {
   "use strict";
   const root = document.querySelector(".colocate");
   const all = (selector, from) => Array.from((from || root).querySelectorAll(selector));
   document.documentElement.classList.add("has-js");
 
-  // Folding. What opens below a group may wait in a template until it is asked for.
-  function open(group, wanted) {
-    const button = group.querySelector(".fold"), opened = group.querySelector(".opened");
-    const template = opened.querySelector("template");
+  const section = root.querySelector(".groups-section"), table = section.querySelector("table.groups");
+  const find = section.querySelector(".find"), count = section.querySelector(".count");
+  const more = section.querySelector(".more"), boxes = all("[data-filter]", section);
+  const bars = new Map(all(".bar-row").map((bar) => [bar.dataset.key, bar]));
+  const folder = section.dataset.folder, AT_ONCE = 100;
+  let rows = all("tbody.group", section).map((body, place) => rowOf(body, place)), byKey = new Map();
+  let matching = rows, shown = 0, perFile = 0;
+
+  // A row: its body, which may not be drawn yet, and what it is found, filtered and sorted by.
+  function rowOf(body, place, values) {
+    const data = body.dataset, cells = body.querySelector(".group-row").children;
+    body.querySelector(".group-row").addEventListener("click", (event) => {
+      const onLink = event.target.closest("a"), marking = String(window.getSelection()) !== "";
+      if (!onLink && !marking) open(body, body.querySelector(".opened").hidden);
+    });
+    return { body, place, key: body.id, outcome: data.outcome, tier: data.tier, find: data.find,
+             values: values || Array.from(cells, (cell) => cell.dataset.v || "") };
+  }
+  function fromMarkup(html) {
+    const template = document.createElement("template");
+    template.innerHTML = html;
+    return template.content.firstElementChild;
+  }
+  function attribute(html, name) {
+    const text = new RegExp("\\sdata-" + name + '="([^"]*)"').exec(html);
+    const decoded = document.createElement("textarea");
+    decoded.innerHTML = text ? text[1] : "";
+    return decoded.value;
+  }
+  const bodyOf = (row) => {
+    if (!row.body) Object.assign(row, { body: rowOf(fromMarkup(row.html), row.place, row.values).body });
+    return row.body;
+  };
+  window.colocateRows = function (data) {
+    perFile = data.perFile;
+    rows = data.rows.map((row, place) => ({ place, key: row[0], values: row[1], html: row[2],
+      outcome: attribute(row[2], "outcome"), tier: attribute(row[2], "tier"), find: attribute(row[2], "find") }));
+    section.querySelector(".lost").hidden = true;
+    begin();
+  };
+
+  // What opens below a group: it is there, waits in a template, or lies in a file of many groups.
+  const files = new Map();
+  window.colocateDetails = (number, details) => files.get(number).arrived(details);
+  function detailsOf(row) {
+    const number = Math.floor(row.place / perFile);
+    if (!files.has(number)) {
+      const file = {}, script = document.createElement("script");
+      const name = folder + "/details_" + String(number).padStart(4, "0") + ".js";
+      file.details = new Promise((arrived, failed) => {
+        file.arrived = arrived;
+        script.onerror = () => { files.delete(number); failed(name); };
+      });
+      files.set(number, file);
+      script.src = name;
+      document.head.append(script);
+    }
+    return files.get(number).details.then((details) => details[row.key]);
+  }
+  function open(body, wanted) {
+    const opened = body.querySelector(".opened"), cell = opened.firstElementChild;
+    const template = cell.querySelector("template");
     if (wanted && template) template.replaceWith(template.content);
     opened.hidden = !wanted;
-    button.setAttribute("aria-expanded", String(wanted));
-  }
-  const isOpen = (group) => !group.querySelector(".opened").hidden;
-  all("tbody.group").forEach((group) => {
-    group.querySelector(".group-row").addEventListener("click", (event) => {
-      const onLink = event.target.closest("a"), marking = String(window.getSelection()) !== "";
-      if (!onLink && !marking) open(group, !isOpen(group));
-    });
-  });
-  const visible = () => all("tbody.group").filter((group) => !group.hidden);
-  all(".unfold-all").forEach((b) => b.addEventListener("click", () => visible().forEach((g) => open(g, true))));
-  all(".fold-all").forEach((b) => b.addEventListener("click", () => visible().forEach((g) => open(g, false))));
-
-  // A link to a group, from the picture or from elsewhere, opens it.
-  function follow() {
-    const group = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    if (group && group.matches("tbody.group")) {
-      group.hidden = false;
-      open(group, true);
-      group.scrollIntoView({ block: "start" });
+    body.querySelector(".fold").setAttribute("aria-expanded", String(wanted));
+    if (!wanted) return;
+    if (folder && !cell.dataset.asked) {
+      cell.dataset.asked = "yes";
+      cell.textContent = "loading …";
+      detailsOf(byKey.get(body.id)).then((html) => { cell.innerHTML = html; enliven(cell); }, (name) => {
+        delete cell.dataset.asked;
+        cell.textContent = name + " is not beside this page: copy the folder together with it.";
+      });
     }
+    enliven(cell);
   }
-  window.addEventListener("hashchange", follow);
+  const drawn = () => rows.filter((row) => row.body && row.body.isConnected && !row.body.hidden);
+  all(".unfold-all").forEach((b) => b.addEventListener("click", () => drawn().forEach((row) => open(row.body, true))));
+  all(".fold-all").forEach((b) => b.addEventListener("click", () => drawn().forEach((row) => open(row.body, false))));
+
+  // A link to a group, from the picture or from elsewhere, opens it: every time, also when it is the last one again.
+  function follow(hash) {
+    const row = byKey.get(decodeURIComponent(hash.slice(1)));
+    if (!row) return;
+    const body = bodyOf(row);
+    if (!body.isConnected) table.tHead.after(body);
+    body.hidden = false;
+    open(body, true);
+    body.scrollIntoView({ block: "start" });
+  }
+  window.addEventListener("hashchange", () => follow(location.hash));
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest('a[href^="#"]');
+    if (link && link.getAttribute("href") === location.hash) { event.preventDefault(); follow(location.hash); }
+  });
+
+  // Searching and filtering; the picture follows.
+  function filter() {
+    const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const off = new Set(boxes.filter((b) => !b.checked).map((b) => b.dataset.filter + ":" + b.value));
+    matching = rows.filter((row) => !off.has("outcome:" + row.outcome) && !off.has("tier:" + row.tier) &&
+      words.every((word) => row.find.includes(word)));
+    const matches = new Set(matching.map((row) => row.key));
+    bars.forEach((bar, key) => { bar.hidden = !matches.has(key); });
+    count.textContent = (matching.length === rows.length ? "" : matching.length + " of ") + rows.length + " groups";
+    section.querySelector(".none-match").hidden = matching.length > 0;
+    redraw(matches);
+  }
+  function redraw(matches) {
+    rows.forEach((row) => {
+      if (!row.body) return;
+      if (folder) row.body.remove();
+      else row.body.hidden = !matches.has(row.key);
+    });
+    shown = 0;
+    show(folder ? AT_ONCE : matching.length);
+  }
+  function show(number) {
+    const next = matching.slice(shown, shown + number);
+    if (folder) table.append(...next.map(bodyOf));
+    shown += next.length;
+    more.hidden = shown >= matching.length;
+    more.textContent = "show more (" + shown + " of " + matching.length + " are shown)";
+  }
+  more.addEventListener("click", () => show(AT_ONCE));
+  let waiting = 0;
+  find.addEventListener("input", () => {
+    clearTimeout(waiting);
+    if (folder) waiting = setTimeout(filter, 120); else filter();
+  });
+  boxes.forEach((box) => box.addEventListener("change", filter));
+  window.addEventListener("pageshow", filter);  // the browser may have kept what was typed
 
   // Sorting by a column: as numbers where both are numbers, the unknown always last.
+  const collator = new Intl.Collator(undefined, { numeric: true });
   function compare(a, b, falling) {
     if (a === "" || b === "") return a === b ? 0 : a === "" ? 1 : -1;
     const x = Number(a), y = Number(b);
-    const order = !Number.isNaN(x) && !Number.isNaN(y) ? x - y : a.localeCompare(b, undefined, { numeric: true });
+    const order = !Number.isNaN(x) && !Number.isNaN(y) ? x - y : collator.compare(a, b);
     return falling ? -order : order;
   }
-  all("table.groups:not(.large)").forEach((table) => {
-    const heads = Array.from(table.tHead.rows[0].cells);  // there are tables inside, too
-    heads.forEach((head, column) => {
-      head.querySelector("button").addEventListener("click", () => {
-        const falling = head.getAttribute("aria-sort") === "ascending";
-        heads.forEach((other) => other.removeAttribute("aria-sort"));
-        head.setAttribute("aria-sort", falling ? "descending" : "ascending");
-        const value = (group) => group.querySelector(".group-row").children[column].dataset.v || "";
-        const groups = all("tbody.group", table).map((group) => [value(group), group]);
-        groups.sort((a, b) => compare(a[0], b[0], falling));
-        table.append(...groups.map((pair) => pair[1]));
-      });
-    });
-  });
-
-  // Filtering by words, verdict and tier; the picture follows.
-  all(".groups-section:not(.large)").forEach((section) => {
-    const find = section.querySelector(".find"), count = section.querySelector(".count");
-    const boxes = all("[data-filter]", section), groups = all("tbody.group", section);
-    const bars = new Map(all(".bar-row").map((bar) => [bar.dataset.key, bar]));
-    function filter() {
-      const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
-      const off = new Set(boxes.filter((b) => !b.checked).map((b) => b.dataset.filter + ":" + b.value));
-      let shown = 0;
-      groups.forEach((group) => {
-        const data = group.dataset;
-        const hidden = off.has("outcome:" + data.outcome) || off.has("tier:" + data.tier) ||
-          !words.every((word) => data.find.includes(word));
-        group.hidden = hidden;
-        shown += !hidden;
-        const bar = bars.get(group.id);
-        if (bar) bar.hidden = hidden;
-      });
-      count.textContent = shown === groups.length ? groups.length + " groups" : shown + " of " + groups.length + " groups";
-      section.querySelector(".none-match").hidden = shown > 0;
-    }
-    find.addEventListener("input", filter);
-    boxes.forEach((box) => box.addEventListener("change", filter));
-    window.addEventListener("pageshow", filter);  // the browser may have kept what was typed
+  const heads = Array.from(table.tHead.rows[0].cells);
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const falling = head.getAttribute("aria-sort") === "ascending";
+    heads.forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", falling ? "descending" : "ascending");
+    rows.sort((a, b) => compare(a.values[column], b.values[column], falling));
+    if (!folder) table.append(...rows.map((row) => row.body));
     filter();
-  });
+  }));
 
   // The order of the picture.
-  all(".picture-section").forEach((section) => {
-    const bars = section.querySelector(".bars");
-    section.querySelector(".picture-order").addEventListener("change", (event) => {
-      const rows = all(".bar-row", bars);
-      rows.sort((a, b) => Number(a.dataset[event.target.value]) - Number(b.dataset[event.target.value]));
-      bars.append(...rows);
-    });
+  all(".picture-order").forEach((choice) => choice.addEventListener("change", () => {
+    const box = choice.closest(".picture-section").querySelector(".bars"), key = choice.value;
+    box.append(...all(".bar-row", box).sort((a, b) => Number(a.dataset[key]) - Number(b.dataset[key])));
+  }));
+
+  // A command is copied by the button beside it.
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button.copy");
+    if (!button) return;
+    const text = button.parentElement.querySelector("code").textContent;
+    const said = (what) => {
+      button.textContent = what;
+      setTimeout(() => { button.textContent = "copy"; }, 1500);
+    };
+    const byHand = () => {
+      const area = document.createElement("textarea");
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      said(document.execCommand("copy") ? "copied" : "select it, please");
+      area.remove();
+    };
+    if (navigator.clipboard) navigator.clipboard.writeText(text).then(() => said("copied"), byHand);
+    else byHand();
   });
+
+  // Files beside the page: where the page travels alone, its links say so. A page on a disk may not read files, but
+  // it may ask for one to be loaded in advance and see whether it is there.
+  all(".files[data-probe]").forEach((line) => {
+    const probe = document.createElement("link");
+    Object.assign(probe, { rel: "preload", as: "fetch", href: line.dataset.probe });
+    probe.addEventListener("error", () => {
+      root.classList.add("travels-alone");
+      all(".alone").forEach((text) => { text.hidden = false; });
+    });
+    document.head.append(probe);
+  });
+
+  // The memory of a group over time: values where one points, and zoom by dragging.
+  const WIDTH = 1000, HEIGHT = 200;
+  const at = (steps, moment) => {
+    let value = null;
+    for (const [from, size] of steps || []) { if (from > moment) break; value = size; }
+    return value;
+  };
+  const clock = (seconds, span) => span < 180 ? Number(seconds.toFixed(span < 10 ? 2 : 1)) + " s"
+    : Number((seconds / 60).toFixed(1)) + " min";
+  function timeStep(span) {
+    const steps = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600];
+    return steps.find((step) => span / step <= 7) || span / 6;
+  }
+  function enliven(cell) {
+    all("figure.memory", cell).forEach((figure) => {
+      if (figure.dataset.alive) return;
+      figure.dataset.alive = "yes";
+      const series = JSON.parse(figure.dataset.series), box = figure.querySelector(".plot-box");
+      const cursor = box.querySelector(".cursor"), band = box.querySelector(".band");
+      const readout = figure.querySelector(".readout output"), label = box.querySelector(".at-peak");
+      const plots = all(".plot", figure), unzoom = figure.querySelector(".unzoom");
+      let from = 0, until = series.end, begun = null;
+      const share = (event) => {
+        const place = box.getBoundingClientRect();
+        return Math.min(1, Math.max(0, (event.clientX - place.left) / place.width));
+      };
+      const moment = (part) => from + part * (until - from);
+      function view(start, end) {
+        from = start; until = end;
+        const x = WIDTH * from / series.end, width = WIDTH * (until - from) / series.end;
+        plots.forEach((plot) => plot.setAttribute("viewBox", [x, 0, width, plot.matches(".lane") ? 12 : HEIGHT].join(" ")));
+        const place = (Number(label.dataset.x) - x) / width;
+        label.hidden = place < 0 || place > 1;
+        label.style.left = 100 * place + "%";
+        label.classList.toggle("left", place > 0.5);
+        unzoom.hidden = from === 0 && until === series.end;
+        const step = timeStep(until - from), times = figure.querySelector(".times");
+        times.textContent = "";
+        for (let t = Math.ceil(from / step) * step; t <= until + 1e-9; t += step) {
+          const tick = document.createElement("span");
+          tick.textContent = clock(t, until - from);
+          tick.style.left = 100 * (t - from) / (until - from) + "%";
+          times.append(tick);
+        }
+      }
+      function read(part) {
+        const t = moment(part), size = (value) => value === null ? "not told" : Math.round(value) + " MiB";
+        cursor.hidden = false;
+        cursor.style.left = 100 * part + "%";
+        readout.textContent = "at " + clock(t, 0) + ": foreground " + size(at(series.foreground, t)) +
+          " · background " + size(at(series.background, t)) + " · GPU " + size(at(series.gpu, t));
+      }
+      box.addEventListener("pointermove", (event) => {
+        read(share(event));
+        if (begun === null) return;
+        const [low, high] = [begun, share(event)].sort((a, b) => a - b);
+        band.hidden = false;
+        band.style.left = 100 * low + "%";
+        band.style.width = 100 * (high - low) + "%";
+      });
+      box.addEventListener("pointerleave", () => { cursor.hidden = true; });
+      box.addEventListener("pointerdown", (event) => {
+        if (event.pointerType === "touch") { read(share(event)); return; }
+        begun = share(event);
+        box.setPointerCapture(event.pointerId);
+        event.preventDefault();
+      });
+      box.addEventListener("pointerup", (event) => {
+        if (begun === null) return;
+        const [low, high] = [begun, share(event)].sort((a, b) => a - b);
+        begun = null;
+        band.hidden = true;
+        if (high - low > 0.01) view(moment(low), moment(high));
+      });
+      unzoom.addEventListener("click", () => view(0, series.end));
+      box.addEventListener("dblclick", () => view(0, series.end));
+    });
+  }
+
+  function begin() {
+    byKey = new Map(rows.map((row) => [row.key, row]));
+    filter();
+    follow(location.hash);
+  }
 
   // pytest's own table stays, folded away at the end.
   document.addEventListener("DOMContentLoaded", () => {
-    const table = document.getElementById("results-table");
-    if (table) {
+    const results = document.getElementById("results-table");
+    if (results) {
       const own = document.createElement("details"), summary = document.createElement("summary");
       own.className = "pytest";
       summary.textContent = "pytest's own results and environment";
@@ -109,6 +296,6 @@
       });
       root.after(own);
     }
-    follow();
+    if (!folder) begin();
   });
 })();

@@ -1,38 +1,37 @@
 """The page: what one sends to a colleague. One body for the page that a run writes and for the one that is rebuilt.
 
 Everything is taken from run directories. Knows neither pytest nor pytest-html; the plugin puts the body into
-pytest-html's page, `document` into one of its own.
+pytest-html's page, `document` into one of its own. Of a page of more than `LARGE` groups the rows and what opens below
+them lie in a folder beside it, as scripts: a browser that opens a page from a disk fetches no other file.
 """
 
-import os
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from html import escape
 from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
 
 from colocate import __version__
-from colocate.files import write_text
+from colocate.advice import what_next
+from colocate.files import make_folder, write_text
 from colocate.plan import ROLES, needed
-from colocate.report.comparison import Comparison, section
-from colocate.report.html import (
-    constrained_device,
-    details,
-    large_table,
-    proposals,
-    remedies,
-    stress,
-    table,
-    what_next,
-)
-from colocate.report.html.elements import Html, el, scrolling_table
-from colocate.report.html.peak_chart import picture
+from colocate.report import comparison as compared
+from colocate.report.comparison import Comparison
+from colocate.report.html import advice, details, peak_chart, table
+from colocate.report.html.templating import HERE, asset, macro, render
 from colocate.results import (
+    LARGE,
     Part,
     Row,
+    RunDirectory,
     StoredRun,
     basis_of,
+    carries_peak,
     headroom_text,
     instant,
     mapping,
@@ -43,10 +42,20 @@ from colocate.results import (
 from colocate.units import duration_text, energy_text, format_mib, format_size, plural
 from colocate.verdict import Outcome
 
-STYLESHEET = Path(__file__).with_name("style.css")
-SCRIPT = Path(__file__).with_name("page.js")
+STYLESHEET = HERE / "style.css"
 
 SIMULATED = "simulated"
+
+# Groups per file of details: half a megabyte, which a browser takes in at once.
+GROUPS_PER_FILE = 100
+
+_TIER_HEADS = ("tier", "groups", "expected", "feasible", "infeasible", "inconclusive", "came out")
+
+_CONSTRAINED = (
+    "Memory runs out as on a GPU of that size. Its speed, the size of a CUDA context, the workspaces of cuBLAS and "
+    "cuDNN and the choice of kernels are those of the large GPU, and a program that asks how much memory the GPU has "
+    "is told the large GPU's."
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Report:
     def of(
         cls, runs: list[StoredRun], folder: Path, comparison: Comparison | None = None, name: str = "report.html"
     ) -> "Report":
-        """The report of some runs; ``folder`` and ``name`` are where the page will lie."""
+        """Report some runs; ``folder`` and ``name`` are where the page will lie."""
         return cls(tuple(parts(runs)), folder, comparison, name)
 
     @property
@@ -81,77 +90,114 @@ class Report:
         names = dict.fromkeys(part.plan_name for part in self.parts)
         return f"{', '.join(names) or 'no run'}: can they share one GPU?"
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the rows lie in files beside the page."""
+        return len(self.rows) > LARGE
 
-def body(report: Report) -> Html:
-    """Everything between the title and the end, with the script that makes it move.
+    @property
+    def folder_beside(self) -> Path:
+        """Where the files of a large page lie."""
+        return self.folder / f"{Path(self.name).stem}_groups"
+
+
+def body(report: Report) -> Markup:
+    """Render everything between the title and the end, with the script that makes it move.
 
     That of very many groups needs the files that `write_beside` writes.
     """
-    runs = report.runs
-    content = [
-        banners(report),
-        [_part(part, report) for part in report.parts],
-        _table(report, runs),
-        section(report.comparison) if report.comparison else None,
-        [
-            [section_of(part) for part in report.parts]
-            for section_of in (stress.section, proposals.section, remedies.section, what_next.section)
-        ],
-        [_made_with(run) for run in runs.values()],
-    ]
-    script = Html(SCRIPT.read_text(encoding="utf-8"))
-    return Html(el("div", content, class_="colocate") + el("script", script))
+    rows = report.rows
+    return render(
+        "body.html",
+        warnings=list(_warnings(report)),
+        parts=[_part(part, report) for part in report.parts],
+        tier_heads=_TIER_HEADS,
+        rows=rows,
+        details=_details_of(report),
+        folder=report.folder_beside.name,
+        many=report.is_large,
+        comparison=None if report.comparison is None else compared.table(report.comparison),
+        made_with=[_made_with(run) for run in report.runs.values()],
+        script=asset("page.js"),
+        first=advice.first,
+        **_of_table(rows),
+    )
 
 
-def write_beside(report: Report, processes: int = 1) -> None:
+def _of_table(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the template of the table needs beside the rows."""
+    return {
+        "columns": table.columns(rows),
+        "numbers": table.NUMBERS,
+        "lazy_above": details.MANY,
+        "counted": table.counted,
+        "found_by": table.found_by,
+        "sort_value": table.sort_value,
+    }
+
+
+def _details_of(report: Report) -> Callable[[Row], Markup]:
+    runs, many = report.runs, len(report.rows) > details.MANY
+    return lambda row: details.details(row.whole(), runs.get(row.run), report.folder, many=many)
+
+
+def write_beside(report: Report) -> None:
     """Write what a page of very many groups has beside it; takes away what a former page had there.
-
-    With several ``processes`` this one is forked, so it must not have other threads.
 
     Raises:
         OSError: it cannot be written.
     """
-    runs, folder = report.runs, report.folder
-    large_table.write_details(
-        folder / report.name,
-        report.rows,
-        lambda row: details.details(row, runs.get(row.run), folder, many=True),
-        processes,
-    )
+    folder, rows = report.folder_beside, report.rows
+    for old in folder.glob("*.js"):
+        with suppress(OSError):
+            old.unlink()
+    if not report.is_large:
+        with suppress(OSError):
+            folder.rmdir()
+        return
+    make_folder(folder)
+    known = _of_table(rows)
+    group = macro("groups.html", "group", **known)
+    with (folder / "rows.js").open("w", encoding="utf-8") as file:
+        file.write(f"colocateRows({{perFile:{GROUPS_PER_FILE},rows:[\n")
+        for row in rows:
+            values = [table.sort_value(row, name) for name in known["columns"]]
+            file.write(f"{_script_json([row.key, values, group(row, known['columns'])])},\n")
+        file.write("]});\n")
+    opened = _details_of(report)
+    for number, start in enumerate(range(0, len(rows), GROUPS_PER_FILE)):
+        found = {row.key: opened(row) for row in rows[start : start + GROUPS_PER_FILE]}
+        write_text(folder / f"details_{number:04}.js", f"colocateDetails({number}, {_script_json(found)});\n")
+
+
+def _script_json(value: object) -> str:
+    """JSON that can stand in a script: no text in it can end the element."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def write(report: Report) -> None:
-    """Write the page and what it has beside it; forks where that is much, so this process must not have other threads.
+    """Write the page and what it has beside it.
 
     Raises:
         OSError: it cannot be written.
     """
     write_text(report.folder / report.name, document(report))
-    write_beside(report, len(os.sched_getaffinity(0)))
+    write_beside(report)
 
 
 def document(report: Report) -> str:
-    """A whole page."""
-    now = f"{datetime.now():%d %B %Y, %H:%M}"
-    style = STYLESHEET.read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
-        f"<title>{escape(report.title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(report.title)}</h1>\n<p>Rebuilt {now} by colocate {__version__} from what is on disk.</p>\n"
-        f"{body(report)}\n</body>\n</html>\n"
-    )
+    """Render a whole page."""
+    now, style = f"{datetime.now():%d %B %Y, %H:%M}", asset("style.css")
+    return render("page.html", report=report, style=style, now=now, version=__version__, body=body(report)) + "\n"
 
 
 # --- on top
 
 
-def banners(report: Report) -> Html:
-    """What a reader must not overlook: numbers that nobody measured, groups without a verdict, a run that goes on."""
-    return el("div", [el("p", el("b", head), text, class_=f"banner {kind}") for kind, head, text in _warnings(report)])
-
-
 def _warnings(report: Report) -> Iterator[tuple[str, str, str]]:
+    """What a reader must not overlook, as kind, head and text: numbers that nobody measured, groups without a verdict,
+    a run that goes on.
+    """  # noqa: D205
     simulated = [row for row in report.rows if SIMULATED in str(row.device.get("driver_version") or "")]
     if simulated:
         which = plural(len(simulated), "group")
@@ -167,23 +213,23 @@ def _warnings(report: Report) -> Iterator[tuple[str, str, str]]:
     if any(row.record["basis"] == "predicted" for row in report.rows):
         text = " these verdicts rest on a simulated allocator and its error bars, not on a GPU. "
         yield "", "PREDICTED:", text + "Measure before you rely on them."
-    yield from constrained_device.warnings(report.rows)
+    smaller = [row for row in report.rows if details.balloon_bytes(row) is not None]
+    if smaller:
+        names = ", ".join(dict.fromkeys(str(row.record["device_name"]) for row in smaller))
+        yield "", "A SMALLER GPU ON A LARGER ONE:", f" {plural(len(smaller), 'group')} ran on {names}. {_CONSTRAINED}"
     for part in report.parts:
         for run in part.runs:
             if run.goes_on:
                 yield "", "NOT ENDED:", f" {run.name} goes on, or was cut off before it could say so."
         again = [name for name, found in _outcomes(part).items() if len(found) > 1]
         if again:
-            yield (
-                "",
-                "SEVERAL RUNS DISAGREE:",
-                f" {', '.join(_few(again))}{_of(part, report)}. The last one counts; all are in the table.",
-            )
+            text = f" {', '.join(_few(again))}{_of(part, report)}. The last one counts; all are in the table."
+            yield "", "SEVERAL RUNS DISAGREE:", text
 
 
 def _few(names: Sequence[str]) -> list[str]:
-    more = len(names) - large_table.MOST_ENTRIES
-    return list(names) if more <= 0 else [*names[: large_table.MOST_ENTRIES], f"{more} more"]
+    more = len(names) - advice.MOST_ENTRIES
+    return list(names) if more <= 0 else [*names[: advice.MOST_ENTRIES], f"{more} more"]
 
 
 def _outcomes(part: Part) -> dict[str, set[str]]:
@@ -197,31 +243,49 @@ def _of(part: Part, report: Report) -> str:
     return f" on {_gpu_name(part)}" if len(report.parts) > 1 else ""
 
 
-def _part(part: Part, report: Report) -> Html:
-    kind = {"holds": "v-ok", "fails": "v-bad"}.get(part.plan_verdict.holding, "v-warn")
-    content = [
-        el("h2", headline(part), class_=f"headline {kind}"),
-        el("p", _standing(part), class_="standing"),
-        tiles(part),
-        (large_table.pictures if large_table.is_large(part.rows) else picture)(part.counting, part.limit_bytes),
-        _tiers(part),
-    ]
-    return el("section", content, class_="part", aria_label=f"{part.plan_name} on {_gpu_name(part)}")
+def _gpu_name(part: Part) -> str:
+    names = dict.fromkeys(str(row.record["device_name"]) for row in part.rows if row.record["device_name"])
+    return ", ".join(names) or "no GPU"
+
+
+def _part(part: Part, report: Report) -> dict[str, Any]:
+    """What the templates show of one part."""
+    found = what_next(part)
+    records = [RunDirectory(run.path).record for run in part.runs]
+    return {
+        "label": f"{part.plan_name} on {_gpu_name(part)}",
+        "kind": {"holds": "v-ok", "fails": "v-bad"}.get(part.plan_verdict.holding, "v-warn"),
+        "headline": headline(part),
+        "standing": list(filter(None, _standing(part))),
+        "files": list(_files(part, report.folder)),
+        "probe": next((details.link(record, report.folder) for record in records if record.exists()), ""),
+        "place": ", ".join(run.place for run in part.runs),
+        "tiles": list(tiles(part)),
+        "spread": peak_chart.spread(part.counting, part.limit_bytes) if report.is_large else None,
+        "picture": peak_chart.picture(part.counting, highest=report.is_large),
+        "tiers": list(_tiers(part)),
+        "count": len(part.rows),
+        "stress": advice.stress(part),
+        "next": found,
+        "again": details.again([row.group for row in found.undecided], part.runs[-1]) if part.runs else "",
+        "needs": advice.needs(part),
+        "remedies": advice.remedies(part),
+        "command": advice.next_command(part, found),
+    }
 
 
 def headline(part: Part) -> str:
-    """The plan's verdict in one sentence."""
+    """Say the plan's verdict in one sentence."""
     plan_verdict, gpu = part.plan_verdict, part.gpu_bytes
     size = "a GPU" if gpu is None else _with_article(format_size(gpu) + " GPU")
     verb = "can share" if plan_verdict.total else "share"
-    if all(row.record["basis"] in ("predicted", None) for row in part.rows) and any(
-        row.record["basis"] for row in part.rows
-    ):
+    bases = {row.record["basis"] for row in part.rows}
+    if bases <= {"predicted", None} and "predicted" in bases:
         verb = "are predicted to share"
     elif plan_verdict.complete:
         verb = "share"
     counts = {
-        "undecided": plan_verdict.count(Outcome.INCONCLUSIVE),
+        "inconclusive": plan_verdict.count(Outcome.INCONCLUSIVE),
         "without a verdict": len(plan_verdict.without_verdict),
     }
     others = "".join(f", {number} {how}" for how, number in counts.items() if number)
@@ -234,82 +298,66 @@ def _with_article(words: str) -> str:
     return f"{'an' if vowel else 'a'} {words}"
 
 
-def _gpu_name(part: Part) -> str:
-    names = dict.fromkeys(str(row.record["device_name"]) for row in part.rows if row.record["device_name"])
-    return ", ".join(names) or "no GPU"
+def _standing(part: Part) -> Iterator[str | None]:
+    """Basis, GPU, driver, date and time."""
+    begun = filter(None, (instant(run.started_at) for run in part.runs))
+    started = min(begun, default=None, key=lambda at: at.timestamp())
+    known = [duration for run in part.runs if (duration := run.duration_s) is not None]
+    yield basis_of(row.record for row in part.rows)
+    driver = part.first("driver_version")
+    yield f"driver {driver}" if driver else None
+    yield None if started is None else f"{started.astimezone():%d %B %Y, %H:%M}"
+    yield f"took {duration_text(sum(known))}" if known else None
+    yield ", ".join(run.name for run in part.runs)
 
 
-def _standing(part: Part) -> Html:
-    """Basis, GPU, driver, date and time in one line."""
-    records = [row.record for row in part.rows]
-    started = min(
-        filter(None, (instant(run.started_at) for run in part.runs)), default=None, key=lambda at: at.timestamp()
-    )
-    durations = [run.duration_s for run in part.runs]
-    known = [duration for duration in durations if duration is not None]
-    facts = [
-        basis_of(records),
-        f"driver {part.first('driver_version')}" if part.first("driver_version") else None,
-        None if started is None else f"{started.astimezone():%d %B %Y, %H:%M}",
-        f"took {duration_text(sum(known))}" if known else None,
-        ", ".join(run.name for run in part.runs),
-    ]
-    return el("span", [(" · " if place else "", fact) for place, fact in enumerate(filter(None, facts))])
+def _files(part: Part, folder: Path) -> Iterator[tuple[str, str]]:
+    """The files of the runs beside the page, as text and address."""
+    for run in part.runs:
+        beside = f" of {run.name}" if len(part.runs) > 1 else ""
+        if (summary := RunDirectory(run.path).summary).exists():
+            yield f"summary.csv{beside}", details.link(summary, folder)
+        junit = re.search(r"--junit-?xml[= ](\S+)", " ".join(map(str, run.info.get("arguments") or ())))
+        if junit and (path := run.path.parents[1] / junit[1]).parent.is_dir():  # written after this page
+            yield f"JUnit{beside}", details.link(path, folder)
+        yield f"records and logs{beside}", details.link(run.path, folder)
 
 
-def tiles(part: Part) -> Html:
-    """The numbers that one asks for first."""
+def tiles(part: Part) -> Iterator[tuple[str, str, str]]:
+    """The numbers that one asks for first, as number, text and class."""
     plan_verdict, rows = part.plan_verdict, part.counting
-    shown = [
-        _tile(f"{plan_verdict.feasible} of {plan_verdict.total}", "feasible", "v-ok" if plan_verdict.feasible else "")
-    ]
+    yield f"{plan_verdict.feasible} of {plan_verdict.total}", "feasible", "v-ok" if plan_verdict.feasible else ""
     for outcome, kind in ((Outcome.INFEASIBLE, "v-bad"), (Outcome.INCONCLUSIVE, "v-warn")):
         count = plan_verdict.count(outcome)
-        shown.append(_tile(str(count), outcome.lower(), kind if count else ""))
-    peaks = [row for row in rows if row.record["peak_bytes"] is not None]
+        yield str(count), outcome.lower(), kind if count else ""
+    peaks = [row for row in rows if carries_peak(row.record)]
     if peaks:
         highest = max(peaks, key=lambda row: row.record["peak_bytes"])
-        shown.append(_tile(peak_text(highest.record), f"highest peak, {highest.group}"))
-    rooms = [row for row in rows if row.record["headroom_bytes"] is not None]
+        yield peak_text(highest.record), f"highest peak, {highest.group}", ""
+    rooms = [row for row in peaks if row.record["headroom_bytes"] is not None]
     if rooms:
         least = min(rooms, key=lambda row: row.record["headroom_bytes"])
-        shown.append(_tile(headroom_text(least.record), f"least headroom, {least.group}"))
-    shown.append(_tile(format_mib(part.limit_bytes), f"limit, of {format_mib(part.gpu_bytes)}"))
-    spent = sum(row.record["duration_s"] or 0.0 for row in part.rows)
-    if spent:
-        shown.append(_tile(duration_text(spent), "time of all groups"))
-    energy = [row.evidence.get("gpu_energy_j") for row in part.rows]
-    known = [joules for joules in energy if joules is not None]
+        yield headroom_text(least.record), f"least headroom, {least.group}", ""
+    yield format_mib(part.limit_bytes), f"limit, of {format_mib(part.gpu_bytes)}", ""
+    known = [joules for row in part.rows if (joules := row.evidence.get("gpu_energy_j")) is not None]
     if known:
         of = "" if len(known) == len(part.rows) else f", {len(known)} of {len(part.rows)} groups"
-        shown.append(_tile(energy_text(sum(known)), f"energy of the GPU{of}"))
-    return el("div", shown, class_="tiles")
+        yield energy_text(sum(known)), f"energy of the GPU{of}", ""
 
 
-def _tile(number: str, text: str, kind: str = "") -> Html:
-    return el("div", el("b", number, class_=kind or None), el("span", text), class_="tile")
-
-
-def _tiers(part: Part) -> Html | None:
+def _tiers(part: Part) -> Iterator[tuple[Any, ...]]:
     """What the plan expects of every tier, against what came out."""
     names = list(dict.fromkeys(row.record["tier"] for row in part.rows if row.record["tier"]))
-    if not names:
-        return None
     plans = [mapping(run.plan.get("tiers")) for run in part.runs]
-    expected = {name: next((plan[name] for plan in plans if name in plan), None) for name in names}
     order = list(next(filter(None, plans), {}))
     names.sort(key=lambda name: order.index(name) if name in order else len(order))
-    numbers = ("groups", "expected", "feasible", "infeasible", "undecided")
-    rows = [_tier(name, expected[name], _outcomes_of_tier(part, name)) for name in names]
-    found = scrolling_table("plain", ("tier", *numbers, "came out"), rows, numbers)
-    return el("section", el("h2", "Expected success by tier"), found, class_="tiers")
+    for name in names:
+        rate = next((plan[name] for plan in plans if name in plan), None)
+        outcomes = [part.plan_verdict.outcomes.get(row.group) for row in part.counting if row.record["tier"] == name]
+        yield _tier(name, rate, outcomes)
 
 
-def _outcomes_of_tier(part: Part, tier: str) -> list[str | None]:
-    return [part.plan_verdict.outcomes.get(row.group) for row in part.counting if row.record["tier"] == tier]
-
-
-def _tier(name: str, rate: float | None, outcomes: Sequence[str | None]) -> Html:
+def _tier(name: str, rate: float | None, outcomes: Sequence[str | None]) -> tuple[Any, ...]:
     total = len(outcomes)
     feasible, infeasible = outcomes.count(Outcome.FEASIBLE), outcomes.count(Outcome.INFEASIBLE)
     open_ = total - feasible - infeasible
@@ -322,51 +370,26 @@ def _tier(name: str, rate: float | None, outcomes: Sequence[str | None]) -> Html
         came, kind = ("below", "v-bad") if feasible + open_ < wanted else ("open", "v-warn")
     expected = "" if rate is None else f"{rate * 100:g} % ({wanted} of {total})"
     share = f"{feasible} ({feasible / total:.0%})" if total else "0"
-    numbers = [el("td", cell, class_="num") for cell in (total, expected, share, infeasible, open_)]
-    return el("tr", el("th", name, scope="row"), numbers, el("td", el("b", came, class_=kind or None)))
-
-
-# --- the groups
-
-
-def _table(report: Report, runs: dict[str, StoredRun]) -> Html:
-    rows = report.rows
-    if large_table.is_large(rows):
-        return large_table.section(report.folder / report.name, rows)
-    names = table.columns(rows)
-    many = len(rows) > details.MANY
-    bodies = [
-        table.body(row, names, details.details(row, runs.get(row.run), report.folder, many=many), lazy=many)
-        for row in rows
-    ]
-    unfolded = Html("<noscript><style>.opened[hidden]{display:table-row!important}.js{display:none}</style></noscript>")
-    return el(
-        "section",
-        el("h2", "Groups"),
-        unfolded,
-        table.filters(rows),
-        el("table", table.head(names), bodies, class_="groups"),
-        el("p", "No group matches.", class_="none-match muted", hidden=True),
-        class_="groups-section",
-    )
+    return name, total, expected, share, infeasible, open_, macro("macros.html", "tone")(kind, came)
 
 
 # --- below the groups
 
 
-def _made_with(run: StoredRun) -> Html | None:
+def _made_with(run: StoredRun) -> str:
     versions = {**mapping(run.info.get("versions"))}
     for row in run.rows:
         versions |= {k: v for k, v in mapping(row.evidence.get("versions")).items() if k not in versions}
         torch = [mapping(a).get("torch") for role in ROLES for a in row.member(role).get("allocators") or ()]
         versions.setdefault("torch", next(filter(None, torch), None))
     shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    return el("p", f"{run.name}: {shown}." if shown else run.name, class_="muted made-with")
+    return f"{run.name}: {shown}." if shown else run.name
 
 
 def polished(html: str) -> str:
-    """A page of pytest-html made fit for a phone's screen, and without the commas of counts that are hidden."""
+    """Make a page of pytest-html fit for a phone and for a screen reader, and drop the commas of hidden counts."""
     meta = '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
     html = html.replace("<html>", '<html lang="en">', 1)
     html = html.replace('<meta charset="utf-8"/>', f'<meta charset="utf-8"/>\n    {meta}', 1)
+    html = html.replace("  <body>\n", "  <body>\n  <main>\n", 1).replace("  <footer>\n", "  </main>\n  <footer>\n", 1)
     return re.sub(r'(<span class="\w+">\d+ [A-Z][a-z ]+),</span>', r"\1</span>", html)
