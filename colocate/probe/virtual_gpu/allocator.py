@@ -230,7 +230,8 @@ class CachingAllocator:
     """The allocator of one process on one device.
 
     ``allocated`` counts handed-out blocks, ``requested`` what was asked for before rounding, ``reserved`` the memory
-    taken from the backing. ``limit_bytes`` bounds ``reserved`` (``set_per_process_memory_fraction``).
+    taken from the backing; ``allocations`` and ``segments`` are numbers of blocks in use and of pieces of memory taken.
+    ``limit_bytes`` bounds ``reserved`` (``set_per_process_memory_fraction``).
     """
 
     def __init__(self, backing: Backing | None = None, settings: Settings | None = None) -> None:
@@ -238,6 +239,7 @@ class CachingAllocator:
         self.settings = settings or Settings()
         self.limit_bytes: int | None = None
         self.allocated, self.requested, self.reserved = Level(), Level(), Level()
+        self.allocations, self.segments = Level(), Level()
         self.num_ooms = self.num_alloc_retries = 0
         self._pools: dict[tuple[int, bool], Pool] = {}
         self._next_address = 1 << 40
@@ -260,12 +262,14 @@ class CachingAllocator:
             pool.add(block.split(size))
         block.state, block.requested_bytes = State.USED, num_bytes
         self.allocated.change(block.size)
+        self.allocations.change(1)
         self.requested.change(num_bytes)
         return block
 
     def free(self, block: Block) -> None:
         """Take a block back into the cache and merge it with free neighbours of its segment."""
         self.allocated.change(-block.size)
+        self.allocations.change(-1)
         self.requested.change(-block.requested_bytes)
         block.state = State.FREE
         block.pool.add(self._merged(block))
@@ -278,7 +282,7 @@ class CachingAllocator:
 
     def reset_peaks(self) -> None:
         """Start the program-visible peaks anew."""
-        for level in (self.allocated, self.requested, self.reserved):
+        for level in (self.allocated, self.requested, self.reserved, self.allocations, self.segments):
             level.reset_peak()
 
     def blocks(self) -> Iterator[Block]:
@@ -341,10 +345,12 @@ class CachingAllocator:
         if not self.backing.obtain(num_bytes):
             return False
         self.reserved.change(num_bytes)
+        self.segments.change(1)
         return True
 
     def _give_back(self, num_bytes: int) -> None:
         self.reserved.change(-num_bytes)
+        self.segments.change(-1)
         self.backing.give_back(num_bytes)
 
     def _merged(self, block: Block) -> Block:

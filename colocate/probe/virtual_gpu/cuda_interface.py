@@ -6,17 +6,16 @@ time: all work on the emulated device is done when the call returns.
 
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
 
-from .allocator import CachingAllocator, Level
 from .memory import DeviceMemory
 from .operators import DEVICE
 from .state import VirtualGpu
+from .statistics import statistics, summary
 
 # Compute capabilities by name (developer.nvidia.com/cuda-gpus); the first match counts.
 CAPABILITIES = (
@@ -29,6 +28,9 @@ CAPABILITIES = (
     (r"V100", (7, 0)),
     (r"GTX 10|P40|P4\b", (6, 1)),
 )
+# What sensors of the GPU tell: idle, as nothing is computed on it.
+SENSORS = {"utilization": 0, "memory_usage": 0, "temperature": 40, "power_draw": 30_000, "clock_rate": 1700}
+
 NUM_STREAMS = 32  # CUDAStream.cpp: streams of one priority come from a pool of 32, in turn
 DEFAULT_CAPABILITY = (8, 6)  # RTX 30, the generation of the study that this project answers to
 
@@ -80,6 +82,10 @@ def install_cuda_interface(device: Device, gpu: VirtualGpu, unsupported: Callabl
     for name, function in accelerator.items():
         setattr(torch.accelerator, name, function)
     torch.Tensor.record_stream = _nothing
+    for name in ("range_push", "range_pop", "range_start", "range_end", "mark"):
+        setattr(torch.cuda.nvtx, name, lambda *args, **kwargs: 0)
+    for name in ("start", "stop"):
+        setattr(torch.cuda.profiler, name, _nothing)
 
 
 def properties_of(gpu: VirtualGpu) -> SimpleNamespace:
@@ -101,28 +107,23 @@ def properties_of(gpu: VirtualGpu) -> SimpleNamespace:
         is_multi_gpu_board=False,
         gcnArchName="",
         uuid=gpu.uuid,
+        pci_bus_id=1,
+        pci_device_id=0,
+        pci_domain_id=0,
+        shared_memory_per_block_optin=101376,
+        clock_rate=1_700_000,
+        memory_clock_rate=9_500_000,
+        memory_bus_width=256,
+        max_threads_per_block=1024,
     )
-
-
-def statistics(allocator: CachingAllocator) -> "OrderedDict[str, Any]":
-    """``memory_stats()`` as far as the simulation knows it."""
-    result: OrderedDict[str, Any] = OrderedDict()
-    levels: dict[str, Level] = {
-        "allocated_bytes": allocator.allocated,
-        "active_bytes": allocator.allocated,
-        "reserved_bytes": allocator.reserved,
-        "requested_bytes": allocator.requested,
-    }
-    for name, level in levels.items():
-        result[f"{name}.all.current"] = level.current
-        result[f"{name}.all.peak"] = level.peak
-    result["num_alloc_retries"] = allocator.num_alloc_retries
-    result["num_ooms"] = allocator.num_ooms
-    return result
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """Takes anything and does nothing."""
+
+
+def _constantly(value: int) -> Callable[..., int]:
+    return lambda device=None: value
 
 
 def _presence(device: Device, properties: SimpleNamespace) -> dict[str, Any]:
@@ -175,17 +176,26 @@ def _memory_functions(device: Device, gpu: VirtualGpu) -> dict[str, Any]:
         "reset_max_memory_cached": reset_peaks,
         "reset_accumulated_memory_stats": _nothing,
         "memory_stats": lambda device=None: statistics(memory.settle()),
-        "memory_summary": lambda device=None, abbreviated=False: _summary(memory.settle()),
+        "memory_summary": lambda device=None, abbreviated=False: summary(memory.settle()),
         "mem_get_info": free_and_total,
         "empty_cache": memory.empty_cache,
         "set_per_process_memory_fraction": limit_to,
-        "memory_snapshot": lambda: [],
+        "get_per_process_memory_fraction": lambda device=None: (
+            1.0 if memory.allocator.limit_bytes is None else memory.allocator.limit_bytes / gpu.total_bytes
+        ),
+        "memory_snapshot": lambda mempool_id=None: [],
+        "_snapshot": lambda device=None: {"segments": [], "device_traces": []},
+        "_dump_snapshot": lambda filename="dump_snapshot.pickle": None,
         "_record_memory_history": _nothing,
+        "memory_stats_as_nested_dict": lambda device=None: {},
+        "host_memory_stats": lambda: {},
+        "reset_peak_host_memory_stats": _nothing,
+        "reset_accumulated_host_memory_stats": _nothing,
+        "list_gpu_processes": lambda device=None: "GPU:0\nno processes are running",
+        "device_memory_used": lambda device=None: gpu.used_bytes(),
+        "get_allocator_backend": lambda: "native",
+        **{name: _constantly(value) for name, value in SENSORS.items()},
     }
-
-
-def _summary(allocator: CachingAllocator) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in statistics(allocator).items())
 
 
 def _random_state() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 import torch
+from torch._subclasses import fake_impls, fake_tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -19,10 +20,11 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
     unset_fake_temporarily,
 )
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..record import Record
-from . import operators
+from . import operators, sparse
 from .memory import DeviceMemory
 from .trace import WORKSPACES
 from .values import KnownValues
@@ -39,6 +41,44 @@ NO_FAKE_KERNEL = (
 
 class UnsupportedError(RuntimeError):
     """The program does something that has no counterpart on the emulated device."""
+
+
+# The most that is computed on the host to learn the shape of a result.
+MOST_COMPUTED_BYTES = 1 << 28
+
+
+def compute_on_host(fake_mode: Any, function: Any, flat_args: Any, structure: Any, refused: Exception) -> Any:
+    """In place of torch's ``run_fallback_kernel``: an operator without a fake kernel tells its shapes on the host.
+
+    It computes with zeros, on the CPU and not on a device that is not there.
+    """
+    most = sum(operators.size_bytes(one) for one in flat_args if isinstance(one, FakeTensor))
+    mutates = any(one.alias_info is not None for one in function._schema.arguments)
+    if mutates or torch.Tag.inplace_view in function.tags or most > MOST_COMPUTED_BYTES:
+        raise refused
+
+    def on_host(one: Any) -> Any:
+        if isinstance(one, FakeTensor):
+            return torch.zeros(tuple(one.shape), dtype=one.dtype)
+        return torch.device("cpu") if isinstance(one, torch.device) else one
+
+    with unset_fake_temporarily(), torch._C._DisableTorchDispatch():
+        args, kwargs = pytree.tree_unflatten([on_host(one) for one in flat_args], structure)
+        try:
+            found = function(*args, **kwargs)
+        except Exception as error:
+            raise refused from error
+
+    def on_device(one: Any) -> Any:
+        if not isinstance(one, torch.Tensor):
+            return one
+        return torch.empty_strided(one.size(), one.stride(), dtype=one.dtype, device=operators.DEVICE)
+
+    with fake_mode:
+        return pytree.tree_map(on_device, found)
+
+
+fake_impls.run_fallback_kernel = fake_tensor.run_fallback_kernel = compute_on_host
 
 
 class Emulator:
@@ -63,6 +103,10 @@ class Emulator:
             answer = HOST_READS[function](self, args, kwargs)
             if answer is not NotImplemented:
                 return answer
+        if sparse.concerns(args):
+            result = sparse.run(self, function, args, kwargs, operators.DEVICE)
+            if result is not NotImplemented:
+                return result
         copies = [self.memory.malloc(num_bytes) for num_bytes in operators.copies_before(function, args)]
         try:
             result = self._compute(function, types, args, kwargs)
@@ -74,6 +118,10 @@ class Emulator:
                 self.memory.free(block)
         self.values.follow(function, args, kwargs, fresh, result)
         return result
+
+    def mode(self) -> "EmulationMode":
+        """A context within which operators of this thread are emulated, for use inside an operator."""
+        return EmulationMode(self)
 
     def unsupported(self, reason: str) -> UnsupportedError:
         """An error to raise, after the record and the terminal have been told."""
@@ -92,6 +140,9 @@ class Emulator:
                     return selection(self._count, *args, **kwargs)
             replacement = operators.replacement(function)
             if replacement is not None:
+                known = self._by_values(function, args, kwargs)
+                if known is not None:
+                    return known
                 self._note_upper_bound(function)
                 with self.fake_mode:
                     return replacement(*args, **kwargs)
@@ -104,6 +155,19 @@ class Emulator:
                     return operators.empty(tuple(values.shape), values.dtype)
             reason = f"expected operators with a fake kernel, found {function} ({type(error).__name__})"
             raise self.unsupported(reason) from error
+
+    def _by_values(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Results whose size depends on values, where all values are known; None otherwise."""
+        if operators.operator_name(function) not in operators.BY_VALUES:
+            return None
+        found = self.values.compute_all(function, args, kwargs)
+        if found is None:
+            return None
+        with self.fake_mode:
+            made = [operators.empty(tuple(one.shape), one.dtype) for one in found]
+        for one, values in zip(self._registered(made, []), found, strict=True):
+            self.values.remember(one, values)
+        return made[0] if len(made) == 1 else tuple(made)
 
     def _count(self, mask: Any) -> int:
         """Elements of a mask that are set, or all of them where nobody knows."""
@@ -124,6 +188,10 @@ class Emulator:
         if isinstance(result, FakeTensor):
             if result.fake_device.type != "cuda":
                 return self._host_tensor(result)
+            if result.layout is not torch.strided:
+                for part in sparse.parts(result):
+                    self.memory.register(part)
+                return result
             if self.memory.register(result) is not None:
                 fresh.append(result)
             return result
@@ -145,7 +213,7 @@ class Emulator:
         elif function in operators.CONVOLUTIONS:
             self._note_convolution()
             self.memory.convolved(operators.convolution(function, args, result))
-        elif function in operators.RECURRENT:
+        elif function in operators.RECURRENT or function in operators.CTC_BACKWARD:
             block = self.memory.malloc(operators.workspace_after(function, args))
             self.memory.mark(block, WORKSPACES)
             self.memory.free(block)
@@ -172,6 +240,8 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
             if issubclass(one, FakeTensor):
                 return self._emulator.run(func, types, args, kwargs or {})
         if kwargs:
+            if kwargs.get("pin_memory"):  # needs a driver; for a GPU's memory it makes no difference
+                kwargs = {**kwargs, "pin_memory": False}
             device = kwargs.get("device")
             if device is not None and _is_emulated(torch.device(device)):
                 return self._emulator.run(func, types, args, kwargs)
@@ -239,6 +309,7 @@ def _to_host(emulator: Emulator, args: Any, kwargs: Any) -> Any:
 HOST_READS = {
     aten._local_scalar_dense.default: _item,
     aten.equal.default: _equal,
+    aten.allclose.default: lambda emulator, args, kwargs: _equal(emulator, args[:2], {}),
     aten.copy_.default: _copy,
     aten._to_copy.default: _to_host,
 }

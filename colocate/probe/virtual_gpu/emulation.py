@@ -24,12 +24,15 @@ from . import guard, kernels
 from .allocator import CachingAllocator, Settings
 from .attribution import Attribution
 from .convolutions import workspace_bound
+from .compilers import replace_compilers
 from .cuda_interface import capability_of, install_cuda_interface
 from .dispatch import EmulationMode, Emulator, UnsupportedError
 from .framework import install_framework_patches
 from .libraries import prepare_libraries
 from .loaders import cut_loaders
 from .memory import DeviceMemory
+from .moving import install_moving
+from .one_process import install_one_process
 from .operators import DEVICE, matrix_workspace_bytes
 from .saving import install_saving
 from .state import GpuFull, VirtualGpu
@@ -40,6 +43,8 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 # Set where a prediction wants to know who asked for what, and when.
 TRACE = "COLOCATE_TRACE"
+
+START_OF_THREAD = threading.Thread.start
 
 # Far more than torch's backward thread needs to drop a pass once it may; nothing tells when it has.
 BACKWARD_THREAD_S = 0.2
@@ -113,7 +118,10 @@ class EmulatedDevice:
     def install(self, watcher: AfterImport) -> None:
         """Patch what programs call; no operator is touched before :meth:`wake`."""
         install_cuda_interface(self, self.gpu, self.emulator.unsupported)
+        install_moving(self.emulator)
         install_framework_patches(self.emulator)
+        install_one_process(self.emulator)
+        replace_compilers(self.record, watcher)
         install_saving(self.emulator)
         prepare_libraries(watcher, self.emulator.unsupported)
         if self.trace is not None and self.record.path is not None:
@@ -147,9 +155,20 @@ class EmulatedDevice:
 
     def _prove(self) -> None:
         """The self-test; not earlier, because its backward pass needs torch's import to be over."""
-        try:
-            prove()
-        except Exception as error:
+        failures: list[Exception] = []
+
+        def prove_or_tell() -> None:
+            try:
+                prove()
+            except Exception as error:
+                failures.append(error)
+
+        # In a thread of its own: the program may be inside ``torch.tensor()``, which hides operators from everybody.
+        thread = threading.Thread(target=prove_or_tell)
+        START_OF_THREAD(thread)
+        thread.join()
+        if failures:
+            (error,) = failures
             raise self.emulator.unsupported(f"self-test failed: {type(error).__name__}: {error}") from error
 
     def _keep_trace(self, trace: AllocationTrace, path: Path) -> None:
@@ -202,7 +221,7 @@ class EmulatedDevice:
 
     def _run_threads_under_emulation(self) -> None:
         """Dispatch modes belong to a thread, so each new one gets its own."""
-        start = threading.Thread.start
+        start = START_OF_THREAD
 
         def start_emulated(thread: threading.Thread) -> None:
             run = thread.run

@@ -1,8 +1,9 @@
-"""Patches of torch outside ``torch.cuda``: modules that move, optimizers, pinned memory, compilers and the like.
+"""Patches of torch outside ``torch.cuda``: optimizers, access to values, pinned memory, generators and old types.
 
 Each patch says what would go wrong without it. None changes a number of the host.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,13 +25,11 @@ def install_framework_patches(emulator: Emulator) -> None:
     """Install all of them in this process."""
     _keep_fake_tensors_off_the_driver()
     _use_foreach_kernels()
-    _move_modules(emulator)
     _make_fake_tensors_readable(emulator)
     _refuse_access_to_data(emulator)
     _ignore_pinned_memory()
+    _share_memory()
     _run_data_parallel_on_one_device()
-    _replace_compilers(emulator)
-    _refuse_collectives(emulator)
     _replace_generators()
     _replace_legacy_types()
 
@@ -50,74 +49,6 @@ def _use_foreach_kernels() -> None:
     for types in (optimizer_types, function_types):
         if FakeTensor not in types:
             types.append(FakeTensor)
-
-
-# --- modules that move ----------------------------------------------------------------------------------------------
-
-
-def _move_modules(emulator: Emulator) -> None:
-    """Moved parameters stay the same objects, as on a GPU.
-
-    Plain torch would make new ones, because a fake tensor cannot take the place of a real one's data: optimizers built
-    before the move and tied weights would lose theirs.
-    """
-    memo = emulator.fake_mode.fake_tensor_converter.meta_converter
-
-    def forget() -> None:
-        memo.tensor_memo.clear()
-        memo.storage_memo.clear()
-
-    def apply(module: torch.nn.Module, function: Callable[[Any], Any], recurse: bool = True) -> torch.nn.Module:
-        if recurse:
-            for child in module.children():
-                child._apply(function, recurse)
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = _moved(parameter, function, forget)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = function(buffer)
-        return module
-
-    torch.nn.Module._apply = apply
-    # cuDNN's one buffer for all weights of a recurrent layer is not modelled.
-    torch.nn.RNNBase.flatten_parameters = lambda self: None
-
-
-def _moved(parameter: Any, function: Callable[[Any], Any], forget: Callable[[], None]) -> Any:
-    """The same parameter with the data that the function makes of it.
-
-    ``forget`` drops the fake mode's weak references, which forbid swapping.
-    """
-    gradient = parameter.grad
-    with torch.no_grad():
-        data = function(parameter)
-        moved_gradient = function(gradient) if gradient is not None else None
-    if data is parameter:
-        return parameter
-    parameter.grad = gradient = None  # swapping needs the only reference
-    if isinstance(data, FakeTensor) or isinstance(parameter, FakeTensor):
-        requires_grad, attributes = parameter.requires_grad, dict(parameter.__dict__)
-        replacement = torch.nn.Parameter(data.detach() if data.requires_grad else data, requires_grad=requires_grad)
-        del data
-        forget()
-        torch.utils.swap_tensors(parameter, replacement)
-        _keep_attributes(parameter, attributes)
-    else:
-        parameter.data = data
-    if moved_gradient is not None:
-        parameter.grad = moved_gradient.requires_grad_(False)
-    return parameter
-
-
-def _keep_attributes(parameter: Any, attributes: dict[str, Any]) -> None:
-    """What a program wrote onto its parameter (HF marks tied or decayed ones) survives a move."""
-    for name, value in attributes.items():
-        if name not in parameter.__dict__ and name not in FAKE_TENSOR_ATTRIBUTES:
-            setattr(parameter, name, value)
-
-
-FAKE_TENSOR_ATTRIBUTES = {"fake_device", "fake_mode", "constant", "pytype", "dispatch_keys", "real_tensor"}
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------
@@ -141,33 +72,16 @@ def _make_fake_tensors_readable(emulator: Emulator) -> None:
     FakeTensor.__format__ = format_tensor
     FakeTensor.tolist = lambda tensor: tensor.cpu().tolist()
     FakeTensor.data_ptr = address_of_tensor
-    FakeTensor.__deepcopy__ = _deep_copy
     torch.UntypedStorage.data_ptr = address_of_storage
-
-
-def _deep_copy(tensor: Any, memo: dict[int, Any]) -> Any:
-    """A copy with memory of its own and the same role, as ``Tensor.__deepcopy__`` makes it."""
-    if id(tensor) in memo:
-        return memo[id(tensor)]
-    if not tensor.is_leaf:
-        raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol at the moment.")
-    with torch.no_grad():
-        copy = tensor.detach().clone(memory_format=torch.preserve_format)
-    if isinstance(tensor, torch.nn.Parameter):
-        copy = torch.nn.Parameter(copy, requires_grad=tensor.requires_grad)
-    else:
-        copy.requires_grad_(tensor.requires_grad)
-    memo[id(tensor)] = copy
-    if tensor.grad is not None:
-        copy.grad = _deep_copy(tensor.grad, memo)
-    return copy
 
 
 def _refuse_access_to_data(emulator: Emulator) -> None:
     """There is nothing behind a fake tensor: kernels outside torch must not compute on it."""
     torch._functorch.config.fake_tensor_allow_unsafe_data_ptr_access = False  # C++ code gets an error, not a null
 
-    def to_numpy(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    def to_numpy(tensor: Any, *args: Any, force: bool = False) -> Any:
+        if force:
+            return tensor.detach().cpu().numpy()
         raise TypeError(
             f"can't convert {tensor.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host "
             "memory first."
@@ -187,6 +101,11 @@ def _refuse_access_to_data(emulator: Emulator) -> None:
     torch.utils.dlpack.to_dlpack = torch.to_dlpack = to_dlpack_on_host
 
 
+# Functions that make a tensor of the host in pinned memory where they are asked to.
+PINNING = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "tensor", "empty_strided")
+PINNING += ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
+
+
 def _ignore_pinned_memory() -> None:
     """Page-locked memory belongs to a driver; it is the host's and moves no peak of the GPU."""
     torch.Tensor.pin_memory = lambda tensor, *args, **kwargs: tensor
@@ -199,13 +118,44 @@ def _ignore_pinned_memory() -> None:
         self.pin_memory = False
 
     loader.__init__ = initialise_unpinned
+    torch.utils._device._device_constructors()  # `with torch.device(...)` knows the functions by identity
+    for name in PINNING:
+        function = getattr(torch, name)
+        unpinned = _unpinned(function)
+        torch.jit._builtins._register_builtin(unpinned, f"aten::{name}")
+        setattr(torch, name, unpinned)
+
+
+def _unpinned(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A factory that reaches for the driver before any operator is dispatched, without that wish."""
+
+    @functools.wraps(function)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        if "pin_memory" in kwargs:
+            del kwargs["pin_memory"]
+        return function(*args, **kwargs)
+
+    return make
+
+
+def _share_memory() -> None:
+    """Memory of a GPU is shared by its handle; ``share_memory()`` does nothing to it."""
+    share, is_shared = torch.Tensor.share_memory_, torch.Tensor.is_shared
+    torch.Tensor.share_memory_ = lambda tensor: tensor if isinstance(tensor, FakeTensor) else share(tensor)
+    torch.Tensor.is_shared = lambda tensor: isinstance(tensor, FakeTensor) or is_shared(tensor)
 
 
 def _replace_generators() -> None:
     """``torch.Generator("cuda")`` needs a driver; a host generator serves, as random values are not computed."""
     generator = torch.Generator
 
-    class Generator(generator):  # type: ignore[misc, valid-type]  # torch is untyped here
+    class OfEither(type):
+        """Recognises every generator."""
+
+        def __instancecheck__(cls, one: Any) -> bool:
+            return isinstance(one, generator)
+
+    class Generator(metaclass=OfEither):
         """A generator of the host, whatever device was asked for."""
 
         def __new__(cls, device: Any = None) -> Any:
@@ -265,9 +215,25 @@ def _replace_legacy_types() -> None:
         return kind(tensor, dtype, *args, **kwargs)
 
     torch.Tensor.type = type_of
+    _set_default_type(known)
 
 
-# --- programs of several devices, compilers -------------------------------------------------------------------------
+def _set_default_type(known: dict[Any, LegacyType]) -> None:
+    """``set_default_tensor_type`` with a type of the device: everything is made there from now on."""
+    set_type = torch.set_default_tensor_type
+
+    def set_default(kind: Any) -> None:
+        if kind in known:
+            torch.set_default_dtype(known[kind].dtype)
+            torch.set_default_device("cuda")
+        else:
+            torch.set_default_device(None)
+            set_type(kind)
+
+    torch.set_default_tensor_type = set_default
+
+
+# --- programs of several devices ------------------------------------------------------------------------------------
 
 
 def _run_data_parallel_on_one_device() -> None:
@@ -281,30 +247,3 @@ def _run_data_parallel_on_one_device() -> None:
         return self.module(*inputs, **kwargs)
 
     torch.nn.DataParallel.forward = forward
-
-
-def _replace_compilers(emulator: Emulator) -> None:
-    """Compiled code has a memory plan of its own, which nobody knows beforehand: the eager program runs instead."""
-
-    def compile(model: Any = None, *args: Any, **kwargs: Any) -> Any:
-        emulator.record.note("torch.compile is ignored: the memory of the eager program is predicted")
-        return (lambda function: function) if model is None else model
-
-    torch.compile = compile
-    torch.nn.Module.compile = lambda self, *args, **kwargs: compile(self) and None
-    # The fused path of nn.TransformerEncoder and nn.MultiheadAttention in evaluation has no fake kernels.
-    torch.backends.mha.set_fastpath_enabled(False)
-
-
-def _refuse_collectives(emulator: Emulator) -> None:
-    """There is one device: several processes that exchange gradients through NCCL cannot be emulated."""
-    if not torch.distributed.is_available():
-        return
-    initialise = torch.distributed.init_process_group
-
-    def initialise_without_nccl(backend: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if backend is None or "nccl" in str(backend).lower():
-            raise emulator.unsupported(f"expected a program of one device, found torch.distributed with {backend!r}")
-        return initialise(backend, *args, **kwargs)
-
-    torch.distributed.init_process_group = initialise_without_nccl

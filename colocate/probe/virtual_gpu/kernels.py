@@ -44,8 +44,10 @@ def register(assume: Callable[[torch.Tensor, bool], None]) -> None:
         for name, mode in (("lstm", LSTM), ("gru", GRU), ("rnn_tanh", TANH), ("rnn_relu", RELU)):
             _register(library, f"{name}.input", recurrent(mode))
             _register(library, f"{name}.data", recurrent_packed(mode))
+        _register(library, "ctc_loss.Tensor", ctc_loss)
         _register(library, "isfinite", verdict(lambda x: (x == x).mul(x.abs() != math.inf), True, assume))
         _register(library, "isinf", verdict(lambda x: x.abs() == math.inf, False, assume))
+        _register(library, "_is_all_true", verdict(lambda x: x.all(), True, assume))  # what istft and others check
         _register(library, "isnan", verdict(lambda x: x != x, False, assume))
 
 
@@ -72,6 +74,15 @@ def verdict(
         return result
 
     return kernel
+
+
+def ctc_loss(
+    log_probabilities: Any, targets: Any, input_lengths: Any, target_lengths: Any, blank: int = 0, reduction: int = 1,
+    zero_infinity: bool = False,
+) -> Any:  # fmt: skip
+    """Lengths are read to the host first, as ``LossCTC.cpp`` does for all but tensors like ours."""
+    lengths = input_lengths.tolist(), target_lengths.tolist()
+    return aten.ctc_loss.IntList(log_probabilities, targets, *lengths, blank, reduction, zero_infinity)
 
 
 # --- attention ------------------------------------------------------------------------------------------------------

@@ -168,7 +168,9 @@ class DeviceMemory:
         return held
 
     def held(self, tensor: Any) -> Held | None:
-        """The entry of a tensor's storage."""
+        """The entry of a tensor's storage; None for a sparse tensor, which has several."""
+        if tensor.layout is not torch.strided:
+            return None
         return self._held.get(tensor.untyped_storage()._cdata)
 
     def address(self, storage: Any) -> int:

@@ -117,6 +117,8 @@ def workspace_after(function: Any, args: Any) -> int:
     """
     if function in RECURRENT:
         return int(1.5 * sum(size_bytes(weight) for weight in args[1]))
+    if function in CTC_BACKWARD:
+        return size_bytes(args[6])  # log_beta, as large as log_alpha (LossCTC.cu)
     return 0
 
 
@@ -162,6 +164,54 @@ def unique(tensor: Any, sorted: bool = True, return_inverse: bool = False, retur
     inverse = empty(tuple(tensor.shape) if return_inverse else (0,), torch.int64)
     counts = empty((tensor.numel() if return_counts else 0,), torch.int64)
     return empty((tensor.numel(),), tensor.dtype), inverse, counts
+
+
+def unique_dim(
+    tensor: Any, dim: int, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
+) -> Any:
+    """As if all slices differed."""
+    size = tensor.shape[dim]
+    inverse = empty((size if return_inverse else 0,), torch.int64)
+    return empty(tuple(tensor.shape), tensor.dtype), inverse, empty((size if return_counts else 0,), torch.int64)
+
+
+def unique_consecutive(
+    tensor: Any, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
+) -> Any:
+    """As if all neighbours differed."""
+    if dim is not None:
+        return unique_dim(tensor, dim, True, return_inverse, return_counts)
+    return unique(tensor, True, return_inverse, return_counts)
+
+
+def bincount(tensor: Any, weights: Any = None, minlength: int = 0) -> Any:
+    """As long as the program asks for, as a confusion matrix has it: no value is above."""
+    return empty((max(1, minlength),), torch.int64 if weights is None else weights.dtype)
+
+
+def least_squares(left: Any, right: Any, rcond: float | None = None, *, driver: str | None = None) -> Any:
+    """A matrix of full rank, as the only driver of CUDA (gels) demands."""
+    *batch, rows, columns = left.shape
+    width = right.shape[-1]
+    residuals = (*batch, width) if rows > columns else (0,)
+    numbers = empty((*batch, columns, width), left.dtype), empty(residuals, left.dtype)
+    return (*numbers, empty((0,), torch.int64), empty((0,), left.dtype))
+
+
+def ctc_loss(log_probabilities: Any, targets: Any, input_lengths: Any, target_lengths: Any, *options: Any) -> Any:
+    """The losses, and what is kept for the backward pass (``LossCTC.cu``): all states of all steps."""
+    steps = log_probabilities.shape[0]
+    batch = log_probabilities.shape[1] if log_probabilities.dim() == 3 else 1
+    longest = targets.shape[1] if targets.dim() == 2 else targets.numel()
+    if isinstance(target_lengths, list | tuple) and any(target_lengths):
+        longest = max(target_lengths)
+    dtype = log_probabilities.dtype
+    return empty((batch,), dtype), empty((batch, steps, 2 * longest + 1), dtype)
+
+
+def ctc_loss_backward(gradient: Any, log_probabilities: Any, *rest: Any) -> Any:
+    """The gradient of the log-probabilities; its temporary is in `workspace_after`."""
+    return empty(tuple(log_probabilities.shape), log_probabilities.dtype)
 
 
 def non_maximum_suppression(boxes: Any, scores: Any, iou_threshold: float) -> Any:
@@ -225,17 +275,28 @@ def cudnn_rnn_backward(sequence: Any, weight: Any, stride: int, buffer: Any, hid
     return empty(tuple(sequence.shape), dtype), empty(tuple(hidden.shape), dtype), cell_gradient, gradients
 
 
+CTC_BACKWARD = {aten._ctc_loss_backward.default, aten._ctc_loss_backward.Tensor}
 RECURRENT = {aten._cudnn_rnn.default, aten._cudnn_rnn_backward.default}
 
 REPLACED: dict[str, Callable[..., Any]] = {
     "aten::_unique2": unique,
+    "aten::unique_dim": unique_dim,
+    "aten::unique_consecutive": unique_consecutive,
+    "aten::bincount": bincount,
+    "aten::linalg_lstsq": least_squares,
+    "aten::_ctc_loss": ctc_loss,
+    "aten::_ctc_loss_backward": ctc_loss_backward,
+    "aten::_use_cudnn_ctc_loss": lambda *operands: False,
+    "aten::_use_miopen_ctc_loss": lambda *operands: False,
     "aten::_pack_padded_sequence": pack_padded_sequence,
     "aten::_cudnn_rnn": cudnn_rnn,
     "aten::_cudnn_rnn_backward": cudnn_rnn_backward,
     "torchvision::nms": non_maximum_suppression,
 }
 SELECTIONS: dict[str, Callable[..., Any]] = {"aten::nonzero": nonzero, "aten::masked_select": masked_select}
-UPPER_BOUNDS = {"aten::_unique2", "torchvision::nms"}
+UPPER_BOUNDS = {"aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "torchvision::nms"}
+# Whose sizes the host can tell where the values are known.
+BY_VALUES = {*UPPER_BOUNDS, "aten::bincount"}
 
 
 def replacement(function: Any) -> Callable[..., Any] | None:

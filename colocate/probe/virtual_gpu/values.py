@@ -106,11 +106,17 @@ class KnownValues:
 
     def compute(self, function: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
         """The operator's one result on the host; None if an input is unknown, or the host lacks the operator."""
+        values = self.compute_all(function, args, kwargs)
+        return values[0] if values is not None and len(values) == 1 else None
+
+    def compute_all(self, function: Any, args: Any, kwargs: Any) -> list[torch.Tensor] | None:
+        """The operator's results on the host, if all are tensors; None if an input is unknown."""
         try:
             values = self._run(function, args, kwargs)
         except Exception:
             return None
-        return values if isinstance(values, torch.Tensor) else None
+        found = list(values) if isinstance(values, list | tuple) else [values]
+        return found if all(isinstance(one, torch.Tensor) for one in found) else None
 
     def _absorbed(self, operands: Any, by: bool, result: Any) -> torch.Tensor | None:
         """The result where a known operand decides it alone, whatever the other is."""
