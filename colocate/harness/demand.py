@@ -6,6 +6,7 @@ allocator may differ by some percent, would have been too small as well.
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from colocate.harness import environment
 from colocate.harness.training_events import ProbeReader
@@ -36,18 +37,20 @@ def wanted_alone(
     probe.mkdir(parents=True, exist_ok=True)
     state = folder / "virtual_gpu"
     VirtualGpu.open(gpu).copy(state, refuses=False)
-    env = environment.for_training(
-        {**os.environ, **training.env},
-        cookie=cookie,
-        events=folder / "events.jsonl",
-        probe=probe,
-        uuid=None,
-        virtual_gpu=state,
-    )
-    command = Command(tuple(training.command(dry_run=True)), training.cwd, env)
-    with start(command, log=folder / "training.log", cookie=cookie) as process:
-        process.wait(timeout_s)
-        process.stop(TERMINATION_GRACE_S)
+    with TemporaryDirectory(prefix="colocate-", ignore_cleanup_errors=True) as scratch:
+        env = environment.for_training(
+            {**os.environ, **training.env},
+            cookie=cookie,
+            events=folder / "events.jsonl",
+            probe=probe,
+            uuid=None,
+            virtual_gpu=state,
+            scratch=Path(scratch),
+        )
+        command = Command(tuple(training.command(dry_run=True)), training.cwd, env)
+        with start(command, log=folder / "training.log", cookie=cookie) as process:
+            process.wait(timeout_s)
+            process.stop(TERMINATION_GRACE_S)
     reader = ProbeReader(probe)
     reader.poll()
     return reader.allocators

@@ -6,6 +6,8 @@ keeps the three in step.
 
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +16,7 @@ EVENTS = "COLOCATE_EVENTS"
 PROBE = "COLOCATE_PROBE"
 VIRTUAL_GPU = "COLOCATE_VIRTUAL_GPU"
 BATCHES_PER_PASS = "COLOCATE_BATCHES_PER_PASS"
+SCRATCH = "COLOCATE_SCRATCH"
 
 INJECTED = Path(__file__).parents[1] / "probe" / "inject"
 
@@ -35,6 +38,7 @@ def for_training(
     probe: Path,
     uuid: str | None,
     virtual_gpu: Path | None,
+    scratch: Path | None = None,
     whole: bool = False,
 ) -> dict[str, str]:
     """A complete environment: the caller's, the probe in front of PYTHONPATH, and exactly one GPU in sight.
@@ -46,6 +50,7 @@ def for_training(
         probe: Folder in which the injected probe keeps its records.
         uuid: The GPU to be used, or None to hide all of them.
         virtual_gpu: State file of the virtual GPU to be emulated, or None.
+        scratch: On the virtual GPU, the folder for everything that the training writes; its path must be short.
         whole: Leave passes over the data as long as they are, also on the virtual GPU.
     """
     environment = {name: value for name, value in base.items() if not name.startswith("COLOCATE_")}
@@ -57,6 +62,20 @@ def for_training(
     environment[PROBE] = str(probe.absolute())
     if virtual_gpu is not None:
         environment[VIRTUAL_GPU] = str(virtual_gpu.absolute())
+        if scratch is not None:
+            environment[SCRATCH] = str(scratch.absolute())
+            environment["PATH"] = f"{_tools(scratch)}:{base.get('PATH', os.defpath)}"
         if not whole:
             environment[BATCHES_PER_PASS] = str(DRY_RUN_BATCHES)
     return environment
+
+
+def _tools(scratch: Path) -> Path:
+    """A folder with an ``nvidia-smi`` that knows the virtual GPU."""
+    folder = scratch.absolute() / "bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    program = INJECTED.parent / "nvidia_smi.py"
+    shim = folder / "nvidia-smi"
+    shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I {shlex.quote(str(program))} "$@"\n')
+    shim.chmod(0o755)
+    return folder

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import permutations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from colocate.device import CpuEnergyMeter, Device, Quarantine
 from colocate.errors import ColocateError, TrainingError
@@ -85,6 +86,7 @@ class GroupRun:
         self._foreground = TrainingMonitor("foreground", group.foreground, directory)
         self._background = TrainingMonitor("background", group.background, directory) if group.background else None
         self._keep_alive: KeepAlive | None = None
+        self._written: TemporaryDirectory[str] | None = None
         self._gpu = DeviceState(
             device, monitor, run=self._run.name, group=group.id, place=directory.path, virtual=virtual
         )
@@ -177,6 +179,9 @@ class GroupRun:
         with self._fixed_time():
             looping = [] if self._keep_alive is None else [self._keep_alive]
             stop_all([*looping, *self._foreground.processes], TERMINATION_GRACE_S)
+            if self._written is not None:
+                self._written.cleanup()
+                self._written = None
 
     def settle(self) -> None:
         """Wait until the GPU is back at its baseline, at most the plan's settle time."""
@@ -346,10 +351,17 @@ class GroupRun:
             probe=self.directory.probe(role),
             uuid=None if virtual else self._device.info.uuid,
             virtual_gpu=self._virtual_gpu,
+            scratch=self._scratch(role) if virtual else None,
             whole=whole,
         )
         argv = training.command(repeat=role == "background", dry_run=virtual)
         return Command(tuple(argv), training.cwd, env)
+
+    def _scratch(self, role: Role) -> Path:
+        """Where a training on the virtual GPU writes, in place of its user's files; every life finds the last one's."""
+        if self._written is None:
+            self._written = TemporaryDirectory(prefix="colocate-", ignore_cleanup_errors=True)
+        return Path(self._written.name, role)
 
     # Waiting.
 

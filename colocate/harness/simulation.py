@@ -191,6 +191,7 @@ class _Running:
             probe=self._probe,
             uuid=None,
             virtual_gpu=state,
+            scratch=folder / "scratch",
         )
         env[TRACE] = "1"
         env[environment.BATCHES_PER_PASS] = str(BATCHES_PER_PASS)

@@ -15,6 +15,8 @@ from .record import Record, give_up
 PROBE = "COLOCATE_PROBE"
 VIRTUAL_GPU = "COLOCATE_VIRTUAL_GPU"
 BATCHES_PER_PASS = "COLOCATE_BATCHES_PER_PASS"
+SCRATCH = "COLOCATE_SCRATCH"
+EVENTS = "COLOCATE_EVENTS"
 
 # Other frameworks: they would silently train on the processor, and seem to need nothing of the GPU.
 OTHERS = {"jax": "JAX", "tensorflow": "TensorFlow"}
@@ -29,8 +31,21 @@ def wait_for_torch() -> None:
     watcher.install()
     watcher.when("torch", begin)
     if os.environ.get(VIRTUAL_GPU):
+        _keep_apart()
         for name in OTHERS:
             watcher.when(name, _refuse_unless_beside_torch)
+
+
+def _keep_apart() -> None:
+    """Before anything else is imported: no file of the user is touched, nothing is uploaded, NVML knows the GPU."""
+    from . import nvml, overlay, uploads
+
+    scratch = os.environ.get(SCRATCH)
+    if scratch:
+        ours = [os.environ.get(PROBE), *map(os.path.dirname, filter(None, map(os.environ.get, (VIRTUAL_GPU, EVENTS))))]
+        overlay.install(scratch, [one for one in ours if one])
+        uploads.install(watcher, scratch)
+    nvml.install(watcher)
 
 
 def begin(torch: ModuleType) -> None:

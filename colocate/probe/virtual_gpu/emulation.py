@@ -23,8 +23,8 @@ from ..record import Record
 from . import guard, kernels
 from .allocator import CachingAllocator, Settings
 from .attribution import Attribution
-from .convolutions import workspace_bound
 from .compilers import replace_compilers
+from .convolutions import workspace_bound
 from .cuda_interface import capability_of, install_cuda_interface
 from .dispatch import EmulationMode, Emulator, UnsupportedError
 from .framework import install_framework_patches

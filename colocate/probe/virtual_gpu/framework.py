@@ -131,8 +131,7 @@ def _unpinned(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def make(*args: Any, **kwargs: Any) -> Any:
-        if "pin_memory" in kwargs:
-            del kwargs["pin_memory"]
+        kwargs.pop("pin_memory", None)
         return function(*args, **kwargs)
 
     return make

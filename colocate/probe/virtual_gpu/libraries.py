@@ -5,12 +5,15 @@ knows memory.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..imports import AfterImport
+from ..overlay import redirected
 
 _kept: list[Any] = []  # a library that is collected takes its operators along
 
@@ -21,6 +24,9 @@ def prepare_libraries(watcher: AfterImport, unsupported: Callable[[str], Excepti
     watcher.when("torchvision._meta_registrations", lambda module: None, before=_tolerate_missing_operators)
     watcher.when("torchvision.ops", _finish_torchvision)
     watcher.when("transformers.utils.import_utils", _hide_fake_tensors)
+    watcher.when("safetensors", _load_onto_the_device)
+    watcher.when("safetensors.torch", _save_from_the_device)
+    watcher.when("transformers.tokenization_utils_base", _redirect_tokenizers)
     watcher.when("triton.runtime.jit", lambda jit: _refuse_kernels(jit, unsupported))
     watcher.when("torch.utils.cpp_extension", lambda module: _refuse_extensions(module, unsupported))
     watcher.when("cupy", lambda module: _refuse_import(module, unsupported))
@@ -64,6 +70,88 @@ def _hide_fake_tensors(import_utils: Any) -> None:
     """The transformers library takes a fake tensor for a sign of tracing and leaves out shortcuts that a GPU takes."""
     if hasattr(import_utils, "is_fake_tensor"):
         import_utils.is_fake_tensor = lambda tensor: False
+
+
+def _load_onto_the_device(safetensors: Any) -> None:
+    """Its compiled reader would ask a driver for memory, and reads files past Python's own functions."""
+    opened = safetensors.safe_open
+
+    class Opened:
+        """A file whose tensors are read on the host and moved."""
+
+        def __init__(self, filename: Any, framework: str, device: Any = "cpu", **options: Any) -> None:
+            self._device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cpu")
+            self._file = opened(redirected(filename), framework, "cpu", **options)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def __enter__(self) -> "Opened":
+            self._file.__enter__()
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self._file.__exit__(*error)
+
+        def get_tensor(self, name: str) -> Any:
+            """One tensor, where it was asked for."""
+            return self._placed(self._file.get_tensor(name))
+
+        def get_tensors(self, *names: Any) -> Any:
+            """All of them."""
+            return {name: self._placed(one) for name, one in self._file.get_tensors(*names).items()}
+
+        def _placed(self, tensor: Any) -> Any:
+            on_host = self._device.type == "cpu" or not isinstance(tensor, torch.Tensor)
+            return tensor if on_host else tensor.to(self._device)
+
+        def get_slice(self, name: str) -> Any:
+            """Parts of a tensor."""
+            return Slice(self._file.get_slice(name), self._placed)
+
+    class Slice:
+        """A tensor of a file of which parts are read."""
+
+        def __init__(self, part: Any, placed: Callable[[Any], Any]) -> None:
+            self._slice, self._placed = part, placed
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._slice, name)
+
+        def __getitem__(self, index: Any) -> Any:
+            return self._placed(self._slice[index])
+
+    safetensors.safe_open = Opened
+    serialise = safetensors.serialize_file
+    safetensors.serialize_file = lambda tensors, filename, *args, **options: serialise(
+        tensors, redirected(filename, writes=True), *args, **options
+    )
+
+
+def _save_from_the_device(module: Any) -> None:
+    """It reads a tensor's bytes by its address: those of a tensor without data are ones, as everywhere."""
+
+    def of_host(function: Any) -> Any:
+        def call(tensor: Any, *args: Any) -> Any:
+            return function(tensor.detach().cpu().contiguous() if isinstance(tensor, FakeTensor) else tensor, *args)
+
+        return call
+
+    for name in ("_to_ndarray", "_tobytes"):  # of newer and older versions
+        if hasattr(module, name):
+            setattr(module, name, of_host(getattr(module, name)))
+
+
+def _redirect_tokenizers(module: Any) -> None:
+    """Fast tokenizers are written by compiled code: into the scratch folder itself."""
+    kind = module.PreTrainedTokenizerBase
+    save = kind.save_pretrained
+
+    def save_here(self: Any, save_directory: Any, *args: Any, **options: Any) -> Any:
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        return save(self, redirected(save_directory, writes=True), *args, **options)
+
+    kind.save_pretrained = save_here
 
 
 def _refuse_kernels(jit: Any, unsupported: Callable[[str], Exception]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
+from ..overlay import redirected
 from .dispatch import Emulator
 from .operators import DEVICE
 
@@ -30,7 +31,14 @@ def install_saving(emulator: Emulator) -> None:
     torch.serialization.add_safe_globals([rebuild])
     load_real = torch.load
 
-    def load(file: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+    save_real = torch.save
+
+    def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+        save_real(obj, redirected(f, writes=True), *args, **kwargs)
+
+    torch.save = save
+
+    def load(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
         origins: dict[int, str] = {}
 
         def keep_on_host(storage: Any, origin: str) -> Any:
@@ -39,7 +47,7 @@ def install_saving(emulator: Emulator) -> None:
 
         token = _map_location.set(map_location)
         try:
-            loaded = load_real(file, keep_on_host, *args, **kwargs)
+            loaded = load_real(redirected(f), keep_on_host, *args, **kwargs)
         finally:
             _map_location.reset(token)
 
@@ -52,6 +60,23 @@ def install_saving(emulator: Emulator) -> None:
         return pytree.tree_map(place, loaded)
 
     torch.load = load
+    for name, writes in (("save", True), ("load", False)):
+        setattr(torch.jit, name, _redirected(getattr(torch.jit, name), position=int(writes), writes=writes))
+    torch.jit.ScriptModule.save = _redirected(torch.jit.ScriptModule.save, position=1, writes=True)
+
+
+def _redirected(function: Any, *, position: int, writes: bool) -> Any:
+    """The function with the path among its arguments replaced by where the program's files are."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = list(args)
+        if len(given) > position:
+            given[position] = redirected(given[position], writes=writes)
+        if "f" in kwargs:
+            kwargs["f"] = redirected(kwargs["f"], writes=writes)
+        return function(*given, **kwargs)
+
+    return call
 
 
 def rebuild(
