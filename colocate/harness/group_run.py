@@ -86,7 +86,7 @@ class GroupRun:
         self._foreground = TrainingMonitor("foreground", group.foreground, directory)
         self._background = TrainingMonitor("background", group.background, directory) if group.background else None
         self._keep_alive: KeepAlive | None = None
-        self._written: TemporaryDirectory[str] | None = None
+        self._scratch_folder: TemporaryDirectory[str] | None = None
         self._gpu = DeviceState(
             device, monitor, run=self._run.name, group=group.id, place=directory.path, virtual=virtual
         )
@@ -179,9 +179,9 @@ class GroupRun:
         with self._fixed_time():
             looping = [] if self._keep_alive is None else [self._keep_alive]
             stop_all([*looping, *self._foreground.processes], TERMINATION_GRACE_S)
-            if self._written is not None:
-                self._written.cleanup()
-                self._written = None
+            if self._scratch_folder is not None:
+                self._scratch_folder.cleanup()
+                self._scratch_folder = None
 
     def settle(self) -> None:
         """Wait until the GPU is back at its baseline, at most the plan's settle time."""
@@ -359,9 +359,9 @@ class GroupRun:
 
     def _scratch(self, role: Role) -> Path:
         """Where a training on the virtual GPU writes, in place of its user's files; every life finds the last one's."""
-        if self._written is None:
-            self._written = TemporaryDirectory(prefix="colocate-", ignore_cleanup_errors=True)
-        return Path(self._written.name, role)
+        if self._scratch_folder is None:
+            self._scratch_folder = TemporaryDirectory(prefix="colocate-", ignore_cleanup_errors=True)
+        return Path(self._scratch_folder.name, role)
 
     # Waiting.
 

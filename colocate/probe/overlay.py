@@ -57,6 +57,12 @@ def _text(path: Any) -> str:
     return os.fsdecode(os.fspath(path))
 
 
+class _Depth(threading.local):
+    """How deep this thread is in calls of our own, which are not redirected."""
+
+    real = 0
+
+
 class Overlay:
     """Files as the program sees them: those of the scratch folder over those that are there."""
 
@@ -67,7 +73,7 @@ class Overlay:
         here = str(REAL["getcwd"]())
         in_scratch = here.startswith(self._files + "/")  # a parent that went into a folder of its own has started us
         self._cwd: str | None = here.removeprefix(self._files) if in_scratch else None
-        self._thread = threading.local()
+        self._thread = _Depth()
 
     # --- where a path lies --------------------------------------------------------------------------------------------
 
@@ -186,7 +192,7 @@ class Overlay:
         def open_file(*args: Any, **options: Any) -> Any:
             return self._open_file(*args, **options)
 
-        builtins.open = io.open = open_file  # type: ignore[assignment]
+        builtins.open = io.open = open_file
         shutil._use_fd_functions = False  # type: ignore[attr-defined]
         for supported in (os.supports_follow_symlinks, os.supports_dir_fd, os.supports_effective_ids):
             supported |= {getattr(os, one.__name__) for one in supported if hasattr(os, one.__name__)}
@@ -199,7 +205,7 @@ class Overlay:
         def call(*args: Any, **options: Any) -> Any:
             given = [options.get(one) for one in ("dir_fd", "src_dir_fd", "dst_dir_fd")]
             path = args[0] if args else options.get("path", options.get("src", "."))
-            aside = getattr(self._thread, "real", 0) or isinstance(path, int) or any(one is not None for one in given)
+            aside = bool(self._thread.real) or isinstance(path, int) or any(one is not None for one in given)
             return (real if aside else function)(*args, **options)
 
         setattr(os, name, call)
@@ -215,7 +221,7 @@ class Overlay:
 
     def _open_file(self, file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
         opener = options.get("opener") or (args[5] if len(args) > 5 else None)
-        if isinstance(file, int) or opener is not None or getattr(self._thread, "real", 0):
+        if isinstance(file, int) or opener is not None or self._thread.real:
             return REAL_OPEN(file, mode, *args, **options)
         if not set(mode) & set("wax+"):
             return REAL_OPEN(self.to_read(file), mode, *args, **options)
@@ -343,11 +349,11 @@ class Overlay:
 class _RealCalls:
     """A context in which this thread's calls are not redirected."""
 
-    def __init__(self, thread: threading.local) -> None:
+    def __init__(self, thread: _Depth) -> None:
         self._thread = thread
 
     def __enter__(self) -> None:
-        self._thread.real = getattr(self._thread, "real", 0) + 1
+        self._thread.real += 1
 
     def __exit__(self, *error: object) -> None:
         self._thread.real -= 1

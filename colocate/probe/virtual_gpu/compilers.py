@@ -96,7 +96,7 @@ def _replace_flex_attention(module: Any, record: Record) -> None:
     module.flex_attention = attention
 
 
-class DenseScores(torch.autograd.Function):
+class DenseScores(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
     """Takes the memory of whole matrices of scores for a moment, forward and backward."""
 
     @staticmethod

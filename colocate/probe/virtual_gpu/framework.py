@@ -102,8 +102,24 @@ def _refuse_access_to_data(emulator: Emulator) -> None:
 
 
 # Functions that make a tensor of the host in pinned memory where they are asked to.
-PINNING = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "tensor", "empty_strided")
-PINNING += ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
+PINNING = (
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "rand",
+    "randn",
+    "randint",
+    "arange",
+    "tensor",
+    "empty_strided",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+)
 
 
 def _ignore_pinned_memory() -> None:

@@ -17,8 +17,17 @@ from .dispatch import Emulator
 
 LEAVE = ("all_reduce", "broadcast", "reduce", "all_reduce_coalesced", "isend", "irecv")
 # Collectives that write their first argument from their second.
-COPY = ("all_gather", "all_gather_into_tensor", "_all_gather_base", "reduce_scatter", "reduce_scatter_tensor")
-COPY += ("_reduce_scatter_base", "all_to_all", "all_to_all_single", "scatter")
+COPY = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "_all_gather_base",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "_reduce_scatter_base",
+    "all_to_all",
+    "all_to_all_single",
+    "scatter",
+)
 
 
 def install_one_process(emulator: Emulator) -> None:
@@ -71,14 +80,14 @@ def _initialise(emulator: Emulator) -> None:
             found = f"{size} processes" if size > 1 else "an unknown number of processes"
             raise emulator.unsupported(f"expected a program of one process, found {found} of torch.distributed")
         if size != 1:
-            return initialise(backend, init_method, *args, **options)
+            initialise(backend, init_method, *args, **options)
+            return
         options.pop("device_id", None)
         options.pop("pg_options", None)
         if of_device:
             emulator.record.note("one process of torch.distributed: the buffers of NCCL are not modelled")
         initialise("gloo", init_method, *args, **options)
         asked[:] = [str(backend or "nccl").lower()]
-        return None
 
     def backend_asked_for(group: Any = None) -> str:
         return asked[0] if asked else backend_of(group)
