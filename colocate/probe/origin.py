@@ -19,7 +19,7 @@ def files_of_program() -> list[str]:
         name = getattr(module, "__file__", None)
         if isinstance(name, str) and name.endswith(".py"):
             path = str(Path(name).resolve())
-            if not path.startswith((*_installed(), OURS)):
+            if not path.startswith((*installed_folders(), OURS)):
                 found.add(path)
     return sorted(found)
 
@@ -30,7 +30,9 @@ def installed_packages() -> list[str]:
     return sorted({found.stem for folder in folders for found in folder.glob("*.dist-info")})
 
 
-def _installed() -> tuple[str, ...]:
+def installed_folders() -> tuple[str, ...]:
+    """The folders of the standard library and of installed packages, as they are named and as they resolve."""
     paths = sysconfig.get_paths()
     names = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    names |= {entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")}
     return tuple(sorted({name for one in names for name in (one, str(Path(one).resolve()))}))

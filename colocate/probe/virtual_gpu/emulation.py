@@ -25,9 +25,11 @@ from .allocator import CachingAllocator, Settings
 from .attribution import Attribution
 from .compilers import replace_compilers
 from .convolutions import workspace_bound
+from .coverage import EFFORTS, Coverage
 from .cuda_interface import capability_of, install_cuda_interface
 from .dispatch import EmulationMode, Emulator, UnsupportedError
 from .framework import install_framework_patches
+from .growth import StepMemory
 from .libraries import prepare_libraries
 from .loaders import cut_loaders
 from .memory import DeviceMemory
@@ -43,6 +45,9 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 # Set where a prediction wants to know who asked for what, and when.
 TRACE = "COLOCATE_TRACE"
+
+# How much processor time may be spent beyond the least: a name of `coverage.EFFORTS`.
+EFFORT = "COLOCATE_EFFORT"
 
 START_OF_THREAD = threading.Thread.start
 
@@ -79,7 +84,10 @@ def emulate(gpu_path: str, record: Record, watcher: AfterImport, batches_per_pas
     device.install(watcher)
     count_steps(record)
     if batches_per_pass is not None:
-        cut_loaders(batches_per_pass, record)
+        effort = EFFORTS[os.environ.get(EFFORT, "normal")]
+        coverage = Coverage(record, device.steps, device.memory.settle, effort, may_end=device.trace is not None)
+        coverage.install()
+        cut_loaders(batches_per_pass, record, coverage)
     record.keep_writing()
 
 
@@ -104,7 +112,8 @@ class EmulatedDevice:
         self.record = record
         self.trace = AllocationTrace(settings) if os.environ.get(TRACE) else None
         self.twin = Twin(workspace_bound, CachingAllocator(settings=settings))
-        self.memory = DeviceMemory(gpu, settings, self._out_of_memory, (self.twin,), self.trace)
+        self.steps = StepMemory()
+        self.memory = DeviceMemory(gpu, settings, self._out_of_memory, (self.twin, self.steps), self.trace)
         workspace_bytes = matrix_workspace_bytes(capability_of(gpu)[0], gpu.workspace_bytes)
         # Imports torch._dynamo, a second that a program with an optimizer pays anyway; it lists torch's functions and
         # must see them before they are patched.

@@ -1,0 +1,225 @@
+"""Live memory from step to step: what each step left behind, and the line of the program that keeps it.
+
+A healthy training leaves nothing behind after its first steps. Blocks are counted by the step that allocated them, so
+that growth is told from memory that merely moves: what a step allocated and two steps later still lives has been kept.
+"""
+
+import ast
+import itertools
+import sys
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from .convolutions import Convolution
+from .loop_source import Loop, is_own, variables_of
+
+# A step counts as having left something from this size on: an allocator's smallest block.
+LEAST_BYTES = 512
+
+# Steps that must each have left something before it is called growth. The first ones make gradients, the optimizer's
+# state, averages; a queue of batches keeps two or three.
+CONFIRMED_STEPS = 4
+
+# What steps that are left out add is told from this size on; of a pass without a known end so many are reckoned with.
+LEAST_GROWTH_BYTES = 16 << 20
+UNKNOWN_STEPS = 10_000
+
+MOST_ELEMENTS = 8  # of a container, looked into for tensors
+CHANGING = {"append", "extend", "add", "insert", "appendleft", "setdefault", "update"}
+
+
+class Kept(NamedTuple):
+    """What steps left behind: how many of the last steps did, out of how many, and how much together."""
+
+    steps: int
+    of_steps: int
+    num_bytes: int
+
+    def matters(self, steps_left: int | None) -> bool:
+        """As much more in each of the steps that are left would be seen in the peak."""
+        left = UNKNOWN_STEPS if steps_left is None else steps_left
+        return self.steps >= 2 and self.bytes_per_step * left >= LEAST_GROWTH_BYTES
+
+    @property
+    def grows(self) -> bool:
+        """So many steps left something that it is no warm-up and no queue."""
+        return self.steps >= CONFIRMED_STEPS
+
+    @property
+    def bytes_per_step(self) -> float:
+        """The slope."""
+        return self.num_bytes / max(1, self.of_steps)
+
+
+class StepMemory:
+    """An observer of the device's memory that knows in which step each live block was allocated."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.current_bytes = self.highest_bytes = 0
+        self._step_of: dict[int, tuple[int, int]] = {}
+        self._left: dict[int, int] = {}
+
+    def allocated(self, number: int, num_bytes: int, stream: int) -> None:
+        """A block was handed out."""
+        size = -(-num_bytes // LEAST_BYTES) * LEAST_BYTES
+        self._step_of[number] = (self.step, size)
+        self._left[self.step] = self._left.get(self.step, 0) + size
+        self.current_bytes += size
+        self.highest_bytes = max(self.highest_bytes, self.current_bytes)
+
+    def freed(self, number: int) -> None:
+        """A block came back."""
+        step, size = self._step_of.pop(number, (0, 0))
+        self._left[step] = self._left.get(step, 0) - size
+        self.current_bytes -= size
+
+    def convolved(self, call: Convolution) -> None:
+        """Workspaces do not stay."""
+
+    def emptied(self) -> None:
+        """The cache holds nothing that lives."""
+
+    def next_step(self) -> int:
+        """End a step; the most that lived during it, in bytes."""
+        highest, self.highest_bytes = self.highest_bytes, self.current_bytes
+        self.step += 1
+        for step in [step for step, left in list(self._left.items()) if not left]:
+            self._left.pop(step, None)
+        return highest
+
+    def kept(self, since: int) -> Kept:
+        """What the steps from ``since`` on have left, without the last two, whose variables still live."""
+        until = self.step - 2
+        found = [size for step, size in self._left.items() if since <= step <= until and size >= LEAST_BYTES]
+        return Kept(len(found), until - since + 1, sum(found))
+
+    def still_held(self, first: int, last: int) -> int:
+        """What the steps from ``first`` to ``last`` have left and still lives, in bytes."""
+        return sum(size for step, size in self._left.items() if first <= step <= last)
+
+
+class Keeper:
+    """Finds the variable that holds more tensors after each step, and the line that makes it so."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[tuple[int, str], int] = {}
+
+    def look(self, frame: Any) -> str | None:
+        """Remember the sizes of containers in sight; ``file:line`` of one that has grown since the last look."""
+        found: str | None = None
+        sizes: dict[tuple[int, str], int] = {}
+        for owner, name, value in _variables(frame):
+            size = _size(value)
+            if size is None:
+                continue
+            key = (id(owner), name)
+            sizes[key] = size
+            before = self._sizes.get(key)
+            if found is None and before is not None and size > before:
+                found = _line_that_keeps(frame, name)
+        self._sizes = sizes
+        return found or _line_of_sum(frame)
+
+
+def _variables(frame: Any) -> Iterator[tuple[Any, str, Any]]:
+    """The variables of the program's frames from here on down the stack, and the attributes of their objects."""
+    seen: set[int] = set()
+    while frame is not None:
+        if is_own(frame.f_code.co_filename):
+            for name, value in variables_of(frame).items():
+                yield frame.f_code, name, value
+                if hasattr(value, "__dict__") and not isinstance(value, type(sys) | type) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield from ((value, attribute, one) for attribute, one in list(vars(value).items()))
+            if id(frame.f_globals) not in seen and frame.f_globals is not frame.f_locals:
+                seen.add(id(frame.f_globals))
+                yield from ((frame.f_code, name, value) for name, value in list(frame.f_globals.items()))
+        frame = frame.f_back
+
+
+def _size(value: Any) -> int | None:
+    """How much a container of tensors holds, one level of containers deep; None for everything else."""
+    if isinstance(value, dict):
+        latest = list(itertools.islice(reversed(value.values()), MOST_ELEMENTS))
+        inner: Any = value.values()
+    elif isinstance(value, list):
+        latest, inner = value[-MOST_ELEMENTS:], value
+    elif isinstance(value, set | deque):
+        latest, inner = list(itertools.islice(value, MOST_ELEMENTS)), value
+    else:
+        return None
+    if not any(_holds_tensor(one) for one in latest):
+        return None
+    return len(value) + sum(len(one) for one in inner if isinstance(one, list | tuple | dict | set))
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, list | tuple | set):
+        return any(isinstance(one, torch.Tensor) for one in list(value)[-MOST_ELEMENTS:])
+    if isinstance(value, dict):
+        return any(isinstance(one, torch.Tensor) for one in list(value.values())[-MOST_ELEMENTS:])
+    return isinstance(value, torch.Tensor)
+
+
+def _line_that_keeps(frame: Any, name: str) -> str | None:
+    """The first statement in the program's files in sight that adds to a container of this name."""
+    while frame is not None:
+        path = frame.f_code.co_filename
+        tree = Loop.tree_of(path) if is_own(path) else None
+        for node in ast.walk(tree) if tree is not None else ():
+            if _adds_to(node, name):
+                return f"{_short(path)}:{node.lineno}"  # type: ignore[attr-defined]
+        frame = frame.f_back
+    return None
+
+
+def _adds_to(node: ast.AST, name: str) -> bool:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGING:
+        return _named(node.func.value) == name
+    if isinstance(node, ast.AugAssign):
+        return _named(node.target) == name
+    if isinstance(node, ast.Assign):
+        return any(isinstance(target, ast.Subscript) and _named(target) == name for target in node.targets)
+    return False
+
+
+def _named(node: ast.AST) -> str | None:
+    """The last name of ``a``, ``self.a``, ``a[...]``, ``self.a[...]``."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def _line_of_sum(frame: Any) -> str | None:
+    """The statement of the running loop that adds to a tensor which carries a graph: a loss kept whole."""
+    while frame is not None:
+        path = frame.f_code.co_filename
+        loop = Loop.at(path, frame.f_lineno) if is_own(path) else None
+        for node in loop.statements() if loop is not None else ():
+            name = _sums_into(node)
+            value = variables_of(frame).get(name) if name else None
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                return f"{_short(path)}:{node.lineno}"
+        frame = frame.f_back
+    return None
+
+
+def _sums_into(node: ast.stmt) -> str | None:
+    """The name in ``name += ...`` and ``name = name + ...``."""
+    if isinstance(node, ast.AugAssign):
+        return node.target.id if isinstance(node.target, ast.Name) else None
+    if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+        name = node.targets[0].id
+        reads = any(isinstance(one, ast.Name) and one.id == name for one in ast.walk(node.value))
+        return name if reads and isinstance(node.value, ast.BinOp) else None
+    return None
+
+
+def _short(path: str) -> str:
+    return path.rpartition("/")[2]

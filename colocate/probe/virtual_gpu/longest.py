@@ -1,0 +1,174 @@
+"""Finds the batch of a pass that is the largest by shape, by looking at samples on the CPU ahead of the run.
+
+Only the data set is asked, on the CPU, with the random state put back afterwards. Where that cannot be done, or takes
+too long, and batches that are run differ in shape, the largest may be missed: that is a doubt.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import GeneratorType
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import Subset, TensorDataset
+
+LARGEST = 2  # batches of a pass: by its longest sample, and by all its samples together
+MOST_NESTED = 4
+
+# Samples that are enough to say that all have one size, spread over the whole set, where not all can be looked at.
+ENOUGH_OF_ONE_SIZE = 48
+
+
+class Budgeted(Protocol):
+    """Who grants processor time, and hears of doubts; `coverage.Coverage`."""
+
+    @property
+    def look_s(self) -> float:
+        """Seconds for one look."""
+
+    def doubt(self, code: str, text: str) -> None:
+        """Something may be larger than was seen."""
+
+
+class Longest:
+    """Looks at the samples of each data set once, and at the order of each pass."""
+
+    def __init__(self, coverage: Budgeted) -> None:
+        self._coverage = coverage
+        self._sizes: dict[int, tuple[Any, dict[Any, int]]] = {}
+
+    def batches(self, loader: Any, order: Sequence[Any]) -> list[int]:
+        """The positions of the largest batches of a pass; empty where all are alike or nobody can tell.
+
+        Args:
+            loader: whose data set is asked.
+            order: the indices of every batch, or of every sample where the loader makes no batches.
+        """
+        data = loader.dataset
+        if _is_of_one_size(data) or not order:
+            return []
+        known = self._sizes.get(id(data))
+        if known is None:
+            known = self._sizes[id(data)] = (data, self._look(data, order))
+        sizes = known[1]
+        if len(set(sizes.values())) < 2:
+            return []
+        longest = [max((sizes.get(index, 0) for index in _indices(one)), default=0) for one in order]
+        together = [sum(sizes.get(index, 0) for index in _indices(one)) for one in order]
+        padded = [most * len(_indices(one)) for most, one in zip(longest, order, strict=True)]
+        found = {max(range(len(order)), key=measure.__getitem__) for measure in (longest, together, padded)}
+        return sorted(found)
+
+    def _look(self, data: Any, order: Sequence[Any]) -> dict[Any, int]:
+        """The sizes of samples, as many as the budget allows."""
+        everything = list(dict.fromkeys(index for one in order for index in _indices(one)))
+        if _has_state(data):
+            return {}
+        sizes: dict[Any, int] = {}
+        until_s = time.process_time() + self._coverage.look_s
+        with _random_state_kept(data):
+            for index in _spread(everything):
+                try:
+                    size = size_of(data[index])
+                except Exception:  # its own error is for the program to meet
+                    return {}
+                if size is None:
+                    return {}
+                sizes[index] = size
+                if len(sizes) >= ENOUGH_OF_ONE_SIZE and time.process_time() > until_s:
+                    break
+        if len(set(sizes.values())) > 1 and len(sizes) < len(everything):
+            seen = f"{len(sizes):,} of {len(everything):,} samples of {type(data).__name__} were looked at"
+            self._coverage.doubt("longest_batch_unseen", f"batches differ in shape, and only {seen}")
+        return sizes
+
+
+def size_of(sample: Any, nested: int = MOST_NESTED) -> int | None:
+    """How large a sample is: elements of its arrays, characters, numbers; None for one that lies on the device."""
+    if isinstance(sample, torch.Tensor):
+        return None if sample.device.type != "cpu" else sample.numel()
+    shape = getattr(sample, "shape", None)
+    if isinstance(shape, tuple):
+        return _product(shape)
+    if isinstance(sample, str | bytes):
+        return len(sample)
+    if isinstance(sample, int | float | bool | None.__class__):
+        return 1
+    if isinstance(sample, Mapping):
+        return _sum(sample.values(), nested)
+    if isinstance(sample, list | tuple):
+        if sample and isinstance(sample[0], int | float):
+            return len(sample)
+        return _sum(sample, nested)
+    size = getattr(sample, "size", None)
+    if isinstance(size, tuple):  # an image of Pillow
+        return _product(size)
+    return _sum(vars(sample).values(), nested) if hasattr(sample, "__dict__") else 1
+
+
+def _sum(parts: Any, nested: int) -> int | None:
+    if not nested:
+        return 0
+    sizes = [size_of(one, nested - 1) for one in parts]
+    return None if None in sizes else sum(one or 0 for one in sizes)
+
+
+def _product(shape: tuple[Any, ...]) -> int:
+    product = 1
+    for length in shape:
+        product *= int(length)
+    return product
+
+
+def _indices(batch: Any) -> list[Any]:
+    """The samples of a batch; a loader without batches has one index in its place."""
+    return list(batch) if isinstance(batch, list | tuple) else [batch]
+
+
+def _is_of_one_size(data: Any) -> bool:
+    """Its samples are rows of tensors."""
+    while isinstance(data, Subset):
+        data = data.dataset
+    return isinstance(data, TensorDataset)
+
+
+def _has_state(data: Any) -> bool:
+    """Asking it moves something that cannot be put back: an iterator, a generator, an open file."""
+    held = vars(data).values() if hasattr(data, "__dict__") else ()
+    return any(isinstance(one, GeneratorType | Iterator) or hasattr(one, "fileno") for one in held)
+
+
+def _spread(indices: list[Any]) -> Iterator[Any]:
+    """All of them, such that the first ones come from everywhere."""
+    stride = max(1, len(indices) // ENOUGH_OF_ONE_SIZE)
+    for first in range(stride):
+        yield from indices[first::stride]
+
+
+@contextmanager
+def _random_state_kept(data: Any) -> Iterator[None]:
+    """Put back what random numbers come next: of torch, Python, numpy, and of generators that the data set has."""
+    numpy = sys.modules.get("numpy")
+    own = list(vars(data).values()) if hasattr(data, "__dict__") else []
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    pythons = [(one, one.getstate()) for one in own if isinstance(one, random.Random)]
+    torches = [(one, one.get_state()) for one in own if isinstance(one, torch.Generator)]
+    numpys = [(one, one.bit_generator.state) for one in own if hasattr(one, "bit_generator")]
+    legacy = [(one, one.get_state()) for one in own if numpy is not None and isinstance(one, numpy.random.RandomState)]
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+        for one, state in pythons:
+            one.setstate(state)
+        for one, state in [*torches, *legacy]:
+            one.set_state(state)
+        for one, state in numpys:
+            one.bit_generator.state = state
