@@ -40,7 +40,7 @@ def test_probe_and_workloads_use_the_same_names() -> None:
     probe = "".join(path.read_text() for path in (ROOT / "colocate/probe").rglob("*.py"))
     workloads = (ROOT / "workloads/common.py").read_text()
 
-    for name in (environment.PROBE, environment.VIRTUAL_GPU, environment.BATCHES_PER_PASS):
+    for name in (environment.PROBE, environment.VIRTUAL_GPU, environment.BATCHES_PER_PASS, environment.EFFORT):
         assert f'"{name}"' in probe
     assert f'"{environment.EVENTS}"' in workloads
     assert procfs.COOKIE == environment.COOKIE

@@ -14,6 +14,8 @@ from colocate.units import parse_size
 
 DEFAULT_PLAN = Path("settings/parallel_feasibility_test.json")
 DEVICES = ("auto", "nvidia", "virtual")
+EFFORTS = ("quick", "normal", "full")
+EFFORT = "COLOCATE_EFFORT"  # read by the probe of every dry run, whoever starts it
 
 
 def default_plan() -> Path:

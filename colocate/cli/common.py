@@ -97,7 +97,7 @@ def takes_gpu(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def takes_dry_runs(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--timeout`` and ``--no-cache``."""
+    """Declare ``--timeout`` and ``--no-cache``; ``COLOCATE_EFFORT`` says how far every dry run goes."""
     parser.add_argument("--timeout", type=whole, default=600, metavar="S", help="seconds per dry run (600)")
     parser.add_argument("--no-cache", action="store_true", help="dry-run everything again, and keep nothing")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from colocate.cli import common as command
 from colocate.cli import predict_text as words
-from colocate.cli.arguments import DEFAULT_PLAN, default_plan, whole
+from colocate.cli.arguments import DEFAULT_PLAN, EFFORT, EFFORTS, default_plan, whole
 from colocate.cli.progress import Progress
 from colocate.errors import PlanError
 
@@ -54,6 +55,7 @@ def add(commands: command.Commands) -> None:
     parser.add_argument(
         "--vary", metavar="FLAG", help="the option of a COMMAND that sets its batch size (--batch-size)"
     )
+    parser.add_argument("--effort", choices=EFFORTS, help="how far dry runs go; full: every pass whole (normal)")
     command.takes_dry_runs(parser)
     command.takes_json(parser)
     parser.set_defaults(run=run)
@@ -70,6 +72,8 @@ def sizes(text: str) -> list[int]:
 
 def run(options: argparse.Namespace) -> int:
     """A table or JSON; the exit code says what fits."""
+    if options.effort:
+        os.environ[EFFORT] = options.effort
     if options.vary and not options.vary.startswith("-"):
         raise PlanError(f"--vary: expected an option such as --batch-size, got {options.vary!r}")
     request = PredictRequest.of(options)

@@ -99,6 +99,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "SECONDS",
         "help": "How long to predict, at the end, what could be tried for groups that do not fit; 0 is never (60).",
     },
+    "effort": {
+        "choices": arguments.EFFORTS,
+        "help": "How far a dry run goes on the virtual GPU; full runs every pass whole (normal).",
+    },
     "stress": {
         "nargs": "?",
         "const": "64MB",

@@ -17,11 +17,13 @@ PROBE = "COLOCATE_PROBE"
 VIRTUAL_GPU = "COLOCATE_VIRTUAL_GPU"
 BATCHES_PER_PASS = "COLOCATE_BATCHES_PER_PASS"
 SCRATCH = "COLOCATE_SCRATCH"
+EFFORT = "COLOCATE_EFFORT"
 
 INJECTED = Path(__file__).parents[1] / "probe" / "inject"
 
-# On the virtual GPU every pass over data is cut to its first three batches and its last, smaller one: memory repeats
-# itself from the second optimizer step on, and the short last batch may need other blocks.
+# On the virtual GPU a pass over data has at least its first three batches and its last, smaller one: memory repeats
+# itself from the second optimizer step on, and the short last batch may need other blocks. EFFORT says how much further
+# a pass may go.
 DRY_RUN_BATCHES = 4
 
 
@@ -53,7 +55,7 @@ def for_training(
         scratch: On the virtual GPU, the folder for everything that the training writes; its path must be short.
         whole: Leave passes over the data as long as they are, also on the virtual GPU.
     """
-    environment = {name: value for name, value in base.items() if not name.startswith("COLOCATE_")}
+    environment = {name: value for name, value in base.items() if name == EFFORT or not name.startswith("COLOCATE_")}
     environment["PYTHONPATH"] = ":".join(filter(None, [str(INJECTED), base.get("PYTHONPATH")]))
     environment["CUDA_VISIBLE_DEVICES"] = uuid or ""
     environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"

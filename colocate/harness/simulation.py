@@ -34,7 +34,7 @@ LAST_LINES = 12
 BATCHES_PER_PASS = 3
 
 # What of the caller's environment changes memory: allocator, cuBLAS, cuDNN, attention.
-SETTINGS = ("PYTORCH_", "CUBLAS", "CUDNN", "TORCH_")
+SETTINGS = ("PYTORCH_", "CUBLAS", "CUDNN", "TORCH_", environment.EFFORT)
 
 NOT_MODELLED = (
     "workspaces of convolutions: bounded by their operands, not known",

@@ -22,6 +22,7 @@ from colocate.verdict import (
     OutOfMemory,
     PassCoverage,
     ProgressEvent,
+    ReasonCode,
 )
 
 # Two signs of progress a second are enough to prove overlap, and keep the record of a long run small.
@@ -378,7 +379,7 @@ def _coverage(told: Any, passes_cut: int) -> Coverage | None:
         )
         for one in told["growth"]
     ]
-    doubts = [(line(code, 40) or "?", line(text, 300) or "") for code, text in told["doubts"]]
+    doubts = [(str(code), line(text, 300) or "") for code, text in told["doubts"] if code in set(ReasonCode)]
     return Coverage(
         loops=tuple(loops[:MOST_LOOPS]),
         passes_cut=passes_cut,

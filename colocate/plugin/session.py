@@ -1,6 +1,7 @@
 """What this pytest session runs: its plan, its run directory, its GPUs; decided once, before anything starts."""
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from colocate.cli import DEFAULT_PLAN
+from colocate.cli import DEFAULT_PLAN, arguments
 from colocate.errors import ColocateError, PlanError
 from colocate.plugin.invocation import CASES, absolute, home, plan_argument
 from colocate.plugin.options import option
@@ -190,6 +191,8 @@ def start(config: pytest.Config) -> Session:
         pytest.UsageError: plan, catalog or ``-k`` cannot be used; one line per mistake, exit
             code 4.
     """
+    if option(config, "effort"):
+        os.environ[arguments.EFFORT] = option(config, "effort")
     try:
         with lasting():
             session = _new(config)

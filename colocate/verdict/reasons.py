@@ -64,6 +64,20 @@ class ReasonCode(StrEnum):
 
     # The proof that it fits has a gap (INCONCLUSIVE).
     UNDECIDED = ("undecided", "the predicted range lies across the limit: measure")
+    MEMORY_GROWS = (
+        "memory_grows",
+        "on the virtual GPU memory grows with every step, and how many steps there will be is not known",
+    )
+    LONGEST_BATCH_UNSEEN = (
+        "longest_batch_unseen",
+        "batches differ in shape, and the dry run may not have run the largest one",
+    )
+    PHASE_NOT_REACHED = (
+        "phase_not_reached",
+        "a condition on the number of the step comes true later than the dry run went",
+    )
+    NO_OPTIMIZER_STEP = ("no_optimizer_step", "the dry run made backward passes, but no optimizer step")
+    ENDED_EARLY = ("ended_early", "the dry run ended the program before code that may use the GPU")
     PEAK_BETWEEN_SAMPLES = ("peak_between_samples", "a peak between two samples may have reached the limit")
     NO_SAMPLES = ("no_samples", "the GPU's memory was never read")
     PEAK_UNKNOWN = ("peak_unknown", "the peak of a training is not known")

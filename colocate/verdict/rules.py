@@ -308,16 +308,8 @@ def _not_covered(evidence: Evidence) -> Iterator[Reason]:
         return
     for member in evidence.members:
         coverages = [one.coverage for one in (*member.allocators, *member.wanted) if one.coverage is not None]
-        for code, told in dict.fromkeys(doubt for one in coverages for doubt in one.doubts):
-            text = f"{member.name}: {told}"
-            known = (
-                Reason("memory_grows", text),
-                Reason("longest_batch_unseen", text),
-                Reason("phase_not_reached", text),
-                Reason("no_optimizer_step", text),
-                Reason("ended_early", text),
-            )
-            yield from (reason for reason in known if reason.code == code)
+        for code, text in dict.fromkeys(doubt for one in coverages for doubt in one.doubts):
+            yield Reason(code, f"{member.name}: {text}")
 
 
 def _gaps(evidence: Evidence) -> Iterator[Reason]:

@@ -36,7 +36,7 @@ class Effort(NamedTuple):
 
 EFFORTS = {
     "quick": Effort(0.5, 3.0, 0.5, 10.0),
-    "normal": Effort(2.0, 8.0, 1.5, 20.0),
+    "normal": Effort(2.0, 6.0, 1.5, 20.0),
     "full": Effort(float("inf"), float("inf"), 60.0, float("inf")),
 }
 
