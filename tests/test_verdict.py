@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from colocate.process.exit_status import Exit
 from colocate.units import MIB
+from colocate.verdict.coverage import Coverage
 from colocate.verdict.evidence import (
     Allocator,
     Evidence,
@@ -28,6 +29,7 @@ from colocate.verdict.evidence import (
     ProcessRun,
     Sample,
 )
+from colocate.verdict.leak import steady_growth_bytes
 from colocate.verdict.rules import Outcome, Verdict, judge, memory_class
 
 FAILED = (ProcessRun("training.log", 8.0, Exit(1, None, 15.0)),)
@@ -318,6 +320,27 @@ def test_two_processes_of_one_training_may_meet_on_the_virtual_gpu() -> None:
     )
     assert judge(predicted_evidence(2800, 900)).feasible
     assert judge(predicted_evidence(2800, 900, foreground=pair)).codes == ("undecided",)
+
+
+def test_what_a_dry_run_left_out_forbids_to_say_that_it_fits() -> None:
+    """A dry run of three batches a pass used to say that a leak fits, and that a later phase does."""
+    doubtful = Coverage(doubts=(("phase_not_reached", "`step % 100 == 0` (train.py:9) has not come true"),))
+    ours = foreground(allocators=(simulated(2000, coverage=doubtful),))
+    leaking = foreground(allocators=(simulated(2000, coverage=Coverage(growth_bytes=9000 * MIB)),))
+
+    assert judge(predicted_evidence(2000, 900)).feasible
+    assert judge(predicted_evidence(2000, 900, foreground=ours)).codes == ("phase_not_reached",)
+    assert judge(predicted_evidence(2000, 900, foreground=leaking)).codes == ("undecided",)
+
+
+def test_an_epoch_that_passes_with_a_leak_says_when_a_later_one_will_not() -> None:
+    rising = tuple((float(second), (1000 + 100 * second) * MIB) for second in range(41))
+    settled = tuple((float(second), min(1000 + 100 * second, 2500) * MIB) for second in range(41))
+    rates = [steady_growth_bytes(held, 0.0, 40.0) for held in (rising, settled, ())]
+
+    assert rates == [4000 * MIB, None, None]
+    judged = judge(evidence(foreground=foreground(held=rising, held_by="allocator")))
+    assert "epochs" in next(warning.text for warning in judged.warnings if warning.code == "memory_grew")
 
 
 def test_a_program_that_was_not_simulated_has_no_predicted_peak() -> None:

@@ -30,14 +30,14 @@ def loader(samples: int, **options: Any) -> DataLoader:
 
 
 class CutLoader:
-    """A loader as the virtual GPU makes it: a short pass that still knows its full length."""
+    """A loader as the virtual GPU makes it: a short pass of one that keeps its length."""
 
     def __init__(self, whole: DataLoader, batches: int) -> None:
         self.batches = list(whole)[:batches]
-        self.colocate_full_length = len(whole)
+        self.length = len(whole)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return self.length
 
     def __iter__(self) -> Any:
         return iter(self.batches)
@@ -81,7 +81,7 @@ def test_a_shorter_epoch_is_cut(events: Any, given: list[str], train: Any, test:
 
     record = events()[-1]
     assert (record["steps"], record["cut"]) == (steps, True)
-    assert record["steps_full"] == common.full_length(train)
+    assert record["steps_full"] == len(train)
 
 
 def test_an_optimizer_step_that_was_not_made_is_not_counted(events: Any) -> None:

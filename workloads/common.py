@@ -209,7 +209,7 @@ class Run:
         for batch in itertools.islice(loader, planned):
             yield batch
             report.step(None)
-        self.epoch.is_cut = self.epoch.is_cut or report.number < full_length(loader)
+        self.epoch.is_cut = self.epoch.is_cut or report.number < len(loader)
 
     def save(self, **state: Any) -> None:
         """Writes a checkpoint with these entries, in a phase of its own, when ``--save`` names a file."""
@@ -377,14 +377,9 @@ def set_seed(seed: int, *, deterministic: bool = False) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def full_length(loader: Any) -> int:
-    """Batches of a full pass. A cut loader says in ``colocate_full_length`` what it was before."""
-    return int(getattr(loader, "colocate_full_length", None) or len(loader))
-
-
 def full_steps(loader: Any, arguments: argparse.Namespace) -> int:
     """Optimizer steps of a full pass."""
-    return math.ceil(full_length(loader) / arguments.accumulate)
+    return math.ceil(len(loader) / arguments.accumulate)
 
 
 def batch_length(batch: Any) -> int:

@@ -39,7 +39,7 @@ SETTINGS = ("PYTORCH_", "CUBLAS", "CUDNN", "TORCH_", environment.EFFORT)
 NOT_MODELLED = (
     "workspaces of convolutions: bounded by their operands, not known",
     "growth of the CUDA context with the kernels used: a range per GPU",
-    "growth over hours, and phases that the shortened run does not reach",
+    "phases that begin by themselves after hours, or by a value that is computed on the GPU",
 )
 
 

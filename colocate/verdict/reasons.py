@@ -124,6 +124,7 @@ class ReasonCode(StrEnum):
         "a log has words of an out-of-memory that nothing else speaks for",
     )
     SPIKE = ("spike", "the samples missed a part of the peak")
+    MEMORY_GREW = ("memory_grew", "a training's memory grew for as long as it ran: a longer one may not fit")
     WORST_CASE_OVER_LIMIT = (
         "worst_case_over_limit",
         "this run stayed below the limit; another alignment of the two traces may not",

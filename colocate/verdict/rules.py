@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from colocate.device import Basis
 from colocate.units import format_mib
 from colocate.verdict.evidence import Evidence, Member, MemoryWords, OutOfMemory
+from colocate.verdict.leak import steady_growth_bytes
 from colocate.verdict.measured_peak import SPIKE_BYTES, PeakReading, left_no_trace, measured_peak, readings
 from colocate.verdict.memory_words import Weight, of_weight
 from colocate.verdict.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
@@ -451,6 +452,7 @@ def _warnings(evidence: Evidence, apart: PhasePairs) -> Iterator[Reason]:
         text = f"{evidence.foreground.name} writes no events: that it finished rests on its exit code"
         yield Reason("completion_by_exit_code", text)
     yield from _spike(evidence)
+    yield from _leaks(evidence)
     yield from _worst_case(evidence)
     if evidence.device.balloon is not None:
         text = f"{evidence.device.name}: only the memory is that of a smaller GPU; {NOT_IMITATED} are the large one's"
@@ -490,6 +492,23 @@ def _spike(evidence: Evidence) -> Iterator[Reason]:
     if gap_bytes > SPIKE_BYTES:
         own = ", ".join(_reading_text(reading) for reading in readings(evidence))
         yield Reason("spike", f"the samples missed {format_mib(gap_bytes)} of the peak ({own})")
+
+
+def _leaks(evidence: Evidence) -> Iterator[Reason]:
+    """A training whose memory grew through all of its time: a longer one would need more."""
+    seen = _peak_range(evidence)
+    if evidence.device.basis == "predicted" or seen is None:
+        return
+    for member in evidence.members:
+        events = member.progress_events
+        if member.held_by != "allocator" or len(member.process_runs) != 1 or not events:
+            continue
+        more = steady_growth_bytes(member.held, events[0].elapsed_s, events[-1].elapsed_s)
+        if more is not None:
+            times = 1 + max(0, evidence.limits.peak_bytes - seen.expected_bytes) / more
+            run = f"{times * len(member.epochs):.1f} epochs" if member.epochs else f"{times:.1f} times as long a run"
+            text = f"{member.name} grew by {format_mib(more)} through all of its time; at this rate"
+            yield Reason("memory_grew", f"{text} the limit is reached after {run}")
 
 
 def _worst_case(evidence: Evidence) -> Iterator[Reason]:

@@ -298,7 +298,6 @@ def sizes_that_depend_on_known_values_are_true():
 def loaders_are_whole_unless_cut():
     loader = torch.utils.data.DataLoader(torch.arange(100), batch_size=10)
     assert len(loader) == len(list(loader)) == 10
-    assert not hasattr(loader, "colocate_full_length")
 
 
 def errors_are_those_of_a_gpu():

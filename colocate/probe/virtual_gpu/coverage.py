@@ -23,7 +23,7 @@ from .loop_source import Condition, Loop, is_own
 class Effort(NamedTuple):
     """Seconds of processor time that one process may spend beyond the least.
 
-    ``cheap_s``: on passes whose rest costs little. ``unsettled_s``: on passes whose memory has not repeated yet.
+    ``cheap_s``: on passes whose rest costs little. ``unsettled_s``: on each loop whose memory has not repeated yet.
     ``look_s``: on looking for the largest batch. ``end_s``: after so long a program whose loops know no loader, and
     whose memory repeats, is ended.
     """
@@ -35,8 +35,8 @@ class Effort(NamedTuple):
 
 
 EFFORTS = {
-    "quick": Effort(0.5, 3.0, 0.5, 10.0),
-    "normal": Effort(2.0, 6.0, 1.5, 20.0),
+    "quick": Effort(0.5, 2.0, 0.5, 10.0),
+    "normal": Effort(2.0, 4.0, 1.5, 20.0),
     "full": Effort(float("inf"), float("inf"), 60.0, float("inf")),
 }
 
@@ -68,6 +68,7 @@ class LoopCoverage:
     steps: int = 0
     settled: bool = False
     slope: float = 0.0
+    spent_s: float = 0.0
     keeper: Keeper = field(default_factory=Keeper)
     kept_at: str | None = None
 
@@ -91,18 +92,24 @@ class Pass:
     over: bool = False
     runs_whole: bool = False
     known: LoopCoverage | None = None
+    left: "Left | None" = None
     loop: Loop | None = None
     moved: dict[str, int] = field(default_factory=dict)
 
 
-class Left(NamedTuple):
-    """Growth of a pass that was cut: its steps, what they hold while it lives, and what the others would."""
+@dataclass
+class Left:
+    """Growth of a pass that was cut: its steps, what they hold while it lives, and what the others would.
+
+    ``after`` is the step behind the pass: what is made in it of what was collected is larger by ``more_share``.
+    """
 
     first: int
     last: int
     held_bytes: int
     more_bytes: float
     more_share: float
+    after: int | None = None
 
 
 class Coverage:
@@ -126,7 +133,6 @@ class Coverage:
         self._settle = settle
         self._may_end = may_end
         self._cheap_left_s = effort.cheap_s
-        self._unsettled_left_s = effort.unsettled_s
         self._backwards = 0
         self._loops: dict[str, LoopCoverage] = {}
         self._expected: dict[tuple[str, int], tuple[Condition, bool]] = {}
@@ -136,7 +142,7 @@ class Coverage:
         self._highest = self._extrapolated = 0
         self._has_optimizer = False
         self._since_loader = 0
-        self._own_first = 0
+        self._own_first = self._jumps = 0
         self._own = LoopCoverage("?")
         self._own_peaks: list[int] = []
         self._ended = False
@@ -193,6 +199,8 @@ class Coverage:
     def least(self, one: Pass, least: int) -> int:
         """Batches that a pass has at least, besides its last: one, where earlier passes have shown all there is."""
         known = one.known
+        if known is not None and known.passes == 1 and self._backwards > one.backwards:
+            return least + 1  # the first step makes gradients and states, so that growth shows in the third
         return 1 if known is not None and known.settled and known.passes > KNOWN_PASSES else least
 
     def wants_more(self, one: Pass, least: int) -> bool:
@@ -206,8 +214,8 @@ class Coverage:
                 self._cheap_left_s -= rest_s
                 one.runs_whole = True
                 return True
-        if self._unsettled_left_s > 0 and self._is_unsettled(one, known):
-            self._unsettled_left_s -= one.spent_s[-1] if one.spent_s else 0.0
+        if known.spent_s < self.effort.unsettled_s and self._is_unsettled(one, known):
+            known.spent_s += one.spent_s[-1] if one.spent_s else 0.0
             return True
         return False
 
@@ -231,6 +239,8 @@ class Coverage:
         if one.over or one.known is None:
             return
         one.over = True
+        if one.left is not None:
+            one.left.after = self._memory.step
 
     def _begin(self, one: Pass, frame: Any) -> None:
         one.loop = Loop.at(frame.f_code.co_filename, frame.f_lineno) if is_own(frame.f_code.co_filename) else None
@@ -274,7 +284,7 @@ class Coverage:
 
     def _more_of(self, left: Left) -> float:
         held = self._memory.still_held(left.first, left.last) >= left.held_bytes / 2
-        after = self._memory.still_held(left.last + 1, left.last + 1)
+        after = 0 if left.after is None else self._memory.still_held(left.after, left.after)
         return (left.more_bytes if held else 0.0) + after * left.more_share
 
     @property
@@ -282,8 +292,8 @@ class Coverage:
         return int(self._record.fields["optimizer_steps"])
 
     def _kept(self, one: Pass) -> Kept:
-        """Without the first step of the pass, in which gradients and states are made."""
-        return self._memory.kept(one.first_step + 1)
+        """Without the first step of a pass that trains: gradients and states are made in it."""
+        return self._memory.kept(one.first_step + (self._backwards > one.backwards))
 
     def _is_unsettled(self, one: Pass, known: LoopCoverage) -> bool:
         """No optimizer step yet, memory still rising, or growing."""
@@ -319,8 +329,9 @@ class Coverage:
         more = known.slope * (skipped or 0)
         if skipped is not None and more < LEAST_GROWTH_BYTES:
             return
-        held = round(known.slope * max(1, last - one.first_step - 2))
-        self._left.append(Left(one.first_step + 1, last, held, more, (skipped or 0) / max(1, one.given)))
+        held = round(known.slope * max(1, last - one.first_step - 1))
+        one.left = Left(one.first_step, last, held, more, (skipped or 0) / max(1, one.given))
+        self._left.append(one.left)
         told = self._growth.setdefault(
             known.place,
             {"place": known.kept_at, "bytes_per_step": 0, "steps_seen": 0, "steps_left": 0},
@@ -339,20 +350,34 @@ class Coverage:
     def _stepped(self) -> None:
         """An optimizer has made a step; several since the last batch of a loader mean a loop that has none."""
         self._since_loader += 1
-        if self._since_loader < OWN_LOOP_STEPS:
+        if not self._may_end:
             return
         frame, loop = _own_loop()
+        moved = {} if loop is None else loop.observe(frame)
+        if self._since_loader < OWN_LOOP_STEPS:
+            return
         if self._since_loader == OWN_LOOP_STEPS:
             self._own = LoopCoverage("?" if loop is None else loop.place, batches_whole=None)
             self._own_first = self._memory.step + 1
             self._own_peaks = []
-        moved = {} if loop is None else loop.observe(frame)
         self._own_peaks.append(self._close_step())
         kept = self._memory.kept(self._own_first)
         if frame is not None and kept.matters(None):
             self._own.kept_at = self._own.keeper.look(frame) or self._own.kept_at
-        if self._may_end and time.process_time() > self.effort.end_s and self._repeats(kept):
+        if time.process_time() < self.effort.end_s or not self._repeats(kept):
+            return
+        if loop is None or not self._jumped(frame, loop, moved):
             self._end(frame, loop, moved, kept)
+
+    def _jumped(self, frame: Any, loop: Loop, moved: dict[str, int]) -> bool:
+        """Move the counters of a loop to just before the next condition that says something new, if there is one."""
+        for ahead, condition in sorted(loop.first_news(frame, moved, MOST_AHEAD), key=lambda one: one[0]):
+            counters = condition.names & set(moved)
+            if not condition.is_harmless and counters <= loop.counted and self._jumps < MOST_TARGETS:
+                self._jumps += 1
+                loop.advance(frame, moved, ahead - 1)
+                return True
+        return False
 
     def _repeats(self, kept: Kept) -> bool:
         before, latest = self._own_peaks[:-REPEATED_STEPS], self._own_peaks[-REPEATED_STEPS:]

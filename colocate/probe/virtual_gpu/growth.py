@@ -39,9 +39,9 @@ class Kept(NamedTuple):
     num_bytes: int
 
     def matters(self, steps_left: int | None) -> bool:
-        """As much more in each of the steps that are left would be seen in the peak."""
+        """Most steps left something, and as much in each of those to come would be seen in the peak."""
         left = UNKNOWN_STEPS if steps_left is None else steps_left
-        return self.steps >= 2 and self.bytes_per_step * left >= LEAST_GROWTH_BYTES
+        return self.steps * 3 >= self.of_steps > 0 and self.bytes_per_step * left >= LEAST_GROWTH_BYTES
 
     @property
     def grows(self) -> bool:
@@ -92,7 +92,7 @@ class StepMemory:
         return highest
 
     def kept(self, since: int) -> Kept:
-        """What the steps from ``since`` on have left, without the last two, whose variables still live."""
+        """What the steps from ``since`` on have left, without the latest, whose variables still live."""
         until = self.step - 2
         found = [size for step, size in self._left.items() if since <= step <= until and size >= LEAST_BYTES]
         return Kept(len(found), until - since + 1, sum(found))

@@ -188,11 +188,10 @@ class Loop:
             if type(value) is int and (name in self._names_in_use or name in self.counted)
         }
         moved = {name: value - self._before[name] for name, value in now.items() if name in self._before}
-        if self._before:
-            for condition in self.conditions:
-                if condition.is_readable(frame.f_globals, variables):
-                    held = condition.holds(frame.f_globals, variables)
-                    condition.seen |= {held} if held is not None else set()
+        for condition in self.conditions:
+            if condition.is_readable(frame.f_globals, variables):
+                held = condition.holds(frame.f_globals, variables)
+                condition.seen |= {held} if held is not None else set()
         self._before = now
         return {name: by for name, by in moved.items() if by}
 

@@ -1,0 +1,144 @@
+"""How far a dry run goes, and what it says about the rest."""
+
+import ast
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from emulated import PROGRAMS, Bench, Run
+
+from colocate.probe.virtual_gpu.growth import StepMemory
+from colocate.probe.virtual_gpu.longest import Longest
+from colocate.probe.virtual_gpu.loop_source import Loop
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """All loops in one process, since most of the time goes into importing torch."""
+    folder, quick = tmp_path_factory.mktemp("covered"), {"COLOCATE_EFFORT": "quick"}
+    bench = Bench(folder, gpu_mib=1 << 20, batches_per_pass=3, environment=quick)
+    return bench.run(PROGRAMS / "covered.py", timeout_s=600)
+
+
+def peak_mib(run: Run, loop: str) -> int:
+    return next(int(line.split()[2]) for line in run.output.splitlines() if line.startswith(f"-- {loop} "))
+
+
+def test_nothing_that_is_computed_from_a_length_or_a_number_breaks(run: Run) -> None:
+    """``len(loader)`` used to be 3: ten logs per epoch divided by zero, and arrays were filled in the wrong places."""
+    assert run.exit_code == 0, run.output[-3000:]
+    loops = run.record["coverage"]["loops"]
+    assert sum(one["batches_run"] for one in loops) < 1500, "the passes were cut"
+    assert next(one for one in loops if one["batches_whole"] == 9001)["passes"] == 1
+
+
+def test_what_is_reached_late_is_in_the_peak(run: Run) -> None:
+    """Accumulation, a phase at a step, the longest batch: three batches a pass used to show none of them."""
+    assert peak_mib(run, "accumulated") > 4 * 6 * 16, "parameters, gradients, and two states of Adam"
+    assert peak_mib(run, "late_phase") > 4 * 64
+    assert peak_mib(run, "longest") > 4 * 30_000 * 512 * 4 // MIB
+
+
+def test_memory_that_grows_is_told_with_its_line_and_its_steps(run: Run) -> None:
+    """A leak used to fit: three batches of it are small."""
+    coverage = run.record["coverage"]
+    source = (PROGRAMS / "covered.py").read_text().splitlines()
+    line = next(number for number, text in enumerate(source, 1) if "# kept here" in text)
+    leak, streamed = coverage["growth"]
+
+    assert leak["place"] == f"covered.py:{line}"
+    assert leak["bytes_per_step"] >= 512 * 512 * 4
+    assert leak["steps_seen"] + leak["steps_left"] + 1 == pytest.approx(1 << 14, abs=2)
+    assert coverage["growth_bytes"] > 15_000 * MIB
+    assert streamed["steps_left"] is None
+    assert [code for code, _ in coverage["doubts"]] == ["memory_grows"], "of the stream, whose length nobody knows"
+
+
+# Without a program.
+
+
+def test_only_what_every_step_leaves_behind_is_growth() -> None:
+    memory, number = StepMemory(), 0
+    for step in range(12):
+        for size, lives in ((MIB, step == 0), (2 * MIB, True), (512, step == 5)):
+            number += 1
+            memory.allocated(number, size, 0)
+            if not lives or (size == 2 * MIB and step < 4):
+                memory.freed(number)
+        memory.next_step()
+
+    assert memory.kept(1)[:2] == (7, 10), "the last two steps still hold their variables"
+    assert memory.kept(4).grows
+    assert not memory.kept(8).grows, "three steps may be a queue"
+    assert memory.still_held(0, 0) == MIB
+
+
+CONDITIONS = """
+def train(loader, every, flag):
+    step = 0
+    for number, batch in enumerate(loader):
+        step += 1
+        if step % every == 0:
+            evaluate()
+        if number % 10 == 9:
+            print(number, flag.item())
+        if flag and number > 50:
+            unfreeze()
+        if len(batch) > 3:
+            other()
+"""
+
+
+def test_a_condition_on_a_counter_is_asked_ahead_without_calling_the_program(tmp_path) -> None:
+    path = tmp_path / "loop.py"
+    path.write_text(CONDITIONS)
+    loop = Loop.at(str(path), 4)
+    assert loop is not None
+
+    frame = SimpleNamespace(f_globals={}, f_code=compile("", "loop.py", "exec"))
+    frame.f_locals = {"number": 0, "step": 1, "every": 100, "flag": True, "batch": [1]}
+    loop.observe(frame)
+    frame.f_locals = {**frame.f_locals, "number": 1, "step": 2}
+    moved = loop.observe(frame)
+    news = {condition.line: (ahead, condition.is_harmless) for ahead, condition in loop.first_news(frame, moved, 500)}
+
+    assert moved == {"number": 1, "step": 1}
+    assert news == {6: (98, False), 8: (8, True), 10: (50, False)}
+    assert isinstance(Loop.tree_of(str(path)), ast.Module)
+
+
+class Texts(torch.utils.data.Dataset):
+    def __init__(self, lengths, generator=None) -> None:
+        self.lengths = lengths
+        self.random = random.Random(0)
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        self.random.random()
+        torch.rand(1)
+        return {"ids": [0] * self.lengths[index]}
+
+
+def test_the_longest_batch_is_found_without_moving_a_random_number() -> None:
+    budget = SimpleNamespace(look_s=60.0, doubts=[])
+    budget.doubt = lambda code, text: budget.doubts.append(code)
+    lengths = [10 + i % 7 for i in range(400)]
+    lengths[333] = 99
+    data = Texts(lengths)
+    loader = torch.utils.data.DataLoader(data, batch_size=4)
+    order = [list(range(first, first + 4)) for first in range(0, 400, 4)]
+    before = torch.get_rng_state(), data.random.getstate()
+
+    assert 333 // 4 in Longest(budget).batches(loader, order)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert data.random.getstate() == before[1]
+    assert not Longest(budget).batches(torch.utils.data.DataLoader(Texts(lengths, iter(lengths))), order)
+    budget.look_s = 0.0
+    Longest(budget).batches(loader, order)
+    assert budget.doubts == ["longest_batch_unseen"]
