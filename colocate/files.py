@@ -146,7 +146,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ColocateError(f"{path}: expected a folder that can be written, got {error.strerror}") from error
+        raise ColocateError(f"could not write the folder {path}: {error.strerror}") from error
 
 
 def write_text(path: Path, text: str) -> None:

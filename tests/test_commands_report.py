@@ -100,7 +100,7 @@ def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
 def test_a_page_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["report", str(run.path), "--out", str(tmp_path / "file" / "x.html")]) == 2
-    assert "expected a folder that can be written" in capsys.readouterr().err
+    assert "could not write the folder" in capsys.readouterr().err
 
 
 def test_several_runs_become_one_page(run, tmp_path, capsys):

@@ -199,7 +199,7 @@ def test_other_tests_need_no_plan_no_gpu_and_write_nothing(tmp_path):
 def test_a_summary_that_cannot_be_written_costs_no_verdict(tmp_path):
     run = Project(tmp_path, {"group01": "block the summary"}, 1).run("feasibility")
     assert run.exit_code == 0
-    assert "summary.csv: expected to be written, got" in run.out
+    assert "could not write summary.csv: " in run.out
     assert run.rows() == {"group01": "Passed"}
 
 
@@ -214,7 +214,7 @@ def test_a_results_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "project").mkdir()
     run = Project(tmp_path / "project", {}, 1).run("feasibility", "--results=../file/results")
     assert run.exit_code == 4
-    assert "expected a folder that can be written, got Not a directory" in run.out
+    assert ": Not a directory" in run.out
 
 
 def test_options_refuse_what_they_cannot_mean():
@@ -239,5 +239,5 @@ def test_a_page_that_cannot_be_made_costs_no_verdict(tmp_path):
     run = project.run("feasibility", "-p", "broken_page")
 
     assert run.exit_code == 0
-    assert "page: expected to be made, got KeyError: 'peak'" in run.out
+    assert "could not write the report: KeyError: 'peak'" in run.out
     assert "1 of 1 groups feasible" in run.out

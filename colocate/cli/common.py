@@ -56,7 +56,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ColocateError(f"{near(path)}: expected to be written, got {error.strerror or error}") from error
+        raise ColocateError(f"could not write {near(path)}: {error.strerror or error}") from error
 
 
 def write_page(runs: "list[StoredRun]", out: Path, comparison: "Comparison | None" = None) -> "Report":

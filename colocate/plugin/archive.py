@@ -44,7 +44,7 @@ class ArchiveWriting:
         try:
             yield
         except (OSError, ColocateError) as error:
-            warn(self.config, f"--archive: expected to be written, got {error}")
+            warn(self.config, f"could not write the archive: {error}")
 
 
 def register(config: pytest.Config) -> None:

@@ -28,7 +28,7 @@ class GitHub:
             for line in github.publish(markdown, annotations):
                 terminal.write_line(line)
         except Exception as error:  # whatever it is: verdicts and page are on disk
-            terminal.write_line(f"summary of the job: expected to be written, got {type(error).__name__}: {error}")
+            terminal.write_line(f"could not write the job summary: {type(error).__name__}: {error}")
 
 
 def register(config: pytest.Config) -> None:

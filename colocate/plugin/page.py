@@ -94,7 +94,7 @@ class Page:
         try:
             journal.append(self.session.run_directory.path, event, **fields)
         except OSError as error:  # the records are what counts
-            warn(self.config, f"journal: expected to be written, got {error}")
+            warn(self.config, f"could not write the journal: {error}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, prefix: list[str]) -> None:
@@ -112,7 +112,7 @@ class Page:
             )
             warn(
                 self.config,
-                f"page: expected to be made, got {type(error).__name__}: {error}; colocate report makes it again",
+                f"could not write the report: {type(error).__name__}: {error}; colocate report makes it again",
             )
             prefix.append(f"<pre>{escape(reported)}</pre>")
 
@@ -133,7 +133,7 @@ class Page:
         try:
             override(self.summary)
         except Exception as error:  # whatever it is: the records are what counts, and they are written
-            warn(self.config, f"summary.csv: expected to be written, got {error}")
+            warn(self.config, f"could not write summary.csv: {error}")
 
     def pytest_unconfigure(self) -> None:
         """Take back what was prepared for a run in which no group came to run."""

@@ -33,7 +33,7 @@ class Proposals:
         try:
             self._advise(budget_s)
         except Exception as error:  # whatever it is: the verdicts are on disk and do not need this
-            warn(self.config, f"proposals: expected to be made, got {type(error).__name__}: {error}")
+            warn(self.config, f"could not make proposals: {type(error).__name__}: {error}")
 
     def _advise(self, budget_s: float) -> None:
         wanted = [(group, directory) for group, directory, reported in self.session.recorded() if is_unfit(reported)]

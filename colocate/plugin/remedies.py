@@ -35,7 +35,7 @@ class Remedying:
         except KeyboardInterrupt:
             warn(self.config, "remedies: ended early, as asked; --resume goes on with them")
         except Exception as error:  # whatever it is: the verdicts are on disk and do not need this
-            warn(self.config, f"remedies: expected to be tried, got {type(error).__name__}: {error}")
+            warn(self.config, f"could not try fixes: {type(error).__name__}: {error}")
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -98,7 +98,7 @@ class CappedLog:
         try:
             act()
         except OSError as error:
-            self.failed = self.failed or f"{self._path}: expected to write the log, got {error.strerror!r}"
+            self.failed = self.failed or f"could not write the log {self._path}: {error.strerror}"
 
     def _begin(self) -> None:
         for stale in _segments(self._path):

@@ -380,7 +380,7 @@ def _start_supervisor(log: Path, cookie: str) -> "subprocess.Popen[bytes]":
         # Not blocking: somebody may have put a pipe there, which nobody reads.
         errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise TrainingError(f"{log}: expected a log that can be written, got {error.strerror!r}") from error
+        raise TrainingError(f"could not write the log {log}: {error.strerror}") from error
     package = os.fspath(Path(__file__).parents[1])
     argv = [sys.executable, "-I", "-S", "-c", _BOOT, package, f"{SUPERVISES}{cookie}"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("COLOCATE_")}
@@ -396,7 +396,7 @@ def _start_supervisor(log: Path, cookie: str) -> "subprocess.Popen[bytes]":
             start_new_session=True,
         )
     except OSError as error:
-        raise TrainingError(f"{argv[0]}: expected to start a supervisor, got {error.strerror!r}") from error
+        raise TrainingError(f"could not start the supervisor {argv[0]}: {error.strerror}") from error
     finally:
         os.close(errors)
 

@@ -446,7 +446,7 @@ def launch(orders: Orders, output: int) -> int:
     try:
         pid = os.fork()
     except OSError as error:
-        raise LaunchError(f"{orders['argv'][0]}: expected to start a process, got {error.strerror!r}") from error
+        raise LaunchError(f"could not start {orders['argv'][0]}: {error.strerror}") from error
     if pid == 0:
         _become_training(orders, output, training_end, supervisor)
     os.close(training_end)

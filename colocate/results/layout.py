@@ -145,7 +145,7 @@ class RunDirectory:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise ColocateError(f"{path}: expected a folder that can be written, got {error.strerror}") from error
+                raise ColocateError(f"could not write the folder {path}: {error.strerror}") from error
             return cls(path)
         raise ColocateError(f"{results}: expected a free name, found 99 runs named {name}")
 
