@@ -49,14 +49,14 @@ def test_a_group_with_a_record_is_not_run_over(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
 
-    with pytest.raises(ColocateError, match="could not write the folder .*: Permission denied"):
+    with pytest.raises(ColocateError, match=r"could not write the folder .*: Permission denied"):
         RunDirectory.new(tmp_path / "results", NOW)
 
 
 def test_a_file_in_the_place_of_a_folder_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("")
 
-    with pytest.raises(ColocateError, match="could not write the folder .*results"):
+    with pytest.raises(ColocateError, match=r"could not write the folder .*results"):
         RunDirectory.new(tmp_path / "results", NOW)
 
 

@@ -83,7 +83,7 @@ def test_a_missing_working_directory_is_an_error(tmp_path: Path, cookie: str) ->
 def test_a_log_that_cannot_be_written_is_an_error(begin: Begin, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="nowhere: expected a folder for the log, found none"):
         begin("idle", log=tmp_path / "nowhere" / "log")
-    with pytest.raises(TrainingError, match="could not write the log .*: Is a directory"):
+    with pytest.raises(TrainingError, match=r"could not write the log .*: Is a directory"):
         begin("idle", log=tmp_path)
 
 

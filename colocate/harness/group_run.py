@@ -265,7 +265,7 @@ class GroupRun:
         try:
             return self._written()
         except OSError as error:
-            text = f"{self.directory.path}: expected to write the record of {self.group.id}, got {error.strerror}"
+            text = f"could not write the record of {self.group.id} to {self.directory.path}: {error.strerror}"
             raise ColocateError(f"{text}; nothing is concluded without it") from error
 
     def _written(self) -> Verdict:
