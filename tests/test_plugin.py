@@ -162,6 +162,26 @@ def test_a_rewritten_keyword_is_told(tmp_path):
     assert "INCOMPLETE: 1 group has no verdict (not selected: group02)" in run.out
 
 
+def test_with_the_gate_of_the_plan_exit_code_junit_and_last_line_say_the_same(tmp_path):
+    """A selection of which all passed used to exit with 1, and JUnit failed groups that were tolerated."""
+    project = Project(tmp_path, {"group02": "infeasible"}, 21)
+    run = project.run("feasibility", "--gate=plan", "--predict=0")
+    assert run.exit_code == 0
+    assert run.junit_counts() == {"tests": 21, "errors": 0, "failures": 0, "skipped": 1}
+    assert '<property name="colocate_plan" value="holds" />' in (tmp_path / "junit.xml").read_text()
+    assert (
+        run.out.splitlines()[-1].startswith("exit 0: the plan's rule holds") and "group02" in run.out.splitlines()[-1]
+    )
+
+    for words, code, last in (
+        (("--gate=plan", "-k", "group1 or group3"), 0, "exit 0: the plan's rule holds for the selected groups, 2 of 2"),
+        (("--gate=plan", "-k", "group2"), 1, "exit 1: the plan's rule does not hold for the selected groups, 0 of 1"),
+        (("-k", "group1 or group2"), 1, "exit 1: 1 of 2 feasible, 1 needed by the plan; not: group02"),
+    ):
+        run = project.run("feasibility", "--predict=0", *words)
+        assert (run.exit_code, run.out.splitlines()[-1][: len(last)]) == (code, last)
+
+
 # Plans.
 
 

@@ -67,6 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
         collection,
         completeness,
         devices,
+        gate,
         github,
         outcomes,
         page,
@@ -98,6 +99,7 @@ def pytest_configure(config: pytest.Config) -> None:
         proposals,
         github,
         archive,
+        gate,
     )
     for module in modules:
         module.register(config)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from colocate.plugin import private_api
+from colocate.plugin import gate, private_api
 from colocate.plugin.invocation import is_worker, only_looks
 from colocate.plugin.options import option
 from colocate.plugin.outcomes import CRASHED, INTERRUPTED, NOT_RUN, Record, properties, unjudged
@@ -193,10 +193,9 @@ class CompletenessCheck:
         if stopped or (exitstatus == pytest.ExitCode.OK and session.testsfailed):
             exitstatus = pytest.ExitCode.TESTS_FAILED
         judged = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        if judged and option(self.config, "gate") == "plan":
-            return (
-                pytest.ExitCode.OK if self.session.plan_verdict().holding == "holds" else pytest.ExitCode.TESTS_FAILED
-            )
+        if judged and option(self.config, "gate") == gate.PLAN_RULE:
+            holds = gate.selected(self.session).holding == "holds"
+            return pytest.ExitCode.OK if holds else pytest.ExitCode.TESTS_FAILED
         return exitstatus
 
 

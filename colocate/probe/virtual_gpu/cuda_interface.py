@@ -77,10 +77,12 @@ def install_cuda_interface(device: Device, gpu: VirtualGpu, unsupported: Callabl
         "get_memory_info": cuda["mem_get_info"],
         "get_device_capability": lambda device=None: {"supported_dtypes": set()},
     }
-    for name in set(cuda) & set(dir(torch.accelerator)):
-        accelerator.setdefault(name, cuda[name])
-    for name, function in accelerator.items():
-        setattr(torch.accelerator, name, function)
+    module = getattr(torch, "accelerator", None)  # new in 2.6
+    if module is not None:
+        for name in set(cuda) & set(dir(module)):
+            accelerator.setdefault(name, cuda[name])
+        for name, function in accelerator.items():
+            setattr(module, name, function)
     torch.Tensor.record_stream = _nothing
     for name in ("range_push", "range_pop", "range_start", "range_end", "mark"):
         setattr(torch.cuda.nvtx, name, lambda *args, **kwargs: 0)

@@ -36,7 +36,9 @@ def install_framework_patches(emulator: Emulator) -> None:
 
 def _keep_fake_tensors_off_the_driver() -> None:
     """Fake tensors initialise CUDA for some operators, and lift ``torch.tensor([...], device="cuda")`` through it."""
-    fake_tensor.init_gpu_context = lambda *args, **kwargs: None
+    for name in ("init_gpu_context", "init_cuda_context"):  # the latter before torch 2.6
+        if hasattr(fake_tensor, name):
+            setattr(fake_tensor, name, lambda *args, **kwargs: None)
     FakeTensorMode.avoid_device_init = property(lambda self: True)
     torch._C._set_only_lift_cpu_tensors(True)
 

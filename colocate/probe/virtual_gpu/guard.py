@@ -1,18 +1,22 @@
-"""Makes a torch without a GPU believe that a CUDA device may exist, so that fake tensors can live on it.
+"""Makes a torch without a GPU believe that a CUDA device exists, so that fake tensors can live on it.
 
 Owns the only code that touches torch's memory: about three pointers, through ctypes. Forward and backward of fake
-``cuda`` tensors need a device guard and two answers of the CUDA hooks ("is CUDA built?", "is there a context?"); a
-CPU build has neither, a CUDA build without a driver lacks the answers. Tried on Linux x86-64 with torch 2.11 to 2.15;
-everything here is private to torch, so `emulation` proves that it works before a program relies on it.
+``cuda`` tensors need a device guard and two or three answers of the CUDA hooks ("is CUDA built?", "is there a
+context?"); a CPU build has neither, a CUDA build without a driver has a guard that asks the driver. Both get ours, one
+function of machine code that says 1 to everything. Everything here is private to torch, so `emulation` proves that it
+works before a program relies on it; `scripts/torch-versions` tries the range.
 """
 
 import ctypes
+import mmap
 import platform
 import sys
 from pathlib import Path
 
 import torch
 
+OLDEST = (2, 4)
+NEWEST_TRIED = (2, 14)
 CUDA = 1  # c10::DeviceType::CUDA
 
 GUARD_REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"  # c10::impl::device_guard_impl_registry
@@ -21,8 +25,14 @@ GET_CUDA_HOOKS = "_ZN2at6detail12getCUDAHooksEv"  # at::detail::getCUDAHooks()
 POINTER_BYTES = ctypes.sizeof(ctypes.c_void_p)
 VTABLE_HEADER = 2  # Itanium C++ ABI: offset to top and type information precede the functions
 VTABLE_FUNCTIONS = 80  # more than AcceleratorHooksInterface and CUDAHooksInterface have together
-IS_BUILT, HAS_PRIMARY_CONTEXT = 2, 4  # slots in AcceleratorHooksInterface.h
-GUARD_TYPE = 2  # slot of DeviceGuardImplInterface::type(), behind the two destructors; for CUDA it returns 1
+
+# mov eax, 1; xor edx, edx; ret: the type CUDA, one device, true, and by System V's rules for small structures also the
+# device cuda:0 and its default stream. Whatever a guard is asked for, that is an answer.
+ONE = bytes((0xB8, 1, 0, 0, 0, 0x31, 0xD2, 0xC3))
+
+# Slots of the questions in ATen/detail/AcceleratorHooksInterface.h, from a version on; those of 2.4 and 2.5 that ask
+# whether there is CUDA at all are in CUDAHooksInterface.h.
+YES_SLOTS = {(2, 4): (2, 12), (2, 6): (2, 4)}  # hasPrimaryContext and hasCUDA; isBuilt and hasPrimaryContext
 
 
 def _keep_forever(*objects: object) -> None:
@@ -44,17 +54,29 @@ def install() -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         found = f"{sys.platform} on {platform.machine()}"
         raise GuardError(f"virtual GPU: expected Linux on x86-64, found {found}")
-    if not hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
-        raise GuardError(f"virtual GPU: expected torch 2.11 or newer, found {torch.__version__}")
+    version = torch_version()
+    if version < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise GuardError(f"virtual GPU: expected torch {oldest} or newer, found {torch.__version__}")
     try:
-        _answer_hooks(_install_guard())
+        one = _executable(ONE)
+        _install_guard(one)
+        _answer_hooks(one, YES_SLOTS[max(known for known in YES_SLOTS if known <= version)])
     except (OSError, ValueError, AttributeError) as error:
         raise GuardError(f"virtual GPU: expected torch's known layout, found {error}") from error
     if not _accelerator_is_cuda():
         raise GuardError(f"virtual GPU: expected torch to report a CUDA device, torch {torch.__version__} does not")
 
 
+def torch_version() -> tuple[int, int]:
+    """Major and minor version of the torch at hand."""
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 def _accelerator_is_cuda() -> bool:
+    if not hasattr(torch, "accelerator"):  # before 2.6 there is nobody to ask
+        return True
     accelerator = torch.accelerator.current_accelerator()
     return accelerator is not None and accelerator.type == "cuda"
 
@@ -63,47 +85,42 @@ def _library(name: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
 
 
-def _install_guard() -> int:
-    """The address of a CUDA device guard that does nothing.
+def _executable(code: bytes) -> int:
+    """The address of machine code in memory of its own, which can be run and not written any more.
 
-    torch brings one (``FakeGuardImpl``) and installs it where a registered guard sees no device. On a CPU build none
-    is registered, so a placeholder is registered first, all of whose functions return 0.
+    Raises:
+        OSError: the system allows no such memory.
     """
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    memory.write(code)
+    _keep_forever(memory)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_EXEC):
+        raise OSError(ctypes.get_errno(), "memory that cannot be made executable")
+    return address
+
+
+def _install_guard(one: int) -> None:
+    """Register a guard for CUDA all of whose functions are the same."""
     registry = (ctypes.c_void_p * 32).in_dll(_library("libc10.so"), GUARD_REGISTRY)
-    torch._C._ensureCUDADeviceGuardSet()
-    if not registry[CUDA]:
-        placeholder = _object_without_devices()
-        registry[CUDA] = placeholder
-        torch._C._ensureCUDADeviceGuardSet()
-        if registry[CUDA] == placeholder:
-            registry[CUDA] = None
-            raise ValueError("no fake device guard")
-    return int(registry[CUDA] or 0)
-
-
-def _object_without_devices() -> int:
-    returns_zero = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda this: 0)
-    function = ctypes.cast(returns_zero, ctypes.c_void_p).value
-    vtable = (ctypes.c_void_p * 64)(*([function] * 64))
+    vtable = (ctypes.c_void_p * 64)(*([one] * 64))
     instance = (ctypes.c_void_p * 4)(ctypes.addressof(vtable))
-    _keep_forever(returns_zero, vtable, instance)
-    return ctypes.addressof(instance)
+    _keep_forever(vtable, instance)
+    registry[CUDA] = ctypes.addressof(instance)
 
 
-def _answer_hooks(guard: int) -> None:
-    """Give the CUDA hooks a copy of their own vtable in which two functions say yes.
-
-    ``FakeGuardImpl<CUDA>::type()`` compiles to "return 1", which serves as both: no compiler is needed.
-    """
+def _answer_hooks(one: int, slots: tuple[int, ...]) -> None:
+    """Give the CUDA hooks a copy of their own vtable in which some functions say yes."""
     get_hooks = getattr(_library("libtorch_cpu.so"), GET_CUDA_HOOKS)
     get_hooks.restype, get_hooks.argtypes = ctypes.c_void_p, []
     hooks = ctypes.cast(get_hooks(), ctypes.POINTER(ctypes.c_void_p))
-    functions = ctypes.cast(ctypes.c_void_p.from_address(guard).value or 0, ctypes.POINTER(ctypes.c_void_p))
     original = hooks[0]
     size = VTABLE_HEADER + VTABLE_FUNCTIONS
     source = (ctypes.c_void_p * size).from_address((original or 0) - VTABLE_HEADER * POINTER_BYTES)
     vtable = (ctypes.c_void_p * size)(*source)
-    vtable[VTABLE_HEADER + IS_BUILT] = vtable[VTABLE_HEADER + HAS_PRIMARY_CONTEXT] = functions[GUARD_TYPE]
+    for slot in slots:
+        vtable[VTABLE_HEADER + slot] = one
     _keep_forever(vtable)
     hooks[0] = ctypes.addressof(vtable) + VTABLE_HEADER * POINTER_BYTES
     if not _accelerator_is_cuda():

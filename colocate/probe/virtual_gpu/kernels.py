@@ -38,7 +38,9 @@ def register(assume: Callable[[torch.Tensor, bool], None]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on a CUDA build they replace kernels that need a driver
         for name in ONE_KERNEL:
-            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CUDA"):
+            if hasattr(torch.ops.aten, name) and not torch._C._dispatch_has_kernel_for_dispatch_key(
+                f"aten::{name}", "CUDA"
+            ):
                 library.impl(name, _never_reached(name), "CUDA")
         _register(library, "scaled_dot_product_attention", attention)
         for name, mode in (("lstm", LSTM), ("gru", GRU), ("rnn_tanh", TANH), ("rnn_relu", RELU)):
