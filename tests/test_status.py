@@ -53,9 +53,9 @@ def test_a_running_group_tells_progress_memory_peak_and_time_left(run):
         record = {"t": 1.0, "reserved_bytes": reserved * MIB, "context_bytes": 300 * MIB}
         (directory.probe(role) / "7.json").write_text(json.dumps(record))
     (state,) = status.running(run)
-    assert status_line.line_of(state, None, 100) == (
-        "group01  train 25/100  1300 + 1800  GPU 3000  peak 3200 of 7500 MiB  1:02  2:30 left"
-    )
+    text = "fg 1300 · bg 1800 · GPU 3000/7500 MiB  peak 3200  1:02  2:30 left"
+    assert status_line.line_of(state, None, 100) == f"group01  train 25/100  {text}"
+    assert status_line.line_of(state, None, 120) == f"group01  train 25/100  █████·······  {text}"
     assert status_line.line_of(state, 92.0, 100).endswith("0:30 left")
 
 
@@ -68,7 +68,7 @@ def test_with_less_room_a_line_tells_less_and_never_breaks(run, width):
     assert len(line) <= width
     assert line.startswith("group01")
     if width == 60:
-        assert "peak 3200 of 7500 MiB" in line
+        assert "GPU 3000/7500 MiB  peak 3200" in line
 
 
 def test_a_finished_group_does_not_run(run):

@@ -5,6 +5,7 @@ workers, and `colocate.plugin.scheduler` a scheduler as xdist wants one.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -45,6 +46,18 @@ def run_first_with_lf(config: pytest.Config, nodeid: str) -> None:
     last_failed = config.pluginmanager.get_plugin("lfplugin")
     if last_failed is not None:
         last_failed.lastfailed[nodeid] = True
+
+
+@contextmanager
+def without_case_lines(config: pytest.Config) -> Iterator[None]:
+    """Have pytest's terminal write no line of its own for a case, whatever ``-v`` says."""
+    known, name = config._inicache, "verbosity_test_cases"
+    before = known.get(name, "auto")
+    known[name] = "0"
+    try:
+        yield
+    finally:
+        known[name] = before
 
 
 def width_of(terminal: Any) -> int:

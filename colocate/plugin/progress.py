@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,13 @@ class Progress:
             self._start_ticking()
 
     @pytest.hookimpl(trylast=True)
-    def pytest_collection_finish(self) -> None:
-        """Show the plan of a run without workers; the ledger has noted by now what was selected."""
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Show the plan of a run without workers; by now it is noted what was selected."""
         self._show_plan()
+        if self.config.option.collectonly and self.terminal is not None:
+            found = [group for item in session.items if (group := group_of(self.config, item.nodeid)) is not None]
+            for line in self._table([_planned(group, None) for group in found]):
+                self.terminal.write_line(line)
 
     @pytest.hookimpl(optionalhook=True, trylast=True)
     def pytest_xdist_node_collection_finished(self) -> None:
@@ -110,16 +115,21 @@ class Progress:
 
     def _plan_lines(self) -> Iterator[str]:
         if len(self.session.selected) <= LISTED:
-            rows = [_planned(group, self.estimate.seconds.get(group.id)) for group in self.session.selected]
-            widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-            for cells in rows:
-                padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True) if width]
-                yield _cut("  ".join(padded).rstrip(), private_api.width_of(self.terminal) - 1)
+            yield from self._table(
+                [_planned(group, self.estimate.seconds.get(group.id)) for group in self.session.selected]
+            )
         together = self._side_by_side or 1
         decisions = self.session.decisions
         to_run = [g.id for g in self.session.selected if g.id not in decisions or decisions[g.id].reused is None]
         if to_run:
             yield f"time: {self.estimate.sentence(to_run, together)}"
+
+    def _table(self, rows: list[tuple[str, ...]]) -> Iterator[str]:
+        """Align the groups of a plan, a line each."""
+        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+        for cells in rows:
+            padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True) if width]
+            yield _cut("  ".join(padded).rstrip(), private_api.width_of(self.terminal) - 1)
 
     @property
     def _side_by_side(self) -> int:
@@ -128,11 +138,18 @@ class Progress:
 
     # What runs.
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Show what runs from now on, until the line of the finished group."""
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_logstart(self, nodeid: str) -> Generator[None, None, None]:
+        """Show what runs from now on, until the line of the finished group.
+
+        With ``-v`` pytest would begin a line here that the live lines tear.
+        """
         group = group_of(self.config, nodeid)
-        if group is not None:
+        if group is None:
+            yield
+        else:
+            with private_api.without_case_lines(self.config):
+                yield
             self.running[group.id] = time.monotonic()
             self._start_ticking()
 
@@ -220,17 +237,17 @@ class Progress:
             return "error", "E", "ERROR"
         if self.over or str(report.when) == "collect" or group_of(self.config, report.nodeid) is None:
             return None
-        if self.config.option.verbose > 0:
-            return None
         failed = "failed" if report.when == "call" else "error"
         if report.passed:
             return ("passed" if report.when == "call" else ""), "", ""
         return ("skipped" if report.skipped else failed), "", ""
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
         """Write the line of a group once it is done."""
         group = group_of(self.config, report.nodeid)
+        with nullcontext() if group is None else private_api.without_case_lines(self.config):
+            yield
         if report.when != "teardown" or group is None or group.id in self.finished:
             return
         self.finished.add(group.id)
@@ -334,13 +351,12 @@ def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str
 
 
 def _longest(records: Iterable[Record]) -> Iterator[str]:
-    """Where the time went: the groups that took longest."""
+    """Say where the time went: the groups that took longest."""
     timed = [record for record in records if record.get("duration_s") and not record.get("reused")]
     timed.sort(key=lambda record: -record["duration_s"])
     if len(timed) > 1:
         named = ", ".join(f"{record['group']} {status_line.clock(record['duration_s'])}" for record in timed[:4])
-        total = status_line.clock(sum(record["duration_s"] for record in timed))
-        yield f"{total} in {len(timed)} groups; longest {named}"
+        yield f"longest {named}"
 
 
 def shown_path(config: pytest.Config, path: Path) -> str:

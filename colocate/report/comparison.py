@@ -74,6 +74,14 @@ class GroupDiff:
 
 
 @dataclass(frozen=True)
+class History:
+    """How the groups came out over several runs, the earliest first; None where a run does not have a group."""
+
+    runs: tuple[str, ...]
+    groups: Mapping[str, tuple[Record | None, ...]]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Two runs side by side, in the order of the second.
 
@@ -84,6 +92,7 @@ class Comparison:
     after: str
     diffs: tuple[GroupDiff, ...]
     settings: tuple[str, ...] = ()
+    history: History | None = None
 
     def grown(self, above_bytes: int) -> list[GroupDiff]:
         """The groups whose peak grew by more than so many bytes, the largest first."""
@@ -100,6 +109,35 @@ def compare(before: Sequence[Row], after: Sequence[Row], names: tuple[str, str])
     both = [group for group in new if group in old]
     settings = _changed([old[group] for group in both], [new[group] for group in both])
     return Comparison(*names, diffs, tuple(settings))
+
+
+def history(runs: Sequence[tuple[str, Sequence[Row]]]) -> History:
+    """Collect outcomes and peaks of every group over runs, given as names and rows, the earliest first."""
+    by_group = [{row.group: row.record for row in rows} for _, rows in runs]
+    names = dict.fromkeys(group for records in reversed(by_group) for group in records)
+    groups = {group: tuple(records.get(group) for records in by_group) for group in names}
+    return History(tuple(name for name, _ in runs), groups)
+
+
+def history_cells(records: Sequence[Record | None]) -> list[str]:
+    """Say how a group came out in each run: its peak in MiB, or why there is none, such as ``INFEASIBLE 9016``."""
+    found = []
+    for record in records:
+        peak = "" if record is None else peak_text(record).removesuffix(" MiB")
+        outcome = "absent" if record is None else str(record["outcome"])
+        found.append(peak if outcome == Outcome.FEASIBLE else f"{outcome} {peak}".rstrip())
+    return found
+
+
+def history_lines(found: History) -> Iterator[str]:
+    """Format a history for a terminal: the runs by number, then a line per group with its peaks."""
+    yield from (f"{place}: {name}" for place, name in enumerate(found.runs, start=1))
+    rows = [("peak, MiB", *(f"{place}" for place in range(1, len(found.runs) + 1)))]
+    rows += [(group, *history_cells(records)) for group, records in found.groups.items()]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
+        yield "  ".join([f"{name:{widths[0]}}", *padded])
 
 
 def _changed(before: Sequence[Row], after: Sequence[Row]) -> Iterator[str]:
@@ -180,7 +218,13 @@ def table(comparison: Comparison) -> dict[str, Any]:
         "settings": settings_text(comparison),
         "heads": _HEADS,
         "rows": [_row(diff) for diff in comparison.diffs],
+        "history": None if comparison.history is None else _history_table(comparison.history),
     }
+
+
+def _history_table(found: History) -> dict[str, Any]:
+    rows = [(group, *history_cells(records)) for group, records in found.groups.items()]
+    return {"heads": ("group", *found.runs), "rows": rows}
 
 
 def _row(diff: GroupDiff) -> dict[str, Any]:

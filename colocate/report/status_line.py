@@ -1,4 +1,4 @@
-"""TODO."""
+"""Say what runs, a line per group, for the live view of a terminal and for `colocate watch`."""
 
 import time
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ from pathlib import Path
 from colocate.files import line, number
 from colocate.results import SILENT_S, GroupState, progress_file, read_document
 from colocate.units import mib_text
+
+_CELLS = 12
 
 
 def waiting(run: Path) -> list[str]:
@@ -35,11 +37,12 @@ def clock(seconds: float) -> str:
 
 
 def line_of(state: GroupState, expected_s: float | None, width: int) -> str:
-    """A running group on one line of at most ``width`` characters; with less room it tells less."""
+    """Describe a running group on one line of at most ``width`` characters; with less room it tells less."""
     pieces = dict(_pieces(state, expected_s))
-    for left_out in ("", "elapsed", "members", "used", "left"):
+    for left_out in ("", "bar", "elapsed", "members", "left", "gpu"):
         pieces.pop(left_out, None)
-        text = "  ".join(pieces.values())
+        memory = " · ".join(pieces[name] for name in ("members", "gpu") if name in pieces)
+        text = "  ".join(filter(None, ({**pieces, "members": "", "gpu": memory}).values()))
         if len(text) <= width:
             return text
     return text[:width]
@@ -48,20 +51,29 @@ def line_of(state: GroupState, expected_s: float | None, width: int) -> str:
 def _pieces(state: GroupState, expected_s: float | None) -> Iterator[tuple[str, str]]:
     yield "group", state.group
     yield "stage", _stage(state)
-    sizes = [mib_text(member.used_bytes) for member in (state.foreground, state.background) if member is not None]
-    if any(sizes):
-        yield "members", " + ".join(size or "?" for size in sizes)
+    if state.limit_bytes and state.used_bytes is not None:
+        yield "bar", bar(state.used_bytes, state.peak_bytes or 0, state.limit_bytes)
+    roles = (("fg", state.foreground), ("bg", state.background))
+    sizes = [f"{name} {mib_text(member.used_bytes) or '?'}" for name, member in roles if member is not None]
+    if not all(size.endswith("?") for size in sizes):
+        yield "members", " · ".join(sizes)
     if state.used_bytes is not None:
-        yield "used", f"GPU {mib_text(state.used_bytes)}"
+        of = f"/{mib_text(state.limit_bytes)}" if state.limit_bytes is not None else ""
+        yield "gpu", f"GPU {mib_text(state.used_bytes, beside=state.limit_bytes)}{of} MiB"
     if state.peak_bytes is not None:
-        of = f" of {mib_text(state.limit_bytes)}" if state.limit_bytes is not None else ""
-        yield "peak", f"peak {mib_text(state.peak_bytes, beside=state.limit_bytes)}{of} MiB"
+        yield "peak", f"peak {mib_text(state.peak_bytes, beside=state.limit_bytes)}"
     yield "elapsed", clock(state.elapsed_s)
     left = state.left_s(expected_s)
     if state.silent_s > SILENT_S:
-        yield "left", f"no news for {clock(state.silent_s)}"
+        yield "silent", f"no news for {clock(state.silent_s)}"
     elif left is not None:
         yield "left", f"{clock(left)} left"
+
+
+def bar(used_bytes: int, peak_bytes: int, limit_bytes: int) -> str:
+    """Draw memory against the limit: full cells are in use, half-tone ones were at the peak."""
+    used, peak = (min(_CELLS, round(_CELLS * size / limit_bytes)) for size in (used_bytes, peak_bytes))
+    return "█" * used + "▒" * max(0, peak - used) + "·" * (_CELLS - max(used, peak))
 
 
 def _stage(state: GroupState) -> str:
