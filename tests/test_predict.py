@@ -105,7 +105,7 @@ def test_a_program_that_fails_is_no_prediction(folder, capsys) -> None:
     code = main(["predict", "--", sys.executable, "train.py"])
 
     output = capsys.readouterr().out
-    assert code == 2
+    assert code == 3
     assert f"not predicted: {sys.executable} train.py expected the program to end well, found exit code 1" in " ".join(
         output.split()
     )
@@ -117,7 +117,7 @@ def test_a_program_that_fails_is_no_prediction(folder, capsys) -> None:
     [
         (["--", "no-such-program"], "command: expected a program, got 'no-such-program'"),
         (["plan.json", "-k", "group07"], "-k: expected a group or training of pairs, got 'group07'"),
-        (["plan.json", "-t", "other"], "training: expected one of alone, got 'other'"),
+        (["plan.json", "-t", "other"], "training: expected one of solo, got 'other'"),
         (["plan.json", "--largest-batch"], "-t: expected the training whose batch size is to vary, got none"),
         (["plan.json", "--gpu", "Voodoo"], "--gpu: expected a size such as 8GB"),
         (["--vary", "bs", "--", "python"], "--vary: expected an option such as --batch-size, got 'bs'"),

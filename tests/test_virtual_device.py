@@ -176,12 +176,15 @@ def test_a_missing_state_file_is_a_device_error(tmp_path, gpu):
         device.memory()
 
 
-def test_a_copy_has_the_figures_but_nobody_on_it(tmp_path):
+def test_a_copy_has_the_figures_but_nobody_on_it_and_gives_four_times_as_much(tmp_path):
+    """A GPU that refused nothing let a search for the largest batch go on until a size overflowed."""
     gpu = VirtualGpu.create(tmp_path / "gpu", name="small", total_bytes=1000 * MIB, baseline_bytes=100 * MIB)
     gpu.claim(500 * MIB)
 
     copy = gpu.copy(tmp_path / "copy", refuses=False)
 
     assert (copy.name, copy.total_bytes, copy.used_bytes()) == ("small", 1000 * MIB, 100 * MIB)
-    copy.claim(5000 * MIB)
-    assert copy.used_bytes() == 5100 * MIB
+    copy.claim(3900 * MIB)
+    assert copy.used_bytes() == 4000 * MIB
+    with pytest.raises(GpuFull):
+        copy.claim(3901 * MIB)

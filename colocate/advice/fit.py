@@ -281,12 +281,9 @@ class LargestValue:
         """Forecast a value by dry runs; a program that failed is run a second time."""
         for _ in range(2):
             found = self.foresee(self.group_at(place))
-            idle = [one.name for one in found.members if one.peak is not None and not one.peak.expected_bytes]
-            answer = Answer.UNKNOWN if idle else found.answer
-            why = "; ".join([*found.failures, *(f"{name} {IDLE}" for name in idle)])
-            value, limit = self.grid.value(place), found.limit_bytes
-            peak = None if idle else found.peak
-            self._note(Tried(value, "forecast", "predicted", answer, limit, peak, why))
+            answer, value, limit = found.answer, self.grid.value(place), found.limit_bytes
+            why = "; ".join([*found.failures, *found.doubts])
+            self._note(Tried(value, "forecast", "predicted", answer, limit, found.peak, why))
             if answer is not Answer.UNKNOWN or self.trials[-1].is_final:
                 break
         return answer

@@ -59,10 +59,15 @@ class Forecast:
         return sum(known[1:], start=known[0])
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why it may need more than its peak: such a prediction never says that it fits."""
+        return tuple(f"{one.name}: {text} [{code}]" for one in self.members for code, text in one.doubts)
+
+    @property
     def answer(self) -> Answer:
         """Whether it stays below the limit; a doubt about what was not run turns "fits" into "undecided"."""
         answer = answer_of(self.peak, self.limit_bytes)
-        return Answer.UNDECIDED if answer is Answer.FITS and any(one.doubts for one in self.members) else answer
+        return Answer.UNDECIDED if answer is Answer.FITS and self.doubts else answer
 
 
 def answer_of(peak: PeakRange | None, limit_bytes: int) -> Answer:

@@ -1,6 +1,6 @@
 """What ``colocate predict`` says: its tables, its sentences and its JSON."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -122,14 +122,16 @@ def total(one: "Forecast") -> list[str]:
     ]
 
 
-def explained(dry_runs: "Sequence[SimulatedRun]", forecasts: "Iterable[Forecast]") -> list[str]:
-    """Why something is not predicted, what the ranges rest on, and what was assumed."""
+def explained(dry_runs: "Sequence[SimulatedRun]", forecasts: "Collection[Forecast]") -> list[str]:
+    """Why something is not predicted or undecided, what the ranges rest on, and what was assumed."""
     lines: list[str] = []
     failures = dict.fromkeys(text for one in forecasts for text in one.failures)
     for text in failures:
         lines += command.wrapped("not predicted: " + text, INDENT)
     for one in dry_runs:
         lines += [f"    | {line[: command.WIDTH - 6]}" for line in one.last_lines if one.failure]
+    for text in dict.fromkeys(text for one in forecasts for text in one.doubts):
+        lines += command.wrapped("undecided: " + text, INDENT)
     workspaces = {one.name: one.workspace_bytes for one in dry_runs if one.workspace_bytes}
     listed = ", ".join(f"{name} +{format_mib(size)}" for name, size in workspaces.items())
     for text in dict.fromkeys(text for one in dry_runs for text in one.rests_on):
@@ -183,4 +185,5 @@ def _forecast(one: "Forecast", gpu: "GpuModel") -> dict[str, Any]:
         "parts": None if one.parts is None else asdict(one.parts),
         "answer": str(one.answer),
         "failures": list(one.failures),
+        "doubts": list(one.doubts),
     }

@@ -3,10 +3,12 @@
 from colocate.harness import environment
 from colocate.harness.attempt import AttemptRunner, attempt_on, new_directory, observing
 from colocate.harness.group_run import GroupRun
+from colocate.harness.prediction_cache import Cache
 from colocate.harness.resume import Decision, decide, essentials, find_run, reported, take_up
 from colocate.harness.retries import Retries
 from colocate.harness.sampler import Sampler
-from colocate.harness.simulation import NOT_MODELLED, Cache, Parts, Program, SimulatedRun, Watcher, simulate
+from colocate.harness.simulated_run import Parts, Program, SimulatedRun
+from colocate.harness.simulation import NOT_MODELLED, Watcher, simulate
 
 __all__ = [
     "NOT_MODELLED",

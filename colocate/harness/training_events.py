@@ -347,6 +347,9 @@ def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
         context_bytes=whole(record.get("context_bytes")),
         context_range_bytes=_pair(record.get("context_range_bytes")),
         max_reserved_bound_bytes=whole(record.get("max_reserved_bound_bytes")),
+        certain_reserved_bytes=whole(record.get("certain_reserved_bytes")),
+        open_branches=_open_branches(record.get("decisions")),
+        sized_by_free=_sized_by_free(record),
         convolutions=bool(record.get("convolutions")),
         batches_per_pass=whole(record.get("batches_per_pass")),
         passes_cut=whole(record.get("passes_cut")) or 0,
@@ -354,6 +357,21 @@ def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
         unsupported=line(record.get("unsupported")),
         coverage=_coverage(record.get("coverage"), whole(record.get("passes_cut")) or 0),
     )
+
+
+def _open_branches(told: Any) -> tuple[str, ...]:
+    """Places with an answer that was not given and that leads to work; see `Decisions` of the probe."""
+    if not isinstance(told, dict):
+        return ()
+    return tuple(line(place, 300) or "?" for place, (_, unseen) in told.items() if unseen)[:MOST_LOOPS]
+
+
+def _sized_by_free(record: Mapping[str, Any]) -> bool:
+    """The process asked how much is free, and from then on took at least half of that."""
+    asked, held, most = (
+        whole(record.get(name)) for name in ("asked_free_bytes", "asked_reserved_bytes", "max_reserved_bytes")
+    )
+    return asked is not None and most is not None and 2 * (most - (held or 0)) >= asked
 
 
 def _coverage(told: Any, passes_cut: int) -> Coverage | None:

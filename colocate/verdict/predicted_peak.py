@@ -64,6 +64,11 @@ def member_range(member: Member) -> PeakRange | None:
     known = [range_ for range_ in ranges if range_ is not None]
     if not known:
         return None
+    if takes_what_it_gets(member):
+        known = [one for one in map(allocator_range, member.allocators) if one is not None] or known
+        largest = max(known, key=lambda range_: range_.expected_bytes)
+        least = max(_context_range(one, one.context_bytes or 0)[0] for one in member.allocators)
+        return PeakRange(least, largest.expected_bytes, largest.high_bytes)
     largest = max(known, key=lambda range_: range_.expected_bytes)
     if member.wanted:
         return largest
@@ -73,8 +78,21 @@ def member_range(member: Member) -> PeakRange | None:
     return largest + PeakRange(unmet, unmet, unmet)
 
 
+def takes_what_it_gets(member: Member) -> bool:
+    """Its demand is whatever the GPU gives: it goes on after it was refused, or asked how much is free and took most.
+
+    True of simulated members only: how a real GPU was filled is measured.
+    """
+    if any(one.mode != "virtual" for one in member.allocators):
+        return False
+    failed = any(run.exit is not None and not run.exit.ok and not run.exit.stopped for run in member.process_runs)
+    if member.out_of_memory and not failed and member.process_runs:
+        return True
+    return any(one.sized_by_free for one in member.allocators)
+
+
 def allocator_range(allocator: Allocator) -> PeakRange | None:
-    """What one process holds at most, context included; None where nothing was simulated.
+    """What one process holds at most, context included; None where it was not simulated, or never used the GPU.
 
     Memory that grows from step to step is counted with the steps that were left out: once in the expected value, twice
     in the upper end, because what is collected is often joined at last, and not at all in the lower end, because it
@@ -82,14 +100,20 @@ def allocator_range(allocator: Allocator) -> PeakRange | None:
     """
     grown = 0 if allocator.coverage is None else allocator.coverage.growth_bytes
     reserved, context = allocator.max_reserved_bytes, allocator.context_bytes
-    if reserved is None or context is None:
+    if not reserved or context is None:
         return None
-    low, high = allocator.context_range_bytes or (
-        max(0, context - CONTEXT_LESS_BYTES),
-        context + CONTEXT_MORE_BYTES,
-    )
-    seen = PeakRange(round(reserved * (1 - LESS)) + low, reserved + context, _bound(allocator, reserved) + high)
+    low, high = _context_range(allocator, context)
+    certain = reserved if allocator.certain_reserved_bytes is None else allocator.certain_reserved_bytes
+    seen = PeakRange(round(certain * (1 - LESS)) + low, reserved + context, _bound(allocator, reserved) + high)
     return seen + PeakRange(0, grown, 2 * grown)
+
+
+def _context_range(allocator: Allocator, context_bytes: int) -> tuple[int, int]:
+    """From what to what the context of a process may be."""
+    return allocator.context_range_bytes or (
+        max(0, context_bytes - CONTEXT_LESS_BYTES),
+        context_bytes + CONTEXT_MORE_BYTES,
+    )
 
 
 def _bound(allocator: Allocator, reserved: int) -> int:

@@ -116,6 +116,20 @@ class ReasonCode(StrEnum):
     GPU_NOT_RETURNED = ("gpu_not_returned", "the GPU did not come back to its baseline")
     RUNS_MISSING = ("runs_missing", "the group fitted in fewer runs than the plan asks for")
     SPREAD = ("spread", "several runs of the group differ by more than the headroom")
+    BRANCH_ON_VALUES = (
+        "branch_on_values",
+        "on the virtual GPU, the program decides by a value that nobody knows, and its other side was not run",
+    )
+    TAKES_WHAT_IT_GETS = (
+        "takes_what_it_gets",
+        "on the virtual GPU, a training takes what the GPU gives it: who starts first decides",
+    )
+    GPU_NOT_USED = ("gpu_not_used", "a program that was to be predicted has not used the GPU")
+    EMULATION_NOT_STARTED = (
+        "emulation_not_started",
+        "a program that was to be predicted imported no torch that could be emulated",
+    )
+    DRY_RUN_TIMEOUT = ("dry_run_timeout", "a program that was to be predicted was ended by --timeout")
 
     # Worth knowing beside any verdict.
     TIGHT = ("tight", "a training got through only by flushing its allocator's cache")

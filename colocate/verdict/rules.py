@@ -14,18 +14,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from colocate.device import Basis
 from colocate.units import format_mib
+from colocate.verdict.coverage import MOST_PLACES
 from colocate.verdict.evidence import Evidence, Member, MemoryWords, OutOfMemory
 from colocate.verdict.leak import steady_growth_bytes
 from colocate.verdict.measured_peak import SPIKE_BYTES, PeakReading, left_no_trace, measured_peak, readings
 from colocate.verdict.memory_words import Weight, of_weight
 from colocate.verdict.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
-from colocate.verdict.predicted_peak import PeakRange, predicted_peak
+from colocate.verdict.predicted_peak import PeakRange, predicted_peak, takes_what_it_gets
 from colocate.verdict.reasons import Reason
 from colocate.verdict.worst_case_peak import WorstCasePeak, worst_case_peak
 
@@ -212,7 +214,7 @@ def _implausible(evidence: Evidence) -> Iterator[Reason]:
 def _proven_infeasible(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     limit = evidence.limits.peak_bytes
     for member in evidence.members:
-        if member.out_of_memory and _out_of_memory_is_sound(evidence, peak):
+        if member.out_of_memory and _out_of_memory_is_sound(evidence, peak, member):
             yield Reason(f"{member.role}_out_of_memory", _out_of_memory_text(member, member.out_of_memory[0]))
         if member.host_oom_kills:
             text = f"the kernel killed {member.host_oom_kills} process(es) of {member.name} for host memory"
@@ -264,7 +266,7 @@ def _missing_completion(member: Member) -> str | None:
 def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     if not evidence.trace.samples:
         yield Reason("no_samples", "the GPU's memory was never read")
-    elif peak is None and evidence.foreground.process_runs:
+    elif peak is None and all(one.held_gpu for one in evidence.members if one.uses_gpu and one.process_runs):
         yield Reason("peak_unknown", "the peak of a member is not known")
     yield from _undecided(evidence, peak)
     yield from _not_covered(evidence)
@@ -287,7 +289,9 @@ def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
 def _undecided(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     limit = evidence.limits.peak_bytes
     for member in evidence.members:
-        if member.out_of_memory and not _out_of_memory_is_sound(evidence, peak):
+        if takes_what_it_gets(member):
+            continue
+        if member.out_of_memory and not _out_of_memory_is_sound(evidence, peak, member):
             text = f"{member.name} ran out of memory on the virtual GPU, but {_peak_text(peak, limit)} may fit; measure"
             yield Reason("undecided", text)
             return
@@ -311,6 +315,20 @@ def _not_covered(evidence: Evidence) -> Iterator[Reason]:
         coverages = [one.coverage for one in (*member.allocators, *member.wanted) if one.coverage is not None]
         for code, text in dict.fromkeys(doubt for one in coverages for doubt in one.doubts):
             yield Reason(code, f"{member.name}: {text}")
+        yield from _by_values(member)
+
+
+def _by_values(member: Member) -> Iterator[Reason]:
+    """A member whose demand depends on what nobody knows before the run."""
+    places = dict.fromkeys(place for one in member.allocators for place in one.open_branches)
+    if places:
+        text = f"{member.name}: decides by values that nobody knows, and its other side was not run"
+        yield Reason(
+            "branch_on_values", f"{text}: {', '.join(islice(places, MOST_PLACES))}; `colocate predict` tries it"
+        )
+    if takes_what_it_gets(member):
+        text = f"{member.name} takes what it gets: it went on with what the GPU gave it, so who starts first decides"
+        yield Reason("takes_what_it_gets", f"{text}; measure, or give it a fixed size")
 
 
 def _gaps(evidence: Evidence) -> Iterator[Reason]:
@@ -537,10 +555,12 @@ def _peak_range(evidence: Evidence) -> PeakRange | None:
     return predicted_peak(evidence) if evidence.device.basis == "predicted" else measured_peak(evidence)
 
 
-def _out_of_memory_is_sound(evidence: Evidence, peak: PeakRange | None) -> bool:
+def _out_of_memory_is_sound(evidence: Evidence, peak: PeakRange | None, member: Member) -> bool:
     """A real GPU's out-of-memory is a fact; a virtual one only when even the low end of the demand does not fit."""
     if evidence.device.basis == "measured":
         return True
+    if takes_what_it_gets(member):
+        return False
     return peak is not None and peak.low_bytes >= evidence.limits.peak_bytes
 
 

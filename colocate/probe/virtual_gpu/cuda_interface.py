@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..record import Record
 from .memory import DeviceMemory
 from .operators import DEVICE
 from .state import VirtualGpu
@@ -46,6 +47,7 @@ class Device(Protocol):
     """The emulated device as far as this module needs it."""
 
     memory: DeviceMemory
+    record: Record
     awake: bool
 
     def wake(self) -> None:
@@ -158,13 +160,18 @@ def _memory_functions(device: Device, gpu: VirtualGpu) -> dict[str, Any]:
 
     def free_and_total(index: Any = None) -> tuple[int, int]:
         device.wake()  # on a GPU too, this call makes the context
+        tell_that_it_asked(gpu.free_bytes)
         return gpu.free_bytes, gpu.total_bytes
+
+    def tell_that_it_asked(free_bytes: int) -> None:
+        device.record.fields.update(asked_free_bytes=free_bytes, asked_reserved_bytes=memory.allocator.reserved.current)
 
     def reset_peaks(device: Any = None) -> None:
         memory.settle().reset_peaks()
 
-    def limit_to(fraction: float, device: Any = None) -> None:
+    def limit_to(fraction: float, index: Any = None) -> None:
         memory.allocator.limit_bytes = int(fraction * gpu.total_bytes)
+        tell_that_it_asked(memory.allocator.limit_bytes)
 
     return {
         "memory_allocated": lambda device=None: memory.settle().allocated.current,

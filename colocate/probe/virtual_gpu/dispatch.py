@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..record import Record
 from . import operators, sparse
+from .decisions import Decisions
 from .memory import DeviceMemory
 from .trace import WORKSPACES
 from .values import KnownValues
@@ -87,7 +88,8 @@ class Emulator:
     def __init__(self, memory: DeviceMemory, record: Record, workspace_bytes: int) -> None:
         self.memory = memory
         self.record = record
-        self.values = KnownValues(memory)
+        self.decisions = Decisions(record, self.assume_more)
+        self.values = KnownValues(memory, self.decisions)
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._workspace_bytes = workspace_bytes
         self._handles_with_workspace: set[tuple[int, int]] = set()
@@ -129,6 +131,11 @@ class Emulator:
         self.record.write()
         print(f"colocate: not emulated: {reason}; it needs a real GPU", file=sys.stderr, flush=True)
         return UnsupportedError(reason)
+
+    def assume_more(self) -> None:
+        """From now on the program may hold less on a GPU: what it has held until now stays certain."""
+        if self.record.fields.get("certain_reserved_bytes") is None:
+            self.record.fields["certain_reserved_bytes"] = self.memory.allocator.reserved.highest
 
     def _compute(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if operators.returns_nothing(function):
@@ -176,12 +183,14 @@ class Emulator:
             if known is not None:
                 return int(known.count_nonzero())
         self.record.note("upper bound assumed for a selection by values that are not known")
+        self.assume_more()
         return int(mask.numel())
 
     def _note_upper_bound(self, function: Any) -> None:
         name = operators.operator_name(function)
         if name in operators.UPPER_BOUNDS:
             self.record.note(f"upper bound assumed for the result of {name}")
+            self.assume_more()
 
     def _registered(self, result: Any, fresh: list[Any]) -> Any:
         """The same results, their new storages having blocks now; what lies on the host becomes a real tensor."""
@@ -245,8 +254,9 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
             device = kwargs.get("device")
             if device is not None and _is_emulated(torch.device(device)):
                 return self._emulator.run(func, types, args, kwargs)
-            return func(*args, **kwargs)
-        return func(*args)
+        if self._emulator.values.on_host:
+            return self._emulator.values.run_on_host(func, args, kwargs or {})
+        return func(*args, **kwargs) if kwargs else func(*args)
 
 
 @functools.cache
@@ -285,8 +295,7 @@ def _item(emulator: Emulator, args: Any, kwargs: Any) -> Any:
 
 
 def _equal(emulator: Emulator, args: Any, kwargs: Any) -> Any:
-    left, right = (emulator.values.of(arg) if isinstance(arg, FakeTensor) else arg for arg in args)
-    return True if left is None or right is None else torch.equal(left, right)
+    return emulator.values.equal(args[0], args[1])
 
 
 def _copy(emulator: Emulator, args: Any, kwargs: Any) -> Any:
@@ -303,7 +312,13 @@ def _to_host(emulator: Emulator, args: Any, kwargs: Any) -> Any:
     device = kwargs.get("device")
     if device is None or torch.device(device).type != "cpu":
         return NotImplemented
-    return emulator.values.read(args[0]).to(kwargs.get("dtype") or args[0].dtype)
+    values = emulator.values.read(args[0])
+    dtype = kwargs.get("dtype") or args[0].dtype
+    return (
+        values
+        if values.dtype is dtype
+        else emulator.values.run_on_host(aten._to_copy.default, (values,), {"dtype": dtype})
+    )
 
 
 HOST_READS = {

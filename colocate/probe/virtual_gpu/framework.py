@@ -17,8 +17,10 @@ from torch.optim.optimizer import _foreach_supported_types as optimizer_types
 from torch.utils import _pytree as pytree
 from torch.utils._foreach_utils import _foreach_supported_types as function_types
 
+from .decisions import tracked
 from .dispatch import Emulator
 from .operators import DEVICE
+from .values import UNKNOWN
 
 
 def install_framework_patches(emulator: Emulator) -> None:
@@ -73,8 +75,29 @@ def _make_fake_tensors_readable(emulator: Emulator) -> None:
 
     FakeTensor.__format__ = format_tensor
     FakeTensor.tolist = lambda tensor: tensor.cpu().tolist()
+    _follow_unknown_numbers(emulator)
     FakeTensor.data_ptr = address_of_tensor
     torch.UntypedStorage.data_ptr = address_of_storage
+
+
+def _follow_unknown_numbers(emulator: Emulator) -> None:
+    """Numbers that are read from unknown values stay recognisable, because programs decide by them."""
+    item, to_list, values, decisions = torch.Tensor.item, torch.Tensor.tolist, emulator.values, emulator.decisions
+
+    def tracked_item(tensor: Any) -> Any:
+        outer = values.reads_item
+        values.reads_item, values.number_was_unknown = True, False
+        try:
+            value = item(tensor)
+        finally:
+            values.reads_item = outer
+        return tracked(value, decisions) if values.number_was_unknown else value
+
+    def tracked_list(tensor: Any) -> Any:
+        listed = to_list(tensor)
+        return pytree.tree_map(lambda one: tracked(one, decisions), listed) if UNKNOWN in tensor.__dict__ else listed
+
+    torch.Tensor.item, torch.Tensor.tolist = tracked_item, tracked_list
 
 
 def _refuse_access_to_data(emulator: Emulator) -> None:

@@ -91,15 +91,16 @@ class Context:
 
 
 class Held:
-    """The block behind a storage, and the storage's true values where they are known (see `values`)."""
+    """The block behind a storage, and the storage's values where they are known, or only ``assumed`` (see `values`)."""
 
-    __slots__ = ("block", "known", "num_bytes", "reference")
+    __slots__ = ("assumed", "block", "known", "num_bytes", "reference")
 
     def __init__(self, block: Block, num_bytes: int, reference: weakref.ref[Any]) -> None:
         self.block = block
         self.num_bytes = num_bytes
         self.reference = reference
         self.known: Any = None
+        self.assumed = False
 
 
 class DeviceMemory:

@@ -24,6 +24,9 @@ MIB = 1024**2
 CONTEXT_BYTES = 344 * MIB
 CONTEXT_RANGE_BYTES = (244 * MIB, 494 * MIB)  # around all of them: it grows with the kernels that a program loads
 
+# How many times its size a GPU gives that does not refuse: so that a program which asks until it is refused ends.
+GENEROUS = 4
+
 
 class GpuFull(Exception):
     """A claim would make all processes together exceed the GPU."""
@@ -93,7 +96,8 @@ class VirtualGpu:
             context_range_bytes: from what to what that may be on a real GPU; passed on to the records.
             capability: compute capability.
             workspace_bytes: of one cuBLAS handle; without it, what PyTorch takes at this compute capability.
-            refuses: False lets processes hold more than there is, so that a prediction sees how much they want.
+            refuses: False lets processes hold several times what there is, so that a prediction sees how much they
+                want.
         """
         state = {
             "name": name,
@@ -175,8 +179,9 @@ class VirtualGpu:
             others = [one for one in holdings if one is not mine]
             others_bytes = self.baseline_bytes + sum(one.used_bytes for one in others if one.alive)
             held_bytes = mine.used_bytes if mine else 0
-            if self._refuses and used_bytes > held_bytes and others_bytes + used_bytes > self.total_bytes:
-                raise GpuFull(used_bytes - held_bytes, self.total_bytes - others_bytes - held_bytes)
+            room_bytes = self.total_bytes if self._refuses else GENEROUS * self.total_bytes
+            if used_bytes > held_bytes and others_bytes + used_bytes > room_bytes:
+                raise GpuFull(used_bytes - held_bytes, room_bytes - others_bytes - held_bytes)
             highest = max(used_bytes, mine.max_used_bytes if mine else 0)
             state["holdings"] = [
                 [one.pid, one.started, one.used_bytes, one.max_used_bytes]

@@ -2,7 +2,8 @@
 
 Programs decide by values: lengths, counters, masks, a gradient scaler's factor. Where a small tensor on the device
 was computed only from values that came from the host, the same operators are run on the host too, storage by storage,
-so that views share what they share on a GPU. Everything else is unknown and reads as 1.0, 0 or False.
+so that views share what they share on a GPU. Everything else is unknown: it reads as 1.0, 0 or False, counts as many as
+there can be, and what the program decides by it is told to `decisions`, also after it came to the host.
 """
 
 from typing import Any
@@ -10,15 +11,20 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .decisions import Decisions
 from .memory import DeviceMemory
 
 aten = torch.ops.aten
 
-# Large enough for the token ids and masks of a batch, so that "is the mask all ones?" has a true answer; small enough
-# that repeating an operator on the host costs microseconds.
-MOST_INTEGERS = 1 << 16
+# Whole label maps and data sets of token ids are known, so that counts and lengths computed from them are true; what is
+# computed on the device from them is repeated on the host where that costs milliseconds.
+MOST_TRANSFERRED = 1 << 24
+MOST_INTEGERS = 1 << 22
 MOST_FLOATS = 1 << 10
-MOST_VERDICTS = 1 << 20  # results of isfinite and the like, which are known whatever their input
+MOST_VERDICTS = 1 << 26  # results of isfinite and the like, which are known whatever their input
+
+# Set on tensors of the host whose values came from an unknown one.
+UNKNOWN = "_colocate_unknown"
 
 UNDEFINED = {
     aten.empty.memory_format,
@@ -40,6 +46,11 @@ ABSORBED_BY = {
 }
 
 
+# Counting what is true of unknown values: as many as there can be, as for a selection by them.
+COUNTS = {aten.sum.default, aten.sum.dim_IntList, aten.count_nonzero.default, aten.count_nonzero.dim_IntList}
+ANY = {aten.any.default, aten.any.dim, aten.any.dims}
+
+
 class Unknown(Exception):
     """An operand's values are not known."""
 
@@ -47,8 +58,12 @@ class Unknown(Exception):
 class KnownValues:
     """Reads, computes and forgets the true values behind fake tensors."""
 
-    def __init__(self, memory: DeviceMemory) -> None:
+    def __init__(self, memory: DeviceMemory, decisions: Decisions) -> None:
         self._memory = memory
+        self._decisions = decisions
+        self._met_assumed = False
+        self.reads_item = self.number_was_unknown = False
+        self.on_host = False
         self._facts: dict[Any, _OperatorFacts] = {}
 
     def of(self, tensor: Any) -> torch.Tensor | None:
@@ -59,25 +74,67 @@ class KnownValues:
         view = torch.empty(0, dtype=tensor.dtype)
         return view.set_(held.known, tensor.storage_offset(), tensor.size(), tensor.stride())
 
+    def is_certain(self, tensor: Any) -> bool:
+        """The values are known, and not only assumed."""
+        held = self._memory.held(tensor)
+        return held is not None and held.known is not None and not held.assumed
+
     def read(self, tensor: Any) -> torch.Tensor:
         """A host tensor with the known values, or with ones, zeros or False where they are unknown."""
         known = self.of(tensor)
         if known is not None:
-            return known.clone()
-        fill = 1 if tensor.dtype.is_floating_point or tensor.dtype.is_complex else 0
-        return torch.full(tuple(tensor.shape), fill, dtype=tensor.dtype)
+            values = known.clone()
+        else:
+            fill = 1 if tensor.dtype.is_floating_point or tensor.dtype.is_complex else 0
+            values = torch.full(tuple(tensor.shape), fill, dtype=tensor.dtype)
+        if not self.is_certain(tensor) and tensor.numel():
+            self.on_host = True
+            setattr(values, UNKNOWN, True)
+        return values
 
     def scalar(self, tensor: Any) -> Any:
-        """What ``item()`` returns."""
-        return self.read(tensor).item()
+        """What ``item()`` returns; of an unknown value what was decided."""
+        value = self.read(tensor).item()
+        return value if self.is_certain(tensor) else self._unknown_scalar(value)
 
-    def remember(self, tensor: Any, values: torch.Tensor) -> None:
-        """Values of a tensor that has just been registered with a storage of its own."""
+    def equal(self, left: Any, right: Any) -> bool:
+        """Whether two tensors have the same values, or nearly the same: decided where nobody knows."""
+        known = [self.of(one) if isinstance(one, FakeTensor) else one for one in (left, right)]
+        if known[0] is not None and known[1] is not None:
+            return bool(torch.equal(*known))
+        same = left.untyped_storage()._cdata == right.untyped_storage()._cdata
+        return (same and left.storage_offset() == right.storage_offset()) or self._decisions.decide(False)
+
+    def run_on_host(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """An operator of the host, whose results are unknown if an operand is."""
+        if not any(_is_unknown(one) for one in (*args, *kwargs.values())):
+            return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if function is aten._local_scalar_dense.default:
+            return self._unknown_scalar(result)
+        if function in (aten.equal.default, aten.allclose.default):
+            return self._decisions.decide(False)
+        for one in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(one, torch.Tensor):
+                setattr(one, UNKNOWN, True)
+        return result
+
+    def _unknown_scalar(self, value: Any) -> Any:
+        if isinstance(value, bool):
+            return self._decisions.decide(value)
+        self.number_was_unknown = True
+        if not self.reads_item:
+            self._decisions.escaped()
+        return self._decisions.number(value) if isinstance(value, float) else value
+
+    def remember(self, tensor: Any, values: torch.Tensor, *, assumed: bool = False) -> None:
+        """Values of a tensor that has just been registered with a storage of its own, or what is assumed of them."""
         held = self._memory.held(tensor)
         if held is None or held.num_bytes != tensor.numel() * tensor.element_size():
             return
         copy = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
         held.known = copy.copy_(values).untyped_storage()
+        held.assumed = assumed
 
     def assume(self, tensor: Any, value: bool) -> None:
         """All elements have this value, unless the true ones are known."""
@@ -98,11 +155,15 @@ class KnownValues:
         if facts.mutates:
             self._follow_mutation(function, args, kwargs, facts)
         elif fresh and facts.predictable and isinstance(result, FakeTensor) and _small(result):
+            self._met_assumed = False
             values = self.compute(function, args, kwargs)
+            assumed = self._met_assumed
             if values is None and function in ABSORBED_BY:
-                values = self._absorbed(args, ABSORBED_BY[function], result)
+                values, assumed = self._absorbed(args, ABSORBED_BY[function], result), False
+            if values is None:
+                values, assumed = self._most(function, args, result), True
             if values is not None and values.shape == result.shape:
-                self.remember(result, values)
+                self.remember(result, values, assumed=assumed)
 
     def compute(self, function: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
         """The operator's one result on the host; None if an input is unknown, or the host lacks the operator."""
@@ -125,6 +186,14 @@ class KnownValues:
                 return torch.full(tuple(result.shape), by, dtype=result.dtype)
         return None
 
+    def _most(self, function: Any, args: Any, result: Any) -> torch.Tensor | None:
+        """The largest count of unknown truth values; that one of them is true."""
+        if function in ANY:
+            return torch.full(tuple(result.shape), True)
+        if function in COUNTS and args[0].dtype is torch.bool and result.numel():
+            return torch.full(tuple(result.shape), args[0].numel() // result.numel(), dtype=result.dtype)
+        return None
+
     def _follow_mutation(self, function: Any, args: Any, kwargs: Any, facts: "_OperatorFacts") -> None:
         if function in LEAVES_VALUES:
             return
@@ -133,24 +202,35 @@ class KnownValues:
             return
         if not any(self._is_known(tensor) for tensor in written):
             return
+        self._met_assumed = False
         try:
             self._run(function, args, kwargs)
         except Exception:  # unknown inputs, or an operator that the host lacks
             for tensor in written:
                 self._forget(tensor)
+        else:
+            self._assume(written)
 
     def _overwrite(self, target: Any, source: Any) -> bool:
         """A whole small storage is written: its values are known afterwards if the source's are."""
-        if not isinstance(target, FakeTensor) or not _small(target):
+        of_host = not isinstance(source, FakeTensor)
+        if not isinstance(target, FakeTensor) or not _small(target, of_host):
             return False
-        values = self.of(source) if isinstance(source, FakeTensor) else source
+        values = source if of_host else self.of(source)
         if values is None:
             return False
         held = self._memory.held(target)
         if held is None or held.num_bytes != target.numel() * target.element_size():
             return False
-        self.remember(target, values.expand(target.shape))
+        assumed = _is_unknown(source) if of_host else not self.is_certain(source)
+        self.remember(target, values.expand(target.shape), assumed=assumed)
         return True
+
+    def _assume(self, written: list[Any]) -> None:
+        """What was computed with an assumed operand is assumed too."""
+        for held in map(self._memory.held, written):
+            if held is not None and self._met_assumed:
+                held.assumed = True
 
     def _is_known(self, tensor: Any) -> bool:
         held = self._memory.held(tensor)
@@ -172,7 +252,10 @@ class KnownValues:
             known = self.of(arg)
             if known is None:
                 raise Unknown
+            self._met_assumed = self._met_assumed or not self.is_certain(arg)
             return known
+        if self.on_host and _is_unknown(arg):
+            self._met_assumed = True
         if isinstance(arg, torch.device):
             return torch.device("cpu")
         if type(arg) in (list, tuple):
@@ -209,6 +292,13 @@ class _OperatorFacts:
         return [tensor for one in found for tensor in (one if isinstance(one, list | tuple) else (one,))]
 
 
-def _small(tensor: Any) -> bool:
-    most = MOST_FLOATS if tensor.dtype.is_floating_point or tensor.dtype.is_complex else MOST_INTEGERS
-    return bool(tensor.numel() <= most)
+def _small(tensor: Any, of_host: bool = False) -> bool:
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+        return bool(tensor.numel() <= MOST_FLOATS)
+    return bool(tensor.numel() <= (MOST_TRANSFERRED if of_host else MOST_INTEGERS))
+
+
+def _is_unknown(one: Any) -> bool:
+    if isinstance(one, list | tuple):
+        return any(map(_is_unknown, one))
+    return isinstance(one, torch.Tensor) and UNKNOWN in one.__dict__

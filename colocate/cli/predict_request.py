@@ -1,0 +1,173 @@
+"""The question that ``colocate predict`` is asked: which trainings, on which GPU, below which limit."""
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colocate.cli import common as command
+from colocate.cli import predict_text as words
+from colocate.cli.arguments import default_plan
+from colocate.cli.progress import Progress
+from colocate.errors import PlanError
+
+if TYPE_CHECKING:
+    from colocate.advice import Forecast
+    from colocate.harness import Cache, Program, SimulatedRun
+    from colocate.plan import GpuModel, Group, Plan, Training
+
+
+@dataclass
+class PredictRequest:
+    """What is asked: about a plan's groups, one of its trainings, or a command; on which GPU, below which limit."""
+
+    options: argparse.Namespace
+    gpu: "GpuModel"
+    limit_bytes: int
+    plan: "Plan | None"
+    command: "Program | None"
+    cache: "Cache | None"
+    known: "dict[tuple[GpuModel, Program], SimulatedRun]" = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "PredictRequest":
+        """The question behind the options.
+
+        Raises:
+            PlanError: plan, GPU or command cannot be used.
+        """
+        from colocate.plan import gpu_model, load_plan, model_of_size
+
+        given = options.words
+        is_plan = not given or (len(given) == 1 and given[0].endswith(".json"))
+        path = Path(given[0]) if given and is_plan else default_plan()
+        wants_plan = is_plan or options.beside is not None
+        plan = load_plan(path) if wants_plan else None
+        program = None if is_plan else _program(given)
+        if options.gpu:
+            gpu = gpu_model(options.gpu)
+        else:
+            gpu = model_of_size(plan.limits.gpu_bytes) if plan else gpu_model("8GB")
+        of_plan = plan is not None and gpu.total_bytes == plan.limits.gpu_bytes
+        limit_bytes = plan.limits.peak_bytes if plan and of_plan else gpu.total_bytes
+        request = cls(options, gpu, limit_bytes, plan, program, command.cache(options))
+        return request._of_the_group_beside() if options.beside and not options.gpu else request
+
+    def _of_the_group_beside(self) -> "PredictRequest":
+        """The same, about the GPU that the group of ``--beside`` asks for.
+
+        Raises:
+            PlanError: too little is known of that GPU.
+        """
+        group = next(iter(self.groups_called(self.options.beside)), None)
+        if group is None or group.gpu is None:
+            return self
+        gpu = self.gpu_for(group)
+        if gpu is None:
+            raise PlanError(f"{group.id}: {self.why_not(group)}; name one with --gpu")
+        return replace(self, gpu=gpu, limit_bytes=self.limit_for(group))
+
+    def gpu_for(self, group: "Group") -> "GpuModel | None":
+        """The GPU that a run on virtual ones has for a group; None where that is refused."""
+        from colocate.device import FoundGpu, as_asked
+
+        own = FoundGpu("virtual", total_bytes=self.gpu.total_bytes, name=self.gpu.name, given=bool(self.options.gpu))
+        found = as_asked(own, group.gpu)
+        return None if found is None else found.figures
+
+    def limit_for(self, group: "Group") -> int:
+        """The group's own limit, as in a run; the whole of a GPU that ``--gpu`` puts in the place of the plan's."""
+        assert self.plan is not None
+        own = group.gpu is not None or self.gpu.total_bytes == self.plan.limits.gpu_bytes
+        return group.limits.peak_bytes if own else self.limit_bytes
+
+    def why_not(self, group: "Group") -> str:
+        """Why there is no GPU for a group."""
+        if self.options.gpu:
+            return f"is for a GPU {group.gpu!r} and not for a {self.gpu.name}"
+        return f"is for a GPU {group.gpu!r}, which is not in settings/gpu_models.json"
+
+    def simulated(self, programs: "Iterable[Program]", gpu: "GpuModel | None" = None) -> "list[SimulatedRun]":
+        """The programs' dry runs on a GPU, that of the question without one; run now unless they are known."""
+        from colocate.advice import keyed
+        from colocate.harness import simulate
+
+        gpu = gpu or self.gpu
+        wanted = [(gpu, keyed(program)) for program in programs]
+        new = [one for one in dict.fromkeys(wanted) if one not in self.known]
+        with Progress(len(new), sys.stderr) as progress:
+            found = simulate(
+                [program for _, program in new],
+                gpu,
+                cache=self.cache,
+                timeout_s=self.options.timeout,
+                tell=progress.tell,
+            )
+        self.known.update(zip(new, found, strict=True))
+        return [self.known[one] for one in wanted]
+
+    def title(self, name: str) -> str:
+        """The first line of an answer."""
+        return words.title(self.gpu, self.limit_bytes, name)
+
+    def document(self, dry_runs: "Iterable[SimulatedRun]", forecasts: "Iterable[Forecast]") -> dict[str, Any]:
+        """The answer as JSON types."""
+        return words.document([words.Predicted(self.gpu, list(dry_runs), list(forecasts))])
+
+    def training(self, name: str) -> "Training":
+        """The training of the plan that a name means.
+
+        Raises:
+            PlanError: none, or several different ones.
+        """
+        assert self.plan is not None
+        trainings = {one.argv: one for group in self.plan.groups for one in group.trainings}
+        found = [one for one in trainings.values() if name in (one.name, one.model)]
+        found = found or [one for one in trainings.values() if name.lower() in one.name.lower()]
+        if len(found) != 1:
+            names = ", ".join(sorted({one.name for one in found or trainings.values()}))
+            raise PlanError(f"training: expected one of {names}, got {name!r}")
+        return found[0]
+
+    def groups(self, names: Sequence[str] | None) -> "list[Group]":
+        """The plan's groups of these ids or trainings; all without names.
+
+        Raises:
+            PlanError: a name means none.
+        """
+        assert self.plan is not None
+        if not names:
+            return list(self.plan.groups)
+        found: list[Group] = []
+        for name in (word for text in names for word in text.split(",")):
+            matching = [group for group in self.plan.groups if _means(name, group)]
+            if not matching:
+                raise PlanError(f"-k: expected a group or training of {self.plan.name}, got {name!r}")
+            found += [group for group in matching if group not in found]
+        return found
+
+    def groups_called(self, name: str) -> "list[Group]":
+        """The groups that a word means which begins as their ids do."""
+        assert self.plan is not None
+        return [group for group in self.plan.groups if name.startswith("group") and _means(name, group)]
+
+
+def _means(name: str, group: "Group") -> bool:
+    number = name.removeprefix("group").lstrip("_-0")
+    if number.isdecimal():
+        return group.number == int(number)
+    trainings = [word for one in group.trainings for word in (one.name, one.model or one.name)]
+    return name in (group.id, group.tier, *trainings)
+
+
+def _program(words: Sequence[str]) -> "Program":
+    from colocate.harness import Program
+
+    executable = shutil.which(words[0])
+    if executable is None:
+        raise PlanError(f"command: expected a program, got {words[0]!r}; is it installed?")
+    return Program(shlex.join(words), (executable, *words[1:]), Path.cwd())

@@ -1,0 +1,105 @@
+"""The user's cache of dry runs: a result counts as long as everything that decides it is the same."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from colocate.harness.simulated_run import Program, SimulatedRun
+from colocate.plan import GpuModel
+
+# Variables of the caller that say where it runs and not what: any other one may be a setting of the program.
+ASIDE = ("TERM", "SSH_", "XDG_", "DBUS_", "WINDOW", "LS_COLORS", "PYTEST_", "PROMPT", "PS1", "LESS")
+ASIDE_ALONE = frozenset({"_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES", "DISPLAY", "HISTFILE"})
+
+# Modules beside the probe's that decide what a result says.
+DECIDING = ("harness/simul*.py", "harness/exploration.py", "harness/prediction_cache.py", "verdict/predicted_peak.py")
+
+# Doubts that another call may not have: with more time it may see the rest.
+PASSING = frozenset({"dry_run_timeout"})
+
+
+class Cache:
+    """Results of earlier dry runs, by the content of everything that decides them.
+
+    A result counts as long as the command line, the files that it names or ran, the installed packages, the
+    environment, the GPU and the emulation are the same.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of_user(cls) -> "Cache":
+        """The cache in the user's folder for caches."""
+        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        return cls(Path(home, "colocate", "predictions"))
+
+    def find(self, program: Program, gpu: GpuModel) -> SimulatedRun | None:
+        """What is known of a program; None if it was not dry-run, or something has changed since."""
+        try:
+            document = json.loads(self._path(program, gpu).read_text())
+            if any(_digest(Path(name)) != digest for name, digest in document["files"].items()):
+                return None
+            return replace(_ADAPTER.validate_python(document["result"]), cached=True, name=program.name)
+        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+            return None
+
+    def keep(
+        self, program: Program, gpu: GpuModel, result: SimulatedRun, files: Iterable[str], packages: Iterable[str]
+    ) -> None:
+        """Remember a result, unless it is a failure or was cut by the time it had.
+
+        A cache that cannot be written is no failure of the prediction.
+        """
+        if result.failure is not None or PASSING & {code for code, _ in result.doubts}:
+            return
+        document = {
+            "result": _ADAPTER.dump_python(result, mode="json"),
+            "files": {name: _digest(Path(name)) for name in files},
+            "packages": list(packages),
+        }
+        path = self._path(program, gpu)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_suffix(f".{os.getpid()}.new")
+            aside.write_text(json.dumps(document))
+            aside.replace(path)
+        except OSError:
+            return
+
+    def _path(self, program: Program, gpu: GpuModel) -> Path:
+        settings = {k: v for k, v in os.environ.items() if not k.startswith(ASIDE) and k not in ASIDE_ALONE}
+        named = {word: _digest(program.cwd / word) for word in program.argv[1:] if (program.cwd / word).is_file()}
+        package = Path(__file__).parents[1]
+        ours = [_digest(path) for name in ("probe/**/*.py", *DECIDING) for path in sorted(package.glob(name))]
+        identity = [
+            list(program.argv),
+            str(program.cwd),
+            sorted({**settings, **program.env}.items()),
+            named,
+            repr(gpu),
+            ours,
+            _packages_of(program.argv[0]),
+        ]
+        return self.folder / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.json"
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _packages_of(interpreter: str) -> list[str]:
+    """What is installed beside an interpreter, by the names of the folders; empty for one that is not in a venv."""
+    folder = Path(interpreter).absolute().parent.parent
+    return sorted(path.name for path in folder.glob("lib/python3*/site-packages/*.dist-info"))
+
+
+_ADAPTER = TypeAdapter(SimulatedRun)

@@ -1,0 +1,275 @@
+"""Answers the program's questions about values that nobody knows, and remembers which of them mattered.
+
+A truth value that is read, and every comparison of a number that came from an unknown value, is a decision at a place
+of the program. A check is answered so that it holds. Everything else has a natural answer, or the other one where a
+repeated run asks for it; the harness compares the runs (`colocate.harness.exploration`).
+"""
+
+import json
+import os
+import site
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..record import Record
+from .branches import Branch, branch_at, compares, number_decides
+
+ANSWERS = "COLOCATE_ANSWERS"  # JSON: places to answer the other way, and whether numbers rise
+
+FALLS = 0.8  # a loss that is read again at the same place, as a share of before
+LOWEST = 1e-4
+
+# A loop over a truth value goes on for so many turns; any other answer is given for so long, then changes once.
+TURNS = 20
+SAME_ANSWERS = 64
+SAME_ANSWERS_S = 15.0
+
+MOST_PLACES = 200
+
+_PROBE = str(Path(__file__).parents[1])
+# Frames of torch that stand between an operator and who called it.
+_BETWEEN = ("_python_dispatch.py", "_ops.py", "_tensor.py", "_compile.py", "eval_frame.py", "_contextlib.py")
+_LIBRARIES = tuple({*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")})
+
+
+class Place:
+    """Where the program asked, and what it was told."""
+
+    __slots__ = ("answers", "branch", "last", "same", "since_t", "where")
+
+    def __init__(self, where: str, branch: Branch) -> None:
+        self.where = where
+        self.branch = branch
+        self.answers: set[bool] = set()
+        self.last: bool | None = None
+        self.same = 0
+        self.since_t = time.monotonic()
+
+    @property
+    def open_answers(self) -> list[bool]:
+        """Answers that were not given and lead to work which may need memory."""
+        weighs = {True: self.branch.true_weighs, False: self.branch.false_weighs}
+        return [answer for answer in (True, False) if answer not in self.answers and weighs[answer]]
+
+
+class Decisions:
+    """The decisions of one process.
+
+    Args:
+        record: where they are told, as ``decisions``.
+        assume_more: called ahead of work that the program does because of an answer.
+    """
+
+    def __init__(self, record: Record, assume_more: Callable[[], None]) -> None:
+        self._assume_more = assume_more
+        wish = json.loads(os.environ.get(ANSWERS) or "{}")
+        self._other: frozenset[str] = frozenset(wish.get("other", ()))
+        self._rising = bool(wish.get("rising"))
+        self._record = record
+        self._places: dict[str, Place] = {}
+        self._reads: dict[str, int] = {}
+
+    def decide(self, natural: bool) -> bool:
+        """The truth of something unknown that the program asks for."""
+        frame = calling_frame()
+        if frame is None:
+            return natural
+        place = self._place(frame)
+        if place.branch.healthy is not None:
+            return place.branch.healthy
+        if place.branch.stays is not None and place.where not in self._other:
+            natural = place.branch.stays if place.same < TURNS else not place.branch.stays
+        return self._answered(place, natural)
+
+    def compared(self, natural: bool) -> bool:
+        """The outcome of comparing a number that came from an unknown value."""
+        frame = calling_frame()
+        if frame is None or not compares(frame.f_code, frame.f_lasti):
+            return natural  # min(), max() and sorted() choose values, not ways
+        place = self._place(frame)
+        if place.branch.healthy is not None:
+            return place.branch.healthy
+        return self._answered(place, natural)
+
+    def number(self, value: float) -> float:
+        """An unknown number: one that falls from reading to reading, as a loss does, or rises to it as a score."""
+        frame = calling_frame()
+        where = _where(frame) if frame is not None else ""
+        times = self._reads[where] = self._reads.get(where, -1) + 1
+        if self._rising:
+            return value * (1 - max(FALLS ** (times + 1), LOWEST))
+        return value * max(FALLS**times, LOWEST)
+
+    def escaped(self) -> None:
+        """A number left as a plain one (``float(loss)``): its comparisons will not be seen, only the source tells."""
+        frame = calling_frame()
+        depth = 0
+        while frame is not None and depth < 3:
+            where = _where(frame)
+            if where not in self._reads:
+                self._reads[where] = -1
+                if number_decides(frame.f_code.co_filename, frame.f_lineno):
+                    self._tell_numbers(where)
+                    return
+            frame, depth = frame.f_back, depth + 1
+
+    def _answered(self, place: Place, natural: bool) -> bool:
+        answer = natural != (place.where in self._other)
+        if place.same >= SAME_ANSWERS:
+            loop = place.branch.stays is not None
+            if loop or time.monotonic() - place.since_t > SAME_ANSWERS_S:
+                answer = not place.last
+                self._record.note(f"{place.where} had the same answer {place.same} times; its loop was ended")
+                if not loop:
+                    self._record.fields["loops_ended"] = [*self._record.fields.get("loops_ended", ()), place.where]
+        if answer is place.last:
+            place.same += 1
+        else:
+            place.last, place.same, place.since_t = answer, 1, time.monotonic()
+        if answer not in place.answers:
+            if place.branch.true_weighs if answer else place.branch.false_weighs:
+                self._assume_more()
+            place.answers.add(answer)
+            self._tell()
+        return answer
+
+    def _place(self, frame: FrameType) -> Place:
+        where = _where(frame)
+        place = self._places.get(where)
+        if place is None:
+            branch = branch_at(frame.f_code, frame.f_lasti, frame.f_lineno)
+            place = Place(where, branch)
+            if len(self._places) < MOST_PLACES:
+                self._places[where] = place
+        return place
+
+    def _tell(self) -> None:
+        self._record.fields["decisions"] = {
+            one.where: [sorted(one.answers), one.open_answers] for one in self._places.values() if one.answers
+        }
+
+    def _tell_numbers(self, where: str) -> None:
+        self._record.fields["numbers_decide"] = [*self._record.fields.get("numbers_decide", ()), where][:MOST_PLACES]
+
+
+def calling_frame() -> FrameType | None:
+    """The innermost frame that is neither ours nor torch's way from a call to its operator."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_PROBE) and not (name.endswith(_BETWEEN) and "torch" in name):
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _where(frame: FrameType) -> str:
+    """The place as people are told of it: file and line; for a library, with the program's own line that called it."""
+    name, line = frame.f_code.co_filename, frame.f_lineno
+    if not name.startswith(_LIBRARIES):
+        return f"{_short(name)}:{line}"
+    caller = frame.f_back
+    while caller is not None and (
+        caller.f_code.co_filename.startswith((*_LIBRARIES, _PROBE)) or "<frozen" in caller.f_code.co_filename
+    ):
+        caller = caller.f_back
+    inside = f"{'/'.join(Path(name).parts[-2:])}:{line}"
+    if caller is None:
+        return inside
+    return f"{inside} (from {_short(caller.f_code.co_filename)}:{caller.f_lineno})"
+
+
+def _short(name: str) -> str:
+    path = Path(name)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+
+
+# --- numbers that remember where they came from -----------------------------------------------------------------------
+
+
+def tracked(value: Any, decisions: Decisions) -> Any:
+    """A number that behaves as this one and tells when it is compared; other values as they are."""
+    if type(value) is float:
+        return UnknownFloat(value, decisions)
+    if type(value) is int:
+        return UnknownInt(value, decisions)
+    return value
+
+
+class UnknownFloat(float):
+    """A float that came from an unknown value."""
+
+    _decisions: Decisions
+
+    def __new__(cls, value: float, decisions: Decisions) -> "UnknownFloat":
+        """The number, and who is told of its comparisons."""
+        self = super().__new__(cls, value)
+        self._decisions = decisions
+        return self
+
+    __hash__ = float.__hash__
+
+    def __reduce__(self) -> Any:
+        """Stored as a plain float."""
+        return (float, (float(self),))
+
+    def __deepcopy__(self, memo: Any) -> float:
+        """Numbers do not change."""
+        return self
+
+
+class UnknownInt(int):
+    """An int that came from an unknown value."""
+
+    _decisions: Decisions
+
+    def __new__(cls, value: int, decisions: Decisions) -> "UnknownInt":
+        """The number, and who is told of its comparisons."""
+        self = super().__new__(cls, value)
+        self._decisions = decisions
+        return self
+
+    __hash__ = int.__hash__
+
+    def __reduce__(self) -> Any:
+        """Stored as a plain int."""
+        return (int, (int(self),))
+
+    def __deepcopy__(self, memo: Any) -> int:
+        """Numbers do not change."""
+        return self
+
+
+ARITHMETIC = "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow neg pos abs round"
+COMPARISONS = "lt le gt ge eq ne bool"
+
+
+def _complete(kind: type, plain: type) -> None:
+    """Give a class the operators of its plain type, with results that are tracked and comparisons that are told."""
+
+    def arithmetic(operator: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(self: Any, *others: Any) -> Any:
+            result = operator(self, *others)
+            return result if result is NotImplemented else tracked(result, self._decisions)
+
+        return apply
+
+    def comparison(operator: Callable[..., Any]) -> Callable[..., Any]:
+        def compare(self: Any, *others: Any) -> Any:
+            result = operator(self, *others)
+            return result if result is NotImplemented else self._decisions.compared(result)
+
+        return compare
+
+    for names, wrap in ((ARITHMETIC, arithmetic), (COMPARISONS, comparison)):
+        for name in (f"__{word}__" for word in names.split()):
+            setattr(kind, name, wrap(getattr(plain, name)))
+
+
+_complete(UnknownFloat, float)
+_complete(UnknownInt, int)
