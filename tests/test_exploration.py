@@ -21,7 +21,7 @@ def seen(answers: Answers, peak_mib: int | None, **told) -> Observed:
 
 def explored(show) -> tuple[list[Answers], SimulatedRun]:
     """All runs of a program that shows what a function says, and the result."""
-    exploration, made = Exploration(60), []
+    exploration, made = Exploration(60, 8192 * MIB), []
     while (answers := exploration.following()) is not None:
         made.append(answers)
         exploration.take(show(answers))
@@ -94,7 +94,7 @@ def test_who_goes_on_after_a_refusal_takes_what_it_gets() -> None:
 
     assert [one.size for one in made] == ["generous", "real"]
     assert result.peak is not None
-    assert (result.peak.low_bytes, result.peak.expected_bytes) == (0, 8000 * MIB)
+    assert result.peak == PeakRange(0, 8000 * MIB, 8192 * MIB)
     assert [code for code, _ in result.doubts] == [TAKES_ALL]
 
 
@@ -108,7 +108,7 @@ def test_asking_for_the_size_matters_only_where_the_peak_follows() -> None:
 
 
 def test_no_run_is_begun_once_the_time_is_up() -> None:
-    exploration = Exploration(0.5)
+    exploration = Exploration(0.5, 8192 * MIB)
     exploration.take(seen(Answers(), 100, decisions={"a.py:3": (NO, YES)}))
 
     assert exploration.following() is None

@@ -58,10 +58,12 @@ class Exploration:
 
     Args:
         timeout_s: when no further run is begun, counted over all of them.
+        total_bytes: the GPU's size, which a program that takes all it gets cannot exceed.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, total_bytes: int) -> None:
         self._timeout_s = timeout_s
+        self._total_bytes = total_bytes
         self._seen: list[Observed] = []
 
     def take(self, observed: Observed) -> None:
@@ -166,7 +168,9 @@ class Exploration:
                 "expected it to go on on a GPU of this size, found that it did not" if real else "not tried in time"
             )
             return replace(generous, peak=None, parts=None, floor_bytes=None, failure=failed, failure_code=TAKES_ALL)
-        return replace(real, peak=_from_its_parameters(real), doubts=(*real.doubts, (TAKES_ALL, text)))
+        peak = _from_its_parameters(real)
+        peak = replace(peak, high_bytes=max(peak.expected_bytes, min(peak.high_bytes, self._total_bytes)))
+        return replace(real, peak=peak, doubts=(*real.doubts, (TAKES_ALL, text)))
 
     def _sized_by_what_is_free(self, merged: SimulatedRun) -> SimulatedRun:
         """The same with a doubt, where the peak differs on a smaller GPU."""

@@ -75,7 +75,7 @@ def simulate(
             waiting.remove(index)
     with TemporaryDirectory(prefix="colocate-predict-") as folder:
         running: dict[int, _Running] = {}
-        explorations = {index: Exploration(timeout_s) for index in waiting}
+        explorations = {index: Exploration(timeout_s, gpu.total_bytes) for index in waiting}
         try:
             while waiting or running:
                 while waiting and len(running) < (os.cpu_count() or 1):
