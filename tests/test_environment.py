@@ -1,5 +1,6 @@
 """The names that harness, probe and workloads agree on without importing each other."""
 
+import sys
 from pathlib import Path
 
 from colocate.harness import environment
@@ -17,10 +18,17 @@ def made(**changes: object) -> dict[str, str]:
 def test_a_training_sees_one_gpu_and_keeps_the_rest_of_its_environment() -> None:
     env = made()
 
-    assert (env["PATH"], env["CUDA_VISIBLE_DEVICES"]) == ("/bin", "GPU-1")
+    assert (env["PATH"], env["CUDA_VISIBLE_DEVICES"]) == (f"{Path(sys.executable).parent}:/bin", "GPU-1")
     assert env["PYTHONPATH"] == f"{environment.INJECTED}:/theirs"
     assert env["COLOCATE_EVENTS"] == "/e"
     assert environment.VIRTUAL_GPU not in env
+
+
+def test_python_in_a_script_is_the_interpreter_of_the_plan() -> None:
+    """It used to be whichever came first in PATH: without an activated environment the system's, with no PyTorch."""
+    env = made(program="/envs/theirs/bin/python3.9")
+
+    assert env["PATH"] == "/envs/theirs/bin:/bin"
 
 
 def test_the_virtual_gpu_hides_the_real_ones() -> None:

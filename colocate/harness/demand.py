@@ -40,6 +40,7 @@ def wanted_alone(
     with TemporaryDirectory(prefix="colocate-", ignore_cleanup_errors=True) as scratch:
         env = environment.for_training(
             {**os.environ, **training.env},
+            program=training.argv[0],
             cookie=cookie,
             events=folder / "events.jsonl",
             probe=probe,

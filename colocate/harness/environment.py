@@ -40,6 +40,7 @@ def for_training(
     probe: Path,
     uuid: str | None,
     virtual_gpu: Path | None,
+    program: str = "",
     scratch: Path | None = None,
     whole: bool = False,
 ) -> dict[str, str]:
@@ -52,11 +53,13 @@ def for_training(
         probe: Folder in which the injected probe keeps its records.
         uuid: The GPU to be used, or None to hide all of them.
         virtual_gpu: State file of the virtual GPU to be emulated, or None.
+        program: What the training's command starts; a Python there is also the ``python`` of scripts, else ours is.
         scratch: On the virtual GPU, the folder for everything that the training writes; its path must be short.
         whole: Leave passes over the data as long as they are, also on the virtual GPU.
     """
     environment = {name: value for name, value in base.items() if name == EFFORT or not name.startswith("COLOCATE_")}
     environment["PYTHONPATH"] = ":".join(filter(None, [str(INJECTED), base.get("PYTHONPATH")]))
+    environment["PATH"] = f"{_interpreter_folder(program)}:{base.get('PATH', os.defpath)}"
     environment["CUDA_VISIBLE_DEVICES"] = uuid or ""
     environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     environment[COOKIE] = cookie
@@ -66,10 +69,16 @@ def for_training(
         environment[VIRTUAL_GPU] = str(virtual_gpu.absolute())
         if scratch is not None:
             environment[SCRATCH] = str(scratch.absolute())
-            environment["PATH"] = f"{_tools(scratch)}:{base.get('PATH', os.defpath)}"
+            environment["PATH"] = f"{_tools(scratch)}:{environment['PATH']}"
         if not whole:
             environment[BATCHES_PER_PASS] = str(DRY_RUN_BATCHES)
     return environment
+
+
+def _interpreter_folder(program: str) -> Path:
+    """Where the plan's interpreter is: a script that a command starts finds it as ``python``."""
+    named = Path(program)
+    return named.parent if named.is_absolute() and named.name.startswith("python") else Path(sys.executable).parent
 
 
 def _tools(scratch: Path) -> Path:

@@ -346,6 +346,7 @@ class GroupRun:
         virtual = self._virtual_gpu is not None
         env = environment.for_training(
             {**os.environ, **training.env},
+            program=training.argv[0],
             cookie=self._gpu.gpu_processes.cookie(role),
             events=self.directory.events(role),
             probe=self.directory.probe(role),
@@ -413,6 +414,8 @@ class GroupRun:
             training.held_gpu = training.held_gpu or bool(on_gpu)
             if self._virtual_gpu is None:
                 training.look_for_probe(on_gpu)
+            elif training.training.uses_gpu:
+                training.look_for_environment()
 
     def _wants_list(self) -> bool:
         """However short the foreground is, the driver is asked once who is on which GPU while it trains."""

@@ -120,6 +120,7 @@ class _Running:
         cookie = f"predict-{uuid.uuid4().hex[:12]}/{program.name[:40]}/foreground"
         env = environment.for_training(
             {**os.environ, **program.env},
+            program=program.argv[0],
             cookie=cookie,
             events=folder / "events.jsonl",
             probe=self._probe,

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from colocate.harness.environment import PROBE
 from colocate.harness.training_events import EventReader, ProbeReader, Progress
 from colocate.plan import Role, Training
-from colocate.process import Match, Process, describe, out_of_memory
+from colocate.process import Match, Process, describe, out_of_memory, variable_of
 from colocate.results import GroupDirectory
 from colocate.verdict import (
     Allocator,
@@ -32,7 +33,11 @@ _TRACEBACK = "traceback"
 _METRIC = "metric:"
 _PROBE_LOST = "probe_lost"
 
-WHY_MISSING = "as below python -I, -E or -S, or in an environment of its own"
+WHY_MISSING = (
+    "as below python -I, -E or -S, or in an environment of its own (env -i, docker run, ssh): pass PYTHONPATH, "
+    "CUDA_VISIBLE_DEVICES and the variables that begin with COLOCATE_ through to it"
+)
+BARE_S = 1.0
 PROBE_FAILED = r"colocate: probe (?:record given up|not started|not loaded)"
 """With these words `colocate.probe` says that it does not follow a process, or no more."""
 
@@ -58,6 +63,7 @@ class TrainingMonitor:
         self._probe = ProbeReader(directory.probe(role), time.monotonic())
         self._lines = Progress()
         self._looked_at: dict[int, bool] = {}
+        self._bare_since_s: dict[int, float] = {}
 
     @property
     def patterns(self) -> dict[str, str]:
@@ -100,6 +106,17 @@ class TrainingMonitor:
         for pid in on_gpu:
             if pid not in self._looked_at:
                 self._looked_at[pid] = probe_expected(pid)
+
+    def look_for_environment(self) -> None:
+        """Note, while no process of it has the probe, a Python that was started without the variables for one.
+
+        For some time, since a process that becomes another program shows no environment for a moment.
+        """
+        if self._probe.started:
+            return
+        bare = [pid for pid in self.pids if probe_expected(pid) and variable_of(pid, PROBE) is None]
+        self._bare_since_s = {pid: self._bare_since_s.get(pid, time.monotonic()) for pid in bare}
+        self.look_for_probe(pid for pid, since_s in self._bare_since_s.items() if time.monotonic() - since_s > BARE_S)
 
     @property
     def probe_missing(self) -> str | None:

@@ -4,7 +4,16 @@ from colocate.process import die_with_parent, out_of_memory, procfs, slurm
 from colocate.process.exit_status import Exit
 from colocate.process.keep_alive import KeepAlive, RestartPolicy
 from colocate.process.output import Match
-from colocate.process.procfs import ProcessId, boot_id, describe, end, identify, sees_all_processes, with_cookie
+from colocate.process.procfs import (
+    ProcessId,
+    boot_id,
+    describe,
+    end,
+    identify,
+    sees_all_processes,
+    variable_of,
+    with_cookie,
+)
 from colocate.process.runner import SUPERVISES, Command, Process, start, stop_all
 from colocate.process.slurm import Node
 from colocate.process.supervisor import MAX_PROCESSES
@@ -31,5 +40,6 @@ __all__ = [
     "slurm",
     "start",
     "stop_all",
+    "variable_of",
     "with_cookie",
 ]
