@@ -148,6 +148,7 @@ class ReasonCode(StrEnum):
     BACKGROUND_RESTARTED = ("background_restarted", "the background failed and was started again")
     LEFTOVERS = ("leftovers", "processes that a training left had to be ended")
     ASSUMPTION = ("assumption", "what the emulation had to assume")
+    COVERAGE = ("coverage", "how many batches of how many the dry run ran, and what grew")
     CONSTRAINED_DEVICE = (
         "constrained_device",
         "the GPU was a larger one with a balloon: only its memory is that of the small one",

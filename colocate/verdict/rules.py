@@ -375,7 +375,9 @@ def _dry_run_failed(evidence: Evidence) -> Iterator[Reason]:
     """No value is computed on the virtual GPU: a program that fails there may fail of that, and not of sharing."""
     text = _how_unfinished(evidence.foreground)
     if text is not None and evidence.device.basis == "predicted":
-        yield Reason("dry_run_failed", f"{text}; it may be the emulation's doing, which computes no values")
+        cut = any(allocator.passes_cut for allocator in evidence.foreground.allocators)
+        why = ", or of the cut of its passes over the data; --effort full runs them whole" if cut else ""
+        yield Reason("dry_run_failed", f"{text}; it may be the emulation's doing, which computes no values{why}")
 
 
 def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
@@ -477,6 +479,8 @@ def _warnings(evidence: Evidence, apart: PhasePairs) -> Iterator[Reason]:
         yield Reason("constrained_device", text)
     for note in _notes(evidence):
         yield Reason("assumption", note)
+    for text in _coverages(evidence):
+        yield Reason("coverage", text)
     for code, text in evidence.notes:
         yield Reason(code, text)
 
@@ -540,6 +544,12 @@ def _worst_case(evidence: Evidence) -> Iterator[Reason]:
         )
         most = format_mib(seen.high_bytes, beside=limit)
         yield Reason("worst_case_over_limit", f"{text}; at once at most {most} were seen")
+
+
+def _coverages(evidence: Evidence) -> tuple[str, ...]:
+    """How many batches of how many a dry run ran, and what grows."""
+    known = [(m.name, a.coverage) for m in evidence.members for a in m.allocators if a.coverage is not None]
+    return tuple(dict.fromkeys(f"{name}: {text}" for name, coverage in known for text in coverage.sentences))
 
 
 def _notes(evidence: Evidence) -> tuple[str, ...]:

@@ -49,6 +49,10 @@ PROVEN_STEPS = 24
 # Passes of one loop after which its batches have been seen: later ones are cut to the least.
 KNOWN_PASSES = 2
 
+# A batch that is only put aside takes few blocks, those of its tensors; and so many are put aside at most.
+MOST_COLLECTED_BLOCKS = 8
+MOST_COLLECTED = 256
+
 MOST_TARGETS = 6  # batches of a pass that are jumped to
 MOST_AHEAD = 20_000  # steps for which a condition is asked
 
@@ -90,7 +94,7 @@ class Pass:
     counted: int = 0
     last_rise: int = 0
     over: bool = False
-    runs_whole: bool = False
+    whole_for_s: float = 0.0
     known: LoopCoverage | None = None
     left: "Left | None" = None
     loop: Loop | None = None
@@ -206,13 +210,16 @@ class Coverage:
     def wants_more(self, one: Pass, least: int) -> bool:
         """Whether the next batch of a pass is run, too, because something would be missed without it."""
         known = one.known
-        if known is None or one.runs_whole or one.given < self.least(one, least):
+        if known is None or one.given < self.least(one, least) or self.effort is EFFORTS["full"]:
+            return True
+        if self._collects(one) or sum(one.spent_s) < one.whole_for_s:
             return True
         if one.whole is not None and one.spent_s:
-            rest_s = min(one.spent_s[-2:]) * (one.whole - one.given)
+            spent_s = one.spent_s[1:] or one.spent_s  # the first step is slower
+            rest_s = sum(spent_s) / len(spent_s) * (one.whole - one.given)
             if rest_s <= self._cheap_left_s:
                 self._cheap_left_s -= rest_s
-                one.runs_whole = True
+                one.whole_for_s = sum(one.spent_s) + 2 * rest_s + 0.5
                 return True
         if known.spent_s < self.effort.unsettled_s and self._is_unsettled(one, known):
             known.spent_s += one.spent_s[-1] if one.spent_s else 0.0
@@ -294,6 +301,12 @@ class Coverage:
     def _kept(self, one: Pass) -> Kept:
         """Without the first step of a pass that trains: gradients and states are made in it."""
         return self._memory.kept(one.first_step + (self._backwards > one.backwards))
+
+    def _collects(self, one: Pass) -> bool:
+        """The program takes several batches before it works on them, as trainers do that accumulate gradients."""
+        waits = torch.is_grad_enabled() and self._has_optimizer and self._backwards == one.backwards
+        few = self._memory.blocks_before <= MOST_COLLECTED_BLOCKS and one.given < MOST_COLLECTED
+        return waits and few and sum(one.spent_s) < self.effort.unsettled_s
 
     def _is_unsettled(self, one: Pass, known: LoopCoverage) -> bool:
         """No optimizer step yet, memory still rising, or growing."""

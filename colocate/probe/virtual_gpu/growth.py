@@ -60,12 +60,14 @@ class StepMemory:
     def __init__(self) -> None:
         self.step = 0
         self.current_bytes = self.highest_bytes = 0
+        self.blocks = self.blocks_before = 0  # allocated in this step, and in the one before
         self._step_of: dict[int, tuple[int, int]] = {}
         self._left: dict[int, int] = {}
 
     def allocated(self, number: int, num_bytes: int, stream: int) -> None:
         """A block was handed out."""
         size = -(-num_bytes // LEAST_BYTES) * LEAST_BYTES
+        self.blocks += 1
         self._step_of[number] = (self.step, size)
         self._left[self.step] = self._left.get(self.step, 0) + size
         self.current_bytes += size
@@ -86,6 +88,7 @@ class StepMemory:
     def next_step(self) -> int:
         """End a step; the most that lived during it, in bytes."""
         highest, self.highest_bytes = self.highest_bytes, self.current_bytes
+        self.blocks_before, self.blocks = self.blocks, 0
         self.step += 1
         for step in [step for step, left in list(self._left.items()) if not left]:
             self._left.pop(step, None)

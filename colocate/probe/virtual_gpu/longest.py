@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Subset, TensorDataset
 
-LARGEST = 2  # batches of a pass: by its longest sample, and by all its samples together
+PASSES = 4  # of one data set in which the largest batch is looked for
 MOST_NESTED = 4
 
 # Samples that are enough to say that all have one size, spread over the whole set, where not all can be looked at.
@@ -39,6 +39,7 @@ class Longest:
     def __init__(self, coverage: Budgeted) -> None:
         self._coverage = coverage
         self._sizes: dict[int, tuple[Any, dict[Any, int]]] = {}
+        self._passes: dict[int, int] = {}
 
     def batches(self, loader: Any, order: Sequence[Any]) -> list[int]:
         """The positions of the largest batches of a pass; empty where all are alike or nobody can tell.
@@ -48,7 +49,8 @@ class Longest:
             order: the indices of every batch, or of every sample where the loader makes no batches.
         """
         data = loader.dataset
-        if _is_of_one_size(data) or not order:
+        self._passes[id(data)] = self._passes.get(id(data), 0) + 1
+        if _is_of_one_size(data) or not order or self._passes[id(data)] > PASSES:
             return []
         known = self._sizes.get(id(data))
         if known is None:
@@ -69,7 +71,7 @@ class Longest:
             return {}
         sizes: dict[Any, int] = {}
         until_s = time.process_time() + self._coverage.look_s
-        with _random_state_kept(data):
+        with _state_kept(data):
             for index in _spread(everything):
                 try:
                     size = size_of(data[index])
@@ -149,8 +151,8 @@ def _spread(indices: list[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def _random_state_kept(data: Any) -> Iterator[None]:
-    """Put back what random numbers come next: of torch, Python, numpy, and of generators that the data set has."""
+def _state_kept(data: Any) -> Iterator[None]:
+    """Put back the attributes of a data set, and the random state of torch, Python, numpy and its own generators."""
     numpy = sys.modules.get("numpy")
     own = list(vars(data).values()) if hasattr(data, "__dict__") else []
     torch_state, python_state = torch.get_rng_state(), random.getstate()
@@ -159,9 +161,13 @@ def _random_state_kept(data: Any) -> Iterator[None]:
     torches = [(one, one.get_state()) for one in own if isinstance(one, torch.Generator)]
     numpys = [(one, one.bit_generator.state) for one in own if hasattr(one, "bit_generator")]
     legacy = [(one, one.get_state()) for one in own if numpy is not None and isinstance(one, numpy.random.RandomState)]
+    attributes = dict(vars(data)) if hasattr(data, "__dict__") else None
     try:
         yield
     finally:
+        if attributes is not None:  # such as a file that is opened at the first sample, for each worker anew
+            vars(data).clear()
+            vars(data).update(attributes)
         torch.set_rng_state(torch_state)
         random.setstate(python_state)
         if numpy is not None:
