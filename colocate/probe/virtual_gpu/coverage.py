@@ -238,7 +238,7 @@ class Coverage:
             targets.add(one.whole - 1)
         targets = {position for position in targets if one.given <= position < (one.whole or 0)}
         skipped = None if one.whole is None else one.whole - one.given - len(targets)
-        self._extrapolate(one, known, skipped)
+        self._extrapolate(one, known, skipped, one.given + len(targets))
         return sorted(targets) if one.ordered else []
 
     def ended(self, one: Pass) -> None:
@@ -331,7 +331,7 @@ class Coverage:
             found |= {one.given - 1 + steps, one.given + steps}  # a counter may be moved before or after the test
         return set(sorted(found)[:MOST_TARGETS])
 
-    def _extrapolate(self, one: Pass, known: LoopCoverage, skipped: int | None) -> None:
+    def _extrapolate(self, one: Pass, known: LoopCoverage, skipped: int | None, run: int) -> None:
         """What the steps that are left out would keep, if those that were run kept something."""
         kept = self._kept(one)
         if kept.grows and kept.matters(self._left_of(one)):
@@ -343,7 +343,7 @@ class Coverage:
         if skipped is not None and more < LEAST_GROWTH_BYTES:
             return
         held = round(known.slope * max(1, last - one.first_step - 1))
-        one.left = Left(one.first_step, last, held, more, (skipped or 0) / max(1, one.given))
+        one.left = Left(one.first_step, last, held, more, (skipped or 0) / run)
         self._left.append(one.left)
         told = self._growth.setdefault(
             known.place,
@@ -351,7 +351,7 @@ class Coverage:
         )
         told["place"] = told["place"] or known.kept_at
         told["bytes_per_step"] = round(known.slope)
-        told["steps_seen"] += one.given
+        told["steps_seen"] += run
         if skipped is None or told["steps_left"] is None:
             told["steps_left"] = None
         else:
