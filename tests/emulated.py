@@ -103,7 +103,7 @@ class Bench:
         if self.gpu is not None:
             ours["COLOCATE_VIRTUAL_GPU"] = str(self.gpu.path)
         if self.batches_per_pass is not None:
-            ours["COLOCATE_BATCHES_PER_PASS"] = str(self.batches_per_pass)
+            ours = {"COLOCATE_BATCHES_PER_PASS": str(self.batches_per_pass), "COLOCATE_EFFORT": "quick", **ours}
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("COLOCATE_", "PYTHON"))}
         return {**kept, **ours}
 

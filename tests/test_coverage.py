@@ -18,8 +18,7 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """All loops in one process, since most of the time goes into importing torch."""
-    folder, quick = tmp_path_factory.mktemp("covered"), {"COLOCATE_EFFORT": "quick"}
-    bench = Bench(folder, gpu_mib=1 << 20, batches_per_pass=3, environment=quick)
+    bench = Bench(tmp_path_factory.mktemp("covered"), gpu_mib=1 << 20, batches_per_pass=3)
     return bench.run(PROGRAMS / "covered.py", timeout_s=600)
 
 

@@ -113,3 +113,14 @@ def test_no_run_is_begun_once_the_time_is_up() -> None:
 
     assert exploration.following() is None
     assert [code for code, _ in exploration.result().doubts] == [BRANCH]
+
+
+def test_a_program_that_only_the_cut_breaks_is_run_whole() -> None:
+    """Predictions that are compared with all labels used to end as the program's own failure."""
+    made, result = explored(lambda answers: seen(answers, 300 if answers.whole else None, cut=not answers.whole))
+    _, failed = explored(lambda answers: seen(answers, None, cut=not answers.whole))
+
+    assert made == [Answers(), Answers(whole=True)]
+    assert result.peak is not None
+    assert failed.failure is not None
+    assert failed.failure.endswith("its passes over the data were cut, which may be why")

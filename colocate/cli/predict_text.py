@@ -137,6 +137,9 @@ def explained(dry_runs: "Sequence[SimulatedRun]", forecasts: "Collection[Forecas
     for text in dict.fromkeys(text for one in dry_runs for text in one.rests_on):
         whose = f": {listed}" if listed and text.startswith("workspaces") else ""
         lines += command.wrapped("range: " + text + whose, INDENT)
+    for one in dry_runs:
+        for text in dict.fromkeys(text for process in one.coverage for text in process.sentences):
+            lines += command.wrapped(f"covered: {text if len(dry_runs) == 1 else f'{one.name}: {text}'}", INDENT)
     notes: dict[str, list[str]] = {}
     for one in dry_runs:
         for text in one.notes:

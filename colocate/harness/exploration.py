@@ -13,6 +13,10 @@ from colocate.units import format_mib
 from colocate.verdict import PeakRange
 
 MOST_RUNS = 5
+
+# In the last line of a program that counted on as many batches as its loader says.
+WORDS_OF_LENGTHS = ("shape", "size", "length", "index", "broadcast", "zerodivision", "stopiteration", "samples")
+
 SAME_PEAK = 0.02  # two peaks that differ by a smaller share are the same
 
 BRANCH, TAKES_ALL = "branch_on_values", "takes_what_it_gets"
@@ -23,11 +27,15 @@ Size = Literal["generous", "real", "smaller"]
 
 @dataclass(frozen=True)
 class Answers:
-    """What a run is told where nobody knows: the other answer at these places, numbers that rise, a GPU's size."""
+    """What a run is told where nobody knows: the other answer at these places, numbers that rise, a GPU's size.
+
+    ``whole``: no pass over the data is cut.
+    """
 
     other: frozenset[str] = frozenset()
     rising: bool = False
     size: Size = "generous"
+    whole: bool = False
 
     @property
     def text(self) -> str:
@@ -41,7 +49,7 @@ class Observed:
 
     ``decisions`` has by place the answers that were given, and those not given behind which there is work; ``numbers``
     are places where a number left that is tested later. ``refused`` counts requests that the GPU had no room for;
-    ``asked_size`` says that the program asked how much is free.
+    ``asked_size`` says that the program asked how much is free, ``cut`` that passes over its data were cut.
     """
 
     answers: Answers
@@ -51,6 +59,7 @@ class Observed:
     refused: int = 0
     asked_size: bool = False
     late: bool = False
+    cut: bool = False
 
 
 class Exploration:
@@ -85,8 +94,7 @@ class Exploration:
         """What is worth a run, the most telling first."""
         first, checks = self._seen[0], self._checks()
         if first.run.failure is not None and not checks:
-            places = list(first.decisions) if first.run.failure_code == "dry_run_failed" else []
-            return [Answers(frozenset(places[-1:])), Answers(frozenset(places))] if places else []
+            return self._after_a_failure(first)
         wishes = [Answers(size="real")] if first.refused else []
         wishes += [Answers(size="smaller")] if first.asked_size and not first.refused else []
         left = self._open()
@@ -97,6 +105,16 @@ class Exploration:
         if any(one.numbers for one in self._seen):
             wishes.append(Answers(checks, rising=True))
         return wishes
+
+    def _after_a_failure(self, first: Observed) -> list[Answers]:
+        """The cut of passes may have done it, or a check of values that nobody recognised as one."""
+        if first.run.failure_code != "dry_run_failed" or any(one.answers.whole for one in self._good()):
+            return []
+        whole = [Answers(whole=True)] if first.cut else []
+        places = list(first.decisions)
+        other = [Answers(frozenset(places[-1:])), Answers(frozenset(places))] if places else []
+        of_lengths = any(word in line.lower() for line in first.run.last_lines[-1:] for word in WORDS_OF_LENGTHS)
+        return [*whole, *other] if of_lengths else [*other, *whole]
 
     def _checks(self) -> frozenset[str]:
         """Places whose first answer failed and whose other one did not: checks that nobody recognised as such."""
@@ -122,7 +140,11 @@ class Exploration:
         duration_s = sum(one.run.duration_s for one in self._seen)
         good = self._good()
         if not good:
-            return replace(self._seen[0].run, duration_s=duration_s)
+            failed = self._seen[0].run
+            if self._seen[0].cut and failed.failure_code == "dry_run_failed":
+                text = f"{failed.failure}; its passes over the data were cut, which may be why"
+                failed = replace(failed, failure=text)
+            return replace(failed, duration_s=duration_s)
         if good[0].refused:
             return replace(self._of_all_it_gets(good[0].run), duration_s=duration_s)
         peaks = [one.run.peak for one in good if one.run.peak is not None]

@@ -131,6 +131,8 @@ class _Running:
         env[TRACE] = "1"
         env[ANSWERS] = answers.text
         env[environment.BATCHES_PER_PASS] = str(BATCHES_PER_PASS)
+        if answers.whole:
+            env[environment.EFFORT] = "full"
         env.setdefault("OMP_NUM_THREADS", "1")
         self.process: Process = start(Command(program.argv, program.cwd, env), log=folder / "log.txt", cookie=cookie)
 
@@ -167,6 +169,7 @@ class _Running:
             refused=sum(one.num_ooms for one in reader.allocators),
             asked_size=any(one.get("asked_free_bytes") is not None for one in records),
             late=self._late,
+            cut=any(one.passes_cut for one in reader.allocators),
         )
 
     def _result(self, reader: ProbeReader) -> SimulatedRun:

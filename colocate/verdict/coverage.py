@@ -74,6 +74,6 @@ class Coverage:
         cut = [loop for loop in self.loops if loop.batches_run != loop.batches_whole]
         shown = [loop.text for loop in islice(cut, MOST_PLACES)]
         more = [f"and {len(cut) - MOST_PLACES} more loops"] if len(cut) > MOST_PLACES else []
-        run = ["run: " + "; ".join([*shown, *more])] if shown else []
+        run = ["; ".join([*shown, *more])] if shown else []
         early = ["the program was ended once its memory had repeated"] if self.ended_early else []
         return (*run, *early, *(growth.text for growth in self.growth))
