@@ -5,10 +5,12 @@ from collections.abc import Iterable
 
 from colocate.results.schema import Record
 from colocate.units import format_mib, plural, span_text
-from colocate.verdict import Outcome
+from colocate.verdict import Outcome, ReasonCode
 
 # An inconclusive group's peak counts where it is the peak that leaves the answer open.
-_PEAK_COUNTS = frozenset({"undecided", "peak_between_samples", "spread", "runs_missing"})
+_PEAK_COUNTS = frozenset(
+    {ReasonCode.UNDECIDED, ReasonCode.PEAK_BETWEEN_SAMPLES, ReasonCode.SPREAD, ReasonCode.RUNS_MISSING}
+)
 
 _COLOURS = {Outcome.FEASIBLE.value: "v-ok", Outcome.INFEASIBLE.value: "v-bad"}
 

@@ -264,13 +264,9 @@ def _missing_completion(member: Member) -> str | None:
 
 
 def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
-    if not evidence.trace.samples:
-        yield Reason("no_samples", "the GPU's memory was never read")
-    elif peak is None and all(one.held_gpu for one in evidence.members if one.uses_gpu and one.process_runs):
-        yield Reason("peak_unknown", "the peak of a member is not known")
+    """Find what is missing, causes first: what a program did before what could not be read for it."""
     yield from _undecided(evidence, peak)
     yield from _not_covered(evidence)
-    yield from _gaps(evidence)
     yield from _contradicted(evidence, peak)
     yield from _probe_lost(evidence)
     yield from _out_of_memory_suspected(evidence)
@@ -279,6 +275,11 @@ def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     yield from _steps_unconfirmed(evidence)
     if evidence.background is not None:
         yield from _background_unproven(evidence, evidence.background)
+    if not evidence.trace.samples:
+        yield Reason("no_samples", "the GPU's memory was never read")
+    elif peak is None and all(one.held_gpu for one in evidence.members if one.uses_gpu and one.process_runs):
+        yield Reason("peak_unknown", "the peak of a member is not known")
+    yield from _gaps(evidence)
     if evidence.baseline_bytes is None:
         yield Reason("no_baseline", "what the GPU held before the group is not known")
     if evidence.returned_to_baseline is not True:
