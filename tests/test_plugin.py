@@ -64,8 +64,8 @@ def test_a_case_that_passes_without_a_verdict_is_an_error(mixed):
 
 
 def test_the_summary_gives_the_reasons_and_the_verdict_of_the_plan(mixed):
-    assert "FAILED feasibility/test_groups.py::test_group[group02] - INFEASIBLE (meas" in mixed.out
-    assert "ERROR feasibility/test_groups.py::test_group[group03] - INCONCLUSIVE (me" in mixed.out
+    assert "FAILED feasibility/test_groups.py::test_group[group02] - peak_over_limit" in mixed.out
+    assert mixed.out.count("INFEASIBLE") == 1, "the verdict is told once, with its reason; then codes do"
     assert "ERROR at verdict of test_group[group03]" in mixed.out
     assert "1 of 7 groups feasible, 1 inconclusive; 6 needed (95 % of 7, rounded down): the" in mixed.out
     assert "plan is undecided" in mixed.out

@@ -71,6 +71,17 @@ def test_with_less_room_a_line_tells_less_and_never_breaks(run, width):
         assert "GPU 3000/7500 MiB  peak 3200" in line
 
 
+def test_a_group_that_is_begun_again_says_so_and_why(run):
+    """A retry used to look like a group that takes twice as long."""
+    reasons = [{"code": "foreign_process", "text": "somebody"}, "damaged"]
+    beat(run, "mnist_parallel_001").verdict.write_text(json.dumps({"outcome": "INCONCLUSIVE", "reasons": reasons}))
+    beat(run, "mnist_parallel_001_attempt2")
+    (state,) = status.running(run)
+    assert (state.attempt, state.again_because) == (2, ("foreign_process",))
+    assert status_line.again(state).endswith(" is begun again, attempt 2: foreign_process")
+    assert "attempt 2: foreground starts" in status_line.line_of(state, None, 120)
+
+
 def test_a_finished_group_does_not_run(run):
     beat(run).verdict.write_text("{}")
     assert status.running(run) == []

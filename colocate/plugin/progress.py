@@ -21,7 +21,7 @@ from colocate.plugin.options import option
 from colocate.plugin.outcomes import Record
 from colocate.plugin.session import Session, folder, group_of, session_of, terminal_of
 from colocate.report import Screen, Through, status_line
-from colocate.results import Estimate, basis_of, estimate, judged_text, line_of, over_budget_text, status
+from colocate.results import Estimate, basis_of, estimate, line_of, over_budget_text, status
 from colocate.units import format_mib, format_size, plural
 from colocate.verdict import Outcome
 
@@ -50,6 +50,7 @@ class Progress:
         self.ticker: threading.Thread | None = None
         self.stopping = threading.Event()
         self.over = False
+        self.told_again: set[tuple[str, int]] = set()
 
     @property
     def terminal(self) -> Any:
@@ -188,6 +189,11 @@ class Progress:
         seen = status.running(self.session.run_directory.path, self.folders)
         states = [state for state in seen if state.group in running]
         lines = [status_line.line_of(state, self.estimate.seconds.get(state.group), width) for state in states]
+        for state in states:
+            if state.attempt > 1 and (state.group, state.attempt) not in self.told_again:
+                self.told_again.add((state.group, state.attempt))
+                assert self.screen is not None, "it is made before this thread"
+                self.screen.line(status_line.again(state)[:width])
         reported = {state.group for state in states}
         now = time.monotonic()
         lines += [
@@ -292,7 +298,7 @@ class Progress:
         record = getattr(report, "colocate", {})
         reported = record.get("group") in self.finished and self.config.option.verbose >= -1
         if reported and record["codes"] and isinstance(report.longrepr, str):
-            report.longrepr = f"{judged_text(record)}: {', '.join(record['codes'])}"
+            report.longrepr = ", ".join(record["codes"])
 
 
 def _planned(group: Group, seconds: float | None) -> tuple[str, ...]:

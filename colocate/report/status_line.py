@@ -77,6 +77,16 @@ def bar(used_bytes: int, peak_bytes: int, limit_bytes: int) -> str:
 
 
 def _stage(state: GroupState) -> str:
+    return f"attempt {state.attempt}: {_doing(state)}" if state.attempt > 1 else _doing(state)
+
+
+def again(state: GroupState) -> str:
+    """Say that a group is begun again, and why."""
+    why = f": {', '.join(state.again_because)}" if state.again_because else ""
+    return f"{state.group} is begun again, attempt {state.attempt}{why}"
+
+
+def _doing(state: GroupState) -> str:
     member = state.foreground
     if state.stage != "foreground":
         return {"background": "background starts", "ending": "ends", "preflight": "looks at the GPU"}.get(

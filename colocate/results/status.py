@@ -4,6 +4,7 @@ Reads the heartbeat of every running group, the events of its trainings and the 
 and needs no GPU, so it works over a shared file system.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ _MOST_BYTES = 1024**2
 
 # A group whose heart has not beaten for so long is told as silent.
 SILENT_S = 20.0
+
+_ATTEMPT = re.compile(r"_attempt(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class GroupState:
     foreground_s: float | None
     foreground: MemberState
     background: MemberState | None
+    attempt: int = 1
+    again_because: tuple[str, ...] = ()
+    """The reason codes of the attempt before."""
 
     @property
     def done(self) -> float | None:
@@ -115,7 +121,20 @@ def _state(path: Path) -> GroupState | None:
         foreground_s=None if foreground_at is None else max(0.0, now - foreground_at),
         foreground=_member(directory, "foreground", document),
         background=_member(directory, "background", document) if document.get("background") else None,
+        **_attempt(directory),
     )
+
+
+def _attempt(directory: GroupDirectory) -> dict[str, Any]:
+    """Which attempt a folder is by its name, and why the one before it did not do."""
+    found = _ATTEMPT.search(directory.path.name)
+    attempt = int(found[1]) if found else 1
+    if found is None or attempt < 2:
+        return {}
+    before = directory.path.name[: found.start()] + (f"_attempt{attempt - 1}" if attempt > 2 else "")
+    reasons = read_document(GroupDirectory(directory.path.with_name(before)).verdict).get("reasons")
+    codes = [line(reason.get("code")) for reason in reasons if isinstance(reason, dict)] if reasons else []
+    return {"attempt": attempt, "again_because": tuple(code for code in codes if code)}
 
 
 def _member(directory: GroupDirectory, role: str, document: Mapping[str, Any]) -> MemberState:

@@ -175,7 +175,7 @@ def _speedup(directory: GroupDirectory | None) -> dict[str, Any] | None:
 
 def _attempts(row: Row, folder: Path, points: int) -> dict[str, Any] | None:
     """Every attempt at a group in the order in which they ended; None where there was only one."""
-    found = attempt_rows(row)
+    found = attempt_rows(row) if len(row.attempts) > 1 else []
     if len(found) < 2:
         return None
     runs = len({_place(one)[0] for one in found})
