@@ -260,7 +260,7 @@ def test_a_gpu_that_can_never_be_it_is_refused_before_anything_starts(large_gpu:
 
 
 def test_a_gpu_of_that_size_needs_no_balloon(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    with opened(FoundGpu("nvidia", fake_nvml.uuid(), EIGHT), tmp_path / "gpu", gpu_process="group01") as device:
+    with opened(FoundGpu("nvidia", fake_nvml.uuid(), EIGHT), tmp_path / "gpu", holder="group01") as device:
         assert isinstance(device, NvidiaDevice)
 
 
@@ -271,9 +271,7 @@ def test_a_balloon_that_ends_in_the_middle_of_a_group_leaves_no_verdict(large_gp
     directory = RunDirectory(tmp_path / "run_1").group("ours", 1, parallel=True).create()
 
     with (
-        opened(
-            FoundGpu("nvidia", large_gpu.uuid(), EIGHT), directory.virtual_gpu, gpu_process="g", run="run_1"
-        ) as device,
+        opened(FoundGpu("nvidia", large_gpu.uuid(), EIGHT), directory.virtual_gpu, holder="g", run="run_1") as device,
         observing(both, device, directory, plan="test") as observation,
     ):
 

@@ -455,7 +455,7 @@ def test_every_run_on_the_virtual_gpu_gets_a_new_one(tmp_path: Path) -> None:
     ]
     several = Group("group01", 1, members[0], members[1], group(members[0], None).limits, runs=2)
     directory = free_directory(RunDirectory(tmp_path), several, 1).create()
-    gpu = opened(FoundGpu("virtual", total_bytes=8192 * MIB), directory.virtual_gpu, gpu_process="a test")
+    gpu = opened(FoundGpu("virtual", total_bytes=8192 * MIB), directory.virtual_gpu, holder="a test")
     with gpu as device, Sampler(device) as monitor:
         monitor.wait_for_sample(2.0)
         with GroupRun(several, device, monitor, directory, plan="test") as observation:

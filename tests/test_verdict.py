@@ -183,8 +183,15 @@ def test_a_background_that_waits_between_two_steps_does_not_train() -> None:
     assert judge(evidence(background=idle("step"))).codes == ("too_little_overlap", "background_no_step")
 
 
-def test_a_background_that_tells_no_phases_may_have_evaluated_between_two_steps() -> None:
-    assert judge(evidence(background=idle("optimizer"))).feasible
+def test_a_background_that_tells_no_phases_may_pause_as_it_usually_does() -> None:
+    """As for an evaluation. Any pause used to count as training, also one that was just the foreground's time."""
+    pauses = idle("optimizer")
+    assert judge(evidence(background=pauses)).codes == ("too_little_overlap", "background_no_step")
+
+    earlier = [replace(event, kind="optimizer", elapsed_s=event.elapsed_s - 40) for event in steps(100, 0.0, 5.0)[2:]]
+    begun = (replace(pauses.process_runs[0], started_s=-50.0),)
+    usual = replace(pauses, process_runs=begun, progress_events=(*earlier, *pauses.progress_events))
+    assert judge(evidence(background=usual)).feasible
 
 
 def test_an_out_of_memory_outweighs_a_missing_overlap() -> None:

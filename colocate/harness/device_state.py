@@ -46,7 +46,7 @@ class DeviceState:
     """
 
     def __init__(self, device: Device, monitor: Sampler, *, run: str, group: str, place: Path, virtual: bool) -> None:
-        self.gpu_processes = GpuProcesses(run, group, place)
+        self.gpu_processes = GpuProcesses(run, group, place, lambda: time.monotonic() - monitor.started_s)
         self.baseline_bytes: int | None = None
         self.final_bytes: int | None = None
         self.returned: bool | None = None
@@ -74,8 +74,8 @@ class DeviceState:
         try:
             self._end_orphans()
             wait_s = max(wait_s, LEFTOVERS_S if any(map(is_being_ended, self._foreign_processes())) else 0.0)
-            wait_until(lambda: not self._foreign_processes(), time.monotonic() + wait_s)
-            foreign_processes = self._foreign_processes()
+            wait_until(lambda: not self._strangers(), time.monotonic() + wait_s)
+            foreign_processes = self._strangers()
             if not foreign_processes:
                 self._device.prepare()
             self.gpu_processes.begin(time.monotonic() - self._monitor.started_s)
@@ -90,8 +90,8 @@ class DeviceState:
             self.faults.append(("sensor_lost", str(error)))
             return
         if foreign_processes:
-            names = "; ".join(describe(process.pid) for process in foreign_processes)
-            text = f"expected a GPU that nobody uses, found {names}; end them, or wait with --wait=SECONDS"
+            text = f"expected a GPU that nobody uses, found {'; '.join(foreign_processes)}; end them, or wait"
+            text += " with --wait=SECONDS"
             self.faults.append(("foreign_process", text))
 
     def _listed(self) -> tuple[DeviceProcess, ...]:
@@ -100,6 +100,18 @@ class DeviceState:
 
     def _foreign_processes(self) -> list[ProcessId]:
         return self.gpu_processes.foreign_processes(self._listed())
+
+    def _strangers(self) -> list[str]:
+        """Whoever else computes on the GPU, in words; one who cannot be seen only if two lists in a row have it."""
+        listed = self._listed()
+        unseen = self.gpu_processes.unseen(listed)
+        if unseen:
+            unseen &= self.gpu_processes.unseen(self._listed())
+        seen = [process for process in self.gpu_processes.foreign_processes(listed) if process.pid not in unseen]
+        elsewhere = dict((pid, uuid) for uuid, pid in self._ask(self._device.processes_elsewhere)) if seen else {}
+        names = [describe(process.pid) + _context_only(elsewhere.get(process.pid)) for process in seen]
+        cause = "of another user or container, or left by a process that has ended"
+        return names + [f"pid {pid}, which cannot be seen from here ({cause})" for pid in sorted(unseen)]
 
     def _end_orphans(self) -> None:
         """Nobody else's process is touched."""
@@ -142,10 +154,10 @@ class DeviceState:
             return False
         return latest.used_bytes > self.baseline_bytes + BASELINE_TOLERANCE_BYTES
 
-    def process_peak_bytes(self, pid: int) -> int | None:
-        """The driver's own maximum for a process, where it answers."""
+    def process_peak_bytes(self, pid: int, since: float | None = None) -> int | None:
+        """The driver's own maximum for a process that began at a Unix time, where it answers."""
         try:
-            return self._ask(lambda: self._device.process_peak_bytes(pid))
+            return self._ask(lambda: self._device.process_peak_bytes(pid, since))
         except DeviceError:
             return None
 
@@ -194,3 +206,11 @@ class DeviceState:
         except DeviceError:
             found = unlisted(())
         return "; not on it but with the GPU open: " + "; ".join(describe(one.pid) for one in found) if found else ""
+
+
+def _context_only(other_uuid: str | None) -> str:
+    """Why a process that computes on another GPU may be on this one too."""
+    if other_uuid is None:
+        return ""
+    cause = "as pin_memory=True does, which opens the first GPU that a program sees"
+    return f", which computes on {other_uuid} and has a context here too, {cause}; start it with CUDA_VISIBLE_DEVICES"

@@ -1,25 +1,45 @@
 """Who holds memory on the GPU: ours, told apart by member, what an earlier run left, or a foreign process.
 
 The driver gives process ids. A process is ours when it descends from a supervisor of ours or carries our cookie. A
-number means the same process only together with its start time. One that /proc does not know is no foreign process: a
-container may be given the host's numbers, or it has ended meanwhile.
+number means the same process only together with its start time.
+
+A number that /proc does not know has ended meanwhile, or cannot be seen: it is another user's, another container's, or
+a number of the host that is given to a container. One that is listed again and still not seen is foreign, unless the
+numbers are the host's. Of those nobody can tell whose each is, only how many there are: more than we have processes
+means that a foreign one is among them. A process that happens to have one of these numbers here is not accused.
 """
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from colocate.device import DeviceProcess
 from colocate.plan import ROLES, Role
 from colocate.process import SUPERVISES, Process, ProcessId, procfs
-from colocate.verdict import GpuProcess, Owner
+from colocate.verdict import GpuProcess, Listed, Listing, Owner
 
 ProcessList = tuple[float, tuple[DeviceProcess, ...]]
 
 DEVICE_FILES = "/dev/nvidia"
 """What every program that uses an NVIDIA GPU has open."""
+
+# Files that a process of a framework has mapped; its variable, and the value that keeps it from taking memory ahead.
+_JAX = ("JAX", "XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+_TENSORFLOW = ("TensorFlow", "TF_FORCE_GPU_ALLOW_GROWTH", "true")
+_LIBRARIES = {
+    "/jaxlib/": _JAX,
+    "/jax_plugins/": _JAX,
+    "/libtensorflow": _TENSORFLOW,
+    "/_pywrap_tensorflow": _TENSORFLOW,
+}
+
+SEEN_AGAIN_S = 0.5
+"""One of ours that ended between a list and the look at it is not on a list that is read so much later."""
+
+MOST_LISTINGS = 1024
+"""What is kept of the lists; of more, every second one."""
 
 _Key = tuple[int, int | None]
 
@@ -27,16 +47,24 @@ _Key = tuple[int, int | None]
 class GpuProcesses:
     """Keeps book of the processes that were seen on the GPU during one group.
 
-    ``place`` is where its record goes: two runs that began in the same second have the same name and groups.
+    ``place`` is where its record goes: two runs that began in the same second have the same name and groups. ``clock``
+    tells the seconds that lists are given; without one it is when the latest list was read.
     """
 
-    def __init__(self, run: str, group: str, place: Path | None = None) -> None:
+    def __init__(
+        self, run: str, group: str, place: Path | None = None, clock: Callable[[], float] | None = None
+    ) -> None:
         self._prefix = f"{run}/{group}/"
         self._suffix = "" if place is None else f"/{hashlib.sha256(os.fsencode(place.absolute())).hexdigest()[:12]}"
         self._seen: dict[_Key, GpuProcess] = {}
         self._taken = 0
         self._since_s = self.listed_s = 0.0
         self._numbers_of_the_host = False
+        self._clock = clock or (lambda: self.listed_s)
+        self._unseen_s: dict[int, float] = {}
+        self._tree_before: dict[int, Role] = {}
+        self._too_many_since_s: float | None = None
+        self.listings: list[Listing] = []
         self._listed: dict[Role, list[tuple[float, int]]] = {role: [] for role in ROLES}
 
     def cookie(self, role: Role) -> str:
@@ -48,10 +76,16 @@ class GpuProcesses:
         found = (procfs.identify(one.pid) for one in listed if not (one.draws or one.balloon))
         return [one for one in found if one is not None and self._owner(one.pid, {}) == "foreign"]
 
+    def unseen(self, listed: Iterable[DeviceProcess]) -> frozenset[int]:
+        """The numbers on a list that compute and belong to nobody who can be seen here."""
+        numbers = {one.pid for one in listed if not (one.draws or one.balloon)}
+        return frozenset(pid for pid in numbers if procfs.identify(pid) is None or self._is_by_chance(pid))
+
     def begin(self, elapsed_s: float) -> None:
         """Who was there before, and was waited for or ended, has nothing to do with the group."""
         self._since_s = elapsed_s
         self._seen.clear()
+        self.listings.clear()
 
     def take(self, lists: Sequence[ProcessList], members: Mapping[Role, Sequence[Process]]) -> bool:
         """Enter the process lists that are new since the last call; whether there were any."""
@@ -59,20 +93,31 @@ class GpuProcesses:
         if not new:
             return False
         self._taken, self.listed_s = len(lists), lists[-1][0]
-        pids: dict[int, Role] = {one.pid: role for role, ours in members.items() for p in ours[-1:] for one in p.tree()}
+        pids = self._tree(members)
         for elapsed_s, listed in ((elapsed_s, listed) for elapsed_s, listed in new if elapsed_s >= self._since_s):
             for process in listed:
                 if not process.draws:
                     self._enter(elapsed_s, process, pids)
             self._add_up(elapsed_s, listed)
+        self._count(*new[-1], {**self._tree_before, **pids})
+        self._tree_before = pids
         return True
+
+    def _tree(self, members: Mapping[Role, Sequence[Process]]) -> dict[int, Role]:
+        """The processes of the members' latest runs."""
+        return {one.pid: role for role, ours in members.items() for p in ours[-1:] for one in p.tree()}
 
     def _add_up(self, elapsed_s: float, listed: Iterable[DeviceProcess]) -> None:
         """What each member holds by this list; it is not told where the driver does not tell of one process."""
-        for role in ROLES:
-            own = [process.used_bytes for process in listed if process.pid in self.pids(role)]
-            if None not in own:
-                self._listed[role].append((elapsed_s, sum(used for used in own if used is not None)))
+        listed = [process for process in listed if not process.balloon]
+        by_role = {role: _together(process for process in listed if process.pid in self.pids(role)) for role in ROLES}
+        for role, own in by_role.items():
+            if own.used_bytes is not None:
+                self._listed[role].append((elapsed_s, own.used_bytes))
+        used_bytes = sum(process.used_bytes or 0 for process in listed)
+        self.listings.append(Listing(elapsed_s, used_bytes, by_role["foreground"], by_role["background"]))
+        if len(self.listings) > MOST_LISTINGS:
+            del self.listings[1::2]
 
     def listed(self, role: Role) -> tuple[tuple[float, int], ...]:
         """What this member held by the driver's lists, each as its second and the bytes."""
@@ -108,9 +153,39 @@ class GpuProcesses:
         if earlier is None:
             owner = "balloon" if process.balloon else self._owner(process.pid, pids)
             name = procfs.describe(process.pid)
-            earlier = GpuProcess(process.pid, owner, name, elapsed_s, elapsed_s, start_time=key[1])
+            earlier = GpuProcess(
+                process.pid, owner, name, elapsed_s, elapsed_s, start_time=key[1], framework=_framework(process.pid)
+            )
+        elif earlier.owner == "unknown" and self._is_foreign_now(earlier, elapsed_s):
+            earlier = replace(earlier, owner="foreign", name=f"{earlier.name}, which cannot be seen from here")
         known = [used for used in (earlier.max_used_bytes, process.used_bytes) if used is not None]
         self._seen[key] = replace(earlier, last_s=elapsed_s, max_used_bytes=max(known, default=None))
+
+    def _count(self, elapsed_s: float, listed: Iterable[DeviceProcess], pids: Mapping[int, Role]) -> None:
+        """Where the driver tells the host's numbers: more of them than we have processes on GPUs."""
+        if not self._numbers_of_the_host:
+            return
+        numbers = sorted(process.pid for process in listed if not (process.draws or process.balloon))
+        opened = [procfs.has_open(pid, DEVICE_FILES) for pid in pids]
+        ours = sum(map(bool, opened)) or len(pids)
+        if len(numbers) <= ours or any(self._is_ours(pid, pids) for pid in numbers):
+            self._too_many_since_s = None
+            return
+        since_s = self._too_many_since_s
+        self._too_many_since_s = elapsed_s if since_s is None else since_s
+        if since_s is None or elapsed_s - since_s < SEEN_AGAIN_S:
+            return  # one of ours may have ended between the list and the look at it
+        name = f"one of {len(numbers)} processes, pids {', '.join(map(str, numbers))}, which cannot be seen from here"
+        key = (0, None)
+        first_s = self._seen[key].first_s if key in self._seen else since_s
+        self._seen[key] = GpuProcess(numbers[0], "foreign", f"{name}; ours are {ours}", first_s, elapsed_s)
+
+    def _is_ours(self, pid: int, pids: Mapping[int, Role]) -> bool:
+        return pid in pids or self.ours(pid) is not None
+
+    def _is_by_chance(self, pid: int) -> bool:
+        """In a container: a process of this number is here and has no GPU open, so the number is the host's."""
+        return not procfs.sees_all_processes() and procfs.has_open(pid, DEVICE_FILES) is False
 
     def _key(self, pid: int) -> _Key:
         """The process of this number now; of one that has ended since the driver listed it, the last that we knew."""
@@ -119,17 +194,45 @@ class GpuProcesses:
             return (pid, process.start_time)
         return next((key for key in reversed(self._seen) if key[0] == pid), (pid, None))
 
+    def _is_foreign_now(self, earlier: GpuProcess, elapsed_s: float) -> bool:
+        """On a list that was read after we looked and saw nobody of this number, and the numbers are ours."""
+        if procfs.identify(earlier.pid) is not None:
+            self._unseen_s.pop(earlier.pid, None)
+            return False
+        looked_s = self._unseen_s.setdefault(earlier.pid, self._clock())
+        return elapsed_s > looked_s and not self._numbers_of_the_host
+
     def _owner(self, pid: int, pids: Mapping[int, Role]) -> Owner:
         if pid in pids:
             return pids[pid]
         role = self.ours(pid)
         if role is not None:
             return role
+        if procfs.is_hidden(pid):
+            return "foreign"
         if procfs.identify(pid) is None:
             # Inside a container such a number is the host's, and from then on one that exists here is so by chance.
-            self._numbers_of_the_host = self._numbers_of_the_host or not procfs.sees_all_processes()
+            known = any(one.owner in ROLES for one in self._seen.values())
+            self._numbers_of_the_host = self._numbers_of_the_host or not (known or procfs.sees_all_processes())
+            self._unseen_s.setdefault(pid, self._clock())
             return "unknown"
+        if self._is_by_chance(pid) and not any(one.owner in ROLES for one in self._seen.values()):
+            self._numbers_of_the_host = True
         return "unknown" if self._numbers_of_the_host else "foreign"
+
+
+def _framework(pid: int) -> str | None:
+    """A framework in a process that takes memory in advance, unless its environment turns that off."""
+    part = procfs.maps(pid, _LIBRARIES)
+    if part is None:
+        return None
+    name, variable, off = _LIBRARIES[part]
+    return None if (procfs.variable_of(pid, variable) or "").lower() == off else name
+
+
+def _together(processes: Iterable[DeviceProcess]) -> Listed:
+    sizes = [process.used_bytes for process in processes]
+    return Listed(len(sizes), None if None in sizes else sum(size for size in sizes if size is not None))
 
 
 def is_left_behind(process: ProcessId, run: str) -> bool:

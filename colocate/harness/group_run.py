@@ -20,7 +20,7 @@ from colocate.device import CpuEnergyMeter, Device, Quarantine
 from colocate.errors import ColocateError, TrainingError
 from colocate.harness import environment
 from colocate.harness.demand import wanted_alone
-from colocate.harness.device_state import DeviceState
+from colocate.harness.device_state import BASELINE_TOLERANCE_BYTES, DeviceState
 from colocate.harness.sampler import Sampler
 from colocate.harness.throttling import throttling
 from colocate.harness.training_monitor import TrainingMonitor
@@ -34,6 +34,10 @@ TICK_S = 0.05
 # How long to wait, after the foreground's end, for the end of the background step that was under way then: without it
 # nothing proves that the background was training. At least this long, and twice the longest step so far.
 CLOSING_S = 1.0
+
+# How long after its end a foreground's memory may still be in use before the sensor is doubted. The driver takes a
+# context down while its process ends, so usually the first sample shows it.
+RELEASE_S = 3.0
 
 # How long a list of processes may take: no two are read within a second.
 LISTED_WITHIN_S = 1.5
@@ -298,6 +302,7 @@ class GroupRun:
             foreground=foreground,
             background=background,
             gpu_processes=self._gpu.gpu_processes.seen,
+            listings=tuple(self._gpu.gpu_processes.listings),
             returned_to_baseline=self._gpu.returned,
             final_bytes=self._gpu.final_bytes,
             faults=(*self._gpu.faults, *self._faults, *self._process_faults()),
@@ -511,11 +516,28 @@ class GroupRun:
         process.stop(TERMINATION_GRACE_S)
 
     def _wait_for_closing_step(self, training: TrainingMonitor, ended_t: float) -> None:
+        """See the background's step that was under way to its end, and the foreground's memory given back beside it."""
+        self._monitor.ask_for_processes()
         with self._fixed_time():
             self._wait_until(
                 lambda: training.stepped_since(ended_t) or training.gave_up is not None or self._must_end(),
                 ended_t + max(CLOSING_S, 2 * training.longest_pause_s),
             )
+            if self._virtual_gpu is None and self._foreground.held_gpu:
+                self._wait_until(
+                    lambda: self._has_given_back() or training.gave_up is not None or self._must_end(),
+                    ended_t + RELEASE_S,
+                )
+
+    def _has_given_back(self) -> bool:
+        """Less is in use than before the foreground ended; true as well where that cannot be seen."""
+        end, held_bytes = self._foreground.processes[-1].exit, self._foreground.held_bytes
+        if end is None or (held_bytes is not None and held_bytes <= 2 * BASELINE_TOLERANCE_BYTES):
+            return True
+        ended_s = end.ended_s - self._monitor.started_s
+        before = self._monitor.used_between(ended_s - CLOSING_S, ended_s)
+        after = self._monitor.used_between(ended_s, time.monotonic() - self._monitor.started_s)
+        return before is None or (after is not None and after[0] <= before[1] - BASELINE_TOLERANCE_BYTES)
 
     @contextmanager
     def _fixed_time(self) -> Iterator[None]:

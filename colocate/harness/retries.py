@@ -73,7 +73,7 @@ class Retries:
 
 # What spoils one attempt and may be gone in the next. An out-of-memory, a failed foreground or a background that is no
 # load would only come again.
-RETRY_CAUSES = ("foreign_process", "sensor_gap", "supervisor_lost")
+RETRY_CAUSES = ("foreign_process", "sensor_gap", "supervisor_lost", "killed_from_outside")
 
 # On the virtual GPU a foreground trains for a second: a background that was saving then is told by the next attempt.
 RETRY_CAUSES_OF_DRY_RUNS = frozenset({"background_no_step", "too_little_overlap"})

@@ -12,6 +12,7 @@ import contextlib
 import threading
 import time
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -137,6 +138,13 @@ class Sampler:
                 return None
             most_bytes = max(self._used_bytes)
             return Sample(self._elapsed_s[self._used_bytes.index(most_bytes)], most_bytes)
+
+    def used_between(self, start_s: float, end_s: float) -> tuple[int, int] | None:
+        """The least and the most that was in use between two instants of the run; None without a sample there."""
+        with self._lock:
+            first, last = bisect_left(self._elapsed_s, start_s), bisect_right(self._elapsed_s, end_s)
+            found = self._used_bytes[first:last]
+            return (min(found), max(found)) if found else None
 
     def wait_for_sample(self, timeout_s: float) -> Sample | None:
         """Waits for a sample newer than those there are now; None when the time is over or the GPU is lost."""

@@ -31,6 +31,10 @@ _PROGRESS_EVERY_S = 0.5
 MOST_LOOPS = 64  # of a program, of which the coverage is told
 _MOST_STEPS = 1024  # of a process's history; the probe keeps 256
 
+# Readings of an allocator that are kept of each process: a change of this size, and no more than so many.
+_CHANGE_BYTES = 16 * 1024**2
+_MOST_READINGS = 1024
+
 # Ten steps a second for a day are 130 MB, of which 170,000 signs of progress are kept.
 MOST_BYTES = 256 * 1024**2
 MOST_PROGRESS_EVENTS = 200_000
@@ -178,8 +182,9 @@ class EventReader:
 class ProbeReader:
     """Follows the folder in which the probe keeps one record per process; ``since_t`` as for the events.
 
-    ``histories`` has what every process held over time, as its record tells; ``started`` the processes that have the
-    probe, and ``lost`` what some said of why it does not follow them, or no more.
+    ``histories`` has what every process held over time, as its record tells, ``readings`` what it held at the instants
+    at which its record was written; ``started`` the processes that have the probe, and ``lost`` what some said of why
+    it does not follow them, or no more.
     """
 
     def __init__(self, folder: Path, since_t: float = 0.0) -> None:
@@ -190,6 +195,7 @@ class ProbeReader:
         self._ooms: dict[int, OutOfMemory] = {}
         self._allocators: dict[int, Allocator] = {}
         self.histories: dict[int, tuple[tuple[float, int], ...]] = {}
+        self.readings: dict[int, list[tuple[float, int]]] = {}
         self.progress = Progress()
         self.trouble: str | None = None
         self.started: frozenset[int] = frozenset()
@@ -250,7 +256,7 @@ class ProbeReader:
         allocator = _allocator(pid, steps, record)
         if record.get("lost"):
             self.lost[pid] = line(record["lost"]) or "it gave up"
-        if record.get("num_ooms"):
+        if record.get("num_ooms") and record.get("ooms_raised") != 0:
             self._ooms[pid] = _probe_out_of_memory(int(record["num_ooms"]), record.get("last_oom") or {})
         if steps > self._steps.get(pid, 0) and record.get("last_step_t") is not None:
             last_step_s = _instant(record["last_step_t"], self._since_t)
@@ -261,6 +267,18 @@ class ProbeReader:
             self._steps[pid] = steps
         self._allocators[pid] = _with_maxima_of(self._allocators.get(pid), allocator)
         self.histories[pid] = _history(record.get("history"), self._since_t)
+        self._read(pid, record)
+
+    def _read(self, pid: int, record: Mapping[str, Any]) -> None:
+        """Keep what the allocator holds now; of several readings alike the first and the last."""
+        reserved = whole(record.get("reserved_bytes"))
+        if reserved is None or record.get("t") is None:
+            return
+        now, kept = (_instant(record["t"], self._since_t), reserved), self.readings.setdefault(pid, [])
+        if len(kept) > 1 and all(abs(size - reserved) < _CHANGE_BYTES for _, size in kept[-2:]):
+            kept[-1] = (now[0], min(reserved, kept[-1][1]))
+        elif len(kept) < _MOST_READINGS and (not kept or kept[-1][0] <= now[0]):
+            kept.append(now)
 
     @property
     def allocators(self) -> tuple[Allocator, ...]:
@@ -269,8 +287,17 @@ class ProbeReader:
 
     @property
     def out_of_memory(self) -> tuple[OutOfMemory, ...]:
-        """What the allocators counted, also when the program went on."""
+        """What the allocators counted and the programs were told, also when they went on."""
         return tuple(self._ooms.values())
+
+    @property
+    def caught_by_pytorch(self) -> tuple[OutOfMemory, ...]:
+        """What the allocators counted and no program was told: PyTorch tried again with less."""
+        return tuple(
+            OutOfMemory("probe", "PyTorch found no room for a smaller workspace either", one.num_ooms)
+            for one in self.allocators
+            if one.num_ooms and one.ooms_raised == 0
+        )
 
 
 def _close(progress_event: ProgressEvent, earlier: ProgressEvent) -> bool:
@@ -343,6 +370,7 @@ def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
         max_allocated_bytes=whole(record.get("max_allocated_bytes")),
         max_reserved_bytes=whole(record.get("max_reserved_bytes")),
         num_ooms=whole(record.get("num_ooms")) or 0,
+        ooms_raised=whole(record.get("ooms_raised")),
         num_alloc_retries=whole(record.get("num_alloc_retries")) or 0,
         context_bytes=whole(record.get("context_bytes")),
         context_range_bytes=_pair(record.get("context_range_bytes")),
@@ -412,7 +440,7 @@ def _with_maxima_of(earlier: Allocator | None, latest: Allocator) -> Allocator:
     """What was once a maximum stays one, whatever a later record tells."""
     if earlier is None:
         return latest
-    names = ("max_allocated_bytes", "max_reserved_bytes", "num_ooms", "num_alloc_retries")
+    names = ("max_allocated_bytes", "max_reserved_bytes", "num_ooms", "num_alloc_retries", "ooms_raised")
     both = {name: (getattr(earlier, name), getattr(latest, name)) for name in names}
     known = {name: [value for value in two if value is not None] for name, two in both.items()}
     return replace(latest, **{name: max(values) for name, values in known.items() if values})

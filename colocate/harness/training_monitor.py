@@ -12,7 +12,7 @@ from typing import Literal
 from colocate.harness.environment import PROBE
 from colocate.harness.training_events import EventReader, ProbeReader, Progress
 from colocate.plan import Role, Training
-from colocate.process import Match, Process, describe, out_of_memory, variable_of
+from colocate.process import Match, Process, describe, has_own_numbers, out_of_memory, variable_of
 from colocate.results import GroupDirectory
 from colocate.verdict import (
     Allocator,
@@ -22,6 +22,7 @@ from colocate.verdict import (
     ProcessPeak,
     ProcessRun,
     ProgressEvent,
+    at_least,
     by_allocators,
     by_lists,
     of_weight,
@@ -59,6 +60,9 @@ class TrainingMonitor:
         self.process_peaks: tuple[ProcessPeak, ...] = ()
         self.listed: tuple[tuple[float, int], ...] = ()
         self._directory = directory
+        self._begun_at, self._begun_t = time.time(), time.monotonic()
+        self._elsewhere = False
+        self._told: set[int] = set()
         self._events = EventReader(directory.events(role), time.monotonic())
         self._probe = ProbeReader(directory.probe(role), time.monotonic())
         self._lines = Progress()
@@ -82,20 +86,26 @@ class TrainingMonitor:
             process.poll()
         self._events.poll()
         self._probe.poll()
+        told = {allocator.pid for allocator in self._probe.allocators} - self._told
+        if told:
+            self._told |= told
+            self._elsewhere = self._elsewhere or any(map(has_own_numbers, self.pids))
         if any(allocator.max_reserved_bytes for allocator in self._probe.allocators):
             self.held_gpu = True
 
-    def ask_for_peaks(self, listed: Iterable[int], peak_bytes: Callable[[int], int | None]) -> None:
+    def ask_for_peaks(self, listed: Iterable[int], peak_bytes: Callable[[int, float], int | None]) -> None:
         """Have the driver's own maximum of every process of this training that is known, also of ended ones.
 
         ``listed`` are its processes on the driver's list. Those of its trees that nobody saw there are asked for too:
-        a short life falls between two lists.
+        a short life falls between two lists. A number that a process in a PID namespace of its own tells is not ours to
+        ask for. ``peak_bytes`` is given the number and the Unix time at which its run began.
         """
-        reported = {allocator.pid for allocator in self._probe.allocators}
+        reported = set() if self._elsewhere else {allocator.pid for allocator in self._probe.allocators}
         process_runs = {pid: number for number, process in enumerate(self.processes) for pid in process.pids}
         pids = sorted({*process_runs, *reported, *listed} - {0})
-        asked = {pid: peak_bytes(pid) for pid in pids}
         last = len(self.processes) - 1
+        begun = [self._begun_at + process.started_t - self._begun_t for process in self.processes] or [self._begun_at]
+        asked = {pid: peak_bytes(pid, begun[process_runs.get(pid, 0)]) for pid in pids}
         self.process_peaks = tuple(
             ProcessPeak(pid, process_runs.get(pid, last), used) for pid, used in asked.items() if used is not None
         )
@@ -241,6 +251,9 @@ class TrainingMonitor:
             process_peaks=self.process_peaks,
             held=held,
             held_by=held_by,
+            held_at_least=at_least(
+                [(at - origin_t, size) for at, size in readings] for readings in self._probe.readings.values()
+            ),
             probe_lost=self._probe_lost,
             probe_lost_why=self._probe_lost_why,
             progress_events=tuple(
@@ -309,6 +322,8 @@ class TrainingMonitor:
 
     def _out_of_memory(self, origin_t: float) -> list[OutOfMemory]:
         reported = [*self._events.out_of_memory, *self._probe.out_of_memory]
+        if any(process.exit and not process.exit.ok and not process.exit.stopped for process in self.processes):
+            reported += self._probe.caught_by_pytorch  # it failed all the same
         if not reported:
             process_runs = tuple(self._process_run(process, 0.0) for process in self.processes)
             proof = of_weight(

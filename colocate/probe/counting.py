@@ -40,6 +40,7 @@ def count(record: Record) -> None:
         if hasattr(torch._C, name):
             setattr(torch._C, name, counters.safe_from(getattr(torch._C, name)))
     torch.cuda._lazy_call(lambda: _observe_out_of_memory(record, counters))
+    count_raised(record)
     record.read = counters.read
     record.keep_writing()
 
@@ -77,6 +78,30 @@ def _counting(step: Callable[..., Any], stepped: Callable[[], None]) -> Callable
 
     step_and_count.colocate_counts = True  # type: ignore[attr-defined]
     return step_and_count
+
+
+def count_raised(record: Record) -> None:
+    """Count the out-of-memory errors that reach Python.
+
+    The allocator counts one in ``num_ooms``, and calls its observers, before it throws. Some are caught in C++ and
+    never seen by the program: PyTorch's convolutions let cuDNN try a smaller workspace, or another algorithm
+    (ATen/native/cudnn, Conv_v7.cpp and Conv_v8.cpp). A PyTorch without a class for the error tells nothing here.
+    """
+    error: Any = getattr(torch, "OutOfMemoryError", None) or getattr(torch.cuda, "OutOfMemoryError", None)
+    if not isinstance(error, type) or error is RuntimeError:
+        return
+    original = getattr(error, "__init__")  # noqa: B009
+
+    def made(self: BaseException, *arguments: Any, **named: Any) -> None:
+        original(self, *arguments, **named)
+        record.raised()
+
+    try:
+        setattr(error, "__init__", made)  # noqa: B010, mypy knows no other way
+    except TypeError as refused:
+        record.note(f"out-of-memory errors are not counted: {refused}")
+        return
+    record.fields["ooms_raised"] = 0
 
 
 class Counters:

@@ -62,6 +62,7 @@ class Record:
             "max_allocated_bytes": None,
             "max_reserved_bytes": None,
             "num_ooms": 0,
+            "ooms_raised": None,
             "num_alloc_retries": 0,
             "last_oom": None,
             "history": [],
@@ -125,6 +126,12 @@ class Record:
             "reserved_bytes": reserved_bytes,
             "message": message,
         }
+        self.write()
+
+    def raised(self) -> None:
+        """An out-of-memory error reached Python; one that PyTorch catches itself never does."""
+        self.claim()
+        self.fields["ooms_raised"] = (self.fields["ooms_raised"] or 0) + 1
         self.write()
 
     def write(self) -> None:

@@ -140,7 +140,7 @@ def arguments(pid: int) -> tuple[str, ...]:
 
 def with_open(prefix: str) -> list[ProcessId]:
     """Live processes that have a file open whose path begins so; those of other users only where we may look."""
-    found = (identify(pid) for pid in sorted(_pids()) if pid != os.getpid() and _has_open(pid, prefix))
+    found = (identify(pid) for pid in sorted(_pids()) if pid != os.getpid() and has_open(pid, prefix))
     return [process for process in found if process is not None]
 
 
@@ -150,6 +150,47 @@ def sees_all_processes() -> bool:
         return Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
     except OSError:
         return False
+
+
+def has_own_numbers(pid: int) -> bool:
+    """A process is in another PID namespace than we are: the numbers that it tells mean nothing here."""
+    try:
+        return Path(f"/proc/{pid}/ns/pid").readlink() != Path("/proc/self/ns/pid").readlink()
+    except OSError:  # gone, or of another user
+        return False
+
+
+def is_hidden(pid: int) -> bool:
+    """There is a process of this number, and /proc does not show it: another user's, mounted with hidepid."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return identify(pid) is None
+    except (ProcessLookupError, OverflowError):
+        return False
+    return identify(pid) is None
+
+
+def has_open(pid: int, prefix: str) -> bool | None:
+    """A process has a file open whose path begins so; None where its files may not be looked at."""
+    try:
+        links = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return None
+    return any(_link(link).startswith(prefix) for link in links)
+
+
+def maps(pid: int, parts: Iterable[str]) -> str | None:
+    """The first of some parts of names that occurs among the files that a process has mapped; None without any."""
+    mapped = _read(f"/proc/{pid}/maps") or b""
+    return next((part for part in parts if part.encode() in mapped), None)
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
 
 
 def send(process: ProcessId, signal_number: int) -> bool:
@@ -252,18 +293,6 @@ def _pids() -> Iterator[int]:
 
 def _all() -> Iterator[_Stat]:
     return (stat for stat in map(_stat, _pids()) if stat)
-
-
-def _has_open(pid: int, prefix: str) -> bool:
-    try:
-        links = list(Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:  # gone, or of another user
-        return False
-    for link in links:
-        with suppress(OSError):
-            if str(link.readlink()).startswith(prefix):
-                return True
-    return False
 
 
 def _with_variable(name: str) -> Iterator[tuple[ProcessId, str]]:

@@ -12,6 +12,8 @@ from colocate.verdict.evidence import (
     GpuProcess,
     Interval,
     Limits,
+    Listed,
+    Listing,
     Member,
     MemoryWords,
     OutOfMemory,
@@ -24,7 +26,7 @@ from colocate.verdict.evidence import (
 )
 from colocate.verdict.leak import steady_growth_bytes
 from colocate.verdict.measured_peak import PeakReading, measured_peak, own_peak_bytes
-from colocate.verdict.memory_history import by_allocators, by_lists
+from colocate.verdict.memory_history import at_least, by_allocators, by_lists
 from colocate.verdict.memory_words import of_weight
 from colocate.verdict.overlap import foreground_window
 from colocate.verdict.plan_verdict import AGAIN, PlanVerdict
@@ -49,6 +51,8 @@ __all__ = [
     "Growth",
     "Interval",
     "Limits",
+    "Listed",
+    "Listing",
     "Member",
     "MemoryClass",
     "MemoryWords",
@@ -69,6 +73,7 @@ __all__ = [
     "Verdict",
     "WorstCasePeak",
     "allocator_range",
+    "at_least",
     "by_allocators",
     "by_lists",
     "combine",

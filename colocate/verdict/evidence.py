@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
@@ -23,6 +22,7 @@ SCHEMA = 1
 # What programs print that lost a process of their own to SIGKILL: PyTorch's data loader (torch/utils/data/_utils/
 # signal_handling.py: "DataLoader worker (pid 7) is killed by signal: Killed.") and joblib's loky ("{SIGKILL(-9)}").
 _WORKER_KILLED = re.compile(r"killed by signal: Killed|SIGKILL\(-9\)")
+_SCHEDULER_OOM = re.compile(r"slurmstepd: error: .*oom.kill event", re.IGNORECASE)  # its own control group's, not ours
 _KILLED_CODE = 128 + 9  # what a shell around the program makes of SIGKILL
 
 # The last line of a traceback, such as `torch.OutOfMemoryError: CUDA out of memory.`, and how much of it is quoted.
@@ -31,10 +31,6 @@ _WORD_CHARS = 200
 
 EVENT_KINDS = frozenset({"ready", "phase", "step", "epoch_end", "end"})
 STEP_KINDS = frozenset({"step", "optimizer", "pattern"})
-
-# Between two steps of a phase: so many usual steps, and so many seconds besides, are training, and more is a pause.
-_PAUSE_STEPS = 20
-_PAUSE_S = 5.0
 
 Owner = Literal["foreground", "background", "foreign", "unknown", "balloon"]
 Interval = tuple[float, float]
@@ -166,6 +162,7 @@ class Allocator:
     max_allocated_bytes: int | None = None
     max_reserved_bytes: int | None = None
     num_ooms: int = 0
+    ooms_raised: int | None = None
     num_alloc_retries: int = 0
     context_bytes: int | None = None
     convolutions: bool = False
@@ -210,6 +207,8 @@ class ProcessRun:
         if self.exit is None or self.exit.ok or self.exit.stopped:
             return 0
         killed = self.exit.signal == "SIGKILL" or self.exit.code == _KILLED_CODE
+        if killed and any(_SCHEDULER_OOM.search(line) for line in self.last_lines):
+            return max(1, self.exit.host_oom_kills or 0)
         lost_worker = any(_WORKER_KILLED.search(line) for line in self.last_lines)
         return (self.exit.host_oom_kills or 0) if killed or lost_worker else 0
 
@@ -230,9 +229,9 @@ class Member:
     ``wanted`` is what it held when, after an out-of-memory on a virtual GPU, it was run alone on one that refuses
     nothing. ``held`` is what it held over time, each pair a second and the bytes from then on: told by its allocators
     (``held_by``), never below what they did hold, or by the driver's lists of processes, which miss what happens
-    between them. ``probe_lost``: a probe in it could not start, is missing, or said
-    that it would tell no more, ``probe_lost_why`` says which. ``memory_words`` are lines of its log; those that prove
-    an out-of-memory are in ``out_of_memory`` too.
+    between them. ``held_at_least`` is what its allocators held in any case, by two readings in a row. ``probe_lost``:
+    a probe in it could not start, is missing, or said that it would tell no more, ``probe_lost_why`` says which.
+    ``memory_words`` are lines of its log; those that prove an out-of-memory are in ``out_of_memory`` too.
     """
 
     role: Role
@@ -249,6 +248,7 @@ class Member:
     process_peaks: tuple[ProcessPeak, ...] = ()
     held: tuple[tuple[float, int], ...] = ()
     held_by: Literal["allocator", "processes"] | None = None
+    held_at_least: tuple[tuple[float, int], ...] = ()
     probe_lost: bool = False
     probe_lost_why: str | None = None
     progress_events: tuple[ProgressEvent, ...] = ()
@@ -288,33 +288,6 @@ class Member:
         """It did fewer steps than a full epoch has."""
         return any(epoch.cut for epoch in self.epochs) or any(one.passes_cut for one in self.allocators)
 
-    def strides(self, longest_pause_s: float) -> tuple[tuple[ProgressEvent, ProgressEvent], ...]:
-        """Neighbouring signs of progress of one process: between the two it demonstrably trained.
-
-        Progress that pauses longer than ``longest_pause_s`` is a stall, not training. Between two steps of one phase
-        nothing else is done that takes long, so much less is a pause there: it waited, was stopped or starved.
-        """
-        pairs = self._neighbours()
-        in_a_phase_s = min(longest_pause_s, _PAUSE_STEPS * _usual_step_s(pairs) + _PAUSE_S)
-        return tuple(
-            (earlier, event)
-            for earlier, event in pairs
-            if event.elapsed_s - earlier.elapsed_s <= (in_a_phase_s if _is_step(earlier, event) else longest_pause_s)
-        )
-
-    def _neighbours(self) -> list[tuple[ProgressEvent, ProgressEvent]]:
-        pairs: list[tuple[ProgressEvent, ProgressEvent]] = []
-        latest: dict[int, ProgressEvent] = {}
-        for event in self.progress_events:
-            if event.pid in latest:
-                pairs.append((latest[event.pid], event))
-            latest[event.pid] = event
-        return pairs
-
-    def training_intervals(self, longest_pause_s: float) -> tuple[Interval, ...]:
-        """When it demonstrably trained."""
-        return merged((earlier.elapsed_s, later.elapsed_s) for earlier, later in self.strides(longest_pause_s))
-
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
@@ -322,7 +295,8 @@ class GpuProcess:
 
     ``start_time`` (clock ticks since boot) tells it from a later process of the same number. An ``unknown`` one is on
     the driver's list but not among the processes that can be seen here, as in a container that gets the host's numbers.
-    The ``balloon`` is what makes a large GPU a small one; no reading of memory counts it.
+    ``framework`` names one that takes memory in advance. The ``balloon`` is what makes a large GPU a small one; no
+    reading of memory counts it.
     """
 
     pid: int
@@ -332,6 +306,32 @@ class GpuProcess:
     last_s: float
     max_used_bytes: int | None = None
     start_time: int | None = None
+    framework: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A member on one of the driver's lists: how many of its processes, and their memory; None where it is not told."""
+
+    processes: int = 0
+    used_bytes: int | None = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One of the driver's lists of processes: what it tells of everybody together, and of each member.
+
+    ``used_bytes`` is the sum over all processes whose memory is told, the balloon's left out.
+    """
+
+    elapsed_s: float
+    used_bytes: int
+    foreground: Listed = Listed()
+    background: Listed = Listed()
+
+    def of(self, role: Role) -> Listed:
+        """What it tells of the member of a role."""
+        return self.foreground if role == "foreground" else self.background
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +363,7 @@ class Evidence:
     foreground: Member
     background: Member | None
     gpu_processes: tuple[GpuProcess, ...] = ()
+    listings: tuple[Listing, ...] = ()
     returned_to_baseline: bool | None = None
     final_bytes: int | None = None
     faults: tuple[tuple[str, str], ...] = ()
@@ -402,16 +403,6 @@ class Evidence:
         """
         bare = _ADAPTER.validate_python(document)
         return replace(bare, trace=replace(bare.trace, samples=tuple(samples)))
-
-
-def _is_step(earlier: ProgressEvent, event: ProgressEvent) -> bool:
-    """From one step to the next of the same phase, by the training's own word: no evaluation lies between."""
-    return earlier.kind == event.kind == "step" and earlier.phase == event.phase and event.phase is not None
-
-
-def _usual_step_s(pairs: Iterable[tuple[ProgressEvent, ProgressEvent]]) -> float:
-    lengths = [event.elapsed_s - earlier.elapsed_s for earlier, event in pairs if _is_step(earlier, event)]
-    return median(lengths) if lengths else 0.0
 
 
 def merged(intervals: Iterable[Interval]) -> tuple[Interval, ...]:

@@ -61,9 +61,9 @@ def measured_peak(evidence: Evidence) -> PeakRange | None:
 
     At least: the highest sample, and the largest process of ours on top of the least that the GPU ever held.
     Expected: a member's own maximum on top of the least that the GPU held while the member ran, which is what the
-    others kept. At most: on top of the baseline the most that all members can have held at one time, by what
-    their allocators told; one that did not tell over time counts with its maximum all along. Sources that agree leave
-    one number.
+    others kept, and no less than any of the driver's lists adds up to. At most: on top of the baseline the most that
+    all members can have held at one time, by what their allocators told; one that did not tell over time counts with
+    its maximum all along. Sources that agree leave one number.
     """
     sampled = evidence.trace.peak
     if sampled is None:
@@ -71,7 +71,8 @@ def measured_peak(evidence: Evidence) -> PeakRange | None:
     alone = [reading.used_bytes for reading in readings(evidence) if reading.of != "gpu"]
     low = max(sampled.used_bytes, _floor_bytes(evidence) + max(alone, default=0))
     beside = [_beside_bytes(evidence, member) for member in evidence.members]
-    expected = max([low, *filter(None, beside)])
+    listed = max((listing.used_bytes for listing in evidence.listings), default=0)
+    expected = max([low, listed, *filter(None, beside)])
     high = (evidence.baseline_bytes or 0) + _at_one_time_bytes(evidence)
     return PeakRange(low, expected, max(expected, high))
 

@@ -4,7 +4,7 @@ Knows no GPU and no verdict; `colocate.verdict.worst_case_peak` makes use of it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import dropwhile
+from itertools import dropwhile, pairwise
 
 from colocate.verdict.evidence import Allocator, ProcessRun
 from colocate.verdict.step_function import Step, Steps, summed
@@ -44,6 +44,24 @@ def by_allocators(
 
 def _is_whole(history: Sequence[Step], allocator: Allocator) -> bool:
     return max((size for _, size in history), default=0) >= (allocator.max_reserved_bytes or 0)
+
+
+def at_least(readings: Iterable[Sequence[Step]]) -> tuple[Step, ...]:
+    """What some processes held together in any case: of each the smaller of two readings in a row, between the two.
+
+    ``readings`` are those of one process each, with their instants.
+    """
+    traces = []
+    for told in readings:
+        steps = [(earlier[0], min(earlier[1], later[1])) for earlier, later in pairwise(told)]
+        if steps:
+            traces.append(Steps.of(steps, told[-1][0]))
+    found = summed(traces)
+    steps = list(found.steps)
+    while len(steps) > MOST_STEPS:  # neighbours become one with the smaller size
+        pairs = zip(steps[::2], [*steps[1::2], steps[-1]], strict=False)
+        steps = [(first[0], min(first[1], second[1])) for first, second in pairs]
+    return (*steps, (found.end_s, 0)) if steps else ()
 
 
 def by_lists(listed: Sequence[Step], end_s: float) -> tuple[Step, ...]:

@@ -32,9 +32,9 @@ def weight(words: MemoryWords, process_runs: Sequence[ProcessRun], counted: bool
 
 
 def counted_none(allocators: Sequence[Allocator], probe_lost: bool) -> bool:
-    """A probe followed an allocator that held memory, until the end, and saw no allocation fail."""
+    """A probe followed an allocator that held memory, until the end, and no failed allocation reached the program."""
     held = [allocator for allocator in allocators if allocator.max_reserved_bytes]
-    return bool(held) and not probe_lost and not any(allocator.num_ooms for allocator in allocators)
+    return bool(held) and not probe_lost and not any(one.num_ooms and one.ooms_raised != 0 for one in allocators)
 
 
 def of_weight(

@@ -99,7 +99,10 @@ class ReasonCode(StrEnum):
     BACKGROUND_NO_STEP = ("background_no_step", "the background made no step while the foreground trained")
     BACKGROUND_NEVER_READY = ("background_never_ready", "the background did not train in time")
     BACKGROUND_GAVE_UP = ("background_gave_up", "the background failed or ended too often")
-    BACKGROUND_OFF_GPU = ("background_off_gpu", "the background never held memory on the GPU")
+    BACKGROUND_OFF_GPU = (
+        "background_off_gpu",
+        "the background held no memory on the GPU, or gave it back before the foreground trained",
+    )
     FOREGROUND_NOT_STARTED = ("foreground_not_started", "the foreground was not started, or ended before it trained")
     FOREGROUND_NOT_ENDED = ("foreground_not_ended", "the foreground was still running when the group was ended")
     FOREGROUND_HANG = ("foreground_hang", "the foreground made no progress and was stopped")
@@ -107,6 +110,10 @@ class ReasonCode(StrEnum):
     FOREGROUND_OFF_GPU = ("foreground_off_gpu", "the foreground never held memory on the GPU")
     FOREGROUND_IDLE = ("foreground_idle", "a foreground declared to train on the CPU showed no step")
     FOREGROUND_DETACHED = ("foreground_detached", "the foreground went on as another process, which had to be ended")
+    KILLED_FROM_OUTSIDE = (
+        "killed_from_outside",
+        "somebody ended the foreground: neither this harness nor the kernel for want of memory",
+    )
     DRY_RUN_FAILED = (
         "dry_run_failed",
         "the foreground failed on the virtual GPU, which computes no values: that may be why",
@@ -132,7 +139,13 @@ class ReasonCode(StrEnum):
     DRY_RUN_TIMEOUT = ("dry_run_timeout", "a program that was to be predicted was ended by --timeout")
 
     # Worth knowing beside any verdict.
-    TIGHT = ("tight", "a training got through only by flushing its allocator's cache")
+    TIGHT = ("tight", "a training got through only by flushing its allocator's cache, or with smaller workspaces")
+    START_ORDER = ("start_order", "a training takes memory in advance: what fits depends on who starts first")
+    MANY_CONTEXTS = ("many_contexts", "several processes of a training hold a CUDA context each")
+    PEAK_AT_START = (
+        "peak_at_start",
+        "a training held the most before its first step, such as while it loads a checkpoint",
+    )
     OUT_OF_MEMORY_MENTIONED = (
         "out_of_memory_mentioned",
         "a log has words of an out-of-memory that nothing else speaks for",

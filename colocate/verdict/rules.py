@@ -22,13 +22,23 @@ from pydantic import TypeAdapter
 from colocate.device import Basis
 from colocate.units import format_mib
 from colocate.verdict.coverage import MOST_PLACES
+from colocate.verdict.ended_by import killed_from_outside
 from colocate.verdict.evidence import Evidence, Member, MemoryWords, OutOfMemory
 from colocate.verdict.leak import steady_growth_bytes
 from colocate.verdict.measured_peak import SPIKE_BYTES, PeakReading, left_no_trace, measured_peak, readings
 from colocate.verdict.memory_words import Weight, of_weight
-from colocate.verdict.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
+from colocate.verdict.overlap import (
+    PhasePairs,
+    foreground_window,
+    memory_missing_beside,
+    overlap,
+    phases_met,
+    steps_beside,
+)
 from colocate.verdict.predicted_peak import PeakRange, predicted_peak, takes_what_it_gets
 from colocate.verdict.reasons import Reason
+from colocate.verdict.remarks import remarks
+from colocate.verdict.witnesses import contradictions
 from colocate.verdict.worst_case_peak import WorstCasePeak, worst_case_peak
 
 # The study's classes change at 3000 and 4000 MiB of its limit of 7500 MiB; another limit has the same shares.
@@ -113,7 +123,7 @@ class Verdict:
     @property
     def epoch_finished(self) -> bool:
         """The foreground did not fail, and nothing speaks against the end of its epoch."""
-        return not {"foreground_failed", "epoch_unfinished", "dry_run_failed"} & set(self.codes)
+        return not {"foreground_failed", "epoch_unfinished", "dry_run_failed", "killed_from_outside"} & set(self.codes)
 
     def __str__(self) -> str:
         reasons = "; ".join(map(str, self.reasons))
@@ -240,6 +250,8 @@ def _how_unfinished(foreground: Member) -> str | None:
     end = foreground.last_exit
     if foreground.out_of_memory or end is None or not _started(foreground):
         return None
+    if killed_from_outside(foreground) is not None:
+        return None
     if not end.ok:
         text = f"{foreground.name} ended with {end} before its epoch was done{_last_word(foreground)}"
         return None if end.stopped else text
@@ -348,6 +360,8 @@ def _contradicted(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason
     """The GPU cannot have held less than one of the processes on it: one of the driver's answers is wrong, or late."""
     if peak is None or evidence.device.basis != "measured":
         return
+    for contradiction in contradictions(evidence):
+        yield Reason("sensor_contradicted", contradiction)
     for gpu_process in evidence.gpu_processes:
         listed = 0 if gpu_process.owner == "balloon" else gpu_process.max_used_bytes or 0
         if listed > peak.expected_bytes + SPIKE_BYTES:
@@ -393,6 +407,8 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
     elif foreground.timed_out_after_s is not None:
         text = f"{foreground.name} did not end within {foreground.timed_out_after_s:.0f} s and was stopped"
         yield Reason("foreground_timeout", text)
+    elif (by := killed_from_outside(foreground)) is not None:
+        yield Reason("killed_from_outside", f"{foreground.name} was ended {by}")
     elif not _started(foreground):
         text = f"{foreground.name} ended with {end} before it trained{_last_word(foreground)}"
         yield Reason("foreground_not_started", text)
@@ -429,6 +445,8 @@ def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Rea
         yield Reason("background_never_ready", text)
     if background.uses_gpu and not background.held_gpu:
         yield Reason("background_off_gpu", f"{background.name} never held memory on the GPU")
+    elif (missing := memory_missing_beside(evidence)) is not None:
+        yield Reason("background_off_gpu", f"{background.name} was no load on memory: {missing}")
     if foreground_window(evidence) is None:
         return
     share, floor = overlap(evidence), evidence.limits.overlap
@@ -475,6 +493,7 @@ def _warnings(evidence: Evidence, apart: PhasePairs) -> Iterator[Reason]:
     yield from _spike(evidence)
     yield from _leaks(evidence)
     yield from _worst_case(evidence)
+    yield from remarks(evidence)
     if evidence.device.balloon is not None:
         text = f"{evidence.device.name}: only the memory is that of a smaller GPU; {NOT_IMITATED} are the large one's"
         yield Reason("constrained_device", text)
@@ -491,6 +510,10 @@ def _warnings_of(member: Member) -> Iterator[Reason]:
     if retries and not any(allocator.num_ooms for allocator in member.allocators):
         text = f"{member.name} got through only by flushing its allocator's cache {retries} time(s)"
         yield Reason("tight", text)
+    smaller = sum(allocator.num_ooms for allocator in member.allocators if allocator.ooms_raised == 0)
+    if smaller and not member.out_of_memory:
+        text = f"PyTorch tried {smaller} smaller workspace(s) for {member.name}, which the GPU had no room for"
+        yield Reason("tight", f"{text}; no error reached the program, its convolutions may be slower")
     for words in _words_of(member, "warning")[:1]:
         text = f"the log of {member.name} has words of an out-of-memory that nothing else speaks for: {words.text!r}"
         yield Reason("out_of_memory_mentioned", text)

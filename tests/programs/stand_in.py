@@ -59,6 +59,8 @@ trouble.add_argument("--hang-at", type=int, metavar="STEP", help="do nothing any
 trouble.add_argument("--oom-at", type=int, metavar="STEP", help="run out of memory, as on a full GPU")
 trouble.add_argument("--oom-swallowed", action="store_true", help="catch that (at step 1 without --oom-at) and go on")
 trouble.add_argument("--oom-silent", action="store_true", help="do not even print PyTorch's message")
+trouble.add_argument("--workspaces", type=int, default=0, help="allocations that failed and PyTorch tried smaller")
+trouble.add_argument("--release-at", type=int, metavar="STEP", help="give all memory back, and train on")
 trouble.add_argument("--ignore-term", action="store_true", help="take no notice of SIGTERM and SIGINT")
 trouble.add_argument("--fork", action="store_true", help="leave a child that holds --fork-hold and outlives us")
 trouble.add_argument("--fork-hold", type=float, default=50, metavar="MIB")
@@ -203,6 +205,7 @@ class Probe:
             "last_step_t": None,
             **dict.fromkeys(["allocated_bytes", "reserved_bytes", "max_allocated_bytes", "max_reserved_bytes"], 0),
             "num_ooms": 0,
+            "ooms_raised": 0,
             "num_alloc_retries": 0,
             "last_oom": None,
             "history": [],
@@ -227,6 +230,7 @@ class Probe:
 
     def ran_out(self, error: OutOfMemoryError) -> None:
         self.record["num_ooms"] += 1
+        self.record["ooms_raised"] += 1
         held = {name: self.record[name] for name in ("allocated_bytes", "reserved_bytes")}
         self.record["last_oom"] = {
             "t": time.monotonic(),
@@ -256,6 +260,7 @@ class StandIn:
         self.context_bytes = round(options.context * MIB)
         self.probe = Probe(options.probe, bool(virtual), self.context_bytes)
         self.probe.record["num_alloc_retries"] = options.retries
+        self.probe.record["num_ooms"] = options.workspaces
         self.steps_done = 0
         self.held_bytes = 0
 
@@ -355,6 +360,8 @@ class StandIn:
             os.kill(os.getpid(), getattr(signal, options.die_of))
         if step == options.hang_at:
             hang()
+        if step == options.release_at:
+            self.hold(0)
         if step == 2 and options.host_memory:
             self.taken = bytearray(os.urandom(MIB)) * options.host_memory
         if step == (options.oom_at or (1 if options.oom_swallowed else None)):

@@ -1,0 +1,58 @@
+"""Who ended a training: itself, this harness, the kernel for want of memory, or somebody outside. Pure.
+
+A signal that neither this harness nor the kernel's out-of-memory killer sent says nothing about sharing a GPU: an
+administrator, a daemon such as earlyoom, the end of a job.
+"""
+
+import re
+import signal
+from pathlib import PurePath
+
+from colocate.verdict.evidence import Member, ProcessRun
+
+# Signals that no failure of a program itself sends, as SIGSEGV, SIGABRT or SIGBUS are.
+FROM_OUTSIDE = frozenset(
+    {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2", "SIGPWR"}
+)
+
+# What a shell around the program makes of a signal.
+_SHELL = 128
+_TIMED_OUT = 124  # timeout(1)
+
+# What schedulers write beside the output of a job that they end.
+_SCHEDULER = re.compile(
+    r"slurmstepd: error:.*(CANCELLED|TIME LIMIT|PREEMPT)|PBS: job killed|TERM_(RUNLIMIT|OWNER|PREEMPT)"
+)
+
+# What PyTorch's data loader prints that lost one of its processes.
+_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\)? (?:is killed by signal: (Killed|Terminated)|exited)")
+
+
+def killed_from_outside(member: Member) -> str | None:
+    """Who outside ended the last run of a member, in words; None where it ended otherwise."""
+    run = member.process_runs[-1] if member.process_runs else None
+    if run is None or run.exit is None or run.exit.ok or run.exit.stopped or run.exit.unkillable or run.host_oom_kills:
+        return None
+    sent = _signal(run)
+    if run.exit.code == _TIMED_OUT and any(PurePath(word).name == "timeout" for word in member.argv[:2]):
+        return "by timeout, in its own command"
+    if any(_SCHEDULER.search(line) for line in run.last_lines):
+        return f"by its scheduler, with {sent or run.exit}"
+    if sent is not None:
+        if run.exit.host_oom_kills is None:
+            return f"by {sent}; whether the kernel sent it for want of host memory cannot be read here"
+        return f"by {sent}, which neither this harness nor the kernel's out-of-memory killer sent"
+    worker = next((match[1] for line in run.last_lines if (match := _WORKER.search(line)) and match[1]), None)
+    return None if worker is None else f"by the loss of a data-loader worker, which somebody outside ended ({worker})"
+
+
+def _signal(run: ProcessRun) -> str | None:
+    """The signal from outside that ended a run, also one that a shell has turned into an exit code."""
+    assert run.exit is not None
+    name = run.exit.signal
+    if name is None and run.exit.code is not None and run.exit.code > _SHELL:
+        try:
+            name = signal.Signals(run.exit.code - _SHELL).name
+        except ValueError:
+            return None
+    return name if name in FROM_OUTSIDE else None

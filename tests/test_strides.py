@@ -1,0 +1,71 @@
+"""When a background trained beside the foreground: not while it stood still, whatever it tells of phases."""
+
+from dataclasses import replace
+
+import pytest
+from builders import background, evidence, foreground, steps
+
+from colocate.process.exit_status import Exit
+from colocate.verdict.evidence import Member, ProcessRun, ProgressEvent
+from colocate.verdict.rules import judge
+from colocate.verdict.strides import neighbours
+
+# The foreground of `builders` trains from 10 to 20 s; the background makes steps of a quarter of a second here.
+QUICK_S = 0.25
+
+
+def quick(start_s: float, end_s: float, kind: str = "step", pid: int = 100) -> list[ProgressEvent]:
+    phase = "train" if kind == "step" else None
+    number = int((end_s - start_s) / QUICK_S) + 1
+    return [ProgressEvent(start_s + place * QUICK_S, pid, kind, phase) for place in range(number)]
+
+
+def codes(*events: ProgressEvent, **changes: object) -> tuple[str, ...]:
+    progress_events = tuple(sorted(events, key=lambda event: event.elapsed_s))
+    return tuple(judge(evidence(background=background(progress_events=progress_events, **changes))).codes)
+
+
+@pytest.mark.parametrize("kind", ["step", "optimizer", "pattern"])
+def test_a_background_that_stands_still_while_the_foreground_trains_is_no_load(kind: str) -> None:
+    """At a phase's boundary, or between two steps of one that tells no phases, it counted for the stall time."""
+    phases = [ProgressEvent(at, 100, "phase", "evaluate") for at in (9.6, 21.0)] if kind == "step" else []
+
+    assert "too_little_overlap" in codes(*quick(3, 9.5, kind), *phases, *quick(21.5, 23, kind))
+
+
+def test_a_step_between_two_pauses_does_not_make_them_training() -> None:
+    found = codes(*quick(3, 9.5, "optimizer"), *quick(14.5, 15, "optimizer"), *quick(20.5, 22, "optimizer"))
+
+    assert "too_little_overlap" in found
+
+
+def test_evaluations_that_come_again_and_again_are_training() -> None:
+    """Four seconds of steps, one of evaluation without any, from before the foreground to after it."""
+    events = [event for at in range(0, 25, 5) for event in quick(at + 1, at + 4.5, "optimizer")]
+
+    assert codes(*events) == ()
+
+
+def test_the_pause_that_is_allowed_shrinks_with_the_foreground() -> None:
+    """Not quite two seconds are nothing in a foreground of ten, and all of one of two."""
+    pause = [*quick(3, 11, "optimizer"), *quick(12.75, 22, "optimizer")]
+    assert codes(*pause) == ()
+
+    ours = foreground(progress_events=steps(200, 11.0, 13.0))
+    ours = replace(ours, epochs=(replace(ours.epochs[0], elapsed_s=13.0),))
+    found = judge(evidence(foreground=ours, background=background(progress_events=tuple(pause))))
+    assert "too_little_overlap" in found.codes
+
+
+def test_one_number_in_two_runs_is_two_processes() -> None:
+    """In a PID namespace both have the number 2: the time between the end of one and the first step of the next is none
+    of training, although it used to be one stride."""
+    runs = (
+        ProcessRun("training_1.log", 1.0, Exit(1, None, 12.0)),
+        ProcessRun("training_2.log", 12.1, Exit(None, "SIGTERM", 23.0, stopped=True)),
+    )
+    events = (*quick(3, 11.9, pid=2), *quick(18, 22, pid=2))
+    member: Member = background(progress_events=events, process_runs=runs)
+
+    assert not any(earlier.elapsed_s < 12 < later.elapsed_s for earlier, later in neighbours(member))
+    assert "too_little_overlap" in judge(evidence(background=member)).codes
