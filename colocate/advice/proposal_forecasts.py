@@ -167,7 +167,7 @@ class _Forecaster:
 
     def _member(self, training: Training, role: Role, is_changed: bool) -> SimulatedRun | None:
         seen = None if is_changed else self._seen(role)
-        return seen or _only_if_it_held(self._predictor.known.get(keyed(program_of(training))))
+        return seen or self._predictor.known.get(keyed(program_of(training)))
 
     def _seen(self, role: Role) -> SimulatedRun | None:
         """A member as the virtual GPU saw it; on a real GPU nothing was predicted."""
@@ -176,13 +176,6 @@ class _Forecaster:
             return None
         peak = member_range(member)
         return None if peak is None else SimulatedRun(member.name, member.argv, 0.0, peak=peak)
-
-
-def _only_if_it_held(dry_run: SimulatedRun | None) -> SimulatedRun | None:
-    """A program that was seen on the GPU and held nothing in its dry run was not dry-run well."""
-    if dry_run is None or dry_run.peak is None or dry_run.peak.expected_bytes:
-        return dry_run
-    return SimulatedRun(dry_run.name, dry_run.argv, dry_run.duration_s, failure="did not use the GPU")
 
 
 class _Search:

@@ -88,7 +88,10 @@ def predicted(
 
 
 def _simulated(training: Training, found: SimulatedRun, gpu: GpuModel) -> SoloProfile:
-    load = None if found.peak is None else Load(found.peak, found.peak.low_bytes)
+    peak = found.peak
+    if peak is not None and found.doubts:  # it may need more than was seen: no sum with it fits
+        peak = replace(peak, high_bytes=max(peak.high_bytes, gpu.total_bytes))
+    load = None if peak is None else Load(peak, peak.low_bytes)
     return SoloProfile(training, load, "predicted", found.failure, found.cached, least_bytes=_least_bytes(found, gpu))
 
 

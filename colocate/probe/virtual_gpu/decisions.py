@@ -7,7 +7,6 @@ repeated run asks for it; the harness compares the runs (`colocate.harness.explo
 
 import json
 import os
-import site
 import sys
 import sysconfig
 import time
@@ -34,7 +33,7 @@ MOST_PLACES = 200
 _PROBE = str(Path(__file__).parents[1])
 # Frames of torch that stand between an operator and who called it.
 _BETWEEN = ("_python_dispatch.py", "_ops.py", "_tensor.py", "_compile.py", "eval_frame.py", "_contextlib.py")
-_LIBRARIES = tuple({*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")})
+_STANDARD = sysconfig.get_path("stdlib")
 
 
 class Place:
@@ -171,17 +170,19 @@ def calling_frame() -> FrameType | None:
 def _where(frame: FrameType) -> str:
     """The place as people are told of it: file and line; for a library, with the program's own line that called it."""
     name, line = frame.f_code.co_filename, frame.f_lineno
-    if not name.startswith(_LIBRARIES):
+    if not _is_library(name):
         return f"{_short(name)}:{line}"
     caller = frame.f_back
-    while caller is not None and (
-        caller.f_code.co_filename.startswith((*_LIBRARIES, _PROBE)) or "<frozen" in caller.f_code.co_filename
-    ):
+    while caller is not None and _is_library(caller.f_code.co_filename):
         caller = caller.f_back
     inside = f"{'/'.join(Path(name).parts[-2:])}:{line}"
     if caller is None:
         return inside
     return f"{inside} (from {_short(caller.f_code.co_filename)}:{caller.f_lineno})"
+
+
+def _is_library(name: str) -> bool:
+    return name.startswith((_STANDARD, _PROBE, "<")) or "site-packages" in name or "dist-packages" in name
 
 
 def _short(name: str) -> str:
