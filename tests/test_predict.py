@@ -9,6 +9,7 @@ import pytest
 from emulated import PROGRAMS
 
 import colocate.harness
+from colocate.advice import Answer, Forecast
 from colocate.cli.main import main
 from colocate.harness.simulation import NOTHING, Cache, Program, SimulatedRun
 from colocate.plan.gpu_models import gpu_model
@@ -227,3 +228,29 @@ def test_beside_a_group_the_gpu_is_the_groups(several_gpus: Path, capsys) -> Non
     )
     assert main(["predict", str(several_gpus), "-t", "solo", "--beside", "group05"]) == 2
     assert "group05: is for a GPU 'Nothing 9'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_values_that_nobody_knows_never_make_a_program_fit(tmp_path) -> None:
+    """A branch was never entered, a search for a batch size overflowed, and a program off the GPU needed 0 MiB."""
+    program, idle = str(PROGRAMS / "by_values.py"), "print('trained elsewhere')"
+    programs = [
+        *(Program(kind, (sys.executable, program, kind), tmp_path) for kind in ("branch", "search")),
+        Program("idle", (sys.executable, "-c", idle), tmp_path),
+    ]
+    gpu = gpu_model("1GB")
+
+    branch, search, idle_run = colocate.harness.simulation.simulate(programs, gpu, cache=None, timeout_s=300)
+
+    assert branch.failure is None, branch.last_lines
+    assert branch.peak is not None
+    assert branch.peak.low_bytes < 450 * MIB, "the branch may be left out"
+    assert branch.peak.expected_bytes > (344 + 4 * 64) * MIB, "weights, gradients and two states of the large network"
+    assert branch.doubts == ()
+    assert any("by_values.py:" in note for note in branch.notes)
+    assert [code for code, _ in search.doubts][-1] == "takes_what_it_gets", search
+    assert search.peak is not None
+    assert search.peak.expected_bytes <= gpu.total_bytes
+    assert (idle_run.peak, idle_run.failure_code) == (None, "emulation_not_started")
+    answers = [Forecast(one.name, (one,), 0, gpu.total_bytes).answer for one in (search, idle_run)]
+    assert answers == [Answer.UNDECIDED, Answer.UNKNOWN]
