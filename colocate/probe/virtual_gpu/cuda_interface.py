@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from ..record import Record
+from .dispatch import wrong_device
 from .memory import DeviceMemory
 from .operators import DEVICE
 from .state import VirtualGpu
@@ -126,6 +127,13 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """Takes anything and does nothing."""
 
 
+def _only_the_first(device: Any) -> None:
+    """There is one GPU, number 0."""
+    index = device if isinstance(device, int) else torch.device(device).index
+    if index is not None and index > 0:
+        raise wrong_device(index)
+
+
 def _constantly(value: int) -> Callable[..., int]:
     return lambda device=None: value
 
@@ -139,7 +147,7 @@ def _presence(device: Device, properties: SimpleNamespace) -> dict[str, Any]:
         "is_initialized": lambda: device.awake,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "set_device": _nothing,
+        "set_device": _only_the_first,
         "_exchange_device": lambda device: 0,
         "_maybe_exchange_device": lambda device: 0,
         "synchronize": _nothing,
@@ -300,6 +308,8 @@ class DeviceContext:
     """``with torch.cuda.device(0)``: there is only one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if isinstance(given := next(iter(args), None), int | str | torch.device):
+            _only_the_first(given)
         self.idx = self.prev_idx = 0
 
     def __enter__(self) -> "DeviceContext":

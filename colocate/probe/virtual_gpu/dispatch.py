@@ -267,11 +267,20 @@ def _is_composed(function: Any) -> bool:
     return bool(known and torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), composed))
 
 
+def wrong_device(index: int) -> Exception:
+    """What CUDA says to a number that no GPU has, and why there is none."""
+    kind: type[Exception] = getattr(torch, "AcceleratorError", RuntimeError)
+    return kind(
+        f"CUDA error: invalid device ordinal\ncolocate: the program asks for cuda:{index}; a training sees one GPU, "
+        "cuda:0, on a virtual one and on a real one"
+    )
+
+
 def _is_emulated(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     if device.index:
-        raise getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: invalid device ordinal")
+        raise wrong_device(device.index)
     return True
 
 

@@ -11,8 +11,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -61,6 +62,16 @@ SIGNS_OF_NATIVE_CODE = (
     "0 active drivers",
     "CUDA driver initialization failed",
     "Found no NVIDIA driver",
+    "FakeTensor",
+    "ProxyTensor",
+    "fake tensor",
+    "meta tensor",
+    "Meta tensor",
+    "'meta' device",
+    "HigherOrderOperator",
+    "EmulationMode",
+    "weakref associated",
+    "TensorImpl",
 )
 
 
@@ -100,6 +111,22 @@ def _hide_real_gpus() -> None:
         del os.environ["CUDA_VISIBLE_DEVICES"]
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
+def _call_before_abrupt_ends(write: Callable[[], None]) -> None:
+    """A program may end without its exit functions: by ``os._exit``, or by a signal that it sends itself."""
+    leave, kill = os._exit, os.kill
+
+    def leave_after_writing(status: int) -> NoReturn:
+        write()
+        leave(status)
+
+    def kill_after_writing(pid: int, number: int) -> None:
+        if pid == os.getpid() and number in (signal.SIGKILL, signal.SIGABRT, signal.SIGQUIT):
+            write()
+        kill(pid, number)
+
+    os._exit, os.kill = leave_after_writing, kill_after_writing
 
 
 class EmulatedDevice:
@@ -194,6 +221,7 @@ class EmulatedDevice:
                 self.record.write()
 
         atexit.register(write)
+        _call_before_abrupt_ends(write)
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # or nothing is written
 

@@ -173,6 +173,8 @@ def _unpinned(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def make(*args: Any, **kwargs: Any) -> Any:
         kwargs.pop("pin_memory", None)
+        if args and isinstance(args[0], list | tuple) and any(isinstance(one, FakeTensor) for one in args[0]):
+            args = ([one.tolist() if isinstance(one, FakeTensor) else one for one in args[0]], *args[1:])
         return function(*args, **kwargs)
 
     return make
