@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
+from ..overlay import redirected
 from .dispatch import Emulator
 
 LEAVE = ("all_reduce", "broadcast", "reduce", "all_reduce_coalesced", "isend", "irecv")
@@ -82,6 +83,8 @@ def _initialise(emulator: Emulator) -> None:
         if size != 1:
             initialise(backend, init_method, *args, **options)
             return
+        if isinstance(init_method, str) and init_method.startswith("file://"):
+            init_method = f"file://{redirected(init_method.removeprefix('file://'), writes=True, keep=True)}"
         options.pop("device_id", None)
         options.pop("pg_options", None)
         if of_device:
