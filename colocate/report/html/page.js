@@ -232,6 +232,7 @@
         label.hidden = place < 0 || place > 1;
         label.style.left = 100 * place + "%";
         label.classList.toggle("left", place > 0.5);
+        box.querySelector(".at-limit").classList.toggle("right", !label.hidden && place <= 0.5);
         unzoom.hidden = from === 0 && until === series.end;
         const step = timeStep(until - from), times = figure.querySelector(".times");
         times.textContent = "";
