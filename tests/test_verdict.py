@@ -514,3 +514,28 @@ def test_a_record_that_tells_more_than_the_gpu_has_is_no_witness() -> None:
     boastful = Allocator(200, "cuda", optimizer_steps=10, max_reserved_bytes=2**62)
 
     assert judge(evidence(foreground=foreground(allocators=(boastful,)))).codes == ("implausible_record",)
+
+
+def test_a_member_that_takes_what_the_gpu_gives_never_fits_by_that() -> None:
+    """A search for the largest batch was judged by what it got in one order of starting: FEASIBLE, or INFEASIBLE."""
+    seen = predicted_evidence(500, 900)
+    wanted = (replace(simulated(30000), num_ooms=2),)
+    searches = replace(seen.foreground, out_of_memory=(out_of_memory("probe"),), wanted=wanted)
+    sized = replace(seen.foreground, allocators=(replace(simulated(500), sized_by_free=True),))
+    decides = replace(seen.foreground, allocators=(replace(simulated(500), open_branches=("train.py:7",)),))
+
+    assert judge(seen).feasible
+    for member, code in (
+        (searches, "takes_what_it_gets"),
+        (sized, "takes_what_it_gets"),
+        (decides, "branch_on_values"),
+    ):
+        verdict = judge(replace(seen, foreground=member))
+        assert (verdict.outcome, verdict.codes) == (Outcome.INCONCLUSIVE, (code,))
+
+
+def test_a_member_that_swallows_its_out_of_memory_but_wants_a_fixed_amount_is_infeasible() -> None:
+    seen = predicted_evidence(500, 900)
+    swallows = replace(seen.foreground, out_of_memory=(out_of_memory("probe"),), wanted=(simulated(9000),))
+
+    assert judge(replace(seen, foreground=swallows)).outcome is Outcome.INFEASIBLE

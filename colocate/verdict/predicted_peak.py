@@ -79,14 +79,15 @@ def member_range(member: Member) -> PeakRange | None:
 
 
 def takes_what_it_gets(member: Member) -> bool:
-    """Its demand is whatever the GPU gives: it goes on after it was refused, or asked how much is free and took most.
+    """Tell whether its demand is whatever the GPU gives.
 
-    True of simulated members only: how a real GPU was filled is measured.
+    Such a member goes on after it was refused memory, alone on a GPU of several times the size too; or it asked how
+    much is free and took most of that. Known of simulated members only: how a real GPU was filled is measured.
     """
     if any(one.mode != "virtual" for one in member.allocators):
         return False
     failed = any(run.exit is not None and not run.exit.ok and not run.exit.stopped for run in member.process_runs)
-    if member.out_of_memory and not failed and member.process_runs:
+    if member.out_of_memory and not failed and any(one.num_ooms for one in member.wanted):
         return True
     return any(one.sized_by_free for one in member.allocators)
 
