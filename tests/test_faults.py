@@ -216,7 +216,7 @@ def test_a_member_on_another_gpu_is_noticed_however_short_the_group_is(
 ) -> None:
     """Lists of processes come every five seconds, and the probe tells how much a program holds, not where."""
     fake_nvml.add_gpu()
-    members = {"foreground": epoch("--steps", "70"), "background": load("--probe", ready_timeout_s=1.5)}
+    members = {"foreground": epoch("--steps", "70"), "background": load("--probe", ready_timeout_s=3.0)}
     away = members[who]
     members[who] = replace(away, argv=("env", f"CUDA_VISIBLE_DEVICES={fake_nvml.uuid(1)}", *away.argv))
     with observing(group(**members), fake_nvml.uuid(), tmp_path, listed_every_s=5.0) as observation:
