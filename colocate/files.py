@@ -5,6 +5,7 @@ Whatever does not is a `ValueError`, whatever was wrong with it. Plans and catal
 mistake and its place, are read by `colocate.plan.validation`.
 """
 
+import errno
 import json
 import math
 import os
@@ -69,6 +70,27 @@ def opened(path: Path) -> int:
         os.close(handle)
         raise ValueError(f"{path}: expected a file, found something else in its place")
     return handle
+
+
+def append_line(path: Path, data: bytes) -> None:
+    """Add a line to a file in one write, on a line of its own even where a crash left half of one before.
+
+    Raises:
+        OSError: it cannot be written, or something else is in the file's place, which nobody waits for.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(path, flags, 0o644)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "found something in its place that is no file", str(path))
+        torn = status.st_size > 0 and os.pread(handle, 1, status.st_size - 1) != b"\n"
+        data = b"\n" * torn + data + b"\n"
+        while data:
+            data = data[os.write(handle, data) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def parse(data: bytes) -> Any:

@@ -556,7 +556,7 @@ FAULTS = (
     Fault(
         "E6",
         "what a training tells is a pipe, a device, a folder or has no end",
-        "a stand-in that replaces its events, or leaves 3000 records",
+        "a stand-in that replaces its events, or leaves 1500 records",
         "read in bounded pieces, nothing is waited for, INCONCLUSIVE",
         (
             f"{_ATTACK}[device_events-events_unreadable]",
@@ -767,5 +767,114 @@ FAULTS = (
             "test_remarks.py::test_a_peak_before_the_first_step_is_named",
         ),
         feasible="what was seen fits, and it is said what was not",
+    ),
+    Fault(
+        "D1",
+        "an out-of-memory in the words of another framework, in a log that breaks or colours its lines",
+        "real messages of PyTorch, JAX, TensorFlow, CUDA's libraries, NCCL, Triton, RMM and others, broken at random",
+        "found as what it is: proof, or a doubt",
+        (
+            "test_output.py::test_a_real_message_is_found_as_its_frameworks_own",
+            "test_output.py::test_how_sure_an_out_of_memory_is",
+            "test_output.py::test_a_message_is_found_however_a_console_breaks_and_colours_it",
+        ),
+    ),
+    Fault(
+        "D2",
+        "words of an out-of-memory where nothing ran out: help texts, tips, source lines, Java's heap, old logs",
+        "such lines, beside an allocator that counted none, beside none, and in a training that failed",
+        "a warning beside an allocator that counted none; a doubt is INCONCLUSIVE, never INFEASIBLE",
+        (
+            "test_verdict.py::test_what_words_weigh",
+            "test_verdict.py::test_words_alone_are_a_doubt_or_a_warning_and_never_proof",
+            "test_output.py::test_a_source_line_below_its_place_is_no_message",
+        ),
+    ),
+    Fault(
+        "P1",
+        "a training whose Python does not load the probe",
+        "python -I, -E and -S, with an out-of-memory that is swallowed in silence; code that Python 3.8 reads",
+        "missed as soon as it holds memory, ended, INCONCLUSIVE",
+        (
+            "test_hostile.py::test_a_python_without_the_probe_is_missed_at_once",
+            "test_probe.py::test_the_counting_probe_is_code_for_python_3_8",
+        ),
+    ),
+    Fault(
+        "F1",
+        "a plugin of pytest runs a group again until it passes",
+        "an option --reruns; a plugin that runs every test twice, and a group that fits the second time only",
+        "the option is refused; else the first verdict stands, INFEASIBLE",
+        (
+            "test_turned_verdicts.py::test_an_option_that_runs_failed_groups_again_is_refused",
+            "test_turned_verdicts.py::test_the_first_verdict_stands_whoever_runs_the_group_again",
+        ),
+    ),
+    Fault(
+        "F2",
+        "two machines contradict each other about a group",
+        "archives with INFEASIBLE and, by a later clock, FEASIBLE",
+        "the worse one counts, the group is named, exit code 1",
+        ("test_merge.py::test_of_contradicting_journals_the_worse_counts_and_the_group_is_named",),
+    ),
+    Fault(
+        "G1",
+        "a record is gone when the session ends",
+        "the second foreground removes the first group's verdict",
+        "said, not counted, exit code 1",
+        ("test_turned_verdicts.py::test_a_record_that_is_gone_at_the_end_is_no_success",),
+    ),
+    Fault(
+        "G2",
+        "nobody reads the terminal any more; python -O; secrets in a plan's env",
+        "the reader of standard output goes away after the first line",
+        "the run goes on; page, JUnit file and exit code as ever; of env the names only",
+        (
+            "test_turned_verdicts.py::"
+            "test_a_reader_that_goes_away_costs_neither_page_nor_run_and_secrets_stay_in_the_process",
+        ),
+        feasible="a terminal is no part of a group",
+    ),
+    Fault(
+        "G3",
+        "two runs of one second with one folder of reports; reports that cannot be written",
+        "the same second twice; a file in the folder's place",
+        "each has a folder of its own; one line and exit code 4 before anything starts",
+        ("test_turned_verdicts.py::test_reports_have_a_folder_of_their_own_or_nothing_starts",),
+    ),
+    Fault(
+        "G4",
+        "half a line at the end of a journal",
+        "a torn line, then another",
+        "the next line stands on its own",
+        ("test_turned_verdicts.py::test_a_line_behind_half_a_line_is_read",),
+    ),
+    Fault(
+        "H1",
+        "a pipe in the place of a log, a piece of one, or the journal",
+        "a stand-in that makes them",
+        "never waited for; INCONCLUSIVE",
+        (
+            f"{_ATTACK}[pipe_log-log_failed]",
+            f"{_ATTACK}[pipe_tail-log_failed]",
+            "test_turned_verdicts.py::test_a_pipe_in_the_journals_place_is_neither_waited_for_nor_read",
+        ),
+    ),
+    Fault(
+        "I1",
+        "a pattern that backtracks without end",
+        "(a+)+$ as progress_pattern",
+        "given up after a second of the processor, named, INCONCLUSIVE",
+        (
+            "test_output.py::test_a_pattern_that_backtracks_without_end_is_given_up",
+            "test_hostile.py::test_a_pattern_that_backtracks_without_end_is_named_and_ends_the_group",
+        ),
+    ),
+    Fault(
+        "I2",
+        "an archive with lines that unpack without limit, or of the wrong types",
+        "nine such lines in an archive",
+        "each is left out in words, and costs itself only",
+        ("test_merge.py::test_a_bad_line_costs_itself_only_and_is_told",),
     ),
 )

@@ -59,7 +59,7 @@ def write_page(passed: Mapping[str, Sequence[str]]) -> None:
 
 def stored(text: str) -> dict[str, str]:
     """The outcomes that a page shows."""
-    found = (line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| [EM]?[0-9]", line))
+    found = (line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| [0-9A-Z]", line))
     return {cells[0]: cells[-1] for cells in found}
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def epoch(*options: str) -> Training:
         ("pipe_events", "events_unreadable"),
         ("folder_events", "events_unreadable"),
         ("many_probes", "events_unreadable"),
+        ("pipe_log", "log_failed"),
+        ("pipe_tail", "log_failed"),
         ("other_events", "events_mixed_up"),
         ("forged_probe", "implausible_record"),
         ("stop_self", "foreground_hang"),
@@ -72,6 +75,31 @@ def test_a_foreground_that_attacks_its_own_record_proves_nothing(
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert code in verdict.codes
     assert time.monotonic() - began_t < 20  # a stopped supervisor used to cost 25 s
+
+
+def test_a_pattern_that_backtracks_without_end_is_named_and_ends_the_group(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    printed = "import runpy, sys; sys.argv = sys.argv[1:]; print('a' * 45 + '!', flush=True); "
+    printed += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    whole = epoch("--steps", "1000")
+    slow = replace(whole, argv=(sys.executable, "-c", printed, *whole.argv[1:]), progress_pattern="(a+)+$")
+    verdict = judged(fake_nvml, tmp_path, slow, load())
+
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.codes[0] == "slow_pattern"
+    assert "(a+)+$" in verdict.reasons[0].text
+
+
+@pytest.mark.parametrize("flag", ["-I", "-E", "-S"])
+def test_a_python_without_the_probe_is_missed_at_once(flag: str, fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """It swallows an out-of-memory, which used to be FEASIBLE; of its thousand steps it makes some."""
+    whole = epoch("--steps", "1000", "--oom-swallowed", "--oom-silent")
+    blind = replace(whole, argv=(sys.executable, flag, *[word for word in whole.argv[1:] if word != "--probe"]))
+    began_t = time.monotonic()
+    verdict = judged(fake_nvml, tmp_path, blind, load())
+
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.codes[0] == "probe_lost"
+    assert time.monotonic() - began_t < 18
 
 
 @pytest.mark.parametrize("what", ["garbage", "future_probe", "pipe_probe"])

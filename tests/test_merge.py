@@ -18,6 +18,7 @@ from sessions import plan, simulated_machine, stand_in
 from colocate.cli.main import main
 from colocate.results import archive
 from colocate.results.layout import RunDirectory
+from colocate.results.merge import Entry, _contradictions, _latest
 
 pytestmark = pytest.mark.slow
 
@@ -225,6 +226,56 @@ def test_of_a_group_that_was_run_twice_the_later_counts_and_the_page_says_so(car
     reported = [line for line in lines_of(directory / "journal.jsonl") if line["event"] == "group"]
     assert [line["record"]["duration_s"] for line in reported] == [7.5]
     assert "in group01.jsonl [merged]" in page(directory, tmp_path / "page")
+
+
+def test_of_contradicting_journals_the_worse_counts_and_the_group_is_named(carried, tmp_path):
+    """The one whose clock was later used to count, with exit code 0."""
+    _, whole = carried
+    _, second, *_ = split(whole, tmp_path / "journals")
+    run_line, *_ = lines_of(second)
+    claim = {"outcome": "FEASIBLE", "codes": [], "reasons": [], "directory": None}
+    entries = [
+        archive.Session(
+            path, name, run_line["record"], {"group02": {"at": at, "record": {"group": "group02"} | record}}
+        )
+        for path, name, at, record in (
+            (tmp_path / "a.jsonl", "run_a", "2026-01-01", {**claim, "outcome": "INFEASIBLE"}),
+            (tmp_path / "b.jsonl", "run_b", "2999-01-01", claim),
+        )
+    ]
+    found = [Entry(one, "group02", one.groups["group02"]) for one in entries]
+    (chosen,), (note,) = _latest(found)
+
+    assert chosen.record["outcome"] == "INFEASIBLE"
+    assert note.startswith("group02: the worse of 2 journals counts; not: FEASIBLE")
+    assert [text.partition(":")[0] for text in _contradictions(found)] == ["group02"]
+
+
+BAD_LINES = (
+    {"event": "file", "path": "x.csv", "gzip": base64.b64encode(gzip.compress(bytes(80 << 20), 9)).decode()},
+    {"event": "group", "record": {"group": "z", "outcome": "FEASIBLE"}, "files": [{}]},
+    {"event": "group", "record": {"group": "z", "outcome": ["x"]}, "files": []},
+    {"event": "group", "record": ["z"]},
+    {"event": "file", "path": "stand_in_parallel_001", "gzip": base64.b64encode(gzip.compress(b"x")).decode()},
+    {"event": "file", "path": "/".join("a" * 100), "gzip": base64.b64encode(gzip.compress(b"x")).decode()},
+    {"event": "started", "groups": [], "estimates": [1]},
+    {"event": {}},
+    [],
+)
+
+
+def test_a_bad_line_costs_itself_only_and_is_told(carried, tmp_path):
+    """Each used to end the merge in a traceback, leave half a run behind, or unpack to whatever it liked."""
+    _, whole = carried
+    first, *_ = split(whole, tmp_path / "journals")
+    head, *rest = first.read_text().splitlines()
+    first.write_text("\n".join([head, *map(json.dumps, BAD_LINES), *rest]) + "\n")
+    done, (directory,) = merged(tmp_path / "merged", first)
+
+    assert done.stdout.count("is damaged and left out") >= len(BAD_LINES) - 2
+    assert "stand_in_parallel_001 is left out, it cannot be both a file and a folder" in done.stdout
+    assert [row["group"] for row in summary(directory)] == ["group01"]
+    assert max(path.stat().st_size for path in directory.rglob("*") if path.is_file()) < 8 << 20
 
 
 def test_journals_of_different_plans_are_refused(carried, tmp_path):

@@ -249,6 +249,25 @@ def test_mutation_is_refused_with_what_to_write_instead(tmp_path: Path, entry: A
     assert 'write "mode": "default" and the hyperparameters to use' in lines[0]
 
 
+def test_a_mistake_that_every_entry_has_is_one_sentence(tmp_path: Path) -> None:
+    """A plan of the study in mode mutation used to be refused in 51 lines that said the same."""
+    entry = pair(foreground=CAR | {"mode": "mutation", "mutate": ["all"]})
+    lines = mistakes_of(tmp_path, *[entry] * 60, mode="mutation")
+
+    assert len(lines) == 1
+    assert "the same in 60 more places" in lines[0]
+
+
+@pytest.mark.parametrize("mode", ["nonparallel", "batch"])
+def test_a_mode_that_the_study_reads_as_mutation_is_told_so(tmp_path: Path, mode: str) -> None:
+    """It used to ask whether 'parallel' was meant, its opposite."""
+    lines = mistakes_of(tmp_path, {"repo": "toys", "model": "car", "mode": mode, "mutate_params": ["epochs"]})
+
+    assert len(lines) == 1
+    assert "did you mean" not in lines[0]
+    assert "mutation" in lines[0]
+
+
 # --- commands of one's own
 
 
@@ -411,7 +430,7 @@ def test_a_file_without_experiments_says_what_is_missing(tmp_path: Path) -> None
 
 
 def test_very_many_mistakes_are_cut(tmp_path: Path) -> None:
-    lines = mistakes_of(tmp_path, *[pair(id="X")] * 80)
+    lines = mistakes_of(tmp_path, *[pair(id=f"X{number}") for number in range(80)])
 
     assert len(lines) == 51
     assert lines[-1] == "30 more mistakes are not shown"

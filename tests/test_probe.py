@@ -1,5 +1,6 @@
 """The injected probe: what it counts on a real GPU, and that it leaves every other program alone."""
 
+import ast
 import json
 import os
 import signal
@@ -15,6 +16,9 @@ from emulated import INJECT, Bench, wait_until
 from colocate.probe.counting import Counters
 from colocate.probe.imports import AfterImport
 from colocate.probe.record import Record
+
+PROBE = Path(__file__).parents[1] / "colocate" / "probe"
+COUNTING = ("__init__", "start", "imports", "record", "history", "counting", "inject/sitecustomize")
 
 TRAIN_ON_THE_HOST = """
 import torch
@@ -66,6 +70,22 @@ class FakeCuda:
 
     def reset_accumulated(self) -> None:
         self.ooms = self.grown = 0
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_the_counting_probe_is_code_for_python_3_8(name: str) -> None:
+    """It used to fail to load there, in silence: annotations with ``|``, and arguments that came later."""
+    tree = ast.parse((PROBE / f"{name}.py").read_text(), feature_version=(3, 8))
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    keywords = {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}
+    signed = [node for node in ast.walk(tree) if isinstance(node, ast.arg | ast.FunctionDef | ast.AnnAssign)]
+    notes = [getattr(node, "annotation", None) or getattr(node, "returns", None) for node in signed]
+    annotated = any(isinstance(part, ast.BinOp) for note in notes if note for part in ast.walk(note))
+    future = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
+
+    assert not names & {"removeprefix", "removesuffix", "cache", "pairwise"}
+    assert "strict" not in keywords
+    assert future or not annotated
 
 
 def test_counters_are_empty_until_the_program_uses_cuda():

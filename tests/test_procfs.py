@@ -147,10 +147,10 @@ def test_a_process_of_somebody_else_is_returned_at_once() -> None:
 
 END_ALL_BELOW = """
 import os, subprocess, sys
-from colocate import processes
+from colocate.process import procfs
 child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)
 assert child.stdout.readline() == b"ready\\n"
-print(processes.end([processes.identify(os.getpid())], grace_s=0.0), child.wait())
+print(procfs.end([procfs.identify(os.getpid())], grace_s=0.0), child.wait())
 """
 
 
@@ -166,7 +166,7 @@ def test_a_description_names_program_user_and_start(family: "subprocess.Popen[by
     text = procfs.describe(family.pid)
 
     assert text.startswith(f"pid {family.pid} (")
-    assert "proc_member.py grandchildren 3" in text or "..." in text
+    assert "proc_member.py)" in text, "its arguments may be somebody's secrets"
     assert ", user " in text
     assert text.endswith(" UTC")
 

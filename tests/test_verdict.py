@@ -25,11 +25,13 @@ from colocate.verdict.evidence import (
     GpuProcess,
     Limits,
     Member,
+    MemoryWords,
     ProcessPeak,
     ProcessRun,
     Sample,
 )
 from colocate.verdict.leak import steady_growth_bytes
+from colocate.verdict.memory_words import counted_none, weight
 from colocate.verdict.rules import Outcome, Verdict, judge, memory_class
 
 FAILED = (ProcessRun("training.log", 8.0, Exit(1, None, 15.0)),)
@@ -44,6 +46,43 @@ def test_a_sound_group_is_feasible_with_its_numbers() -> None:
     assert (verdict.peak_bytes, verdict.headroom_bytes) == (3200 * MIB, 4300 * MIB)
     assert (verdict.memory_class, verdict.basis, verdict.overlap) == ("usable", "measured", 1.0)
     assert verdict.phases_together == (("train", "train"),)
+
+
+WORDS = MemoryWords("PyTorch", "raised", "gpu", "CUDA out of memory", 1, 12.0, 0)
+COUNTS = (Allocator(200, "cuda", max_reserved_bytes=MIB),)
+
+
+@pytest.mark.parametrize(
+    ("words", "survives", "alone", "fails"),
+    [
+        (WORDS, "warning", "proof", "proof"),
+        (replace(WORDS, certainty="reported"), "warning", "doubt", "proof"),
+        (replace(WORDS, certainty="mentioned"), "warning", "warning", "warning"),
+        (replace(WORDS, framework="CUDA libraries"), "doubt", "proof", "proof"),
+        (replace(WORDS, framework="own words", certainty="reported"), "warning", "doubt", "proof"),
+        (replace(WORDS, framework="host", memory="host"), "warning", "warning", "doubt"),
+    ],
+)
+def test_what_words_weigh(words: MemoryWords, survives: str, alone: str, fails: str) -> None:
+    """In a finished training whose allocator counted none, in a finished one without a probe, and in a failed one.
+
+    Words used to be proof wherever they stood.
+    """
+    ended = (ProcessRun("training.log", 8.0, Exit(0, None, 20.0)),)
+
+    assert weight(words, ended, counted_none(COUNTS, False)) == survives
+    assert weight(words, ended, counted_none((), False)) == alone
+    assert weight(words, ended, counted_none(COUNTS, True)) == alone
+    assert weight(words, FAILED, False) == fails
+
+
+def test_words_alone_are_a_doubt_or_a_warning_and_never_proof() -> None:
+    doubt = judge(evidence(foreground=foreground(memory_words=(replace(WORDS, certainty="reported"),))))
+    counted = judge(evidence(foreground=foreground(memory_words=(WORDS,), allocators=COUNTS)))
+
+    assert (doubt.outcome, doubt.codes) == (Outcome.INCONCLUSIVE, ("out_of_memory_suspected",))
+    assert "out_of_memory_mentioned" in {warning.code for warning in counted.warnings}
+    assert "foreground_out_of_memory" not in counted.codes
 
 
 BLIND = {"trace": trace(*[230] * 3, *[1800] * 7, *[3200] * 11, *[1800] * 2, 230)}

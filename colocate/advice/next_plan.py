@@ -70,7 +70,28 @@ def _plan_of(run: StoredRun) -> tuple[dict[str, Any], Path]:
         document = read_json(path)
     if not isinstance(document, dict) or not isinstance(document.get("experiments"), list):
         raise ColocateError(f"{run.path / 'run.json'}: expected the plan of the run, found none")
-    return document, path.parent
+    return _with_env(document, path), path.parent
+
+
+def _with_env(document: Any, path: Path) -> Any:
+    """The stored plan with the values of ``env``, which no run keeps, from its settings file where that still is."""
+    try:
+        return _filled(document, read_json(path))
+    except ColocateError:
+        return document
+
+
+def _filled(stored: Any, written: Any) -> Any:
+    if isinstance(stored, dict) and isinstance(written, dict):
+        return {
+            key: dict(written[key]) | {name: value for name, value in child.items() if value is not None}
+            if key == "env" and isinstance(child, dict) and isinstance(written.get(key), dict)
+            else _filled(child, written.get(key))
+            for key, child in stored.items()
+        }
+    if isinstance(stored, list) and isinstance(written, list):
+        return [_filled(child, written[place] if place < len(written) else None) for place, child in enumerate(stored)]
+    return stored
 
 
 def _catalog_of(run: StoredRun) -> Catalog | None:

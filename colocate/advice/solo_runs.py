@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from colocate.advice.speedup import GroupSpeedup, SoloRun, group_speedup, paces, solo_run_of, why_not
 from colocate.device import Device, DeviceInfo
-from colocate.files import write_json
+from colocate.files import content, write_json
 from colocate.harness import GroupRun, new_directory, observing
 from colocate.plan import ROLES, Group, Role, Training, solo_group
 from colocate.results import (
@@ -221,7 +221,7 @@ def _has_done(observation: GroupRun, work: Mapping[str, float]) -> bool:
 def read_speedup(directory: GroupDirectory) -> GroupSpeedup | None:
     """Read the speedup of a group, or None if there is none that can be read."""
     try:
-        return GroupSpeedup.from_json(json.loads((directory.path / FILE).read_bytes()))
+        return GroupSpeedup.from_json(json.loads(content(directory.path / FILE)))
     except (OSError, ValueError, ValidationError):
         return None
 

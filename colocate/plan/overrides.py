@@ -52,7 +52,7 @@ def varied(group: Group, override: Override, catalog: Catalog | None) -> Group:
 
 
 def rewritten(entry: Mapping[str, Any], override: Override, group: Group) -> dict[str, Any]:
-    """The member that a plan's entry has after the change, to be copied there: every other key stays as it was.
+    """The member that a plan's entry has after the change: every other key stays as it was, of ``env`` the names.
 
     Args:
         entry: The group as it stands in the plan.
@@ -66,8 +66,8 @@ def rewritten(entry: Mapping[str, Any], override: Override, group: Group) -> dic
         member["hyperparameters"] = {name: value for name, value in given.items() if name in training.hyperparameters}
     if override.model is not None:
         member["model"] = override.model
-    if override.env:
-        member["env"] = {**member.get("env", {}), **override.env}
+    if override.env or "env" in member:  # its own values may be secrets, and this goes into reports
+        member["env"] = {**dict.fromkeys(member.get("env", {})), **override.env}
     for option, value in override.options.items():
         member["command"] = list(with_flag(member["command"], option, value))
     return member

@@ -27,7 +27,6 @@ from colocate.plan.roles import ROLES, Role
 from colocate.plan.schema import (
     KEYS_OF_COMMANDS,
     MODES,
-    MUTATION,
     TIERS,
     Entry,
     Limits,
@@ -35,6 +34,7 @@ from colocate.plan.schema import (
     TrainingSpec,
 )
 from colocate.plan.validation import (
+    MUTATION,
     Mistakes,
     Place,
     Settings,
@@ -164,6 +164,15 @@ class Plan:
         document = self.source.model_dump(mode="json", by_alias=True, exclude_unset=True)
         for entry, group in zip(document["experiments"], self.groups, strict=True):
             entry["id"] = group.id
+        return document
+
+    def published(self) -> dict[str, Any]:
+        """The same as it may be kept and shown: of ``env`` the names, for its values may be secrets."""
+        document = self.to_json()
+        for entry in (*document["experiments"], *document.get("not_run", ())):
+            for member in (entry, *(entry.get(role) or {} for role in ROLES)):
+                if "env" in member:
+                    member["env"] = dict.fromkeys(member["env"])
         return document
 
     def entry(self, group: Group) -> dict[str, Any]:

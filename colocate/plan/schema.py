@@ -9,7 +9,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from colocate.plan.catalog_schema import READY_TIMEOUT_S, Metric, Pattern, Words
 from colocate.plan.gpu_models import checked_wish
-from colocate.plan.validation import FREE_TEXT, Environment, Name, Settings, Size, matching, one_of, unknown
+from colocate.plan.validation import (
+    FREE_TEXT,
+    MUTATION,
+    Environment,
+    Name,
+    Settings,
+    Size,
+    matching,
+    one_of,
+    suggestion,
+    unknown,
+)
 from colocate.process import MAX_PROCESSES
 from colocate.units import MIB
 
@@ -21,10 +32,6 @@ _RESERVED = (
 _ID = r"[a-z][a-z0-9_-]{0,99}"
 
 MODES = ("parallel", "default")
-MUTATION = (
-    'the study\'s mode mutation draws new hyperparameters for every run; write "mode": "default" and the'
-    " hyperparameters to use"
-)
 
 
 def _not_reserved(value: str) -> str:
@@ -45,10 +52,10 @@ Identifier = Annotated[
 
 def _mode_among(*modes: str) -> tuple[AfterValidator, Field]:  # type: ignore[valid-type]
     def check(value: str | None) -> str | None:
-        if value == "mutation":
-            raise ValueError(f"{one_of(modes)}, got 'mutation'; {MUTATION}")
         if value is not None and value not in modes:
-            raise ValueError(unknown(value, modes))
+            # The study reads every mode that it does not know as mutation; only a misspelt one means something else.
+            misspelt = suggestion(value, modes) and not value.lower().startswith(("non", "not", "un", "no"))
+            raise ValueError(unknown(value, modes) if misspelt else f"{one_of(modes)}, got {value!r}; {MUTATION}")
         return value
 
     return AfterValidator(check), Field(json_schema_extra={"enum": [*modes, None]})

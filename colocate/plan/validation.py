@@ -34,6 +34,12 @@ MAX_DEPTH = 32  # a plan needs six levels; far below the interpreter's own recur
 MAX_MISTAKES = 50  # more would push the first ones off the screen
 NEAR = 0.75  # difflib's ratio above which one word counts as a misspelling of another; 'batchsize' and 'bs' differ
 
+MUTATION = (
+    'the study\'s mode mutation draws new hyperparameters for every run and is not supported; write "mode": "default"'
+    " and the hyperparameters to use"
+)
+SAME = 3  # so many places with the same mistake are told one by one; more are one sentence
+
 Place = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -48,7 +54,7 @@ class Mistakes:
 
     def add(self, place: Place, message: str) -> None:
         """Note what is wrong at a place of the document; the first mistake of a place is kept."""
-        self._lines.setdefault(place, f"{self.file}: {json_path(place)}: {message}")
+        self._lines.setdefault(place, message)
 
     def include(self, error: PlanError) -> None:
         """Count the mistakes of another file, to which this one refers, as well."""
@@ -60,11 +66,30 @@ class Mistakes:
         Raises:
             PlanError: at least one mistake was added.
         """
-        lines = [*self._others, *(self._lines[place] for place in sorted(self._lines, key=_order))]
+        lines = [*self._others, *self._told()]
         if len(lines) > MAX_MISTAKES:
             lines[MAX_MISTAKES:] = [f"{self.file}: {len(lines) - MAX_MISTAKES} more mistakes are not shown"]
         if lines:
             raise PlanError(*lines)
+
+    def _told(self) -> Iterator[str]:
+        """A line for every mistake, in the order of the file; the same mistake in many places is one line."""
+        places: dict[str, list[Place]] = {}
+        for place in sorted(self._lines, key=_order):
+            places.setdefault(_kind(self._lines[place]), []).append(place)
+        for place in sorted(self._lines, key=_order):
+            message, same = self._lines[place], places[_kind(self._lines[place])]
+            told_once = len(same) > SAME or (len(same) > 1 and MUTATION in message)
+            if not told_once:
+                yield f"{self.file}: {json_path(place)}: {message}"
+            elif place == same[0]:
+                more = f"the same in {len(same) - 1} more places, the last {json_path(same[-1])}"
+                yield f"{self.file}: {json_path(place)}: {message} ({more})"
+
+
+def _kind(message: str) -> str:
+    """What makes two mistakes the same: the whole message; of mode mutation its explanation."""
+    return MUTATION if MUTATION in message else message
 
 
 def _order(place: Place) -> list[tuple[bool, str | int]]:
@@ -338,6 +363,8 @@ def _described(line: Any, model: type[BaseModel]) -> str:
 
 def _unknown_key(key: str, owner: type[Settings]) -> str:
     known = owner.known_keys()
+    if _plain(key).startswith("mutat"):
+        return f"expected no key {shown(key)}; {MUTATION}"
     hint = suggestion(key, known) or "; a note goes under 'comment' or a key that begins with '_'"
     return f"{one_of(known) if len(known) <= 13 else 'expected a key that we know'}, got the key {shown(key)}{hint}"
 

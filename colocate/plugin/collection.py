@@ -14,7 +14,7 @@ import pytest
 
 from colocate.plugin import selection
 from colocate.plugin.invocation import is_worker, plan_argument
-from colocate.plugin.session import group_of, lasting, plan_node
+from colocate.plugin.session import group_of, lasting, plan_node, session_of
 
 SENTINEL = "__next__"
 
@@ -74,6 +74,24 @@ class Collection:
         """The cases stay until the end."""
         with lasting():
             return (yield)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Every group is one case: a plugin that multiplies tests would let a later verdict cover an earlier one.
+
+        Raises:
+            pytest.UsageError: a case stands for no group of the plan, or a group has several.
+        """
+        prefix = session_of(config).cases
+        seen: set[str] = set()
+        for item in items:
+            if getattr(item, "originalname", None) == CASE and item.nodeid.startswith(prefix):
+                group = group_of(config, item.nodeid)
+                if group is None or group.id in seen:
+                    found = "one of no group" if group is None else "a second one"
+                    text = f"{item.nodeid}: expected one case for each group, found {found}"
+                    raise pytest.UsageError(f"{text}; runs_per_config of the plan repeats groups, nothing else may")
+                seen.add(group.id)
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Let ``-k`` find a group by the models, repositories and tier in it."""

@@ -7,8 +7,10 @@ whose process died: such a report looks green. Here they become INTERRUPTED, NOT
 import contextlib
 import os
 import signal
+import stat
 import time
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,11 @@ import pytest
 from colocate.plugin import gate, private_api
 from colocate.plugin.invocation import is_worker, only_looks
 from colocate.plugin.options import option
-from colocate.plugin.outcomes import CRASHED, INTERRUPTED, NOT_RUN, Record, properties, unjudged
+from colocate.plugin.outcomes import CRASHED, ERROR, INTERRUPTED, NOT_RUN, Record, properties, unjudged
 from colocate.plugin.session import Session, all_cases, group_of, session_of
 from colocate.plugin.signals import Interruption
+from colocate.results import journal
+from colocate.verdict import Outcome
 
 if TYPE_CHECKING:
     from colocate.plan import Group
@@ -71,6 +75,8 @@ class CompletenessCheck:
         self.setbacks[nodeid] = why
         self.started.discard(nodeid)
         self.latest.pop(nodeid, None)
+        group = group_of(self.config, nodeid)
+        self.session.records.pop(group.id if group is not None else "", None)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
@@ -81,7 +87,7 @@ class CompletenessCheck:
             if report.nodeid in self.setbacks:
                 again = f"run again after {self.setbacks[report.nodeid]} [worker_lost]"
                 record["warnings"] = [*(text for text in record["warnings"] if text != again), again]
-            self.session.records[record["group"]] = record
+            self.session.records[record["group"]] = self._worse(record, report.nodeid)
         self.latest[report.nodeid] = report
         if report.when == "call" or not report.passed:
             self.judged[report.nodeid] = report
@@ -90,6 +96,13 @@ class CompletenessCheck:
         yield
         if record is not None and record["outcome"] in _CUT_OFF and report.when != "teardown":
             self.config.hook.pytest_runtest_logreport(report=self._report(report.nodeid, "passed"))
+
+    def _worse(self, record: Record, nodeid: str) -> Record:
+        """The record that counts of a group that some plugin has judged twice: no later one makes it look better."""
+        earlier = self.session.records.get(record["group"])
+        if earlier is None or nodeid not in self.latest:
+            return record
+        return earlier if _badness(earlier) > _badness(record) else record
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
@@ -124,6 +137,7 @@ class CompletenessCheck:
             self.config.hook.pytest_runtest_logreport(report=report)
             if report.skipped:
                 private_api.run_first_with_lf(self.config, report.nodeid)
+        self.session.lost = list(self._lost())
         try:
             yield
         finally:
@@ -152,6 +166,21 @@ class CompletenessCheck:
                 yield self._end_as(report, INTERRUPTED, f"while it ran, {self._why(session)}{self.cleaning_up}")
             else:
                 yield self._end_as(self._report(nodeid, "skipped"), NOT_RUN, self._why(session))
+
+    def _lost(self) -> Iterator[str]:
+        """Groups whose record is not on the disk any more: a verdict without it is none, and is not counted as one."""
+        run = self.session.run_directory
+        told = set() if run is None else journal.read(run.path).records.keys()
+        for group, directory, record in list(self.session.recorded()):
+            if record["outcome"] not in set(Outcome):
+                continue
+            gone = [path.name for path in (directory.experiment, directory.verdict) if not _is_file(path)]
+            gone += [] if group.id in told else [journal.NAME]
+            if gone:
+                text = f"{group.id}: judged {record['outcome']}, and then {', '.join(gone)} of its record was gone"
+                lost = {**record, "outcome": ERROR, "reasons": [*record["reasons"], text], "codes": []}
+                self.session.records[group.id] = lost
+                yield text
 
     def _report(self, nodeid: str, outcome: Any, when: Any = "teardown") -> pytest.TestReport:
         path, _, name = nodeid.partition("::")
@@ -189,6 +218,11 @@ class CompletenessCheck:
     def _exit_code(self, session: pytest.Session, exitstatus: int) -> int:
         if exitstatus == pytest.ExitCode.INTERRUPTED and self.interruption.exit_code is not None:
             return self.interruption.exit_code
+        found = {record["outcome"] for record in self.session.records.values()}
+        if exitstatus == pytest.ExitCode.OK and (self.session.lost or found - {Outcome.FEASIBLE, NOT_RUN}):
+            exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self.session.lost:
+            return exitstatus
         stopped = exitstatus == pytest.ExitCode.INTERRUPTED and session.testsfailed  # -x under xdist, which says 2
         if stopped or (exitstatus == pytest.ExitCode.OK and session.testsfailed):
             exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -197,6 +231,19 @@ class CompletenessCheck:
             holds = gate.selected(self.session).holding == "holds"
             return pytest.ExitCode.OK if holds else pytest.ExitCode.TESTS_FAILED
         return exitstatus
+
+
+def _badness(record: Record) -> int:
+    """How much a record speaks against a group; one without a verdict, such as an error, says nothing."""
+    return {str(Outcome.INFEASIBLE): 2, str(Outcome.INCONCLUSIVE): 1}.get(record["outcome"], 0)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file has something in it; what stands in its place counts as nothing."""
+    try:
+        return stat.S_ISREG((status := path.lstat()).st_mode) and status.st_size > 0
+    except OSError:
+        return False
 
 
 def _share(report: pytest.TestReport, former: pytest.TestReport | None) -> None:

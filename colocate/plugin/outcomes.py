@@ -133,7 +133,14 @@ def record_on(node: pytest.Item) -> Record:
 
 
 class Outcomes:
-    """The hook that makes reports, in every process that runs cases."""
+    """The hooks around a case and its reports, in every process that runs cases."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Refuse to run a group that was judged: whoever runs failed tests again would run it until it passes."""
+        if _RECORD in item.stash and group_of(item.config, item.nodeid) is not None:
+            judged = item.stash[_RECORD]["outcome"]
+            raise ColocateError(f"{item.nodeid}: expected to be run once, found that it was judged: {judged}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(

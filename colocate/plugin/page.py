@@ -180,6 +180,11 @@ def register(config: pytest.Config) -> None:
         assert session.run_directory is not None
         own = folder(config, "reports", session.home) / session.run_directory.name / "report.html"
         session.report = Path(os.path.abspath(option.htmlpath)) if option.htmlpath else own  # noqa: PTH100
+        try:
+            make_folder(session.report.parent)
+        except ColocateError as error:
+            session.run_directory.discard()
+            raise pytest.UsageError(f"--html: {error}") from error
         option.htmlpath = str(session.report)
         option.self_contained_html = True
         option.css = [*option.css, str(page.STYLESHEET)]

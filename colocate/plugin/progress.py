@@ -20,7 +20,7 @@ from colocate.plugin.invocation import is_worker, only_looks
 from colocate.plugin.options import option
 from colocate.plugin.outcomes import Record
 from colocate.plugin.session import Session, folder, group_of, session_of, terminal_of
-from colocate.report import Screen, Through, status_line
+from colocate.report import Lasting, Screen, Through, status_line
 from colocate.results import Estimate, basis_of, estimate, line_of, over_budget_text, status
 from colocate.units import format_mib, format_size, plural
 from colocate.verdict import Outcome
@@ -349,6 +349,7 @@ def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str
     if missing:
         lines += [(line, {"yellow": True}) for line in textwrap.wrap(missing, 79)]
     lines += [(f"time: {text}", {}) for text in _longest(session.records.values())]
+    lines += [(f"lost: {text}", {"red": True}) for text in session.lost]
     if session.report is not None and session.report.exists():
         lines.append((f"report:  {shown_path(config, session.report)}", {}))
     if session.run_directory is not None and session.run_directory.summary.exists():
@@ -370,7 +371,19 @@ def shown_path(config: pytest.Config, path: Path) -> str:
     return os.path.relpath(path, config.invocation_params.dir)
 
 
+class LastingTerminal:
+    """A run goes on to its page and JUnit file where nobody reads the terminal any more."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Called before anything is written."""
+        terminal = terminal_of(session.config)
+        if terminal is not None:
+            private_api.write_through(terminal, Lasting(private_api.stream_of(terminal)))
+
+
 def register(config: pytest.Config) -> None:
     """Take part in this session."""
     if not is_worker(config):
+        config.pluginmanager.register(LastingTerminal(), "colocate-lasting-terminal")
         config.pluginmanager.register(Progress(config, session_of(config)), "colocate-progress")

@@ -39,7 +39,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "tiers": dict(plan.tiers),
         "expected_minutes": {group.id: group.expected_minutes for group in plan.groups},
         "catalog": None if plan.catalog is None else os.path.abspath(plan.catalog),  # noqa: PTH100 - keeps links
-        "document": plan.to_json(),
+        "document": plan.published(),
     }
 
 
@@ -72,7 +72,12 @@ def register(config: pytest.Config) -> None:
         if option(config, "resume") is not None:
             session.run_directory = resume.take_over(config, session, plan_record(session.plan))
             return
-        session.run_directory = RunDirectory.new(folder(config, "results", session.home), datetime.now())
+        # pytest-html writes into a folder of its own, unless somebody named a file.
+        own = getattr(config.option, "htmlpath", "elsewhere") is None
+        reports = folder(config, "reports", session.home) if own else None
+        session.run_directory = RunDirectory.new(
+            folder(config, "results", session.home), datetime.now(), reports=reports
+        )
         resume.hold(config, session.run_directory)
         write_json(session.run_directory.record, run_record(config, session))
     except (ColocateError, OSError) as error:

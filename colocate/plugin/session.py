@@ -39,6 +39,7 @@ class Session:
     selected: "tuple[Group, ...]" = ()  # what is to be run, as soon as it was collected
     notes: list[str] = field(default_factory=list)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)  # what of the records was gone when the session ended
     estimates: dict[str, float] = field(default_factory=dict)
     decisions: "dict[str, Decision]" = field(default_factory=dict)
     earlier: dict[str, str] = field(default_factory=dict)
@@ -191,6 +192,7 @@ def start(config: pytest.Config) -> Session:
         pytest.UsageError: plan, catalog or ``-k`` cannot be used; one line per mistake, exit
             code 4.
     """
+    _refuse_to_repeat(config)
     if option(config, "effort"):
         os.environ[arguments.EFFORT] = option(config, "effort")
     try:
@@ -205,6 +207,33 @@ def start(config: pytest.Config) -> Session:
     for tier in sorted({group.tier for group in session.plan.groups if group.tier}):
         config.addinivalue_line("markers", f"{tier}: groups of this tier in {session.plan.name}")
     return session
+
+
+# Options of plugins that run a test again, by name, with the number from which on they do: a group that does
+# not fit would be run until it does. pytest-rerunfailures, pytest-retry, flaky, pytest-flakefinder, pytest-stress and
+# xdist's --looponfail; pytest-repeat, pytest-loop and pytest-run-parallel.
+_REPEATING = {
+    **dict.fromkeys(("reruns", "retries", "force_flaky", "flake_finder_enable", "looponfail"), 1),
+    **dict.fromkeys(("stress_hours", "stress_minutes", "stress_seconds"), 1),
+    **dict.fromkeys(("count", "loop", "parallel_threads", "iterations"), 2),
+}
+
+
+def _refuse_to_repeat(config: pytest.Config) -> None:
+    """Refuse what would run a group again until it passes.
+
+    Raises:
+        pytest.UsageError: such an option, or such a setting in an ini file, is given.
+    """
+    for name, least in _REPEATING.items():
+        try:
+            value = getattr(config.option, name, None) or config.getini(name)
+            times = int(value or 0)
+        except (ValueError, KeyError, TypeError):
+            continue  # no plugin that has it, or another plugin's option of this name
+        if times >= least:
+            text = f"--{name.replace('_', '-')}: expected groups to be judged once, got {value!r}"
+            raise pytest.UsageError(f"{text}; leave it out, runs_per_config of the plan repeats groups")
 
 
 def _new(config: pytest.Config) -> Session:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h, PROC_PID_INIT_INO
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _POLL_S = 0.02
 _PRINTED_COMMAND = 120
+_SCRIPTS = (".py", ".sh", ".pl", ".rb", ".js", ".jl", ".R")
 _STATES = {"Z": "zombie", "D": "uninterruptible sleep", "T": "stopped", "t": "traced"}
 
 
@@ -338,9 +340,20 @@ def _wait_until_gone(processes: set[ProcessId], timeout_s: float) -> set[Process
 
 
 def _command(pid: int) -> str:
-    words = (_read(f"/proc/{pid}/cmdline") or b"").rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
-    printable = "".join(letter if letter.isprintable() else "?" for letter in words)
-    return printable if len(printable) <= _PRINTED_COMMAND else printable[: _PRINTED_COMMAND - 3] + "..."
+    """The program and its script or module, without arguments: those of other people may hold what is secret."""
+    words = (_read(f"/proc/{pid}/cmdline") or b"").decode(errors="replace").split("\0")
+    title = words[0].split(" ")[0]  # a program that gave itself a title has all in one word
+    shown = [title.rpartition("/")[2]]
+    for word, following in pairwise(words):
+        if word == "-m":
+            shown.append(f"-m {following}")
+        elif following.endswith(_SCRIPTS):
+            shown.append(following.rpartition("/")[2])
+        else:
+            continue
+        break
+    text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(shown))
+    return text if len(text) <= _PRINTED_COMMAND else text[: _PRINTED_COMMAND - 3] + "..."
 
 
 def _user(pid: int) -> str:

@@ -7,11 +7,12 @@ from colocate.report.html import page
 from colocate.report.html.memory_chart import downsampled
 from colocate.report.html.page import Report, document, headline, write
 from colocate.report.summary_csv import Summary, write_summary
-from colocate.report.terminal import Screen, Through
+from colocate.report.terminal import Lasting, Screen, Through
 
 __all__ = [
     "Comparison",
     "Following",
+    "Lasting",
     "Report",
     "Screen",
     "Summary",

@@ -4,10 +4,12 @@ Whoever else writes to the same terminal does it through `Through`, which takes 
 half-written is ever mixed in. Knows nothing of runs.
 """
 
+import atexit
+import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 _UP_AND_CLEAR = "\x1b[1A\x1b[2K"
@@ -81,6 +83,42 @@ class Screen:
                 data = data[os.write(self._descriptor, data) :]
             except OSError:
                 return  # the terminal is gone; the run is not
+
+
+class Lasting:
+    """A text stream that outlives its reader: what a closed pipe or a full disk refuses is left out from then on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.lost: str | None = None
+
+    def write(self, text: str) -> int:
+        """Write, unless nobody can be written to any more."""
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, under the same condition."""
+        self._try(self.stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        if self.lost is not None:
+            return
+        try:
+            act()
+        except (OSError, ValueError) as error:
+            self.lost = str(error)
+            # Else Python would fail over what is left in the buffer when it ends, and turn the exit code into 120.
+            atexit.register(_forget, self.stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _forget(stream: TextIO) -> None:
+    """Let whatever is still written to a stream go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Through:

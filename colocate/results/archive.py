@@ -23,15 +23,20 @@ from pathlib import Path
 from typing import Any
 
 from colocate.errors import ColocateError
-from colocate.files import content, parse, read_json, safe_name, tail
+from colocate.files import append_line, content, opened, parse, read_json, safe_name, tail
 from colocate.results import journal
 from colocate.results.layout import RunDirectory
 
 LOG_BYTES = 64 * 1024
+MOST_FILE_BYTES = 64 * 1024**2
+"""Of one file, unpacked: the samples of forty hours."""
+MOST_BYTES = 1024**3
+"""Of all files of a journal file together, unpacked."""
 
 # What no page reads: the record has it already, or it means something only while the group runs.
 _LEFT_OUT = frozenset({"events", "probe", "virtual_gpu", "progress.json"})
 _MADE_AGAIN = frozenset({"run.json", journal.NAME, "summary.csv", "report.html"})
+_DEEPEST = 8  # folders of folders: a side run's group has three
 _AGAIN = r"(_run\d+)?(_attempt\d+)?"
 
 
@@ -50,12 +55,11 @@ class Writer:
         self._begun = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab"):
-                pass
-        except OSError as error:
-            raise ColocateError(
-                f"--archive={path}: expected a file that can be written, got {error.strerror}"
-            ) from error
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o644))
+            os.close(opened(path))
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "something that is no file"
+            raise ColocateError(f"--archive={path}: expected a file that can be written, got {why}") from error
 
     def group(self, folder: str) -> None:
         """Carry a group that has ended: the folders of all its attempts, then what the run's journal says of it."""
@@ -74,16 +78,7 @@ class Writer:
     def _begin(self) -> None:
         if not self._begun:
             self._begun = True
-            self._mend()
             self._write({"event": "run", "name": self._run.name, "record": read_json(self._run.record)})
-
-    def _mend(self) -> None:
-        """Half a line that an earlier session left must not swallow the first one of this."""
-        with self.path.open("rb+") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
 
     def _files(self, folder: Path) -> list[str]:
         found = []
@@ -93,7 +88,7 @@ class Writer:
             if unwanted or name in self._carried or not path.is_file():
                 continue
             with contextlib.suppress(OSError, ValueError):  # one that vanished, or is no file any more
-                data = tail(path, LOG_BYTES) if path.suffix == ".log" else content(path)
+                data = tail(path, LOG_BYTES) if path.suffix == ".log" else content(path, MOST_FILE_BYTES)
                 self._write({"event": "file", "path": name, "gzip": base64.b64encode(gzip.compress(data)).decode()})
                 self._carried.add(name)
                 found.append(name)
@@ -115,14 +110,7 @@ class Writer:
 
     def _write(self, document: dict[str, Any]) -> None:
         """Append one line in one write, and flush it to the disk."""
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            data = json.dumps(document).encode() + b"\n"
-            while data:
-                data = data[os.write(handle, data) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        append_line(self.path, json.dumps(document).encode())
 
 
 @dataclass
@@ -137,6 +125,8 @@ class Session:
     selected: list[str] = field(default_factory=list)
     estimates: dict[str, float] = field(default_factory=dict)
     ended_at: str | None = None
+    faults: list[str] = field(default_factory=list)
+    superseded: set[str] = field(default_factory=set)  # groups that a later session of the same run has run again
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -153,6 +143,7 @@ def read(path: Path) -> tuple[list[Session], list[str]]:
     """
     found: list[Session] = []
     faults: list[str] = []
+    room = MOST_BYTES
     try:
         lines = content(path).split(b"\n")
     except FileNotFoundError as error:
@@ -162,41 +153,74 @@ def read(path: Path) -> tuple[list[Session], list[str]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                _take(path, found, parse(line))
-            except (ValueError, KeyError, TypeError, zlib.error, OSError) as error:
+                room -= _take(path, found, parse(line), room)
+            except (ValueError, KeyError, TypeError, AttributeError, zlib.error, OSError) as error:
                 torn = "torn" if number == len(lines) else "damaged"
                 faults.append(f"{path}: line {number} is {torn} and left out ({error})")
     if not found:
         raise ColocateError(f"{path}: expected a journal file, found no session in it")
     for session in found:
-        faults += _incomplete(session)
+        faults += [*session.faults, *_incomplete(session)]
     return found, faults
 
 
-def _take(path: Path, found: list[Session], line: dict[str, Any]) -> None:
+def _take(path: Path, found: list[Session], line: dict[str, Any], room: int) -> int:
+    """Take in a line; how many bytes of files it unpacked to, of which there may be ``room``."""
     kind = line["event"]
     if kind == "run":
         found.append(Session(path, safe_name(str(line["name"])), dict(line["record"])))
-        return
+        return 0
     if not found:
         raise ValueError("no session began before it")
     session = found[-1]
     if kind == "file":
-        session.files[_inside(str(line["path"]))] = gzip.decompress(base64.b64decode(line["gzip"]))
-    elif kind == "started":
+        name = _inside(session, str(line["path"]))
+        session.files[name] = data = _unpacked(base64.b64decode(line["gzip"]), min(room, MOST_FILE_BYTES))
+        return len(data)
+    if kind == "started":
         session.selected += [str(name) for name in line["groups"]]
         session.estimates |= line.get("estimates") or {}
     elif kind == "group":
-        session.groups[str(line["record"]["group"])] = line
+        session.groups[_group_of(line)] = line
     elif kind == "ended":
         session.ended_at = str(line["at"])
+    return 0
 
 
-def _inside(name: str) -> str:
-    """A path below the run directory, and nowhere else."""
+def _unpacked(data: bytes, most_bytes: int) -> bytes:
+    """What was packed, at most so much: a few kilobytes can be made to unpack to as many gigabytes."""
+    unpacking = zlib.decompressobj(wbits=31)  # a gzip file
+    found = unpacking.decompress(data, most_bytes + 1)
+    if len(found) > most_bytes:
+        raise ValueError(f"expected at most {most_bytes} bytes, it unpacks to more")
+    if not unpacking.eof:
+        raise ValueError("its packed end is missing")
+    return found
+
+
+def _group_of(line: dict[str, Any]) -> str:
+    """The name of the group whose end a line tells; what others take for granted of the line is checked here."""
+    record, files = line["record"], line.get("files") or []
+    known = (record["group"], record.get("outcome"))
+    if not all(isinstance(one, str) and one for one in known):
+        raise ValueError("expected the name of a group and its outcome as text")
+    if not isinstance(files, list) or not all(isinstance(one, str) for one in files):
+        raise ValueError("expected the names of its files as text")
+    if not isinstance(record.get("warnings") or [], list):
+        raise ValueError("expected a list of warnings")
+    return str(record["group"])
+
+
+def _inside(session: Session, name: str) -> str:
+    """A path below the run directory, and nowhere else, that is no folder of another file of the session."""
     words = name.split("/")
-    if any(safe_name(word) != word for word in words):
-        raise ValueError(f"expected a path inside a run directory, got {name!r}")
+    if len(words) > _DEEPEST or any(safe_name(word) != word for word in words):
+        raise ValueError(f"expected a path inside a run directory, got {name[:200]!r}")
+    if any(other.startswith(f"{name}/") for other in session.files):
+        raise ValueError(f"{name} cannot be both a file and a folder")
+    for above in {"/".join(words[:depth]) for depth in range(1, len(words))} & session.files.keys():
+        del session.files[above]  # the files of a group are many, this is one line
+        session.faults.append(f"{session.source}: {above} is left out, it cannot be both a file and a folder")
     return name
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
-from colocate.files import parse
+from colocate.files import append_line, opened, parse
 from colocate.results.lenient import read_leniently
 from colocate.results.schema import GroupRecord
 
@@ -29,12 +29,8 @@ def append(run: Path, event: str, **fields: Any) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **fields}) + "\n"
-    handle = os.open(run / NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, line.encode())
-    finally:
-        os.close(handle)
+    line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **fields})
+    append_line(run / NAME, line.encode())
 
 
 @dataclass
@@ -74,11 +70,12 @@ class Reader:
 
     def _new(self, to_the_end: bool) -> bytes:
         try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                content = file.read()
-        except OSError:
+            handle = opened(self._path)
+        except (OSError, ValueError):  # none, or something in its place that is no file
             return b""
+        with os.fdopen(handle, "rb") as file:
+            file.seek(self._offset)
+            content = file.read()
         whole = content if to_the_end else content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
         return whole

@@ -127,26 +127,25 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def new(cls, results: Path, now: datetime, kind: str = "run") -> "RunDirectory":
+    def new(cls, results: Path, now: datetime, kind: str = "run", reports: Path | None = None) -> "RunDirectory":
         """A fresh ``run_YYYYMMDD_HHMMSS`` below ``results``; a second one in the same second gets a suffix.
 
         Another ``kind`` begins its name, where what is run is no plan: nobody takes it for the latest run then.
+        With ``reports`` the name is free there too, and a folder of it made: runs with other results may share them.
 
         Raises:
             ColocateError: the folder cannot be written.
         """
-        make_folder(results)
+        for folder in filter(None, (reports, results)):
+            make_folder(folder)
         _release_abandoned(results)
         name = f"{kind}_{now:%Y%m%d_%H%M%S}"
         for suffix in ("", *(f"_{number}" for number in range(2, 100))):
             path = results / (name + suffix)
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise ColocateError(f"could not write the folder {path}: {error.strerror}") from error
-            return cls(path)
+            if _is_new(path):
+                if reports is None or _is_new(reports / path.name):
+                    return cls(path)
+                path.rmdir()
         raise ColocateError(f"{results}: expected a free name, found 99 runs named {name}")
 
     @property
@@ -281,6 +280,23 @@ class RunDirectory:
                 for file in own:
                     file.unlink(missing_ok=True)
                 self.path.rmdir()
+
+
+def _is_new(path: Path) -> bool:
+    """Make a folder; whether it was not there before.
+
+    Raises:
+        ColocateError: it cannot be made.
+    """
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    except OSError as error:
+        with suppress(OSError):
+            path.parent.rmdir()  # nothing may look as if something had been run
+        raise ColocateError(f"could not write the folder {path}: {error.strerror}") from error
+    return True
 
 
 def _release_abandoned(results: Path) -> None:

@@ -38,6 +38,11 @@ class Entry:
         return found
 
     @property
+    def superseded(self) -> bool:
+        """A later session of the same run has run the group again, because this ending held no more."""
+        return self.group in self.session.superseded
+
+    @property
     def gpu(self) -> Gpu | None:
         """The GPU that it ran on; None where it never got one."""
         name, basis = self.record.get("device_name"), self.record.get("basis")
@@ -73,6 +78,7 @@ def merge(paths: Sequence[Path], results: Path, now: datetime) -> Merged:
         run = RunDirectory.new(results, now)
         chosen, repeated = _latest(entries)
         notes += repeated
+        missing += _contradictions(entries)
         _write(run, sessions, chosen)
         runs.append(run)
     return Merged(tuple(runs), (*missing, *_missing(sessions)), (*notes, *_versions(sessions)))
@@ -123,6 +129,7 @@ def _outdated(sessions: Sequence[Session]) -> Iterator[str]:
                 continue
             earlier.record["plan"] = later.plan
             again = _resumed(later)[-1].get("again") or {}
+            earlier.superseded |= again.keys() & later.groups.keys()
             for name in sorted(again.keys() & earlier.groups.keys() - later.groups.keys()):
                 del earlier.groups[name]
                 yield f"{earlier.source}: {name} is left out, it is to be run again: {again[name]}"
@@ -160,19 +167,38 @@ def _by_gpu(sessions: Sequence[Session]) -> dict[Gpu, list[Entry]]:
     return found or {first: []}
 
 
+def _contradictions(entries: Sequence[Entry]) -> Iterator[str]:
+    """Groups of which one journal says that they fit and another that they do not."""
+    found: dict[str, dict[str, str]] = {}
+    for entry in (entry for entry in entries if not entry.superseded):
+        told = f"{entry.record.get('outcome')} ({entry.line.get('at')} in {entry.session.source.name})"
+        found.setdefault(entry.group, {}).setdefault(str(entry.record.get("outcome")), told)
+    for group, outcomes in found.items():
+        if {Outcome.FEASIBLE, Outcome.INFEASIBLE} <= outcomes.keys():
+            yield f"{group}: the journals contradict each other, the worse one counts: {', '.join(outcomes.values())}"
+
+
+def _counts(entry: Entry) -> tuple[bool, str]:
+    """The later ending counts; but that a group does not fit outlives whatever was seen on another day or machine."""
+    unfit = entry.record.get("outcome") == Outcome.INFEASIBLE and not entry.superseded
+    return unfit, str(entry.line.get("at"))
+
+
 def _latest(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
-    """Choose the last ending of each group; an earlier one is named."""
+    """Choose the last ending of each group, or that it does not fit; another one is named."""
     chosen: dict[str, Entry] = {}
     notes: dict[str, list[str]] = {}
-    for entry in sorted(entries, key=lambda entry: str(entry.line.get("at"))):
+    for entry in sorted(entries, key=_counts):
         earlier = chosen.get(entry.group)
         if earlier is not None:
             text = f"{earlier.record.get('outcome')} at {earlier.line.get('at')} in {earlier.session.source.name}"
             notes.setdefault(entry.group, []).append(text)
         chosen[entry.group] = entry
     noted = []
-    for group, before in notes.items():
-        text = f"the later of {len(before) + 1} journals counts; before: {', '.join(before)} [merged]"
+    for group, others in notes.items():
+        latest = max(str(entry.line.get("at")) for entry in entries if entry.group == group)
+        which, rest = ("later", "before") if str(chosen[group].line.get("at")) == latest else ("worse", "not")
+        text = f"the {which} of {len(others) + 1} journals counts; {rest}: {', '.join(others)} [merged]"
         chosen[group].record["warnings"] = [*(chosen[group].record.get("warnings") or ()), text]
         noted.append(f"{group}: {text}")
     return list(chosen.values()), noted

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from colocate.device import Vitals
-from colocate.files import finite, write_text
+from colocate.files import content, finite, write_text
 from colocate.verdict import Sample, Trace
 
 VitalsReading = tuple[float, float, Vitals]
@@ -64,7 +64,7 @@ def read_trace(path: Path) -> StoredTrace:
     Raises:
         ValueError: the file is no trace, or a line before its last is damaged. Names the line.
     """
-    header, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    header, *lines = content(path).decode("utf-8", errors="replace").split("\n")
     if header.strip() != "elapsed_s,used_bytes":
         raise ValueError(f"{path}: expected the columns elapsed_s,used_bytes, got {header!r}")
     # A whole file ends with a line end, so its last piece is empty; a last line without one may lack digits.
@@ -104,7 +104,7 @@ def write_vitals(folder: Path, vitals: Sequence[VitalsReading]) -> None:
 def read_energy(folder: Path) -> tuple[EnergyReading, ...]:
     """Reads ``gpu_energy.csv``; empty where there is none, as in older records, or it is damaged."""
     try:
-        with (folder / _ENERGY_FILE).open(newline="", encoding="utf-8") as file:
+        with io.StringIO(content(folder / _ENERGY_FILE).decode("utf-8"), newline="") as file:
             return tuple(
                 EnergyReading(finite(row["elapsed_s"]), _number(row["energy_j"]), _number(row["power_draw_w"]))
                 for row in csv.DictReader(file)

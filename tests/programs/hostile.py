@@ -83,6 +83,18 @@ def folder_events() -> None:
     replace_events(EVENTS.mkdir)
 
 
+def pipe_log() -> None:
+    """A pipe that nobody reads in place of its own log."""
+    log = GROUP / "training.log"
+    log.unlink()
+    os.mkfifo(log)
+
+
+def pipe_tail() -> None:
+    """A pipe that is called like a piece of its log."""
+    os.mkfifo(GROUP / "training.log.tail-00000000")
+
+
 def flood_events() -> None:
     """Events without end, each of them sound."""
     line = b"".join(
@@ -115,7 +127,7 @@ def pipe_probe() -> None:
 
 
 def many_probes() -> None:
-    for pid in range(3000):
+    for pid in range(1500):
         (PROBE / f"{pid}.json").write_text("{}")
 
 

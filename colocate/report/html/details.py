@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from colocate.advice import read_speedup
+from colocate.files import tail
 from colocate.plan import ROLES, Role
 from colocate.report.html import memory_chart
 from colocate.report.html.peak_shares import own_bytes
@@ -419,14 +420,10 @@ def _kept_lines(row: Row, role: str) -> list[str]:
 def last_lines(path: Path, most: int = LOG_LINES) -> list[str]:
     """Read the end of a log without control characters: some lines of some length, whatever the log's size."""
     try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            size = file.tell()
-            file.seek(max(0, size - LOG_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError as error:
+        data = tail(path, LOG_BYTES + 1)
+    except (OSError, ValueError) as error:  # gone, or something in its place that is no file
         return [str(error)]
-    lines = text.splitlines()[1 if size > LOG_BYTES else 0 :]
+    lines = data.decode("utf-8", errors="replace").splitlines()[1 if len(data) > LOG_BYTES else 0 :]
     return [clean(line) for line in lines[-most:]]
 
 

@@ -4,6 +4,7 @@ Times lie on 1000 units of width, sizes on 200 of height; the templates draw the
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from colocate.files import finite
+from colocate.files import content, finite
 from colocate.plan import ROLES
 from colocate.results import GroupDirectory, Row, mapping, number, read_trace
 from colocate.units import MIB, format_mib, plural, to_mib
@@ -338,7 +339,7 @@ def curve(name: str, unit: str, points: Sequence[tuple[float, float]]) -> dict[s
 
 def _column(path: Path, column: str) -> Iterator[tuple[float, float]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with io.StringIO(content(path).decode("utf-8"), newline="") as file:
             for cells in csv.DictReader(file):
                 at, value = cells.get("timestamp"), cells.get(column)
                 if at and value:
