@@ -27,10 +27,13 @@ from ..record import Record
 from . import operators, sparse
 from .decisions import Decisions
 from .memory import DeviceMemory
+from .shapes import KnownShapes
 from .trace import WORKSPACES
 from .values import KnownValues
 
 aten = torch.ops.aten
+
+_DEVICE_OF = torch.ops.prim.device.default
 
 NO_FAKE_KERNEL = (
     DataDependentOutputException,
@@ -91,6 +94,7 @@ class Emulator:
         self.decisions = Decisions(record, self.assume_more)
         self.values = KnownValues(memory, self.decisions)
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._shapes = KnownShapes(self.fake_mode)
         self._workspace_bytes = workspace_bytes
         self._handles_with_workspace: set[tuple[int, int]] = set()
 
@@ -154,7 +158,7 @@ class Emulator:
                 with self.fake_mode:
                     return replacement(*args, **kwargs)
             args = _with_stand_ins(self, function, args)
-            return self.fake_mode.dispatch(function, types, args, kwargs)
+            return self._shapes.dispatch(function, types, args, kwargs)
         except NO_FAKE_KERNEL as error:
             values = self.values.compute(function, args, kwargs)
             if values is not None:  # the host can tell the size that no fake kernel can
@@ -242,6 +246,8 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every operator below autograd."""
+        if func is _DEVICE_OF and isinstance(args[0], FakeTensor):  # most calls: torch asks where a tensor is
+            return args[0].device
         if torch.is_inference_mode_enabled() and _is_composed(func):
             with self:  # autograd, which takes such an operator apart, is not there
                 return func.decompose(*args, **(kwargs or {}))

@@ -9,8 +9,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -186,21 +185,26 @@ class DeviceMemory:
             torch.OutOfMemoryError: the GPU is full.
         """
         self._check_process()
-        with self._locked():
+        with self._lock:
+            self._bury()
             try:
                 block = self.allocator.malloc(num_bytes, self.stream)
                 self._number(block, num_bytes)
                 return block
             except OutOfMemory:
                 pass
+            finally:
+                self._bury()
         message = self._full_message(num_bytes)
         self._on_out_of_memory(message, num_bytes)
         raise torch.OutOfMemoryError(message)
 
     def free(self, block: Block) -> None:
         """Return a block of :meth:`malloc`."""
-        with self._locked():
+        with self._lock:
+            self._bury()
             self._free(block)
+            self._bury()
 
     def mark(self, block: Block, kind: str) -> None:
         """Say what a block holds (`trace.KINDS`)."""
@@ -216,20 +220,25 @@ class DeviceMemory:
 
     def convolved(self, call: Convolution) -> None:
         """A convolution ran; its workspace is up to the observers."""
-        with self._locked():
+        with self._lock:
+            self._bury()
             for observer in self._observers:
                 observer.convolved(call)
+            self._bury()
 
     def empty_cache(self) -> None:
         """Give the cached segments back to the GPU."""
-        with self._locked():
+        with self._lock:
+            self._bury()
             self.allocator.empty_cache()
             for observer in self._observers:
                 observer.emptied()
+            self._bury()
 
     def settle(self) -> CachingAllocator:
         """The allocator, after every storage that died has been taken back."""
-        with self._locked():
+        with self._lock:
+            self._bury()
             return self.allocator
 
     # --- storages that die ------------------------------------------------------------------------------------------
@@ -259,13 +268,6 @@ class DeviceMemory:
         self.allocator.free(block)
         for observer in self._observers:
             observer.freed(block.number)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self._lock:
-            self._bury()
-            yield
-            self._bury()
 
     def _resize(self, key: int, held: Held, num_bytes: int) -> None:
         held.known = None

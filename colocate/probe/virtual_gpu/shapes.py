@@ -1,0 +1,138 @@
+"""Remembers what operators give for arguments of the same shapes, so that a fake kernel runs once per shape.
+
+A training repeats its operators in every step, and a fake kernel takes ten times as long as this look-up. Torch has
+such a memory of its own, which looks at much more than can differ here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+# Arguments that say all of themselves by type and value: 1, 1.0 and True are three.
+PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+# Shapes of programs whose every batch is new, as in loops over texts, need not be kept for ever.
+MOST_KNOWN = 50_000
+
+Recipe = Callable[[Any], Any]  # makes one result of the arguments
+
+
+class Unlike(Exception):
+    """Something about the arguments or the results is not said by shapes."""
+
+
+class KnownShapes:
+    """Results of operators by the shapes of their arguments.
+
+    Args:
+        mode: makes the results of operators that are not known yet.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
+        self._known: dict[Any, tuple[type | None, list[Recipe]] | None] = {}
+
+    def dispatch(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """The results of an operator, as the fake mode gives them."""
+        try:
+            key = (
+                function,
+                torch.get_default_dtype(),
+                torch.is_inference_mode_enabled(),
+                _described(args),
+                tuple(kwargs),
+                _described(kwargs.values()),
+            )
+        except Unlike:
+            return self._mode.dispatch(function, types, args, kwargs)
+        if key not in self._known:
+            result = self._mode.dispatch(function, types, args, kwargs)
+            if len(self._known) < MOST_KNOWN:
+                self._known[key] = self._recipes(function, (*args, *kwargs.values()), result)
+            return result
+        known = self._known[key]
+        if known is None:
+            return self._mode.dispatch(function, types, args, kwargs)
+        container, recipes = known
+        given = (*args, *kwargs.values())
+        if container is None:
+            return recipes[0](given)
+        return container(recipe(given) for recipe in recipes)
+
+    def _recipes(self, function: Any, args: Any, result: Any) -> tuple[type | None, list[Recipe]] | None:
+        """How to make these results again; None for results that may differ between two equal calls."""
+        tags = function.tags
+        if torch.Tag.inplace_view in tags or torch.Tag.dynamic_output_shape in tags:
+            return None
+        several = type(result) in (tuple, list)
+        try:
+            recipes = [self._recipe(function, args, one) for one in (result if several else [result])]
+        except Unlike:
+            return None
+        storages = [one.untyped_storage()._cdata for one in (result if several else [result]) if _is_fake(one)]
+        if several and len(set(storages)) < len(storages):  # results that share memory
+            return None
+        return type(result) if several else None, recipes
+
+    def _recipe(self, function: Any, args: Any, result: Any) -> Recipe:
+        if type(result) in PLAIN:
+            return lambda args: result
+        if not _is_fake(result) or result.constant is not None:
+            raise Unlike
+        for place, arg in enumerate(args):
+            if arg is result:  # written in place
+                return lambda args: args[place]
+        shape, stride, dtype, device = tuple(result.shape), result.stride(), result.dtype, result.fake_device
+        offset, mode, storage = result.storage_offset(), self._mode, result.untyped_storage()
+        if function.is_view:
+            if not _is_fake(args[0]) or args[0].untyped_storage()._cdata != storage._cdata:
+                raise Unlike
+
+            def view(args: Any) -> Any:
+                seen = torch.empty(0, dtype=dtype, device="meta")
+                seen.set_(args[0].untyped_storage(), offset, shape, stride)
+                return FakeTensor(mode, seen, device)
+
+            return view
+        new = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        if offset or new.untyped_storage().nbytes() != storage.nbytes() or _shares(storage, args):
+            raise Unlike
+
+        def made(args: Any) -> Any:
+            return FakeTensor(mode, torch.empty_strided(shape, stride, dtype=dtype, device="meta"), device)
+
+        return made
+
+
+def _is_fake(one: Any) -> bool:
+    return type(one) is FakeTensor and one.layout is torch.strided
+
+
+def _shares(storage: Any, args: Any) -> bool:
+    """One of the arguments lies in this storage."""
+    flat = [one for arg in args for one in (arg if type(arg) in (tuple, list) else (arg,))]
+    return any(_is_fake(one) and one.untyped_storage()._cdata == storage._cdata for one in flat)
+
+
+def _described(args: Any) -> tuple[Any, ...]:
+    """All that an operator's results can depend on, but for values.
+
+    Raises:
+        Unlike: an argument is something else than a fake tensor without values, or plain.
+    """
+    described: list[Any] = []
+    for arg in args:
+        kind = type(arg)
+        if kind is FakeTensor:
+            if arg.constant is not None or arg.dtype.is_complex or arg.layout is not torch.strided:
+                raise Unlike
+            described += (arg.dtype, arg.shape, arg.stride(), arg.storage_offset(), arg.fake_device)
+        elif kind is list or kind is tuple:
+            described += (kind, _described(arg))
+        elif kind in PLAIN:
+            described += (kind, arg)
+        else:
+            raise Unlike
+    return tuple(described)
