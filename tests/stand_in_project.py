@@ -183,7 +183,9 @@ class Project:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CI"))}
         environment = {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "80", **environment}
         device = [] if any(word.startswith("--device") for word in arguments) else ["--device=virtual"]
-        command = [sys.executable, "-m", "pytest", *device, "--junitxml=junit.xml", *arguments]
+        chosen = any(word.startswith(("-n", "--executor", "no:xdist")) for word in arguments)
+        workers = [] if chosen or "SIDE_BY_SIDE" in environment else ["-n0"]
+        command = [sys.executable, "-m", "pytest", *device, *workers, "--junitxml=junit.xml", *arguments]
         return subprocess.Popen(
             command,
             cwd=self.folder,

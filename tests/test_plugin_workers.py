@@ -1,5 +1,7 @@
 """Workers and GPUs: one worker per free GPU, bound to it by UUID. On a simulated machine, with real sessions."""
 
+import os
+
 import pytest
 from fake_nvml import MIB
 from sessions import plan, run, stand_in
@@ -27,6 +29,17 @@ def test_every_free_gpu_gets_a_worker_of_its_own_that_its_replacement_keeps(fake
     first, second, third = gpus_of(tmp_path, "group01", "group02", "group03")
     assert {first, second} == set(free)
     assert third == first, "the replacement of the worker that died has its GPU"
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor runs one group at a time")
+def test_virtual_groups_run_side_by_side_unless_one_at_a_time_is_asked_for(tmp_path):
+    """They used to wait for each other although each has a GPU of its own."""
+    run = Project(tmp_path, {"group01": "wait for group02"}, 2).run("feasibility", SIDE_BY_SIDE="1")
+    assert run.rows() == {"group01": "Passed", "group02": "Passed"}
+    assert "2/2 workers" in run.out
+    (tmp_path / "one").mkdir()
+    one = Project(tmp_path / "one", {}, 2).run("feasibility", "-k", "group01", SIDE_BY_SIDE="1")
+    assert "workers" not in one.out
 
 
 def test_every_mig_instance_gets_a_worker_and_their_gpu_none(fake_machine, tmp_path):

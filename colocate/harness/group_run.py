@@ -131,9 +131,10 @@ class GroupRun:
     def start_background(self) -> None:
         """Start the background and wait until it demonstrably trains, or never will.
 
-        Ready means evidence: it holds memory on the GPU and its steps advance. On the virtual GPU it has moreover
-        been through a whole cut epoch, or program, so that its peak is known before the foreground starts, and trains
-        on; where that takes another life, that one's passes over the data are not cut, so that it lasts.
+        Ready means evidence: it holds memory on the GPU and its steps advance; of one that is declared to use no GPU
+        the steps are enough. On the virtual GPU one that uses it has moreover been through a whole cut epoch, or
+        program, so that its peak is known before the foreground starts, and trains on; where that takes another
+        process run, that one's passes over the data are not cut, so that it lasts.
         """
         training = self._background
         if training is None or self._gpu.faults:
@@ -464,7 +465,8 @@ class GroupRun:
         if training.training.uses_gpu and not self._holds_gpu(training):
             self._monitor.ask_for_processes()
             return False
-        return self._virtual_gpu is None or self._goes_on(training)
+        on_cpu = not training.training.uses_gpu and not training.held_gpu
+        return self._virtual_gpu is None or on_cpu or self._goes_on(training)
 
     def _goes_on(self, training: TrainingMonitor) -> bool:
         """Its peak is known, and it trains on: after its first epoch or life, or for long enough where it tells none.

@@ -5,6 +5,7 @@ number made of the worker's name would not.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,9 @@ from colocate.plugin.session import Session, group_of, session_of
 from colocate.plugin.slurm_workers import Elsewhere
 from colocate.units import GIB
 
+# Two trainings on a virtual GPU and what watches them: the largest of the plan's groups take 3 GiB.
+HOST_BYTES_PER_GROUP = 4 * GIB
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 # What a group is thought to take when the plan does not say; only the order of the groups depends on it.
@@ -29,7 +33,7 @@ _ELSEWHERE = pytest.StashKey[Elsewhere]()
 
 
 def num_workers(config: pytest.Config) -> int:
-    """One worker per GPU that is free, or with ``--wait`` per GPU; on the virtual GPU one per pair of cores.
+    """One worker per GPU that is free, or with ``--wait`` per GPU; on the virtual GPU one per processor.
 
     Raises:
         pytest.UsageError: there is no free GPU, or no GPU.
@@ -38,8 +42,15 @@ def num_workers(config: pytest.Config) -> int:
         return elsewhere_of(config).most_workers
     found = devices.find(config, gpu_bytes=8 * GIB).free  # the plan is not read yet, and only the number matters
     if found[0].kind == "virtual":
-        return max(1, len(os.sched_getaffinity(0)) // 2)  # a group is two trainings
+        return num_virtual()
     return len(found)
+
+
+def num_virtual() -> int:
+    """How many groups run side by side on virtual GPUs: one per processor, as far as the memory of the host goes."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available_bytes = int(fields["MemAvailable"].split()[0]) * 1024
+    return max(1, min(len(os.sched_getaffinity(0)), available_bytes // HOST_BYTES_PER_GROUP))
 
 
 def are_elsewhere(config: pytest.Config) -> bool:
@@ -70,6 +81,7 @@ def prepare(config: pytest.Config, session: Session) -> None:
     if slurm and not option(config, "executor") and leads(config):  # a worker is told of the one and not the other
         raise pytest.UsageError(f"--slurm: expected --executor=slurm beside it, got {slurm!r} alone")
     if not are_elsewhere(config):
+        _run_virtual_groups_side_by_side(config, session)
         return
     session.elsewhere = elsewhere = elsewhere_of(config)
     session.notes += elsewhere.unmet(session.plan.groups)
@@ -79,6 +91,28 @@ def prepare(config: pytest.Config, session: Session) -> None:
     of_xdist.dist = "load"
     if of_xdist.maxworkerrestart is None:
         of_xdist.maxworkerrestart = str(2 * len(of_xdist.tx))
+
+
+def _run_virtual_groups_side_by_side(config: pytest.Config, session: Session) -> None:
+    """Each group has a virtual GPU of its own, so they need not wait for each other; ``-n0`` makes them."""
+    of_xdist = config.option
+    if not hasattr(of_xdist, "tx"):  # pytest -p no:xdist
+        return
+    asked = of_xdist.tx or of_xdist.numprocesses is not None or of_xdist.usepdb or of_xdist.capture == "no"
+    if asked or not leads(config) or option(config, "device") == "nvidia":
+        return
+    most = min(num_virtual(), _num_selected(config, session))
+    if most > 1 and devices.find(config, session.plan.limits.gpu_bytes).free[0].kind == "virtual":
+        of_xdist.tx, of_xdist.dist = ["popen"] * most, "load"
+
+
+def _num_selected(config: pytest.Config, session: Session) -> int:
+    """How many groups may be run, as far as it is known before they are collected."""
+    words = config.option.keyword.split(" or ") if config.option.keyword else []
+    if words and all(word in session.plan.by_id for word in words):
+        return len(words)
+    named = [word for word in config.args if "::" in word]
+    return len(named) if named and all("[" in word for word in named) else len(session.plan.groups)
 
 
 class Workers:
