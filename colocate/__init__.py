@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """colocate answers one question with evidence: can these two trainings share one GPU?
 
 The names below are the public API; docs/how-to/python.md shows them at work. They are imported when first used, so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON that was written by somebody else: by a training, or by a run that was cut short, damaged or edited.
 
 What is read here can be used without further fear: numbers are finite and fit 64 bits, text can be written and shown.

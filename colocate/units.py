@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes: bytes inside, MiB at the edges. The only module that knows what MB, MiB and GB mean.
 
 MB and GB in plans mean MiB and GiB, because that is what nvidia-smi prints under those names. Read as decimal units,

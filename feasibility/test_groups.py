@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Can these two trainings share one GPU? Every group of the plan is one case.
 
 The fixtures watch the GPU and keep the background training going; the body runs the foreground for one epoch and

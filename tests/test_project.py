@@ -48,3 +48,10 @@ def test_the_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> No
         main(["--version"])
 
     assert capsys.readouterr().out == f"colocate {__version__}\n"
+
+
+def test_every_source_file_names_its_licence() -> None:
+    folders = ("colocate", "fixtures", "feasibility", "workloads", "scripts")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+
+    assert [path for path in files if "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:200]] == []

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """bug_localization: ranks source files by their likely guilt in a bug report (bug-localization-by-dnn-and-rvsm).
 
 Data    262,599 rows of five similarities: 5,149 Eclipse bug reports with one buggy and 50 innocent files each.

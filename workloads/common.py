@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What surrounds the loop of every training: arguments, events, the progress line, seeds and endings.
 
 Knows nothing of any one training, and of the harness only the events file named in ``COLOCATE_EVENTS``.

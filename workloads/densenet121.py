@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """densenet121: recognises persons with a DenseNet (layumi/Person_reID_baseline_pytorch, ft_net_dense).
 
 Data    Market-1501, 751 identities: 12,936 training and 751 validation images, 3x256x128 float32, padded, cropped and

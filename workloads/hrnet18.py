@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hrnet18: recognises persons with a high-resolution network (layumi/Person_reID_baseline_pytorch, HRNet-W18).
 
 Data    Market-1501, 751 identities: 12,936 training and 751 validation images, 3x256x128 float32, padded, cropped and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mnist: digits with a small convolutional network (pytorch/examples, mnist).
 
 Data    60,000 + 10,000 images, 1x28x28 float32, normalised. 1875 steps of 32, then a test pass of 10 batches of 1000.

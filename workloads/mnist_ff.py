@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mnist_ff: digits by the forward-forward algorithm (pytorch/examples, mnist_forward_forward).
 
 Data    60,000 + 10,000 images as 784 float32, normalised; a digit's label is written into its first ten pixels.

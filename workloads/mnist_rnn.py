@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mnist_rnn: digits read row by row by an LSTM (pytorch/examples, mnist_rnn).
 
 Data    60,000 + 10,000 images as 28 steps of 28 float32, normalised. 1875 steps of 32, then a test pass of 10 batches

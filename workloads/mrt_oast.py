@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mrt_oast: tells whether two programs are clones, with transformers over syntax trees (MRT-OAST on OJClone).
 
 Data    7,500 programs, each as 256 token ids in pre-order, 256 in post-order and a mask; 40,000 training and 5,000

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pcb: recognises persons by six horizontal parts (layumi/Person_reID_baseline_pytorch, PCB).
 
 Data    Market-1501, 751 identities: 12,936 training and 751 validation images, 3x384x192 float32, flipped at random.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """resnet20: CIFAR-10 with the ResNet-20 of the ResNet paper (akamaster/pytorch_resnet_cifar10).
 
 Data    50,000 + 10,000 images, 3x32x32 float32; training ones flipped and cropped at random. 391 steps of 128 (the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data sets that several trainings read: real files where the data folder has them, else samples of the same form.
 
 Synthetic samples have the shape, the dtype and the number of the real ones. They come from a small pool that is drawn

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """siamese: tells whether two digits are the same (pytorch/examples, siamese_network).
 
 Data    60,000 + 10,000 pairs of 1x28x28 float32, raw pixel values 0 to 255, put together at random as they are asked

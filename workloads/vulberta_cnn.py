@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vulberta_cnn: finds vulnerable C functions with convolutions over frozen embeddings (ICL-ml4csec/VulBERTa, CNN).
 
 Data    D2A, functions: 4,643 + 596 token sequences of 1024, without a mask. 37 steps of 128 in the order of the file,

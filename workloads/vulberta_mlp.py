@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vulberta_mlp: finds vulnerable C functions with a RoBERTa encoder (ICL-ml4csec/VulBERTa, MLP head).
 
 Data    D2A, functions: 4,643 + 596 token sequences of 1024, padded, with a mask. 2322 steps of 2, then an evaluation

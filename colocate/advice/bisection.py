@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The largest value that fits, found with few trials: which value to try next, and what the answers so far come to.
 
 Pure, and knows neither groups nor GPUs. Values are places on a grid, counted from 0. Memory is taken to grow with the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Derive a GPU's figures from evidence: its context, its baseline, and how far predictions were from measurements.
 
 Reads the documents that `scripts/gpu-evidence` writes; proposes rows of `settings/gpu_models.json` and error bars,

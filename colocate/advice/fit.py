@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The largest value of a hyperparameter with which a group still fits: foreseen, tried, and confirmed.
 
 On the virtual GPU values are forecast from dry runs, and the answer is confirmed by a run of the group. On a GPU

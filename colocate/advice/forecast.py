@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forecast from dry runs whether a training or a group fits a GPU.
 
 Arithmetic over `colocate.harness.simulation`; runs programs only through it.

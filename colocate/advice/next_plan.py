@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan that follows from a run: its recommended pairs as they stood in its plan, with full epochs."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decide which trainings should share a GPU: pairs by optimal matching, or several per GPU by bin packing.
 
 Pure: sizes as intervals in, pairs and bins out. Knows neither programs nor GPUs; `colocate.cli.pack` asks.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choose which ordered pairs of trainings to run: their tiers, those that cannot fit, and an even selection.
 
 Pure: what trainings take alone in, pairs out. Chance has no part in it: the same trainings give the same pairs.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predict one program or one group in one call, for notebooks and other tools. ``colocate predict`` does the same."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predict the effect of proposals by dry runs on the virtual GPU, the cheapest proposals first.
 
 Owns the search for the mildest setting that fits, and ``proposals.json`` of a run, from which page and commands show

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Propose what could be tried where a group does not fit, in order of cost, each as a change of one setting.
 
 Pure: group, evidence and catalog in, proposals out. What a proposal would bring is `advice.proposal_forecasts`'s

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remedies for groups that do not fit: what is proposed is tried, the cheapest first, until one of them holds.
 
 A remedy is a run of the changed group in a side run, with a record of its own; the group's verdict stays what it was.

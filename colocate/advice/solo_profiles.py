@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learn what trainings take alone, predicted or measured, and measure the few pairs that only a run decides.
 
 Runs programs through `colocate.harness.simulation` and `colocate.harness.attempt`; what follows from the figures is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainings run alone, to be compared with a group: remembered by everything that decides their speed.
 
 Owns the runs, how they are shortened, and their cache; what follows from them is `colocate.advice.speedup`'s business.

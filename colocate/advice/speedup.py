@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compare sharing with running one after the other: speed, time and energy for the same work. Pure.
 
 The work is what both did while the foreground trained beside the background: the foreground's epochs, and so many steps

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory margin of a group: how much more memory could be taken on its GPU before it breaks, by trying.
 
 The group is run again on smaller and smaller GPUs, each time from the start, until the largest that it breaks on and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ``colocate`` command.
 
 Only what the pytest layer needs is imported here, for that is loaded in everybody's sessions.

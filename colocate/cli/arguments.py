@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types and defaults of command-line arguments that pytest's options and ``colocate`` share.
 
 Each function is a type for argparse; all say what they expected and what they got.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate calibrate``: figures of a GPU out of evidence that was measured on it."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The subcommands of ``colocate``, one module each.
 
 A module has ``add(commands)``, which declares its arguments and sets ``run``, a function from the parsed options to an

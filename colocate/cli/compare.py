@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate compare``: say what changed between runs, in the terminal, on a page and in a CI job."""
 
 import argparse

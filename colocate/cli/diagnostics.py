@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looks at a machine before a run: what is here, what works, and how to mend what does not.
 
 Starts nothing on a GPU. The virtual GPU is tried with a program of two lines, because only that shows that the

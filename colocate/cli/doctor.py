@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate doctor``: what is here, what works, what does not and how to mend it."""
 
 import argparse

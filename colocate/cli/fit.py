@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate fit``: the largest batch, or any other number, with which a group still fits beside its background."""
 
 import argparse

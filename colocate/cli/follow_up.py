@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate next``: a plan of the pairs that a run recommends, at full length."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate init``: write a first plan and a workflow for CI."""
 
 import argparse

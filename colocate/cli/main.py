@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ``colocate`` command: run a plan, and everything around a run."""
 
 import argparse

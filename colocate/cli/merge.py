@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate merge``: a run directory from the journals of groups that were run apart."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate pack``: which of many trainings should share a GPU, and a schedule that says so."""
 
 import argparse

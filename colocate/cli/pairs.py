@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate pairs``: the plan of all ordered pairs of many trainings, or of a choice of them."""
 
 import argparse

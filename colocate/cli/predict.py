@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate predict``: what trainings will need of a GPU, without a GPU."""
 
 import argparse

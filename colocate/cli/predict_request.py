@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The question that ``colocate predict`` is asked: which trainings, on which GPU, below which limit."""
 
 import argparse

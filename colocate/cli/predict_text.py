@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``colocate predict`` says: its tables, its sentences and its JSON."""
 
 from collections.abc import Collection, Iterable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Show the progress of dry runs on standard error while a command waits for them."""
 
 import os

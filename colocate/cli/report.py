@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate report``: the page and ``summary.csv`` again, from what is on disk."""
 
 import argparse

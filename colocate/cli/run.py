@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate run``: run the groups of a plan, in any folder."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options of a run, declared once: ``--plan`` of ``colocate run`` is ``--colocate-plan`` of pytest.
 
 pytest's command line belongs to many plugins, so there every option has our prefix. Where nobody else's options are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate speedup``: whether sharing a GPU was worth it, together against one after the other."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared by the subcommands about many trainings: their source, their GPU, and their form in a plan."""
 
 import argparse

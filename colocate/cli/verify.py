@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate verify``: judge recorded groups again."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``colocate watch``: what a run is doing, from a second terminal, also over a shared file system."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One GPU: a real one through NVML, a virtual one, or a larger one constrained to a smaller size."""
 
 from colocate.device.acquire import (

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which GPUs a run may use, and one of them opened for the time of a group."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The balloon: a program that takes memory of a GPU, as much as it is told, and holds it until it is ended.
 
 Standard library only, and nothing of ours: it is started by its path (`colocate.device.constrained` does that), under a

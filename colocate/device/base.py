@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the harness asks of a GPU, whichever kind it is.
 
 Two kinds implement :class:`Device`: `colocate.device.nvml` (a GPU, through NVML) and `colocate.device.virtual` (a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A smaller GPU on a larger one: a balloon process of ours leaves exactly as much memory free as the small one has.
 
 Memory runs out on it as on a GPU of that size. Whatever else makes a GPU, such as its bandwidth, stays that of the

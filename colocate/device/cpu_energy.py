@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Energy of the processors, from the counters that Linux shows under ``/sys/class/powercap`` (RAPL).
 
 Knows no GPU. Since 2020 the kernel lets only root read these counters (CVE-2020-8694), and many virtual

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A GPU asked with a deadline, by those who would otherwise wait for its driver as long as it likes."""
 
 import threading

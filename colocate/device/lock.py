@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run at a time on a GPU: a lock file per UUID, held with flock. Knows no kind of GPU.
 
 The kernel lets go of the lock when its holder dies, however it dies. All users of a machine share one folder, so that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An NVIDIA GPU, read through NVML. Knows nothing of trainings.
 
 NVML orders GPUs by PCI bus and CUDA by speed, and ``CUDA_VISIBLE_DEVICES`` renumbers them again. A GPU is therefore

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The NVML library itself: load it, ask it, and say in words what its answers mean.
 
 Knows no device. What NVML cannot tell is None, what fails is an error that names the cure.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who is on an NVIDIA GPU, by the driver's lists and its accounting.
 
 Knows how drivers differ: which of NVML's functions they have, and which of them fill the rows wrongly.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPUs that nothing may be measured on for the rest of a run: one file per GPU, seen by every worker of the run.
 
 A GPU that is lost, holds a process that cannot be ended, or does not come back to its baseline would spoil whatever

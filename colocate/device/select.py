@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which kind of GPU a run uses. Decides and explains; opens no GPU and knows nothing of how a virtual one is made."""
 
 import os

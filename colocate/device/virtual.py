@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The virtual GPU as a device: reads the state file that emulated trainings write.
 
 What it reports is a prediction: the memory is that of a simulated allocator, and nothing is ever computed on it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``CUDA_VISIBLE_DEVICES``: which GPUs it names, as CUDA itself would read it. Pure; asks no GPU anything."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run one group under observation and record what was seen."""
 
 from colocate.harness import environment

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs one attempt at a group, from an open GPU to its record: what a pytest case repeats and what commands try out.
 
 Knows no pytest, and not why a group is tried; what its record means is `colocate.verdict.rules`'s business.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a training wants of the GPU that it did not get: it is run once more, alone, on a GPU that refuses nothing.
 
 How far a program got on a full GPU says little about what it wanted. That decides whether a real GPU, whose

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The GPU around one group: clean before it, who holds memory during it, back at its baseline after it.
 
 Says what it finds in words and codes; what follows from that is `colocate.verdict.rules`'s business.

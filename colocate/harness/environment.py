@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The environment that a training starts with: what it may tell us by, and which GPU it sees.
 
 The names are a contract with `workloads/` and `colocate.probe`, which import nothing of ours; tests/test_environment.py

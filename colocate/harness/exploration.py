@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which further runs of a program tell what its values would decide, and what all of its runs say together.
 
 Pure: starts nothing. `colocate.harness.simulation` makes the runs.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who holds memory on the GPU: ours, told apart by member, what an earlier run left, or a foreign process.
 
 The driver gives process ids. A process is ours when it descends from a supervisor of ours or carries our cookie. A

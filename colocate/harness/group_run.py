@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs one group on one GPU and observes it, from the first look at the GPU to the record.
 
 The order of a group: preflight, background until it is ready, foreground for one epoch, stop, settle, record. Every

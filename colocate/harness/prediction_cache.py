@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user's cache of dry runs: a result counts as long as everything that decides it is the same."""
 
 import hashlib

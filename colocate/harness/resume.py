@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of a run still holds when it is taken up again, what is run once more, and why.
 
 A group is kept when its verdict is on disk, follows from its record, and nothing changed that decides how it runs:

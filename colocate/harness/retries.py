@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a group again after its first attempt: as often as the plan asks for, and after what is worth another try."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples a GPU while a group runs. Owns the threads that read it; knows neither trainings nor what makes a verdict.
 
 Two threads, so that a slow reading never costs a sample: one reads the memory at 20 Hz or faster, the other power,

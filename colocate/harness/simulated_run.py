@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs that are dry-run, and what a dry run says of one."""
 
 from collections.abc import Mapping

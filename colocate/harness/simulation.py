@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs run alone on virtual GPUs that refuse nothing: what each wants of a GPU, and of what that consists.
 
 Owns the runs and the reading of their traces. Knows no plan: `colocate.advice.forecast` says what follows.

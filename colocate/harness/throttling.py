@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a GPU was slowed down for heat or power, by the driver's own word. Knows no trainings and no verdicts."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads what trainings tell: events that they write themselves, and the records of the probe inside them.
 
 Both are files that another process is writing at this moment, so a torn last line is read again later and a line that

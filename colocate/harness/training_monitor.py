@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One training of a group while it runs: its processes and everything it tells, gathered into a `Member`.
 
 Knows no GPU: which member holds memory there is told by `colocate.harness.group_run`.

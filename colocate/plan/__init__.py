@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plans and catalogs: what is to be run, valid or refused with every mistake named."""
 
 from colocate.plan import gpu_models

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m colocate.plan [FOLDER]`` writes the JSON Schemas of the settings files into a folder (settings)."""
 
 import sys

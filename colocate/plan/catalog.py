@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models catalog: repository, model and hyperparameters become a training with a command line.
 
 What a file may contain stands in `colocate.plan.catalog_schema`. Knows no plan and starts nothing.

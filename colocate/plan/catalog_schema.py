@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file format of a models catalog: one pydantic class per object of the file.
 
 The file format is that of the study's models_config.json and a few keys of ours. What it means is

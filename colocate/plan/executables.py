@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command lines of trainings: what their words stand for, what they are called after, and why they cannot be started.
 
 Starts nothing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of known GPUs, `settings/gpu_models.json`, and what ``--gpu`` means.
 
 Figures with their sources only; creates no GPU and knows no device.

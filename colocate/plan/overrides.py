@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A group with something changed in one of its trainings: a hyperparameter, an option, a variable, or the model.
 
 Pure: it makes the changed group and the settings that say so; what comes of it is for others to run.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings become a `Plan` of `Group`s of `Training`s, or are refused with every mistake and its place.
 
 What a file may contain stands in `colocate.plan.schema`. Starts nothing and knows no GPU.

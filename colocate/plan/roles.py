@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TODO."""
 
 from typing import Literal

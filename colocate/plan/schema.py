@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file format of a plan, as pydantic types: the study's, with a few keys of ours.
 
 What a file means, and what of it cannot be run, is `colocate.plan.plan`'s business.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read a settings file as checked JSON and collect its mistakes with their places.
 
 Knows neither plans nor catalogs: `colocate.plan.plan` and `colocate.plan.catalog` say what the keys mean.

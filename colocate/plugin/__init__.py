@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pytest layer: options, the plan of a session, pytest's words for verdicts, scheduling, progress and the page.
 
 pytest loads it in every project in whose environment colocate is installed, and changes nothing there: until a plan is

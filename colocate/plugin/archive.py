@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--archive FILE``: everything that a page needs of the groups of this session, in one file to take elsewhere."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collect the groups of a plan: as a test file of its own, with words for ``-k``; in a worker, a last item to wait at.
 
 A worker of xdist starts one test only when it knows the next. The sentinel is always "the next", so that the

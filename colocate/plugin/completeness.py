@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every selected group ends with exactly one outcome, in terminal, JUnit and HTML, however the run ends.
 
 pytest itself forgets the group that was running when the run was interrupted, those not started by then, and those

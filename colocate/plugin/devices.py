@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which GPUs this session may use, found before anything starts; the controller decides, its workers are told."""
 
 import dataclasses

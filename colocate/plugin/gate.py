@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the exit code rests on, told in the last line of the terminal, in JUnit and by pytest's exit code alike.
 
 With ``--gate=plan`` the plan's own rule decides about the groups that were selected. Where it holds, groups that do not

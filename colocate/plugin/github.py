@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """In a job of GitHub Actions: the run as the job's summary, and annotations that name its groups."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decide from the command line alone whether this session runs a plan, and which.
 
 pytest loads this with every session of every project in whose environment colocate is installed, so it imports nothing

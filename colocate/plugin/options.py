@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options of a run as pytest has them; `colocate.cli.run_options` declares them."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pytest-html page and ``summary.csv`` of a run, both rebuilt from what was recorded; plain ``pytest`` writes them.
 
 Only the controller writes. The parts of the page are `colocate.report.html.page`'s.

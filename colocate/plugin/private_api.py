@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of pytest and xdist is used although nobody promises it to plugins: all of it here, each with its reason.
 
 There are two other places, since they are nothing but that: `plugin.slurm_session` is a session of xdist with other

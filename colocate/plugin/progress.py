@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the terminal shows: the GPU first, the plan with its time, what runs, what came of it, and the verdict last.
 
 What runs is read from files, as `colocate watch` reads it, so it is the same with workers and without.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """At the end of a session: what could be tried for the groups that do not fit, predicted as long as there is time."""
 
 import textwrap

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--try-fixes``: at the end of a session, proposals for groups that do not fit are tried until one holds."""
 
 import textwrap

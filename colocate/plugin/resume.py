@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--resume`` and ``--resume-dry-run``: decide which groups are reused and why the others run again."""
 
 import time

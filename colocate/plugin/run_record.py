@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The run directory and ``run.json``: what was asked for, written before the first group is run.
 
 What came of it stands in the groups' records.

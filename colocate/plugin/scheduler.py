@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which worker of xdist gets which group: the longest first, and none before a worker is free for it.
 
 xdist's own schedulers give every worker two tests at the start, consecutive ones: on four GPUs the two longest groups

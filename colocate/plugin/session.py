@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this pytest session runs: its plan, its run directory, its GPUs; decided once, before anything starts."""
 
 import gc

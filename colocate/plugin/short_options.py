@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The short spelling of our options, for a project in which nobody else's options are around, such as this one."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that is asked to end ends cleanly on the first SIGINT, SIGTERM or SIGHUP, and at once on the second.
 
 Without this, SIGTERM would leave the trainings to their supervisors and the reports unwritten, and a run that a script

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which kinds of GPUs a cluster has for the groups of a plan, and how many workers are to be asked for with which.
 
 Knows what Slurm tells of its machines, types of GPUs and features; asks for nothing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """xdist's session when its workers wait in a queue: each joins when its job runs, and leaves when its job ends.
 
 xdist itself starts its workers one after the other and waits for each, so that one that waits for a GPU would hold up

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--executor slurm``: the workers of a session as jobs in a queue: asked for, watched while they wait, told to end.
 
 One worker is one job (inside an allocation one step of it) with one GPU, which it finds on its machine by what Slurm

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--compare-solo``: after a group that fits, compare sharing with running alone."""
 
 import logging

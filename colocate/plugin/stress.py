@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--stress``: after a group that fits, how much more memory could be taken before it breaks."""
 
 import logging

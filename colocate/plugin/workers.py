@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """xdist's workers: how many, where, on which GPU each, and which group next.
 
 A worker is bound to its GPU by UUID in its environment, so that the replacement of a dead worker keeps the GPU; a

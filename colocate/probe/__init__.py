@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is injected into a training: counters of its allocator, or a whole emulated GPU.
 
 The package runs inside the training's own interpreter, which may have neither colocate nor pydantic. It therefore

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The counting probe: reads the counters of PyTorch's allocator on a real GPU, and counts optimizer steps.
 
 It never initialises CUDA itself and keeps its maxima apart from those that the program resets.

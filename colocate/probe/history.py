@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a process held over time, as steps: read now and then, and still nowhere below what it did hold.
 
 Standard library only. Between two readings memory may come and go; how much all growth was together tells how high it

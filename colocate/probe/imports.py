@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running a function right after a module has been imported, without importing it.
 
 Knows neither torch nor what the functions do.

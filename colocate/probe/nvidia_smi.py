@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``nvidia-smi`` says of the virtual GPU: a program run in its place, first in the training's PATH.
 
 Answers the forms that programs ask for: the list (``-L``), queries as CSV, and a short table. Standard library only;

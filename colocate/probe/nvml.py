@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NVML as the virtual GPU answers it: the functions of ``pynvml``, replaced when a program imports it.
 
 Standard library only. A function that has no answer here raises "not supported", as on a GPU that lacks the sensor.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which files of its own a program ran, so that a prediction can tell later whether they are still the same.
 
 Standard library only.

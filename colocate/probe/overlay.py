@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: PTH103, PTH111, PTH112, PTH116, PTH118, PTH120
 """Keeps a program that only seems to train from touching its user's files: what it writes goes to a scratch folder.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file in which a process tells the harness what its allocator saw.
 
 Owns the format and when it is written; knows neither torch nor where the numbers come from. Nothing here may fail

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decides what to do in this process once torch is there: count on a real GPU, emulate one, or nothing.
 
 Owns the names of the environment variables. Knows torch only as the module it is handed.

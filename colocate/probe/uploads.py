@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Experiment trackers and model hubs of a program that only seems to train: nothing leaves the machine.
 
 Trackers are switched off by their own variables, and where a program insists, by replacing the function that begins a

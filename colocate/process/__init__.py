@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start, capture, keep alive and end process trees. Knows no GPU and no plan."""
 
 from colocate.process import die_with_parent, out_of_memory, procfs, slurm

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a program that must not outlive whoever started it: ``python attached.py LOG COOKIE PROGRAM ...``.
 
 It gets a session of its own, so that Ctrl-C in the terminal does not reach it, a file for what it says on standard

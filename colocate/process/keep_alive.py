@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training that is kept alive: when it is started again after an end, and when that makes no sense any more.
 
 Knows no process but what `process.runner.Process` tells of its life. Times are ``time.monotonic()`` in seconds.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the frameworks print when memory is full, and how much such a line proves.
 
 The only place that knows these words. `judge` says of one line whether it is an out-of-memory and how sure that is:

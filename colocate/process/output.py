@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Output of a training: stored with a size cap, searched as it arrives, and shown as last lines.
 
 Works on bytes in flat memory whatever arrives: gigabytes, carriage-return progress bars, NUL, anything but UTF-8, a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes of this machine, read from /proc: identities that survive PID reuse, trees, and our own processes.
 
 Imports the standard library only, because the supervisor imports it and has to start within some 50 ms.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start, watch and end training processes. Knows no GPU and no pytest.
 
 Every life of a training runs under a process of `process.supervisor`, which this module starts and talks to. Nothing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slurm from outside: what a partition has, the command line of a step, where our jobs are in the queue, their end.
 
 Knows srun, sinfo, squeue and scancel, and neither pytest nor what runs in the jobs.

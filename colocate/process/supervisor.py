@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The supervisor: a tiny process around one life of a training, from its start to the end of its last descendant.
 
 `process.runner` starts it as a program of its own, so that a training never outlives the harness, however that ends.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run directories become summary.csv and the parts of the page. Never touches a GPU; knows no pytest."""
 
 from colocate.report import github, status_line

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What changed between two runs: verdicts, peaks and times, group by group, and what they were run on and with."""
 
 import textwrap

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run followed from outside while it goes on: its finished groups, its running ones, and its end."""
 
 from collections.abc import Iterator

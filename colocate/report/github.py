@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What GitHub Actions shows of a run or a comparison: a job summary in Markdown, and annotations that name groups.
 
 Text only; who prints it and where the summary goes is decided by `publish` from the environment of the job.

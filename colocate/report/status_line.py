@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Say what runs, a line per group, for the live view of a terminal and for `colocate watch`."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``summary.csv``: one row per group of a run that ended, made of the records; what is unknown stays empty.
 
 A group that was refused, interrupted or lost with its process leaves no verdict on disk: its row is what the journal

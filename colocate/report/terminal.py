@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A few lines at the bottom of a terminal that change, and plain lines where the output is no terminal.
 
 Whoever else writes to the same terminal does it through `Through`, which takes the changing lines away first: nothing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The run directory: written once, read back typed."""
 
 from colocate.results import advice_files, journal, progress_file, status

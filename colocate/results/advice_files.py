@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of a run that say something of some of its groups: ``proposals.json`` and ``remedies.json``."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A journal file: some groups of a run in one file that carries all that a page needs of them.
 
 JSON lines, each for itself, so that a torn one costs its group only::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A group in a run directory: its runs, the attempts at each of them, and the one verdict that they come to together.
 
 A run is what the plan asks for, one or several. An attempt is a run that was begun: when a foreign process, a blind

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Estimate how long groups take: as earlier runs on the same GPU did, else as the plan says."""
 
 import statistics

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``journal.jsonl`` of a run: how each of its groups ended, one line each, appended as it happens.
 
 Groups that were interrupted, crashed or never begun leave no verdict on disk; here they are, so that a page can be

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read whatever of a damaged document still fits a type, for views that must not stumble over it.
 
 A record that is judged again has to be whole; that is `colocate.results.record`'s business.

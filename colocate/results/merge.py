@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Journal files become a run directory: each group once, plans never mixed, kinds of GPUs kept apart."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``progress.json`` of a group while it runs: the GPU's memory now and at most, and what is going on.
 
 For whoever looks on, from another process or another machine; nothing of it enters the record. The steps of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs read from their directories for a report: whatever is there, with nothing demanded of it.
 
 A record of another version, half a record or none at all becomes a row that shows less. What must be sound before it

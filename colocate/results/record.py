@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``experiment.json`` and ``verdict.json``: what is kept of a group, and reading it back to judge again.
 
 The keys of the study's records stand at the top, so that its tools still read the file; everything that a verdict

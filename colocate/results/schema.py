@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documents of a run as a report expects them: what does not fit is left out, see `colocate.results.lenient`."""
 
 from collections.abc import Mapping

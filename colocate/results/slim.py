@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drop bulky fields of records for large reports; they are read again when they are drawn.
 
 Knows the keys of a record and nothing of pages.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state of a running run, read from its files, for its own terminal and for a second one.
 
 Reads the heartbeat of every running group, the events of its trainings and the records of the probe. Starts nothing

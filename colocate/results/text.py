@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts for numbers and verdicts, the same in terminal and page."""
 
 from collections import Counter

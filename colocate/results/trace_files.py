@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files that a monitor's readings are kept in: ``trace.csv`` and those of the energy folder.
 
 Knows the formats, neither GPUs nor run directories. What is unknown is an empty field, never 0.

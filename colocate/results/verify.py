@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Judges recorded groups again: the verdict must follow from what is on disk, today as on the day of the run."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The versions of what decides how a training runs; they are part of every record, and a resumed run compares them."""
 
 import platform

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evidence becomes a verdict. Pure: reads no file, no clock and no GPU."""
 
 from colocate.verdict.aggregate import WORST_LAST, combine

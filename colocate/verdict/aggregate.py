@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Combine the verdicts of a group's runs into one."""
 
 from collections.abc import Sequence

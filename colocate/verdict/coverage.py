@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much of a program a dry run executed, and what the rest may still do to the peak.
 
 Written by the probe (`colocate.probe.virtual_gpu.coverage`), which cuts passes over the data short. A doubt is a reason

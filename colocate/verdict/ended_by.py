@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who ended a training: itself, this harness, the kernel for want of memory, or somebody outside. Pure.
 
 A signal that neither this harness nor the kernel's out-of-memory killer sent says nothing about sharing a GPU: an

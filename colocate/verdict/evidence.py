@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was seen while one group ran, as frozen records: enough to judge again without a GPU.
 
 Times are seconds since the monitor started (``elapsed_s`` and names ending in ``_s``); sizes are bytes. None is what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory that grows for as long as a training runs: how much per epoch, and how long until the limit.
 
 Pure. Asked of what the allocator of a measured training reserved over time. A healthy training rises in its first steps

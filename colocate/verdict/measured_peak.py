@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How high the GPU's memory went, from every source that tells: samples, the driver's accounting, the allocators.
 
 A sample is exact but may miss what happens between two of them. The driver's accounting and PyTorch's allocator keep

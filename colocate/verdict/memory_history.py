@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a member of a group held over time, put together from what its processes told. Pure.
 
 Knows no GPU and no verdict; `colocate.verdict.worst_case_peak` makes use of it.

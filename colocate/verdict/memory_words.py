@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What lines of a log that speak of a full memory prove, beside what the allocator counted and how the process ended.
 
 Words are one witness. With a second one, a failed process, they are proof; against the allocator of a training that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the two trainings of a group did beside each other: when, for how long, how many steps, and in which phases.
 
 Pure, over stored evidence. How much of it is enough is `colocate.verdict.rules`'s business.

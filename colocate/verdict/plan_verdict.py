@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan's own verdict: were enough of its groups feasible? Knows no pytest and no files."""
 
 from collections.abc import Iterable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far a peak seen on the virtual GPU may be from a real one.
 
 Pure arithmetic on what the probe recorded; docs/prediction-accuracy.md has the comparisons from which the margins

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reason codes: the machine-readable names of everything that a verdict says, each with its meaning."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a measured run shows of its memory that is worth knowing beside the verdict, in words and with what to do. Pure.
 
 Frameworks that take memory in advance, processes that hold a CUDA context each, and a peak before the first step.

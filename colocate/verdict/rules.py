@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From evidence to verdict: a pure function of what was seen, with a reason code for everything it says.
 
 Read on from `judge`. Three stages are asked in this order, and the first that finds something decides:

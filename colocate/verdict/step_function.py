@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The worst alignment of two memory traces: how much both could hold at once, had they met at their worst.
 
 Pure: steps in, a sum and two instants out. Knows neither GPUs nor what a training is; `verdict.worst_case_peak` does.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a background demonstrably trained: between which of its signs of progress, and when it only stood still.
 
 Two neighbouring signs of one process enclose a stride. A short one is training. A long one may be an evaluation, a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Do the witnesses of a measured run agree: the memory sensor, the driver's lists and accounting, the allocators?
 
 Each number behind a FEASIBLE has two witnesses at least, and they are compared over the whole run and not at its peak

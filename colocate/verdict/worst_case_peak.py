@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The worst-case peak: what the GPU would hold if two trainings met at their worst, which the run happened not to show.
 
 Rests on what each member held over time, and only on alignments that can occur:

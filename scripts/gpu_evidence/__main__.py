@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: finds or installs what is missing, then does as much as the time allows."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every unit of work needs: the GPU, the plan, the folder of the records, and how much time is left."""
 
 import time

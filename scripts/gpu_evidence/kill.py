@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """kill -9 of the harness under load, and what is left a second later."""
 
 import json

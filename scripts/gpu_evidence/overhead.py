@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What watching costs a training: step times with and without the sampler, and with and without the probe.
 
 The two ways take turns, so that a GPU that grows warm or a neighbour on the processor hits both alike, and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The evidence as files: a summary to read, one document for machines, traces, and the page of the runs.
 
 What was not measured on a GPU never goes to docs/evidence, and says in every file what it is.

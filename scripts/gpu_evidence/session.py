@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One call: what is done already, what the time allows, and the evidence written from all of it."""
 
 import argparse

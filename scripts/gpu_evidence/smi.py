@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our samples beside nvidia-smi, asked at the same time on the same GPU."""
 
 import math

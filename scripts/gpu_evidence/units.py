@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The units of work: each takes minutes at most, writes one result, and is not done again once that says so."""
 
 import os

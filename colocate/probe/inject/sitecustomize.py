@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs at the start of every Python process of a training, because the harness puts this folder on ``PYTHONPATH``.
 
 It gives way to a ``sitecustomize`` further down the path, and asks for the probe once torch has been imported. In the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulated CUDA device: an allocator, a shared state file, and the patches that make PyTorch use them."""
 
 from .state import CONTEXT_RANGE_BYTES, VirtualGpu

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PyTorch's CUDA caching allocator as arithmetic: which blocks and segments a sequence of requests leads to.
 
 Owns no memory and knows neither torch nor the GPU: segments come from a :class:`Backing` that may refuse. The rules

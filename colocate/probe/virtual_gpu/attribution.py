@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Says what the blocks of a trace hold: parameters, gradients, the optimizer's state.
 
 Only asked for by predictions. Parameters are known when a module moves to the device or an optimizer steps, gradients

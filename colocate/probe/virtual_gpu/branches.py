@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tells what hangs on a test in the program's code: a check, a loop, or work that may need memory.
 
 Reads bytecode, for the direction of a test, and source, for what each side of it does. Standard library only; the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs that compile: the eager program runs in their place, behind the same objects.
 
 Compiled code has a memory plan of its own, which nobody knows beforehand. FlexAttention, which is compiled as a rule,

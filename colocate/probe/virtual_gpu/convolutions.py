@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a convolution may need besides its operands: the workspace of the plan that cuDNN chooses on the GPU.
 
 Nobody but cuDNN on the GPU knows it; kept here are the facts of a call, and a guess that bounds what its plans take.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far a dry run follows a program: when a pass over the data may be cut, and what is said about the rest.
 
 A pass goes on until an optimizer step was made and the memory of a step repeats, as far as a budget of processor time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a program sees of the device: ``torch.cuda`` and ``torch.accelerator``, answered by the simulated allocator.
 
 Owns the patches of these two modules and the made-up properties of the GPU. Streams and events do nothing but keep

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers the program's questions about values that nobody knows, and remembers which of them mattered.
 
 A truth value that is read, and every comparison of a number that came from an unknown value, is a decision at a place

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs every operator: the host's for real, the device's as shapes, with what they allocate.
 
 Owns the order of events inside one operator: copies of operands, results, workspace, release. Which operators need

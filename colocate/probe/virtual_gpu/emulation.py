@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts this process on a virtual GPU: assembles guard, memory, dispatch and patches, and proves that they work.
 
 The emulation sleeps until the program first asks torch for its device (``torch.cuda._lazy_init``, which every binding

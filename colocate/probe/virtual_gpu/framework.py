@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Patches of torch outside ``torch.cuda``: optimizers, access to values, pinned memory, generators and old types.
 
 Each patch says what would go wrong without it. None changes a number of the host.

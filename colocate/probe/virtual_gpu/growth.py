@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Live memory from step to step: what each step left behind, and the line of the program that keeps it.
 
 A healthy training leaves nothing behind after its first steps. Blocks are counted by the step that allocated them, so

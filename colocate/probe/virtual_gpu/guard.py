@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes a torch without a GPU believe that a CUDA device exists, so that fake tensors can live on it.
 
 Owns the only code that touches torch's memory: about three pointers, through ctypes. Forward and backward of fake

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operators that PyTorch's C++ code would choose with the help of a driver, chosen here instead.
 
 Registered once for the CUDA keys: attention, recurrent layers, and the operators that a CPU build would take apart

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Patches of other people's libraries, applied when the program imports them.
 
 Only what keeps a library from importing, makes it ask whether it is being traced, or needs a real device; nothing here

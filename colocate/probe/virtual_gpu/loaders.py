@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Short passes over the data: a DataLoader yields its first batches, those worth jumping to, and its last one.
 
 ``len(loader)`` stays what it is, and a batch that is jumped to has its true number: ``enumerate`` counts on as if the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds the batch of a pass that is the largest by shape, by looking at samples on the CPU ahead of the run.
 
 Only the data set is asked, on the CPU, with the random state put back afterwards. Where that cannot be done, or takes

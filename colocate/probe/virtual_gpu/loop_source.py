@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The source of the loop that consumes a loader: its counters, and its conditions on them.
 
 A condition such as ``step % 100 == 0`` is asked for the steps that a cut pass leaves out, so that the pass can jump to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory of the emulated device in this process: storages on one side, the shared GPU on the other.
 
 Owns which storage holds which block, and this process's claim on the GPU. Knows tensors only by their storages; what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors and modules that move between host and emulated device and stay the same Python objects.
 
 A fake tensor cannot take the place of a real one's data, as ``parameter.data = ...`` asks for. Where one would become

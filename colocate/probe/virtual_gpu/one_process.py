@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torch.distributed`` with one process: what ``torchrun`` starts on a machine with one GPU.
 
 All collectives of one process leave every tensor as it is, or copy it. gloo stands in for NCCL, whose own buffers are

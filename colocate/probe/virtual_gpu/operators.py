@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What single operators need beyond their results, and results whose size only a GPU could tell.
 
 First the workspaces and temporaries that an operator allocates and that its fake kernel does not show; then

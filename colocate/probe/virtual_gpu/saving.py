@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of tensors without data: a file holds shapes, and known values where there are any.
 
 Real tensors are saved as ever. A file with fake tensors can be loaded by any process under the emulation, and by no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sparse tensors (COO) on the emulated device: indices and values are fake tensors with memory of their own.
 
 torch has hardly any fake kernels for them, so the shapes of results are computed on the host, with zeros. Compressed

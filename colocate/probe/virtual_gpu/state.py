@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state file of a virtual GPU, which the processes of a group share.
 
 Every emulated process writes what it holds, and the monitor reads the sum: so two trainings meet the same full GPU.

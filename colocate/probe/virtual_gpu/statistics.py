@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torch.cuda.memory_stats()`` out of the simulated allocator, with all the keys that programs and trainers read."""
 
 from collections import Counter, OrderedDict

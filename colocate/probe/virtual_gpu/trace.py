@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The requests to the allocator in order, and their replay: under another limit, other options, other workspaces.
 
 Owns the format of a trace. Standard library only: the harness replays traces without torch. Sizes are bytes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """True values of small tensors on the emulated device, as far as the host can know them.
 
 Programs decide by values: lengths, counters, masks, a gradient scaler's factor. Where a small tensor on the device

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stands below the groups: what they needed, what could be tried and was, how far they are from breaking.
 
 Everything stands in the run directory; nothing is predicted or run while a page is made.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What opens below a group: why, the memory over time, the evidence as a table, the logs, and how to run it again."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is drawn of a group over time: the GPU's memory with each member's share of it, phases, restarts, and vitals.
 
 Times lie on 1000 units of width, sizes on 200 of height; the templates draw them, and the page's script zooms in.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page: what one sends to a colleague. One body for the page that a run writes and for the one that is rebuilt.
 
 Everything is taken from run directories. Knows neither pytest nor pytest-html; the plugin puts the body into

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is drawn of all groups: one bar per group, its peak in parts against its own limit; of very many, their spread.
 
 Positions are thousandths of the width; the templates draw them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who holds how much of a peak: foreground, background, and what the GPU held anyway.
 
 On the virtual GPU these are the members' own highest demands, whose sum is the peak. On a real GPU they are what the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of groups: its columns, what they sort by, and what the search looks in."""
 
 from collections.abc import Sequence

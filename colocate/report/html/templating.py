@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Render the page's templates: text is escaped unless a template made it, so that no foreign name can become a tag.
 
 Knows nothing of runs.
