@@ -346,7 +346,10 @@ def test_what_a_training_wanted_beyond_a_full_gpu_is_its_own_part_of_the_peak(ru
     """It used to stand under baseline and other, for what was held before the GPU was full counted as all."""
     begin(run, ["group01"])
     seen = predicted_evidence(6000, 2000)
-    wanted = replace(seen.foreground, wanted=(simulated(7000),), out_of_memory=(out_of_memory(),))
+    failed = (ProcessRun("training.log", 8.0, Exit(1, None, 21.0)),)
+    wanted = replace(
+        seen.foreground, wanted=(simulated(7000),), out_of_memory=(out_of_memory(),), process_runs=failed, epochs=()
+    )
     finish(run, 1, replace(seen, foreground=wanted))
     found = body(run)
     assert "foreground 7350 MiB; background 2350 MiB; baseline and other 230 MiB" in found

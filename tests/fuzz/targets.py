@@ -23,6 +23,7 @@ from colocate.harness.training_events import EventReader
 from colocate.harness.training_monitor import TrainingMonitor
 from colocate.plan.catalog import Training, load_catalog
 from colocate.plan.plan import Group, Limits, load_plan
+from colocate.report import status_line
 from colocate.report.follow import Following
 from colocate.report.html.page import Report, document
 from colocate.report.summary_csv import write_summary
@@ -127,10 +128,10 @@ def heartbeat(data: bytes, folder: Path) -> None:
     _file(folder, directory.probe("foreground") / "7.json", data)
     (directory.run.path / QUEUE).parent.mkdir(exist_ok=True)
     _file(folder, directory.run.path / QUEUE, data)
-    assert all(isinstance(line, str) for line in status.waiting(directory.run.path))
+    assert all(isinstance(line, str) for line in status_line.waiting(directory.run.path))
     for state in status.running(directory.run.path):
         for width in (20, 200):
-            assert len(status.line_of(state, 10.0, width)) <= width
+            assert len(status_line.line_of(state, 10.0, width)) <= width
 
 
 TARGETS: dict[str, Target] = {
