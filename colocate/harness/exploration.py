@@ -193,7 +193,11 @@ class Exploration:
             return replace(generous, peak=None, parts=None, floor_bytes=None, failure=failed, failure_code=TAKES_ALL)
         peak = _from_its_parameters(real)
         peak = replace(peak, high_bytes=max(peak.expected_bytes, min(peak.high_bytes, self._total_bytes)))
-        return replace(real, peak=peak, doubts=(*real.doubts, (TAKES_ALL, text)))
+        parts = real.parts
+        if parts is not None:  # they were replayed where nothing is refused
+            rest_bytes = parts.total - parts.fragmentation
+            parts = replace(parts, fragmentation=max(0, peak.expected_bytes - rest_bytes))
+        return replace(real, peak=peak, parts=parts, doubts=(*real.doubts, (TAKES_ALL, text)))
 
     def _sized_by_what_is_free(self, merged: SimulatedRun) -> SimulatedRun:
         """The same with a doubt, where the peak differs on a smaller GPU."""
