@@ -317,6 +317,12 @@ def test_a_pass_that_is_cut_keeps_its_length_its_numbers_and_its_last_batch(tmp_
     assert [note for note in run.record["notes"] if note.startswith("a pass of 1000000001 batches: the last is taken")]
 
 
+def test_an_operator_on_known_shapes_gives_what_it_gave_before(bench):
+    """Views, arguments that are written, and `out=` must not become tensors of their own the second time."""
+    run = bench.run(PROGRAMS / "again.py")
+    assert run.exit_code == 0, run.output
+
+
 # --- what cannot be emulated -----------------------------------------------------------------------------------------
 
 
