@@ -64,6 +64,7 @@ class TrainingMonitor:
         self._begun_at, self._begun_t = time.time(), time.monotonic()
         self._elsewhere = False
         self._told: set[int] = set()
+        self._with_own_numbers: set[int] = set()
         self._events = EventReader(directory.events(role), time.monotonic())
         self._probe = ProbeReader(directory.probe(role), time.monotonic())
         self._lines = Progress()
@@ -117,6 +118,7 @@ class TrainingMonitor:
         for pid in on_gpu:
             if pid not in self._looked_at:
                 self._looked_at[pid] = probe_expected(pid)
+                self._with_own_numbers |= {pid} if has_own_numbers(pid) else set()
 
     def look_for_environment(self) -> None:
         """Note, while no process of it has the probe, a Python that was started without the variables for one.
@@ -133,6 +135,8 @@ class TrainingMonitor:
     def probe_missing(self) -> str | None:
         """Why there is no probe in a process that has memory on the GPU and could have one."""
         missing = [pid for pid, expected in self._looked_at.items() if expected and pid not in self._probe.started]
+        if self._probe.started:  # one in a PID namespace tells another number than we know it by
+            missing = [pid for pid in missing if pid not in self._with_own_numbers]
         told = [self._probe.lost[pid] for pid in missing if pid in self._probe.lost]
         if told:
             return told[0]

@@ -78,7 +78,7 @@ def _trains(background: Member, listing: Listing) -> bool:
         for run in background.process_runs
         if run.started_s <= listing.elapsed_s
     ]
-    if not runs or runs[-1][1] <= listing.elapsed_s:
+    if not runs or runs[-1][1] <= listing.elapsed_s + AROUND_S:  # while it ends it is on the list no more
         return False
     steps = (event.elapsed_s for event in background.progress_events if event.kind in STEP_KINDS)
     return any(runs[-1][0] <= at <= listing.elapsed_s for at in steps)
