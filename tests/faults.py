@@ -263,7 +263,7 @@ FAULTS = (
         (
             "test_procfs.py::test_another_process_with_the_same_number_is_another_process",
             "test_faults.py::test_a_number_that_is_used_again_is_another_process",
-            "test_virtual_gpu.py::test_a_reused_process_id_does_not_inherit_memory",
+            "test_virtual_device.py::test_a_reused_process_id_does_not_inherit_memory",
         ),
     ),
     Fault(
