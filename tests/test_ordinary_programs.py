@@ -25,6 +25,24 @@ def test_ordinary_programs_run_to_their_end(tmp_path):
     ends = [line.split()[1] for line in run.output.splitlines() if line.startswith("-- ")]
     assert ends == [path.name for path in ORDINARY]
     assert run.record["unsupported"] is None
+    assert "error_raised" not in run.record
+
+
+@pytest.mark.slow
+def test_an_error_that_the_program_catches_is_told(tmp_path):
+    """A loop that skips what raises used to get a confident, low figure."""
+    source = """
+import torch
+layer = torch.nn.Linear(10, 10).cuda()
+try:
+    layer(torch.randn(3, 7).cuda())
+except Exception:
+    print("skipped")
+"""
+    run = Bench(tmp_path, batches_per_pass=4).run_source(source)
+
+    assert run.exit_code == 0, run.output
+    assert [code for code, _ in run.record["coverage"]["doubts"]] == ["error_caught"]
 
 
 def test_nothing_of_the_users_is_touched(tmp_path):

@@ -78,6 +78,10 @@ class ReasonCode(StrEnum):
         "a condition on the number of the step comes true later than the dry run went",
     )
     NO_OPTIMIZER_STEP = ("no_optimizer_step", "the dry run made backward passes, but no optimizer step")
+    ERROR_CAUGHT = (
+        "error_caught",
+        "on the virtual GPU an operator raised an error, which the program caught: a GPU may have done more",
+    )
     ENDED_EARLY = ("ended_early", "the dry run ended the program before code that may use the GPU")
     PEAK_BETWEEN_SAMPLES = ("peak_between_samples", "a peak between two samples may have reached the limit")
     NO_SAMPLES = ("no_samples", "the GPU's memory was never read")

@@ -468,6 +468,8 @@ class Coverage:
         cut_training = any(one.passes and not one.settled for one in self._loops.values()) and self.passes_cut
         if cut_training and self._backwards and not self._steps and self._has_optimizer:
             doubts["no_optimizer_step"] = f"{self._backwards} backward passes were run and no optimizer step"
+        if "error_raised" in self._record.fields:
+            doubts["error_caught"] = self._record.fields["error_raised"]
         return doubts
 
 

@@ -26,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..record import Record
 from . import operators, sparse
-from .decisions import Decisions
+from .decisions import Decisions, calling_frame
+from .decisions import _where as place_of
 from .memory import DeviceMemory
 from .shapes import KnownShapes
 from .trace import WORKSPACES
@@ -106,6 +107,22 @@ class Emulator:
 
     def run(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Do one operator that concerns the device."""
+        try:
+            return self._run(function, types, args, kwargs)
+        except (torch.OutOfMemoryError, UnsupportedError):
+            raise
+        except Exception as error:
+            self._note_error(function, error)
+            raise
+
+    def _note_error(self, function: Any, error: Exception) -> None:
+        """A program that goes on after an error here may have left out what a GPU would have done."""
+        frame = calling_frame()
+        if frame is not None and "error_raised" not in self.record.fields:
+            text = f"{function} raised {type(error).__name__} at {place_of(frame)}, and the program went on"
+            self.record.fields["error_raised"] = text
+
+    def _run(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if function in HOST_READS:
             answer = HOST_READS[function](self, args, kwargs)
             if answer is not NotImplemented:

@@ -279,7 +279,9 @@ class EmulatedDevice:
 
         def show_and_tell(kind: Any, error: BaseException, traceback: Any) -> None:
             show(kind, error, traceback)
-            if kind is not UnsupportedError and any(sign in str(error) for sign in SIGNS_OF_NATIVE_CODE):
+            if kind is not UnsupportedError and any(
+                sign in f"{kind.__name__}: {error}" for sign in SIGNS_OF_NATIVE_CODE
+            ):
                 self.emulator.unsupported(f"{kind.__name__}: {str(error).splitlines()[0]}")
 
         sys.excepthook = show_and_tell

@@ -30,6 +30,7 @@ def prepare_libraries(watcher: AfterImport, unsupported: Callable[[str], Excepti
     watcher.when("transformers.tokenization_utils_base", _redirect_tokenizers)
     watcher.when("triton.runtime.jit", lambda jit: _refuse_kernels(jit, unsupported))
     watcher.when("torch.utils.cpp_extension", lambda module: _refuse_extensions(module, unsupported))
+    watcher.when("torch.distributed.fsdp", lambda module: _refuse_sharding(module, unsupported))
     watcher.when("cupy", lambda module: _refuse_import(module, unsupported))
     watcher.when("numba.cuda", lambda module: _refuse_kernel_decorator(module, unsupported))
 
@@ -180,6 +181,15 @@ def _refuse_extensions(module: Any, unsupported: Callable[[str], Exception]) -> 
         return load_inline(name, cpp_sources, cuda_sources, *args, **kwargs)
 
     module.load, module.load_inline = load_host_only, load_inline_host_only
+
+
+def _refuse_sharding(module: Any, unsupported: Callable[[str], Exception]) -> None:
+    """Parameters in shards are kept by collectives of their own."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise unsupported("expected whole parameters, found FSDP")
+
+    module.fully_shard = module.FullyShardedDataParallel.__init__ = refuse
 
 
 def _refuse_import(module: Any, unsupported: Callable[[str], Exception]) -> None:
