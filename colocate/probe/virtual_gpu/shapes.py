@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remembers what operators give for arguments of the same shapes, so that a fake kernel runs once per shape.
 
 A training repeats its operators in every step, and a fake kernel takes ten times as long as this look-up. Torch has
