@@ -109,7 +109,7 @@ def test_an_opened_virtual_gpu_has_the_figures_of_its_row(tmp_path: Path) -> Non
     known = gpu_model("RTX 5070")
     gpu = FoundGpu("virtual", total_bytes=known.total_bytes, name=known.name)
 
-    with opened(gpu, tmp_path / "GPU.json", gpu_process="group01") as device:
+    with opened(gpu, tmp_path / "GPU.json", holder="group01") as device:
         state = VirtualGpu.open(tmp_path / "GPU.json")
         again = fresh(device, tmp_path / "again.json")
 

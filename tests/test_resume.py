@@ -78,8 +78,8 @@ def test_finished_groups_are_kept_with_their_verdicts_everywhere(copy: tuple[Pat
     ]
     assert session.junit == {"group01": "passed", "group02": "failure"}
     assert "group01 FEASIBLE (measured) peak 2200 MiB, headroom 5300 MiB, kept" in session.output
-    assert f"kept from {session.run.name}" in session.page
-    assert (session.run / "summary.csv").read_text().count(f"kept from {session.run.name}") == 2
+    assert f"reused from {session.run.name}" in session.page
+    assert (session.run / "summary.csv").read_text().count(f"reused from {session.run.name}") == 2
     assert {file: file.stat().st_mtime_ns for file in folder.glob("results/*/*/*")} == before
     assert main(["verify", str(session.run)]) == 0
 

@@ -193,7 +193,7 @@ def test_on_the_virtual_gpu_nothing_is_run_alone(tmp_path: Path) -> None:
     both, run, gpu = group(ours, load), RunDirectory(tmp_path / "run-virtual"), FoundGpu("virtual", total_bytes=2**33)
     attempt, reported = AttemptRunner(run, "test", gpu).attempt(both), list[str]()
 
-    with opened(gpu, tmp_path / "gpu", gpu_process="test") as device:
+    with opened(gpu, tmp_path / "gpu", holder="test") as device:
         found = settle(both, combine_attempts([attempt]), device, cache=None, tell=reported.append)
 
     assert found == read_speedup(attempt.directory) == GroupSpeedup(unknown=NOT_PREDICTED)
@@ -216,7 +216,7 @@ def test_a_slowdown_that_is_known_is_found(fake_nvml: FakeNvml, tmp_path: Path) 
     attempt = AttemptRunner(run, "test", gpu).attempt(both)
     cache, reported = Cache(tmp_path / "cache"), list[str]()
 
-    with opened(gpu, tmp_path / "gpu", gpu_process="test") as device:
+    with opened(gpu, tmp_path / "gpu", holder="test") as device:
         found = settle(both, combine_attempts([attempt]), device, cache=cache, tell=reported.append)
         again = settle(both, combine_attempts([attempt]), device, cache=cache, tell=reported.append)
 

@@ -126,7 +126,7 @@ def test_it_agrees_with_brute_force(tmp_path: Path) -> None:
     held = []
     for less in range(answer.holds_bytes - 64 * MIB, answer.holds_bytes + 3 * 64 * MIB, 64 * MIB):
         gpu = FoundGpu("virtual", total_bytes=room - less)
-        with opened(gpu, tmp_path / "brute", gpu_process="brute", run=directory.name) as device:
+        with opened(gpu, tmp_path / "brute", holder="brute", run=directory.name) as device:
             said, _ = ending_of(attempt_on(device, several, directory, plan="test"))
         if said is Ending.HOLDS:
             held.append(less)

@@ -57,7 +57,7 @@ class Resumption:
 def _reused_record(group: Group, reused: GroupResult) -> Record:
     """The record of a kept group, which says so."""
     record = record_of(group, reused)
-    since = f"kept from {reused.deciding.directory.run.name}, {reused.deciding.experiment['timestamp']}"
+    since = f"reused from {reused.deciding.directory.run.name}, {reused.deciding.experiment['timestamp']}"
     return {**record, "reused": since, "warnings": [*record["warnings"], f"{since} [kept]"]}
 
 

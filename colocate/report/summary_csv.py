@@ -136,7 +136,7 @@ def _row_of(group_result: GroupResult, run: RunDirectory, *, reused: bool) -> di
             group_result.deciding.directory, fitted(group_result.deciding.experiment), group_result.verdict.to_json()
         ),
         "attempts": len(group_result.attempts),
-        "reused": f"kept from {run.name}" if reused else None,
+        "reused": f"reused from {run.name}" if reused else None,
         **_breaking_point(group_result.deciding.directory),
     }
 

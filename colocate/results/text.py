@@ -73,7 +73,7 @@ def line_of(record: Record) -> str:
     if over is not None:
         known.append(f"{format_mib(over, beside=0)} over budget")
     if record.get("reused"):
-        known.append("kept")
+        known.append("reused")
     return f"{record['group']} {judged_text(record)} {', '.join(known)}".rstrip()
 
 
