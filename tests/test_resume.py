@@ -77,7 +77,7 @@ def test_finished_groups_are_kept_with_their_verdicts_everywhere(copy: tuple[Pat
         "group02 kept: INFEASIBLE, and nothing changed since",
     ]
     assert session.junit == {"group01": "passed", "group02": "failure"}
-    assert "group01 FEASIBLE (measured) peak 2200 MiB, headroom 5300 MiB, kept" in session.output
+    assert "group01 FEASIBLE (measured) peak 2200 MiB, headroom 5300 MiB, reused" in session.output
     assert f"reused from {session.run.name}" in session.page
     assert (session.run / "summary.csv").read_text().count(f"reused from {session.run.name}") == 2
     assert {file: file.stat().st_mtime_ns for file in folder.glob("results/*/*/*")} == before
@@ -90,7 +90,7 @@ def test_kept_groups_are_kept_by_workers_too(copy: tuple[Path, Path]) -> None:
     session = resumed(path, folder, "-n1")
 
     assert session.junit == {"group01": "passed", "group02": "failure"}
-    assert session.output.count(", kept") == 2
+    assert session.output.count(", reused") == 2
 
 
 def test_of_very_many_decisions_that_are_alike_one_line_is_told() -> None:
