@@ -111,5 +111,17 @@ def stream():
         collected += [net(x.cuda()).detach()]
 
 
-for loop in (lengths, leak, healthy, late_phase, accumulated, longest, stream):
+
+class Sequences(IterableDataset):
+    def __iter__(self):
+        yield from (torch.rand(1 + number * 37 % 200, 512) for number in range(4000))
+
+
+def uneven_stream():
+    net, adam = network()
+    for x in DataLoader(Sequences(), batch_size=None):
+        step(net, adam, x)
+
+
+for loop in (lengths, leak, healthy, late_phase, accumulated, longest, stream, uneven_stream):
     peak_of(loop)

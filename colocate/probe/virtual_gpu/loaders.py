@@ -21,7 +21,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 from ..origin import OURS
 from ..record import Record
 from .coverage import Coverage, Pass
-from .longest import Longest
+from .longest import Longest, size_of
 
 # Indices that a pass may be walked through for its last batch, about a second; a sampler may have ten billion.
 WALKED = 5_000_000
@@ -56,6 +56,7 @@ def cut_loaders(batches: int, record: Record, coverage: Coverage) -> None:
         except StopIteration:
             indices.ended()
             raise
+        indices.measured(batch)
         Enumerate.jumped += indices.gave(frame)
         return batch
 
@@ -141,6 +142,9 @@ class Indices:
         self._next = 0  # the next position of the original
         self._granted = min(self._least, 1 << 62 if self._length is None else self._length)
         self._targets: list[int] | None = None
+        # Of batches that nobody could look at ahead only those that are run are known.
+        self._is_unseen = not ordered or far or longest.is_unknown(loader.dataset)
+        self._sizes: set[int] = set()
         self._out: list[int] = []  # positions handed to the loader and not yet to the program
         self._is_told = told  # whoever fetches the batches goes through `asked`
 
@@ -169,7 +173,15 @@ class Indices:
             self._granted += 1
         elif self._length is None or self._next < self._length:
             self._record.fields["passes_cut"] += 1
+            if len(self._sizes) > 1:
+                seen = "could not be looked at ahead of the run"
+                self._coverage.doubt("longest_batch_unseen", f"batches differ in shape, and the rest of them {seen}")
             self._targets = self._coverage.cut(self._pass, _looping(frame))
+
+    def measured(self, batch: Any) -> None:
+        """Take note of a batch's size; the largest of a cut pass may be missing if they differ."""
+        if self._is_unseen and self._targets is None and (size := size_of(batch)) is not None:
+            self._sizes.add(size)
 
     def gave(self, frame: Any) -> int:
         """The program has got a batch; how many were left out before it."""

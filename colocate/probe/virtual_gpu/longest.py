@@ -65,6 +65,11 @@ class Longest:
         found = {max(range(len(order)), key=measure.__getitem__) for measure in (longest, together, padded)}
         return sorted(found)
 
+    def is_unknown(self, data: Any) -> bool:
+        """Say whether the sizes of a data set's samples could not be looked at ahead of the run."""
+        known = self._sizes.get(id(data))
+        return not _is_of_one_size(data) and (known is None or not known[1])
+
     def _look(self, data: Any, order: Sequence[Any]) -> dict[Any, int]:
         """The sizes of samples, as many as the budget allows."""
         everything = list(dict.fromkeys(index for one in order for index in _indices(one)))
