@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which GPUs a run may use, and one of them opened for the time of a group."""
+"""Find the GPUs that a run may use, and open one of them for the time of a group."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -46,7 +46,7 @@ class FoundGpu:
 
     @property
     def figures(self) -> GpuModel:
-        """What is known of such a GPU; of its product where that is in the table, else by its size."""
+        """Return the figures of such a GPU: of its product if that is in the table, else by its size."""
         if self.kind == "virtual" or not self._is_whole:
             return model_called(self.name or "", self.total_bytes or 0)
         try:
@@ -115,7 +115,7 @@ def find_gpus(kind: Kind, *, gpu_bytes: int, name: str | None = None, small: boo
 
 
 def _refusal(uuid: str) -> str | None:
-    """Why a GPU cannot be had at this moment, with who holds it; None for a free one."""
+    """Say why a GPU cannot be had now and who holds it, or None if it is free."""
     try:
         with locked(uuid, "a look at whether it is free"):
             return None

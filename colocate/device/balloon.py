@@ -103,7 +103,7 @@ class Hold:
 
     @property
     def held_bytes(self) -> int:
-        """All pieces together."""
+        """Return the size of all pieces together."""
         return sum(size for _, size in self._pieces)
 
     def resize(self, num_bytes: int) -> None:

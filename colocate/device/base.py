@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the harness asks of a GPU, whichever kind it is.
+"""The interface of a GPU to the harness, whichever kind it is.
 
 Two kinds implement :class:`Device`: `colocate.device.nvml` (a GPU, through NVML) and `colocate.device.virtual` (a
 GPU of a stated size that emulated trainings share). The rest of the library sees only this protocol.
@@ -54,7 +54,7 @@ class DeviceProcess:
 
 @dataclass(frozen=True, slots=True)
 class BalloonInfo:
-    """What makes a constrained GPU of a larger one: who holds how much of which GPU, its own context included."""
+    """The balloon of a constrained GPU: who holds how much of which GPU, its own context included."""
 
     pid: int | None
     held_bytes: int
@@ -64,7 +64,7 @@ class BalloonInfo:
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """Which GPU a verdict holds for; ``instance_of`` is the UUID of the GPU that a MIG instance is a part of."""
+    """The GPU that a verdict holds for; ``instance_of`` is the UUID of the GPU that a MIG instance is a part of."""
 
     kind: Literal["nvidia", "virtual"]
     uuid: str
@@ -90,7 +90,7 @@ class Device(Protocol):
 
     @property
     def info(self) -> DeviceInfo:
-        """What this GPU is."""
+        """Return what this GPU is."""
 
     def prepare(self) -> None:
         """Called before a group, on a GPU that nobody computes on: make it what :attr:`info` says."""
@@ -102,13 +102,13 @@ class Device(Protocol):
         """Power, temperature, utilisation and the energy counter now."""
 
     def processes(self) -> tuple[DeviceProcess, ...] | None:
-        """Who holds memory; None where the driver does not tell.
+        """List the processes that hold memory, or return None if the driver does not report them.
 
         Milliseconds on an NVIDIA GPU, under a lock that stalls other programs: call it rarely.
         """
 
     def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
-        """Who computes on the other GPUs of the machine: UUID and process id. As slow as :meth:`processes`."""
+        """List who computes on the machine's other GPUs: UUID and process id. As slow as :meth:`processes`."""
 
     def process_peak_bytes(self, pid: int, since: float | None = None) -> int | None:
         """The driver's own maximum for one process (accounting mode), also after its end; None where it is off.

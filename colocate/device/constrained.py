@@ -37,7 +37,7 @@ _GRACE_S = 1.0
 
 
 def constrained_device_name(name: str, gpu: Memory, total_bytes: int) -> str:
-    """What the constrained GPU is called: ``8 GB of an NVIDIA H100 80GB HBM3 (balloon 71.2 GiB)``."""
+    """Name the constrained GPU: ``8 GB of an NVIDIA H100 80GB HBM3 (balloon 71.2 GiB)``."""
     article = "an" if name[:1] in "AEIOUaeiou" or name.startswith("NV") else "a"
     spare = max(0, _capacity_bytes(gpu) - total_bytes) / GIB
     return f"{format_size(total_bytes)} of {article} {name} (balloon {spare:.1f} GiB)"
@@ -131,7 +131,7 @@ class Balloon:
 
 
 def _at(uuid: str) -> tuple[Path, dict[str, str]]:
-    """Where the program runs, and with which environment: ours, and exactly one GPU in sight."""
+    """Return the balloon's command: our interpreter and environment, with exactly one GPU visible."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("COLOCATE_", "PYTHON"))}
     return Path("/"), {**env, "CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
@@ -228,11 +228,11 @@ class ConstrainedDevice:
         return None if found is None else tuple(replace(one, balloon=self._is_balloon(one.pid)) for one in found)
 
     def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
-        """As on the large GPU."""
+        """Read from the large GPU."""
         return self._gpu.processes_elsewhere()
 
     def process_peak_bytes(self, pid: int, since: float | None = None) -> int | None:
-        """As on the large GPU."""
+        """Read from the large GPU."""
         return self._gpu.process_peak_bytes(pid, since)
 
     def release(self) -> None:
@@ -257,7 +257,7 @@ class ConstrainedDevice:
         self._gpu.close()
 
     def _is_balloon(self, pid: int) -> bool:
-        """By its own number; where the driver lists those of the host, by the one that came when it started."""
+        """Find the balloon's process by its id, or, if the driver lists the host's ids, by the one that appeared."""
         balloon = self._balloon
         if balloon is None:
             return False
@@ -299,7 +299,7 @@ class ConstrainedDevice:
 
 
 def _steady_free_bytes(gpu: Device) -> int:
-    """What is free once two readings agree: a driver scrubs what was given back before it counts as free again."""
+    """Wait until two readings of free memory agree: a driver scrubs released memory before it counts as free."""
     free_bytes, deadline = _free_bytes(gpu.memory()), time.monotonic() + STEADY_S
     while time.monotonic() < deadline:
         time.sleep(_POLL_S)
@@ -317,7 +317,7 @@ def _free_bytes(memory: Memory) -> int:
 
 
 def _capacity_bytes(memory: Memory) -> int:
-    """What programs can have of a GPU altogether."""
+    """Return the memory of a GPU that programs can have."""
     if memory.free_bytes is not None:
         return memory.used_bytes + memory.free_bytes
     return memory.total_bytes - (memory.reserved_bytes or 0)

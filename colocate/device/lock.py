@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run at a time on a GPU: a lock file per UUID, held with flock. Knows no kind of GPU.
+"""Lock a GPU for one run at a time: a lock file per UUID, held with flock. Knows no kind of GPU.
 
 The kernel lets go of the lock when its holder dies, however it dies. All users of a machine share one folder, so that
 they see each other's locks. Containers that share a GPU but no ``/tmp`` do not: give them a common folder by the

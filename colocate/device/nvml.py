@@ -48,7 +48,7 @@ _SAME_SIZE = 0.001  # so far apart are a GPU's size and the machine's where they
 
 
 def is_simulated(info: DeviceInfo) -> bool:
-    """Whether a GPU comes from the fake NVML library of the tests; its numbers must not pass for measured ones."""
+    """Say whether a GPU comes from the tests' fake NVML library; its numbers must not pass for measured ones."""
     return "simulated" in (info.driver_version or "")
 
 
@@ -91,7 +91,7 @@ class NvidiaDevice:
 
     @property
     def info(self) -> DeviceInfo:
-        """What this GPU is; ``memory_source`` says which of NVML's two memory structs is read."""
+        """Return what this GPU is; ``memory_source`` says which of NVML's two memory structs is read."""
         return self._info
 
     def prepare(self) -> None:
@@ -144,7 +144,7 @@ class NvidiaDevice:
         )
 
     def processes(self) -> tuple[DeviceProcess, ...] | None:
-        """Who holds memory, programs that draw included; None where the driver does not tell.
+        """List the processes that hold memory, graphics included, or None if the driver does not report them.
 
         In a container the driver may list the pids of the host, or list no memory: ``used_bytes`` is then None.
         Check by hand: ``nvidia-smi --query-compute-apps=pid,used_memory --format=csv`` (MiB).
@@ -156,7 +156,7 @@ class NvidiaDevice:
         return nvml_processes.processes(self._reported, self._total_bytes, self._instance)
 
     def processes_trouble(self) -> str | None:
-        """Why the list of processes that the driver has now is not believed; None where it is, or there is none.
+        """Say why the driver's process list is not believed, or None if it is, or there is none.
 
         Raises:
             DeviceError: NVML did not answer.
@@ -164,7 +164,7 @@ class NvidiaDevice:
         return nvml_processes.SHUFFLED if nvml_processes.is_shuffled(self._reported) else None
 
     def processes_elsewhere(self) -> tuple[tuple[str, int], ...]:
-        """Who computes on the other GPUs of the machine: UUID and process id; a GPU that does not answer has nobody.
+        """List who computes on the machine's other GPUs: UUID and process id; a GPU that does not answer has none.
 
         Check by hand: ``nvidia-smi --query-compute-apps=gpu_uuid,pid --format=csv``.
         """

@@ -61,7 +61,7 @@ CURES = {
 
 
 def library_present() -> bool:
-    """Whether this machine has an NVML library at all; one that is there but fails is found out by opening a GPU.
+    """Say whether this machine has an NVML library; one that is there but fails is found by opening a GPU.
 
     Raises:
         DeviceError: there is a library but it cannot be loaded, for example because it is for another processor.

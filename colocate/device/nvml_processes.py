@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is on an NVIDIA GPU, by the driver's lists and its accounting.
+"""Processes on an NVIDIA GPU, by the driver's lists and its accounting.
 
 Knows how drivers differ: which of NVML's functions they have, and which of them fill the rows wrongly.
 """
@@ -51,7 +51,7 @@ def processes(ask: Ask, total_bytes: int, instance: int | None) -> tuple[DeviceP
 
 
 def computing_pids(handle: Any) -> tuple[int, ...]:
-    """Who computes on a GPU; nobody where that is not told.
+    """List who computes on a GPU; empty if that is not reported.
 
     Raises:
         pynvml.NVMLError: the GPU did not answer.

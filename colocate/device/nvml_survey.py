@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All NVIDIA GPUs of a machine, and why some of them do not answer."""
+"""Survey all NVIDIA GPUs of a machine, and why some of them do not answer."""
 
 from dataclasses import dataclass, replace
 from typing import Any

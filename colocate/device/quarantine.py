@@ -31,7 +31,7 @@ class Quarantine:
         write_json(self._file(uuid), {"uuid": uuid, "why": why, "since": datetime.now(UTC).isoformat()})
 
     def why(self, uuid: str | None) -> str | None:
-        """Why this GPU must not be used; None when it may, as the virtual GPU always, which has no UUID here."""
+        """Say why this GPU must not be used, or None if it may be."""
         if uuid is None or not self._file(uuid).exists():
             return None
         try:
@@ -41,7 +41,7 @@ class Quarantine:
 
     @contextmanager
     def watching(self, uuid: str | None) -> Iterator[str | None]:
-        """Why a GPU must not be used; one that is lost on opening, or later where nobody notices, goes into here."""
+        """Say why a GPU must not be used; one that is lost on opening is put into quarantine here."""
         try:
             yield self.why(uuid)
         except DeviceLost as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kind of GPU a run uses. Decides and explains; opens no GPU and knows nothing of how a virtual one is made."""
+"""Choose the kind of GPU that a run uses, and explain the choice. Opens no GPU."""
 
 import os
 from collections.abc import Mapping

@@ -43,7 +43,7 @@ class VirtualDevice:
         """Nothing: the GPU was made for its group."""
 
     def memory(self) -> Memory:
-        """What the baseline and all living processes hold, their contexts included.
+        """Return what the baseline and all living processes hold, their contexts included.
 
         Check by hand: ``python -m json.tool STATE_FILE``.
         """

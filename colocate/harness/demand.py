@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training wants of the GPU that it did not get: it is run once more, alone, on a GPU that refuses nothing.
+"""Find what a training wanted that did not fit: run it again, alone, on a virtual GPU that refuses nothing.
 
 How far a program got on a full GPU says little about what it wanted. That decides whether a real GPU, whose
 allocator may differ by some percent, would have been too small as well.

@@ -35,7 +35,7 @@ _log = logging.getLogger("colocate")
 
 
 class DeviceState:
-    """What a GPU holds before, during and after one group.
+    """The state of a GPU before, during and after one group.
 
     Attributes:
         gpu_processes: everybody who was seen on the GPU.
@@ -62,7 +62,7 @@ class DeviceState:
 
     @property
     def unresponsive(self) -> str | None:
-        """Why nothing more is asked of the GPU; None as long as it answers."""
+        """Return why the GPU is no longer asked, or None as long as it answers."""
         return self._deadline.unresponsive
 
     # Before.
@@ -96,7 +96,7 @@ class DeviceState:
             self.faults.append(("foreign_process", text))
 
     def _listed(self) -> tuple[DeviceProcess, ...]:
-        """Who holds memory by the driver's list; nobody where it tells none."""
+        """List who holds memory by the driver's list; empty if it has none."""
         return self._ask(self._device.processes) or ()
 
     def _foreign_processes(self) -> list[ProcessId]:
@@ -145,7 +145,7 @@ class DeviceState:
 
     @property
     def listed_s(self) -> float:
-        """When the last list of processes was read, in seconds since the monitor's start."""
+        """Return when the process list was last read, in seconds since the sampler's start."""
         return self.gpu_processes.listed_s
 
     def has_grown(self) -> bool:

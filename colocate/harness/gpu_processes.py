@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who holds memory on the GPU: ours, told apart by member, what an earlier run left, or a foreign process.
+"""Track which processes hold GPU memory: of each training, left by an earlier run, or foreign.
 
 The driver gives process ids. A process is ours when it descends from a supervisor of ours or carries our cookie. A
 number means the same process only together with its start time.
@@ -69,7 +69,7 @@ class GpuProcesses:
         self._listed: dict[Role, list[tuple[float, int]]] = {role: [] for role in ROLES}
 
     def cookie(self, role: Role) -> str:
-        """What marks the processes of one member."""
+        """Return the cookie of one training's processes."""
         return self._prefix + role + self._suffix
 
     def foreign_processes(self, listed: Iterable[DeviceProcess]) -> list[ProcessId]:
@@ -83,7 +83,7 @@ class GpuProcesses:
         return frozenset(pid for pid in numbers if procfs.identify(pid) is None or self._is_by_chance(pid))
 
     def begin(self, elapsed_s: float) -> None:
-        """Who was there before, and was waited for or ended, has nothing to do with the group."""
+        """Forget the processes that were there before the group."""
         self._since_s = elapsed_s
         self._seen.clear()
         self.listings.clear()
@@ -109,7 +109,7 @@ class GpuProcesses:
         return {one.pid: role for role, ours in members.items() for p in ours[-1:] for one in p.tree()}
 
     def _add_up(self, elapsed_s: float, listed: Iterable[DeviceProcess]) -> None:
-        """What each member holds by this list; it is not told where the driver does not tell of one process."""
+        """Return what each training holds by this list; unknown if the driver does not report one process."""
         listed = [process for process in listed if not process.balloon]
         by_role = {role: _together(process for process in listed if process.pid in self.pids(role)) for role in ROLES}
         for role, own in by_role.items():
@@ -121,7 +121,7 @@ class GpuProcesses:
             del self.listings[1::2]
 
     def listed(self, role: Role) -> tuple[tuple[float, int], ...]:
-        """What this member held by the driver's lists, each as its second and the bytes."""
+        """Return what a training held by the driver's lists, as pairs of second and bytes."""
         return tuple(self._listed[role])
 
     def ours(self, pid: int) -> Role | None:

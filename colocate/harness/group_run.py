@@ -56,7 +56,7 @@ _log = logging.getLogger("colocate")
 
 
 class GroupRun:
-    """One group on one GPU while it runs. A context manager: leaving it ends whatever still runs.
+    """Runs one group on one GPU. A context manager: leaving it ends whatever still runs.
 
     Args:
         group: What is to share the GPU.
@@ -218,7 +218,7 @@ class GroupRun:
             self._wait_until(lambda: self._gpu.listed_s >= since_s, time.monotonic() + LISTED_WITHIN_S)
 
     def _learn_what_was_wanted(self) -> None:
-        """How far a training got on a full virtual GPU says little about what it wanted."""
+        """Learn what each training wanted: how far it got on a full virtual GPU says little about that."""
         if self._virtual_gpu is None or not self._asks:
             return
         for training in self._members:
@@ -257,7 +257,7 @@ class GroupRun:
 
     @property
     def gpu_fault(self) -> str | None:
-        """Why nothing may be measured on this GPU any more; None as long as it may."""
+        """Return why nothing more may be measured on this GPU, or None as long as it may."""
         if self._monitor.lost is not None or self._gpu.unresponsive is not None:
             return self._monitor.lost or self._gpu.unresponsive
         if any(process.unkillable for training in self._members for process in training.processes):
@@ -410,7 +410,7 @@ class GroupRun:
         )
 
     def _attribute(self) -> None:
-        """Who holds memory on the GPU, as far as the driver tells."""
+        """Return who holds memory on the GPU, as far as the driver reports it."""
         members = self._members
         if self._wants_list():
             self._monitor.ask_for_processes()
@@ -432,13 +432,13 @@ class GroupRun:
         return self._gpu.listed_s < self._stepping_s
 
     def _process_faults(self) -> Iterator[tuple[str, str]]:
-        """What went wrong around the trainings, not in them."""
+        """Yield the faults around the trainings, not in them."""
         for training in self._members:
             yield from training.process_faults()
         yield from self._mixed_faults()
 
     def _notes(self, foreground: Member) -> Iterator[tuple[str, str]]:
-        """What is worth saying of the trainings and of the GPU while the foreground ran."""
+        """Yield remarks about the trainings and the GPU while the foreground ran."""
         for training in self._members:
             yield from training.notes()
         if not foreground.process_runs:
@@ -479,7 +479,7 @@ class GroupRun:
         return not training.tells_events and training.stepping_s >= GOES_ON_S * self.directory.attempt**2
 
     def _holds_gpu(self, training: TrainingMonitor) -> bool:
-        """By the driver's list; where that does not tell, by the GPU's level while the background is alone.
+        """Check by the driver's list, or else by the GPU's level while the background is alone.
 
         The probe tells that a program holds memory, but not on which GPU.
         """

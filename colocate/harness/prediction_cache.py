@@ -41,7 +41,7 @@ class Cache:
         return cls(Path(home, "colocate", "predictions"))
 
     def find(self, program: Program, gpu: GpuModel) -> SimulatedRun | None:
-        """What is known of a program; None if it was not dry-run, or something has changed since."""
+        """Return the stored dry run of a program, or None if there is none or something has changed since."""
         try:
             document = json.loads(self._path(program, gpu).read_text())
             if any(_digest(Path(name)) != digest for name, digest in document["files"].items()):
@@ -98,7 +98,7 @@ def _digest(path: Path) -> str | None:
 
 
 def _packages_of(interpreter: str) -> list[str]:
-    """What is installed beside an interpreter, by the names of the folders; empty for one that is not in a venv."""
+    """List what is installed beside an interpreter, by folder names; empty outside a virtual environment."""
     folder = Path(interpreter).absolute().parent.parent
     return sorted(path.name for path in folder.glob("lib/python3*/site-packages/*.dist-info"))
 

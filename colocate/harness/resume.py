@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a run still holds when it is taken up again, what is run once more, and why.
+"""Decide which groups ``--resume`` reuses, and why the others run again.
 
 A group is kept when its verdict is on disk, follows from its record, and nothing changed that decides how it runs:
 settings and command (`Group.content_hash`), package versions, kind and size of the GPU. What was interrupted, or
@@ -47,7 +47,7 @@ MOST_REPORTED = 20  # groups of which the same is to be said are told one by one
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of one group: kept with its verdict, or run; ``done`` are runs of it that need not be repeated."""
+    """The decision for one group: reused with its verdict, or run; ``done`` are runs that need not be repeated."""
 
     group: str
     why: str
@@ -134,7 +134,7 @@ def decide(run: RunDirectory, groups: Iterable[Group], gpus: Iterable[FoundGpu])
 
 
 def essentials(experiment: dict[str, Any]) -> dict[str, Any]:
-    """What of a record decides whether it still holds: a session's memory need not hold ten thousand whole ones."""
+    """Reduce a record to what decides whether it still holds; ten thousand whole ones would fill the memory."""
     evidence = experiment["evidence"]
     some = {name: evidence[name] for name in _ESSENTIAL if name in evidence}
     for role in ROLES:
@@ -191,7 +191,7 @@ def _why_without_verdict(run: RunDirectory, group: Group, rebooted: bool) -> str
 
 
 def _why_again(attempt: Attempt, group: Group, gpus: tuple[FoundGpu, ...]) -> str | None:
-    """What keeps an attempt from counting any more, or None."""
+    """Say why an attempt no longer counts, or None if it does."""
     if attempt.group.get("content_hash") != group.content_hash:
         return f"its settings changed{_changed_words(attempt, group)}"
     changed = _changed_versions(attempt.evidence.get("versions", {}))

@@ -13,7 +13,7 @@ from colocate.verdict import Outcome, Verdict
 
 @dataclass(frozen=True)
 class Retries:
-    """What further attempts at a group need.
+    """Runs further attempts at a group.
 
     Args:
         group: What is to share the GPU.
@@ -81,7 +81,7 @@ RETRY_CAUSES_OF_DRY_RUNS = frozenset({"background_no_step", "too_little_overlap"
 
 
 def retry_cause(verdict: Verdict, *, started: bool) -> str | None:
-    """Why it is worth repeating an attempt at once; None when it is not.
+    """Return why it makes sense to repeat an attempt at once, or None if it does not.
 
     What kept it from starting at all was waited for already.
     """

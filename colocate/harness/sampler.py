@@ -124,7 +124,7 @@ class Sampler:
 
     @property
     def lost(self) -> str | None:
-        """Why the sampling ended before it was stopped; None while all is well."""
+        """Return why the sampling ended before it was stopped, or None while it goes on."""
         return self._lost
 
     def latest(self) -> Sample | None:
@@ -177,7 +177,7 @@ class Sampler:
             return list(self._vitals)
 
     def process_lists(self) -> list[tuple[float, tuple[DeviceProcess, ...]]]:
-        """Who held memory, and when in seconds since the start. Empty where the driver never told."""
+        """Return who held memory, and when in seconds since the start; empty if the driver never reported it."""
         with self._lock:
             return list(self._process_lists)
 
@@ -364,7 +364,7 @@ class Sampler:
             self._failing = None
 
     def _gaps_until(self, end_s: float) -> list[Gap]:
-        """What is missing right now and has not ended yet."""
+        """Return the gap that has not ended yet."""
         if self._ended_s is not None:
             return []
         gaps = [Gap(self._failing.start_s, end_s, self._failing.reason)] if self._failing else []

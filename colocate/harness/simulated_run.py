@@ -10,7 +10,7 @@ from colocate.verdict import Coverage, PeakRange
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the peak is made of, in bytes, at the instant with the most live tensors.
+    """The parts of a peak in bytes, at the instant with the most live tensors.
 
     ``activations`` are everything that has no other name, temporaries and input included; ``fragmentation`` is what
     the allocator had reserved beyond that.
@@ -47,7 +47,7 @@ NOTHING = Parts(0, 0, 0, 0, 0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRun:
-    """What one program wanted of the GPU.
+    """The result of one dry run.
 
     ``failure`` says why there is no prediction, ``failure_code`` the same for machines; ``peak`` and ``parts`` are then
     None. ``doubts`` are reason codes and sentences of what may need more: with any of them it never just fits.

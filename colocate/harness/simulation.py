@@ -24,7 +24,7 @@ from colocate.plan import GpuModel
 from colocate.probe.virtual_gpu import AllocationTrace, Composition, composition, floor_bytes, no_workspace
 from colocate.process import Command, Process, start, stop_all
 from colocate.units import format_mib
-from colocate.verdict import LESS, MORE, Allocator, PeakRange, Reason, allocator_range
+from colocate.verdict import LESS, MORE, Allocator, PeakRange, Reason, ReasonCode, allocator_range
 
 TRACE = "COLOCATE_TRACE"
 ANSWERS = "COLOCATE_ANSWERS"
@@ -104,7 +104,7 @@ def simulate(
 
 
 class _Running:
-    """One program while it runs."""
+    """One program in its dry run."""
 
     def __init__(self, program: Program, gpu: GpuModel, folder: Path, timeout_s: float, answers: Answers) -> None:
         self.program = program
@@ -174,7 +174,7 @@ class _Running:
         )
 
     def _result(self, reader: ProbeReader) -> SimulatedRun:
-        """What it wanted."""
+        """Return the result of the dry run."""
         bare = SimulatedRun(self.program.name, self.program.argv, time.monotonic() - self.process.started_t)
         gpu_processes = [one for one in reader.allocators if one.max_reserved_bytes]
         failure = self._failure(reader.allocators, gpu_processes)
@@ -201,24 +201,24 @@ class _Running:
         """Why nothing is predicted: the program ended badly, or was never seen to use the GPU."""
         unsupported = next((one.unsupported for one in allocators if one.unsupported), None)
         if unsupported is not None:
-            return Reason("not_emulated", f"cannot be emulated without a GPU: {unsupported}")
+            return Reason(ReasonCode.NOT_EMULATED, f"cannot be emulated without a GPU: {unsupported}")
         exit_ = self.process.exit
         if self._is_too_large(gpu_processes):
             return None
         if not self._late and (exit_ is None or exit_.code != 0):
-            return Reason("dry_run_failed", f"expected the program to end well, found {exit_}")
+            return Reason(ReasonCode.DRY_RUN_FAILED, f"expected the program to end well, found {exit_}")
         if gpu_processes:
             return None
         if self._late:
             text = f"was ended after {self._timeout_s:g} s, before it used the GPU; give it more time with --timeout"
-            return Reason("dry_run_timeout", text)
+            return Reason(ReasonCode.DRY_RUN_TIMEOUT, text)
         if allocators:
             text = "has not used the GPU and ended well; see its output, or declare it with uses_gpu: false in a plan"
-            return Reason("gpu_not_used", text)
+            return Reason(ReasonCode.GPU_NOT_USED, text)
         text = (
             "has not used the GPU: no torch was imported where the emulation could start (python -I, other framework?)"
         )
-        return Reason("emulation_not_started", text)
+        return Reason(ReasonCode.EMULATION_NOT_STARTED, text)
 
     def _is_too_large(self, gpu_processes: Sequence[Allocator]) -> bool:
         """It was refused memory by a GPU of several times the size, or one that it was to fill: what it held counts."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a GPU was slowed down for heat or power, by the driver's own word. Knows no trainings and no verdicts."""
+"""Detect that the driver slowed a GPU down for heat or power."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ REASONS = {
 
 
 def throttling(readings: Sequence[VitalsReading], start_s: float, end_s: float) -> str | None:
-    """In how many of the readings between two instants the GPU was slowed down, and why; None where in none."""
+    """Say in how many readings between two instants the GPU was slowed down, and why; None if in none."""
     inside = [vitals.throttle_reasons for at_s, _, vitals in readings if start_s <= at_s <= end_s]
     found = [tuple(_names(reasons)) for reasons in inside if reasons is not None]
     counts = Counter(name for names in found for name in names)

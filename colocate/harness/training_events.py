@@ -73,7 +73,7 @@ class Progress:
 
     @property
     def progress_events(self) -> tuple[ProgressEvent, ...]:
-        """All kept signs, by time."""
+        """Return all stored progress events by time."""
         return tuple(
             sorted(
                 (progress_event for progress_events in self._by_pid.values() for progress_event in progress_events),
@@ -83,7 +83,7 @@ class Progress:
 
     @property
     def latest_s(self) -> float | None:
-        """When the last sign came."""
+        """Return when the last progress event came."""
         return max(
             (progress_events[-1].elapsed_s for progress_events in self._by_pid.values() if progress_events),
             default=None,
@@ -354,7 +354,7 @@ def _probe_out_of_memory(count: int, last: Mapping[str, Any]) -> OutOfMemory:
 
 
 def _history(value: Any, since_t: float) -> tuple[tuple[float, int], ...]:
-    """What a process held over time; empty where the list is not what the probe would write."""
+    """Read what a process held over time; empty if the probe would not have written such a list."""
     if not isinstance(value, list) or len(value) > _MOST_STEPS:
         return ()
     steps = [(_instant(time_t, since_t), whole(size)) for time_t, size in value]
@@ -404,7 +404,7 @@ def _sized_by_free(record: Mapping[str, Any]) -> bool:
 
 
 def _coverage(told: Any, passes_cut: int) -> Coverage | None:
-    """How much of the program was run; None where the probe did not say, or not in its own words."""
+    """Read how much of the program was executed, or None if the probe did not say."""
     if not isinstance(told, dict):
         return None
     loops = [
@@ -438,7 +438,7 @@ def _coverage(told: Any, passes_cut: int) -> Coverage | None:
 
 
 def _with_maxima_of(earlier: Allocator | None, latest: Allocator) -> Allocator:
-    """What was once a maximum stays one, whatever a later record tells."""
+    """Keep each maximum, whatever a later record says."""
     if earlier is None:
         return latest
     names = ("max_allocated_bytes", "max_reserved_bytes", "num_ooms", "num_alloc_retries", "ooms_raised")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training of a group while it runs: its processes and everything it tells, gathered into a `Member`.
+"""Follow one training of a group while it runs: its processes, output and events, gathered into a `Member`.
 
 Knows no GPU: which member holds memory there is told by `colocate.harness.group_run`.
 """
@@ -158,7 +158,7 @@ class TrainingMonitor:
         return frozenset(event.pid for event in self._events.progress.progress_events)
 
     def process_faults(self) -> Iterator[tuple[str, str]]:
-        """What went wrong around it, not in it: whatever it did cannot be known, or harms who comes next."""
+        """Yield the faults around the training, not in it."""
         for text in filter(None, (self._events.trouble, self._probe.trouble)):
             yield "events_unreadable", text
         for process in self.processes:
@@ -181,14 +181,14 @@ class TrainingMonitor:
         return f"{told}: {pattern!r} ({name}); write it without nested repeats"
 
     def notes(self) -> Iterator[tuple[str, str]]:
-        """What is odd about them but harms nobody."""
+        """Yield remarks that harm no verdict."""
         if self._events.bad_lines:
             text = f"{self._events.bad_lines} lines of its events are none, or of another time than that of the run"
             yield "bad_events", f"{self.training.name}: {text}"
 
     @property
     def tells_events(self) -> bool:
-        """It writes events of its own."""
+        """Return whether it writes events."""
         return bool(self._events.progress.progress_events)
 
     @property
@@ -199,14 +199,14 @@ class TrainingMonitor:
 
     @property
     def simulated_t(self) -> float | None:
-        """When it was first through with everything: an epoch that it tells of, or the whole program."""
+        """Return when it first finished an epoch or the whole program."""
         ends = [epoch.elapsed_s for epoch in self._events.epochs[:1]]
         ends += [process.exit.ended_s for process in self.processes if process.exit is not None and process.exit.ok]
         return min(ends, default=None)
 
     @property
     def stepping_s(self) -> float:
-        """How long it has made steps by now, of which PyTorch or its log tells."""
+        """Return for how long it has made steps, by PyTorch or its log."""
         signs = [event.elapsed_s for event in self._probe.progress.progress_events] + [
             line.t for line in self._progress_lines()
         ]
@@ -214,13 +214,13 @@ class TrainingMonitor:
 
     @property
     def latest_t(self) -> float | None:
-        """When it last gave a sign of life: a byte of output or a step."""
+        """Return when it last printed something or made a step."""
         signs = [self._events.progress.latest_s, self._probe.progress.latest_s]
         signs += [time for process in self.processes[-1:] for time in (process.started_t, process.last_output_t)]
         return max((sign for sign in signs if sign is not None), default=None)
 
     def stepped_since(self, time_t: float) -> bool:
-        """It made progress after an instant."""
+        """Return whether it made progress after an instant."""
         signs = [self._events.progress.latest_s, self._probe.progress.latest_s]
         signs += [match.t for match in self._progress_lines()[-1:]]
         return any(sign is not None and sign > time_t for sign in signs)
@@ -278,7 +278,7 @@ class TrainingMonitor:
     def _held(
         self, origin_t: float, process_runs: tuple[ProcessRun, ...]
     ) -> tuple[tuple[tuple[float, int], ...], Literal["allocator", "processes"] | None]:
-        """What it held over time, and who told: its allocators, else the driver's lists."""
+        """Return what it held over time, by its allocators or else by the driver's lists."""
         end_s = time.monotonic() - origin_t
         histories = {
             pid: tuple((at - origin_t, size) for at, size in steps) for pid, steps in self._probe.histories.items()

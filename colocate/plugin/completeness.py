@@ -37,7 +37,7 @@ _CUT_OFF = (CRASHED, INTERRUPTED)
 
 
 class CompletenessCheck:
-    """Which groups were planned, started, judged and done; lives in the controller, or in the only process."""
+    """Track which groups were planned, started, judged and done, in the controller or the only process."""
 
     def __init__(self, config: pytest.Config, interruption: Interruption) -> None:
         self.config = config
@@ -205,7 +205,7 @@ class CompletenessCheck:
         return report
 
     def _directory(self, group: "Group") -> str | None:
-        """Where the group wrote what it had until it was cut off."""
+        """Return where the group wrote its record before it was cut off."""
         run = self.session.run_directory
         assert run is not None, "a ledger is kept of what is run"
         path = run.group(group.foreground.name, group.number, parallel=group.background is not None).path

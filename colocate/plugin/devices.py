@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which GPUs this session may use, found before anything starts; the controller decides, its workers are told."""
+"""Find the GPUs that this session may use before anything starts; the controller tells its workers."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -88,17 +88,17 @@ def register(config: pytest.Config) -> None:
 
 
 def why_none(session: Session, group: "Group", quarantine: "Quarantine") -> "Reason":
-    """Why no GPU of this process is what a group asks for."""
+    """Say why no GPU of this process is what a group asks for."""
     from colocate.device import as_asked
-    from colocate.verdict import Reason
+    from colocate.verdict import Reason, ReasonCode
 
     known = session.others or session.gpus
     for gpu in known:
         why = quarantine.why(gpu.uuid)
         if why is not None and as_asked(gpu, group.gpu) is not None:
-            return Reason("gpu_quarantined", f"{gpu.uuid}: {why}")
+            return Reason(ReasonCode.GPU_QUARANTINED, f"{gpu.uuid}: {why}")
     found = ", ".join(dict.fromkeys(map(str, known)))
-    return Reason("no_such_gpu", f"the group asks for a GPU {group.gpu!r}, found {found}")
+    return Reason(ReasonCode.NO_SUCH_GPU, f"the group asks for a GPU {group.gpu!r}, found {found}")
 
 
 def sendable(gpu: "FoundGpu") -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In a job of GitHub Actions: the run as the job's summary, and annotations that name its groups."""
+"""Write the job summary and the annotations in a job of GitHub Actions."""
 
 import pytest
 

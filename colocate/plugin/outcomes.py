@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a verdict to pytest's words: passed, failed, or error; told apart in terminal, JUnit and HTML alike.
+"""Translate verdicts into pytest's outcomes: passed, failed or error, in terminal, JUnit and HTML alike.
 
 A case hands over a plain *record* of its verdict. Records hold builtin types only, because xdist can send nothing else
 and an unknown type would end the whole session.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of pytest and xdist is used although nobody promises it to plugins: all of it here, each with its reason.
+"""Private pytest and xdist APIs that we depend on, each with its reason.
 
 There are two other places, since they are nothing but that: `plugin.slurm_session` is a session of xdist with other
 workers, and `colocate.plugin.scheduler` a scheduler as xdist wants one.
@@ -32,7 +32,7 @@ def worker_processes(config: pytest.Config) -> Iterator[Any]:
 
 
 def why_stopped(config: pytest.Config, session: pytest.Session) -> str | None:
-    """Why a session ends before its last case: xdist knows of ``-x`` and does not tell pytest's session."""
+    """Return why a session ends before its last case: xdist knows of ``-x`` and does not tell pytest's session."""
     reason = session.shouldfail or session.shouldstop or getattr(xdist_session(config), "shouldstop", False)
     return str(reason) if reason else None
 
@@ -67,7 +67,7 @@ def width_of(terminal: Any) -> int:
 
 
 def stream_of(terminal: Any) -> Any:
-    """Where pytest's terminal writes to."""
+    """Return the file that pytest's terminal writes to."""
     return terminal._tw._file
 
 

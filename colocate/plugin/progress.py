@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the terminal shows: the GPU first, the plan with its time, what runs, what came of it, and the verdict last.
+"""Show the session in the terminal: the GPU, the plan and its time, what runs, results, and the verdict last.
 
 What runs is read from files, as `colocate watch` reads it, so it is the same with workers and without.
 """
@@ -105,7 +105,7 @@ class Progress:
                 self.terminal.write_line(line)
 
     def _estimated(self) -> Estimate:
-        """How long the groups take; the plan's minutes are those of a real GPU and say nothing about another."""
+        """Estimate how long the groups take; the plan's minutes are those of a real GPU."""
         gpus = self.session.gpus
         elsewhere = self.session.elsewhere
         real = any(gpu.kind == "nvidia" for gpu in gpus) or (elsewhere is not None and elsewhere.gpu)

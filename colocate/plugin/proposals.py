@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""At the end of a session: what could be tried for the groups that do not fit, predicted as long as there is time."""
+"""Predict at the end of a session what could be tried for groups that do not fit, within a time budget."""
 
 import textwrap
 

@@ -78,7 +78,7 @@ class Remedying:
         ]
 
     def _is_wanted(self, reported: dict[str, Any]) -> bool:
-        """It does not fit for want of memory; or, where asked for, a prediction could not say whether it does."""
+        """Return whether it does not fit for lack of memory, or, if asked for, whether that is undecided."""
         undecided = option(self.config, "try_fixes") == "undecided" and "undecided" in reported["codes"]
         return undecided or is_of_memory(reported["outcome"], reported["codes"])
 
@@ -91,7 +91,7 @@ class Remedying:
 
 
 def lines(found: Remedied) -> list[str]:
-    """What came of it, of at most 80 columns a line."""
+    """Describe the result in lines of at most 80 columns."""
     remedy = found.remedy
     if remedy is None:
         tried = len(found.trials)

@@ -93,7 +93,7 @@ def _sendable(decision: Decision) -> dict[str, Any]:
 
 
 def _received(config: pytest.Config) -> Iterator[Decision]:
-    """What the controller of this worker decided."""
+    """Return the decisions of this worker's controller."""
     run, sent = session.run_directory_of(config), config.workerinput["colocate_decisions"]  # type: ignore[attr-defined]
     found = group_results(run, essentials) if any(one["reused"] for one in sent) else {}
     for one in sent:
@@ -154,7 +154,7 @@ def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> 
 
 
 def _standing(decision: Decision | None) -> str:
-    """What a group counts as that an earlier session had and this one may not select."""
+    """Return the outcome of a group that an earlier session ran and this one may not select."""
     return AGAIN if decision is None or decision.reused is None else str(decision.reused.verdict.outcome)
 
 

@@ -27,7 +27,7 @@ SCHEMA = 1
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:
-    """What is kept of a plan; ``asked`` tells which of the records in the run are of these very settings."""
+    """Return what is stored of a plan; ``asked`` tells which records of the run have these settings."""
     return {
         "name": plan.name,
         "path": os.path.abspath(plan.path),  # noqa: PTH100 - keeps links

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which worker of xdist gets which group: the longest first, and none before a worker is free for it.
+"""Schedule groups on xdist's workers: the longest first, and only when a worker is free.
 
 xdist's own schedulers give every worker two tests at the start, consecutive ones: on four GPUs the two longest groups
 of a plan then run one after the other (70 instead of 40 minutes in the measured example). Public hooks only; see

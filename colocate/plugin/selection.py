@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``-k`` means for groups: ``group1`` is the first group, not every group whose id begins so.
+"""Interpret ``-k`` for groups: ``group1`` is the first group, not every group whose id begins so.
 
 Pure functions over words and ids. Imports no pytest: the hooks that call them are elsewhere.
 """

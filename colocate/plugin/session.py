@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this pytest session runs: its plan, its run directory, its GPUs; decided once, before anything starts."""
+"""The session: its plan, run directory and GPUs, decided once before anything starts."""
 
 import gc
 import os
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Session:
-    """What was decided for one pytest session; in a worker, as its controller decided it."""
+    """The decisions for one pytest session; in a worker, those of its controller."""
 
     plan: "Plan"
     home: Path
@@ -55,7 +55,7 @@ class Session:
                 yield group, GroupDirectory(Path(reported["directory"])), reported
 
     def plan_verdict(self) -> "PlanVerdict":
-        """How the plan stands by the groups so far, also by what an earlier session of the same run found of others."""
+        """Return the plan's verdict by the groups so far, including those of earlier sessions of the same run."""
         from colocate.verdict import PlanVerdict
 
         found = self.earlier | {name: record["outcome"] for name, record in self.records.items()}
@@ -67,7 +67,7 @@ SESSION = pytest.StashKey[Session]()
 
 
 def session_of(config: pytest.Config) -> Session:
-    """What was decided for this session.
+    """Return the session's decisions.
 
     Raises:
         pytest.UsageError: cases are collected although no argument names them.
@@ -84,7 +84,7 @@ def plan_of(config: pytest.Config) -> "Plan":
 
 
 def run_directory_of(config: pytest.Config) -> RunDirectory:
-    """Where this session's groups are recorded: the same folder in the controller and all its workers.
+    """Return the run directory: the same in the controller and all its workers.
 
     Raises:
         pytest.UsageError: nothing is run (``--collect-only``), so there is none.
@@ -139,7 +139,7 @@ def all_cases(config: pytest.Config) -> list[str]:
 
 
 def cases(config: pytest.Config) -> list[Any]:
-    """One pytest parameter per group: its id, and its tier as a mark, for ``metafunc.parametrize("group", ...)``."""
+    """Make one pytest parameter per group, with its tier as a mark, for ``metafunc.parametrize("group", ...)``."""
     groups = plan_of(config).groups
     return [pytest.param(group, id=group.id, marks=_marks(group)) for group in groups]
 
@@ -169,7 +169,7 @@ def warn(config: pytest.Config, text: str) -> None:
 
 @contextmanager
 def lasting() -> Iterator[None]:
-    """What is made inside lives as long as the session: Python's collector of cycles need never walk through it.
+    """Exempt what is made inside from garbage collection: it lives as long as the session.
 
     Of 10,000 groups that walk took 2 of 6 seconds.
     """

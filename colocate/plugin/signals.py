@@ -31,7 +31,7 @@ class Interruption:
 
     @property
     def exit_code(self) -> int | None:
-        """What a shell expects of an interrupted program: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
+        """Return a shell's exit code for an interrupted program: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return None if self.received is None else 128 + self.received
 
     def install(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kinds of GPUs a cluster has for the groups of a plan, and how many workers are to be asked for with which.
+"""Choose the kinds of GPUs of a cluster for the groups of a plan, and the number of workers for each.
 
 Knows what Slurm tells of its machines, types of GPUs and features; asks for nothing.
 """
@@ -26,7 +26,7 @@ def chosen(options: Iterable[str]) -> bool:
 
 
 def kinds(nodes: Iterable[Node], asked: str) -> Counter[Request]:
-    """What gets a worker with a GPU that a group asks for, and how many GPUs there are of it: types, else features."""
+    """Return the requests that get a worker with the GPU a group asks for, by types or else features."""
     types, features = Counter[Request](), Counter[Request]()
     for node in nodes:
         types.update({(f"--gres=gpu:{kind}:1",): count for kind, count in node.types if may_mean(kind, asked)})
@@ -41,7 +41,7 @@ def gives(node: Node, request: Request) -> bool:
 
 
 def requests(nodes: Sequence[Node], asked: Iterable[str | None], most: int) -> list[Request]:
-    """What to ask for, one entry per worker, for groups that ask for these GPUs.
+    """Return one request per worker, for groups that ask for these GPUs.
 
     At most ``most``, and of a kind no more than groups or GPUs; but of every kind at least one, and those in front.
     """
@@ -75,7 +75,7 @@ def unmet(nodes: Sequence[Node], place: str, groups: Iterable[Group]) -> Iterato
 
 
 def _reported(nodes: Iterable[Node]) -> str:
-    """Such as ``gpu:a100 (4), features ib, large``."""
+    """Describe it, such as ``gpu:a100 (4), features ib, large``."""
     types, features = Counter[str](), Counter[str]()
     for node in nodes:
         types.update({f"gpu:{kind}" if kind else "gpu of no type": count for kind, count in node.types})

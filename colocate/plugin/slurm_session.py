@@ -83,7 +83,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
         slot.thread.start()
 
     def _bring(self, waiting: Waiting) -> None:
-        """In a thread that lasts as long as the job: its end would end srun (see `process.die_with_parent`)."""
+        """Start a worker in a thread that lasts as long as the job: its end would end srun."""
         gateway = None
         try:
             gateway = self.nodemanager.group.makegateway(waiting.spec)  # blocks while the job waits
@@ -185,7 +185,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
             self._ask(self._renamed(spec), self._elsewhere.later.pop(0))
 
     def _renamed(self, spec: Any) -> Any:
-        """What a worker was asked for with, for another one."""
+        """Return the request of a worker, for another one."""
         spec.id = None
         self.nodemanager.group.allocate_id(spec)
         spec.env.pop(VISIBLE, None)
@@ -211,7 +211,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
         return node
 
     def run_again(self, nodeid: str, node: WorkerController) -> bool:
-        """Whether a group is run once more that was lost with its worker; asked by the scheduler."""
+        """Say whether a group that was lost with its worker is run once more; asked by the scheduler."""
         slot = self._elsewhere.slot_of(node)
         completeness = self.config.pluginmanager.get_plugin("colocate-ledger")
         if slot is None or self._elsewhere.ending or nodeid in self._elsewhere.again or nodeid in completeness.judged:
@@ -259,7 +259,7 @@ class QueuedSession(DSession):  # type: ignore[misc]
         self._held_back = []
 
     def loop_once(self) -> None:
-        """One event; then nothing needs to wait for which there is no group any more, nobody to stay who has none."""
+        """Handle one event; then release workers for which there is no group any more."""
         super().loop_once()
         if self.sched is not None and self.sched.all_given:
             self._give_up_waiting()

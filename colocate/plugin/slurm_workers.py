@@ -79,13 +79,13 @@ class WorkerSlot:
 
     @property
     def loss(self) -> str:
-        """How its worker was lost."""
+        """Say how the worker was lost."""
         why = self.last_words() or "no word of why"
         cure = "; ask for more time with --slurm=--time=HOURS:MINUTES:00" if "TIME LIMIT" in why else ""
         return f"{self.worker} on {self.host} was lost ({why}{cure})"
 
     def last_words(self) -> str:
-        """What srun said last."""
+        """Return the last output of srun."""
         with contextlib.suppress(OSError):
             lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
             return next((line for line in reversed(lines) if not line.startswith("Try ")), "")  # Try "srun --help"
@@ -134,7 +134,7 @@ class Elsewhere:
 
     @property
     def most_workers(self) -> int:
-        """How many workers make sense: one per GPU, or per machine without GPUs."""
+        """Return how many workers make sense: one per GPU, or per machine without GPUs."""
         return self.num_gpus if self.gpu else len(self.nodes)
 
     @property
@@ -145,14 +145,14 @@ class Elsewhere:
 
     @property
     def place(self) -> str:
-        """Such as ``partition gpu``."""
+        """Describe it, such as ``partition gpu``."""
         if self.within is not None:
             return f"job {self.within}"
         return f"partition {self.partition}" if self.partition else "the default partition"
 
     @property
     def sentence(self) -> str:
-        """What the first line says of the GPUs."""
+        """Return the first line's text about the GPUs."""
         what = (
             "one GPU for each worker" if self.gpu else "a virtual GPU for each worker; no number is measured on a GPU"
         )
@@ -161,7 +161,7 @@ class Elsewhere:
     # Kinds of GPUs.
 
     def requests(self, asked: Iterable[str | None], most: int) -> list[Request]:
-        """What to ask Slurm for, one entry per worker, for groups that ask for these GPUs."""
+        """Return one Slurm request per worker, for groups that ask for these GPUs."""
         wishes = list(asked)
         if self.within is not None and any(wishes):
             return [slurm_requests.ANY] * most  # these GPUs are ours already, and one of them may be the right one

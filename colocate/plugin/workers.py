@@ -179,7 +179,7 @@ class Workers:
         return next((gpu for gpu in self.session.gpus if gpu.uuid == bound), self.session.gpus[0])
 
     def _choices(self, nodeid: str) -> int:
-        """How many GPUs will do for a group."""
+        """Count the GPUs that will do for a group."""
         group = group_of(self.config, nodeid)
         return 0 if group is None else sum(as_asked(gpu, group.gpu) is not None for gpu in self._gpus)
 
@@ -207,7 +207,7 @@ class Workers:
 
 
 def minutes(config: pytest.Config, nodeid: str) -> float:
-    """How long a group is expected to take."""
+    """Return how long a group is expected to take."""
     group = group_of(config, nodeid)
     return UNKNOWN_MINUTES if group is None or group.expected_minutes is None else group.expected_minutes
 

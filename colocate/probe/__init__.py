@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is injected into a training: counters of its allocator, or a whole emulated GPU.
+"""Code that is injected into a training: counters of its allocator, or a whole emulated GPU.
 
 The package runs inside the training's own interpreter, which may have neither colocate nor pydantic. It therefore
 uses the standard library and torch only, imports its own modules relatively, and is loaded by file location under the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process held over time, as steps: read now and then, and still nowhere below what it did hold.
+"""Record what a process held over time as steps that are nowhere below the truth.
 
 Standard library only. Between two readings memory may come and go; how much all growth was together tells how high it
 can have been meanwhile.
@@ -16,7 +16,7 @@ class History:
     """Steps ``(monotonic seconds, bytes)``: from then on the process held at most so many, until the next step."""
 
     def __init__(self, most: int = MOST_STEPS, since_t: float | None = None) -> None:
-        """Of what was held since ``since_t``; None is the first reading."""
+        """Add what was held since ``since_t``; None is the first reading."""
         self.steps: list[tuple[float, int]] = []
         self._most = most
         self._read_t = since_t

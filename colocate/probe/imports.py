@@ -36,7 +36,7 @@ class AfterImport:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """What the other finders find, with our function behind the loader's last step; None for all other names."""
+        """Find the module by the other finders, and call our function after it is loaded; None for other names."""
         if name not in self._waiting or name in self._asking:
             return None
         self._asking.add(name)

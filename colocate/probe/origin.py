@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files of its own a program ran, so that a prediction can tell later whether they are still the same.
+"""List the files of its own that a program ran, so that a later prediction sees whether they changed.
 
 Standard library only.
 """

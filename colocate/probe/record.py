@@ -37,7 +37,7 @@ def give_up(what: str, error: Exception, record: Record | None) -> None:
 
 
 class Record:
-    """What one process did, as ``<pid>.json``: written when something changed, at most every 0.25 s, and at exit.
+    """Writes the record of one process, ``<pid>.json``: after changes, at most every 0.25 s, and at exit.
 
     A forked child writes nothing, as DataLoaders' workers are such, until it uses CUDA, makes an optimizer step or runs
     out of memory: then it is a training of its own, with a record of its own.

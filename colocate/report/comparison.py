@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What changed between two runs: verdicts, peaks and times, group by group, and what they were run on and with."""
+"""Compare two runs: verdicts, peaks and times by group, and what they were run on and with."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ class GroupDiff:
 
     @property
     def peak_bytes(self) -> int | None:
-        """How much the peak grew; None where one of the two is not known, or they are of different GPUs."""
+        """Return by how much the peak grew, or None if one is not known or the GPUs differ."""
         if self.before is None or self.after is None or self.other_gpu:
             return None
         if not (carries_peak(self.before) and carries_peak(self.after)):
@@ -45,7 +45,7 @@ class GroupDiff:
 
     @property
     def duration_s(self) -> float | None:
-        """How much longer the group took; None where one of the two is not known."""
+        """Return how much longer the group took, or None if one of the two is not known."""
         if self.before is None or self.after is None:
             return None
         before, after = self.before["duration_s"], self.after["duration_s"]
@@ -142,7 +142,7 @@ def history_lines(found: History) -> Iterator[str]:
 
 
 def _changed(before: Sequence[Row], after: Sequence[Row]) -> Iterator[str]:
-    """What is known of both and is another now."""
+    """Yield what is known of both runs and differs."""
     old, new = _settings(before), _settings(after)
     for name, values in old.items():
         if name in new and new[name] != values:
@@ -175,12 +175,12 @@ def lines(comparison: Comparison) -> Iterator[str]:
 
 
 def settings_text(comparison: Comparison) -> str:
-    """What changed around the groups, in a sentence; empty where nothing did."""
+    """Say in a sentence what changed around the groups; empty if nothing did."""
     return f"changed: {', '.join(comparison.settings)}" if comparison.settings else ""
 
 
 def summary(comparison: Comparison) -> str:
-    """What it comes to, in one line."""
+    """Summarise the comparison in one line."""
     changed = sum(diff.verdict_changed for diff in comparison.diffs)
     grown, shrunk = comparison.grown(SAME_BYTES), sum((c.peak_bytes or 0) < -SAME_BYTES for c in comparison.diffs)
     largest = f", most {grown[0].group} by {format_mib(grown[0].peak_bytes)}" if grown else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What GitHub Actions shows of a run or a comparison: a job summary in Markdown, and annotations that name groups.
+"""Format a run or a comparison for GitHub Actions: a job summary in Markdown, and annotations.
 
 Text only; who prints it and where the summary goes is decided by `publish` from the environment of the job.
 """
@@ -42,7 +42,7 @@ def is_job() -> bool:
 
 
 def broken(diff: GroupDiff, allowed_bytes: int | None) -> str | None:
-    """Why a group is to be looked at before anything else; None where it is not."""
+    """Say why a group needs attention first, or None if it does not."""
     return "; ".join(_broken(diff, allowed_bytes)) or None
 
 

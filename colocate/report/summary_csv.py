@@ -95,7 +95,7 @@ def write_summary(run: RunDirectory) -> Path:
 
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
-    """One row per group that has ended, in the plan's order; a damaged record that no journal tells of is left out."""
+    """Return one row per ended group in the plan's order; a damaged record that no journal knows is left out."""
     return [cells for _, cells in sorted(_numbered(run), key=lambda row: (row[0], row[1]["group"]))]
 
 
@@ -218,7 +218,7 @@ class Summary:
 
 
 def _line(cells: Mapping[str, Any]) -> str:
-    """One row as pandas writes it."""
+    """Format one row as pandas writes it."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow([cells[name] for name in COLUMNS])
     return text.getvalue()
@@ -260,7 +260,7 @@ def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str
 
 
 def _speedup(directory: GroupDirectory) -> dict[str, float | None]:
-    """What sharing saved, the least and the most of all runs; empty where nobody asked or nothing is known."""
+    """Return what sharing saved, the least and the most of all runs; empty if it was not measured."""
     found = read_speedup(directory)
     runs = found.runs if found else ()
     time = [run.time_saved for run in runs]

@@ -15,7 +15,7 @@ from colocate.errors import ColocateError
 from colocate.files import read_json
 from colocate.plan import Group
 from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.verdict import SCHEMA, WORST_LAST, Outcome, Reason, Verdict, combine
+from colocate.verdict import SCHEMA, WORST_LAST, Outcome, Reason, ReasonCode, Verdict, combine
 
 Slimming = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -69,13 +69,13 @@ def combine_attempts(attempts: Sequence[Attempt], runs: int = 1) -> GroupResult:
     last = _last_of_each_run(ordered)
     verdict = combine([attempt.verdict for attempt in last])
     if verdict.feasible and len(last) < runs:
-        reason = Reason("runs_missing", f"{len(last)} of the {runs} runs that the plan asks for are done")
+        reason = Reason(ReasonCode.RUNS_MISSING, f"{len(last)} of the {runs} runs that the plan asks for are done")
         verdict = replace(verdict, outcome=Outcome.INCONCLUSIVE, memory_class=None, reasons=(reason,))
     deciding = max(last, key=lambda one: (WORST_LAST.index(one.verdict.outcome), one.verdict.peak_bytes or 0))
     earlier = [attempt for attempt in ordered if attempt not in last]
     if earlier:
         ends = ", ".join(f"{one.directory.path.name} ({_ending(one.verdict)})" for one in earlier)
-        verdict = replace(verdict, warnings=(*verdict.warnings, Reason("repeated", f"repeated after {ends}")))
+        verdict = replace(verdict, warnings=(*verdict.warnings, Reason(ReasonCode.REPEATED, f"repeated after {ends}")))
     return GroupResult(deciding, verdict, tuple(ordered))
 
 

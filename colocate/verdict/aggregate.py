@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from colocate.units import format_mib
-from colocate.verdict.reasons import Reason
+from colocate.verdict.reasons import Reason, ReasonCode
 from colocate.verdict.rules import Outcome, Verdict, class_of
 
 WORST_LAST = (Outcome.FEASIBLE, Outcome.INCONCLUSIVE, Outcome.INFEASIBLE)
@@ -31,9 +31,9 @@ def combine(verdicts: Sequence[Verdict]) -> Verdict:
         peak_high_bytes=max(highs),
         headroom_bytes=headroom,
         memory_class=class_of(worst.outcome, max(peaks), worst.limit_bytes),
-        warnings=(*worst.warnings, Reason("spread", text)),
+        warnings=(*worst.warnings, Reason(ReasonCode.SPREAD, text)),
     )
     if worst.outcome is Outcome.FEASIBLE and headroom < spread:
-        reason = Reason("spread", f"{text}, more than the headroom of {format_mib(headroom, beside=spread)}")
+        reason = Reason(ReasonCode.SPREAD, f"{text}, more than the headroom of {format_mib(headroom, beside=spread)}")
         return replace(together, outcome=Outcome.INCONCLUSIVE, memory_class=None, reasons=(reason,))
     return together

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a program a dry run executed, and what the rest may still do to the peak.
+"""The share of a program that a dry run executed, and what the rest may still do to the peak.
 
 Written by the probe (`colocate.probe.virtual_gpu.coverage`), which cuts passes over the data short. A doubt is a reason
 code and a sentence: something that the cut left out and that may need more memory than was seen. A program with doubts
@@ -47,7 +47,7 @@ class Growth:
 
     @property
     def text(self) -> str:
-        """Where, how fast, and what the steps that were not run would add."""
+        """Say where memory grows, how fast, and what the steps that were not run would add."""
         where = f", kept at {self.place}" if self.place else ""
         left = "an unknown number of steps" if self.steps_left is None else f"{self.steps_left:,} steps"
         more = "" if self.steps_left is None else f", {format_mib(self.steps_left * self.bytes_per_step)} more"
@@ -56,7 +56,7 @@ class Growth:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What of one process's work was executed.
+    """The part of one process's work that was executed.
 
     ``growth_bytes`` is what the steps that were left out would have added to the highest peak. ``ended_early`` says
     that the dry run ended the program itself, after its memory had repeated.
@@ -71,7 +71,7 @@ class Coverage:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What was run and what grows, for people."""
+        """Describe what was run and what grows."""
         cut = [loop for loop in self.loops if loop.batches_run != loop.batches_whole]
         shown = [loop.text for loop in islice(cut, MOST_PLACES)]
         more = [f"and {len(cut) - MOST_PLACES} more loops"] if len(cut) > MOST_PLACES else []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was seen while one group ran, as frozen records: enough to judge again without a GPU.
+"""The evidence of one group as frozen records: enough to judge it again without a GPU.
 
 Times are seconds since the monitor started (``elapsed_s`` and names ending in ``_s``); sizes are bytes. None is what
 nobody could tell. Knows neither how the readings were taken nor what they mean: `colocate.verdict.rules` judges them.
@@ -146,7 +146,7 @@ class MemoryWords:
 
 @dataclass(frozen=True, slots=True)
 class Allocator:
-    """What PyTorch's allocator inside one process said last, read by the probe.
+    """The latest statistics of PyTorch's allocator inside one process, read by the probe.
 
     On the virtual GPU the allocator is simulated; ``context_bytes`` is then the estimated CUDA context,
     ``context_range_bytes`` from what to what it may be, and ``max_reserved_bound_bytes`` the peak with the workspaces
@@ -265,12 +265,12 @@ class Member:
 
     @property
     def last_exit(self) -> Exit | None:
-        """How the latest process ended; None while it runs or when none was started."""
+        """Return how the latest process ended, or None while it runs or if none was started."""
         return self.process_runs[-1].exit if self.process_runs else None
 
     @property
     def process_run(self) -> Interval | None:
-        """From its first start to its last exit; None while it runs or when none was started."""
+        """Return its time from the first start to the last exit, or None while it runs or if none was started."""
         end = self.last_exit
         return None if end is None else (self.process_runs[0].started_s, end.ended_s)
 
@@ -281,12 +281,12 @@ class Member:
 
     @property
     def tells_events(self) -> bool:
-        """It writes events, so the end of an epoch is something it says and not something to be guessed."""
+        """Return whether it writes events, so that the end of an epoch need not be guessed."""
         return any(event.kind in EVENT_KINDS for event in self.progress_events)
 
     @property
     def epoch_cut(self) -> bool:
-        """It did fewer steps than a full epoch has."""
+        """Return whether it made fewer steps than a full epoch has."""
         return any(epoch.cut for epoch in self.epochs) or any(one.passes_cut for one in self.allocators)
 
 
@@ -337,7 +337,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the plan allows and demands; copied into the evidence so that it can be judged by itself."""
+    """The plan's limits, copied into the evidence so that it can be judged by itself."""
 
     peak_bytes: int
     gpu_bytes: int

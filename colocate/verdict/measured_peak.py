@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How high the GPU's memory went, from every source that tells: samples, the driver's accounting, the allocators.
+"""Find the GPU's peak from all sources: samples, the driver's accounting, the allocators.
 
 A sample is exact but may miss what happens between two of them. The driver's accounting and PyTorch's allocator keep
 maxima of a single process and miss nothing, but do not tell what the others held at that moment. Put together they
@@ -41,7 +41,7 @@ class PeakReading:
 
 
 def readings(evidence: Evidence) -> tuple[PeakReading, ...]:
-    """What each source told, the GPU first; a source that told nothing is left out."""
+    """List the maximum of each source, the GPU's first; a source without one is left out."""
     return tuple(_readings(evidence))
 
 
@@ -89,7 +89,7 @@ def _at_one_time_bytes(evidence: Evidence) -> int:
 
 
 def own_steps(member: Member, until_s: float) -> Steps:
-    """What a member held from its start to its end; what the driver's accounting knows beyond it is added all the time.
+    """Return what a training held over time; what only the driver's accounting knows is added throughout.
 
     ``until_s`` is the end of one that is not known to have ended.
     """
@@ -140,7 +140,7 @@ def _by_process_run(member: Member) -> Mapping[int, int]:
 
 
 def end_s(evidence: Evidence) -> float:
-    """When the watching ended."""
+    """Return when the sampling ended."""
     return max(evidence.trace.duration_s or 0.0, evidence.duration_s or 0.0, evidence.trace.samples[-1].elapsed_s)
 
 
@@ -187,7 +187,7 @@ def _sampled(evidence: Evidence, start_s: float, end_s: float) -> list[int]:
 
 
 def _floor_bytes(evidence: Evidence) -> int:
-    """What the GPU held at any time: no process of ours is in it."""
+    """Return the least that the GPU ever held: no process of ours is in it."""
     least = min(sample.used_bytes for sample in evidence.trace.samples)
     return least if evidence.baseline_bytes is None else min(least, evidence.baseline_bytes)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a member of a group held over time, put together from what its processes told. Pure.
+"""Combine what the processes of one training held over time. Pure.
 
 Knows no GPU and no verdict; `colocate.verdict.worst_case_peak` makes use of it.
 """
@@ -66,7 +66,7 @@ def at_least(readings: Iterable[Sequence[Step]]) -> tuple[Step, ...]:
 
 
 def by_lists(listed: Sequence[Step], end_s: float) -> tuple[Step, ...]:
-    """What the driver's lists said, each until the next."""
+    """Return the driver's lists as steps, each until the next."""
     return _stored(Steps.of(listed, end_s), end_s) if any(size for _, size in listed) else ()
 
 
@@ -77,7 +77,7 @@ def _stored(found: Steps, end_s: float) -> tuple[Step, ...]:
 
 
 def _end_s(begun_s: float, process_runs: Sequence[ProcessRun], end_s: float) -> float:
-    """When the life ended in which something began."""
+    """Return when the process run ended in which something began."""
     ends = [
         process_run.exit.ended_s
         for process_run in process_runs

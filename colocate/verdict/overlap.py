@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two trainings of a group did beside each other: when, for how long, how many steps, and in which phases.
+"""Measure the overlap of two trainings: when, for how long, how many steps, and in which phases.
 
 Pure, over stored evidence. How much of it is enough is `colocate.verdict.rules`'s business.
 """
@@ -22,7 +22,7 @@ PhasePairs = tuple[tuple[str, str], ...]
 
 
 def foreground_window(evidence: Evidence) -> Interval | None:
-    """From the foreground's first sign of training to the end of its last epoch, its exit, or its last sign."""
+    """Return the window from the foreground's first progress event to its last epoch's end, exit or last event."""
     member = evidence.foreground
     if not member.progress_events:
         return member.process_run if member.held_gpu else None
@@ -124,7 +124,7 @@ def _used(evidence: Evidence, start_s: float, end_s: float) -> list[int]:
 
 
 def phases_met(evidence: Evidence) -> tuple[PhasePairs, PhasePairs]:
-    """Which phases of foreground and background were seen at the same time, and which pairs were not."""
+    """Find the pairs of phases that were seen at the same time, and those that were not."""
     if evidence.background is None:
         return (), ()
     ours, theirs = _phase_spans(evidence.foreground), _phase_spans(evidence.background)

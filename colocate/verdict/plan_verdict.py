@@ -18,7 +18,7 @@ Holding = Literal["holds", "fails", "is undecided"]
 
 @dataclass(frozen=True)
 class PlanVerdict:
-    """How the groups of a plan ended. ``outcomes`` has every group of the plan; None is one that was not selected."""
+    """The outcome of a plan. ``outcomes`` has every group; None is one that was not selected."""
 
     outcomes: Mapping[str, str | None]
     needed: int
@@ -31,16 +31,16 @@ class PlanVerdict:
 
     @property
     def total(self) -> int:
-        """How many groups the plan has."""
+        """Return the number of groups in the plan."""
         return len(self.outcomes)
 
     @property
     def feasible(self) -> int:
-        """How many groups are proven to fit; an inconclusive one is not."""
+        """Return how many groups are proven to fit; an inconclusive one is not."""
         return self.count(Outcome.FEASIBLE)
 
     def count(self, outcome: str | None) -> int:
-        """How many groups ended so."""
+        """Return how many groups ended with this outcome."""
         return sum(found == outcome for found in self.outcomes.values())
 
     @property
@@ -56,7 +56,7 @@ class PlanVerdict:
 
     @property
     def holding(self) -> Holding:
-        """Whether the plan holds; undecided while the groups without a clear answer could still turn it."""
+        """Say whether the plan holds; undecided while groups without a clear answer could still turn it."""
         if self.feasible >= self.needed:
             return "holds"
         open_ = self.total - self.feasible - self.count(Outcome.INFEASIBLE)
@@ -70,7 +70,7 @@ class PlanVerdict:
         return f"{found}; {rule}: the plan {self.holding}"
 
     def missing(self) -> str | None:
-        """Which groups have no verdict and why, in one line; None when all have one."""
+        """Say in one line which groups have no verdict and why, or None if all have one."""
         if self.complete:
             return None
         ways: dict[str, list[str]] = {}

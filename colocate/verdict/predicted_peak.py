@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a peak seen on the virtual GPU may be from a real one.
+"""Bound how far a predicted peak may be from a real one.
 
 Pure arithmetic on what the probe recorded; docs/prediction-accuracy.md has the comparisons from which the margins
 come, and how often the intervals held.
@@ -60,7 +60,7 @@ def predicted_peak(evidence: Evidence) -> PeakRange | None:
 
 
 def member_range(member: Member) -> PeakRange | None:
-    """What one training holds at most, context included: the demand, also where it did not fit any more."""
+    """Return the peak of one training, context included, even if it did not fit."""
     ranges = [allocator_range(allocator) for allocator in (*member.allocators, *member.wanted)]
     known = [range_ for range_ in ranges if range_ is not None]
     if not known:

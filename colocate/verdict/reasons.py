@@ -7,7 +7,7 @@ from typing import Self
 
 
 class ReasonCode(StrEnum):
-    """Why a verdict is what it is, or what should be known beside it; ``meaning`` says so in one sentence."""
+    """The name of a reason for a verdict, or of a remark beside it; ``meaning`` explains it in one sentence."""
 
     meaning: str
 
@@ -185,18 +185,10 @@ class ReasonCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why: a code for machines and a sentence for people."""
+    """A reason: a code for machines and a sentence for people."""
 
-    code: str
+    code: ReasonCode
     text: str
-
-    def __post_init__(self) -> None:
-        """Refuse a code that nobody documented.
-
-        Raises:
-            ValueError: there is no such reason code.
-        """
-        object.__setattr__(self, "code", ReasonCode(self.code))
 
     def __str__(self) -> str:
         return f"{self.text} [{self.code}]"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from colocate.units import format_mib
 from colocate.verdict.evidence import Evidence, GpuProcess, Member
 from colocate.verdict.measured_peak import SPIKE_BYTES, own_peak_bytes
-from colocate.verdict.reasons import Reason
+from colocate.verdict.reasons import Reason, ReasonCode
 from colocate.verdict.step_function import Steps
 
 # A framework that takes memory when it starts: how much of what is free, and what turns that off.
@@ -62,7 +62,7 @@ def _start_order(evidence: Evidence, member: Member) -> Iterator[Reason]:
                 f"started first, the {first} would leave about {format_mib(left)} to the {second}, which held "
                 f"{format_mib(needed)}: {fits}"
             )
-    yield Reason("start_order", f"{text}; turn it off with {variable}")
+    yield Reason(ReasonCode.START_ORDER, f"{text}; turn it off with {variable}")
 
 
 def _many_contexts(evidence: Evidence, member: Member) -> Iterator[Reason]:
@@ -74,7 +74,7 @@ def _many_contexts(evidence: Evidence, member: Member) -> Iterator[Reason]:
     size = f", {format_mib(sum(sizes))} together" if sizes else ""
     text = f"{len(at_once)} processes of {member.name} are on the GPU at once{size}: each has a CUDA context of its own"
     cause = "data-loader workers that touch CUDA are the usual cause; let them return tensors of the CPU"
-    yield Reason("many_contexts", f"{text}; {cause}")
+    yield Reason(ReasonCode.MANY_CONTEXTS, f"{text}; {cause}")
 
 
 def _beside(one: GpuProcess, others: list[GpuProcess]) -> list[GpuProcess]:
@@ -92,4 +92,4 @@ def _peak_at_start(member: Member) -> Iterator[Reason]:
     if after and before > after + SPIKE_BYTES:
         text = f"{member.name} held {format_mib(before)} before its first step and at most {format_mib(after)} after"
         cure = "a checkpoint that is loaded onto the GPU beside the model does that; load it with map_location='cpu'"
-        yield Reason("peak_at_start", f"{text}: {cure}")
+        yield Reason(ReasonCode.PEAK_AT_START, f"{text}: {cure}")

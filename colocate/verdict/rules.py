@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From evidence to verdict: a pure function of what was seen, with a reason code for everything it says.
+"""Judge evidence: a pure function, with a reason code for everything it says.
 
 Read on from `judge`. Three stages are asked in this order, and the first that finds something decides:
 
@@ -37,7 +37,7 @@ from colocate.verdict.overlap import (
     steps_beside,
 )
 from colocate.verdict.predicted_peak import PeakRange, predicted_peak, takes_what_it_gets
-from colocate.verdict.reasons import Reason
+from colocate.verdict.reasons import Reason, ReasonCode
 from colocate.verdict.remarks import remarks
 from colocate.verdict.witnesses import contradictions
 from colocate.verdict.worst_case_peak import WorstCasePeak, worst_case_peak
@@ -113,7 +113,7 @@ class Verdict:
 
     @property
     def out_of_memory(self) -> bool:
-        """One of the two trainings ran out of memory, on the GPU or on the host."""
+        """Return whether one of the trainings ran out of memory, on the GPU or on the host."""
         return any(code.endswith("out_of_memory") for code in self.codes)
 
     @property
@@ -189,20 +189,20 @@ def _decide(evidence: Evidence, peak: PeakRange | None) -> tuple[Outcome, tuple[
 
 def _worthless(evidence: Evidence) -> Iterator[Reason]:
     for code, text in evidence.faults:
-        yield Reason(code, text)
+        yield Reason(ReasonCode(code), text)
     if evidence.trace.lost:
-        yield Reason("sensor_lost", f"the GPU stopped answering: {evidence.trace.lost}")
+        yield Reason(ReasonCode.SENSOR_LOST, f"the GPU stopped answering: {evidence.trace.lost}")
     foreign = [gpu_process for gpu_process in evidence.gpu_processes if gpu_process.owner == "foreign"]
     if foreign and "foreign_process" not in dict(evidence.faults):
         names = ", ".join(
             f"{gpu_process.name}, from {gpu_process.first_s:.1f} to {gpu_process.last_s:.1f} s"
             for gpu_process in foreign
         )
-        yield Reason("foreign_process", f"somebody else used the GPU: {names}")
+        yield Reason(ReasonCode.FOREIGN_PROCESS, f"somebody else used the GPU: {names}")
     for member in evidence.members:
         unsupported = next((a.unsupported for a in member.allocators if a.unsupported), None)
         if unsupported:
-            yield Reason("not_emulated", f"{member.name} cannot be emulated without a GPU: {unsupported}")
+            yield Reason(ReasonCode.NOT_EMULATED, f"{member.name} cannot be emulated without a GPU: {unsupported}")
     yield from _implausible(evidence)
 
 
@@ -216,7 +216,7 @@ def _implausible(evidence: Evidence) -> Iterator[Reason]:
         if reported > total:
             told = f"the record of a process of {member.name} tells {format_mib(reported)}"
             text = f"{told}, the GPU has {format_mib(total)}"
-            yield Reason("implausible_record", text)
+            yield Reason(ReasonCode.IMPLAUSIBLE_RECORD, text)
 
 
 # Stage 2: it does not fit, and that is proven.
@@ -226,12 +226,14 @@ def _proven_infeasible(evidence: Evidence, peak: PeakRange | None) -> Iterator[R
     limit = evidence.limits.peak_bytes
     for member in evidence.members:
         if member.out_of_memory and _out_of_memory_is_sound(evidence, peak, member):
-            yield Reason(f"{member.role}_out_of_memory", _out_of_memory_text(member, member.out_of_memory[0]))
+            yield Reason(
+                ReasonCode(f"{member.role}_out_of_memory"), _out_of_memory_text(member, member.out_of_memory[0])
+            )
         if member.host_oom_kills:
             text = f"the kernel killed {member.host_oom_kills} process(es) of {member.name} for host memory"
-            yield Reason(f"{member.role}_host_out_of_memory", text)
+            yield Reason(ReasonCode(f"{member.role}_host_out_of_memory"), text)
     if peak is not None and peak.low_bytes >= limit:
-        yield Reason("peak_over_limit", f"peak {_peak_text(peak, limit)}, limit {format_mib(limit)}")
+        yield Reason(ReasonCode.PEAK_OVER_LIMIT, f"peak {_peak_text(peak, limit)}, limit {format_mib(limit)}")
     if evidence.device.basis == "measured":
         yield from _foreground_unfinished(evidence)
 
@@ -241,13 +243,13 @@ def _foreground_unfinished(evidence: Evidence) -> Iterator[Reason]:
     if text is None or end is None:
         return
     if end.ok:
-        yield Reason("epoch_unfinished", text)
+        yield Reason(ReasonCode.EPOCH_UNFINISHED, text)
     else:
-        yield Reason("foreground_failed", text)
+        yield Reason(ReasonCode.FOREGROUND_FAILED, text)
 
 
 def _how_unfinished(foreground: Member) -> str | None:
-    """What its end lacks, in words; None where it finished, and where its end says nothing about that."""
+    """Say what its end lacks, or None if it finished or its end says nothing about that."""
     end = foreground.last_exit
     if foreground.out_of_memory or end is None or not _started(foreground):
         return None
@@ -263,7 +265,7 @@ def _how_unfinished(foreground: Member) -> str | None:
 
 
 def _missing_completion(member: Member) -> str | None:
-    """Why an exit code of 0 is not believed; None for a training that has no better way to tell."""
+    """Say why an exit code of 0 is not believed, or None if it is."""
     if member.tells_events:
         return "wrote no record of a finished epoch"
     if member.tracebacks:
@@ -289,15 +291,17 @@ def _unproven(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
     if evidence.background is not None:
         yield from _background_unproven(evidence, evidence.background)
     if not evidence.trace.samples:
-        yield Reason("no_samples", "the GPU's memory was never read")
+        yield Reason(ReasonCode.NO_SAMPLES, "the GPU's memory was never read")
     elif peak is None and all(one.held_gpu for one in evidence.members if one.uses_gpu and one.process_runs):
-        yield Reason("peak_unknown", "the peak of a member is not known")
+        yield Reason(ReasonCode.PEAK_UNKNOWN, "the peak of a member is not known")
     yield from _gaps(evidence)
     if evidence.baseline_bytes is None:
-        yield Reason("no_baseline", "what the GPU held before the group is not known")
+        yield Reason(ReasonCode.NO_BASELINE, "what the GPU held before the group is not known")
     if evidence.returned_to_baseline is not True:
         held = format_mib(evidence.final_bytes)
-        yield Reason("gpu_not_returned", f"after the group the GPU did not come back to its baseline: {held} in use")
+        yield Reason(
+            ReasonCode.GPU_NOT_RETURNED, f"after the group the GPU did not come back to its baseline: {held} in use"
+        )
 
 
 def _undecided(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
@@ -307,28 +311,28 @@ def _undecided(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
             continue
         if member.out_of_memory and not _out_of_memory_is_sound(evidence, peak, member):
             text = f"{member.name} ran out of memory on the virtual GPU, but {_peak_text(peak, limit)} may fit; measure"
-            yield Reason("undecided", text)
+            yield Reason(ReasonCode.UNDECIDED, text)
             return
     if peak is None or not peak.low_bytes < limit <= peak.high_bytes:
         return
     if evidence.device.basis == "predicted":
         text = f"predicted peak {_peak_text(peak, limit)} lies across the limit {format_mib(limit)}; measure"
-        yield Reason("undecided", text)
+        yield Reason(ReasonCode.UNDECIDED, text)
     else:
         own = ", ".join(_reading_text(reading) for reading in readings(evidence))
         seen = _peak_text(peak, limit)
         text = f"a peak between two samples may have reached the limit {format_mib(limit)}: {seen} ({own})"
-        yield Reason("peak_between_samples", text)
+        yield Reason(ReasonCode.PEAK_BETWEEN_SAMPLES, text)
 
 
 def _not_covered(evidence: Evidence) -> Iterator[Reason]:
-    """What a dry run left out, and may need more than was seen."""
+    """Yield what a dry run left out and what may need more memory."""
     if evidence.device.basis != "predicted":
         return
     for member in evidence.members:
         coverages = [one.coverage for one in (*member.allocators, *member.wanted) if one.coverage is not None]
         for code, text in dict.fromkeys(doubt for one in coverages for doubt in one.doubts):
-            yield Reason(code, f"{member.name}: {text}")
+            yield Reason(ReasonCode(code), f"{member.name}: {text}")
         yield from _by_values(member)
 
 
@@ -338,15 +342,16 @@ def _by_values(member: Member) -> Iterator[Reason]:
     if places:
         text = f"{member.name}: decides by values that nobody knows, and its other side was not run"
         yield Reason(
-            "branch_on_values", f"{text}: {', '.join(islice(places, MOST_PLACES))}; `colocate predict` tries it"
+            ReasonCode.BRANCH_ON_VALUES,
+            f"{text}: {', '.join(islice(places, MOST_PLACES))}; `colocate predict` tries it",
         )
     if takes_what_it_gets(member):
         text = f"{member.name} takes what it gets: it went on with what the GPU gave it, so who starts first decides"
-        yield Reason("takes_what_it_gets", f"{text}; measure, or give it a fixed size")
+        yield Reason(ReasonCode.TAKES_WHAT_IT_GETS, f"{text}; measure, or give it a fixed size")
 
 
 def _gaps(evidence: Evidence) -> Iterator[Reason]:
-    """From the foreground's start to its exit: what it loads before it trains, and saves after, is in its peak too."""
+    """Return the window from the foreground's start to its exit: loading and saving count for the peak too."""
     spans = [span for span in (foreground_window(evidence), evidence.foreground.process_run) if span is not None]
     if not spans or not evidence.trace.samples:
         return
@@ -354,7 +359,7 @@ def _gaps(evidence: Evidence) -> Iterator[Reason]:
     if longest_s > evidence.limits.longest_gap_s:
         why = {gap.reason for gap in evidence.trace.gaps}
         text = f"no sample for {longest_s:.1f} s while the foreground ran (at most {evidence.limits.longest_gap_s} s)"
-        yield Reason("sensor_gap", text + (f": {', '.join(sorted(why))}" if why else ""))
+        yield Reason(ReasonCode.SENSOR_GAP, text + (f": {', '.join(sorted(why))}" if why else ""))
 
 
 def _contradicted(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason]:
@@ -362,14 +367,14 @@ def _contradicted(evidence: Evidence, peak: PeakRange | None) -> Iterator[Reason
     if peak is None or evidence.device.basis != "measured":
         return
     for contradiction in contradictions(evidence):
-        yield Reason("sensor_contradicted", contradiction)
+        yield Reason(ReasonCode.SENSOR_CONTRADICTED, contradiction)
     for gpu_process in evidence.gpu_processes:
         listed = 0 if gpu_process.owner == "balloon" else gpu_process.max_used_bytes or 0
         if listed > peak.expected_bytes + SPIKE_BYTES:
             text = (
                 f"the driver's list has {format_mib(listed)} for {gpu_process.name}, the whole GPU {_peak_text(peak)}"
             )
-            yield Reason("sensor_contradicted", text)
+            yield Reason(ReasonCode.SENSOR_CONTRADICTED, text)
 
 
 def _probe_lost(evidence: Evidence) -> Iterator[Reason]:
@@ -377,14 +382,14 @@ def _probe_lost(evidence: Evidence) -> Iterator[Reason]:
         if member.probe_lost:
             why = member.probe_lost_why or "it fell silent"
             text = f"no probe followed {member.name} to its end ({why}): an out-of-memory or a peak is not known"
-            yield Reason("probe_lost", text)
+            yield Reason(ReasonCode.PROBE_LOST, text)
 
 
 def _out_of_memory_suspected(evidence: Evidence) -> Iterator[Reason]:
     for member in evidence.members:
         for words in _words_of(member, "doubt")[:1]:
             text = f"{member.name} may have run out of memory, by its log alone: {words.text!r} ({words.framework})"
-            yield Reason("out_of_memory_suspected", text)
+            yield Reason(ReasonCode.OUT_OF_MEMORY_SUSPECTED, text)
 
 
 def _dry_run_failed(evidence: Evidence) -> Iterator[Reason]:
@@ -393,7 +398,9 @@ def _dry_run_failed(evidence: Evidence) -> Iterator[Reason]:
     if text is not None and evidence.device.basis == "predicted":
         cut = any(allocator.passes_cut for allocator in evidence.foreground.allocators)
         why = ", or of the cut of its passes over the data; --effort full runs them whole" if cut else ""
-        yield Reason("dry_run_failed", f"{text}; it may be the emulation's doing, which computes no values{why}")
+        yield Reason(
+            ReasonCode.DRY_RUN_FAILED, f"{text}; it may be the emulation's doing, which computes no values{why}"
+        )
 
 
 def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
@@ -401,30 +408,32 @@ def _foreground_unproven(evidence: Evidence) -> Iterator[Reason]:
     end = foreground.last_exit
     if not foreground.process_runs:
         if background is None or background.ready_s is not None:
-            yield Reason("foreground_not_started", f"{foreground.name} was never started")
+            yield Reason(ReasonCode.FOREGROUND_NOT_STARTED, f"{foreground.name} was never started")
     elif foreground.stalled_after_s is not None:
         after = f"no output and no step for {foreground.stalled_after_s:.0f} s"
-        yield Reason("foreground_hang", f"{foreground.name} hung and was stopped: {after}")
+        yield Reason(ReasonCode.FOREGROUND_HANG, f"{foreground.name} hung and was stopped: {after}")
     elif foreground.timed_out_after_s is not None:
         text = f"{foreground.name} did not end within {foreground.timed_out_after_s:.0f} s and was stopped"
-        yield Reason("foreground_timeout", text)
+        yield Reason(ReasonCode.FOREGROUND_TIMEOUT, text)
     elif (by := killed_from_outside(foreground)) is not None:
-        yield Reason("killed_from_outside", f"{foreground.name} was ended {by}")
+        yield Reason(ReasonCode.KILLED_FROM_OUTSIDE, f"{foreground.name} was ended {by}")
     elif not _started(foreground):
         text = f"{foreground.name} ended with {end} before it trained{_last_word(foreground)}"
-        yield Reason("foreground_not_started", text)
+        yield Reason(ReasonCode.FOREGROUND_NOT_STARTED, text)
     elif end is None or end.stopped:
-        yield Reason("foreground_not_ended", f"{foreground.name} was still running when the group was ended")
+        yield Reason(ReasonCode.FOREGROUND_NOT_ENDED, f"{foreground.name} was still running when the group was ended")
     elif _went_on_without_us(foreground):
         names = "; ".join(foreground.process_runs[-1].leftovers)
         text = f"{foreground.name} ended with {end} and left processes that had to be ended: {names}"
-        yield Reason("foreground_detached", text)
+        yield Reason(ReasonCode.FOREGROUND_DETACHED, text)
     elif foreground.uses_gpu and (not foreground.held_gpu or left_no_trace(evidence)):
-        yield Reason("foreground_off_gpu", f"{foreground.name} never held memory on the GPU")
+        yield Reason(ReasonCode.FOREGROUND_OFF_GPU, f"{foreground.name} never held memory on the GPU")
     elif not foreground.uses_gpu and not foreground.progress_events:
-        yield Reason("foreground_idle", f"{foreground.name} is declared to train on the CPU but showed no step")
+        yield Reason(
+            ReasonCode.FOREGROUND_IDLE, f"{foreground.name} is declared to train on the CPU but showed no step"
+        )
     elif evidence.device.basis == "measured" and foreground.epoch_cut:
-        yield Reason("epoch_cut", f"{foreground.name} was told to cut its epoch: {_epoch_text(foreground)}")
+        yield Reason(ReasonCode.EPOCH_CUT, f"{foreground.name} was told to cut its epoch: {_epoch_text(foreground)}")
 
 
 def _steps_unconfirmed(evidence: Evidence) -> Iterator[Reason]:
@@ -434,33 +443,33 @@ def _steps_unconfirmed(evidence: Evidence) -> Iterator[Reason]:
     silent = member.allocators and not any(allocator.optimizer_steps for allocator in member.allocators)
     if evidence.device.basis == "measured" and reported and silent:
         text = f"{member.name} tells of an epoch of {reported} steps, PyTorch counted none of them"
-        yield Reason("epoch_contradicted", text)
+        yield Reason(ReasonCode.EPOCH_CONTRADICTED, text)
 
 
 def _background_unproven(evidence: Evidence, background: Member) -> Iterator[Reason]:
     process_runs = len(background.process_runs)
     if background.gave_up is not None:
-        yield Reason("background_gave_up", f"{background.name}: {background.gave_up}{_last_word(background)}")
+        yield Reason(ReasonCode.BACKGROUND_GAVE_UP, f"{background.name}: {background.gave_up}{_last_word(background)}")
     if background.ready_s is None:
         text = f"{background.name} never was ready ({process_runs} start(s)): {_what_it_lacked(background)}"
-        yield Reason("background_never_ready", text)
+        yield Reason(ReasonCode.BACKGROUND_NEVER_READY, text)
     if background.uses_gpu and not background.held_gpu:
-        yield Reason("background_off_gpu", f"{background.name} never held memory on the GPU")
+        yield Reason(ReasonCode.BACKGROUND_OFF_GPU, f"{background.name} never held memory on the GPU")
     elif (missing := memory_missing_beside(evidence)) is not None:
-        yield Reason("background_off_gpu", f"{background.name} was no load on memory: {missing}")
+        yield Reason(ReasonCode.BACKGROUND_OFF_GPU, f"{background.name} was no load on memory: {missing}")
     if foreground_window(evidence) is None:
         return
     share, floor = overlap(evidence), evidence.limits.overlap
     if share is None or share < floor:
         seen = "unknown" if share is None else f"{share:.0%}"
         text = f"{background.name} trained beside the foreground for {seen} of its time (at least {floor:.0%} needed)"
-        yield Reason("too_little_overlap", text)
+        yield Reason(ReasonCode.TOO_LITTLE_OVERLAP, text)
     if steps_beside(evidence) == 0:
-        yield Reason("background_no_step", f"{background.name} made no step while the foreground trained")
+        yield Reason(ReasonCode.BACKGROUND_NO_STEP, f"{background.name} made no step while the foreground trained")
 
 
 def _what_it_lacked(background: Member) -> str:
-    """Of the signs that a background is ready, the first that was not there."""
+    """Name the first missing sign that the background is ready."""
     if background.uses_gpu and not background.held_gpu:
         return "it held no memory on the GPU"
     if not background.progress_events and not any(allocator.optimizer_steps for allocator in background.allocators):
@@ -469,7 +478,7 @@ def _what_it_lacked(background: Member) -> str:
 
 
 def _last_word(member: Member) -> str:
-    """What its log says last of a failure, as the end of a sentence; a failure alone has one."""
+    """Quote the last line of its log about a failure, as the end of a sentence."""
     failed = [
         process_run
         for process_run in member.process_runs
@@ -486,48 +495,50 @@ def _warnings(evidence: Evidence, apart: PhasePairs) -> Iterator[Reason]:
         yield from _warnings_of(member)
     if apart:
         pairs = ", ".join(f"{ours} beside {theirs}" for ours, theirs in apart)
-        yield Reason("phases_not_seen_together", f"not seen together (foreground beside background): {pairs}")
+        yield Reason(ReasonCode.PHASES_NOT_SEEN_TOGETHER, f"not seen together (foreground beside background): {pairs}")
     end = evidence.foreground.last_exit
     if end is not None and end.ok and not evidence.foreground.tells_events:
         text = f"{evidence.foreground.name} writes no events: that it finished rests on its exit code"
-        yield Reason("completion_by_exit_code", text)
+        yield Reason(ReasonCode.COMPLETION_BY_EXIT_CODE, text)
     yield from _spike(evidence)
     yield from _leaks(evidence)
     yield from _worst_case(evidence)
     yield from remarks(evidence)
     if evidence.device.balloon is not None:
         text = f"{evidence.device.name}: only the memory is that of a smaller GPU; {NOT_IMITATED} are the large one's"
-        yield Reason("constrained_device", text)
+        yield Reason(ReasonCode.CONSTRAINED_DEVICE, text)
     for note in _notes(evidence):
-        yield Reason("assumption", note)
+        yield Reason(ReasonCode.ASSUMPTION, note)
     for text in _coverages(evidence):
-        yield Reason("coverage", text)
+        yield Reason(ReasonCode.COVERAGE, text)
     for code, text in evidence.notes:
-        yield Reason(code, text)
+        yield Reason(ReasonCode(code), text)
 
 
 def _warnings_of(member: Member) -> Iterator[Reason]:
     retries = sum(allocator.num_alloc_retries for allocator in member.allocators)
     if retries and not any(allocator.num_ooms for allocator in member.allocators):
         text = f"{member.name} got through only by flushing its allocator's cache {retries} time(s)"
-        yield Reason("tight", text)
+        yield Reason(ReasonCode.TIGHT, text)
     smaller = sum(allocator.num_ooms for allocator in member.allocators if allocator.ooms_raised == 0)
     if smaller and not member.out_of_memory:
         text = f"PyTorch tried {smaller} smaller workspace(s) for {member.name}, which the GPU had no room for"
-        yield Reason("tight", f"{text}; no error reached the program, its convolutions may be slower")
+        yield Reason(ReasonCode.TIGHT, f"{text}; no error reached the program, its convolutions may be slower")
     for words in _words_of(member, "warning")[:1]:
         text = f"the log of {member.name} has words of an out-of-memory that nothing else speaks for: {words.text!r}"
-        yield Reason("out_of_memory_mentioned", text)
+        yield Reason(ReasonCode.OUT_OF_MEMORY_MENTIONED, text)
     left = [name for process_run in member.process_runs for name in process_run.leftovers]
     if left:
-        yield Reason("leftovers", f"{member.name} left processes that had to be ended: {'; '.join(left)}")
+        yield Reason(ReasonCode.LEFTOVERS, f"{member.name} left processes that had to be ended: {'; '.join(left)}")
     failed = [
         process_run.exit
         for process_run in member.process_runs
         if process_run.exit and not process_run.exit.ok and not process_run.exit.stopped
     ]
     if member.role == "background" and failed:
-        yield Reason("background_restarted", f"{member.name} failed {len(failed)} time(s), last with {failed[-1]}")
+        yield Reason(
+            ReasonCode.BACKGROUND_RESTARTED, f"{member.name} failed {len(failed)} time(s), last with {failed[-1]}"
+        )
 
 
 def _spike(evidence: Evidence) -> Iterator[Reason]:
@@ -538,7 +549,7 @@ def _spike(evidence: Evidence) -> Iterator[Reason]:
     gap_bytes = peak.expected_bytes - sampled.used_bytes
     if gap_bytes > SPIKE_BYTES:
         own = ", ".join(_reading_text(reading) for reading in readings(evidence))
-        yield Reason("spike", f"the samples missed {format_mib(gap_bytes)} of the peak ({own})")
+        yield Reason(ReasonCode.SPIKE, f"the samples missed {format_mib(gap_bytes)} of the peak ({own})")
 
 
 def _leaks(evidence: Evidence) -> Iterator[Reason]:
@@ -555,11 +566,11 @@ def _leaks(evidence: Evidence) -> Iterator[Reason]:
             times = 1 + max(0, evidence.limits.peak_bytes - seen.expected_bytes) / more
             run = f"{times * len(member.epochs):.1f} epochs" if member.epochs else f"{times:.1f} times as long a run"
             text = f"{member.name} grew by {format_mib(more)} through all of its time; at this rate"
-            yield Reason("memory_grew", f"{text} the limit is reached after {run}")
+            yield Reason(ReasonCode.MEMORY_GREW, f"{text} the limit is reached after {run}")
 
 
 def _worst_case(evidence: Evidence) -> Iterator[Reason]:
-    """What did not happen but may: on the virtual GPU the verdict itself rests on it."""
+    """Warn of a worst-case peak over the limit; on the virtual GPU the verdict itself rests on it."""
     seen, worst_case, limit = _peak_range(evidence), worst_case_peak(evidence), evidence.limits.peak_bytes
     if evidence.device.basis == "predicted" or seen is None or worst_case is None:
         return
@@ -568,7 +579,7 @@ def _worst_case(evidence: Evidence) -> Iterator[Reason]:
             f"{format_mib(worst_case.peak_bytes, beside=limit)} are possible, limit {format_mib(limit)}, {worst_case}"
         )
         most = format_mib(seen.high_bytes, beside=limit)
-        yield Reason("worst_case_over_limit", f"{text}; at once at most {most} were seen")
+        yield Reason(ReasonCode.WORST_CASE_OVER_LIMIT, f"{text}; at once at most {most} were seen")
 
 
 def _coverages(evidence: Evidence) -> tuple[str, ...]:
@@ -627,7 +638,7 @@ def _peak_text(peak: PeakRange | None, limit_bytes: int | None = None) -> str:
 
 
 def _started(member: Member) -> bool:
-    """It trained or at least reached the GPU: an end after that says something about sharing."""
+    """Return whether it trained or at least reached the GPU: only then does its end say something about sharing."""
     return bool(member.progress_events) or member.held_gpu or bool(member.epochs)
 
 

@@ -23,7 +23,7 @@ Step = tuple[float, int]
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What one training held over its own time, in order: nothing before the first step and from ``end_s`` on."""
+    """The memory of one training over its own time, in order: none before the first step and from ``end_s`` on."""
 
     steps: tuple[Step, ...]
     end_s: float
@@ -52,12 +52,12 @@ class Steps:
         return ((start_s, end_s, size) for (start_s, size), end_s in zip(self.steps, ends, strict=False))
 
     def cut(self, start_s: float, end_s: float) -> "Steps":
-        """What it held between two instants."""
+        """Return the steps between two instants."""
         inside = ((max(begun, start_s), size) for begun, ended, size in self.spans() if ended > start_s)
         return Steps.of(inside, min(end_s, self.end_s))
 
     def coarse(self, most: int) -> "Steps":
-        """At most so many steps that are nowhere below these: neighbours become one with the larger size."""
+        """Reduce to a number of steps that are nowhere below these: neighbours merge to the larger size."""
         found = self
         while len(found.steps) > most:
             pairs = zip(found.steps[::2], [*found.steps[1::2], found.steps[-1]], strict=False)
@@ -117,7 +117,7 @@ def _best(found: Iterable[Alignment]) -> Alignment:
 
 
 def _first(steps: Steps) -> float | None:
-    """When it first was at its highest."""
+    """Return when it first was at its highest."""
     most = steps.highest
     return next((start_s for start_s, size in steps.steps if size == most), None)
 
@@ -172,7 +172,7 @@ def _in_first_round(one: Alignment, beside: Steps, loops_from_s: float) -> Align
 
 
 def summed(traces: Iterable[Steps]) -> Steps:
-    """All of them at once, on one clock."""
+    """Add steps on one clock."""
     traces = [trace for trace in traces if trace.steps]
     changes = heapq.merge(*(_changes(trace) for trace in traces))
     level, steps = 0, list[Step]()

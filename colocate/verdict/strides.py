@@ -119,7 +119,7 @@ def _inside_s(pair: Stride, window: Interval) -> float:
 
 
 def _is_step(pair: Stride) -> bool:
-    """From one step to the next of the same phase, by the training's own word: no evaluation lies between."""
+    """Yield the time from one step to the next of the same phase, by the training's own events."""
     earlier, event = pair
     return earlier.kind == event.kind == "step" and earlier.phase == event.phase and event.phase is not None
 

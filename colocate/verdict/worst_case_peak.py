@@ -74,7 +74,7 @@ def phase_at(member: Member, elapsed_s: float) -> str:
 
 
 def _loops_from_s(background: Member) -> float:
-    """From when on everything that it showed may come again."""
+    """Return from when on everything that it showed may come again."""
     if len(background.process_runs) > 1:
         return background.process_runs[0].started_s
     assert background.ready_s is not None
@@ -88,6 +88,6 @@ def _on_own_clock(steps: Steps, begun_s: float) -> Steps:
 
 
 def _read_s(steps: Steps, begun_s: float) -> float:
-    """When the level that began at an instant was read, at the latest: within its own step."""
+    """Return when the level that began at an instant was last read, within its own step."""
     end_s = next(ended for start, ended, _ in steps.spans() if start <= begun_s < ended)
     return begun_s + min(READ_EVERY_S, (end_s - begun_s) / 2)

@@ -111,7 +111,6 @@ def stream():
         collected += [net(x.cuda()).detach()]
 
 
-
 class Sequences(IterableDataset):
     def __iter__(self):
         yield from (torch.rand(1 + number * 37 % 200, 512) for number in range(4000))

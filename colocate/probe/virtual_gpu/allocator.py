@@ -34,7 +34,7 @@ class OutOfMemory(Exception):
 
 
 class Backing(Protocol):
-    """Where segments come from."""
+    """The source of segments."""
 
     def obtain(self, num_bytes: int) -> bool:
         """Take memory for a segment; False when there is not enough."""
@@ -137,7 +137,7 @@ class Level:
 
 
 class State(enum.Enum):
-    """What a block is: handed out, kept in the cache, or an address range without memory (expandable only)."""
+    """The state of a block: in use, cached, or an address range without memory (expandable only)."""
 
     USED = enum.auto()
     FREE = enum.auto()
@@ -355,7 +355,7 @@ class CachingAllocator:
         self.backing.give_back(num_bytes)
 
     def _merged(self, block: Block) -> Block:
-        """One block of this one and its neighbours of the same state, which leave the pool's lists."""
+        """Merge this block with its neighbours of the same state, which leave the pool's lists."""
         following, preceding = block.following, block.preceding
         if following is not None and following.state is block.state:
             self._delist(following)

@@ -45,7 +45,7 @@ class Attribution:
                 self._parameters[id(parameter)] = weakref.ref(parameter)
 
     def mark_gradients(self) -> None:
-        """What has gathered in ``.grad``."""
+        """Mark what is in ``.grad`` as gradients."""
         for key, reference in list(self._parameters.items()):
             parameter = reference()
             if parameter is None:

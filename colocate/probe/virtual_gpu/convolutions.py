@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a convolution may need besides its operands: the workspace of the plan that cuDNN chooses on the GPU.
+"""Estimate the workspace that cuDNN's chosen plan may need for a convolution.
 
 Nobody but cuDNN on the GPU knows it; kept here are the facts of a call, and a guess that bounds what its plans take.
 Standard library only: predictions are replayed without torch.
@@ -36,7 +36,7 @@ class Convolution(NamedTuple):
 
     @property
     def depthwise(self) -> bool:
-        """One filter per channel: torch has a kernel of its own, without workspace, unless cuDNN's is faster."""
+        """Say whether it has one filter per channel: torch's own kernel for that needs no workspace."""
         return self.groups > 1 and self.groups == self.input_channels
 
     @property

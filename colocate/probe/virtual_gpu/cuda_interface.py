@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program sees of the device: ``torch.cuda`` and ``torch.accelerator``, answered by the simulated allocator.
+"""Answer ``torch.cuda`` and ``torch.accelerator`` by the simulated allocator.
 
 Owns the patches of these two modules and the made-up properties of the GPU. Streams and events do nothing but keep
 time: all work on the emulated device is done when the call returns.
@@ -95,7 +95,7 @@ def install_cuda_interface(device: Device, gpu: VirtualGpu, unsupported: Callabl
 
 
 def properties_of(gpu: VirtualGpu) -> SimpleNamespace:
-    """What ``get_device_properties()`` returns: name and size are the GPU's, the rest that of a mid-range GPU."""
+    """The result of ``get_device_properties()``: the GPU's name and size, else those of a mid-range GPU."""
     major, minor = capability_of(gpu)
     return SimpleNamespace(
         name=gpu.name,
@@ -268,7 +268,7 @@ class Stream:
         return hash(self.stream_id)
 
     def query(self) -> bool:
-        """All work is done."""
+        """Return at once: all work is done."""
         return True
 
     def is_capturing(self) -> bool:
@@ -299,7 +299,7 @@ class Event:
         return 1000 * (later._recorded_s - self._recorded_s)
 
     def query(self) -> bool:
-        """All work is done."""
+        """Return at once: all work is done."""
         return True
 
     synchronize = wait = _nothing

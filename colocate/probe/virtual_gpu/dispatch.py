@@ -102,7 +102,7 @@ class Emulator:
 
     @property
     def workspaces_bytes(self) -> int:
-        """What cuBLAS handles hold for good by now."""
+        """Return the workspaces that cuBLAS handles hold by now."""
         return self._workspace_bytes * len(self._handles_with_workspace)
 
     def run(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -285,7 +285,7 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
 
 @functools.cache
 def _is_composed(function: Any) -> bool:
-    """It is made of other operators and has no kernel of its own."""
+    """Say whether an operator is made of others and has no kernel of its own."""
     composed = "CompositeImplicitAutograd"
     known = function.namespace == "aten"
     return bool(known and torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), composed))

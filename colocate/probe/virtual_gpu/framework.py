@@ -236,7 +236,7 @@ class LegacyType(type):
         return torch.empty(*(given or (0,)), dtype=cls.dtype, device=DEVICE)
 
     def __instancecheck__(cls, tensor: Any) -> bool:
-        """Whether it is a tensor on the device with numbers of this kind."""
+        """Say whether it is a tensor on the device with numbers of this kind."""
         return isinstance(tensor, torch.Tensor) and tensor.device == DEVICE and tensor.dtype is cls.dtype
 
 

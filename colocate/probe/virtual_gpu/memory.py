@@ -25,7 +25,7 @@ MIB = 1024**2
 
 
 class Gpu(Protocol):
-    """What this module asks of a GPU; `gpu.VirtualGpu` is the one that processes share."""
+    """The interface of a virtual GPU; `state.VirtualGpu` is the one that processes share."""
 
     total_bytes: int
     context_bytes: int
@@ -35,14 +35,14 @@ class Gpu(Protocol):
 
     @property
     def free_bytes(self) -> int:
-        """What nobody holds."""
+        """Return the free memory."""
 
     def processes(self) -> list[tuple[int, int]]:
-        """Who holds how many bytes."""
+        """Return who holds how many bytes."""
 
 
 class Observer(Protocol):
-    """Who is told of everything that the allocator is asked for; see `trace`."""
+    """Receives every request to the allocator; see `trace`."""
 
     def allocated(self, number: int, num_bytes: int, stream: int) -> None:
         """A block was handed out."""
@@ -292,7 +292,7 @@ class DeviceMemory:
         self._process = os.getpid()
 
     def _leave_to_parent(self) -> None:
-        """In a forked child, storages that die there are not the parent's: nothing is counted any more."""
+        """Stop counting in a forked child: storages that die there are not the parent's."""
         self._lock = threading.Lock()
         if self.context.claimed_bytes:
             self._dead = deque(maxlen=0)
@@ -318,7 +318,7 @@ class DeviceMemory:
 
 
 def _size(num_bytes: int) -> str:
-    """As c10's ``format_size`` prints it."""
+    """Format a size as c10's ``format_size`` does."""
     if num_bytes <= 1024:
         return f"{num_bytes} bytes"
     if num_bytes <= MIB:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What single operators need beyond their results, and results whose size only a GPU could tell.
+"""Memory of single operators beyond their results, and results whose size depends on values.
 
 First the workspaces and temporaries that an operator allocates and that its fake kernel does not show; then
 `REPLACED`, which computes results where torch has no fake kernel or refuses to guess a shape. Sources are given per
@@ -161,7 +161,7 @@ def index(count: Count, tensor: Any, indices: Any) -> Any:
 
 
 def unique(tensor: Any, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False) -> Any:
-    """As if all elements differed."""
+    """Return the result as if all elements differed."""
     inverse = empty(tuple(tensor.shape) if return_inverse else (0,), torch.int64)
     counts = empty((tensor.numel() if return_counts else 0,), torch.int64)
     return empty((tensor.numel(),), tensor.dtype), inverse, counts
@@ -216,7 +216,7 @@ def ctc_loss_backward(gradient: Any, log_probabilities: Any, *rest: Any) -> Any:
 
 
 def non_maximum_suppression(boxes: Any, scores: Any, iou_threshold: float) -> Any:
-    """As if no box were suppressed."""
+    """Return the result as if no box were suppressed."""
     return empty((boxes.shape[0],), torch.int64)
 
 
@@ -255,7 +255,7 @@ def cudnn_rnn(
 
 
 def _reserve_elements(mode: int, positions: int, hidden_size: int, num_layers: int, directions: int) -> int:
-    """What cuDNN keeps of the forward pass: per layer four gates and the cell (LSTM) or six values (GRU).
+    """Return what cuDNN keeps of the forward pass: per layer four gates and the cell (LSTM) or six values (GRU).
 
     Fits the byte counts of PyTorch issue 2895, with what passes between layers. Old cuDNN, without dropout; not
     confirmed on a GPU of today.

@@ -40,7 +40,7 @@ class GpuFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What one process holds on the GPU, and the most it ever held. ``started`` tells reused process ids apart."""
+    """The memory of one process on the GPU, and its maximum. ``started`` tells reused process ids apart."""
 
     pid: int
     started: str
@@ -142,11 +142,11 @@ class VirtualGpu:
 
     @property
     def free_bytes(self) -> int:
-        """What no process holds now."""
+        """Return the free memory."""
         return max(0, self.total_bytes - self.used_bytes())
 
     def used_bytes(self) -> int:
-        """What baseline and living processes hold together."""
+        """Return what baseline and living processes hold together."""
         return self.baseline_bytes + sum(holding.used_bytes for holding in self.holdings() if holding.alive)
 
     def max_used_bytes(self) -> int:
@@ -208,7 +208,7 @@ class VirtualGpu:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process started, in the kernel's clock ticks; None if it has ended, reaped or not."""
+    """Return when a process started, in the kernel's clock ticks, or None if it has ended, reaped or not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -39,7 +39,7 @@ class Event(NamedTuple):
 
 
 class AllocationTrace:
-    """What one process asked of its allocator.
+    """The requests of one process to its allocator.
 
     Blocks have numbers in order of their allocation. ``kinds`` says of some what they hold, often only known later;
     ``settings`` are the options of the allocator that was asked.
@@ -71,7 +71,7 @@ class AllocationTrace:
         self._events.extend((0, _EMPTY_CACHE, 0))
 
     def events(self) -> Iterator[Event]:
-        """All of them in order."""
+        """Return all events in order."""
         values = iter(self._events)
         return map(Event, values, values, values)
 
@@ -113,7 +113,7 @@ class AllocationTrace:
 
 
 class Composition(NamedTuple):
-    """What was on the GPU at the instant with the most live memory, in bytes; together they are the reserved peak."""
+    """The contents of the GPU at the instant with the most live memory, in bytes; their sum is the reserved peak."""
 
     parameters: int
     gradients: int
@@ -124,7 +124,7 @@ class Composition(NamedTuple):
 
     @property
     def reserved(self) -> int:
-        """All of it."""
+        """Return the sum."""
         return sum(self)
 
 
@@ -142,17 +142,17 @@ class Twin:
         self._blocks: dict[int, Block] = {}
 
     def allocated(self, number: int, num_bytes: int, stream: int) -> None:
-        """As in :class:`AllocationTrace`; raises `allocator.OutOfMemory` where the allocator has a limit."""
+        """See :class:`AllocationTrace`; raises `allocator.OutOfMemory` if the allocator has a limit."""
         self._blocks[number] = self.allocator.malloc(num_bytes, stream)
 
     def freed(self, number: int) -> None:
-        """As in :class:`AllocationTrace`."""
+        """See :class:`AllocationTrace`."""
         block = self._blocks.pop(number, None)
         if block is not None:
             self.allocator.free(block)
 
     def convolved(self, call: Convolution) -> None:
-        """As in :class:`AllocationTrace`. A workspace that finds no room is skipped: cuDNN takes a smaller plan."""
+        """See :class:`AllocationTrace`. A workspace that finds no room is skipped: cuDNN takes a smaller plan."""
         num_bytes = self._workspace(call)
         if num_bytes:
             try:
@@ -161,12 +161,12 @@ class Twin:
                 self.allocator.num_ooms -= 1
 
     def emptied(self) -> None:
-        """As in :class:`AllocationTrace`."""
+        """See :class:`AllocationTrace`."""
         self.allocator.empty_cache()
 
 
 def no_workspace(call: Convolution) -> int:
-    """What a convolution needs if cuDNN finds a plan without a workspace."""
+    """Return no workspace, as if cuDNN found a plan without one."""
     return 0
 
 
@@ -183,7 +183,7 @@ def replay(trace: AllocationTrace, workspace: Workspace, allocator: CachingAlloc
 
 
 def steps(trace: AllocationTrace, twin: Twin) -> Iterator[Event]:
-    """Each event after the twin has been told of it."""
+    """Yield each event after the twin has received it."""
     calls = trace.convolutions
     for event in trace.events():
         if event.number > 0:
@@ -198,7 +198,7 @@ def steps(trace: AllocationTrace, twin: Twin) -> Iterator[Event]:
 
 
 def composition(trace: AllocationTrace) -> Composition:
-    """What the peak of a trace is made of.
+    """Split the peak of a trace into its parts.
 
     ``fragmentation`` is what the allocator had reserved at its highest beyond what lived at the fullest instant: what
     rounding, gaps and the cache cost.

@@ -138,7 +138,7 @@ class KnownValues:
         held.assumed = assumed
 
     def assume(self, tensor: Any, value: bool) -> None:
-        """All elements have this value, unless the true ones are known."""
+        """Set all elements to this value, unless the true ones are known."""
         if tensor.numel() <= MOST_VERDICTS and self.of(tensor) is None:
             self.remember(tensor, torch.full(tuple(tensor.shape), value))
 
@@ -271,7 +271,7 @@ class KnownValues:
 
 
 class _OperatorFacts:
-    """What the schema of an operator says: which arguments it writes, and whether its result is a function of them."""
+    """Facts of an operator's schema: which arguments it writes, and whether its result depends on them only."""
 
     __slots__ = ("_names", "_positions", "mutates", "predictable")
 
