@@ -186,14 +186,14 @@ class Part:
         return had if is_smaller else planned
 
 
-def read_run(path: Path) -> StoredRun:
-    """Everything that a run left in its folder.
+def read_run(path: Path | str) -> StoredRun:
+    """Read everything that a run left in its folder.
 
     Raises:
         ColocateError: the folder is not there, or holds neither a journal nor a record.
     """
-    run = RunDirectory(path)
-    reported, asked = journal.read(path), asked_of(run)
+    run = RunDirectory(Path(path))
+    reported, asked = journal.read(run.path), asked_of(run)
     on_disk = {row.group: row for row in _rows_on_disk(run)}
     found = dict(on_disk)
     for name, record in reported.records.items():
@@ -205,7 +205,7 @@ def read_run(path: Path) -> StoredRun:
     info = read_leniently(_json(run.record), Run)
     ended_at = reported.ended_at or max((_end_of(row) or "" for row in rows), default="") or None
     return StoredRun(
-        path=path,
+        path=run.path,
         info=info,
         rows=tuple(sorted(rows, key=lambda row: (row.record.get("number") or 0, row.group))),
         selected=reported.selected,

@@ -146,7 +146,7 @@ class SharedVirtualGpu:
     """The virtual GPU of a group; its module is loaded by path because a training need not have colocate installed."""
 
     def __init__(self, path: str) -> None:
-        source = TESTS.parent / "colocate" / "probe" / "GPU.py"
+        source = TESTS.parent / "colocate" / "probe" / "virtual_gpu" / "state.py"
         spec = importlib.util.spec_from_file_location("virtual_gpu", source)
         self.module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = self.module
