@@ -60,7 +60,7 @@ class Bench:
             total_bytes = self.gpu_mib * MIB
             self.gpu = VirtualGpu.create(self.folder / "GPU.json", name=self.gpu_name, total_bytes=total_bytes)
 
-    def run(self, *command: str | Path, timeout_s: float = 120) -> Run:
+    def run(self, *command: str | Path, timeout_s: float = 600) -> Run:
         """Run ``python command...`` to its end."""
         started = time.monotonic()
         done = subprocess.run(
@@ -112,7 +112,7 @@ class Bench:
         return [json.loads(path.read_text()) for path in sorted(self.probe.glob("*.json"))]
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 300) -> None:
     """Wait for a condition; the timeout is a safety net."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -24,12 +24,12 @@ STAND_IN = Path(__file__).parent / "programs" / "stand_in.py"
 
 
 def training(name: str, *options: str, **changes: Any) -> Training:
-    known = {"argv": (sys.executable, str(STAND_IN), *options), "cwd": Path(__file__).parent, "ready_timeout_s": 10.0}
+    known = {"argv": (sys.executable, str(STAND_IN), *options), "cwd": Path(__file__).parent, "ready_timeout_s": 60.0}
     return Training(name, **{**known, **changes})
 
 
 def group(foreground: Training, background: Training | None, **limits: Any) -> Group:
-    return Group("group01", 1, foreground, background, Limits(**{"settle_s": 3.0, **limits}))
+    return Group("group01", 1, foreground, background, Limits(**{"settle_s": 3.0, "longest_gap_s": 10.0, **limits}))
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def observing(
 ) -> Iterator[GroupRun]:
     directory = GroupDirectory(folder / RUN / group.id).create()
     with closing(NvidiaDevice(uuid)) as device, Sampler(device, processes_interval_s=listed_every_s) as monitor:
-        monitor.wait_for_sample(2.0)
+        monitor.wait_for_sample(60.0)
         with GroupRun(group, device, monitor, directory, plan="test", **changes) as observation:
             yield observation
     if observation.verdict is not None:

@@ -71,7 +71,7 @@ def simulated_machine(folder: Path, library: Path, patch: pytest.MonkeyPatch) ->
 
 def stand_in(*options: str) -> dict[str, Any]:
     """A member of a plan that runs the stand-in."""
-    return {"command": ["{python}", str(STAND_IN), *options], "name": "stand_in", "ready_timeout_s": 10}
+    return {"command": ["{python}", str(STAND_IN), *options], "name": "stand_in", "ready_timeout_s": 60}
 
 
 def plan(path: Path, entries: list[dict[str, Any]], **limits: Any) -> Path:
@@ -79,7 +79,7 @@ def plan(path: Path, entries: list[dict[str, Any]], **limits: Any) -> Path:
     document = {
         "experiment_name": "stand-ins",
         "mode": "parallel",
-        "limits": {"settle_s": 3, **limits},
+        "limits": {"settle_s": 3, "longest_gap_s": 10, **limits},
         "experiments": entries,
     }
     path.write_text(json.dumps(document))
@@ -92,7 +92,7 @@ def arguments(plan: Path, folder: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "feasibility", f"--plan={plan}", *files, "-p", "no:cacheprovider", *more]
 
 
-def run(plan: Path, folder: Path, *more: str, timeout_s: float = 120) -> Session:
+def run(plan: Path, folder: Path, *more: str, timeout_s: float = 600) -> Session:
     """Run a session to its end."""
     done = subprocess.run(
         arguments(plan, folder, *more),

@@ -101,7 +101,7 @@ def test_the_kernels_own_killer_is_told_from_a_full_gpu(fake_nvml: FakeNvml, tmp
         (folder / "memory.limit_in_bytes").write_text(str(450 * MIB))
         inside = ["sh", "-c", f'echo $$ > {folder}/cgroup.procs && exec "$@"', "sh"]
         done = subprocess.run(
-            [*inside, *arguments(path, tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=90
+            [*inside, *arguments(path, tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=600
         )
         session = Session(done.returncode, done.stdout + done.stderr, tmp_path)
 

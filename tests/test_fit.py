@@ -35,7 +35,7 @@ FITS_UP_TO = 3
 
 def entry(foreground: list[str], background: list[str]) -> dict[str, Any]:
     def member(options: list[str]) -> dict[str, Any]:
-        return {"command": ["{python}", str(STAND_IN), *options], "name": "stand_in", "ready_timeout_s": 10}
+        return {"command": ["{python}", str(STAND_IN), *options], "name": "stand_in", "ready_timeout_s": 60}
 
     return {
         "id": "pair",

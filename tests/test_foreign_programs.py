@@ -15,7 +15,7 @@ KINDS = ("digits", "rows_rnn", "twins", "words", "autoencoder", "forger", "waves
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """All of them in one process, since most of the time goes into importing torch."""
     bench = Bench(tmp_path_factory.mktemp("foreign"), batches_per_pass=4)
-    return bench.run(PROGRAMS / "run_foreign.py", *(FOREIGN / f"{kind}.py" for kind in KINDS), timeout_s=240)
+    return bench.run(PROGRAMS / "run_foreign.py", *(FOREIGN / f"{kind}.py" for kind in KINDS), timeout_s=600)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -67,7 +67,7 @@ def gathered(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
         env={**os.environ, "COLOCATE_PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=600,
         check=False,
     )
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-LIMIT_S = 20.0
+LIMIT_S = 120.0
 
 
 def wait_until(condition: Callable[[], object], limit_s: float = LIMIT_S) -> float:
