@@ -5,12 +5,16 @@ import pytest
 import reliability
 from fake_nvml import MIB, preload
 from fake_nvml.build import build_cuda, build_library, compiler
+from hypothesis import HealthCheck, settings
 from members import beginning
 from seen import SEEN
 from sessions import simulated_machine
 
 for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):  # sessions of the tests are no part of the job that runs them
     os.environ.pop(name, None)
+
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")  # how long an example takes tells how busy the machine is, and nothing of the code
 
 
 def pytest_configure(config):

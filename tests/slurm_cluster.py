@@ -139,7 +139,7 @@ class Cluster:
         self._start("slurmctld", ["slurmctld", "-D", "-f", str(folder / "slurm.conf")])
         for node in self.nodes:
             self.start_node(node)
-        wait_until(lambda: all(state == "idle" for state in self.states().values()), 30)
+        wait_until(lambda: all(state == "idle" for state in self.states().values()))
 
     def start_node(self, node: str) -> None:
         """Start the slurmd of a node."""
@@ -160,7 +160,7 @@ class Cluster:
     def ask(self, *words: str) -> str:
         """What a command of Slurm prints."""
         done = subprocess.run(
-            words, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False, timeout=30
+            words, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False, timeout=120
         )
         return done.stdout.strip()
 
@@ -184,7 +184,7 @@ class Cluster:
             yield
         finally:
             self.ask("scancel", *jobs)
-            wait_until(lambda: not self.jobs(), 30)
+            wait_until(lambda: not self.jobs())
 
     def lose(self, node: str) -> None:
         """A node goes as when its power fails: slurmd, its steps and all that runs in them."""
@@ -239,7 +239,7 @@ class Cluster:
         """End everything."""
         self.ask("scancel", "--state=PENDING", f"--user={_user()}")
         self.ask("scancel", f"--user={_user()}")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.jobs() and time.monotonic() < deadline:
             time.sleep(0.1)
         for name in (*self.nodes, "slurmctld", "munged"):
@@ -248,7 +248,7 @@ class Cluster:
                 process.terminate()
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(30)
             if process.poll() is None:
                 process.kill()
                 process.wait()

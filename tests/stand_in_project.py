@@ -197,7 +197,7 @@ class Project:
         )
 
     def finish(self, process: "subprocess.Popen[str]") -> Run:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=600)
         return Run(process.returncode, out, self.folder)
 
     def run(self, *arguments: str, **environment: str) -> Run:

@@ -52,7 +52,7 @@ def do(script, folder, **variables):
         env=environment(folder, **variables),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

@@ -112,10 +112,10 @@ def test_ending_a_session_leaves_nothing_alive(
     ) as process:
         wait_until(lambda: list(tmp_path.glob("results/run_*/*/events/foreground.jsonl")))
         process.send_signal(number)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=120)
 
     session = Session(process.returncode, output, tmp_path)
-    wait_until(lambda: not alive_below(tmp_path), 6)
+    wait_until(lambda: not alive_below(tmp_path), 30)
     if number is not signal.SIGKILL:
         assert session.junit == {"group01": "failure", "group02": "skipped"} or session.junit == {
             "group01": "error",

@@ -115,7 +115,7 @@ def test_two_that_rebuild_the_file_take_turns_so_that_no_row_is_lost(run):
         wait_until(lambda: waits_for_a_lock(other.pid) or other.poll() is not None)
         written_too_early = run.summary.exists()
         finish(run, 2)
-    assert other.wait(timeout=20) == 0
+    assert other.wait(timeout=120) == 0
     assert not written_too_early
     with run.summary.open(newline="") as file:
         assert [row["group"] for row in csv.DictReader(file)] == ["group01", "group02"]

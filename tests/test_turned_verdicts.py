@@ -80,7 +80,7 @@ def test_a_reader_that_goes_away_costs_neither_page_nor_run_and_secrets_stay_in_
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()
-        session = Session(process.wait(120), "", tmp_path)
+        session = Session(process.wait(600), "", tmp_path)
 
     assert session.code == 0
     assert session.junit == {"group01": "passed", "group02": "passed"}

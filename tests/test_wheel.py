@@ -61,7 +61,7 @@ def python(wheel, tmp_path_factory):
 def run(python, folder, *words):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON", "CI"))}
     return subprocess.run(
-        [str(python), "-m", *words], cwd=folder, env=inherited, capture_output=True, text=True, timeout=120, check=False
+        [str(python), "-m", *words], cwd=folder, env=inherited, capture_output=True, text=True, timeout=600, check=False
     )
 
 

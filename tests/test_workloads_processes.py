@@ -31,7 +31,7 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
 
 def train(folder: Path, *command: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *command], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120
+        [sys.executable, *command], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=600
     )
 
 
@@ -76,10 +76,10 @@ def test_a_repeated_training_goes_on_until_it_is_ended(tmp_path: Path) -> None:
         return [event["epoch"] for event in events_of(tmp_path) if event["event"] == "epoch_end"]
 
     with training(tmp_path, "-m", "workloads.mnist_rnn", *arguments) as process:
-        wait_until(lambda: len(epochs()) >= 3, limit_s=60)
+        wait_until(lambda: len(epochs()) >= 3, limit_s=300)
         assert process.poll() is None
         process.terminate()
-        assert process.wait(timeout=10) == -signal.SIGTERM
+        assert process.wait(timeout=120) == -signal.SIGTERM
 
     assert epochs()[:3] == [1, 2, 3]
 
@@ -129,7 +129,7 @@ def test_the_workers_of_bug_localization_end_with_it(tmp_path: Path) -> None:
         return found
 
     with training(tmp_path, "-m", "workloads.bug_localization", "--kfold", "3", "--jobs", "2") as process:
-        wait_until(lambda: any(event["event"] == "step" for event in events_of(tmp_path)), limit_s=60)
+        wait_until(lambda: any(event["event"] == "step" for event in events_of(tmp_path)), limit_s=300)
         assert len(members(process.pid)) >= 3
         process.kill()
         process.wait()
