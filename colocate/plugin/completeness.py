@@ -222,11 +222,11 @@ class CompletenessCheck:
         found = {record["outcome"] for record in self.session.records.values()}
         if exitstatus == pytest.ExitCode.OK and (self.session.lost or found - {Outcome.FEASIBLE, NOT_RUN}):
             exitstatus = pytest.ExitCode.TESTS_FAILED
-        if self.session.lost:
-            return exitstatus
         stopped = exitstatus == pytest.ExitCode.INTERRUPTED and session.testsfailed  # -x under xdist, which says 2
         if stopped or (exitstatus == pytest.ExitCode.OK and session.testsfailed):
             exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self.session.lost:
+            return exitstatus
         judged = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         if judged and option(self.config, "gate") == gate.PLAN_RULE:
             holds = gate.selected(self.session).holding == "holds"
