@@ -70,7 +70,7 @@ def test_the_largest_batch_that_is_predicted_to_fit_is_the_one_to_take() -> None
     batch, *_ = forecasts_of_proposals(given, evidence, proposals(given, evidence, None), None, asking)
     assert batch.answer is Answer.FITS
     assert batch.step is not None
-    assert batch.step.change.options == {"--bs": 16, "--accumulate": 4}
+    assert batch.step.override.options == {"--bs": 16, "--accumulate": 4}
     assert batch.forecast is not None
     assert batch.forecast.peak is not None
     assert batch.forecast.peak.expected_bytes == (230 + 350 + 300 * 16 + 850) * MIB
@@ -84,7 +84,7 @@ def test_what_does_not_fit_even_at_its_smallest_says_how_far_it_comes() -> None:
     (batch,) = (one for one in found if one.proposal.role == "foreground" and one.proposal.kind is Kind.BATCH)
     assert batch.answer is Answer.UNDECIDED
     assert batch.step is not None
-    assert batch.step.change.options["--bs"] == 1
+    assert batch.step.override.options["--bs"] == 1
 
 
 def test_a_program_that_fails_with_a_setting_is_not_predicted_with_it() -> None:
@@ -94,7 +94,7 @@ def test_a_program_that_fails_with_a_setting_is_not_predicted_with_it() -> None:
     )
 
     assert batch.step is not None
-    assert (batch.answer, batch.step.change.options["--bs"]) == (Answer.FITS, 2)
+    assert (batch.answer, batch.step.override.options["--bs"]) == (Answer.FITS, 2)
 
 
 def test_of_what_was_measured_both_members_are_predicted_anew() -> None:

@@ -137,7 +137,7 @@ def test_a_session_tries_remedies_and_leaves_the_verdict_as_it_was(fake_nvml: Fa
     assert resumed.code == 1
     assert sorted(side.parent.iterdir()) == before
     assert json.loads((session.run / "remedies.json").read_text())["groups"] == document
-    assert "[kept]" in " ".join(resumed.output.split())
+    assert "[reused]" in " ".join(resumed.output.split())
 
 
 def rebuilt(run: Path, folder: Path) -> str:

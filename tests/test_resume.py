@@ -73,8 +73,8 @@ def test_finished_groups_are_kept_with_their_verdicts_everywhere(copy: tuple[Pat
 
     assert session.code == 1
     assert lines(session) == [
-        "group01 kept: FEASIBLE, and nothing changed since",
-        "group02 kept: INFEASIBLE, and nothing changed since",
+        "group01 reused: FEASIBLE, and nothing changed since",
+        "group02 reused: INFEASIBLE, and nothing changed since",
     ]
     assert session.junit == {"group01": "passed", "group02": "failure"}
     assert "group01 FEASIBLE (measured) peak 2200 MiB, headroom 5300 MiB, reused" in session.output
@@ -196,7 +196,7 @@ def test_a_record_that_only_lacks_its_verdict_gets_it(copy: tuple[Path, Path]) -
     session = resumed(path, folder)
 
     assert lines(session)[0] == "stand_in_parallel_001: judged from its record, which was whole"
-    assert lines(session)[1] == "group01 kept: FEASIBLE, and nothing changed since"
+    assert lines(session)[1] == "group01 reused: FEASIBLE, and nothing changed since"
     assert verdict.exists()
 
 

@@ -102,7 +102,7 @@ def lines(found: Remedied) -> list[str]:
     reported = (
         f"remedy for {found.group.id}: {verdict.outcome} ({verdict.basis}) with {remedy.candidate.proposal.training}: "
     )
-    reported += f"{step.settings}; peak {after}, before {before}" + (" [kept]" if remedy.reused else "")
+    reported += f"{step.settings}; peak {after}, before {before}" + (" [reused]" if remedy.reused else "")
     return textwrap.wrap(reported, 79, subsequent_indent="    ", break_long_words=False)
 
 

@@ -58,7 +58,7 @@ def _reused_record(group: Group, reused: GroupResult) -> Record:
     """The record of a kept group, which says so."""
     record = record_of(group, reused)
     since = f"reused from {reused.deciding.directory.run.name}, {reused.deciding.experiment['timestamp']}"
-    return {**record, "reused": since, "warnings": [*record["warnings"], f"{since} [kept]"]}
+    return {**record, "reused": since, "warnings": [*record["warnings"], f"{since} [reused]"]}
 
 
 def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
