@@ -116,7 +116,7 @@ def test_a_quarantined_gpu_gets_no_group_and_the_others_go_on(fake_nvml: FakeNvm
     """Two GPUs and two workers: the first group leaves memory on its GPU, the other GPU takes all that follow."""
     fake_nvml.add_gpu()
     leak = pair(stand_in("--hold", "700", "--leak", "--probe"), expected_minutes=60)
-    path = plan(tmp_path / "plan.json", [leak, *[pair(EPOCH)] * 3], settle_s=0.5)
+    path = plan(tmp_path / "plan.json", [leak, *[pair(EPOCH)] * 3])
     session = run(path, tmp_path, "-n2")
     gpus = {name: verdict["outcome"] for name, verdict in session.verdicts.items()}
 
@@ -127,7 +127,7 @@ def test_a_quarantined_gpu_gets_no_group_and_the_others_go_on(fake_nvml: FakeNvm
 def test_on_the_only_gpu_the_rest_is_refused(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     """A refused group leaves its outcome in journal, summary.csv and page, also rebuilt, and is run on resume."""
     leak = pair(stand_in("--leak", "--hold", "700", "--probe"))
-    path = plan(tmp_path / "plan.json", [leak, pair(EPOCH)], settle_s=0.5)
+    path = plan(tmp_path / "plan.json", [leak, pair(EPOCH)])
     session = run(path, tmp_path)
 
     assert session.junit == {"group01": "error", "group02": "error"}
@@ -135,7 +135,7 @@ def test_on_the_only_gpu_the_rest_is_refused(fake_nvml: FakeNvml, tmp_path: Path
     assert not list(session.run.glob("stand_in_parallel_002"))
     assert [row["codes"] for row in summary(session)] == ["gpu_not_returned", "gpu_quarantined"]
 
-    assert main.main(["report", str(session.run)]) == 0
+    assert main(["report", str(session.run)]) == 0
     assert [row["outcome"] for row in summary(session)] == ["INCONCLUSIVE", "INCONCLUSIVE"]
     assert "gpu_quarantined" in (session.run / "report.html").read_text()
 
