@@ -48,15 +48,15 @@ class Cluster:
         self.folder = folder
         self.nodes = nodes = tuple(GPUS)
         self.gpus = gpus
-        self.gpus: dict[str, FakeNvml] = {}
+        self.fakes: dict[str, FakeNvml] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         for node in nodes:
             (folder / node).mkdir(parents=True)
             for number in range(gpus):
                 (folder / node / f"gpu{number}").symlink_to("/dev/null")
-            self.gpus[node] = FakeNvml.create(folder / f"{node}.state", library)
+            self.fakes[node] = FakeNvml.create(folder / f"{node}.state", library)
             for number in range(gpus):
-                self.gpus[node].add_gpu(name=GPUS[node], uuid=f"GPU-{node}-{number:04}-0000-0000-000000000000")
+                self.fakes[node].add_gpu(name=GPUS[node], uuid=f"GPU-{node}-{number:04}-0000-0000-000000000000")
         self._library = library
         self._configure()
 
@@ -252,7 +252,7 @@ class Cluster:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        for fake in self.gpus.values():
+        for fake in self.fakes.values():
             fake.close()
 
 
