@@ -67,14 +67,14 @@ def test_a_training_that_ends_again_and_again_is_not_started_for_ever() -> None:
     """On the virtual GPU a short clean life is no fault, and nothing used to bound their number."""
     looping, starts = looped((1.0, 0), for_s=10_000, policy=RestartPolicy(min_lifetime_s=0.0))
 
-    assert looping.gave_up == "1000 lives are as many as a training may have, the last ended with exit code 0"
+    assert looping.gave_up == "1000 process runs are as many as a training may have, the last ended with exit code 0"
     assert len(starts) == 1000
 
 
 def test_a_crash_loop_is_given_up() -> None:
     looping, starts = looped((1.0, 1))
 
-    assert looping.gave_up == "3 exits in a row within 5 s of the start, the last of 3 lives with exit code 1"
+    assert looping.gave_up == "3 exits in a row within 5 s of the start, the last of 3 process runs with exit code 1"
     assert len(starts) == 3
     assert looping.current is None
 
@@ -83,7 +83,7 @@ def test_a_program_that_does_nothing_and_says_all_is_well_is_given_up() -> None:
     """As the stub of a training that a study restarted a hundred times."""
     looping, starts = looped((1.0, 0))
 
-    assert looping.gave_up == "3 exits in a row within 5 s of the start, the last of 3 lives with exit code 0"
+    assert looping.gave_up == "3 exits in a row within 5 s of the start, the last of 3 process runs with exit code 0"
     assert len(starts) == 3
 
 
@@ -97,7 +97,7 @@ def test_one_failure_is_survived() -> None:
 def test_late_failures_without_end_are_given_up_too() -> None:
     looping, starts = looped((60.0, 1), policy=RestartPolicy(max_failures=5))
 
-    assert looping.gave_up == "6 of 6 lives failed, the last with exit code 1"
+    assert looping.gave_up == "6 of 6 process runs failed, the last with exit code 1"
     assert len(starts) == 6
 
 
@@ -105,7 +105,7 @@ def test_a_training_that_was_never_seen_to_work_is_given_up_sooner() -> None:
     """Starting PyTorch takes longer than a quick exit: eleven such failures took four minutes."""
     looping, starts = looped((15.0, 1), ready=False, policy=RestartPolicy(min_lifetime_s=0.0))
 
-    assert looping.gave_up == "3 of 3 lives failed, the last with exit code 1"
+    assert looping.gave_up == "3 of 3 process runs failed, the last with exit code 1"
     assert len(starts) == 3
 
 
@@ -130,7 +130,7 @@ def test_a_life_that_cannot_be_started_is_a_reason_to_give_up() -> None:
     clock.now += 61
     looping.tend()
 
-    assert looping.gave_up == "life 1 could not be started: train.py: expected a program, found none"
+    assert looping.gave_up == "process run 1 could not be started: train.py: expected a program, found none"
     assert len(looping.process_runs) == 1
 
 

@@ -200,11 +200,11 @@ def test_a_failure_is_told_in_the_words_of_its_log(lines: tuple[str, ...], word:
     process_runs = (replace(FAILED[0], last_lines=lines),)
     early = judge(evidence(foreground=foreground(process_runs=process_runs, epochs=()))).reasons[0]
     never = judge(
-        evidence(background=background(process_runs=process_runs, gave_up="3 of 3 lives failed", ready_s=None))
+        evidence(background=background(process_runs=process_runs, gave_up="3 of 3 process runs failed", ready_s=None))
     ).reasons[0]
 
     assert f"ended with exit code 1 before its epoch was done{word}" in early.text
-    assert f"3 of 3 lives failed{word}" in never.text
+    assert f"3 of 3 process runs failed{word}" in never.text
 
 
 def idle(kind: str) -> Member:

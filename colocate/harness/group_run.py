@@ -327,7 +327,7 @@ class GroupRun:
 
     @property
     def _restart_policy(self) -> RestartPolicy:
-        """A dry-run epoch takes seconds: on the virtual GPU a short clean life is no sign of a stub."""
+        """A dry-run epoch takes seconds: on the virtual GPU a short clean process run is no sign of a stub."""
         return RestartPolicy() if self._virtual_gpu is None else RestartPolicy(min_lifetime_s=0.0)
 
     @property
@@ -366,7 +366,7 @@ class GroupRun:
         return Command(tuple(argv), training.cwd, env)
 
     def _scratch(self, role: Role) -> Path:
-        """Where a training on the virtual GPU writes, in place of its user's files; every life finds the last one's."""
+        """Return the scratch folder for a training on the virtual GPU; every process run finds the last one's files."""
         if self._scratch_folder is None:
             self._scratch_folder = TemporaryDirectory(prefix="colocate-", ignore_cleanup_errors=True)
         return Path(self._scratch_folder.name, role)
@@ -470,9 +470,9 @@ class GroupRun:
         return self._virtual_gpu is None or on_cpu or self._goes_on(training)
 
     def _goes_on(self, training: TrainingMonitor) -> bool:
-        """Its peak is known, and it trains on: after its first epoch or life, or for long enough where it tells none.
+        """Return whether its peak is known and it trains on, after its first epoch or process run, or long enough.
 
-        A second attempt asks for more: the first may have met the pause after a short life.
+        A second attempt asks for more: the first may have met the pause after a short process run.
         """
         if training.simulated_t is not None:
             return training.stepped_since(training.simulated_t)

@@ -140,7 +140,7 @@ class EventReader:
         handle = opened(self._path)
         try:
             status = os.fstat(handle)
-            if status.st_ino != self._inode or status.st_size < self._position:  # begun anew by a later life
+            if status.st_ino != self._inode or status.st_size < self._position:  # begun anew by a later process run
                 self._inode, self._position, self._skipping = status.st_ino, 0, False
             return os.pread(handle, _AT_ONCE_BYTES, self._position)
         finally:

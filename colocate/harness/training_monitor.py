@@ -99,8 +99,8 @@ class TrainingMonitor:
         """Have the driver's own maximum of every process of this training that is known, also of ended ones.
 
         ``listed`` are its processes on the driver's list. Those of its trees that nobody saw there are asked for too:
-        a short life falls between two lists. A number that a process in a PID namespace of its own tells is not ours to
-        ask for. ``peak_bytes`` is given the number and the Unix time at which its run began.
+        a short process run falls between two lists. A number that a process in a PID namespace of its own tells is
+        not ours to ask for. ``peak_bytes`` is given the number and the Unix time at which its run began.
         """
         reported = set() if self._elsewhere else {allocator.pid for allocator in self._probe.allocators}
         process_runs = {pid: number for number, process in enumerate(self.processes) for pid in process.pids}

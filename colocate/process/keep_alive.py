@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training that is kept alive: when it is started again after an end, and when that makes no sense any more.
 
-Knows no process but what `process.runner.Process` tells of its life. Times are ``time.monotonic()`` in seconds.
+Knows no process but what `process.runner.Process` tells of its process run. Times are ``time.monotonic()`` in seconds.
 """
 
 import time
@@ -42,16 +42,16 @@ class RestartPolicy:
 class KeepAlive:
     """A training that is kept alive: started again whenever it ends, until that makes no sense or it is stopped.
 
-    Starts the first life at once. Everything else happens in :meth:`tend`, which the caller's wait loop calls; a life
-    that ends is noticed there.
+    Starts the first process run at once. Everything else happens in :meth:`tend`, which the caller's wait loop calls;
+    a process run that ends is noticed there.
 
     Attributes:
         process_runs: every process so far, the current one last.
-        gave_up: why it is not started again, with the number of lives and the last exit; None as long as it is.
-        ready: whether a life of it was seen to train; set by who looks.
+        gave_up: why it is not started again, with the number of process runs and the last exit; None as long as it is.
+        ready: whether a process run of it was seen to train; set by who looks.
 
     Raises:
-        TrainingError: the first life could not be started. A later one that cannot is a reason to give up.
+        TrainingError: the first process run could not be started. A later one that cannot is a reason to give up.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class KeepAlive:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``make(number)`` starts life ``number``, counted from 0."""
+        """``make(number)`` starts process run ``number``, counted from 0."""
         self.process_runs: list[Process] = []
         self.gave_up: str | None = None
         self.ready = False
@@ -81,11 +81,11 @@ class KeepAlive:
 
     @property
     def current(self) -> Process | None:
-        """The life that runs, as far as is known; None between two lives and after the last."""
+        """The process run that runs, as far as is known; None between two process runs and after the last."""
         return self.process_runs[-1] if self.process_runs and self.process_runs[-1].exit is None else None
 
     def tend(self) -> None:
-        """Take in what happened, and start the next life when its time has come."""
+        """Take in what happened, and start the next process run when its time has come."""
         if self._stopped or self.gave_up is not None:
             return
         if self._due_t is None:
@@ -97,7 +97,7 @@ class KeepAlive:
             self._restart()
 
     def request_stop(self, grace_s: float = GRACE_S) -> None:
-        """No further life, and the current one is asked to end."""
+        """No further process run, and the current one is asked to end."""
         self._stopped = True
         for process_run in self.process_runs[-1:]:
             process_run.request_stop(grace_s)
@@ -115,7 +115,7 @@ class KeepAlive:
         try:
             self._begin()
         except TrainingError as error:
-            self.gave_up = f"life {len(self.process_runs)} could not be started: {error}"
+            self.gave_up = f"process run {len(self.process_runs)} could not be started: {error}"
 
     def _judge(self, process_run: Process, found: Exit) -> None:
         quick = found.ended_s - process_run.started_t < self._policy.min_lifetime_s
@@ -128,12 +128,12 @@ class KeepAlive:
     def _reason_to_give_up(self, found: Exit) -> str | None:
         policy, process_runs = self._policy, len(self.process_runs)
         if found.unkillable:
-            return f"life {process_runs - 1} could not be ended"
+            return f"process run {process_runs - 1} could not be ended"
         if self._quick_exits >= policy.max_quick_exits:
             within = f"within {policy.min_lifetime_s:g} s of the start"
-            return f"{self._quick_exits} exits in a row {within}, the last of {process_runs} lives with {found}"
+            return f"{self._quick_exits} exits in a row {within}, the last of {process_runs} process runs with {found}"
         if process_runs >= policy.max_process_runs:
-            return f"{process_runs} lives are as many as a training may have, the last ended with {found}"
+            return f"{process_runs} process runs are as many as a training may have, the last ended with {found}"
         if self._failures > (policy.max_failures if self.ready else policy.max_failures_before_ready):
-            return f"{self._failures} of {process_runs} lives failed, the last with {found}"
+            return f"{self._failures} of {process_runs} process runs failed, the last with {found}"
         return None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start, watch and end training processes. Knows no GPU and no pytest.
 
-Every life of a training runs under a process of `process.supervisor`, which this module starts and talks to. Nothing
-here needs a thread: the caller's wait loop polls. All times are ``time.monotonic()`` in seconds. What is started again
-when it has ended is `colocate.process.keep_alive`' business.
+Every process run of a training runs under a process of `process.supervisor`, which this module starts and talks to.
+Nothing here needs a thread: the caller's wait loop polls. All times are ``time.monotonic()`` in seconds. What is
+started again when it has ended is `colocate.process.keep_alive`' business.
 
 Ctrl-C may strike anywhere. The end of a tree is the supervisor's work and goes on meanwhile; a second ``stop`` finishes
 what an interrupted one began, with a shorter grace if asked so.
@@ -72,7 +72,7 @@ def start(
     """Start a training whose output, standard error included, goes to ``log``.
 
     Args:
-        command: what to execute; `COLOCATE_COOKIE` and the mark of this life are added to its environment.
+        command: what to execute; `COLOCATE_COOKIE` and the mark of this process run are added to its environment.
         log: replaced if it exists; its folder must exist.
         cookie: ``<run id>/<group id>/<role>`` and what makes it unlike any other; by it a later run recognises what
             this one left behind.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervisor: a tiny process around one life of a training, from its start to the end of its last descendant.
+"""The supervisor: a tiny process around one process run of a training, until its last descendant has ended.
 
 `process.runner` starts it as a program of its own, so that a training never outlives the harness, however that ends.
 It knows neither GPU nor pytest, and loads little more than 30 ms of the standard library.
@@ -47,7 +47,7 @@ from colocate.process.output import CappedLog, Found, Scanner, text_of
 from colocate.process.procfs import ProcessId
 
 PROCESS_RUN = "COLOCATE_LIFE"
-"""Environment variable that is unlike for any two lives; the cookie is shared by all lives of a training."""
+"""Environment variable that differs for any two process runs; all of a training share its cookie."""
 
 MAX_PROCESSES = 4096
 """What a tree may have at once before it counts as a fork bomb. A training of 192 data loaders has some 200.

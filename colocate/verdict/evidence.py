@@ -200,10 +200,10 @@ class ProcessRun:
 
     @property
     def host_oom_kills(self) -> int:
-        """Kills for host memory that hit this life.
+        """Kills for host memory that hit this process run.
 
         The kernel counts per control group, which others share: the count alone accuses nobody, and a SIGKILL alone
-        may come from anybody. Together with an end by SIGKILL, or a worker's, it is this life's own.
+        may come from anybody. Together with an end by SIGKILL, or a worker's, it is this process run's own.
         """
         if self.exit is None or self.exit.ok or self.exit.stopped:
             return 0
@@ -216,7 +216,7 @@ class ProcessRun:
 
 @dataclass(frozen=True, slots=True)
 class ProcessPeak:
-    """The most that one process of a member ever held, by the driver's accounting; its life counts from 0."""
+    """The most that one process of a member ever held, by the driver's accounting; its process run counts from 0."""
 
     pid: int
     process_run: int

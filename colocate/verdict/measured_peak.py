@@ -121,7 +121,7 @@ def unreported_bytes(evidence: Evidence, reported: Steps) -> int:
 
 
 def _outside_bytes(member: Member) -> int:
-    """The most that the accounting of one life knows beyond what was told of that life."""
+    """The most that the accounting of one process run knows beyond what was told of that process run."""
     reported = Steps.of(member.held, inf)
     missing = [(own_peak_bytes(member) or 0) - reported.highest]
     for number, used in _by_process_run(member).items():
@@ -145,7 +145,7 @@ def end_s(evidence: Evidence) -> float:
 
 
 def own_peak_bytes(member: Member) -> int | None:
-    """The most that a member can have held: its processes of one life together; None where no source tells.
+    """The most that a member can have held: its processes of one process run together; None where no source tells.
 
     Of its allocators only the largest counts, because nobody tells which of them lived at the same time.
     """
@@ -154,7 +154,7 @@ def own_peak_bytes(member: Member) -> int | None:
 
 
 def _at_most(member: Member, until_s: float) -> Steps:
-    """Its most from start to end; where all its allocators are of one life no less than all at once: they may have met.
+    """Return its maximum from start to end; allocators of one process run may have met, so they are added.
 
     Allocators do not tell of their CUDA contexts, which the driver's accounting does.
     """

@@ -22,8 +22,8 @@ def by_allocators(
 ) -> tuple[Step, ...]:
     """The sum over all processes, contexts of simulated ones included; empty where one of them did not tell it all.
 
-    A process counts to the end of the life that it began in: when it ended earlier, nobody tells. One whose maximum is
-    not in its own history has lost a part of it, as when another program took its place.
+    A process counts to the end of the process run that it began in: when it ended earlier, nobody tells. One whose
+    maximum is not in its own history has lost a part of it, as when another program took its place.
 
     Args:
         histories: by pid, in seconds since the monitor's start.
