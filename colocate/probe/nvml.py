@@ -6,6 +6,7 @@ Standard library only. A function that has no answer here raises "not supported"
 
 import os
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -45,22 +46,25 @@ def answer_for(gpu_path: str) -> Callable[[ModuleType], None]:
     """What to do with the module once it is imported."""
 
     def replace(module: Any) -> None:
-        gpu = VirtualGpu.open(gpu_path)
+        @cache
+        def gpu() -> VirtualGpu:
+            # Opened when first asked: torch itself imports pynvml, and its hook ends a program without the file.
+            return VirtualGpu.open(gpu_path)
 
         def not_supported(*args: Any, **options: Any) -> Any:
             raise module.NVMLError(module.NVML_ERROR_NOT_SUPPORTED)
 
         def by_index(index: Any = 0, *rest: Any) -> str:
-            if index not in (0, "0", gpu.uuid, gpu.uuid.encode()) and not str(index).endswith("01:00.0"):
+            if index not in (0, "0", gpu().uuid, gpu().uuid.encode()) and not str(index).endswith("01:00.0"):
                 raise module.NVMLError(module.NVML_ERROR_INVALID_ARGUMENT)
             return HANDLE
 
         def memory(handle: Any, version: Any = None) -> SimpleNamespace:
-            used = gpu.used_bytes()
-            return SimpleNamespace(total=gpu.total_bytes, used=used, free=gpu.total_bytes - used, reserved=0)
+            used = gpu().used_bytes()
+            return SimpleNamespace(total=gpu().total_bytes, used=used, free=gpu().total_bytes - used, reserved=0)
 
         def processes(handle: Any) -> list[SimpleNamespace]:
-            return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in gpu.processes()]
+            return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in gpu().processes()]
 
         for name in [one for one in dir(module) if one.startswith("nvml") and callable(getattr(module, one))]:
             if not isinstance(getattr(module, name), type):
@@ -72,12 +76,11 @@ def answer_for(gpu_path: str) -> Callable[[ModuleType], None]:
         for name in PROCESSES:
             for version in ("", "_v2", "_v3"):
                 setattr(module, name + version, processes if "Compute" in name else lambda handle: [])
-        major, minor = gpu.capability or (8, 6)
         module.nvmlDeviceGetMemoryInfo = memory
-        module.nvmlDeviceGetName = lambda handle: gpu.name
-        module.nvmlDeviceGetUUID = lambda handle: gpu.uuid
+        module.nvmlDeviceGetName = lambda handle: gpu().name
+        module.nvmlDeviceGetUUID = lambda handle: gpu().uuid
         module.nvmlDeviceGetUtilizationRates = lambda handle: SimpleNamespace(gpu=0, memory=0)
-        module.nvmlDeviceGetCudaComputeCapability = lambda handle: (major, minor)
+        module.nvmlDeviceGetCudaComputeCapability = lambda handle: tuple(gpu().capability or (8, 6))
         module.nvmlDeviceGetPciInfo = _constantly(SimpleNamespace(busId="00000000:01:00.0", bus=1, device=0))
 
     return replace
