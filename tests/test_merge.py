@@ -101,7 +101,7 @@ def page(run, folder):
     folder.mkdir(exist_ok=True)
     done = colocate(folder, "report", run, "--out=page.html")
     assert done.returncode == 0, done.stderr
-    text = re.sub(r'href="[^"#][^"]*"', "", (folder / "page.html").read_text())
+    text = re.sub(r'(?:href|data-probe)="[^"#][^"]*"', "", (folder / "page.html").read_text())
     return text.replace(run.name, "RUN")
 
 

@@ -272,6 +272,12 @@ def test_a_source_line_below_its_place_is_no_message() -> None:
     assert certainties(traceback) == ["mentioned"]
 
 
+def test_a_message_goes_on_over_the_first_lines_of_the_next_read() -> None:
+    """Of a read without words of memory only the last two lines were looked at, also below half a message."""
+    before, after = b"step 1\nError out of memory\n", b"at\nline 380 in file /csrc/pythonInterface.c\nstep 2\n"
+    assert certainties(before, after) == certainties(before + after) == ["raised"]
+
+
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), words=st.sampled_from([words for words in WORDS if words.framework != "own words"]))
 def test_a_message_is_found_however_a_console_breaks_and_colours_it(data: st.DataObject, words: Words) -> None:

@@ -33,7 +33,7 @@ def wait_ready(process: Process) -> Process:
 
 
 def ended(process: Process) -> Exit:
-    found = process.wait(30.0)
+    found = process.wait(300.0)
     assert found is not None
     return found
 
@@ -430,7 +430,7 @@ def test_sigkill_of_the_harness_leaves_nothing_alive(tmp_path: Path, keep_pipes_
         process.kill()
 
         try:
-            assert wait_until(lambda: not any(map(procfs.is_alive, [*supervisors, *trees])), limit_s=5.0) < 5.0
+            wait_until(lambda: not any(map(procfs.is_alive, [*supervisors, *trees])))
             assert everything(tmp_path) == []
         finally:
             if facts["gpu_process"]:

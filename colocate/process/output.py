@@ -199,7 +199,7 @@ class Scanner:
     def _out_of_memory(self, block: bytes, unfinished: bool) -> Iterator[Found]:
         """Judges each line alone and, where that says nothing, together with the two in front of it."""
         block = out_of_memory.uncoloured(block)
-        lines, low = block.split(b"\n"), block.lower()
+        lines, low = block.split(b"\n"), b"\n".join((*self._before, block)).lower()
         if not any(word in low for word in _RARE):
             lines = lines[-2:]  # nothing to be found, and what comes may go on with these
         for number, line in enumerate(lines):
