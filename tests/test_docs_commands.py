@@ -63,7 +63,7 @@ STANDS_FOR = {"PLAN": "my_plan.json", "--epochs=10": "--progress=10"}
 
 # What has to be done before a line can be, in a folder of results of its own where the latest run is meant.
 BEFORE = {
-    "--resume": "scripts/feasibility -k group12 --results=resumed",
+    "--resume": "colocate run plan.json --results=resumed",
     "colocate merge": "colocate run --archive=journals/both.jsonl",
 }
 IN_ADDITION = {"--resume": ["--results=resumed"]}
@@ -174,7 +174,7 @@ def do(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     if "workloads" in " ".join(words) and "--help" not in words:
         words, folder = [*words, *SHORT], ROOT
     return subprocess.run(
-        words, cwd=folder, env={**environment(), **own}, capture_output=True, text=True, timeout=120, check=False
+        words, cwd=folder, env={**environment(), **own}, capture_output=True, text=True, timeout=600, check=False
     )
 
 
