@@ -28,7 +28,8 @@ def test_a_feasible_group_says_whether_it_was_worth_it(
     assert "worth it? sharing saves" in session.output
     (folder,) = session.run.glob("ours_parallel_001")
     assert (folder / "speedup.json").exists()
-    assert "Worth it?" in session.page
+    assert "Is sharing worth it?" in session.page
+    assert "sharing saves" in session.page
     assert "time_saved_low" in (session.run / "summary.csv").read_text()
     assert len(session.verdicts) == 1, "runs alone are no groups of the run"
 
