@@ -33,8 +33,9 @@ FITS = entry("--hold=2000", "--steps=20", "--probe")
 TOO_LARGE = entry("--hold=7000", "--steps=20")
 FAILS = entry("--hold=100", "--fail-at=2")
 QUICK = entry("--hold=300", "--steps=4", "--probe")
-STEADY = entry("--hold=300", "--steps=30", "--step-s=0.1")
+STEADY = entry("--hold=300", "--steps=60", "--step-s=0.1")
 LONG = entry("--hold=300", "--steps=50", "--step-s=0.1")
+ENDLESS = entry("--hold=300", "--steps=5000", "--step-s=0.1")
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_a_job_that_is_cancelled_by_hand_costs_its_group_an_attempt(idle, tmp_pa
 
 
 def test_a_group_whose_job_is_lost_twice_has_crashed_once(idle, tmp_path):
-    running = Running(idle, tmp_path, [LONG], "-n1")
+    running = Running(idle, tmp_path, [ENDLESS], "-n1")
     for worker in ("gw0", "gw1"):
         job = running.wait_for(rf"{worker}: job (\d+) runs on \w+[^$]*group01 +train [1-9]")
         idle.ask("scancel", job[1])
@@ -216,7 +217,7 @@ def test_what_waits_in_a_full_queue_is_told_with_its_reason_and_joins_when_a_gpu
 
 
 def test_ctrl_c_leaves_nothing_on_any_node(idle, tmp_path):
-    running = Running(idle, tmp_path, [LONG, LONG, LONG])
+    running = Running(idle, tmp_path, [ENDLESS, ENDLESS, ENDLESS])
     running.wait_for(r"group03 +train [1-9]")
     running.process.send_signal(signal.SIGINT)
     run = running.finish()
@@ -241,7 +242,7 @@ def test_x_lets_what_runs_in_other_jobs_finish_and_takes_back_what_waits(idle, t
 
 
 def test_killing_the_controller_leaves_nothing_on_any_node(idle, tmp_path):
-    running = Running(idle, tmp_path, [LONG, LONG])
+    running = Running(idle, tmp_path, [ENDLESS, ENDLESS])
     running.wait_for(r"group02 +train [1-9]")
     running.process.kill()
     running.process.wait()
