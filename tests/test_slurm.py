@@ -191,7 +191,7 @@ def test_a_job_that_is_cancelled_by_hand_costs_its_group_an_attempt(idle, tmp_pa
 def test_a_group_whose_job_is_lost_twice_has_crashed_once(idle, tmp_path):
     running = Running(idle, tmp_path, [ENDLESS], "-n1")
     for worker in ("gw0", "gw1"):
-        job = running.wait_for(rf"{worker}: job (\d+) runs on \w+[^$]*group01 +train [1-9]")
+        job = running.wait_for(rf"{worker}: job (\d+) runs on \w+[^$]*group01 +(?:attempt 2: )?train [1-9]")
         idle.ask("scancel", job[1])
         running.wait_for(rf"\[{worker}\] node down")
     run = running.finish()
