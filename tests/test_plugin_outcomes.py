@@ -1,10 +1,11 @@
 from pathlib import Path
 
+import execnet
 import numpy as np
 import pytest
 from groups import group, training
 
-from colocate.plugin.outcomes import plain, properties, unjudged
+from colocate.plugin.outcomes import Outcomes, plain, properties, unjudged
 from colocate.results.schema import RECORD_FIELDS
 from colocate.units import MIB
 from colocate.verdict.rules import Outcome
@@ -38,3 +39,17 @@ def test_unknown_numbers_are_left_out_of_junit_and_sizes_are_mib():
     assert found["reasons"] == "its script is not there"
     assert "headroom_mib" not in found
     assert "background" not in found
+
+
+def test_a_record_with_a_large_negative_number_travels_between_workers():
+    """execnet sends no integer below -2**31: a headroom of -2537 MiB ended every session with workers."""
+    record = unjudged(group(training("mnist"), None), "NOT RUN", "") | {"headroom_bytes": -2537 * MIB}
+    sending = Outcomes().pytest_report_to_serializable()
+    next(sending)
+    with pytest.raises(StopIteration) as sent:
+        sending.send({"colocate": record})
+
+    arrived = execnet.loads(execnet.dumps(sent.value.value))
+    next(Outcomes().pytest_report_from_serializable(arrived))
+
+    assert arrived["colocate"] == record

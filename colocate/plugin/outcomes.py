@@ -5,6 +5,7 @@ A case hands over a plain *record* of its verdict. Records hold builtin types on
 and an unknown type would end the whole session.
 """
 
+import json
 import shlex
 from collections.abc import Generator
 from pathlib import Path
@@ -142,6 +143,21 @@ class Outcomes:
         if _RECORD in item.stash and group_of(item.config, item.nodeid) is not None:
             judged = item.stash[_RECORD]["outcome"]
             raise ColocateError(f"{item.nodeid}: expected to be run once, found that it was judged: {judged}")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_to_serializable(self) -> Generator[None, dict[str, Any] | None, dict[str, Any] | None]:
+        """Send the record as JSON: execnet cannot send an integer below -2**31, such as a headroom of -2537 MiB."""
+        data = yield
+        if data is not None and "colocate" in data:
+            data["colocate"] = json.dumps(data["colocate"])
+        return data
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_report_from_serializable(self, data: dict[str, Any]) -> Generator[None, Any, Any]:
+        """Read the record that a worker sent as JSON."""
+        if isinstance(data.get("colocate"), str):
+            data["colocate"] = json.loads(data["colocate"])
+        return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
