@@ -67,6 +67,7 @@ class Cluster:
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "PATH": PATH,
             "LD_LIBRARY_PATH": str(self._library.parent),
+            "COLOCATE_LOCK_FOLDER": str(self.folder / "locks"),  # the GPUs of two clusters have the same UUIDs
         }
 
     def _configure(self) -> None:

@@ -20,7 +20,7 @@ from colocate.plugin.session import cases, run_directory_of
 from colocate.plugin.outcomes import attach, record_of
 from colocate.results.attempts import Attempt, GroupResult
 from colocate.units import MIB
-from colocate.verdict import Outcome, Reason, Verdict
+from colocate.verdict import Outcome, Reason, ReasonCode, Verdict
 
 HERE = Path(__file__).parent.parent
 WAYS = json.loads((HERE / "ways.json").read_text())
@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc):
 def verdict(outcome, peak_mib, *reasons):
     peak, limit = peak_mib * MIB, 7500 * MIB
     basis = os.environ.get("STAND_IN_BASIS", "measured")
-    reasons = tuple(Reason(*reason) for reason in reasons)
+    reasons = tuple(Reason(ReasonCode(code), text) for code, text in reasons)
     return Verdict(outcome, basis, reasons, (), peak, peak, peak, limit, limit - peak, "usable", 0.9, (), (), False)
 
 

@@ -18,7 +18,8 @@ from colocate.cli.main import main
 from colocate.device.lock import locked
 from colocate.files import read_json
 from colocate.harness.resume import MOST_REPORTED, Decision, reported, take_up
-from colocate.results import progress_file, status
+from colocate.report import status_line
+from colocate.results import progress_file
 from colocate.results.attempts import group_results
 from colocate.results.layout import RunDirectory
 
@@ -311,4 +312,4 @@ def test_what_a_killed_session_told_of_its_queue_is_told_no_more(tmp_path):
     (run.path / "workers").mkdir(parents=True)
     progress_file.tell(run.path / progress_file.QUEUE, {"waiting": [{"name": "job 7", "reason": "Resources"}]})
     take_up(run)
-    assert status.waiting(run.path) == []
+    assert status_line.waiting(run.path) == []

@@ -207,7 +207,7 @@ def test_what_outlives_the_first_process_is_ended_and_named(begin: Begin, tmp_pa
     found = ended(process)
 
     (leftover,) = process.leftovers
-    assert leftover.startswith(f"pid {(tmp_path / 'daemon').read_text()} (sleep 1000), user ")
+    assert leftover.startswith(f"pid {(tmp_path / 'daemon').read_text()} (sleep), user ")
     assert (found.code, found.stopped) == (0, False)
 
 

@@ -18,7 +18,7 @@ from waiting import wait_until
 from colocate.errors import ColocateError
 from colocate.plugin.slurm_workers import Elsewhere
 from colocate.process import slurm
-from colocate.results import status
+from colocate.report import status_line
 
 pytestmark = pytest.mark.slow
 
@@ -213,7 +213,7 @@ def test_what_waits_in_a_full_queue_is_told_with_its_reason_and_joins_when_a_gpu
         assert re.search(line, watched.stdout)
     run = running.finish()
     assert run.code == 0, run.output
-    assert not status.waiting(found)
+    assert not status_line.waiting(found)
 
 
 def test_ctrl_c_leaves_nothing_on_any_node(idle, tmp_path):
