@@ -1,4 +1,4 @@
-"""What tests saw come of a fault, in a few words: collected for docs/reliability.md by conftest.py."""
+"""Collect in a few words what a test saw of a fault; conftest.py puts it into docs/reliability.md."""
 
 SEEN: list[str] = []
 

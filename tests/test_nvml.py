@@ -87,7 +87,7 @@ import sys
 sys.path[:0] = sys.argv[1:]
 from colocate.device.nvml import NvidiaDevice, is_simulated
 from colocate.device.nvml_survey import list_devices
-from test_nvidia import keeps_contract
+from test_nvml import keeps_contract
 for info in list_devices():
     assert not is_simulated(info), info
     with NvidiaDevice(info.uuid) as device:
