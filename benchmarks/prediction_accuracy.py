@@ -32,9 +32,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from colocate.advice.calibration import comparisons, read_evidence, table_of  # noqa: E402
+from gpu_evidence.calibration import comparisons, read_evidence, table_of  # noqa: E402
+
 from colocate.probe.virtual_gpu.convolutions import OPERANDS, OPERANDS_IN_BENCHMARK  # noqa: E402
 from colocate.units import MIB  # noqa: E402
 from colocate.verdict.evidence import Allocator  # noqa: E402

@@ -2,23 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colocate.advice.forecast import Answer
-from colocate.advice.packing import (
-    Load,
-    PackingProblem,
-    Pair,
-    _best_fit,
-    at_least,
-    best_pairs,
-    next_problem,
-    packed,
-)
+from colocate.advice.packing import Load, PackingProblem, Pair, best_pairs, next_problem
 from colocate.units import MIB
 from colocate.verdict.predicted_peak import PeakRange
 
@@ -147,60 +137,3 @@ def test_nothing_is_asked_that_cannot_change_the_choice() -> None:
     assert next_problem(problem(*large, *small)) is None
     assert next_problem(problem(*large, small[0])) is None, "three trainings make one pair, whatever is measured"
     assert next_problem(problem(*large)) == (0, 1)
-
-
-@given(loads(7), st.integers(1, 4))
-@settings(deadline=None, max_examples=100)
-def test_no_packing_takes_fewer_gpus(found: tuple[Load, ...], per_gpu: int) -> None:
-    asked = problem(*found)
-    packing = packed(asked, per_gpu)
-    room = (LIMIT - BASE) * MIB
-    sizes = {place: one.peak.high_bytes for place, one in enumerate(found) if one.peak.high_bytes < room}
-
-    assert sorted(place for one in packing.bins for place in one) == sorted(sizes)
-    assert all(len(one) <= per_gpu and asked.by_bounds(one) is Answer.FITS for one in packing.bins)
-    assert packing.optimal
-    fewest = min((len(one) for one in _partitions(sorted(sizes), sizes, room, per_gpu)), default=0)
-    assert len(packing.bins) == fewest
-    assert (
-        at_least(list(sizes.values()), room, per_gpu) <= fewest <= len(_best_fit(sorted(sizes), sizes, room, per_gpu))
-    )
-
-
-def _partitions(places: list[int], sizes: dict[int, int], room: int, per_gpu: int) -> Iterator[list[tuple[int, ...]]]:
-    if not places:
-        yield []
-        return
-    first, *others = places
-    for count in range(min(per_gpu, len(places))):
-        for more in combinations(others, count):
-            if sizes[first] + sum(sizes[place] for place in more) < room:
-                left = [place for place in others if place not in more]
-                yield from ([(first, *more), *rest] for rest in _partitions(left, sizes, room, per_gpu))
-
-
-def test_many_trainings_take_a_bound_that_is_proven() -> None:
-    """Twenty of more than half a GPU and twenty of less than half of the rest: no two of the first share."""
-    large, small = [load(1500, 1500)] * 20, [load(600, 600)] * 20
-
-    found = packed(problem(*large, *small), 3)
-
-    assert (len(found.bins), found.at_least, found.optimal) == (20, 20, True)
-    assert sorted(place for members in found.bins for place in members) == list(range(40))
-    assert packed(problem(*[load(950, 950)] * 20), 3).at_least == 10, "two fit below the limit, three do not"
-
-
-@pytest.mark.slow
-def test_three_hundred_trainings_take_seconds() -> None:
-    """The sums decide everything but the open pairs, of which few are asked."""
-    sizes = [300 + (number * 7919) % 2300 for number in range(300)]
-    asked, num = problem(*(load(size - size // 12, size + size // 16) for size in sizes)), 0
-    while (pair := next_problem(asked)) is not None and num < 1:
-        fits = sum(sizes[place] for place in pair) + BASE < LIMIT
-        asked = replace(asked, known={**asked.known, pair: fits})
-        num += 1
-    sound(asked, best_pairs(asked))
-
-    assert len(asked.answers) == 44850
-    assert len(best_pairs(asked)) > 100
-    assert packed(asked, 3).at_least <= len(packed(asked, 3).bins) < 1.3 * packed(asked, 3).at_least

@@ -5,11 +5,10 @@ Nothing of it enters a verdict, and nothing below it knows of it: neither `coloc
 """
 
 from colocate.advice.bisection import largest_batch
-from colocate.advice.calibration import calibrate, proposal, update_table
 from colocate.advice.fit import Fit, Grid, LargestValue, Tried, Variable, variable
 from colocate.advice.forecast import Answer, Forecast, forecast, keyed, needed, program_of
 from colocate.advice.next_plan import Next, follow_up, what_next
-from colocate.advice.packing import PackingProblem, best_pairs, next_problem, packed
+from colocate.advice.packing import PackingProblem, best_pairs, next_problem
 from colocate.advice.pairing import TIERS, UNKNOWN, OrderedPair, each_foreground_once, ordered_pairs
 from colocate.advice.prediction import predict
 from colocate.advice.proposal_forecasts import OUT_OF_TIME, ProposalForecast, advise
@@ -58,7 +57,6 @@ __all__ = [
     "Variable",
     "advise",
     "best_pairs",
-    "calibrate",
     "decide",
     "each_foreground_once",
     "follow_up",
@@ -74,18 +72,15 @@ __all__ = [
     "of_catalog",
     "of_plan",
     "ordered_pairs",
-    "packed",
     "predict",
     "predicted",
     "program_of",
-    "proposal",
     "rank",
     "read_speedup",
     "refused",
     "remembered",
     "settle",
     "stress",
-    "update_table",
     "variable",
     "what_next",
 ]

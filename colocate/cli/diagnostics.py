@@ -41,7 +41,7 @@ from colocate.units import GIB, MIB, format_mib, format_size
 
 State = Literal["ok", "warning", "error"]
 
-NEEDED = ("pytest", "pytest-xdist", "pytest-html", "nvidia-ml-py", "pydantic", "pandas", "psutil")
+NEEDED = ("pytest", "pytest-xdist", "pytest-html", "nvidia-ml-py", "pydantic", "pandas")
 WORKLOADS = ("torchvision", "timm", "transformers", "scikit-learn")
 
 # A run of the twelve groups writes some 10 MiB; checkpoints of trainings are theirs. DataLoader workers pass their
@@ -276,10 +276,8 @@ def _shared_memory() -> Finding:
 
 
 def _host_memory() -> Finding:
-    import psutil
-
-    memory, limit = psutil.virtual_memory(), _control_group_limit()
-    size = memory.total if limit is None else min(limit, memory.total)
+    limit, size = _control_group_limit(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size = size if limit is None else min(limit, size)
     cores = len(os.sched_getaffinity(0))
     text = f"{format_mib(size)}{'' if limit is None else ' (limit of the control group)'}, {cores} cores"
     if size < HOST_BYTES or cores < 2:

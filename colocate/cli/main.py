@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 from colocate import __version__
 from colocate.cli import (
-    calibrate,
     compare,
     doctor,
     fit,
@@ -52,7 +51,6 @@ COMMANDS = (
     follow_up,
     speedup,
     verify,
-    calibrate,
 )
 
 

@@ -28,7 +28,6 @@ EPILOG = """\
 examples:
   colocate pack settings/models.json --gpus 4          every model of the catalog
   colocate pack --from settings/parallel_feasibility_test.json
-  colocate pack --per-gpu 3 --gpu 24GB
   colocate pack --device nvidia --measure 5             at most five pairs are run
 
 exit codes: 0 a schedule, 1 nothing shares, 3 open pairs may still change it,
@@ -42,7 +41,6 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("catalog", nargs="?", type=Path, metavar="CATALOG", help=f"its models ({DEFAULT_CATALOG})")
     parser.add_argument("--from", dest="plan", type=Path, metavar="PLAN", help="the trainings of a plan instead")
     parser.add_argument("--gpus", type=whole, default=1, metavar="N", help="GPUs of the schedule (1)")
-    parser.add_argument("--per-gpu", type=whole, default=2, metavar="K", help="trainings that share one (2)")
     command.takes_gpu(parser, GPU)
     takes_limit(parser)
     parser.add_argument(
@@ -165,8 +163,7 @@ def _answer(
     problem: "PackingProblem",
     found: "Sequence[Measured]",
 ) -> int:
-    found_by = _in_pairs if options.per_gpu == 2 else _in_bins
-    slots, note, open_left = found_by(problem, found, options.per_gpu)
+    slots, note, open_left = _in_pairs(problem, found)
     schedule = Schedule(task, solos, problem, found, _in_order(problem, slots), note, open_left)
     for line in _lines(schedule, options.gpus):
         print(line)
@@ -177,7 +174,7 @@ def _answer(
     return schedule.exit_code
 
 
-def _in_pairs(problem: "PackingProblem", found: "Sequence[Measured]", per_gpu: int) -> tuple[list[Slot], str, bool]:
+def _in_pairs(problem: "PackingProblem", found: "Sequence[Measured]") -> tuple[list[Slot], str, bool]:
     """The best pairs, why they are the best, and whether open pairs may give more."""
     from colocate.advice import best_pairs, next_problem
 
@@ -190,17 +187,6 @@ def _in_pairs(problem: "PackingProblem", found: "Sequence[Measured]", per_gpu: i
     else:
         note = "optimal: no other choice gives more pairs, whatever the open ones do"
     return list(best_pairs(problem)), note, open_left
-
-
-def _in_bins(problem: "PackingProblem", found: "Sequence[Measured]", per_gpu: int) -> tuple[list[Slot], str, bool]:
-    """The same for more than two a GPU, by their sizes alone."""
-    from colocate.advice import packed
-
-    packing = packed(problem, per_gpu)
-    fewest = "no packing takes fewer" if packing.optimal else f"at least {packing.at_least} are needed"
-    held = sum(map(len, packing.bins))
-    note = f"{len(packing.bins)} GPUs hold {held} trainings, at most {per_gpu} each; {fewest}"
-    return list(packing.bins), note, False
 
 
 def _in_order(problem: "PackingProblem", slots: Sequence[Slot]) -> list[Slot]:
@@ -232,9 +218,6 @@ def _lines(schedule: Schedule, num_gpus: int) -> Iterator[str]:
         names = " + ".join(schedule.known[place].training.name for place in slot)
         yield f"round {number // num_gpus + 1}, GPU {number % num_gpus + 1}: {names}"
         yield f"    {_figures(problem, slot)}"
-    if any(len(slot) > 2 for slot in slots):
-        yield ""
-        yield from command.wrapped("a group of a plan has two members: of more on a GPU the plan tries every pair")
 
 
 def _figures(problem: "PackingProblem", slot: Slot) -> str:
@@ -274,21 +257,14 @@ def _count(schedule: Schedule) -> str:
 
 
 def _entries(schedule: Schedule, folder: Path) -> Iterator[dict[str, Any]]:
-    from itertools import combinations
-
     from colocate.advice import rank
 
     task, known = schedule.task, schedule.known
     for slot in schedule.slots:
-        for places in combinations(slot, 2) if len(slot) > 1 else [slot]:
-            chosen = sorted((known[place] for place in places), key=rank)
-            front, *beside = [task.member(one.training, folder) for one in chosen]
-            if beside:
-                yield {
-                    **task.wish,
-                    "mode": "parallel",
-                    "foreground": {"mode": "default", **front},
-                    "background": beside[0],
-                }
-            else:
-                yield {**task.wish, "mode": "default", **front}
+        chosen = sorted((known[place] for place in slot), key=rank)
+        front, *beside = [task.member(one.training, folder) for one in chosen]
+        if beside:
+            foreground = {"mode": "default", **front}
+            yield {**task.wish, "mode": "parallel", "foreground": foreground, "background": beside[0]}
+        else:
+            yield {**task.wish, "mode": "default", **front}

@@ -5,7 +5,6 @@ A worker of xdist starts one test only when it knows the next. The sentinel is a
 controller may decide which group comes next when a GPU is free, not before.
 """
 
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ import pytest
 
 from colocate.plugin import selection
 from colocate.plugin.invocation import is_worker, plan_argument
-from colocate.plugin.session import group_of, lasting, plan_node, session_of
+from colocate.plugin.session import group_of, plan_node, session_of
 
 SENTINEL = "__next__"
 
@@ -69,12 +68,6 @@ class Collection:
             return None
         node: Any = PlanCases.from_parent(parent, path=file_path, nodeid=plan_node(parent.config, file_path))
         return node  # type: ignore[no-any-return]
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_collection(self) -> Iterator[None]:
-        """The cases stay until the end."""
-        with lasting():
-            return (yield)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:

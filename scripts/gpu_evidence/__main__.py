@@ -11,13 +11,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 # What the harness itself imports outside of pytest. The trainings' packages, PyTorch among them, are the machine's own.
-NEEDED = ("pydantic", "psutil", "pynvml", "pandas", "torch")
+NEEDED = ("pydantic", "pynvml", "pandas", "torch")
 
 
 def main() -> int:
     """Exit code 0: all is done; 3: there is more to do, run it again; 1: it could not go on; 2: wrong arguments."""
-    options = _parser().parse_args()
     sys.path.insert(0, str(ROOT))
+    if sys.argv[1:2] == ["calibrate"]:
+        from gpu_evidence import calibration
+
+        return calibration.main(sys.argv[2:])
+    options = _parser().parse_args()
     missing = _missing(options.wheels, options.work)
     if missing:
         print(f"gpu-evidence: missing: {', '.join(missing)}; bring them as wheels: --wheels DIR", file=sys.stderr)

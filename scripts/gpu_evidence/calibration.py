@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Derive a GPU's figures from evidence: its context, its baseline, and how far predictions were from measurements.
 
-Reads the documents that `scripts/gpu-evidence` writes; proposes rows of `settings/gpu_models.json` and error bars,
-each with its source. Pure but for reading and writing these files. Knows no GPU.
+`scripts/gpu-evidence calibrate FOLDER...` reads the documents that this package writes. It proposes rows of
+`settings/gpu_models.json` and error bars, each with its source.
 """
 
+import argparse
 import json
 import re
 import statistics
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,3 +300,22 @@ def table_of(found: Iterable[Comparison]) -> Iterator[str]:
             round(size / MIB) for size in (one.low_bytes, one.expected_bytes, one.high_bytes, one.measured_bytes)
         )
         yield f"| {one.name} | {expected} ({low} to {high}) | {measured} | {one.error:+.1%} | {one.held} |"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print what the evidence proposes; change the table where that is asked for."""
+    parser = argparse.ArgumentParser(prog="scripts/gpu-evidence calibrate", description="Derive a GPU's figures.")
+    parser.add_argument("folder", type=Path, nargs="+", help="a folder that scripts/gpu-evidence has written")
+    parser.add_argument("--update", action="store_true", help="put context and baseline into the table of GPUs")
+    parser.add_argument("--table", type=Path, default=TABLE, help="another table than settings/gpu_models.json")
+    options = parser.parse_args(arguments)
+    try:
+        found = calibrate(options.folder)
+        for line in proposal(found):
+            print(line)
+        if options.update:
+            print(update_table(found, options.table))
+    except (ColocateError, OSError) as error:
+        print(f"gpu-evidence: {error}", file=sys.stderr)
+        return 2
+    return 0
