@@ -261,6 +261,8 @@ def test_a_killed_training_leaves_a_usable_record_and_an_empty_gpu(bench):
 # --- short passes ----------------------------------------------------------------------------------------------------
 
 LOADERS = """
+import weakref
+
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
@@ -281,6 +283,9 @@ assert [len(batch[0]) for batch in plain] == [10] * 10 + [5]
 workers = DataLoader(data, batch_size=10, num_workers=2, pin_memory=True, persistent_workers=True)
 assert first_of_batches(workers) == list(range(0, 101, 10))
 assert first_of_batches(workers) == list(range(0, 101, 10)), "in every pass"
+iterator = weakref.ref(workers._iterator)
+del workers
+assert iterator() is None, "with workers that end at once, not when the garbage collector finds them"
 
 sampler = DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 50, drop_last=True))
 assert len(sampler) == 2

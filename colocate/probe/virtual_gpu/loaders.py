@@ -11,6 +11,7 @@ import dis
 import inspect
 import itertools
 import sys
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -86,20 +87,25 @@ class Enumerate(enumerate):  # type: ignore[type-arg]
 
 
 class CutPasses:
-    """An index sampler whose passes are cut; everything else is the original's."""
+    """An index sampler whose passes are cut; everything else is the original's.
+
+    Loaders with persistent workers hold their iterator, which holds this: a strong reference back would leave their
+    workers to the garbage collector, which closes their queues too early, so that each takes five seconds to end.
+    """
 
     def __init__(
         self, loader: Any, whole: Any, batches: int, record: Record, coverage: Coverage, longest: Longest
     ) -> None:
         self._whole = whole
-        self._arguments = loader, batches, record, coverage, longest
+        self._loader = weakref.ref(loader)
+        self._arguments = batches, record, coverage, longest
 
     def __len__(self) -> int:
         return len(self._whole)
 
     def __iter__(self) -> "Indices":
         told = isinstance(sys._getframe(1).f_locals.get("self"), _BaseDataLoaderIter)
-        return Indices(self._whole, *self._arguments, told=told)
+        return Indices(self._whole, self._loader(), *self._arguments, told=told)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)
