@@ -73,7 +73,7 @@ def write_page(passed: Mapping[str, Sequence[str]]) -> None:
 
 
 def _names(test: str, nodeid: str) -> bool:
-    node = nodeid.removeprefix("tests/")
+    node = nodeid.removeprefix("tests/").partition("@")[0]  # xdist names the group of a test behind its name
     return node == test or (not test.endswith("]") and node.partition("[")[0] == test)
 
 

@@ -1,5 +1,7 @@
 """Whole pytest sessions as a user starts them, in a process of their own, and what they left behind."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -17,10 +19,13 @@ from fake_nvml import FakeNvml
 from groups import STAND_IN
 from seen import note
 
+from colocate.cli.main import main
 from colocate.harness.environment import EVENTS
 from colocate.process.procfs import ProcessId, variable_of, with_cookie
 
 ROOT = Path(__file__).parents[1]
+LIGHT = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:anyio")
+"""Plugins that only these tests have installed, and whose import would cost every session half a second."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def plan(path: Path, entries: list[dict[str, Any]], **limits: Any) -> Path:
 def arguments(plan: Path, folder: Path, *more: str) -> list[str]:
     """The command line of a session that keeps its files in ``folder``."""
     files = [f"--results={folder / 'results'}", f"--reports={folder / 'reports'}", f"--junitxml={folder / 'junit.xml'}"]
-    return [sys.executable, "-m", "pytest", "feasibility", f"--plan={plan}", *files, "-p", "no:cacheprovider", *more]
+    return [sys.executable, "-m", "pytest", "feasibility", f"--plan={plan}", *files, *LIGHT, *more]
 
 
 def run(plan: Path, folder: Path, *more: str, timeout_s: float = 600) -> Session:
@@ -105,6 +110,14 @@ def run(plan: Path, folder: Path, *more: str, timeout_s: float = 600) -> Session
     )
     note(f"exit code {done.returncode}")
     return Session(done.returncode, done.stdout + done.stderr, folder)
+
+
+def colocate(folder: Path, *words: object) -> Session:
+    """The command in a folder, in this process: starting one more interpreter would cost more than what it does."""
+    said = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = main([str(word) for word in words])
+    return Session(code, said.getvalue(), folder)
 
 
 def alive_below(folder: Path) -> list[ProcessId]:

@@ -188,7 +188,8 @@ class Project:
         device = [] if any(word.startswith("--device") for word in arguments) else ["--device=virtual"]
         chosen = any(word.startswith(("-n", "--executor", "no:xdist")) for word in arguments)
         workers = [] if chosen or "SIDE_BY_SIDE" in environment else ["-n0"]
-        command = [sys.executable, "-m", "pytest", *device, *workers, "--junitxml=junit.xml", *arguments]
+        plugins = ["-p", "no:hypothesispytest", "-p", "no:anyio"]
+        command = [sys.executable, "-m", "pytest", *plugins, *device, *workers, "--junitxml=junit.xml", *arguments]
         return subprocess.Popen(
             command,
             cwd=self.folder,
