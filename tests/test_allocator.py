@@ -44,12 +44,13 @@ class FoundGpu:
     """A backing of a stated size that keeps its own books."""
 
     def __init__(self, total_bytes: int) -> None:
-        self.total_bytes, self.taken_bytes = total_bytes, 0
+        self.total_bytes, self.taken_bytes, self.ever_bytes = total_bytes, 0, 0
 
     def obtain(self, num_bytes: int) -> bool:
         if self.taken_bytes + num_bytes > self.total_bytes:
             return False
         self.taken_bytes += num_bytes
+        self.ever_bytes += num_bytes
         return True
 
     def give_back(self, num_bytes: int) -> None:
@@ -108,6 +109,8 @@ def test_bytes_balance_after_every_action(program, configuration):
         assert allocator.allocated.current == sum(block.size for block in live)
         assert allocator.requested.current == sum(block.requested_bytes for block in live)
         assert allocator.reserved.current == mapped == gpu.taken_bytes
+        assert allocator.reserved.grown == gpu.ever_bytes
+        assert allocator.allocations.current == len(live)
         assert allocator.requested.current <= allocator.allocated.current <= allocator.reserved.current
         for level in (allocator.allocated, allocator.reserved, allocator.requested):
             assert 0 <= level.current <= level.peak <= level.highest

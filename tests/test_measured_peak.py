@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from colocate.units import MIB
 from colocate.verdict.evidence import Allocator, ProcessPeak
-from colocate.verdict.measured_peak import PeakReading, measured_peak, readings
+from colocate.verdict.measured_peak import PeakReading, measured_peak, own_steps, readings
 from colocate.verdict.rules import Outcome, judge
 
 SIZES = st.integers(0, 8192)
@@ -121,3 +121,15 @@ def test_without_samples_nothing_is_known(member: object) -> None:
     known = {member.__name__: member(process_peaks=(peak(1, 700),))}  # type: ignore[attr-defined, operator]
 
     assert measured_peak(evidence(trace=trace(), **known)) is None
+
+
+def test_what_only_the_accounting_knows_of_a_run_is_added_from_its_start_on() -> None:
+    told = background(
+        held=((1.5, 1000 * MIB), (12.0, 700 * MIB)), held_by="allocator", process_peaks=(peak(100, 1300),)
+    )
+
+    assert list(own_steps(told, 30.0).spans()) == [
+        (1.0, 1.5, 300 * MIB),
+        (1.5, 12.0, 1300 * MIB),
+        (12.0, 23.0, 1000 * MIB),
+    ]

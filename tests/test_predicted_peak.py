@@ -45,6 +45,7 @@ def test_records_without_a_bound_are_read_as_before() -> None:
     range_ = allocator_range(old)
 
     assert range_ is not None
+    assert range_.low_bytes == round(1000 * MIB * (1 - LESS)) + (344 - 100) * MIB
     assert range_.high_bytes == round(1000 * MIB * (1 + MORE_WITHOUT_BOUND)) + 494 * MIB
 
 

@@ -6,7 +6,9 @@ import pytest
 from builders import background, evidence, foreground, steps
 
 from colocate.process.exit_status import Exit
+from colocate.units import MIB
 from colocate.verdict.evidence import Member, ProcessRun, ProgressEvent
+from colocate.verdict.overlap import foreground_window, memory_missing_beside
 from colocate.verdict.rules import judge
 from colocate.verdict.strides import neighbours
 
@@ -69,3 +71,19 @@ def test_one_number_in_two_runs_is_two_processes() -> None:
 
     assert not any(earlier.elapsed_s < 12 < later.elapsed_s for earlier, later in neighbours(member))
     assert "too_little_overlap" in judge(evidence(background=member)).codes
+
+
+def test_a_foreground_that_tells_nothing_trains_as_long_as_its_process_runs() -> None:
+    silent = foreground(progress_events=(), epochs=())
+
+    assert foreground_window(evidence(foreground=silent)) == (8.0, 21.0)
+    assert foreground_window(evidence(foreground=replace(silent, held_gpu=False))) is None
+
+
+def test_a_background_whose_allocators_gave_their_memory_back_is_no_load() -> None:
+    told = ((2.0, 1500 * MIB), (9.0, 100 * MIB), (22.0, 0))
+    missing = memory_missing_beside(evidence(background=background(held_at_least=told)))
+
+    assert missing == "it held at most 100 MiB while the foreground trained, 1500 MiB before"
+    kept = ((2.0, 1500 * MIB), (9.0, 400 * MIB), (22.0, 0))
+    assert memory_missing_beside(evidence(background=background(held_at_least=kept))) is None
