@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from stand_in_project import Project
 from waiting import wait_until
 
 from colocate.report.comparison import compare
-from colocate.report.html import details, page
+from colocate.report.html import page
 from colocate.results import journal
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import read_run
@@ -29,9 +28,6 @@ pytestmark = [
 
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
 ENTER, TAB, SPACE = "\ue007", "\ue004", "\ue00d"
-
-# The accessibility checker of Deque (npm install axe-core); no part of the project.
-AXE = Path(os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js"))
 
 
 def fill(run, num_groups):
@@ -314,17 +310,6 @@ def test_every_text_has_a_contrast_of_four_and_a_half(chromium, url, dark):
     assert {text[0] for text in badges} == {"✓", "✗", "?"}, "verdicts are told apart without colours"
 
 
-@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not there: npm install axe-core, or AXE_CORE=path/axe.min.js")
-def test_axe_finds_nothing(chromium, url, two_gpus):
-    chromium.do("/timeouts", {"script": 120_000})
-    for address, width, dark in ((url, 1280, False), (two_gpus, 420, True)):
-        chromium.open(address, width=width, dark=dark)
-        chromium.click(".unfold-all")
-        chromium.run(f"{AXE.read_text()}; axe.run().then((found) => {{ window.found = found.violations; }})")
-        wait_until(lambda: chromium.run("return window.found !== undefined"), 100)
-        assert chromium.run("return found.map((one) => [one.id, one.nodes[0].html])") == []
-
-
 def test_nothing_is_wider_than_a_screen_and_no_table_is_cut(chromium, url, two_gpus):
     cut = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
     for page_url in (url, two_gpus):
@@ -363,18 +348,6 @@ def test_without_scripts_everything_is_there(chromium, url):
         assert shown["result"]["value"] is True
     finally:
         chromium.tool("Emulation.setScriptExecutionDisabled", value=False)
-
-
-def test_of_many_groups_the_details_are_built_when_they_are_asked_for(chromium, tmp_path, monkeypatch):
-    monkeypatch.setattr(details, "MANY", 3)
-    run = fill(RunDirectory(tmp_path / "run_20261124_053000"), 5)
-    path = tmp_path / "report.html"
-    path.write_text(page.document(page.Report.of([read_run(run.path)], tmp_path)))
-    chromium.open(path.as_uri())
-    assert chromium.run("return document.querySelectorAll('.details').length") == 0
-    chromium.click(".fold")
-    assert is_seen(chromium, ".details")
-    assert chromium.complaints() == []
 
 
 def test_the_page_of_a_run_is_the_same_with_pytests_own_table_folded_away(chromium, tmp_path):

@@ -1,13 +1,10 @@
 """Budgets of groups, and what a job of GitHub Actions is told of a run."""
 
 import json
-import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sessions
 from builders import evidence, foreground, out_of_memory
 from groups import group, training
 
@@ -88,27 +85,3 @@ def test_nothing_in_a_name_ends_an_annotation_or_a_cell() -> None:
     assert github.annotation("error", "a,b:c", "50 %\nnext") == "::error title=a%2Cb%3Ac::50 %25%0Anext"
     change = "\n".join(github._table(["a"], [["x|y <b> `z`\n_q_"]]))
     assert change.splitlines()[-1] == "| x\\|y &lt;b&gt; \\`z\\` \\_q\\_ |"
-
-
-@pytest.mark.slow
-def test_a_run_tells_the_terminal_and_the_job_of_a_group_over_its_budget(fake_nvml, tmp_path: Path) -> None:
-    both = {
-        "foreground": sessions.stand_in("--hold=1000", "--steps=40"),
-        "background": sessions.stand_in("--hold=500", "--repeat"),
-    }
-    path = sessions.plan(tmp_path / "plan.json", [{**both, "expected_memory": "1MB", "tolerance": "1MB"}])
-    job = {"GITHUB_STEP_SUMMARY": str(tmp_path / "job.md"), "GITHUB_ACTIONS": "true"}
-    done = subprocess.run(
-        sessions.arguments(path, tmp_path, "--device=nvidia"),
-        cwd=sessions.ROOT,
-        env={**os.environ, **job, "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "MiB over budget" in done.stdout
-    assert "1 group over budget: group01 by " in done.stdout
-    assert "::warning title=group01::peak " in done.stdout
-    assert (tmp_path / "job.md").read_text().startswith("## 1 of 1 groups share an 8 GB GPU")

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import builders
 import pytest
+import sessions
 from groups import STAND_IN, group, training
+from sessions import Session
 from test_docs import known_words
 
 import colocate.advice.solo_profiles
@@ -160,31 +162,35 @@ def expanded(word: str, folder: Path) -> list[str]:
     return found or [word]
 
 
-def do(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Do a command line as it stands, but for what `STANDS_FOR` replaces."""
+def do(words: Sequence[str], folder: Path) -> Session:
+    """Do a command line as it stands, but for what `STANDS_FOR` replaces; a run in a process of its own."""
     words = [re.sub("|".join(STANDS_FOR), lambda found: STANDS_FOR[found[0]], word) for word in words]
     words = [found for word in words for found in expanded(word, folder)]
     own: dict[str, str] = {}
     while "=" in words[0]:
         name, _, value = words[0].partition("=")
         own[name], words = value, words[1:]
-    python = {"pytest": ["-m", "pytest"], "colocate": ["-m", "colocate"], "python": []}
+    if words[0] == "colocate" and words[1] not in ("run", "watch"):  # `watch` writes past Python's streams
+        return sessions.colocate(folder, *words[1:])
+    light = ["-p", "no:hypothesispytest", "-p", "no:anyio"]
+    python = {"pytest": ["-m", "pytest", *light], "colocate": ["-m", "colocate"], "python": []}
     if words[0] in python:
         words = [sys.executable, *python[words[0]], *words[1:]]
     if "workloads" in " ".join(words) and "--help" not in words:
         words, folder = [*words, *SHORT], ROOT
-    return subprocess.run(
+    done = subprocess.run(
         words, cwd=folder, env={**environment(), **own}, capture_output=True, text=True, timeout=600, check=False
     )
+    return Session(done.returncode, done.stdout + done.stderr, folder)
 
 
-def do_with_what_it_needs(line: str, folder: Path, done: set[str]) -> subprocess.CompletedProcess[str]:
+def do_with_what_it_needs(line: str, folder: Path, done: set[str]) -> Session:
     words = shlex.split(line)
     for part, before in BEFORE.items():
         if part in line:
             if before not in done:
                 first = do(shlex.split(before), folder)
-                assert first.returncode == 0, first.stdout + first.stderr
+                assert first.code == 0, first.output
                 done.add(before)
             words += IN_ADDITION.get(part, [])
     return do(words, folder)
@@ -205,9 +211,10 @@ def is_batch(word: str) -> bool:
 
 
 def lines() -> list[tuple[str, str]]:
-    """Every command line once, with the first page that has it."""
+    """Every command line once, with the first page that has it; of those that differ in the selection only one."""
     found = [(line, path.relative_to(ROOT).as_posix()) for path in reversed(PAGES) for line in commands(path)]
-    return [(page, line) for line, page in dict(found).items()]
+    unlike = {re.sub(r" -[km] \S+|group\d+", "", line): (page, line) for line, page in found}
+    return list(unlike.values())
 
 
 def of_kind(*beginnings: str) -> list[object]:
@@ -232,10 +239,10 @@ def test_every_command_is_done_or_named_with_a_reason() -> None:
 def test_a_run_of_the_docs_runs(line: str, folder: Path, done: set[str], fake_nvml) -> None:
     fake_nvml.add_gpu(uuid="GPU-4f5e0000-0000-4000-8000-000000000000")
     session = do_with_what_it_needs(line, folder, done)
-    assert session.returncode == 0, session.stdout + session.stderr
+    assert session.code == 0, session.output
     if "--collect-only" not in line:
-        assert "the plan holds" in session.stdout or "-k" in line or "-m" in line, session.stdout
-        assert " passed" in session.stdout, session.stdout
+        assert "the plan holds" in session.output or "-k" in line or "-m" in line, session.output
+        assert " passed" in session.output, session.output
 
 
 @pytest.mark.slow
@@ -244,8 +251,8 @@ def test_a_run_of_the_docs_runs(line: str, folder: Path, done: set[str], fake_nv
 )
 def test_a_command_around_a_run_does_its_work(line: str, folder: Path, done: set[str], fake_nvml) -> None:
     command = do_with_what_it_needs(line, folder, done)
-    assert command.returncode == 0, command.stdout + command.stderr
-    assert command.stdout.strip()
+    assert command.code == 0, command.output
+    assert command.output.strip()
     for written in re.findall(r"--(?:out|page)=(\S+)", line):
         assert (folder / written).exists()
 
@@ -274,7 +281,7 @@ def test_a_plan_of_pairs_of_the_docs_is_written(line: str, tmp_path: Path, monke
 def test_a_program_of_ours_starts_as_it_is_told(line: str, folder: Path) -> None:
     pytest.importorskip("torch")
     done = do(shlex.split(line), folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.output
 
 
 def test_the_plan_of_the_ci_page_loads(tmp_path: Path) -> None:

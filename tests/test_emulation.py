@@ -108,46 +108,11 @@ def features(tmp_path_factory) -> tuple[Run, dict[str, str | None]]:
     return run, json.loads(results.read_text())
 
 
-@pytest.mark.parametrize(
-    "feature",
-    [
-        "device_properties",
-        "counters_follow_tensors",
-        "peak_statistics_can_be_reset",
-        "mixed_precision_with_scaler",
-        "attention_depends_on_precision_and_mask",
-        "transformer_encoder_in_training_and_evaluation",
-        "inference_mode_reads_values_and_moves_tensors",
-        "a_loop_ends_by_a_condition_that_is_partly_known",
-        "tensors_are_made_by_the_names_of_old_types",
-        "recurrent_layers_and_packed_sequences",
-        "moved_parameters_keep_their_identity",
-        "values_that_came_from_the_host_are_true",
-        "checkpoints_survive_the_round_trip",
-        "copies_have_memory_of_their_own",
-        "data_parallel_on_one_device",
-        "streams_and_events",
-        "gradient_checkpointing",
-        "compiled_models_run_eagerly",
-        "other_threads_use_the_device",
-        "noncontiguous_convolutions_hold_a_copy",
-        "temporaries_coexist_with_results",
-        "generators_and_random_state",
-        "sizes_that_depend_on_known_values_are_true",
-        "loaders_are_whole_unless_cut",
-        "errors_are_those_of_a_gpu",
-    ],
-)
-def test_feature(features, feature):
+def test_every_feature_of_the_program_works(features):
     _, results = features
 
-    assert results[feature] is None, results[feature]
-
-
-def test_every_feature_of_the_program_is_a_test_here(features):
-    (parametrized,) = [event for event in test_feature.pytestmark if event.name == "parametrize"]
-
-    assert set(features[1]) == set(parametrized.args[1])
+    assert len(results) >= 25
+    assert [failed for failed in results.items() if failed[1] is not None] == []
 
 
 def test_an_ignored_compiler_is_noted(features):

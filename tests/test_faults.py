@@ -88,18 +88,6 @@ def test_a_spike_over_the_limit_between_two_samples_is_caught(fake_nvml: FakeNvm
         assert f"{source} of the foreground: 6200 MiB" in str(verdict)
 
 
-def test_a_spike_of_one_process_alone_is_proof(accounting: FakeNvml, tmp_path: Path) -> None:
-    verdict, _ = outcome(accounting, tmp_path, epoch("--spike", "7600"), None)
-
-    assert verdict.codes == ("peak_over_limit",)
-
-
-def test_a_spike_of_the_background_is_caught_as_well(accounting: FakeNvml, tmp_path: Path) -> None:
-    verdict, _ = outcome(accounting, tmp_path, epoch(), load("--spike", "7000"))
-
-    assert verdict.outcome is not Outcome.FEASIBLE
-
-
 def test_a_small_spike_is_told_with_both_sources_and_their_gap(accounting: FakeNvml, tmp_path: Path) -> None:
     verdict, evidence = outcome(accounting, tmp_path, epoch("--spike", "1700"), load())
 
@@ -107,13 +95,6 @@ def test_a_small_spike_is_told_with_both_sources_and_their_gap(accounting: FakeN
     assert verdict.peak_bytes == 3200 * MIB
     if evidence.trace.peak.used_bytes == 2200 * MIB:  # type: ignore[union-attr]
         assert "the samples missed 1000 MiB" in warned(verdict)["spike"]
-
-
-def test_survival_by_flushing_the_cache_is_feasible_with_a_loud_tight(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    verdict, _ = outcome(fake_nvml, tmp_path, epoch("--retries", "2"), load())
-
-    assert verdict.feasible, verdict
-    assert "tight" in warned(verdict)
 
 
 # --- who is who
@@ -403,14 +384,6 @@ def test_retries_are_capped_by_the_plan(fake_nvml: FakeNvml, tmp_path: Path, pas
     assert len(found.attempts) == 1
 
 
-@pytest.mark.parametrize("foreground", [epoch("--oom-at", "3"), epoch("--fail-at", "3")], ids=["oom", "failure"])
-def test_what_is_the_groups_own_is_never_repeated(fake_nvml: FakeNvml, tmp_path: Path, foreground: Training) -> None:
-    found = settle(fake_nvml, tmp_path, group(foreground, load()))
-
-    assert found.verdict.outcome is Outcome.INFEASIBLE
-    assert len(found.attempts) == 1
-
-
 def test_a_group_whose_supervisor_was_killed_is_repeated(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     def kill(observation: GroupRun) -> None:
         def act() -> None:
@@ -501,14 +474,6 @@ def test_a_gpu_with_a_process_that_cannot_be_ended_is_quarantined(fake_nvml: Fak
 
     assert verdict.codes == ("unkillable",)
     assert quarantine.why(fake_nvml.uuid()) == "a process on it could not be ended"
-
-
-def test_a_gpu_that_comes_back_is_not_quarantined(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    quarantine = Quarantine(RunDirectory(tmp_path / RUN).quarantine)
-    with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
-        run(observation)
-
-    assert quarantine.why(fake_nvml.uuid()) is None
 
 
 # --- the disk

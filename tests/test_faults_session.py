@@ -14,6 +14,8 @@ from sessions import ROOT, Session, alive_below, arguments, plan, run, stand_in
 from test_supervisor import control_group
 
 from colocate.cli.main import main
+from colocate.errors import PlanError
+from colocate.plan.plan import load_plan
 from colocate.results.layout import RESERVE_BYTES
 from colocate.units import MIB
 
@@ -191,10 +193,7 @@ def _is_report(file: Path) -> bool:
     return file.is_file() and file.suffix in (".json", ".html", ".xml", ".csv", ".jsonl")
 
 
-@pytest.mark.parametrize("name", ["../../evil", "a/b", "a\nb", MARKUP, ""])
-def test_a_name_that_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
-    session = run(plan(tmp_path / "plan.json", [pair({**EPOCH, "name": name})]), tmp_path, "--device=virtual")
-
-    assert session.code == 4
-    assert "$.experiments[0].foreground.name" in session.output
-    assert list(tmp_path.iterdir()) == [tmp_path / "plan.json"]
+def test_a_name_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    for name in ("../../evil", "a/b", "a\nb", MARKUP, ""):
+        with pytest.raises(PlanError, match=r"\$\.experiments\[0\]\.foreground\.name"):
+            load_plan(plan(tmp_path / "plan.json", [pair({**EPOCH, "name": name})]))

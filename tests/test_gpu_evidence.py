@@ -132,21 +132,6 @@ def done(call: "subprocess.CompletedProcess[str]") -> list[str]:
     return re.findall(r"^done +(.+?) \(", call.stdout, re.MULTILINE)
 
 
-@pytest.mark.slow
-def test_on_the_virtual_gpu_too(tmp_path: Path) -> None:
-    groups(tmp_path)
-    out = tmp_path / "out"
-
-    done = gathered(tmp_path, "--device=virtual", "--out", str(out), "--only=small group01", "--only=smi")
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((out / "evidence.json").read_text())
-    assert found["basis"] == "predicted"
-    assert found["units"]["small group01"]["basis"] == "predicted"
-    assert found["units"]["smi"]["text"] == "left out: nvidia-smi knows no virtual GPU"
-    assert "NOT EVIDENCE: predicted on a virtual GPU" in (out / "summary.md").read_text()
-
-
 def test_what_was_not_measured_never_goes_to_the_evidence(tmp_path: Path) -> None:
     groups(tmp_path)
 

@@ -1,21 +1,17 @@
 """Journal files and what is made of them: the same figures as in the run that they come from."""
 
 import base64
-import contextlib
 import csv
 import gzip
-import io
 import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import sessions
-from sessions import plan, simulated_machine, stand_in
+from sessions import colocate, plan, simulated_machine, stand_in
 
-from colocate.cli.main import main
 from colocate.results import archive
 from colocate.results.layout import RunDirectory
 from colocate.results.merge import Entry, _contradictions, _latest
@@ -51,14 +47,6 @@ def carried(fake_nvml_library, tmp_path_factory):
         )
     assert len(run.verdicts) == 4, run.output
     return run, journal
-
-
-def colocate(folder, *words):
-    """The command in a folder, in this process: its exit code and what it says."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(word) for word in words])
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def lines_of(journal):
@@ -100,7 +88,7 @@ def page(run, folder):
     """The page of a run without its name and place."""
     folder.mkdir(exist_ok=True)
     done = colocate(folder, "report", run, "--out=page.html")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.output
     text = re.sub(r'(?:href|data-probe)="[^"#][^"]*"', "", (folder / "page.html").read_text())
     return text.replace(run.name, "RUN")
 
@@ -108,18 +96,18 @@ def page(run, folder):
 def test_the_journals_of_all_groups_give_every_figure_of_the_run(carried, tmp_path):
     run, journal = carried
     done, (directory,) = merged(tmp_path / "merged", *split(journal, tmp_path / "journals"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.output
     assert summary(directory) == summary(run.run)
     assert page(directory, tmp_path / "one") == page(run.run, tmp_path / "two")
     verified = colocate(tmp_path, "verify", directory)
-    assert verified.returncode == 0, verified.stdout
-    assert len(verified.stdout.splitlines()) == 4
+    assert verified.code == 0, verified.output
+    assert len(verified.output.splitlines()) == 4
 
 
 def test_one_file_of_the_whole_run_gives_the_same(carried, tmp_path):
     run, journal = carried
     done, (directory,) = merged(tmp_path, journal)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.output
     assert summary(directory) == summary(run.run)
     for path in run.run.glob("*/trace.csv"):
         assert (directory / path.parent.name / path.name).read_bytes() == path.read_bytes()
@@ -132,10 +120,10 @@ def test_a_torn_last_line_costs_its_group_only(carried, tmp_path):
     place = next(place for place, line in enumerate(lines) if b'"event": "group"' in line)
     second.write_bytes(b"".join(lines[:place]) + lines[place][: len(lines[place]) // 2])
     done, (directory,) = merged(tmp_path / "merged", first, second)
-    assert done.returncode == 1
-    assert re.search(r"group02.jsonl: line \d+ is torn and left out", done.stdout)
-    assert "group02: begun and without an outcome (group02.jsonl)" in done.stdout
-    assert "in no journal: group03, group04" in done.stdout
+    assert done.code == 1
+    assert re.search(r"group02.jsonl: line \d+ is torn and left out", done.output)
+    assert "group02: begun and without an outcome (group02.jsonl)" in done.output
+    assert "in no journal: group03, group04" in done.output
     assert [row["group"] for row in summary(directory)] == ["group01"]
 
 
@@ -145,7 +133,7 @@ def test_a_damaged_file_of_a_group_costs_its_group_only(carried, tmp_path):
     text = second.read_text().replace('"path": "stand_in_parallel_002/trace.csv", "gzip": "', '"gzip": "!!')
     second.write_text(text)
     done, (directory,) = merged(tmp_path / "merged", first, second)
-    assert "group02 is left out, stand_in_parallel_002/trace.csv cannot be read" in done.stdout
+    assert "group02 is left out, stand_in_parallel_002/trace.csv cannot be read" in done.output
     assert [row["group"] for row in summary(directory)] == ["group01"]
 
 
@@ -157,7 +145,7 @@ def test_what_was_left_out_does_not_come_in_by_its_files(carried, tmp_path):
         second.read_text().replace('"path": "stand_in_parallel_002/training.log", "gzip": "', '"gzip": "!!')
     )
     done, (directory,) = merged(tmp_path / "merged", first, second)
-    assert "group02 is left out, stand_in_parallel_002/training.log cannot be read" in done.stdout
+    assert "group02 is left out, stand_in_parallel_002/training.log cannot be read" in done.output
     assert [row["group"] for row in summary(directory)] == ["group01"]
     assert not (directory / "stand_in_parallel_002").exists()
 
@@ -204,9 +192,9 @@ def test_a_verdict_that_does_not_follow_from_the_record_it_carries_is_left_out(c
     first, second, *_ = split(journal, tmp_path / "journals")
     changed(second, change)
     done, (directory,) = merged(tmp_path / "merged", first, second)
-    assert done.returncode == 1
-    assert f"group02 is left out, {why}" in done.stdout
-    assert "1 of 4 groups can share" in done.stdout
+    assert done.code == 1
+    assert f"group02 is left out, {why}" in done.output
+    assert "1 of 4 groups can share" in done.output
     assert [row["group"] for row in summary(directory)] == ["group01"]
 
 
@@ -222,7 +210,7 @@ def test_of_a_group_that_was_run_twice_the_later_counts_and_the_page_says_so(car
     ]
     later.write_text("".join(json.dumps(line) + "\n" for line in changed))
     done, (directory,) = merged(tmp_path / "merged", later, first)
-    assert "group01: the later of 2 journals counts; before: FEASIBLE at" in done.stdout
+    assert "group01: the later of 2 journals counts; before: FEASIBLE at" in done.output
     reported = [line for line in lines_of(directory / "journal.jsonl") if line["event"] == "group"]
     assert [line["record"]["duration_s"] for line in reported] == [7.5]
     assert "in group01.jsonl [merged]" in page(directory, tmp_path / "page")
@@ -272,8 +260,8 @@ def test_a_bad_line_costs_itself_only_and_is_told(carried, tmp_path):
     first.write_text("\n".join([head, *map(json.dumps, BAD_LINES), *rest]) + "\n")
     done, (directory,) = merged(tmp_path / "merged", first)
 
-    assert done.stdout.count("is damaged and left out") >= len(BAD_LINES) - 2
-    assert "stand_in_parallel_001 is left out, it cannot be both a file and a folder" in done.stdout
+    assert done.output.count("is damaged and left out") >= len(BAD_LINES) - 2
+    assert "stand_in_parallel_001 is left out, it cannot be both a file and a folder" in done.output
     assert [row["group"] for row in summary(directory)] == ["group01"]
     assert max(path.stat().st_size for path in directory.rglob("*") if path.is_file()) < 8 << 20
 
@@ -284,8 +272,8 @@ def test_journals_of_different_plans_are_refused(carried, tmp_path):
     other = second.read_text().replace('"content_hash": "', '"content_hash": "0')
     second.write_text(other)
     done, runs = merged(tmp_path / "merged", first, second)
-    assert done.returncode == 2
-    assert "expected journals of one plan with the same settings, found 2" in done.stderr
+    assert done.code == 2
+    assert "expected journals of one plan with the same settings, found 2" in done.output
     assert runs == []
 
 
@@ -340,13 +328,13 @@ def test_no_file_is_written_outside_of_the_run(carried, tmp_path, path):
     file = tmp_path / "evil.jsonl"
     file.write_text(journal.read_text() + json.dumps({"event": "file", "path": path, "gzip": ""}) + "\n")
     done, (directory,) = merged(tmp_path / "merged", file)
-    assert "expected a path inside a run directory" in done.stdout
+    assert "expected a path inside a run directory" in done.output
     assert not (directory.parent / "outside").exists()
 
 
 def test_what_is_no_journal_is_told_in_a_line(tmp_path):
     (tmp_path / "x.jsonl").write_text("{}\n")
     done, _ = merged(tmp_path, tmp_path / "x.jsonl")
-    assert done.returncode == 2
-    assert "expected a journal file, found no session in it" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 2
+    assert "expected a journal file, found no session in it" in done.output
+    assert "Traceback" not in done.output

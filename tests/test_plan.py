@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from colocate.errors import PlanError
 from colocate.plan.plan import Group, Plan, _sha256, load_plan
+from colocate.plan.schema import Entry, Limits, PlanFile, TrainingSpec
 from colocate.units import GIB, MIB
 
 CATALOG = {
@@ -580,35 +581,7 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )
-KEYS = st.sampled_from(
-    [
-        "mode",
-        "repo",
-        "model",
-        "foreground",
-        "background",
-        "hyperparameters",
-        "command",
-        "cwd",
-        "env",
-        "name",
-        "id",
-        "tier",
-        "tiers",
-        "limits",
-        "catalog",
-        "limit",
-        "expected_memory",
-        "runs_per_config",
-        "experiments",
-        "gpu",
-        "peak",
-        "epochs",
-        "progress_pattern",
-        "metric_patterns",
-        "$schema",
-    ]
-)
+KEYS = st.sampled_from(sorted({key for part in (PlanFile, Entry, TrainingSpec, Limits) for key in part.known_keys()}))
 SHAPED = st.recursive(
     ANYTHING | SIZES | MEMBERS | COMMANDS, lambda inner: st.dictionaries(KEYS, inner, max_size=6), max_leaves=20
 )

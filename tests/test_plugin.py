@@ -127,17 +127,9 @@ def collected(run):
     return [line.split("[")[1].rstrip("]") for line in run.out.splitlines() if "::test_group[" in line]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "groups"),
-    [
-        (["-k", "group1"], ["group01"]),
-        (["-k", "group_2 or mnist_3"], ["group02", "group04"]),
-        (["-m", "high and not low"], ["group03", "group06", "group09", "group12"]),
-    ],
-)
-def test_selections_mean_what_they_say(twelve, arguments, groups):
-    run = twelve.run(*arguments, "--collect-only", "-q")
-    assert collected(run) == groups
+def test_selections_mean_what_they_say(twelve):
+    run = twelve.run("-k", "group_2 or group_3 or mnist_3", "-m", "not high", "--collect-only", "-q")
+    assert collected(run) == ["group02", "group04"]
     assert run.exit_code == 0
     assert not (twelve.folder / "results").exists(), "nothing was run"
     assert not (twelve.folder / "reports").exists()

@@ -158,14 +158,13 @@ def pair(**entry):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["one process", "workers"])
-def test_trainings_run_on_the_gpu_of_their_group_and_one_without_is_not_started(fake_machine, tmp_path, workers):
+def test_trainings_run_on_the_gpu_of_their_group_and_one_without_is_not_started(fake_machine, tmp_path):
     """A whole GPU and an instance of another, which is no GPU itself."""
     fake_machine.add_gpu(name=SMALL, total_bytes=10 * GIB)
     fake_machine.add_gpu(name="NVIDIA A100-SXM4-80GB (simulated)", total_bytes=80 * GIB)
     fake_machine.add_instance("2g.20gb", total_bytes=20 * GIB, parent=1)
     entries = [pair(gpu="20GB", limit="9GB"), pair(gpu="A100"), pair(gpu="RTX 3080")]
-    session = run(plan(tmp_path / "plan.json", entries), tmp_path, "--device=nvidia", *workers)
+    session = run(plan(tmp_path / "plan.json", entries), tmp_path, "--device=nvidia")
     devices = {}
     for path in session.run.glob("*/experiment.json"):
         document = json.loads(path.read_text())

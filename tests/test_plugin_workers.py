@@ -4,7 +4,6 @@ import os
 
 import pytest
 from fake_nvml import MIB
-from sessions import plan, run, stand_in
 from stand_in_project import Project
 
 from colocate.device.lock import locked
@@ -51,24 +50,6 @@ def test_every_mig_instance_gets_a_worker_and_their_gpu_none(fake_machine, tmp_p
     assert set(gpus_of(tmp_path, "group01", "group02")) == {fake_machine.uuid(1), fake_machine.uuid(2)}
 
 
-def test_x_lets_the_other_gpu_finish_its_group_and_starts_nothing_on_either(fake_machine, tmp_path):
-    """Real groups: the second goes on for a second or more after the first has failed."""
-    for _ in range(2):
-        fake_machine.add_gpu()
-    load = stand_in("--hold=900", "--repeat", "--probe")
-    epochs = [("--steps=20", "--fail-at=5"), ("--steps=40", "--step-s=0.05"), ("--steps=5",), ("--steps=5",)]
-    entries = [{"foreground": stand_in("--hold=700", "--probe", *epoch), "background": load} for epoch in epochs]
-    session = run(plan(tmp_path / "plan.json", entries), tmp_path, "--device=nvidia", "-n2", "-x")
-
-    assert session.code == 1, session.output
-    assert session.junit == {"group01": "failure", "group02": "passed", "group03": "skipped", "group04": "skipped"}
-    assert {name: verdict["outcome"] for name, verdict in session.verdicts.items()} == {
-        "group01": "INFEASIBLE",
-        "group02": "FEASIBLE",
-    }
-    assert len(list(session.run.glob("*/trace.csv"))) == 2, "nothing else was begun"
-
-
 def test_more_workers_than_gpus_are_refused(fake_machine, tmp_path):
     """Two groups on one GPU would judge each other."""
     fake_machine.add_gpu()
@@ -85,12 +66,6 @@ def test_a_machine_whose_gpus_are_all_in_use_is_told_by_whom(fake_machine, tmp_p
     assert "expected a free one, found none" in run.out
     assert "the run of somebody else" in run.out
     assert "Traceback" not in run.out
-
-
-def test_a_failing_driver_is_a_usage_error_and_no_silent_prediction(fake_machine, tmp_path):
-    run = Project(tmp_path, {}, 1).run("feasibility", "--device=auto")
-    assert run.exit_code == 4
-    assert "expected at least one GPU, found none" in run.out
 
 
 def test_a_gpu_larger_than_the_gpu_is_refused_before_anything_starts(fake_machine, tmp_path):

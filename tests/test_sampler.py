@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 from doubles import Blocking, FakeDevice, ReplayDevice
-from fake_nvml import GPU_IS_LOST, MIB, UNKNOWN
+from fake_nvml import MIB
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import wait_until
@@ -420,22 +420,6 @@ def test_memory_on_a_gpu_is_followed_as_it_comes_and_goes(fake_nvml, device):
             wait_until(lambda mib=mib: monitor.latest() and monitor.latest().used_bytes == mib * MIB)
 
     assert monitor.peak().used_bytes == 900 * MIB
-
-
-def test_a_gpu_that_falls_off_the_bus_is_lost(fake_nvml, device):
-    fake_nvml.fail("nvmlDeviceGet*", GPU_IS_LOST, after=30)
-    with Quick(device) as monitor:
-        wait_until(lambda: monitor.lost)
-
-    assert "Xid 79" in monitor.trace().lost
-
-
-def test_an_answer_that_fails_for_a_while_is_a_gap(fake_nvml, device):
-    fake_nvml.fail(MEMORY, UNKNOWN, after=3, times=3)
-    with Quick(device) as monitor:
-        wait_for_samples(monitor, 6)
-
-    assert ["daemon-reload" in gap.reason for gap in monitor.trace().gaps] == [True]
 
 
 def test_a_driver_that_holds_a_call_holds_no_other_thread(fake_nvml, device, monkeypatch):

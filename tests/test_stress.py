@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessions import Session, plan, run, stand_in
 
-from colocate.advice.stress import MOST_TRIALS, BreakingPoint, Ending, Stress, ending_of, stress
+from colocate.advice.stress import MOST_TRIALS, BreakingPoint, Ending, Stress, stress
 from colocate.device.acquire import FoundGpu, opened
 from colocate.harness.attempt import attempt_on
 from colocate.plan.plan import Group
@@ -113,25 +112,6 @@ def test_on_the_virtual_gpu_the_distance_is_the_arithmetic(tmp_path: Path) -> No
     assert answer.breaks_bytes == answer.holds_bytes + 8 * MIB
     assert len(answer.trials) <= 3
     assert "ran out of memory" in answer.broke_by
-
-
-@pytest.mark.slow
-def test_it_agrees_with_brute_force(tmp_path: Path) -> None:
-    """Every GPU around the breaking point, one after the other."""
-    room, several = 4 * GIB, pair(700, 400)
-    evaluates = training("epoch", *several.foreground.argv[2:], "--peak", "900")  # alone: two peaks need not meet
-    several = replace(several, foreground=evaluates)
-    answer, _ = found(FoundGpu("virtual", total_bytes=room), several, tmp_path, 64 * MIB)
-    directory = RunDirectory(tmp_path / f"brute-{os.getpid()}")
-    held = []
-    for less in range(answer.holds_bytes - 64 * MIB, answer.holds_bytes + 3 * 64 * MIB, 64 * MIB):
-        gpu = FoundGpu("virtual", total_bytes=room - less)
-        with opened(gpu, tmp_path / "brute", holder="brute", run=directory.name) as device:
-            said, _ = ending_of(attempt_on(device, several, directory, plan="test"))
-        if said is Ending.HOLDS:
-            held.append(less)
-
-    assert max(held) == answer.holds_bytes
 
 
 @pytest.mark.slow

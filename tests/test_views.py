@@ -25,7 +25,7 @@ def beside_load(*options: str) -> dict[str, object]:
 ABSENT = {"repo": "toys", "model": "car", "mode": "default", "hyperparameters": {}}
 CATALOG = {"root": ".", "models": {"toys": {"path": ".", "models": ["car"], "command": ["{python}", "car.py"]}}}
 GROUPS = [
-    beside_load("--hold=5999.9"),
+    beside_load("--hold=5999.9") | {"expected_memory": "7399MB", "tolerance": "1MB"},
     beside_load("--hold=6000"),
     {"foreground": stand_in(), "background": stand_in("--never-ready") | {"ready_timeout_s": 0.3}, "tier": "low"},
     {"foreground": ABSENT, "background": LOAD, "tier": "low"},
@@ -110,6 +110,14 @@ def test_every_view_has_the_same_outcome_of_every_group(viewed: Viewed, colocate
     assert colocate("verify").count(": agrees, ") == len(session.verdicts)
     annotated = dict(re.findall(r"\n::\w+ title=(group\d\d)::([A-Z ]+?)(?: \(measured\))?:", session.output))
     assert annotated == {name: word for name, word in OUTCOMES.items() if word != "FEASIBLE"}
+
+
+def test_a_group_over_its_budget_is_told_everywhere_and_stays_feasible(viewed: Viewed) -> None:
+    assert "MiB over budget" in viewed.reported
+    assert "1 group over budget: group01 by " in viewed.reported
+    assert "::warning title=group01::peak " in viewed.session.output
+    assert "OVER BUDGET:" in viewed.session.page
+    assert "over budget by " in viewed.job
 
 
 def test_a_plan_that_holds_though_groups_are_missing_says_both(viewed: Viewed, colocate: Callable[..., str]) -> None:

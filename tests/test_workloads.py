@@ -47,49 +47,49 @@ def one_thread() -> Iterator[None]:
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
-@pytest.mark.parametrize("wrong", [["--epoch", "1"], ["--batchsize", "2"], ["--epochs", "0"], ["--max-steps", "-1"]])
-def test_a_wrong_argument_is_an_error(name: str, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ending:
-        workload(name).arguments(wrong)
+def test_a_wrong_argument_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in WORKLOADS:
+        for wrong in [["--epoch", "1"], ["--batchsize", "2"], ["--epochs", "0"], ["--max-steps", "-1"]]:
+            with pytest.raises(SystemExit) as ending:
+                workload(name).arguments(wrong)
 
-    assert ending.value.code == 2
-    assert wrong[0] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", TORCH_WORKLOADS)
-def test_the_common_arguments_exist(name: str) -> None:
-    wanted = {"device": "cpu", "epochs": 2, "batch_size": 3, "accumulate": 4, "lr": 0.5, "seed": 6, "max_steps": 7}
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in wanted.items()]
-
-    args = workload(name).arguments([*given, "--repeat"])
-
-    assert wanted.items() <= vars(args).items()
-    assert args.repeat
+            assert ending.value.code == 2
+            assert wrong[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["vulberta_cnn", "pcb", "hrnet18", "densenet121", "mrt_oast"])
-def test_dropout_reaches_the_model(name: str) -> None:
-    rates = {}
-    for dropout in ("0.25", "0.75"):
+def test_the_common_arguments_exist() -> None:
+    for name in TORCH_WORKLOADS:
+        wanted = {"device": "cpu", "epochs": 2, "batch_size": 3, "accumulate": 4, "lr": 0.5, "seed": 6, "max_steps": 7}
+        given = [f"--{name.replace('_', '-')}={value}" for name, value in wanted.items()]
+
+        args = workload(name).arguments([*given, "--repeat"])
+
+        assert wanted.items() <= vars(args).items()
+        assert args.repeat
+
+
+def test_dropout_reaches_the_model() -> None:
+    for name in ("vulberta_cnn", "pcb", "hrnet18", "densenet121", "mrt_oast"):
+        rates = {}
+        for dropout in ("0.25", "0.75"):
+            with torch.device("meta"):
+                model = workload(name).build_model(workload(name).arguments(["--dropout", dropout]))
+            rates[dropout] = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+
+        assert 0.25 in rates["0.25"]
+        assert 0.25 not in rates["0.75"]
+        assert rates["0.25"].count(0.25) == rates["0.75"].count(0.75)
+
+
+def test_weight_decay_and_learning_rate_reach_the_optimizer() -> None:
+    for name in ("vulberta_mlp", "pcb", "hrnet18", "densenet121"):
+        module = workload(name)
+        args = module.arguments(["--weight-decay", "0.125", "--lr", "0.5"])
         with torch.device("meta"):
-            model = workload(name).build_model(workload(name).arguments(["--dropout", dropout]))
-        rates[dropout] = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+            optimizer = module.build_optimizer(module.build_model(args), args)
 
-    assert 0.25 in rates["0.25"]
-    assert 0.25 not in rates["0.75"]
-    assert rates["0.25"].count(0.25) == rates["0.75"].count(0.75)
-
-
-@pytest.mark.parametrize("name", ["vulberta_mlp", "pcb", "hrnet18", "densenet121"])
-def test_weight_decay_and_learning_rate_reach_the_optimizer(name: str) -> None:
-    module = workload(name)
-    args = module.arguments(["--weight-decay", "0.125", "--lr", "0.5"])
-    with torch.device("meta"):
-        optimizer = module.build_optimizer(module.build_model(args), args)
-
-    assert max(group["weight_decay"] for group in optimizer.param_groups) == 0.125
-    assert max(group["lr"] for group in optimizer.param_groups) == 0.5
+        assert max(group["weight_decay"] for group in optimizer.param_groups) == 0.125
+        assert max(group["lr"] for group in optimizer.param_groups) == 0.5
 
 
 # ---- sizes ----------------------------------------------------------------------------------------------------------
@@ -110,14 +110,14 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", TORCH_WORKLOADS)
-def test_a_model_has_the_parameters_of_its_original(name: str) -> None:
-    with torch.device("meta"):
-        model = workload(name).build_model(workload(name).arguments([]))
+def test_a_model_has_the_parameters_of_its_original() -> None:
+    for name in TORCH_WORKLOADS:
+        with torch.device("meta"):
+            model = workload(name).build_model(workload(name).arguments([]))
 
-    counts = [parameter.numel() for parameter in model.parameters()]
-    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    assert (sum(counts), sum(trained)) == PARAMETERS[name]
+        counts = [parameter.numel() for parameter in model.parameters()]
+        trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+        assert (sum(counts), sum(trained)) == PARAMETERS[name]
 
 
 class Seen(Exception):
@@ -172,13 +172,13 @@ LOADERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TORCH_WORKLOADS)
-def test_an_epoch_has_the_batches_of_its_original(name: str) -> None:
-    run, evaluation = loaders_of(name)
+def test_an_epoch_has_the_batches_of_its_original() -> None:
+    for name in TORCH_WORKLOADS:
+        run, evaluation = loaders_of(name)
 
-    batch = next(iter(run.train_loader))
-    shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in batch]
-    assert (len(run.train_loader), len(evaluation), shapes) == LOADERS[name]
+        batch = next(iter(run.train_loader))
+        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in batch]
+        assert (len(run.train_loader), len(evaluation), shapes) == LOADERS[name]
 
 
 def test_the_last_batches_are_those_of_the_originals() -> None:
@@ -426,12 +426,12 @@ def gradients(name: str, checkpointing: str) -> tuple[dict[str, torch.Tensor], i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CHECKPOINTING)
-def test_checkpointing_gives_the_same_gradients_and_keeps_less(name: str) -> None:
-    plain, all_bytes = gradients(name, "off")
-    again, kept_bytes = gradients(name, "on")
+def test_checkpointing_gives_the_same_gradients_and_keeps_less() -> None:
+    for name in CHECKPOINTING:
+        plain, all_bytes = gradients(name, "off")
+        again, kept_bytes = gradients(name, "on")
 
-    assert plain.keys() == again.keys()
-    for parameter, gradient in plain.items():
-        torch.testing.assert_close(again[parameter], gradient, rtol=1e-4, atol=1e-6)
-    assert kept_bytes < all_bytes
+        assert plain.keys() == again.keys()
+        for parameter, gradient in plain.items():
+            torch.testing.assert_close(again[parameter], gradient, rtol=1e-4, atol=1e-6)
+        assert kept_bytes < all_bytes
