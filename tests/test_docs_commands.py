@@ -213,7 +213,7 @@ def is_batch(word: str) -> bool:
 def lines() -> list[tuple[str, str]]:
     """Every command line once, with the first page that has it; of those that differ in the selection only one."""
     found = [(line, path.relative_to(ROOT).as_posix()) for path in reversed(PAGES) for line in commands(path)]
-    unlike = {re.sub(r" -[km] \S+|group\d+", "", line): (page, line) for line, page in found}
+    unlike = {re.sub(r" -[km] \S+| --plan=PLAN|group\d+", "", line): (page, line) for line, page in found}
     return list(unlike.values())
 
 

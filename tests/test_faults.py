@@ -37,6 +37,8 @@ from colocate.units import MIB
 from colocate.verdict.evidence import Evidence
 from colocate.verdict.rules import Outcome, Verdict
 
+pytestmark = pytest.mark.slow
+
 
 def load(*options: str, **changes: Any) -> Training:
     return training("load", "--hold", "1500", "--repeat", *options, **changes)

@@ -132,6 +132,7 @@ def done(call: "subprocess.CompletedProcess[str]") -> list[str]:
     return re.findall(r"^done +(.+?) \(", call.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_never_goes_to_the_evidence(tmp_path: Path) -> None:
     groups(tmp_path)
 

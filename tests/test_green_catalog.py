@@ -65,12 +65,14 @@ def test_the_original_launchers_get_the_flags_that_the_study_gave_them(groups: d
     assert all(group.missing is None for group in groups.values())
 
 
+@pytest.mark.slow
 def test_two_launchers_that_train_are_feasible(groups: dict[str, Group], fake_nvml: FakeNvml, tmp_path: Path) -> None:
     verdict = run(groups["group12"], fake_nvml, tmp_path)
 
     assert verdict.feasible, verdict
 
 
+@pytest.mark.slow
 def test_a_success_line_after_a_traceback_is_not_believed(
     groups: dict[str, Group], fake_nvml: FakeNvml, tmp_path: Path
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_success_line_after_a_traceback_is_not_believed(
     assert "epoch_unfinished" in verdict.codes
 
 
+@pytest.mark.slow
 def test_a_success_tag_without_any_training_is_not_believed(
     groups: dict[str, Group], fake_nvml: FakeNvml, tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from colocate.results.record import read_record, write_record
 from colocate.units import MIB
 from colocate.verdict.rules import Outcome, Verdict, judge
 
+pytestmark = pytest.mark.slow
+
 LOAD = training("load", "--hold", "1500", "--repeat")
 EPOCH = training("epoch", "--hold", "700", "--steps", "20")
 

@@ -18,6 +18,8 @@ from colocate.harness.retries import Retries
 from colocate.results.layout import RunDirectory
 from colocate.verdict.rules import Outcome, Verdict
 
+pytestmark = pytest.mark.slow
+
 MEMORY = "nvmlDeviceGetMemoryInfo_v2"
 LISTS = "nvmlDeviceGetComputeRunningProcesses_v3"
 

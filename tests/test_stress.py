@@ -165,6 +165,7 @@ def test_the_answer_is_shown_wherever_the_verdict_is(tmp_path: Path) -> None:
     assert list(done.run.glob("run_*_stress/*/verdict.json"))
 
 
+@pytest.mark.slow
 def test_a_resolution_that_no_driver_has_is_refused(tmp_path: Path) -> None:
     done = session(tmp_path, "--stress=1MB")
 

@@ -15,6 +15,8 @@ from torch import nn
 
 from workloads import common
 
+pytestmark = pytest.mark.slow  # torch, timm and transformers take seconds to load
+
 TORCH_WORKLOADS = [
     "mnist",
     "mnist_ff",
@@ -171,7 +173,6 @@ LOADERS = {
 }
 
 
-@pytest.mark.slow
 def test_an_epoch_has_the_batches_of_its_original() -> None:
     for name in TORCH_WORKLOADS:
         run, evaluation = loaders_of(name)
@@ -283,7 +284,6 @@ def tiny_batch(name: str) -> Any:
 EXTRA = {"mnist_ff": [0], "vulberta_mlp": [False, torch.ones(2)], "vulberta_cnn": [torch.ones(2)]}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", TORCH_WORKLOADS)
 def test_the_gradient_of_a_fixed_batch_points_uphill(name: str) -> None:
     """One small step along the negative gradient lowers the loss.
@@ -425,7 +425,6 @@ def gradients(name: str, checkpointing: str) -> tuple[dict[str, torch.Tensor], i
     return found, sum(kept.values()) - weights
 
 
-@pytest.mark.slow
 def test_checkpointing_gives_the_same_gradients_and_keeps_less() -> None:
     for name in CHECKPOINTING:
         plain, all_bytes = gradients(name, "off")
