@@ -20,6 +20,8 @@ class AfterImport:
         self._waiting: dict[str, Callable[[ModuleType], None]] = {}
         self._around: dict[str, Callable[[], None]] = {}
         self._asking: set[str] = set()
+        self._deferred: dict[str, str] = {}
+        self._names: dict[str, dict[str, Any]] = {}
 
     def install(self) -> None:
         """Watch every import from now on."""
@@ -33,11 +35,19 @@ class AfterImport:
             return
         self._waiting[name], self._around[name] = act, before
 
+    def defer(self, package: str, but: str, **names: Any) -> None:
+        """Leave a package empty until somebody wants more of it than its module ``but`` and these ``names``."""
+        if package not in sys.modules:
+            self._deferred[package], self._names[package] = package + "." + but, names
+
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find the module by the other finders, and call our function after it is loaded; None for other names."""
-        if name not in self._waiting or name in self._asking:
+        package = name.rpartition(".")[0]
+        if package in self._deferred and name != self._deferred[package]:
+            _fill(sys.modules[package])
+        if name in self._asking or not (name in self._waiting or name in self._deferred):
             return None
         self._asking.add(name)
         try:
@@ -48,6 +58,14 @@ class AfterImport:
         if not hasattr(loader, "exec_module"):
             return None
         execute = loader.exec_module
+        if name in self._deferred:
+
+            def execute_later(module: ModuleType) -> None:
+                module.__class__ = _Deferred
+                module.__dict__.update(self._names[name], _execute=execute)
+
+            loader.exec_module = execute_later
+            return spec
 
         def execute_then_act(module: ModuleType) -> None:
             """Once: a program may ask first whether there is such a module, and import it later or never."""
@@ -60,3 +78,20 @@ class AfterImport:
 
         loader.exec_module = execute_then_act  # on this one instance; the loader stays what it is
         return spec
+
+
+class _Deferred(ModuleType):
+    """A package that is executed when a name of it is first asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _fill(self)
+        return getattr(self, name)
+
+
+def _fill(module: ModuleType) -> None:
+    """Execute a deferred package, once."""
+    if isinstance(module, _Deferred):
+        module.__class__ = ModuleType  # type: ignore[assignment]
+        module.__dict__.pop("_execute")(module)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo.eval_frame import OptimizedModule
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..imports import AfterImport
@@ -31,6 +30,8 @@ def replace_compilers(record: Record, watcher: AfterImport) -> None:
         record.note("torch.compile is ignored: the memory of the eager program is predicted")
         if model is None:
             return compile
+        from torch._dynamo.eval_frame import OptimizedModule  # a third of a program's start: only where it is wanted
+
         return OptimizedModule(model, Compiled()) if isinstance(model, torch.nn.Module) else as_compiled(model)
 
     torch.compile = compile

@@ -76,8 +76,8 @@ def install_cuda_interface(device: Device, gpu: VirtualGpu, unsupported: Callabl
         "current_accelerator": lambda check_available=False: torch.device("cuda"),
         "current_device_index": lambda: 0,
         "current_device_idx": lambda: 0,
-        "set_device_index": _nothing,
-        "set_device_idx": _nothing,
+        "set_device_index": _constantly(None),
+        "set_device_idx": _constantly(None),
         "get_memory_info": cuda["mem_get_info"],
         "get_device_capability": lambda device=None: {"supported_dtypes": set()},
     }
@@ -87,11 +87,11 @@ def install_cuda_interface(device: Device, gpu: VirtualGpu, unsupported: Callabl
             accelerator.setdefault(name, cuda[name])
         for name, function in accelerator.items():
             setattr(module, name, function)
-    torch.Tensor.record_stream = _nothing
+    torch.Tensor.record_stream = _constantly(None)
     for name in ("range_push", "range_pop", "range_start", "range_end", "mark"):
         setattr(torch.cuda.nvtx, name, lambda *args, **kwargs: 0)
     for name in ("start", "stop"):
-        setattr(torch.cuda.profiler, name, _nothing)
+        setattr(torch.cuda.profiler, name, _constantly(None))
 
 
 def properties_of(gpu: VirtualGpu) -> SimpleNamespace:
@@ -135,8 +135,8 @@ def _only_the_first(device: Any) -> None:
         raise wrong_device(index)
 
 
-def _constantly(value: int) -> Callable[..., int]:
-    return lambda device=None: value
+def _constantly(value: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: value
 
 
 def _presence(device: Device, properties: SimpleNamespace) -> dict[str, Any]:
@@ -151,8 +151,8 @@ def _presence(device: Device, properties: SimpleNamespace) -> dict[str, Any]:
         "set_device": _only_the_first,
         "_exchange_device": lambda device: 0,
         "_maybe_exchange_device": lambda device: 0,
-        "synchronize": _nothing,
-        "ipc_collect": _nothing,
+        "synchronize": _constantly(None),
+        "ipc_collect": _constantly(None),
         "get_device_name": lambda device=None: properties.name,
         "get_device_capability": lambda device=None: capability,
         "get_device_properties": lambda device=None: properties,
@@ -192,7 +192,7 @@ def _memory_functions(device: Device, gpu: VirtualGpu) -> dict[str, Any]:
         "reset_peak_memory_stats": reset_peaks,
         "reset_max_memory_allocated": reset_peaks,
         "reset_max_memory_cached": reset_peaks,
-        "reset_accumulated_memory_stats": _nothing,
+        "reset_accumulated_memory_stats": _constantly(None),
         "memory_stats": lambda device=None: statistics(memory.settle()),
         "memory_summary": lambda device=None, abbreviated=False: summary(memory.settle()),
         "mem_get_info": free_and_total,
@@ -204,11 +204,11 @@ def _memory_functions(device: Device, gpu: VirtualGpu) -> dict[str, Any]:
         "memory_snapshot": lambda mempool_id=None: [],
         "_snapshot": lambda device=None: {"segments": [], "device_traces": []},
         "_dump_snapshot": lambda filename="dump_snapshot.pickle": None,
-        "_record_memory_history": _nothing,
+        "_record_memory_history": _constantly(None),
         "memory_stats_as_nested_dict": lambda device=None: {},
         "host_memory_stats": lambda: {},
-        "reset_peak_host_memory_stats": _nothing,
-        "reset_accumulated_host_memory_stats": _nothing,
+        "reset_peak_host_memory_stats": _constantly(None),
+        "reset_accumulated_host_memory_stats": _constantly(None),
         "list_gpu_processes": lambda device=None: "GPU:0\nno processes are running",
         "device_memory_used": lambda device=None: gpu.used_bytes(),
         "get_allocator_backend": lambda: "native",
@@ -221,15 +221,15 @@ def _random_state() -> dict[str, Any]:
         return torch.zeros(16, dtype=torch.uint8)
 
     return {
-        "manual_seed": _nothing,
-        "manual_seed_all": _nothing,
-        "seed": _nothing,
-        "seed_all": _nothing,
+        "manual_seed": _constantly(None),
+        "manual_seed_all": _constantly(None),
+        "seed": _constantly(None),
+        "seed_all": _constantly(None),
         "initial_seed": lambda: 0,
         "get_rng_state": state,
         "get_rng_state_all": lambda: [state()],
-        "set_rng_state": _nothing,
-        "set_rng_state_all": _nothing,
+        "set_rng_state": _constantly(None),
+        "set_rng_state_all": _constantly(None),
     }
 
 

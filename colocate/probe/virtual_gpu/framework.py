@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch._functorch.config
 import torch.nn.parallel
+import torch.utils._device
 import torch.utils.dlpack
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode

@@ -185,7 +185,8 @@ def _keep_subclasses() -> None:
         return made
 
     torch.Tensor.as_subclass = as_emulated_subclass
-    torch.Tensor._make_subclass = staticmethod(make_emulated_subclass)
+    # torch._dynamo compares the signature of what it finds here with its own.
+    torch.Tensor._make_subclass = staticmethod(lambda *args, **kwargs: make_emulated_subclass(*args, **kwargs))
 
 
 def deep_copy(tensor: Any, memo: dict[int, Any]) -> Any:
