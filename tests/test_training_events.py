@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.harness.training_events import EventReader, ProbeReader, Progress
+from colocate.harness.probe_records import ProbeReader
+from colocate.harness.training_events import EventReader, Progress
 from colocate.verdict.evidence import ProgressEvent
 
 

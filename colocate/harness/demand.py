@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from colocate.harness import environment
-from colocate.harness.training_events import ProbeReader
+from colocate.harness.probe_records import ProbeReader
 from colocate.plan import Training
 from colocate.probe.virtual_gpu import VirtualGpu
 from colocate.process import Command, start

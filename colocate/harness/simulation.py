@@ -18,8 +18,8 @@ from colocate.device import new_virtual
 from colocate.harness import environment
 from colocate.harness.exploration import Answers, Exploration, Observed
 from colocate.harness.prediction_cache import Cache
+from colocate.harness.probe_records import ProbeReader
 from colocate.harness.simulated_run import NOTHING, Parts, Program, SimulatedRun
-from colocate.harness.training_events import ProbeReader
 from colocate.plan import GpuModel
 from colocate.probe.virtual_gpu import AllocationTrace, Composition, composition, floor_bytes, no_workspace
 from colocate.process import Command, Process, start, stop_all

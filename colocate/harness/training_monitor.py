@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from colocate.harness.environment import PROBE
-from colocate.harness.training_events import EventReader, ProbeReader, Progress
+from colocate.harness.probe_records import ProbeReader
+from colocate.harness.training_events import EventReader, Progress
 from colocate.plan import Role, Training
 from colocate.process import Match, Process, describe, has_own_numbers, out_of_memory, variable_of
 from colocate.results import GroupDirectory

@@ -23,12 +23,11 @@ from colocate.plan.catalog_schema import (
     of_model,
 )
 from colocate.plan.executables import filled, what_is_missing
+from colocate.plan.reading import display_name, read_json
 from colocate.plan.validation import (
     Mistakes,
     Place,
-    display_name,
     one_of,
-    read_json,
     shown,
     suggestion,
     unknown,

@@ -15,7 +15,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from colocate.errors import PlanError
 from colocate.files import shipped
-from colocate.plan.validation import Mistakes, Settings, Size, matching, read_json, suggestion, validated
+from colocate.plan.reading import read_json
+from colocate.plan.validation import Mistakes, Settings, Size, matching, suggestion, validated
 from colocate.units import format_size, parse_size
 
 TABLE = shipped("settings/gpu_models.json")
