@@ -10,12 +10,10 @@ from builders import evidence, predicted_evidence, trace
 from groups import group, training
 from waiting import wait_until
 
-from colocate.report.summary_csv import COLUMNS, Summary, _solo_run, write_summary
+from colocate.report.summary_csv import COLUMNS, Summary, _alone, write_summary
 from colocate.results.layout import RunDirectory
 from colocate.results.record import write_record
 from colocate.units import MIB
-
-pytestmark = pytest.mark.slow  # pandas takes half a second to load
 
 
 @pytest.fixture
@@ -110,7 +108,7 @@ def test_two_that_rebuild_the_file_take_turns_so_that_no_row_is_lost(run):
     """Without turns, one could write what it read before the other added a row."""
     finish(run, 1)
     command = [sys.executable, "-c", REBUILD, str(run.path)]
-    with _solo_run(run.path):
+    with _alone(run.path):
         other = subprocess.Popen(command, cwd=Path(__file__).parents[1])
         wait_until(lambda: waits_for_a_lock(other.pid) or other.poll() is not None)
         written_too_early = run.summary.exists()

@@ -78,6 +78,7 @@ COLUMNS = (
     "effective_memory_class",
     "host",
 )
+HEAD = ",".join(COLUMNS) + "\n"
 
 
 def write_summary(run: RunDirectory) -> Path:
@@ -86,11 +87,8 @@ def write_summary(run: RunDirectory) -> Path:
     Raises:
         OSError: it cannot be written; the former one, if any, is still there.
     """
-    import pandas  # costs half a second, which no worker needs to pay
-
-    with _solo_run(run.path):  # else one could write what it read before another added a row
-        frame = pandas.DataFrame(rows(run), columns=list(COLUMNS), dtype=object)
-        write_text(run.summary, frame.to_csv(index=False, lineterminator="\n"))
+    with _alone(run.path):  # else one could write what it read before another added a row
+        write_text(run.summary, HEAD + "".join(map(_line, rows(run))))
     return run.summary
 
 
@@ -205,11 +203,11 @@ class Summary:
             self._write(sorted(self._lines.values(), key=lambda line: line[0]))
 
     def _write(self, lines: Iterable[tuple[int, str]]) -> None:
-        with _solo_run(self._run.path):
-            write_text(self._run.summary, ",".join(COLUMNS) + "\n" + "".join(line for _, line in lines))
+        with _alone(self._run.path):
+            write_text(self._run.summary, HEAD + "".join(line for _, line in lines))
 
     def _append(self, line: str) -> None:
-        with _solo_run(self._run.path):
+        with _alone(self._run.path):
             handle = os.open(self._run.summary, os.O_WRONLY | os.O_APPEND)
             try:
                 os.write(handle, line.encode())
@@ -218,7 +216,7 @@ class Summary:
 
 
 def _line(cells: Mapping[str, Any]) -> str:
-    """Format one row as pandas writes it."""
+    """Format one row."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow([cells[name] for name in COLUMNS])
     return text.getvalue()
@@ -282,7 +280,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 @contextmanager
-def _solo_run(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Iterator[None]:
     """Nobody else rebuilds the same file meanwhile; the kernel lets go of the lock when its holder dies."""
     handle = os.open(folder, os.O_RDONLY)
     try:
