@@ -178,11 +178,10 @@ def measured(num_groups: int, folder: Path, keep: Path | None) -> list[str]:
     watched = python("-c", WATCH, str(run))
     decided = python("-c", DECIDE, str(plan), str(run))
     page = run / "report.html"
-    beside = sum(path.stat().st_size for path in run.glob("report_groups/*"))
     if keep is not None:
         shutil.copytree(run, keep / f"run_{num_groups}", dirs_exist_ok=True)
     assert directory.summary.exists()
-    sizes = f"{page.stat().st_size / 1e6:.1f} + {beside / 1e6:.1f}"
+    sizes = f"{page.stat().st_size / 1e6:.1f}"
     load, collect_, report, resume = map(_shown, (loaded, collected, reported, decided))
     end, look = (f"{float(one.out) * 1000:.1f} ms" for one in (taken, watched))
     return [str(num_groups), load, collect_, end, report, sizes, look, resume]
@@ -280,7 +279,7 @@ SESSION_HEADS = (
     *("controller per group", "its memory after a tenth, at the last", "with the page", "load"),
 )
 
-HEADS = ("groups", "load", "collect", "one group's end", "report", "page + beside, MB", "one look", "resume")
+HEADS = ("groups", "load", "collect", "one group's end", "report", "page, MB", "one look", "resume")
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ class Page:
     def pytest_html_results_table_row(self, report: Any, cells: list[str]) -> None:
         """Called for every report; pytest-html would put the name of a case into its page as it is."""
         if len(self.session.selected) > LARGE and getattr(report, "colocate", None) is not None:
-            cells.clear()  # pytest-html's script builds every row at once; ours above are drawn as they are looked at
+            cells.clear()  # pytest-html's script builds every row at once
             return
         cells[1] = f'<td class="col-testId">{escape(report.nodeid)}</td>'
 
@@ -106,7 +106,6 @@ class Page:
             path = self.session.report
             report = page.Report.of([read_run(self.session.run_directory.path)], path.parent, name=path.name)
             prefix.append(page.body(report))
-            page.write_beside(report)
         except Exception as error:  # whatever it is: verdicts are on disk, and pytest would end in an internal error
             reported = (
                 "".join(traceback.format_exception(error)) if not isinstance(error, ColocateError) else str(error)
@@ -155,7 +154,6 @@ class Page:
         report = page.Report.of([read_run(run.path)], path.parent, name=path.name)
         make_folder(path.parent)
         write_text(path, page.document(report))
-        page.write_beside(report)
 
     def _point_latest_here(self, report_folder: Path) -> None:
         """``reports/latest`` is a link; where somebody put a real folder, it stays."""

@@ -1,6 +1,4 @@
 // Sorting, filtering and folding of the groups, the pictures, and copying of commands. No library, no network.
-// The rows of a page of very many groups come from a script beside it and are drawn a hundred at a time; what opens
-// below them comes from others, which are asked for when they are needed.
 (function () {
   "use strict";
   const root = document.querySelector(".colocate");
@@ -9,62 +7,19 @@
 
   const section = root.querySelector(".groups-section"), table = section.querySelector("table.groups");
   const find = section.querySelector(".find"), count = section.querySelector(".count");
-  const more = section.querySelector(".more"), boxes = all("[data-filter]", section);
+  const boxes = all("[data-filter]", section);
   const bars = new Map(all(".bar-row").map((bar) => [bar.dataset.key, bar]));
-  const folder = section.dataset.folder, AT_ONCE = 100;
-  let rows = all("tbody.group", section).map((body, place) => rowOf(body, place)), byKey = new Map();
-  let matching = rows, shown = 0, perFile = 0;
+  const rows = all("tbody.group", section).map(rowOf), byKey = new Map(rows.map((row) => [row.key, row]));
 
-  // A row: its body, which may not be drawn yet, and what it is found, filtered and sorted by.
-  function rowOf(body, place, values) {
+  // A row: its body, and what it is found, filtered and sorted by.
+  function rowOf(body) {
     const data = body.dataset, cells = body.querySelector(".group-row").children;
     body.querySelector(".group-row").addEventListener("click", (event) => {
       const onLink = event.target.closest("a"), marking = String(window.getSelection()) !== "";
       if (!onLink && !marking) open(body, body.querySelector(".opened").hidden);
     });
-    return { body, place, key: body.id, outcome: data.outcome, tier: data.tier, find: data.find,
-             values: values || Array.from(cells, (cell) => cell.dataset.v || "") };
-  }
-  function fromMarkup(html) {
-    const template = document.createElement("template");
-    template.innerHTML = html;
-    return template.content.firstElementChild;
-  }
-  function attribute(html, name) {
-    const text = new RegExp("\\sdata-" + name + '="([^"]*)"').exec(html);
-    const decoded = document.createElement("textarea");
-    decoded.innerHTML = text ? text[1] : "";
-    return decoded.value;
-  }
-  const bodyOf = (row) => {
-    if (!row.body) Object.assign(row, { body: rowOf(fromMarkup(row.html), row.place, row.values).body });
-    return row.body;
-  };
-  window.colocateRows = function (data) {
-    perFile = data.perFile;
-    rows = data.rows.map((row, place) => ({ place, key: row[0], values: row[1], html: row[2],
-      outcome: attribute(row[2], "outcome"), tier: attribute(row[2], "tier"), find: attribute(row[2], "find") }));
-    section.querySelector(".lost").hidden = true;
-    begin();
-  };
-
-  // What opens below a group: it is there, waits in a template, or lies in a file of many groups.
-  const files = new Map();
-  window.colocateDetails = (number, details) => files.get(number).arrived(details);
-  function detailsOf(row) {
-    const number = Math.floor(row.place / perFile);
-    if (!files.has(number)) {
-      const file = {}, script = document.createElement("script");
-      const name = folder + "/details_" + String(number).padStart(4, "0") + ".js";
-      file.details = new Promise((arrived, failed) => {
-        file.arrived = arrived;
-        script.onerror = () => { files.delete(number); failed(name); };
-      });
-      files.set(number, file);
-      script.src = name;
-      document.head.append(script);
-    }
-    return files.get(number).details.then((details) => details[row.key]);
+    return { body, key: body.id, outcome: data.outcome, tier: data.tier, find: data.find,
+             values: Array.from(cells, (cell) => cell.dataset.v || "") };
   }
   function open(body, wanted) {
     const opened = body.querySelector(".opened"), cell = opened.firstElementChild;
@@ -72,18 +27,9 @@
     if (wanted && template) template.replaceWith(template.content);
     opened.hidden = !wanted;
     body.querySelector(".fold").setAttribute("aria-expanded", String(wanted));
-    if (!wanted) return;
-    if (folder && !cell.dataset.asked) {
-      cell.dataset.asked = "yes";
-      cell.textContent = "loading …";
-      detailsOf(byKey.get(body.id)).then((html) => { cell.innerHTML = html; enliven(cell); }, (name) => {
-        delete cell.dataset.asked;
-        cell.textContent = name + " is not beside this page: copy the folder together with it.";
-      });
-    }
-    enliven(cell);
+    if (wanted) enliven(cell);
   }
-  const drawn = () => rows.filter((row) => row.body && row.body.isConnected && !row.body.hidden);
+  const drawn = () => rows.filter((row) => !row.body.hidden);
   all(".unfold-all").forEach((b) => b.addEventListener("click", () => drawn().forEach((row) => open(row.body, true))));
   all(".fold-all").forEach((b) => b.addEventListener("click", () => drawn().forEach((row) => open(row.body, false))));
 
@@ -91,11 +37,9 @@
   function follow(hash) {
     const row = byKey.get(decodeURIComponent(hash.slice(1)));
     if (!row) return;
-    const body = bodyOf(row);
-    if (!body.isConnected) table.tHead.after(body);
-    body.hidden = false;
-    open(body, true);
-    body.scrollIntoView({ block: "start" });
+    row.body.hidden = false;
+    open(row.body, true);
+    row.body.scrollIntoView({ block: "start" });
   }
   window.addEventListener("hashchange", () => follow(location.hash));
   document.addEventListener("click", (event) => {
@@ -107,36 +51,15 @@
   function filter() {
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     const off = new Set(boxes.filter((b) => !b.checked).map((b) => b.dataset.filter + ":" + b.value));
-    matching = rows.filter((row) => !off.has("outcome:" + row.outcome) && !off.has("tier:" + row.tier) &&
+    const matching = rows.filter((row) => !off.has("outcome:" + row.outcome) && !off.has("tier:" + row.tier) &&
       words.every((word) => row.find.includes(word)));
     const matches = new Set(matching.map((row) => row.key));
     bars.forEach((bar, key) => { bar.hidden = !matches.has(key); });
     count.textContent = (matching.length === rows.length ? "" : matching.length + " of ") + rows.length + " groups";
     section.querySelector(".none-match").hidden = matching.length > 0;
-    redraw(matches);
+    rows.forEach((row) => { row.body.hidden = !matches.has(row.key); });
   }
-  function redraw(matches) {
-    rows.forEach((row) => {
-      if (!row.body) return;
-      if (folder) row.body.remove();
-      else row.body.hidden = !matches.has(row.key);
-    });
-    shown = 0;
-    show(folder ? AT_ONCE : matching.length);
-  }
-  function show(number) {
-    const next = matching.slice(shown, shown + number);
-    if (folder) table.append(...next.map(bodyOf));
-    shown += next.length;
-    more.hidden = shown >= matching.length;
-    more.textContent = "show more (" + shown + " of " + matching.length + " are shown)";
-  }
-  more.addEventListener("click", () => show(AT_ONCE));
-  let waiting = 0;
-  find.addEventListener("input", () => {
-    clearTimeout(waiting);
-    if (folder) waiting = setTimeout(filter, 120); else filter();
-  });
+  find.addEventListener("input", filter);
   boxes.forEach((box) => box.addEventListener("change", filter));
   window.addEventListener("pageshow", filter);  // the browser may have kept what was typed
 
@@ -154,8 +77,7 @@
     heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", falling ? "descending" : "ascending");
     rows.sort((a, b) => compare(a.values[column], b.values[column], falling));
-    if (!folder) table.append(...rows.map((row) => row.body));
-    filter();
+    table.append(...rows.map((row) => row.body));
   }));
 
   // The order of the picture.
@@ -277,12 +199,6 @@
     });
   }
 
-  function begin() {
-    byKey = new Map(rows.map((row) => [row.key, row]));
-    filter();
-    follow(location.hash);
-  }
-
   // pytest's own table stays, folded away at the end.
   document.addEventListener("DOMContentLoaded", () => {
     const results = document.getElementById("results-table");
@@ -297,6 +213,7 @@
       });
       root.after(own);
     }
-    if (!folder) begin();
+    filter();
+    follow(location.hash);
   });
 })();

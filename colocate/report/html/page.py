@@ -2,14 +2,11 @@
 """The page: what one sends to a colleague. One body for the page that a run writes and for the one that is rebuilt.
 
 Everything is taken from run directories. Knows neither pytest nor pytest-html; the plugin puts the body into
-pytest-html's page, `document` into one of its own. Of a page of more than `LARGE` groups the rows and what opens below
-them lie in a folder beside it, as scripts: a browser that opens a page from a disk fetches no other file.
+pytest-html's page, `document` into one of its own. Of more than `LARGE` groups only so many have details.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,11 +16,11 @@ from markupsafe import Markup
 
 from colocate import __version__
 from colocate.advice import what_next
-from colocate.files import make_folder, write_text
+from colocate.files import write_text
 from colocate.plan import ROLES, needed
 from colocate.report import comparison as compared
 from colocate.report.comparison import Comparison
-from colocate.report.html import advice, details, peak_chart, table
+from colocate.report.html import advice, details, evidence_table, peak_chart, table
 from colocate.report.html.templating import HERE, asset, macro, render
 from colocate.results import (
     LARGE,
@@ -46,9 +43,6 @@ from colocate.verdict import Outcome
 STYLESHEET = HERE / "style.css"
 
 SIMULATED = "simulated"
-
-# Groups per file of details: half a megabyte, which a browser takes in at once.
-GROUPS_PER_FILE = 100
 
 _TIER_HEADS = ("tier", "groups", "expected", "feasible", "infeasible", "inconclusive", "came out")
 
@@ -93,20 +87,12 @@ class Report:
 
     @property
     def is_large(self) -> bool:
-        """Whether the rows lie in files beside the page."""
+        """Whether only some of the groups have details."""
         return len(self.rows) > LARGE
-
-    @property
-    def folder_beside(self) -> Path:
-        """Where the files of a large page lie."""
-        return self.folder / f"{Path(self.name).stem}_groups"
 
 
 def body(report: Report) -> Markup:
-    """Render everything between the title and the end, with the script that makes it move.
-
-    That of very many groups needs the files that `write_beside` writes.
-    """
+    """Render everything between the title and the end, with the script that makes it move."""
     rows = report.rows
     return render(
         "body.html",
@@ -115,75 +101,41 @@ def body(report: Report) -> Markup:
         tier_heads=_TIER_HEADS,
         rows=rows,
         details=_details_of(report),
-        folder=report.folder_beside.name,
-        many=report.is_large,
         comparison=None if report.comparison is None else compared.table(report.comparison),
         made_with=[_made_with(run) for run in report.runs.values()],
         script=asset("page.js"),
         first=advice.first,
-        **_of_table(rows),
+        columns=table.columns(rows),
+        numbers=table.NUMBERS,
+        lazy_above=details.MANY,
+        counted=table.counted,
+        found_by=table.found_by,
+        sort_value=table.sort_value,
     )
 
 
-def _of_table(rows: Sequence[Row]) -> dict[str, Any]:
-    """What the template of the table needs beside the rows."""
-    return {
-        "columns": table.columns(rows),
-        "numbers": table.NUMBERS,
-        "lazy_above": details.MANY,
-        "counted": table.counted,
-        "found_by": table.found_by,
-        "sort_value": table.sort_value,
-    }
-
-
 def _details_of(report: Report) -> Callable[[Row], Markup]:
+    """What opens below a row; of very many groups those that do not fit have details first."""
     runs, many = report.runs, len(report.rows) > details.MANY
-    return lambda row: details.details(row.whole(), runs.get(row.run), report.folder, many=many)
+    ordered = sorted(report.rows, key=lambda row: table.sort_value(row, "verdict"))
+    shown = {row.key for row in ordered[:LARGE]}
 
+    def opened(row: Row) -> Markup:
+        if row.key in shown:
+            return details.details(row.whole(), runs.get(row.run), report.folder, many=many)
+        folder = "" if row.directory is None else details.link(row.directory.path, report.folder)
+        return Markup(macro("groups.html", "elsewhere")(folder))
 
-def write_beside(report: Report) -> None:
-    """Write what a page of very many groups has beside it; takes away what a former page had there.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    folder, rows = report.folder_beside, report.rows
-    for old in folder.glob("*.js"):
-        with suppress(OSError):
-            old.unlink()
-    if not report.is_large:
-        with suppress(OSError):
-            folder.rmdir()
-        return
-    make_folder(folder)
-    known = _of_table(rows)
-    group = macro("groups.html", "group", **known)
-    with (folder / "rows.js").open("w", encoding="utf-8") as file:
-        file.write(f"colocateRows({{perFile:{GROUPS_PER_FILE},rows:[\n")
-        for row in rows:
-            values = [table.sort_value(row, name) for name in known["columns"]]
-            file.write(f"{_script_json([row.key, values, group(row, known['columns'])])},\n")
-        file.write("]});\n")
-    opened = _details_of(report)
-    for number, start in enumerate(range(0, len(rows), GROUPS_PER_FILE)):
-        found = {row.key: opened(row) for row in rows[start : start + GROUPS_PER_FILE]}
-        write_text(folder / f"details_{number:04}.js", f"colocateDetails({number}, {_script_json(found)});\n")
-
-
-def _script_json(value: object) -> str:
-    """JSON that can stand in a script: no text in it can end the element."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return opened
 
 
 def write(report: Report) -> None:
-    """Write the page and what it has beside it.
+    """Write the page.
 
     Raises:
         OSError: it cannot be written.
     """
     write_text(report.folder / report.name, document(report))
-    write_beside(report)
 
 
 def document(report: Report) -> str:
@@ -214,7 +166,7 @@ def _warnings(report: Report) -> Iterator[tuple[str, str, str]]:
     if any(row.record["basis"] == "predicted" for row in report.rows):
         text = " these verdicts rest on a simulated allocator and its error bars, not on a GPU. "
         yield "", "PREDICTED:", text + "Measure before you rely on them."
-    smaller = [row for row in report.rows if details.balloon_bytes(row) is not None]
+    smaller = [row for row in report.rows if evidence_table.balloon_bytes(row) is not None]
     if smaller:
         names = ", ".join(dict.fromkeys(str(row.record["device_name"]) for row in smaller))
         yield "", "A SMALLER GPU ON A LARGER ONE:", f" {plural(len(smaller), 'group')} ran on {names}. {_CONSTRAINED}"
