@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from colocate.errors import ColocateError, InconclusiveError
-from colocate.files import read_json
 from colocate.plugin.options import option
 from colocate.plugin.session import group_of
-from colocate.results import RECORD_FIELDS, GroupDirectory, journal
+from colocate.results import RECORD_FIELDS, journal, judged_record
 from colocate.units import to_mib
 from colocate.verdict import Outcome
 
@@ -42,54 +41,34 @@ def record_of(group: "Group", group_result: "GroupResult") -> Record:
 
     GPU and duration are those of the record on disk, which is written before the case ends.
     """
-    verdict, directory = group_result.verdict, group_result.deciding.directory
-    record = unjudged(group, str(verdict.outcome))
-    evidence = _evidence_on_disk(directory)
-    record.update(
-        peak_bytes=verdict.peak_bytes,
-        peak_low_bytes=verdict.peak_low_bytes,
-        peak_high_bytes=verdict.peak_high_bytes,
-        limit_bytes=verdict.limit_bytes,
-        headroom_bytes=verdict.headroom_bytes,
-        basis=verdict.basis,
-        memory_class=verdict.memory_class,
-        overlap=verdict.overlap,
-        codes=verdict.codes,
-        reasons=[str(reason) for reason in verdict.reasons],
-        warnings=[str(warning) for warning in verdict.warnings],
-        directory=directory.path,
-        duration_s=evidence.get("duration_s"),
-        device_name=evidence.get("device", {}).get("name"),
-        device_uuid=evidence.get("device", {}).get("uuid"),
-    )
-    return builtin_record(record)
+    deciding = group_result.deciding
+    judged = judged_record(deciding.directory, deciding.experiment, group_result.verdict.to_json())
+    return builtin_record({**judged, **_planned(group)})
 
 
-def _evidence_on_disk(directory: GroupDirectory) -> dict[str, Any]:
-    if not directory.experiment.exists():
-        return {}
-    evidence: dict[str, Any] = read_json(directory.experiment).get("evidence", {})
-    return evidence
+def _planned(group: "Group") -> Record:
+    """What the plan says of a group."""
+    return {
+        "group": group.id,
+        "number": group.number,
+        "tier": group.tier,
+        "foreground": group.foreground.name,
+        "background": None if group.background is None else group.background.name,
+        "expected_bytes": group.expected_bytes,
+        "budget_bytes": group.budget_bytes,
+    }
 
 
 def unjudged(group: "Group", outcome: str, *reasons: str) -> Record:
     """The record of a group that ended without a verdict, and why."""
-    nothing: Record = dict.fromkeys(RECORD_FIELDS)
-    nothing.update(
-        group=group.id,
-        number=group.number,
-        tier=group.tier,
-        foreground=group.foreground.name,
-        background=None if group.background is None else group.background.name,
-        expected_bytes=group.expected_bytes,
-        budget_bytes=group.budget_bytes,
-        limit_bytes=group.limits.peak_bytes,
-        outcome=outcome,
-        codes=[],
-        reasons=list(reasons),
-        warnings=[],
-    )
-    return builtin_record(nothing)
+    known = {
+        "limit_bytes": group.limits.peak_bytes,
+        "outcome": outcome,
+        "codes": [],
+        "reasons": list(reasons),
+        "warnings": [],
+    }
+    return builtin_record({**dict.fromkeys(RECORD_FIELDS), **_planned(group), **known})
 
 
 def refuse(node: pytest.Item, group: "Group", code: str, why: str) -> NoReturn:
@@ -127,11 +106,6 @@ def plain(value: Any) -> Any:
 def attach(node: pytest.Item, record: Record) -> None:
     """Hand a case's record to the reports; call it before the case ends, from its body or a fixture of it."""
     node.stash[_RECORD] = builtin_record(record)
-
-
-def record_on(node: pytest.Item) -> Record:
-    """The record that was attached to a case."""
-    return node.stash[_RECORD]
 
 
 class Outcomes:

@@ -322,11 +322,11 @@ def _row(
     *,
     slim: bool = False,
 ) -> Row:
-    return Row(run.name, _record(directory, document, verdict), directory, document, verdict, slim=slim)
+    return Row(run.name, judged_record(directory, document, verdict), directory, document, verdict, slim=slim)
 
 
-def _record(directory: GroupDirectory, document: Mapping[str, Any], verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """The same record that the run told of a judged group, from the two files of its folder."""
+def judged_record(directory: GroupDirectory, document: Mapping[str, Any], verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the outcome of a judged group for terminal, JUnit and page, from the two files of its folder."""
     group, evidence = mapping(document.get("group")), mapping(document.get("evidence"))
     device = mapping(evidence.get("device"))
     known = {name: verdict.get(name) for name in RECORD_FIELDS}
