@@ -174,6 +174,15 @@ class Cluster:
         """Everything in the queue."""
         return self.ask("squeue", "-h", "-o", "%A %j %T %r %N").splitlines()
 
+    def pending(self) -> list[str]:
+        """The ids of what waits in the queue."""
+        return self.ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i").splitlines()
+
+    def begin_at_once(self) -> None:
+        """Slurm holds back a job that it has put back into the queue for two minutes."""
+        for job in self.pending():
+            self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
     @contextlib.contextmanager
     def occupied(self, gpus: int | None = None) -> Iterator[None]:
         """Somebody else's jobs on all GPUs, or on so many of them."""

@@ -33,7 +33,6 @@ LIBRARIES = {
     "pynvml": {f"colocate/device/{name}.py" for name in ("nvml", "nvml_library", "nvml_processes", "nvml_survey")},
     "torch": set(),
     "pytest": set(),
-    "pandas": {"colocate/report/summary_csv.py"},
 }
 
 
@@ -116,9 +115,9 @@ def test_the_probe_knows_the_standard_library_and_torch_only() -> None:
     assert not [name for path in modules("colocate/probe") for name in imports(path) if name.split(".")[0] in others]
 
 
-def test_private_apis_of_pytest_and_xdist_are_used_in_two_modules_only() -> None:
-    """Another version may take them away; `slurm_session` is a session of xdist and overrides what that calls."""
+def test_private_apis_of_pytest_and_xdist_are_used_in_one_module_only() -> None:
+    """Another version may take them away."""
     private = re.compile(r"\b(_tw|_io|_setupstate|_active_nodes|lfplugin|dsession)\b")
     users = {path.name for path in modules("colocate/plugin") if private.search(path.read_text())}
 
-    assert users <= {"private_api.py", "slurm_session.py"}
+    assert users == {"private_api.py"}

@@ -293,7 +293,7 @@ def test_a_session_killed_at_any_point_is_resumed(fake_nvml: FakeNvml, tmp_path:
 
 def test_what_a_killed_session_told_of_its_queue_is_told_no_more(tmp_path):
     run = RunDirectory(tmp_path / "run_20261124_053000")
-    (run.path / "workers").mkdir(parents=True)
+    (run.path / "tasks").mkdir(parents=True)
     progress_file.tell(run.path / progress_file.QUEUE, {"waiting": [{"name": "job 7", "reason": "Resources"}]})
     take_up(run)
     assert status_line.waiting(run.path) == []

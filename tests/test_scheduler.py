@@ -117,35 +117,6 @@ def test_a_worker_that_died_idle_has_no_group():
     assert scheduler.remove_node(workers[1]) is None
 
 
-def test_a_group_that_is_lost_is_run_again_elsewhere_and_once():
-    scheduler, (lost, neighbour, other) = scheduler_with(3, [10, 2, 1, 1])
-    again = []
-    scheduler.run_again = lambda nodeid, node: node is lost and not again.append(nodeid)
-    scheduler.may_run = lambda nodeid, node: nodeid not in again or node is other
-    scheduler.schedule()
-    assert scheduler.remove_node(lost) is None, "no crash is told of a group that is run again"
-    order, minutes = play(scheduler, [neighbour, other], [10, 2, 1, 1])
-    assert sorted(order) == [0, 1, 2, 3]
-    assert minutes == 11, "the worker that may run it takes it next"
-    assert scheduler.tests_finished
-
-
-def test_a_worker_that_may_run_nothing_of_the_rest_waits_until_it_may():
-    scheduler, (lost, neighbour) = scheduler_with(2, [10, 1])
-    scheduler.run_again = lambda nodeid, node: True
-    elsewhere = [True]
-    scheduler.may_run = lambda nodeid, node: node is lost or "group01" not in nodeid or not elsewhere
-    scheduler.schedule()
-    scheduler.remove_node(lost)
-    neighbour.queue.remove(1)
-    scheduler.mark_test_complete(neighbour, 1)
-    assert not neighbour.shutting_down
-    assert neighbour.queue == [2], "only the sentinel"
-    elsewhere.clear()
-    scheduler.feed()
-    assert neighbour.queue == [2, 0, 2]
-
-
 def test_a_worker_that_dies_before_anything_was_collected_ends_no_other():
     scheduler = OneGroupAtATime(1, lambda nodeid: 1.0)
     first, second = FakeWorker("gw0"), FakeWorker("gw1")

@@ -241,20 +241,18 @@ def test_watch_shows_the_moment_and_ends_with_the_run(run, capfd):
 
 
 def test_watch_tells_what_waits_in_a_queue_and_since_when_nobody_says_so(run, capfd):
-    (run / "workers").mkdir()
+    (run / "tasks").mkdir()
     rows = [{"name": f"job {number}", "reason": "Resources"} for number in (12, 13)]
-    rows.append({"name": "gw2", "reason": "no answer of the queue yet"})
     progress_file.tell(run / progress_file.QUEUE, {"place": "partition gpu", "waiting": rows})
     assert main(["watch", str(run), "--once"]) == 0
     assert capfd.readouterr().out.splitlines() == [
-        "2 workers wait in partition gpu: Resources (job 12, job 13)",
-        "1 worker waits in partition gpu: no answer of the queue yet (gw2)",
+        "2 groups wait in partition gpu: Resources (job 12, job 13)",
         "run_20261124_053000: no group has begun",
     ]
     progress_file.tell(
         run / progress_file.QUEUE, {"place": "partition gpu", "waiting": rows[:1], "at": time.time() - 75}
     )
-    assert status_line.waiting(run) == ["1 worker waits in partition gpu: Resources (job 12), no news for 1:15"]
+    assert status_line.waiting(run) == ["1 group waits in partition gpu: Resources (job 12), no news for 1:15"]
 
 
 def test_watch_of_what_is_no_run_is_one_line(tmp_path, capfd):

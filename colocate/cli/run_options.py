@@ -119,12 +119,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "executor": {
         "type": where,
         "metavar": "WHERE",
-        "help": "Run the groups elsewhere: slurm or slurm:PARTITION, one job with one GPU per worker (this machine).",
+        "help": "Run the groups elsewhere: slurm or slurm:PARTITION, one task with one GPU per group (this machine).",
     },
     "slurm": {
         "default": "",
         "metavar": "OPTIONS",
-        "help": "With executor slurm, options of srun for every job, such as '--account=lab --time=2:00:00'.",
+        "help": "With executor slurm, options of sbatch for every job, such as '--account=lab --time=2:00:00'.",
     },
     "archive": {
         "metavar": "FILE",

@@ -5,6 +5,7 @@ pytest loads it in every project in whose environment colocate is installed, and
 collected only the options exist. The other modules are imported and registered in `pytest_configure`.
 """
 
+import os
 from typing import Any
 
 import pytest
@@ -33,12 +34,10 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Called by pytest to run its command; ``--resume-dry-run`` is one of its own."""
     if not collects_a_plan(config):
         return None
-    from colocate.plugin import workers
+    if os.environ.get("COLOCATE_TASK"):
+        from colocate.plugin import tasks
 
-    if workers.are_elsewhere(config):
-        from colocate.plugin.slurm_session import Replacing
-
-        config.pluginmanager.register(Replacing(), "colocate-replacing")
+        tasks.become_task(config)
     if not option(config, "resume_dry_run"):
         return None
     from colocate.plugin import resume
@@ -78,12 +77,14 @@ def pytest_configure(config: pytest.Config) -> None:
         resume,
         run_record,
         session,
+        tasks,
         workers,
     )
 
     current = session.started(config)
 
-    workers.prepare(config, current)
+    tasks.prepare(config, current)
+    workers.run_virtual_groups_side_by_side(config, current)
     # pluggy calls what was registered last first, and each of these needs what those above it have decided here. So at
     # the end of a session proposals are made, then remedies tried, then the page is written, which shows both.
     modules = (
@@ -100,6 +101,7 @@ def pytest_configure(config: pytest.Config) -> None:
         proposals,
         github,
         archive,
+        tasks,
         gate,
     )
     for module in modules:

@@ -21,7 +21,7 @@ from colocate.plugin import gate, private_api
 from colocate.plugin.invocation import is_worker, only_looks
 from colocate.plugin.options import option
 from colocate.plugin.outcomes import CRASHED, ERROR, INTERRUPTED, NOT_RUN, Record, properties, unjudged
-from colocate.plugin.session import Session, all_cases, group_of, session_of
+from colocate.plugin.session import Session, group_of, session_of
 from colocate.plugin.signals import Interruption
 from colocate.results import journal
 from colocate.verdict import Outcome
@@ -71,14 +71,6 @@ class CompletenessCheck:
         """Note that a group runs."""
         self.started.add(nodeid)
 
-    def lost(self, nodeid: str, why: str) -> None:
-        """Note that a group was lost with its worker and is run again; nothing of its first time counts."""
-        self.setbacks[nodeid] = why
-        self.started.discard(nodeid)
-        self.latest.pop(nodeid, None)
-        group = group_of(self.config, nodeid)
-        self.session.records.pop(group.id if group is not None else "", None)
-
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
         """Keep the record of a group before others look for it; a group that was cut off is done with that."""
@@ -108,14 +100,23 @@ class CompletenessCheck:
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
         """Called by xdist for the group whose worker died; as it comes, pytest-html would not show the report."""
-        report.when = "setup"
         report.duration = 0.0
-        if crashitem in self.judged:  # the verdict was there; what died was only the cleaning up
+        self._end_as_crashed(crashitem, report, report.longreprtext.splitlines()[-1])
+
+    def crash(self, nodeid: str, why: str) -> None:
+        """Report a group whose task elsewhere has ended without a report."""
+        report = self._report(nodeid, "failed", "setup")
+        self._end_as_crashed(nodeid, report, why)
+        self.config.hook.pytest_runtest_logreport(report=report)
+
+    def _end_as_crashed(self, nodeid: str, report: pytest.TestReport, why: str) -> None:
+        report.when = "setup"
+        if nodeid in self.judged:  # the verdict was there; what died was only the cleaning up
             report.when, report.outcome, report.longrepr = "teardown", "passed", None
         else:
-            died = f"the process that ran this group died ({report.longreprtext.splitlines()[-1]})"
-            if crashitem in self.setbacks:
-                died += f"; so did it before: {self.setbacks[crashitem]}"
+            died = f"the process that ran this group died ({why})"
+            if nodeid in self.setbacks:
+                died += f"; before, {self.setbacks[nodeid]}"
             self._end_as(report, CRASHED, died)
 
     # How a run ends.
@@ -132,8 +133,6 @@ class CompletenessCheck:
         if exitstatus == pytest.ExitCode.INTERRUPTED:
             wait_for_workers(self.config)
         self._end_fixtures(session)
-        if not self.planned and self.session.elsewhere is not None:
-            self.planned = all_cases(self.config)
         for report in list(self._missing(session)):
             self.config.hook.pytest_runtest_logreport(report=report)
             if report.skipped:
@@ -256,14 +255,10 @@ def _share(report: pytest.TestReport, former: pytest.TestReport | None) -> None:
 
 
 def signal_workers(config: pytest.Config, number: signal.Signals) -> None:
-    """Send a signal to every worker, on this machine or in a job."""
-    elsewhere = session_of(config).elsewhere
-    if elsewhere is not None:
-        if number == signal.SIGKILL:
-            elsewhere.kill()
-        else:
-            private_api.xdist_session(config).tell_to_end()
-        return
+    """Send a signal to every worker; the tasks of an executor, which have ended theirs by then, can only be killed."""
+    executor = session_of(config).executor
+    if executor is not None and number == signal.SIGKILL:
+        executor.cancel()
     for process in private_api.worker_processes(config):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)

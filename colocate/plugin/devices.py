@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from colocate.errors import ColocateError
-from colocate.plugin.invocation import is_worker, only_looks
+from colocate.plugin.invocation import only_looks
 from colocate.plugin.options import option
 from colocate.plugin.session import Session, session_of
 from colocate.units import format_size
@@ -69,21 +69,19 @@ def register(config: pytest.Config) -> None:
     session = session_of(config)
     if only_looks(config):
         return
-    if is_worker(config):
+    sent: dict[str, Any] | None = getattr(config, "workerinput", {}).get("colocate_gpu")
+    if sent is not None:
         from colocate.device import FoundGpu
 
-        sent: dict[str, Any] = config.workerinput["colocate_gpu"]  # type: ignore[attr-defined]
         session.gpus = (FoundGpu(**sent),)
         session.others = tuple(FoundGpu(**one) for one in config.workerinput["colocate_gpus"])  # type: ignore[attr-defined]
         return
-    if session.elsewhere is not None and session.elsewhere.gpu:  # each worker finds its own where it runs
-        session.choice = session.elsewhere.sentence
+    if session.executor is not None:  # each task finds its own where it runs
+        session.choice = session.executor.sentence
         return
     found = find(config, session.plan.limits.gpu_bytes)
     session.gpus, session.choice = found.free, found.sentence
-    if session.elsewhere is not None:
-        session.choice = session.elsewhere.sentence
-    elif option(config, "gpu") is not None and found.free[0].kind == "nvidia":
+    if option(config, "gpu") is not None and found.free[0].kind == "nvidia":
         session.choice += f", as a GPU of {format_size(found.free[0].total_bytes or 0)}"
 
 

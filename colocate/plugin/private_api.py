@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Private pytest and xdist APIs that we depend on, each with its reason.
 
-There are two other places, since they are nothing but that: `plugin.slurm_session` is a session of xdist with other
-workers, and `colocate.plugin.scheduler` a scheduler as xdist wants one.
+`colocate.plugin.scheduler` is another place, since it is nothing but a scheduler as xdist wants one.
 """
 
 from collections.abc import Iterator

@@ -74,7 +74,7 @@ class Progress:
         """The name of the only file of cases, once per run, says nothing; what waits in a queue is told from now on."""
         if self.terminal is not None and not only_looks(self.config):
             self.terminal.showfspath = False
-        if self.session.elsewhere is not None:
+        if self.session.executor is not None:
             self._start_ticking()
 
     @pytest.hookimpl(trylast=True)
@@ -107,8 +107,8 @@ class Progress:
     def _estimated(self) -> Estimate:
         """Estimate how long the groups take; the plan's minutes are those of a real GPU."""
         gpus = self.session.gpus
-        elsewhere = self.session.elsewhere
-        real = any(gpu.kind == "nvidia" for gpu in gpus) or (elsewhere is not None and elsewhere.gpu)
+        executor = self.session.executor
+        real = any(gpu.kind == "nvidia" for gpu in gpus) or (executor is not None and executor.gpu)
         names = [gpu.uuid or f"virtual {format_size(gpu.total_bytes or 0)} GPU" for gpu in gpus]
         groups = {
             group.id: (group.content_hash, group.expected_minutes if real else None) for group in self.session.selected
@@ -135,7 +135,9 @@ class Progress:
 
     @property
     def _side_by_side(self) -> int:
-        """Groups that run at the same time, one per worker; 0 without workers."""
+        """Groups that run at the same time, one per worker or as many as an executor can run; 0 without either."""
+        if self.session.executor is not None:
+            return self.session.executor.most_at_once
         return len(getattr(self.config.option, "tx", None) or ())
 
     # What runs.
@@ -154,11 +156,6 @@ class Progress:
                 yield
             self.running[group.id] = time.monotonic()
             self._start_ticking()
-
-    def rest(self, nodeid: str) -> None:
-        """A group does not run any more and is not done either: it waits to be run again."""
-        group = group_of(self.config, nodeid)
-        self.running.pop(group.id if group is not None else "", None)
 
     def _start_ticking(self) -> None:
         if self.ticker is not None or self.terminal is None or self.config.option.verbose < -1:

@@ -36,8 +36,7 @@ class Resumption:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Called by xdist before a worker is told what to do."""
-        decisions = self.session.decisions.values()
-        node.workerinput["colocate_decisions"] = [_sendable(decision) for decision in decisions]
+        node.workerinput["colocate_decisions"] = sendable(self.session.decisions)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -86,10 +85,17 @@ def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
         yield report
 
 
-def _sendable(decision: Decision) -> dict[str, Any]:
-    """A decision as builtin types; a worker reads the records itself."""
-    done = [attempt.directory.path.name for attempt in decision.done]
-    return {"group": decision.group, "why": decision.why, "reused": decision.reused is not None, "done": done}
+def sendable(decisions: Mapping[str, Decision]) -> list[dict[str, Any]]:
+    """Return decisions as builtin types; a worker reads the records itself."""
+    return [
+        {
+            "group": one.group,
+            "why": one.why,
+            "reused": one.reused is not None,
+            "done": [attempt.directory.path.name for attempt in one.done],
+        }
+        for one in decisions.values()
+    ]
 
 
 def _received(config: pytest.Config) -> Iterator[Decision]:

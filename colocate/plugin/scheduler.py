@@ -20,7 +20,6 @@ class OneGroupAtATime:
         minutes: How long a group is expected to take.
         usable: A worker's GPU is in order.
         may_run: A group may be run by a worker.
-        run_again: A group that was lost with its worker is run once more.
         choices: How many workers' GPUs will do for a group.
     """
 
@@ -30,14 +29,12 @@ class OneGroupAtATime:
         minutes: Callable[[str], float],
         usable: Callable[[Any], bool] = lambda node: True,
         may_run: Callable[[str, Any], bool] = lambda nodeid, node: True,
-        run_again: Callable[[str, Any], bool] = lambda nodeid, node: False,
         choices: Callable[[str], int] = lambda nodeid: 0,
     ) -> None:
         self.num_workers = num_workers
         self.minutes = minutes
         self.usable = usable
         self.may_run = may_run
-        self.run_again = run_again
         self.choices = choices
         self.collection: list[str] | None = None
         self._collections: dict[Any, list[str]] = {}
@@ -64,22 +61,6 @@ class OneGroupAtATime:
         """Every group has been run; xdist then ends the workers."""
         idle = all(index == self._sentinel for queue in self._running.values() for index in queue)
         return self.collection_is_completed and not self._waiting and idle
-
-    @property
-    def all_given(self) -> bool:
-        """No group waits for a worker any more."""
-        return self.collection is not None and not self._waiting
-
-    @property
-    def idle(self) -> list[Any]:
-        """The workers that could take a group at once, once it is known which groups there are."""
-        ready = self.nodes if self.collection is not None else []
-        return [node for node in ready if not node.shutting_down and not self._is_busy(node)]
-
-    @property
-    def waiting(self) -> list[str]:
-        """The groups that no worker has been given."""
-        return [self.collection[index] for index in self._waiting] if self.collection is not None else []
 
     def _is_busy(self, node: Any) -> bool:
         return any(index != self._sentinel for index in self._running[node])
@@ -160,15 +141,11 @@ class OneGroupAtATime:
         raise NotImplementedError
 
     def remove_node(self, node: Any) -> str | None:
-        """Called when a worker is gone; the answer is the group that it was running, unless that is run again."""
+        """Called when a worker is gone; the answer is the group that it was running."""
         left = [index for index in self._running.pop(node) if index != self._sentinel]
         if self.collection is None:
             return None
         if not left:
             self.feed()  # others may now be the only ones for a group that was to go elsewhere
-            return None
-        if self.run_again(self.collection[left[0]], node):
-            self._waiting.insert(0, left[0])
-            self.feed()
             return None
         return self.collection[left[0]]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from colocate.device import FoundGpu
     from colocate.harness import Decision
     from colocate.plan import Group, Plan
-    from colocate.plugin.slurm_workers import Elsewhere
+    from colocate.plugin.slurm_arrays import SlurmArrays
     from colocate.results import Attempt
     from colocate.verdict import PlanVerdict
 
@@ -42,7 +42,7 @@ class Session:
     estimates: dict[str, float] = field(default_factory=dict)
     decisions: "dict[str, Decision]" = field(default_factory=dict)
     earlier: dict[str, str] = field(default_factory=dict)
-    elsewhere: "Elsewhere | None" = None
+    executor: "SlurmArrays | None" = None
     others: "tuple[FoundGpu, ...]" = ()  # in a worker, the GPUs of all workers
 
     def recorded(self) -> "Iterator[tuple[Group, GroupDirectory, dict[str, Any]]]":
@@ -119,21 +119,6 @@ def group_of(config: pytest.Config, nodeid: str) -> "Group | None":
     if session is None or not nodeid.startswith(session.cases) or not nodeid.endswith("]"):
         return None
     return session.plan.by_id.get(nodeid[nodeid.rindex("[") + 1 : -1])
-
-
-def selects(config: pytest.Config) -> bool:
-    """Fewer groups than those of the plan may be run: only who collects the cases knows which."""
-    names = ("keyword", "markexpr", "lf", "deselect")
-    return any(getattr(config.option, name, None) for name in names) or any("::" in word for word in config.args)
-
-
-def all_cases(config: pytest.Config) -> list[str]:
-    """The cases of the whole plan, for a session in which nobody collected any; none where fewer may be wanted."""
-    if selects(config):
-        return []
-    session = session_of(config)
-    beginning = session.cases if session.cases.endswith("::") else f"{session.cases}test_groups.py::"
-    return [f"{beginning}test_group[{name}]" for name in session.plan.ids]
 
 
 def cases(config: pytest.Config) -> list[Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose the kinds of GPUs of a cluster for the groups of a plan, and the number of workers for each.
+"""Choose the kind of GPU of a cluster for each group of a plan.
 
 Knows what Slurm tells of its machines, types of GPUs and features; asks for nothing.
 """
@@ -12,21 +12,21 @@ from colocate.plan import Group, may_mean
 from colocate.process import Node
 
 Request = tuple[str, ...]
-"""Options of srun that make a worker's GPU one of a kind."""
+"""Options of sbatch that make a task's GPU one of a kind."""
 
 ANY: Request = ()
 
-# Whoever says one of these has chosen the kind of GPU for all workers.
+# Whoever says one of these has chosen the kind of GPU for all groups.
 _CHOOSES = re.compile(r"^(--gres|--gpus|-G|--constraint|-C|--nodelist|-w)")
 
 
 def chosen(options: Iterable[str]) -> bool:
-    """The user's options of srun say what kind of GPU all workers get."""
+    """The user's options of sbatch say what kind of GPU all groups get."""
     return any(map(_CHOOSES.match, options))
 
 
 def kinds(nodes: Iterable[Node], asked: str) -> Counter[Request]:
-    """Return the requests that get a worker with the GPU a group asks for, by types or else features."""
+    """Return the requests that get the GPU a group asks for, by types or else features, and how many there are."""
     types, features = Counter[Request](), Counter[Request]()
     for node in nodes:
         types.update({(f"--gres=gpu:{kind}:1",): count for kind, count in node.types if may_mean(kind, asked)})
@@ -34,32 +34,10 @@ def kinds(nodes: Iterable[Node], asked: str) -> Counter[Request]:
     return +types or +features
 
 
-def gives(node: Node, request: Request) -> bool:
-    """A machine has what is asked for."""
-    has = {f"--gres=gpu:{kind}:1" for kind, _ in node.types} | {f"--constraint={word}" for word in node.features}
-    return has.issuperset(request)
-
-
-def requests(nodes: Sequence[Node], asked: Iterable[str | None], most: int) -> list[Request]:
-    """Return one request per worker, for groups that ask for these GPUs.
-
-    At most ``most``, and of a kind no more than groups or GPUs; but of every kind at least one, and those in front.
-    """
-    groups, gpus = Counter[Request](), Counter[Request]()
-    for wish, count in Counter(asked).items():
-        common = kinds(nodes, wish).most_common(1) if wish is not None else []
-        request, gpus[request] = common[0] if common else (ANY, most)
-        groups[request] += count
-    wanted = {request: min(count, gpus[request]) for request, count in groups.items()}
-    found = sorted((one for one in wanted if one != ANY and wanted[one]), key=lambda one: -groups[one])
-    given = Counter(found)
-    while len(found) < most:
-        left = [request for request in wanted if given[request] < wanted[request]]
-        if not left:
-            break
-        found.append(max(left, key=lambda one: groups[one] / (given[one] + 1)))
-        given[found[-1]] += 1
-    return found
+def request_for(nodes: Sequence[Node], asked: str | None) -> Request:
+    """Return the request that gets a group the GPU it asks for: of several kinds the most frequent; else any GPU."""
+    common = kinds(nodes, asked).most_common(1) if asked is not None else []
+    return common[0][0] if common else ANY
 
 
 def unmet(nodes: Sequence[Node], place: str, groups: Iterable[Group]) -> Iterator[str]:
@@ -69,7 +47,7 @@ def unmet(nodes: Sequence[Node], place: str, groups: Iterable[Group]) -> Iterato
         if group.gpu is not None and not kinds(nodes, group.gpu):
             by_wish.setdefault(group.gpu, []).append(group.id)
     for wish, names in by_wish.items():
-        cure = "it takes a worker that happens to have one; ask with --slurm='--gres=gpu:TYPE:1' or '--constraint=WORD'"
+        cure = "it takes any GPU; ask with --slurm='--gres=gpu:TYPE:1' or '--constraint=WORD'"
         expected = f"expected GPUs that Slurm tells to be {wish!r}"
         yield f"GPU of {', '.join(names)}: {expected}, found {_reported(nodes)} in {place}; {cure}"
 

@@ -12,14 +12,11 @@ from typing import Any
 import pytest
 
 from colocate.device import FoundGpu, Quarantine, as_asked
-from colocate.errors import ColocateError
 from colocate.plugin import devices
 from colocate.plugin.invocation import leads
 from colocate.plugin.options import option
-from colocate.plugin.private_api import xdist_session
 from colocate.plugin.scheduler import OneGroupAtATime
 from colocate.plugin.session import Session, group_of, session_of
-from colocate.plugin.slurm_workers import Elsewhere
 from colocate.units import GIB
 
 # Two trainings on a virtual GPU and what watches them: the largest of the plan's groups take 3 GiB.
@@ -30,8 +27,6 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 # What a group is thought to take when the plan does not say; only the order of the groups depends on it.
 UNKNOWN_MINUTES = 10.0
 
-_ELSEWHERE = pytest.StashKey[Elsewhere]()
-
 
 def num_workers(config: pytest.Config) -> int:
     """One worker per GPU that is free, or with ``--wait`` per GPU; on the virtual GPU one per processor.
@@ -39,8 +34,8 @@ def num_workers(config: pytest.Config) -> int:
     Raises:
         pytest.UsageError: there is no free GPU, or no GPU.
     """
-    if are_elsewhere(config):
-        return elsewhere_of(config).most_workers
+    if option(config, "executor"):
+        return 0
     found = devices.find(config, gpu_bytes=8 * GIB).free  # the plan is not read yet, and only the number matters
     if found[0].kind == "virtual":
         return num_virtual()
@@ -54,53 +49,13 @@ def num_virtual() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), available_bytes // HOST_BYTES_PER_GROUP))
 
 
-def are_elsewhere(config: pytest.Config) -> bool:
-    """The groups of this session are run in jobs."""
-    return bool(option(config, "executor")) and leads(config)
-
-
-def elsewhere_of(config: pytest.Config) -> Elsewhere:
-    """The jobs that the options ask for, made once per session: the number of workers is asked for before the plan.
-
-    Raises:
-        pytest.UsageError: Slurm cannot give it.
-    """
-    found = config.stash.get(_ELSEWHERE, None)
-    if found is None:
-        gpu, by_kind = option(config, "device") != "virtual", option(config, "gpu") is None
-        try:
-            found = Elsewhere(option(config, "executor"), option(config, "slurm"), gpu=gpu, by_kind=by_kind)
-        except ColocateError as error:
-            raise pytest.UsageError(str(error)) from error
-        config.stash[_ELSEWHERE] = found
-    return found
-
-
-def prepare(config: pytest.Config, session: Session) -> None:
-    """Tell xdist, before it is configured, that there are workers; which they are is `plugin.slurm_session`'s."""
-    of_xdist, slurm = config.option, option(config, "slurm")
-    if slurm and not option(config, "executor") and leads(config):  # a worker is told of the one and not the other
-        raise pytest.UsageError(f"--slurm: expected --executor=slurm beside it, got {slurm!r} alone")
-    if not are_elsewhere(config):
-        _run_virtual_groups_side_by_side(config, session)
-        return
-    session.elsewhere = elsewhere = elsewhere_of(config)
-    session.notes += elsewhere.unmet(session.plan.groups)
-    most = len(of_xdist.tx) if of_xdist.tx else elsewhere.most_workers
-    requests = elsewhere.requests((group.gpu for group in session.plan.groups), most)
-    of_xdist.tx = ["popen"] * max(1, min(most, len(requests)))
-    of_xdist.dist = "load"
-    if of_xdist.maxworkerrestart is None:
-        of_xdist.maxworkerrestart = str(2 * len(of_xdist.tx))
-
-
-def _run_virtual_groups_side_by_side(config: pytest.Config, session: Session) -> None:
+def run_virtual_groups_side_by_side(config: pytest.Config, session: Session) -> None:
     """Each group has a virtual GPU of its own, so they need not wait for each other; ``-n0`` makes them."""
     of_xdist = config.option
     if not hasattr(of_xdist, "tx"):  # pytest -p no:xdist
         return
     asked = of_xdist.tx or of_xdist.numprocesses is not None or of_xdist.usepdb or of_xdist.capture == "no"
-    if asked or not leads(config) or option(config, "device") == "nvidia":
+    if asked or not leads(config) or option(config, "device") == "nvidia" or option(config, "executor"):
         return
     most = min(num_virtual(), _num_selected(config, session))
     if most > 1 and devices.find(config, session.plan.limits.gpu_bytes).free[0].kind == "virtual":
@@ -154,24 +109,17 @@ class Workers:
         """Called once the workers are being started."""
         from xdist.workermanage import parse_tx_spec_config
 
-        queued = xdist_session(config)
-        away = self.session.elsewhere is not None
-        assert queued is not None, "registered before a scheduler is made"
         return OneGroupAtATime(
-            num_workers=1 if away else len(parse_tx_spec_config(config)),
+            num_workers=len(parse_tx_spec_config(config)),
             minutes=lambda nodeid: minutes(config, nodeid),
             usable=self._usable,
             may_run=self._may_run,
-            run_again=queued.run_again if away else lambda nodeid, node: False,
             choices=self._choices,
         )
 
     @property
     def _gpus(self) -> list[FoundGpu]:
-        """The GPUs of all workers; of those elsewhere, as far as they have come and not gone again."""
-        elsewhere = self.session.elsewhere
-        if elsewhere is not None and elsewhere.gpu:
-            return [FoundGpu(**slot.gpu) for slot in elsewhere.slots.values() if slot.runs and slot.gpu]
+        """The GPUs of all workers."""
         return self._bound or list(self.session.gpus)
 
     def _gpu_of(self, node: Any) -> FoundGpu:
@@ -184,15 +132,12 @@ class Workers:
         return 0 if group is None else sum(as_asked(gpu, group.gpu) is not None for gpu in self._gpus)
 
     def _may_run(self, nodeid: str, node: Any) -> bool:
-        """The worker's GPU is what the group asks for; or nobody's is or will be, and the group is refused there."""
-        elsewhere, group = self.session.elsewhere, group_of(self.config, nodeid)
+        """The worker's GPU is what the group asks for; or nobody's is, and the group is refused there."""
+        group = group_of(self.config, nodeid)
         asked = None if group is None else group.gpu
-        if elsewhere is not None and not elsewhere.may_run(nodeid, node, asked):
-            return False
         if asked is None or as_asked(self._gpu_of(node), asked) is not None:
             return True
-        more_come = elsewhere is not None and elsewhere.more_come
-        return not more_come and not any(self._will_do(gpu, asked) for gpu in self._gpus)
+        return not any(self._will_do(gpu, asked) for gpu in self._gpus)
 
     def _will_do(self, gpu: FoundGpu, asked: str) -> bool:
         return as_asked(gpu, asked) is not None and self._why_not(gpu.uuid) is None

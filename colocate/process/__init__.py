@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start, capture, keep alive and end process trees. Knows no GPU and no plan."""
 
-from colocate.process import die_with_parent, out_of_memory, procfs, slurm
+from colocate.process import out_of_memory, procfs, slurm
 from colocate.process.exit_status import Exit
 from colocate.process.keep_alive import KeepAlive, RestartPolicy
 from colocate.process.output import Match
@@ -33,7 +33,6 @@ __all__ = [
     "RestartPolicy",
     "boot_id",
     "describe",
-    "die_with_parent",
     "end",
     "has_own_numbers",
     "identify",

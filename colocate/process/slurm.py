@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slurm from outside: what a partition has, the command line of a step, where our jobs are in the queue, their end.
+"""Slurm from outside: what a partition has, and submitting, watching and ending arrays of tasks.
 
-Knows srun, sinfo, squeue and scancel, and neither pytest nor what runs in the jobs.
+Knows sinfo, sbatch, squeue and scancel, and neither pytest nor what the tasks run.
 """
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from colocate.errors import ColocateError
@@ -37,27 +37,25 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One of our jobs in the queue; ``reason`` is the queue's own word for why it waits."""
+class Task:
+    """A task of a job array in the queue; ``reason`` is the queue's own word for why it waits."""
 
     id: str
-    name: str
     state: str
     reason: str
-    node: str
 
     @property
     def waits(self) -> bool:
-        """Return whether the job has not begun."""
+        """Return whether the task has not begun."""
         return self.state == "PENDING"
 
 
 def version() -> str | None:
     """Return the version, such as ``slurm-wlm 22.05.8``, or None if there is no Slurm."""
-    if shutil.which("srun") is None:
+    if shutil.which("sbatch") is None:
         return None
     try:
-        return _ask(["srun", "--version"]).strip()
+        return _ask(["sbatch", "--version"]).strip()
     except ColocateError:
         return None
 
@@ -96,111 +94,88 @@ def _node(name: str, cpus: str, gres: str, state: str, partition: str, features:
     return Node(name, int(cpus), gpus(gres), named)
 
 
-def nodes_within(job: str) -> tuple[Node, ...]:
-    """The machines of an allocation, with what it has of each.
-
-    Raises:
-        ColocateError: Slurm does not answer.
-    """
-    answer = _ask(["squeue", "--noheader", f"--jobs={job}", "--format=%b|%C|%D|%N"]).strip()
-    per_node, cpus, count, listed = (answer.split("|") + [""] * 4)[:4]
-    if not listed:
-        raise ColocateError(f"slurm: expected job {job} in the queue, found {answer!r}")
-    types = gpus(re.sub(r"(^|,)gres[:/]", r"\1", per_node))
-    names = _ask(["scontrol", "show", "hostnames", listed]).split()
-    return tuple(Node(name, int(cpus) // max(1, int(count)), types) for name in names)
-
-
 def gpus(gres: str) -> tuple[tuple[str, int], ...]:
     """Types of GPUs, empty where none is declared, and numbers in such as ``gpu:a100:4(S:0-1),shard:8``."""
     found = re.findall(r"(?:^|,)gpu((?::[^:,()]+)*?):(\d+)(?=[(,]|$)", gres)
     return tuple((kind.strip(":"), int(count)) for kind, count in found)
 
 
-def step(
-    name: str, *, partition: str | None, gpu: bool, cpus: int, avoid: Iterable[str] = (), more: Sequence[str] = ()
-) -> list[str]:
-    """The words in front of a program that make it a task on one machine, with one GPU of its own.
+def submit(
+    script: str,
+    *,
+    name: str,
+    output: str,
+    folder: str,
+    count: int,
+    at_once: int | None,
+    partition: str | None,
+    gpu: bool,
+    cpus: int,
+    more: Sequence[str] = (),
+) -> str:
+    """Submit a script as an array of tasks that the queue may begin again after it has lost a machine.
 
-    Outside of an allocation this is a job, inside one a step of it. ``more`` are options of srun; they win.
+    Args:
+        script: What each task runs; its number is in ``SLURM_ARRAY_TASK_ID``.
+        name: Of the job, for those who look at the queue.
+        output: The file of what a task says; ``%a`` stands for its number.
+        folder: Where the tasks start.
+        count: How many tasks; they are numbered from 0 and begun in this order.
+        at_once: How many of them may run at the same time; None for as many as there is room for.
+        partition: Where; None for the default partition.
+        gpu: Each task gets a GPU.
+        cpus: Processors of each task.
+        more: Further options of sbatch, which win.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        ColocateError: Slurm refuses.
     """
-    words = ["srun", "--quiet", f"--job-name={name}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}"]
-    # A step would take all processors and all memory of its machine, and the next one would wait for its end.
-    words += ["--exact", "--mem=0"] if allocation() else [f"--partition={partition}"] if partition else []
+    most = "" if at_once is None else f"%{at_once}"
+    words = ["sbatch", "--parsable", "--requeue", f"--job-name={name}", f"--output={output}", f"--chdir={folder}"]
+    words += [f"--array=0-{count - 1}{most}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}"]
+    words += [f"--partition={partition}"] if partition else []
     words += ["--gres=gpu:1"] if gpu else []
-    words += [f"--exclude={','.join(sorted(avoid))}"] if avoid else []
-    # Else slurmstepd keeps back what does not end with a line, and binary data does not.
-    return [*words, "--unbuffered", *more]
+    return _ask([*words, *more], script).strip().partition(";")[0]
 
 
-def queued(names: Iterable[str]) -> dict[str, Job]:
-    """Our jobs that have not ended, by name.
+def queued(name: str) -> dict[str, Task]:
+    """The tasks of the jobs of this name that have not ended, by their ids such as ``12_3``.
 
     Raises:
         ColocateError: Slurm does not answer.
     """
-    wanted = sorted(names)
-    if not wanted:
-        return {}
-    answer = _ask(["squeue", "--noheader", f"--name={','.join(wanted)}", "--format=%A|%j|%T|%r|%N"])
-    jobs = [Job(*line.split("|")) for line in answer.splitlines() if line.count("|") == 4]
-    return {job.name: job for job in jobs if job.state not in _ENDED}
+    answer = _ask(["squeue", "--noheader", "--array", f"--name={name}", "--format=%F_%K|%T|%r"])
+    tasks = [Task(*line.split("|")) for line in answer.splitlines() if line.count("|") == 2]
+    return {task.id: task for task in tasks if task.state not in _ENDED}
 
 
-def tell(ids: Iterable[str], signal: str) -> None:
-    """Send a signal to the tasks of jobs, or of steps such as ``12.3``; those that are gone do not matter."""
-    wanted = sorted(set(ids))
-    if wanted:
-        _try(["scancel", f"--signal={signal}", *wanted])
-
-
-def cancel(ids: Iterable[str]) -> None:
-    """End jobs, waiting or running; those that are gone do not matter."""
-    wanted = sorted(set(ids))
-    if wanted:
-        _try(["scancel", *wanted])
-
-
-def cancel_all(names: Sequence[str], limit_s: float) -> list[Job]:
-    """End whatever of these names is in the queue, and wait until it is gone; what is left after the limit."""
-    deadline = time.monotonic() + limit_s
-    while True:
-        try:
-            left = list(queued(names).values())
-        except ColocateError:
-            left = []
-            _try(["scancel", *(f"--name={name}" for name in names)])
-        if not left or time.monotonic() >= deadline:
-            return left
-        cancel(job.id for job in left)
-        time.sleep(0.2)
+def cancel(name: str, *more: str) -> None:
+    """End the jobs of this name, or with ``--state`` and ``--signal`` some of them; that none is left is no error."""
+    with contextlib.suppress(ColocateError):
+        _ask(["scancel", f"--name={name}", *more])
 
 
 def options(text: str) -> tuple[str, ...]:
     """The words of ``--slurm="--account=lab --time=2:00:00"``.
 
     Raises:
-        ColocateError: quotes do not match, or a word is none of srun's options.
+        ColocateError: quotes do not match, or a word is none of sbatch's options.
     """
     try:
         words = tuple(shlex.split(text))
     except ValueError as error:
-        raise ColocateError(f"--slurm: expected options of srun, got {text!r} ({error})") from error
+        raise ColocateError(f"--slurm: expected options of sbatch, got {text!r} ({error})") from error
     if words and not words[0].startswith("-"):
-        raise ColocateError(f"--slurm: expected options of srun such as '--account=lab', got {words[0]!r}")
+        raise ColocateError(f"--slurm: expected options of sbatch such as '--account=lab', got {words[0]!r}")
     return words
 
 
-def _try(words: list[str]) -> None:
+def _ask(words: list[str], given: str = "") -> str:
     try:
-        _ask(words)
-    except ColocateError:
-        return
-
-
-def _ask(words: list[str]) -> str:
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+        done = subprocess.run(words, input=given, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
     except FileNotFoundError as error:
         text = f"slurm: expected {words[0]} on this machine, found none; run this on a login node"
         raise ColocateError(text) from error

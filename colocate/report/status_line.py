@@ -13,7 +13,7 @@ _CELLS = 12
 
 
 def waiting(run: Path) -> list[str]:
-    """A line for each reason why workers of a run wait in a queue, as the run itself told it last."""
+    """A line for each reason why groups of a run wait in a queue, as the run itself told it last."""
     document = read_document(run / progress_file.QUEUE)
     rows = document.get("waiting")
     by_reason: dict[str, list[str]] = {}
@@ -24,7 +24,7 @@ def waiting(run: Path) -> list[str]:
     silent_s = 0.0 if reported is None else time.time() - reported
     news = f", no news for {clock(silent_s)}" if silent_s > SILENT_S else ""
     return [
-        f"{'1 worker waits' if len(names) == 1 else f'{len(names)} workers wait'} in {line(document.get('place'))}: "
+        f"{'1 group waits' if len(names) == 1 else f'{len(names)} groups wait'} in {line(document.get('place'))}: "
         f"{reason} ({', '.join(names)}){news}"
         for reason, names in by_reason.items()
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "progress.json"
-QUEUE = "workers/queue.json"
+QUEUE = "tasks/queue.json"
 EVERY_S = 1.0
 
 
