@@ -185,7 +185,8 @@ def _ask(words: list[str], given: str = "") -> str:
     except OSError as error:
         raise ColocateError(f"slurm: expected an answer of {words[0]}, got {error}") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        said = [line for line in lines if not line.startswith("Try ")] or ["nothing"]  # Try "sbatch --help"
         cure = "; run this on a login node" if "configuration source" in said[-1] else ""
         raise ColocateError(f"slurm: expected an answer of {words[0]}, got {said[-1]!r}{cure}")
     return done.stdout
