@@ -1,4 +1,4 @@
-"""What a page of very many groups keeps of a record, and what it reads again."""
+"""What readers of a run keep of a record, and what they read again."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from builders import evidence
 from groups import group, training
 
-from colocate.results import reader
+from colocate.results import read_run
 from colocate.results.layout import RunDirectory
 from colocate.results.record import write_record
 from colocate.results.slim import slim
@@ -36,11 +36,8 @@ def test_equal_parts_of_records_are_kept_once(run):
     assert first["evidence"]["device"] is second["evidence"]["device"]
 
 
-def test_a_row_of_a_large_run_reads_its_whole_record_again(run, monkeypatch):
-    (before,) = reader.read_run(run.path).rows
-    monkeypatch.setattr(reader, "LARGE", 0)
-    (row,) = reader.read_run(run.path).rows
-    assert row.slim
-    assert "progress_events" not in row.member("foreground")
-    assert row.record == before.record
-    assert row.whole().document == before.document
+def test_a_row_reads_its_whole_record_again(run):
+    (row,) = read_run(run.path).rows
+    assert not row.member("foreground")["progress_events"]
+    assert row.whole().member("foreground")["progress_events"]
+    assert row.whole().record == row.record

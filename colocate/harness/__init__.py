@@ -5,7 +5,7 @@ from colocate.harness import environment
 from colocate.harness.attempt import AttemptRunner, attempt_on, new_directory, observing
 from colocate.harness.group_run import GroupRun
 from colocate.harness.prediction_cache import Cache
-from colocate.harness.resume import Decision, decide, essentials, find_run, reported, take_up
+from colocate.harness.resume import Decision, decide, find_run, reported, take_up
 from colocate.harness.retries import Retries
 from colocate.harness.sampler import Sampler
 from colocate.harness.simulated_run import Parts, Program, SimulatedRun
@@ -26,7 +26,6 @@ __all__ = [
     "attempt_on",
     "decide",
     "environment",
-    "essentials",
     "find_run",
     "new_directory",
     "observing",

@@ -39,7 +39,6 @@ SPOILED = frozenset(
         *("foreign_process", "gpu_not_returned", "slow_pattern"),
     }
 )
-_ESSENTIAL = ("versions", "device", "run", "attempt")
 _GRACE_S = 2.0
 
 MOST_REPORTED = 20  # groups of which the same is to be said are told one by one up to this number
@@ -128,23 +127,9 @@ def _judge(directory: GroupDirectory) -> bool:
 
 def decide(run: RunDirectory, groups: Iterable[Group], gpus: Iterable[FoundGpu]) -> tuple[Decision, ...]:
     """Decide for every group of the plan, in its order, whether its verdict is reused."""
-    found, allowed = group_results(run, essentials, every=True), tuple(gpus)
+    found, allowed = group_results(run, every=True), tuple(gpus)
     rebooted = _rebooted(run)
     return tuple(_decide(run, group, found.get(group.id), allowed, rebooted) for group in groups)
-
-
-def essentials(experiment: dict[str, Any]) -> dict[str, Any]:
-    """Reduce a record to what decides whether it still holds; ten thousand whole ones would fill the memory."""
-    evidence = experiment["evidence"]
-    some = {name: evidence[name] for name in _ESSENTIAL if name in evidence}
-    for role in ROLES:
-        some[role] = {"argv": _words_of(evidence.get(role))}
-    return {"timestamp": experiment["timestamp"], "group": experiment["group"], "evidence": some}
-
-
-def _words_of(member: Any) -> list[Any]:
-    words = member.get("argv") if isinstance(member, dict) else None
-    return words if isinstance(words, list) else []
 
 
 def reported(decisions: Sequence[Decision]) -> list[str]:
@@ -212,10 +197,16 @@ def _changed_words(attempt: Attempt, group: Group) -> str:
     virtual = attempt.evidence["device"]["kind"] == "virtual"
     for role, training in zip(ROLES, group.trainings, strict=False):
         now = training.command(repeat=role == "background", dry_run=virtual)
-        for then, word in zip_longest(attempt.evidence[role]["argv"], now, fillvalue="nothing"):
+        for then, word in zip_longest(_argv_of(attempt, role), now, fillvalue="nothing"):
             if then != word:
                 return f": {training.name} has {word} in place of {then}"
     return ""
+
+
+def _argv_of(attempt: Attempt, role: str) -> list[Any]:
+    member = attempt.evidence.get(role)
+    words = member.get("argv") if isinstance(member, dict) else None
+    return words if isinstance(words, list) else []
 
 
 def _damage(attempt: Attempt) -> str | None:

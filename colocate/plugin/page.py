@@ -21,7 +21,7 @@ from colocate.files import make_folder, write_text
 from colocate.plugin.invocation import leads
 from colocate.plugin.session import Session, folder, group_of, session_of, warn
 from colocate.report import Summary, page
-from colocate.results import LARGE, RunDirectory, journal, read_run
+from colocate.results import RunDirectory, journal, read_run
 
 # What pytest-metadata may show of the machine: an allow-list, for its own redaction fails under xdist.
 _SHOWN = ("Python", "Platform", "Packages", "Plugins")
@@ -55,7 +55,7 @@ class Page:
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_row(self, report: Any, cells: list[str]) -> None:
         """Called for every report; pytest-html would put the name of a case into its page as it is."""
-        if len(self.session.selected) > LARGE and getattr(report, "colocate", None) is not None:
+        if len(self.session.selected) > page.LARGE and getattr(report, "colocate", None) is not None:
             cells.clear()  # pytest-html's script builds every row at once
             return
         cells[1] = f'<td class="col-testId">{escape(report.nodeid)}</td>'

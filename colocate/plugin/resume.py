@@ -12,7 +12,7 @@ import pytest
 from colocate.device import FoundGpu
 from colocate.errors import ColocateError
 from colocate.files import read_json, write_json
-from colocate.harness import Decision, decide, essentials, find_run, reported, take_up
+from colocate.harness import Decision, decide, find_run, reported, take_up
 from colocate.plan import Group
 from colocate.plugin import devices, session
 from colocate.plugin.invocation import is_worker, only_looks
@@ -101,7 +101,7 @@ def sendable(decisions: Mapping[str, Decision]) -> list[dict[str, Any]]:
 def _received(config: pytest.Config) -> Iterator[Decision]:
     """Return the decisions of this worker's controller."""
     run, sent = session.run_directory_of(config), config.workerinput["colocate_decisions"]  # type: ignore[attr-defined]
-    found = group_results(run, essentials) if any(one["reused"] for one in sent) else {}
+    found = group_results(run) if any(one["reused"] for one in sent) else {}
     for one in sent:
         done = tuple(read_attempt(GroupDirectory(run.path / name)) for name in one["done"])
         yield Decision(one["group"], one["why"], found[one["group"]] if one["reused"] else None, done)

@@ -30,7 +30,6 @@ from colocate.results import (
     is_outdated,
     journal,
     reused_groups,
-    slim,
 )
 from colocate.units import to_mib
 from colocate.verdict import Outcome
@@ -99,7 +98,7 @@ def rows(run: RunDirectory) -> list[dict[str, Any]]:
 
 def _numbered(run: RunDirectory) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows in no order, each with its group's number. What the latest session told outweighs an older record."""
-    groups, reused, asked = group_results(run, slim=slim), reused_groups(run), asked_of(run)
+    groups, reused, asked = group_results(run), reused_groups(run), asked_of(run)
     for name, record in journal.read(run.path).records.items():
         if is_outdated(name, record, asked):
             continue

@@ -33,7 +33,6 @@ from colocate.results.reader import (
 )
 from colocate.results.record import read_bare_evidence, read_record, write_record
 from colocate.results.schema import RECORD_FIELDS, Record, fitted
-from colocate.results.slim import LARGE, slim
 from colocate.results.status import SILENT_S, GroupState, read_document
 from colocate.results.text import (
     basis_of,
@@ -51,7 +50,6 @@ from colocate.results.verify import judge_record, verify
 from colocate.results.versions import packages
 
 __all__ = [
-    "LARGE",
     "NO_FACTS",
     "QUEUE",
     "RECORD_FIELDS",
@@ -106,7 +104,6 @@ __all__ = [
     "read_run",
     "read_trace",
     "reused_groups",
-    "slim",
     "status",
     "tell",
     "verify",

@@ -6,7 +6,7 @@ sensor or an interruption spoiled it, the next attempt stands beside it, and the
 starts nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -15,14 +15,13 @@ from colocate.errors import ColocateError
 from colocate.files import read_json
 from colocate.plan import Group
 from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.slim import slim
 from colocate.verdict import SCHEMA, WORST_LAST, Outcome, Reason, ReasonCode, Verdict, combine
-
-Slimming = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One finished attempt: its record on disk without the samples, and its verdict."""
+    """One finished attempt: its record on disk without the samples and what else is bulky, and its verdict."""
 
     directory: GroupDirectory
     experiment: dict[str, Any]
@@ -95,24 +94,17 @@ def _last_of_each_run(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
     return tuple(last[number] for number in sorted(last))
 
 
-def whole(experiment: dict[str, Any]) -> dict[str, Any]:
-    """A record with everything in it."""
-    return experiment
-
-
-def group_results(run: RunDirectory, slim: Slimming = whole, *, every: bool = False) -> dict[str, GroupResult]:
+def group_results(run: RunDirectory, *, every: bool = False) -> dict[str, GroupResult]:
     """Read the results of all groups of a run, by id; a record that cannot be read is left out.
 
     So is one of other settings than the run's plan has by now, as after an edit and ``--resume``, but with ``every``.
-    ``slim`` says what of each record is kept: ten thousand whole ones do not fit into a report's memory.
     """
     asked = {} if every else asked_of(run)
     found: dict[str, list[Attempt]] = {}
     for attempt in _attempts(run.groups()):
         name = str(attempt.group["id"])
         if not is_outdated(name, attempt.group, asked):
-            reused = replace(attempt, experiment=slim(attempt.experiment))
-            found.setdefault(name, []).append(reused)
+            found.setdefault(name, []).append(attempt)
     return {
         name: combine_attempts(attempts, asked[name][1] if name in asked else 1) for name, attempts in found.items()
     }
@@ -177,7 +169,7 @@ def read_attempt(directory: GroupDirectory) -> Attempt:
     """
     experiment, verdict = read_json(directory.experiment), read_json(directory.verdict)
     try:
-        attempt = Attempt(directory, experiment, Verdict.from_json(verdict))
+        attempt = Attempt(directory, slim(experiment), Verdict.from_json(verdict))
         if attempt.evidence["schema"] != SCHEMA:
             raise ValueError(f"schema {attempt.evidence['schema']!r}")
         _expect_whole(attempt)

@@ -21,7 +21,6 @@ from colocate.results.attempts import again_of, asked_of, group_results, is_outd
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.lenient import read_leniently
 from colocate.results.schema import RECORD_FIELDS, Record, Run, fitted
-from colocate.results.slim import LARGE, slim
 from colocate.verdict import AGAIN, PlanVerdict, Verdict
 
 NO_FACTS: Mapping[str, Any] = {}
@@ -40,14 +39,11 @@ class Row:
     document: Mapping[str, Any] = field(default_factory=dict)
     verdict: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
-    slim: bool = False
     attempts: tuple[GroupDirectory, ...] = ()
 
     def whole(self) -> "Row":
-        """The row with its whole record, read again where only the light part of it was kept."""
-        if not self.slim or self.directory is None:
-            return self
-        return replace(self, document=_documents(self.directory)[0], slim=False)
+        """The row with its whole record, of which only the light part was kept."""
+        return self if self.directory is None else replace(self, document=_documents(self.directory)[0])
 
     @property
     def group(self) -> str:
@@ -287,11 +283,10 @@ def _row_reported(run: RunDirectory, record: Mapping[str, Any], text: str, row: 
 def _rows_on_disk(run: RunDirectory) -> Iterator[Row]:
     """The groups that have a verdict, each with the attempt that decides; those of other versions as they are."""
     directories = list(run.groups())
-    many = len(directories) > LARGE
-    group_result = group_results(run, _light if many else fitted)
+    group_result = group_results(run)
     for group in group_result.values():
         deciding = group.deciding
-        row = _row(run, deciding.directory, deciding.experiment, group.verdict.to_json(), slim=many)
+        row = _row(run, deciding.directory, fitted(deciding.experiment), group.verdict.to_json())
         yield replace(row, attempts=tuple(attempt.directory for attempt in group.attempts))
     asked = asked_of(run)
     known = {attempt.directory.path for group in group_result.values() for attempt in group.attempts}
@@ -314,15 +309,8 @@ def attempt_rows(row: Row) -> list[Row]:
     return found
 
 
-def _row(
-    run: RunDirectory,
-    directory: GroupDirectory,
-    document: Mapping[str, Any],
-    verdict: Mapping[str, Any],
-    *,
-    slim: bool = False,
-) -> Row:
-    return Row(run.name, judged_record(directory, document, verdict), directory, document, verdict, slim=slim)
+def _row(run: RunDirectory, directory: GroupDirectory, document: Mapping[str, Any], verdict: Mapping[str, Any]) -> Row:
+    return Row(run.name, judged_record(directory, document, verdict), directory, document, verdict)
 
 
 def judged_record(directory: GroupDirectory, document: Mapping[str, Any], verdict: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,10 +349,6 @@ def _end_of(row: Row) -> str | None:
 def _documents(directory: GroupDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
     """The record and the verdict in a folder, as far as they are there and fit."""
     return fitted(_json(directory.experiment)), read_leniently(_json(directory.verdict), Verdict)
-
-
-def _light(experiment: dict[str, Any]) -> dict[str, Any]:
-    return slim(fitted(experiment))
 
 
 def _json(path: Path) -> Any:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drop bulky fields of records for large reports; they are read again when they are drawn.
-
-Knows the keys of a record and nothing of pages.
-"""
+"""Drop the bulky fields of records, of which ten thousand fill no memory then; who needs those reads the file again."""
 
 import json
 from collections.abc import Mapping
@@ -10,17 +7,15 @@ from typing import Any
 
 from colocate.plan import ROLES
 
-# Of a page of more groups than this the details lie in files beside it, and are read one group at a time.
-LARGE = 1000
-
-_BULKY = frozenset({"progress_events", "last_lines", "argv", "metrics", "energy_metrics", "samples_per_s"})
+_BULKY = frozenset({"progress_events", "last_lines", "metrics", "energy_metrics", "samples_per_s"})
 _SHARED = ("versions", "device", "limits")
 
+MOST_SHARED = 1000
 _known: dict[str, Any] = {}
 
 
 def slim(experiment: dict[str, Any]) -> dict[str, Any]:
-    """The same record without marks, copied log lines and command lines; equal parts of many records are one object."""
+    """The same record without progress events and copied log lines; equal parts of many records are one object."""
     evidence = experiment.get("evidence")
     if not isinstance(evidence, dict):
         return experiment
@@ -37,6 +32,6 @@ def _without_bulk(value: Any) -> Any:
 
 
 def _shared(value: Any) -> Any:
-    if len(_known) > LARGE:
+    if len(_known) > MOST_SHARED:
         _known.clear()
     return _known.setdefault(json.dumps(value, sort_keys=True), value)

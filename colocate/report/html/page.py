@@ -23,7 +23,6 @@ from colocate.report.comparison import Comparison
 from colocate.report.html import advice, details, evidence_table, peak_chart, table
 from colocate.report.html.templating import HERE, asset, macro, render
 from colocate.results import (
-    LARGE,
     Part,
     Row,
     RunDirectory,
@@ -43,6 +42,8 @@ from colocate.verdict import Outcome
 STYLESHEET = HERE / "style.css"
 
 SIMULATED = "simulated"
+
+LARGE = 1000  # groups of a page that have details
 
 _TIER_HEADS = ("tier", "groups", "expected", "feasible", "infeasible", "inconclusive", "came out")
 
