@@ -8,7 +8,7 @@ import contextlib
 import os
 import platform
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from colocate import __version__
 from colocate.errors import ColocateError
 from colocate.files import make_folder, write_text
+from colocate.plan import Group
 from colocate.plugin.invocation import leads
 from colocate.plugin.session import Session, folder, group_of, session_of, warn
 from colocate.report import Summary, page
@@ -88,7 +89,7 @@ class Page:
             self._begin()
             reported = {**self.session.records.get(group.id, record), "content_hash": group.content_hash}
             self._note("group", record=reported, text=self.texts.get(group.id))
-            self._summarise(lambda summary: summary.take(group, reported))
+            self._summarise(group, reported)
 
     def _note(self, event: str, **fields: Any) -> None:
         assert self.session.run_directory is not None, "a page is made of what is run"
@@ -121,17 +122,16 @@ class Page:
         """End the journal before pytest-html writes; then make its page fit for phones, and found under ``latest``."""
         if self.begun:
             self._note("ended")
-            self._summarise(Summary.finish)
         yield
         if self.session.records and self.session.report is not None and self.session.report.exists():
             text = self.session.report.read_text(encoding="utf-8")
             write_text(self.session.report, page.polished(text))
             self._point_latest_here(self.session.report.parent)
 
-    def _summarise(self, override: Callable[[Summary], None]) -> None:
+    def _summarise(self, group: Group, reported: dict[str, Any] | None) -> None:
         assert self.summary is not None, "a summary is made of what is run"
         try:
-            override(self.summary)
+            self.summary.take(group, reported)
         except Exception as error:  # whatever it is: the records are what counts, and they are written
             warn(self.config, f"could not write summary.csv: {error}")
 

@@ -4,14 +4,14 @@
 A group that was refused, interrupted or lost with its process leaves no verdict on disk: its row is what the journal
 tells of it.
 
-While a run goes on a row is added for each group that ends; the whole file is rebuilt when a run ends and on request.
+While a run goes on it is written anew with each group that ends.
 """
 
 import csv
 import fcntl
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -150,10 +150,7 @@ def _breaking_point(directory: GroupDirectory) -> dict[str, Any]:
 
 
 class Summary:
-    """The file of a run that goes on: every group costs its own row, however many there are.
-
-    The rows are in the order in which the groups ended; `finish` puts them into the plan's.
-    """
+    """The file of a run that goes on: of each group that ends only its own record is read."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
@@ -172,17 +169,12 @@ class Summary:
         if self._lines is None:
             self._lines = {one["group"]: (number, _line(one)) for number, one in _numbered(self._run)}
             self._kept = reused_groups(self._run)
-            self._lines.pop(group.id, None)
-            self._write(self._lines.values())
         known, line = self._lines.pop(group.id, None), self._line_of(group, reported)
         if line is not None:
             self._lines[group.id] = line
-        if known == line:  # of a group that was kept
-            return
-        if known is None and line is not None:
-            self._append(line[1])
-        else:
-            self._write(self._lines.values())
+        if known != line or not self._run.summary.exists():
+            with _alone(self._run.path):
+                write_text(self._run.summary, HEAD + "".join(text for _, text in sorted(self._lines.values())))
 
     def _line_of(self, group: Group, reported: Mapping[str, Any] | None) -> tuple[int, str] | None:
         group_result = group_result_of(self._run, group) if reported is None or _is_judged(reported) else None
@@ -191,27 +183,6 @@ class Summary:
         if reported is None or reported["outcome"] == journal.NOT_RUN:
             return None
         return group.number, _line(_row_reported(reported))
-
-    def finish(self) -> None:
-        """Put the rows into the plan's order.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        if self._lines:
-            self._write(sorted(self._lines.values(), key=lambda line: line[0]))
-
-    def _write(self, lines: Iterable[tuple[int, str]]) -> None:
-        with _alone(self._run.path):
-            write_text(self._run.summary, HEAD + "".join(line for _, line in lines))
-
-    def _append(self, line: str) -> None:
-        with _alone(self._run.path):
-            handle = os.open(self._run.summary, os.O_WRONLY | os.O_APPEND)
-            try:
-                os.write(handle, line.encode())
-            finally:
-                os.close(handle)
 
 
 def _line(cells: Mapping[str, Any]) -> str:
