@@ -14,6 +14,7 @@ from sessions import Session, plan, stand_in
 from slurm_cluster import Cluster, missing
 from waiting import wait_until
 
+from colocate.device import Quarantine
 from colocate.errors import ColocateError
 from colocate.plugin.slurm_arrays import SlurmArrays
 from colocate.process import slurm
@@ -85,7 +86,7 @@ class Running:
 
     def task(self, group):
         """The machine, job and GPU of a group's task."""
-        (path,) = self.folder.glob(f"results/*/tasks/{group}.jsonl")
+        path = max(self.folder.glob(f"results/*/tasks/{group}.*.jsonl"))
         return json.loads(path.read_text().splitlines()[0])
 
     @property
@@ -198,6 +199,19 @@ def test_what_waits_in_a_full_queue_is_told_with_its_reason_and_runs_when_a_gpu_
     run = running.finish()
     assert run.code == 0, run.output
     assert not status_line.waiting(found)
+
+
+def test_a_group_whose_gpu_is_in_quarantine_is_sent_to_another_machine(idle, tmp_path):
+    """Its task gives the GPU back at once, and would have been followed there by one group after the other."""
+    with idle.occupied():
+        running = Running(idle, tmp_path, [QUICK, QUICK])
+        running.wait_for(r"groups? waits? in the default partition")
+        (run,) = (tmp_path / "results").iterdir()
+        for number in range(2):
+            Quarantine(run / "quarantine").add(f"GPU-n1-{number:04}-0000-0000-000000000000", "it did not come back")
+    run = running.finish()
+    assert run.code == 0, run.output
+    assert {evidence(run, group)["host"] for group in ("group01", "group02")} == {"n2"}
 
 
 def test_ctrl_c_leaves_nothing_on_any_node(idle, tmp_path):

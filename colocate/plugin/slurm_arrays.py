@@ -7,7 +7,7 @@ Slurm. Knows no pytest. Another engine is another class with `submit`, `poll`, `
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,13 @@ class SlurmArrays:
         return list(slurm_requests.unmet(self.nodes, self.place, groups)) if self.by_kind else []
 
     def submit(
-        self, groups: "Sequence[Group]", words: Sequence[str], tasks: Path, folder: Path, at_once: int | None
+        self,
+        groups: "Sequence[Group]",
+        words: Sequence[str],
+        tasks: Path,
+        folder: Path,
+        at_once: int | None,
+        avoid: Collection[str] = (),
     ) -> None:
         """Submit a task for each group, in this order.
 
@@ -89,6 +95,7 @@ class SlurmArrays:
             tasks: The folder for what the tasks say.
             folder: Where the command is started.
             at_once: How many groups of a kind may run at the same time; None for as many as there is room for.
+            avoid: Machines that are not to be used.
 
         Raises:
             ColocateError: Slurm refuses.
@@ -98,7 +105,8 @@ class SlurmArrays:
         for group in groups:
             request = slurm_requests.request_for(self.nodes if self.by_kind else (), group.gpu)
             by_request.setdefault(request, []).append(group.id)
-        for number, (request, names) in enumerate(by_request.items()):
+        excluded = [f"--exclude={','.join(sorted(avoid))}"] if avoid else []
+        for number, (request, names) in enumerate(by_request.items(), start=len(self._groups)):
             listed = tasks / f"array{number}.txt"
             listed.write_text("".join(f"{tasks / name}\n" for name in names), encoding="utf-8")
             path = f'sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(listed))}'
@@ -113,10 +121,14 @@ class SlurmArrays:
                 partition=self.partition,
                 gpu=self.gpu,
                 cpus=self.cpus,
-                more=(*request, *self.more),
+                more=(*request, *excluded, *self.more),
             )
             self._groups |= {f"{job}_{place}": name for place, name in enumerate(names)}
             self._logs |= {name: tasks / f"array{number}_{place}.log" for place, name in enumerate(names)}
+
+    def has_other_than(self, avoid: Collection[str]) -> bool:
+        """Whether there is a machine for a group besides these."""
+        return any(node.name not in avoid and (node.gpus or not self.gpu) for node in self.nodes)
 
     def poll(self) -> dict[str, tuple[str, str | None]]:
         """The tasks that have not ended, by group: the task's id, and why it waits (None once it runs).

@@ -3,7 +3,7 @@
 
 A task is this session's own command line on another machine, for the one group that ``COLOCATE_TASK`` names. It behaves
 as a worker of xdist does: it writes its record into the session's run directory, and neither page nor JUnit file. What
-a worker would send over its channel stands in ``tasks/GROUP.jsonl`` of the run directory.
+a worker would send over its channel stands in ``tasks/GROUP.RESTARTS.jsonl`` of the run directory.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,15 +74,21 @@ class _Task:
 
     item: pytest.Item
     group: "Group"
-    file: Path
+    folder: Path
     begun: dict[str, Any] | None = None
     missing_since: float | None = None
+    avoid: set[str] = field(default_factory=set)
+
+    def files(self) -> list[Path]:
+        """The reports of the task, one per start of it, the latest last."""
+        found = self.folder.glob(f"{self.group.id}.*.jsonl")
+        return sorted(found, key=lambda path: (len(path.name), path.name))
 
     def read(self) -> list[dict[str, Any]]:
-        """What the task has reported so far; a line that is being written waits for the next time."""
+        """What the task has reported since its last start; a line that is being written waits for the next time."""
         try:
-            content = self.file.read_bytes()
-        except OSError:
+            content = self.files()[-1].read_bytes()
+        except (OSError, IndexError):
             return []
         found = []
         for line in content[: content.rfind(b"\n") + 1].splitlines():
@@ -132,12 +138,10 @@ class RemoteGroups:
         decision = self.session.decisions.get(group.id)
         if decision is not None and decision.reused is not None:
             return None
-        return _Task(item, group, self.folder / f"{group.id}.jsonl")
+        return _Task(item, group, self.folder)
 
     def _submit(self, tasks: list[_Task]) -> None:
         make_folder(self.folder)
-        for task in tasks:  # of an earlier session of this run
-            task.file.unlink(missing_ok=True)
         known = self.folder / "session.json"
         decisions = resume.sendable(self.session.decisions)
         document = {"colocate_run": str(self.run.path), "colocate_decisions": decisions}
@@ -145,8 +149,10 @@ class RemoteGroups:
         safe = ["-P"] if sys.flags.safe_path else []
         words = [sys.executable, *safe, "-m", "pytest", *map(str, self.config.invocation_params.args)]
         at_once = getattr(self.config.option, "numprocesses", None) or None
-        groups = [task.group for task in tasks]
-        self.executor.submit(groups, words, self.folder, self.config.invocation_params.dir, at_once)
+        for file in (file for task in tasks for file in task.files()):  # of an earlier session, or of a refused task
+            file.unlink(missing_ok=True)
+        folder = self.config.invocation_params.dir
+        self.executor.submit([task.group for task in tasks], words, self.folder, folder, at_once, tasks[0].avoid)
 
     def _follow(self, session: pytest.Session, tasks: list[_Task]) -> None:
         while tasks:
@@ -180,9 +186,21 @@ class RemoteGroups:
             return False
         if lines[0] != task.begun:
             self._begin(task, lines[0])
-        if not lines[-1].get("ended"):
+        if not lines[-1].get("ended") or self._is_sent_elsewhere(task, lines):
             return False
         return self._take_over(task) or self._crashed(task)
+
+    def _is_sent_elsewhere(self, task: _Task, lines: list[dict[str, Any]]) -> bool:
+        """Submit a group again whose task got a GPU in quarantine, as long as there is another machine for it."""
+        records = [json.loads(line["report"].get("colocate") or "{}") for line in lines if "report" in line]
+        avoid = task.avoid | {str(lines[0]["host"])}
+        if not any("gpu_quarantined" in record.get("codes", ()) for record in records):
+            return False
+        if not self.executor.has_other_than(avoid):
+            return False
+        task.avoid, task.missing_since = avoid, None
+        self._submit([task])
+        return True
 
     def _take_over(self, task: _Task) -> bool:
         """Report what a task has reported; whether it has reported its group to the end."""
@@ -275,11 +293,11 @@ class TaskReports:
     def __init__(self, config: pytest.Config, group: str) -> None:
         self.config = config
         self.group = group
-        self._file = run_directory_of(config).path / "tasks" / f"{group}.jsonl"
         gpu = session_of(config).gpus[0]
         job, place = (os.environ.get(name, "") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        self._file.unlink(missing_ok=True)  # of a task that was lost
+        self._file = run_directory_of(config).path / "tasks" / f"{group}.{restarts}.jsonl"
+        self._file.unlink(missing_ok=True)
         sent = devices.sendable(gpu) if gpu.kind == "nvidia" else None
         self._append({"host": environment.host(), "job": f"{job}_{place}", "restarts": restarts, "gpu": sent})
 
