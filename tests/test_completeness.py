@@ -114,12 +114,6 @@ def test_a_failure_with_x_leaves_the_rest_not_run(tmp_path):
     assert run.junit_counts() == {"tests": 4, "errors": 0, "failures": 1, "skipped": 2}
 
 
-def test_x_with_workers_starts_nothing_more(tmp_path):
-    run = Project(tmp_path, {"group01": "infeasible"}, 6).run("feasibility", "-x", "-n1")
-    assert run.exit_code == 1, "as without workers"
-    assert list(run.rows().values()) == ["Failed", *["Skipped"] * 5]
-
-
 def test_x_on_two_gpus_waits_for_the_group_that_runs_beside_the_failed_one_and_for_no_other(tmp_path):
     """group02 goes on while group01 fails: it is finished, and neither worker begins anything after it."""
     ways = {"group01": "infeasible", "group02": "outlive group01"}

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sessions
 
 from colocate.cli import OPTIONS
 from colocate.cli.main import _parser as colocate_parser
@@ -226,8 +227,8 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     assert (folder / "reports/latest/report.html").exists()
 
     (directory,) = folder.glob("results/run_*")
-    verified = do([*verify[:2], str(directory)], folder)
-    assert verified.returncode == 0, verified.stdout + verified.stderr
+    verified = sessions.colocate(folder, *verify[1:2], directory)
+    assert verified.code == 0, verified.output
 
     plan = folder / "plan.json"
     plan.write_text(plan.read_text().replace('"peak": "7500MB"', '"peak": "3GB"'))

@@ -14,7 +14,6 @@ from fake_nvml import MIB, NOT_AVAILABLE, NOT_SUPPORTED, UNSUPPORTED
 
 from colocate.device.base import DeviceProcess
 from colocate.device.nvml import NvidiaDevice, is_simulated
-from colocate.device.nvml_library import library_present
 from colocate.device.nvml_survey import list_devices, survey_devices
 from colocate.device.visible_devices import visible_devices
 from colocate.errors import DeviceError, DeviceLost, ImplausibleReading
@@ -451,10 +450,6 @@ def test_a_selector_names_instances_by_uuid_and_by_nothing_else(divided):
     assert visible_devices(list_devices(), divided.uuid(0)) == ()
     with pytest.raises(DeviceError, match="expected UUIDs on a machine with MIG instances, found '0'"):
         visible_devices(list_devices(), "0")
-
-
-def test_the_library_is_present_when_it_loads(fake_nvml):
-    assert library_present()
 
 
 def test_a_library_that_does_not_load_is_told_from_none(tmp_path):

@@ -135,12 +135,6 @@ def test_selections_mean_what_they_say(twelve):
     assert not (twelve.folder / "reports").exists()
 
 
-def test_a_group_that_the_plan_does_not_have_is_one_line(twelve):
-    run = twelve.run("feasibility", "-k", "group99")
-    assert run.exit_code == 4
-    assert run.out.strip() == "ERROR: -k: no group99 in the plan (group01 to group12)"
-
-
 def test_a_selection_of_nothing_leaves_no_run_behind(twelve):
     run = twelve.run("feasibility", "-k", "nonsense")
     assert run.exit_code == 5
@@ -184,14 +178,6 @@ def test_all_mistakes_of_a_plan_are_told_once_also_with_workers(tmp_path):
     assert "Traceback" not in run.out
 
 
-def test_a_plan_may_lie_outside_of_the_project(tmp_path):
-    (tmp_path / "project").mkdir()
-    project = Project(tmp_path / "project", {}, 1)
-    (project.folder / "settings/parallel_feasibility_test.json").rename(tmp_path / "elsewhere.json")
-    run = project.run("feasibility", "--plan", str(tmp_path / "elsewhere.json"), "--collect-only", "-q")
-    assert collected(run) == ["group01"]
-
-
 def test_other_tests_need_no_plan_no_gpu_and_write_nothing(tmp_path):
     project = Project(tmp_path, {}, 1)
     (tmp_path / "settings/parallel_feasibility_test.json").write_text("{ broken")
@@ -218,14 +204,6 @@ def test_without_xdist_and_pytest_html_the_groups_still_run(tmp_path):
     run = Project(tmp_path, {}, 1).run("feasibility", *["-p", "no:xdist", "-p", "no:html", "-p", "no:metadata"])
     assert run.exit_code == 0
     assert "1 of 1 groups feasible" in run.out
-
-
-def test_a_results_folder_that_cannot_be_made_is_one_line(tmp_path):
-    (tmp_path / "file").touch()
-    (tmp_path / "project").mkdir()
-    run = Project(tmp_path / "project", {}, 1).run("feasibility", "--results=../file/results")
-    assert run.exit_code == 4
-    assert ": Not a directory" in run.out
 
 
 def test_options_refuse_what_they_cannot_mean():

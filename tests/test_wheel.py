@@ -26,7 +26,7 @@ PLAN = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel of this checkout, built from a copy, so that nothing is written into it."""
     pytest.importorskip("setuptools", minversion="77")
@@ -45,7 +45,7 @@ def wheel(tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory):
     """The interpreter of a virtual environment with the wheel and, from around it, everything but colocate."""
     folder = tmp_path_factory.mktemp("environment")
