@@ -137,7 +137,7 @@ class Progress:
     def _side_by_side(self) -> int:
         """Groups that run at the same time, one per worker or as many as an executor can run; 0 without either."""
         if self.session.executor is not None:
-            return self.session.executor.most_at_once
+            return int(getattr(self.config.option, "numprocesses", None) or self.session.executor.most_at_once)
         return len(getattr(self.config.option, "tx", None) or ())
 
     # What runs.

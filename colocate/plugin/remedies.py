@@ -51,11 +51,10 @@ class Remedying:
     def _remedy(self) -> None:
         wanted = self._wanted()
         run, plan = self.session.run_directory, self.session.plan
+        if wanted and option(self.config, "executor"):
+            warn(self.config, "remedies: expected a run on this machine, found one elsewhere; nothing is tried")
         gpu = None if run is None else self._gpu(run)
         if not wanted or run is None or gpu is None:
-            return
-        if option(self.config, "executor"):
-            warn(self.config, "remedies: expected a run on this machine, found one elsewhere; nothing is tried")
             return
         say(self.config, f"trying remedies for {', '.join(group.id for group, _ in wanted)}")
         side = run.side_run(KIND)
