@@ -319,7 +319,7 @@ def judged_record(directory: GroupDirectory, document: Mapping[str, Any], verdic
     device = mapping(evidence.get("device"))
     known = {name: verdict.get(name) for name in RECORD_FIELDS}
     return known | {
-        "group": group["id"],
+        "group": group.get("id"),
         "number": group.get("number"),
         "tier": group.get("tier"),
         "foreground": mapping(evidence.get("foreground")).get("name"),
