@@ -23,7 +23,7 @@ from colocate.verdict.evidence import (
     Evidence,
     Gap,
     GpuProcess,
-    Limits,
+    JudgedLimits,
     Member,
     MemoryWords,
     ProcessPeak,
@@ -32,7 +32,8 @@ from colocate.verdict.evidence import (
 )
 from colocate.verdict.leak import steady_growth_bytes
 from colocate.verdict.memory_words import counted_none, weight
-from colocate.verdict.rules import Outcome, Verdict, judge, memory_class
+from colocate.verdict.rules import Outcome, Verdict, judge
+from colocate.verdict.verdict import memory_class
 
 FAILED = (ProcessRun("training.log", 8.0, Exit(1, None, 15.0)),)
 STOPPED = (ProcessRun("training.log", 8.0, Exit(None, "SIGKILL", 21.0, stopped=True)),)
@@ -300,7 +301,7 @@ def test_phases_that_never_met_are_named() -> None:
     verdict = judge(
         evidence(
             background=background(progress_events=both, ready_s=3.0),
-            limits=Limits(LIMIT_BYTES, LIMIT_BYTES, overlap=0.1),
+            limits=JudgedLimits(LIMIT_BYTES, LIMIT_BYTES, overlap=0.1),
         )
     )
 
@@ -413,7 +414,7 @@ def test_one_more_sample_never_lowers_the_peak(readings: list[int], more: int) -
 @given(MEMORY, st.integers(1, 8192 * MIB), st.integers(0, 8192 * MIB))
 def test_a_higher_limit_never_turns_feasible_into_something_else(peak: int, limit: int, more: int) -> None:
     seen = evidence(trace=trace(*[peak / MIB] * 25))
-    low, high = (replace(seen, limits=Limits(value, 8192 * MIB)) for value in (limit, limit + more))
+    low, high = (replace(seen, limits=JudgedLimits(value, 8192 * MIB)) for value in (limit, limit + more))
 
     assert judge(high).feasible or not judge(low).feasible
 

@@ -22,7 +22,7 @@ from colocate.harness.training_monitor import TrainingMonitor
 from colocate.plan import Group
 from colocate.process import KeepAlive
 from colocate.results import GroupDirectory, Heartbeat, packages, write_record
-from colocate.verdict import Evidence, Limits, Member, ProgressEvent, Verdict
+from colocate.verdict import Evidence, JudgedLimits, Member, ProgressEvent, Verdict
 
 # With less room than this a training may fail for want of a place to write, which says nothing about the GPU.
 LEAST_ROOM_BYTES = 1024**2
@@ -138,7 +138,9 @@ class ObservedGroup:
             group=self.group.id,
             plan=self._plan,
             device=self._device.info,
-            limits=Limits(limits.peak_bytes, limits.gpu_bytes, limits.overlap, limits.longest_gap_s, limits.stall_s),
+            limits=JudgedLimits(
+                limits.peak_bytes, limits.gpu_bytes, limits.overlap, limits.longest_gap_s, limits.stall_s
+            ),
             baseline_bytes=self._gpu.baseline_bytes,
             trace=self._monitor.trace(),
             foreground=foreground,

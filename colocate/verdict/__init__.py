@@ -12,7 +12,7 @@ from colocate.verdict.evidence import (
     Gap,
     GpuProcess,
     Interval,
-    Limits,
+    JudgedLimits,
     Listed,
     Listing,
     Member,
@@ -33,7 +33,8 @@ from colocate.verdict.overlap import foreground_window
 from colocate.verdict.plan_verdict import AGAIN, PlanVerdict
 from colocate.verdict.predicted_peak import LESS, MORE, PeakRange, allocator_range, member_range
 from colocate.verdict.reasons import Reason, ReasonCode
-from colocate.verdict.rules import MemoryClass, Outcome, Verdict, judge, memory_class
+from colocate.verdict.rules import judge
+from colocate.verdict.verdict import MemoryClass, Outcome, Verdict, memory_class
 from colocate.verdict.worst_case_peak import WorstCasePeak
 
 __all__ = [
@@ -51,7 +52,7 @@ __all__ = [
     "GpuProcess",
     "Growth",
     "Interval",
-    "Limits",
+    "JudgedLimits",
     "Listed",
     "Listing",
     "Member",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from colocate.units import format_mib
 from colocate.verdict.reasons import Reason, ReasonCode
-from colocate.verdict.rules import Outcome, Verdict, class_of
+from colocate.verdict.verdict import Outcome, Verdict, class_of
 
 WORST_LAST = (Outcome.FEASIBLE, Outcome.INCONCLUSIVE, Outcome.INFEASIBLE)
 

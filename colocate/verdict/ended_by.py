@@ -25,6 +25,11 @@ _SCHEDULER = re.compile(
     r"slurmstepd: error:.*(CANCELLED|TIME LIMIT|PREEMPT)|PBS: job killed|TERM_(RUNLIMIT|OWNER|PREEMPT)"
 )
 
+# What programs print that lost a process of their own to SIGKILL: PyTorch's data loader (torch/utils/data/_utils/
+# signal_handling.py: "DataLoader worker (pid 7) is killed by signal: Killed.") and joblib's loky ("{SIGKILL(-9)}").
+_WORKER_KILLED = re.compile(r"killed by signal: Killed|SIGKILL\(-9\)")
+_SCHEDULER_OOM = re.compile(r"slurmstepd: error: .*oom.kill event", re.IGNORECASE)  # its own control group's, not ours
+
 # What PyTorch's data loader prints that lost one of its processes.
 _WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\)? (?:is killed by signal: (Killed|Terminated)|exited)")
 
@@ -32,7 +37,9 @@ _WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\)? (?:is killed b
 def killed_from_outside(member: Member) -> str | None:
     """Who outside ended the last run of a member, in words; None where it ended otherwise."""
     run = member.process_runs[-1] if member.process_runs else None
-    if run is None or run.exit is None or run.exit.ok or run.exit.stopped or run.exit.unkillable or run.host_oom_kills:
+    if run is None or run.exit is None or run.exit.ok or run.exit.stopped or run.exit.unkillable:
+        return None
+    if _kernel_kills_of(run):
         return None
     sent = _signal(run)
     if run.exit.code == _TIMED_OUT and any(PurePath(word).name == "timeout" for word in member.argv[:2]):
@@ -45,6 +52,27 @@ def killed_from_outside(member: Member) -> str | None:
         return f"by {sent}, which neither this harness nor the kernel's out-of-memory killer sent"
     worker = next((match[1] for line in run.last_lines if (match := _WORKER.search(line)) and match[1]), None)
     return None if worker is None else f"by the loss of a data-loader worker, which somebody outside ended ({worker})"
+
+
+def kernel_kills(member: Member) -> int:
+    """Count the processes of a member that the kernel is known to have killed for host memory."""
+    return sum(map(_kernel_kills_of, member.process_runs))
+
+
+def _kernel_kills_of(run: ProcessRun) -> int:
+    """Kills for host memory that hit this process run.
+
+    The kernel counts per control group, which others share: the count alone accuses nobody, and a SIGKILL alone may
+    come from anybody. Together with an end by SIGKILL, or a worker's, it is this process run's own.
+    """
+    if run.exit is None or run.exit.ok or run.exit.stopped:
+        return 0
+    counted = run.exit.host_oom_kills or 0
+    killed = run.exit.signal == "SIGKILL" or run.exit.code == _SHELL + signal.SIGKILL
+    if killed and any(_SCHEDULER_OOM.search(line) for line in run.last_lines):
+        return max(1, counted)
+    lost_worker = any(_WORKER_KILLED.search(line) for line in run.last_lines)
+    return counted if killed or lost_worker else 0
 
 
 def _signal(run: ProcessRun) -> str | None:

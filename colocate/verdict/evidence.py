@@ -20,12 +20,6 @@ from colocate.verdict.coverage import Coverage
 
 SCHEMA = 1
 
-# What programs print that lost a process of their own to SIGKILL: PyTorch's data loader (torch/utils/data/_utils/
-# signal_handling.py: "DataLoader worker (pid 7) is killed by signal: Killed.") and joblib's loky ("{SIGKILL(-9)}").
-_WORKER_KILLED = re.compile(r"killed by signal: Killed|SIGKILL\(-9\)")
-_SCHEDULER_OOM = re.compile(r"slurmstepd: error: .*oom.kill event", re.IGNORECASE)  # its own control group's, not ours
-_KILLED_CODE = 128 + 9  # what a shell around the program makes of SIGKILL
-
 # The last line of a traceback, such as `torch.OutOfMemoryError: CUDA out of memory.`, and how much of it is quoted.
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)\b")
 _WORD_CHARS = 200
@@ -198,21 +192,6 @@ class ProcessRun:
         said = [line.strip() for line in self.last_lines if line.strip()]
         return next((line for line in reversed(said) if _EXCEPTION.match(line)), said[-1] if said else "")[:_WORD_CHARS]
 
-    @property
-    def host_oom_kills(self) -> int:
-        """Kills for host memory that hit this process run.
-
-        The kernel counts per control group, which others share: the count alone accuses nobody, and a SIGKILL alone
-        may come from anybody. Together with an end by SIGKILL, or a worker's, it is this process run's own.
-        """
-        if self.exit is None or self.exit.ok or self.exit.stopped:
-            return 0
-        killed = self.exit.signal == "SIGKILL" or self.exit.code == _KILLED_CODE
-        if killed and any(_SCHEDULER_OOM.search(line) for line in self.last_lines):
-            return max(1, self.exit.host_oom_kills or 0)
-        lost_worker = any(_WORKER_KILLED.search(line) for line in self.last_lines)
-        return (self.exit.host_oom_kills or 0) if killed or lost_worker else 0
-
 
 @dataclass(frozen=True, slots=True)
 class ProcessPeak:
@@ -275,11 +254,6 @@ class Member:
         return None if end is None else (self.process_runs[0].started_s, end.ended_s)
 
     @property
-    def host_oom_kills(self) -> int:
-        """Processes of this member that the kernel is known to have killed for host memory."""
-        return sum(process_run.host_oom_kills for process_run in self.process_runs)
-
-    @property
     def tells_events(self) -> bool:
         """Return whether it writes events, so that the end of an epoch need not be guessed."""
         return any(event.kind in EVENT_KINDS for event in self.progress_events)
@@ -336,7 +310,7 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class JudgedLimits:
     """The plan's limits, copied into the evidence so that it can be judged by itself."""
 
     peak_bytes: int
@@ -358,7 +332,7 @@ class Evidence:
     group: str
     plan: str
     device: DeviceInfo
-    limits: Limits
+    limits: JudgedLimits
     baseline_bytes: int | None
     trace: Trace
     foreground: Member
@@ -404,22 +378,6 @@ class Evidence:
         """
         bare = _ADAPTER.validate_python(document)
         return replace(bare, trace=replace(bare.trace, samples=tuple(samples)))
-
-
-def merged(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
-    """The same stretches of time without overlaps, in order."""
-    result: list[Interval] = []
-    for start, end in sorted(intervals):
-        if result and start <= result[-1][1]:
-            result[-1] = (result[-1][0], max(end, result[-1][1]))
-        else:
-            result.append((start, end))
-    return tuple(result)
-
-
-def common_s(left: Iterable[Interval], right: Iterable[Interval]) -> float:
-    """Seconds that two sets of merged intervals have in common."""
-    return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in left for b in right)
 
 
 _ADAPTER = TypeAdapter(Evidence)

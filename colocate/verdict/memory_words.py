@@ -8,7 +8,7 @@ went on, which counted nothing, they are a warning; alone they prove only where 
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from colocate.verdict.evidence import Allocator, MemoryWords, ProcessRun
+from colocate.verdict.evidence import Allocator, Member, MemoryWords, ProcessRun
 
 Weight = Literal["proof", "doubt", "warning"]
 
@@ -49,3 +49,11 @@ def of_weight(
     """The lines of a member that weigh so much."""
     counted = counted_none(allocators, probe_lost)
     return (one for one in words if weight(one, process_runs, counted) == wanted)
+
+
+def words_of(member: Member, wanted: Weight) -> tuple[MemoryWords, ...]:
+    """The lines of a member's log that weigh so much; none where an out-of-memory is known anyway."""
+    if member.out_of_memory:
+        return ()
+    found = of_weight(wanted, member.memory_words, member.process_runs, member.allocators, probe_lost=member.probe_lost)
+    return tuple(found)

@@ -4,10 +4,11 @@
 Pure, over stored evidence. How much of it is enough is `colocate.verdict.rules`'s business.
 """
 
+from collections.abc import Iterable
 from math import inf
 
 from colocate.units import MIB, format_mib
-from colocate.verdict.evidence import STEP_KINDS, Evidence, Interval, Listing, Member, common_s, merged
+from colocate.verdict.evidence import STEP_KINDS, Evidence, Interval, Listing, Member
 from colocate.verdict.step_function import Steps
 from colocate.verdict.strides import strides
 
@@ -36,8 +37,8 @@ def overlap(evidence: Evidence) -> float | None:
     if evidence.background is None or window is None or window[1] <= window[0]:
         return None
     found = strides(evidence, evidence.background, window)
-    beside = merged((earlier.elapsed_s, later.elapsed_s) for earlier, later in found)
-    return common_s([window], beside) / (window[1] - window[0])
+    beside = _merged((earlier.elapsed_s, later.elapsed_s) for earlier, later in found)
+    return _common_s([window], beside) / (window[1] - window[0])
 
 
 def steps_beside(evidence: Evidence) -> int:
@@ -128,7 +129,7 @@ def phases_met(evidence: Evidence) -> tuple[PhasePairs, PhasePairs]:
     if evidence.background is None:
         return (), ()
     ours, theirs = _phase_spans(evidence.foreground), _phase_spans(evidence.background)
-    pairs = {(a, b): common_s(ours[a], theirs[b]) > 0 for a in ours for b in theirs}
+    pairs = {(a, b): _common_s(ours[a], theirs[b]) > 0 for a in ours for b in theirs}
     together = tuple(pair for pair, seen in pairs.items() if seen)
     return together, tuple(pair for pair, seen in pairs.items() if not seen)
 
@@ -138,4 +139,20 @@ def _phase_spans(member: Member) -> dict[str, tuple[Interval, ...]]:
     for event, following in zip(member.progress_events, member.progress_events[1:], strict=False):
         if event.phase and event.pid == following.pid:
             spans.setdefault(event.phase, []).append((event.elapsed_s, following.elapsed_s))
-    return {phase: merged(intervals) for phase, intervals in spans.items()}
+    return {phase: _merged(intervals) for phase, intervals in spans.items()}
+
+
+def _merged(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
+    """The same stretches of time without overlaps, in order."""
+    result: list[Interval] = []
+    for start, end in sorted(intervals):
+        if result and start <= result[-1][1]:
+            result[-1] = (result[-1][0], max(end, result[-1][1]))
+        else:
+            result.append((start, end))
+    return tuple(result)
+
+
+def _common_s(left: Iterable[Interval], right: Iterable[Interval]) -> float:
+    """Seconds that two sets of merged intervals have in common."""
+    return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in left for b in right)

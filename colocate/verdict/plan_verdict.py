@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from colocate.verdict.rules import Outcome
+from colocate.verdict.verdict import Outcome
 
 # More names than these are nothing that anybody reads in a line.
 MOST_NAMED = 30

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a measured run shows of its memory that is worth knowing beside the verdict, in words and with what to do. Pure.
+"""What is worth saying beside a verdict, although it does not decide: in words and, where there is one, with a cure.
 
-Frameworks that take memory in advance, processes that hold a CUDA context each, and a peak before the first step.
+Pure. Everything here becomes a warning of the verdict.
 """
 
 from collections.abc import Iterator
 
 from colocate.units import format_mib
 from colocate.verdict.evidence import Evidence, GpuProcess, Member
+from colocate.verdict.facts import Facts
+from colocate.verdict.leak import steady_growth_bytes
 from colocate.verdict.measured_peak import SPIKE_BYTES, own_peak_bytes
+from colocate.verdict.memory_words import words_of
 from colocate.verdict.reasons import Reason, ReasonCode
 from colocate.verdict.step_function import Steps
+
+# What a balloon leaves as it is.
+NOT_IMITATED = "speed, size of the contexts, workspaces and choice of kernels"
 
 # A framework that takes memory when it starts: how much of what is free, and what turns that off.
 PREALLOCATORS = {
@@ -25,14 +31,108 @@ PREALLOCATORS = {
 _MANY = 3
 
 
-def remarks(evidence: Evidence) -> Iterator[Reason]:
-    """Everything of that kind; nothing on a virtual GPU, whose dry run is cut."""
-    if evidence.device.basis != "measured":
-        return
+def remarks(facts: Facts) -> Iterator[Reason]:
+    """Everything that is worth saying about a group."""
+    evidence = facts.evidence
     for member in evidence.members:
-        yield from _start_order(evidence, member)
-        yield from _many_contexts(evidence, member)
+        yield from _of_member(member)
+    if facts.phases_apart:
+        pairs = ", ".join(f"{ours} beside {theirs}" for ours, theirs in facts.phases_apart)
+        yield Reason(ReasonCode.PHASES_NOT_SEEN_TOGETHER, f"not seen together (foreground beside background): {pairs}")
+    end = evidence.foreground.last_exit
+    if end is not None and end.ok and not evidence.foreground.tells_events:
+        text = f"{evidence.foreground.name} writes no events: that it finished rests on its exit code"
+        yield Reason(ReasonCode.COMPLETION_BY_EXIT_CODE, text)
+    if not facts.predicted:
+        yield from _of_measured_memory(facts)
+    if evidence.device.balloon is not None:
+        text = f"{evidence.device.name}: only the memory is that of a smaller GPU; {NOT_IMITATED} are the large one's"
+        yield Reason(ReasonCode.CONSTRAINED_DEVICE, text)
+    for note in dict.fromkeys(f"{m.name}: {note}" for m in evidence.members for a in m.allocators for note in a.notes):
+        yield Reason(ReasonCode.ASSUMPTION, note)
+    for text in _coverages(evidence):
+        yield Reason(ReasonCode.COVERAGE, text)
+    for code, text in evidence.notes:
+        yield Reason(ReasonCode(code), text)
+
+
+def _of_member(member: Member) -> Iterator[Reason]:
+    retries = sum(allocator.num_alloc_retries for allocator in member.allocators)
+    if retries and not any(allocator.num_ooms for allocator in member.allocators):
+        text = f"{member.name} got through only by flushing its allocator's cache {retries} time(s)"
+        yield Reason(ReasonCode.TIGHT, text)
+    smaller = sum(allocator.num_ooms for allocator in member.allocators if allocator.ooms_raised == 0)
+    if smaller and not member.out_of_memory:
+        text = f"PyTorch tried {smaller} smaller workspace(s) for {member.name}, which the GPU had no room for"
+        yield Reason(ReasonCode.TIGHT, f"{text}; no error reached the program, its convolutions may be slower")
+    for words in words_of(member, "warning")[:1]:
+        text = f"the log of {member.name} has words of an out-of-memory that nothing else speaks for: {words.text!r}"
+        yield Reason(ReasonCode.OUT_OF_MEMORY_MENTIONED, text)
+    left = [name for process_run in member.process_runs for name in process_run.leftovers]
+    if left:
+        yield Reason(ReasonCode.LEFTOVERS, f"{member.name} left processes that had to be ended: {'; '.join(left)}")
+    ends = [process_run.exit for process_run in member.process_runs if process_run.exit is not None]
+    failed = [end for end in ends if not end.ok and not end.stopped]
+    if member.role == "background" and failed:
+        text = f"{member.name} failed {len(failed)} time(s), last with {failed[-1]}"
+        yield Reason(ReasonCode.BACKGROUND_RESTARTED, text)
+
+
+def _coverages(evidence: Evidence) -> tuple[str, ...]:
+    """How many batches of how many a dry run ran, and what grows."""
+    known = [(m.name, a.coverage) for m in evidence.members for a in m.allocators if a.coverage is not None]
+    return tuple(dict.fromkeys(f"{name}: {text}" for name, coverage in known for text in coverage.sentences))
+
+
+# Of a measured run only: a dry run is cut, and its verdict rests on other bounds.
+
+
+def _of_measured_memory(facts: Facts) -> Iterator[Reason]:
+    yield from _spike(facts)
+    yield from _leaks(facts)
+    yield from _worst_case(facts)
+    for member in facts.evidence.members:
+        yield from _start_order(facts.evidence, member)
+        yield from _many_contexts(facts.evidence, member)
         yield from _peak_at_start(member)
+
+
+def _spike(facts: Facts) -> Iterator[Reason]:
+    """The gap between the samples and the sources that miss nothing."""
+    sampled, peak = facts.evidence.trace.peak, facts.peak
+    if sampled is None or peak is None:
+        return
+    gap_bytes = peak.expected_bytes - sampled.used_bytes
+    if gap_bytes > SPIKE_BYTES:
+        text = f"the samples missed {format_mib(gap_bytes)} of the peak ({facts.readings_text})"
+        yield Reason(ReasonCode.SPIKE, text)
+
+
+def _leaks(facts: Facts) -> Iterator[Reason]:
+    """A training whose memory grew through all of its time: a longer one would need more."""
+    if facts.peak is None:
+        return
+    headroom_bytes = max(0, facts.evidence.limits.peak_bytes - facts.peak.expected_bytes)
+    for member in facts.evidence.members:
+        events = member.progress_events
+        if member.held_by != "allocator" or len(member.process_runs) != 1 or not events:
+            continue
+        more = steady_growth_bytes(member.held, events[0].elapsed_s, events[-1].elapsed_s)
+        if more is not None:
+            times = 1 + headroom_bytes / more
+            run = f"{times * len(member.epochs):.1f} epochs" if member.epochs else f"{times:.1f} times as long a run"
+            text = f"{member.name} grew by {format_mib(more)} through all of its time; at this rate"
+            yield Reason(ReasonCode.MEMORY_GREW, f"{text} the limit is reached after {run}")
+
+
+def _worst_case(facts: Facts) -> Iterator[Reason]:
+    """Warn of a worst-case peak over the limit; on the virtual GPU the verdict itself rests on it."""
+    seen, worst_case, limit = facts.peak, facts.worst_case, facts.evidence.limits.peak_bytes
+    if seen is not None and worst_case is not None and seen.high_bytes < limit <= worst_case.peak_bytes:
+        possible = format_mib(worst_case.peak_bytes, beside=limit)
+        text = f"{possible} are possible, limit {format_mib(limit)}, {worst_case}"
+        most = format_mib(seen.high_bytes, beside=limit)
+        yield Reason(ReasonCode.WORST_CASE_OVER_LIMIT, f"{text}; at once at most {most} were seen")
 
 
 def _start_order(evidence: Evidence, member: Member) -> Iterator[Reason]:
