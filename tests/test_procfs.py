@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from colocate.process import procfs
+from colocate.process import control_group, procfs
 from colocate.process.procfs import COOKIE, ProcessId
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +147,7 @@ def test_a_process_of_somebody_else_is_returned_at_once() -> None:
 
 END_ALL_BELOW = """
 import os, subprocess, sys
-from colocate.process import procfs
+from colocate.process import control_group, procfs
 child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)
 assert child.stdout.readline() == b"ready\\n"
 print(procfs.end([procfs.identify(os.getpid())], grace_s=0.0), child.wait())
@@ -201,7 +201,7 @@ def test_a_name_with_parentheses_and_spaces_is_read(tmp_path: Path) -> None:
 
 
 def test_the_count_of_host_out_of_memory_kills_is_a_count_or_unknown() -> None:
-    found = procfs.host_oom_kills()
+    found = control_group.host_oom_kills()
 
     assert found is None or found >= 0
 
@@ -231,6 +231,6 @@ def test_the_control_group_is_found(
     monkeypatch: pytest.MonkeyPatch, mounts: str, groups: str, expected: list[str]
 ) -> None:
     files = {"/proc/self/mountinfo": mounts, "/proc/self/cgroup": groups}
-    monkeypatch.setattr(procfs, "_read", lambda path: files[path].encode())
+    monkeypatch.setattr(control_group, "read", lambda path: files[path].encode())
 
-    assert list(procfs._oom_files()) == expected
+    assert list(control_group._oom_files()) == expected

@@ -80,7 +80,7 @@ def test_it_loads_nothing_of_the_package_but_what_it_needs() -> None:
     loaded = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
 
     ours = {name for name in loaded if name.startswith("colocate")}
-    needed = ("out_of_memory", "output", "procfs", "supervisor")
+    needed = ("channel", "control_group", "launch", "out_of_memory", "output", "procfs", "supervisor")
     assert ours == {"colocate", "colocate.process", *(f"colocate.process.{name}" for name in needed)}
     assert not {"pydantic", "psutil", "subprocess", "asyncio", "inspect", "logging"} & set(loaded)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TODO."""
+"""How the process of a training ended."""
 
 from dataclasses import dataclass
 

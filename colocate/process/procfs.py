@@ -52,7 +52,7 @@ class _Stat(NamedTuple):
 
 def boot_id() -> str:
     """The kernel's name for this boot: a process identity of another boot means nothing now."""
-    return (_read("/proc/sys/kernel/random/boot_id") or b"").decode().strip()
+    return (read("/proc/sys/kernel/random/boot_id") or b"").decode().strip()
 
 
 def identify(pid: int) -> ProcessId | None:
@@ -87,7 +87,7 @@ def descendants(*pids: int) -> frozenset[ProcessId]:
 
 def num_tasks() -> int | None:
     """Count the tasks of this machine, threads included: the cheapest sign that processes multiply."""
-    words = (_read("/proc/loadavg") or b"").split()
+    words = (read("/proc/loadavg") or b"").split()
     return int(words[3].partition(b"/")[2]) if len(words) > 3 and b"/" in words[3] else None
 
 
@@ -113,7 +113,7 @@ def cookie_of(pid: int) -> str | None:
 def variable_of(pid: int, name: str) -> str | None:
     """An environment variable as a process was started with it; None without it or when it cannot be read."""
     start = name.encode() + b"="
-    for entry in (_read(f"/proc/{pid}/environ") or b"").split(b"\0"):
+    for entry in (read(f"/proc/{pid}/environ") or b"").split(b"\0"):
         if entry.startswith(start):
             return os.fsdecode(entry[len(start) :])
     return None
@@ -137,7 +137,7 @@ def ancestors(pid: int) -> Iterator[int]:
 
 def arguments(pid: int) -> tuple[str, ...]:
     """The words of a process' command line; () when it is gone, a zombie or of the kernel."""
-    words = (_read(f"/proc/{pid}/cmdline") or b"").rstrip(b"\0")
+    words = (read(f"/proc/{pid}/cmdline") or b"").rstrip(b"\0")
     return tuple(os.fsdecode(word) for word in words.split(b"\0")) if words else ()
 
 
@@ -185,7 +185,7 @@ def has_open(pid: int, prefix: str) -> bool | None:
 
 def maps(pid: int, parts: Iterable[str]) -> str | None:
     """The first of some parts of names that occurs among the files that a process has mapped; None without any."""
-    mapped = _read(f"/proc/{pid}/maps") or b""
+    mapped = read(f"/proc/{pid}/maps") or b""
     return next((part for part in parts if part.encode() in mapped), None)
 
 
@@ -248,21 +248,7 @@ def describe(pid: int) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def host_oom_kills() -> int | None:
-    """Processes of this process' control group that the kernel has killed for host memory so far.
-
-    The count is of the whole group: everything else in the same container or job is included, so only a difference
-    over time means something, and only together with an end by SIGKILL. Where the group does not count, as the root
-    group of cgroup v2, it is that of the whole machine. None where neither can be read.
-    """
-    for path in (*_oom_files(), "/proc/vmstat"):
-        for line in (_read(path) or b"").splitlines():
-            if line.startswith(b"oom_kill "):
-                return int(line.split()[1])
-    return None
-
-
-def _read(path: str) -> bytes | None:
+def read(path: str) -> bytes | None:
     """A whole file of /proc or of a control group; None when it, or the process, is not there or not ours to read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -277,7 +263,7 @@ def _read(path: str) -> bytes | None:
 
 
 def _stat(pid: int) -> _Stat | None:
-    text = _read(f"/proc/{pid}/stat")
+    text = read(f"/proc/{pid}/stat")
     if not text:
         return None
     # The name stands in parentheses and may itself contain them, spaces and newlines: everything counts from the last.
@@ -342,7 +328,7 @@ def _wait_until_gone(processes: set[ProcessId], timeout_s: float) -> set[Process
 
 def _command(pid: int) -> str:
     """The program and its script or module, without arguments: those of other people may hold what is secret."""
-    words = (_read(f"/proc/{pid}/cmdline") or b"").decode(errors="replace").split("\0")
+    words = (read(f"/proc/{pid}/cmdline") or b"").decode(errors="replace").split("\0")
     title = words[0].split(" ")[0]  # a program that gave itself a title has all in one word
     shown = [title.rpartition("/")[2]]
     for word, following in pairwise(words):
@@ -358,7 +344,7 @@ def _command(pid: int) -> str:
 
 
 def _user(pid: int) -> str:
-    for line in (_read(f"/proc/{pid}/status") or b"").splitlines():
+    for line in (read(f"/proc/{pid}/status") or b"").splitlines():
         if line.startswith(b"Uid:"):
             number = int(line.split()[1])
             try:
@@ -369,37 +355,8 @@ def _user(pid: int) -> str:
 
 
 def _started(process: ProcessId) -> str:
-    for line in (_read("/proc/stat") or b"").splitlines():
+    for line in (read("/proc/stat") or b"").splitlines():
         if line.startswith(b"btime "):
             started = int(line.split()[1]) + process.start_time / _TICKS_PER_S
             return datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return "at an unknown time"
-
-
-def _oom_files() -> Iterator[str]:
-    """Return the file in which the control group counts OOM kills (v1: memory.oom_control, v2: memory.events)."""
-    groups = _control_groups()
-    for line in (_read("/proc/self/mountinfo") or b"").decode(errors="replace").splitlines():
-        before, _, after = line.partition(" - ")
-        fields, kind = before.split(), after.split()
-        if len(fields) < 5 or len(kind) < 3:
-            continue
-        if kind[0] == "cgroup" and "memory" in kind[2].split(",") and "memory" in groups:
-            yield f"{_group_folder(fields[4], fields[3], groups['memory'])}/memory.oom_control"
-        elif kind[0] == "cgroup2" and "" in groups:
-            yield f"{_group_folder(fields[4], fields[3], groups[''])}/memory.events"
-
-
-def _control_groups() -> dict[str, str]:
-    """This process' path per controller; the key of the one tree of cgroup v2 is empty."""
-    groups: dict[str, str] = {}
-    for line in (_read("/proc/self/cgroup") or b"").decode(errors="replace").splitlines():
-        _, controllers, path = line.split(":", 2)
-        groups.update(dict.fromkeys(controllers.split(","), path))
-    return groups
-
-
-def _group_folder(mount_point: str, mount_root: str, path: str) -> str:
-    """The folder of a group below a mount that may itself show only a part of the tree, as in a container."""
-    inside = path.removeprefix(mount_root) if mount_root != "/" else path
-    return f"{mount_point}/{inside.strip('/')}".rstrip("/")

@@ -302,7 +302,8 @@ class Process:
             assemble(self.log)
         except OSError as error:  # somebody put something else in its place
             self.log_failed = f"{self.log}: expected the log of {self.command}, found {error.strerror}"
-        ended = _ended(self._supervisor.returncode)
+        code = self._supervisor.returncode
+        ended = f"it was ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
         reason = self._failure or " | ".join(last_lines(self.log, 3)) or "it left no message"
         self.supervisor_lost = f"supervisor of {self.command}: expected to outlive the training, {ended}; {reason}"
         # The kernel sends the first process SIGKILL when its supervisor vanishes; how its work stood nobody can tell.
@@ -318,26 +319,24 @@ class Process:
     def _release(self) -> None:
         """Let the supervisor go, which waits until its last message has been understood."""
         self._order({"leave": True})
-        self._close()
-        try:
-            self._supervisor.wait(_ANSWER_S)
-        except subprocess.TimeoutExpired:
-            self._supervisor.kill()
-            self._supervisor.wait()
+        self._leave(_ANSWER_S)
 
-    def _close(self) -> None:
+    def _leave(self, timeout_s: float) -> bool:
+        """Close the pipes and wait for the supervisor to go; False if it had to be killed."""
         for pipe in (self._supervisor.stdin, self._supervisor.stdout):
             if pipe is not None and not pipe.closed:
                 pipe.close()
-
-    def _discard(self) -> None:
-        """After a failed start: the closed pipe makes the supervisor end whatever there is, and go."""
-        self._close()
         try:
-            self._supervisor.wait(procfs.KILL_WAIT_S)
+            self._supervisor.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._supervisor.kill()
             self._supervisor.wait()
+            return False
+        return True
+
+    def _discard(self) -> None:
+        """After a failed start: the closed pipe makes the supervisor end whatever there is, and go."""
+        if not self._leave(procfs.KILL_WAIT_S):
             procfs.end(procfs.with_variable(PROCESS_RUN, self._process_run), grace_s=0.0)
 
 
@@ -400,7 +399,3 @@ def _start_supervisor(log: Path, cookie: str) -> "subprocess.Popen[bytes]":
         raise TrainingError(f"could not start the supervisor {argv[0]}: {error.strerror}") from error
     finally:
         os.close(errors)
-
-
-def _ended(returncode: int) -> str:
-    return f"it was ended by signal {-returncode}" if returncode < 0 else f"it ended with exit code {returncode}"

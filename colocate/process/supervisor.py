@@ -31,18 +31,16 @@ is told to end. If the supervisor itself is killed by SIGKILL, the kernel kills 
 are killed at the same moment can a descendant stay behind: the next run finds it by its cookie.
 """
 
-import ctypes
-import fcntl
-import json
 import os
-import resource
 import select
 import signal
 import time
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import Any
 
-from colocate.process import procfs
+from colocate.process import control_group, procfs
+from colocate.process.channel import Channel
+from colocate.process.launch import PIPE_BYTES, LaunchError, Orders, launch, prctl, widen
 from colocate.process.output import CappedLog, Found, Scanner, text_of
 from colocate.process.procfs import ProcessId
 
@@ -66,101 +64,13 @@ _TICK_S = 0.5
 _COUNT_S = 10.0
 _SCAN_S = 0.05
 _CHUNK_BYTES = 256 * 1024
-_PIPE_BYTES = 1024 * 1024  # the most that Linux grants to everybody: output does not wait for us to be scheduled
-_WAITING_BYTES = 256 * 1024
 _MATCHES_PER_S = 10
 _MOST_DESCRIBED = 20
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_RESET_SIGNALS = (*_END_SIGNALS, signal.SIGQUIT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
 
 _RUNNING, _LINGERING, _ENDING, _KILLING = "running", "lingering", "ending", "killing"
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Orders(TypedDict):
-    """The program that the harness wants started; ``process_run`` is the value of `PROCESS_RUN` in ``env``."""
-
-    argv: list[str]
-    cwd: str
-    env: dict[str, str]
-    log: str
-    process_run: str
-    patterns: dict[str, str]
-    max_processes: int
-
-
-class LaunchError(Exception):
-    """The training could not be started; says what was expected and what the system answered."""
-
-
-class Channel:
-    """JSON lines to and from the harness. Never blocks: a harness that does not listen must not hold up a training."""
-
-    def __init__(self, orders: int, events: int) -> None:
-        self.closed = False
-        self._orders = orders
-        self._events = events
-        self._harness = os.getppid()
-        self._arrived = b""
-        self._waiting = bytearray()
-        os.set_blocking(orders, False)
-        os.set_blocking(events, False)
-
-    def register(self, poller: select.poll) -> None:
-        """Wake the poller for orders, and for room when events wait to be sent."""
-        if not self.closed:
-            poller.register(self._orders, select.POLLIN)
-            poller.register(self._events, select.POLLOUT if self._waiting else 0)
-
-    def receive(self) -> dict[str, Any] | None:
-        """The next order, None when none has arrived. Sets ``closed`` when the harness is gone.
-
-        That is at the end of the file, or when it is no more our parent: a process that was forked off the harness may
-        hold our input open beyond its death.
-        """
-        try:
-            while data := os.read(self._orders, 1 << 16):
-                self._arrived += data
-            self.closed = True
-        except BlockingIOError:
-            self.closed = self.closed or os.getppid() != self._harness
-        line, end, rest = self._arrived.partition(b"\n")
-        if not end:
-            return None
-        self._arrived = rest
-        order: dict[str, Any] = json.loads(line)
-        return order
-
-    def wait_for_order(self, timeout_s: float = float("inf")) -> dict[str, Any] | None:
-        """The next order as soon as there is one; None when the harness has gone or the time is over."""
-        deadline = time.monotonic() + timeout_s
-        while (order := self.receive()) is None and not self.closed and time.monotonic() < deadline:
-            self.flush()
-            poller = select.poll()
-            self.register(poller)
-            poller.poll(_TICK_S * 1000)
-        return order
-
-    def send(self, event: str, *, optional: bool = False, **fields: Any) -> None:
-        """Send an event as soon as there is room; an optional one is dropped when too many wait already."""
-        if not (optional and len(self._waiting) > _WAITING_BYTES):
-            # The empty line in front ends whatever an interrupted harness may have lost half of.
-            self._waiting += b"\n%s\n" % json.dumps({"event": event, **fields}).encode()
-        self.flush()
-
-    def flush(self) -> None:
-        """Send what there is room for."""
-        try:
-            while self._waiting and not self.closed:
-                del self._waiting[: os.write(self._events, self._waiting)]
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:
-            self.closed = True
 
 
 class Supervisor:
@@ -171,7 +81,7 @@ class Supervisor:
         self._log = log
         self._process_run = orders["process_run"]
         self._scanner = Scanner(orders["patterns"])
-        self._oom_kills = procfs.host_oom_kills()
+        self._oom_kills = control_group.host_oom_kills()
         self._wake = _wake_on_signals()
         self._output: int | None = None
         self._output_bytes = 0
@@ -212,7 +122,7 @@ class Supervisor:
         self._output, training_end = os.pipe()
         os.set_blocking(self._output, False)
         try:
-            _widen(training_end)
+            widen(training_end)
             pid = launch(orders, training_end)
         finally:
             os.close(training_end)
@@ -403,7 +313,7 @@ class Supervisor:
 
     def _finish(self) -> None:
         """Tell how it ended until the harness has heard: it may have been interrupted while it read."""
-        for _ in range(_PIPE_BYTES // _CHUNK_BYTES + 1):  # a pipe that an unkillable process keeps filling has an end
+        for _ in range(PIPE_BYTES // _CHUNK_BYTES + 1):  # a pipe that an unkillable process keeps filling has an end
             if not self._copy():
                 break
         self._tell_matches(self._scanner.close())
@@ -417,6 +327,10 @@ class Supervisor:
                 return
             self._channel.send("exit", **exit_fields)
 
+    def _host_oom_kills(self) -> int | None:
+        now = control_group.host_oom_kills()
+        return None if now is None or self._oom_kills is None else now - self._oom_kills
+
     def _exit_fields(self) -> dict[str, Any]:
         exit_code = None if self._status is None else os.waitstatus_to_exitcode(self._status)
         return {
@@ -426,7 +340,7 @@ class Supervisor:
             "stopped": self._stopped,
             "cpu_s": self._cpu_s,
             "max_rss_bytes": self._max_rss_bytes,
-            "host_oom_kills": _difference(self._oom_kills, procfs.host_oom_kills()),
+            "host_oom_kills": self._host_oom_kills(),
             "counts": dict(self._scanner.counts),
             "last_output_t": self._last_output_t,
             "output_bytes": self._output_bytes,
@@ -434,73 +348,6 @@ class Supervisor:
             "unkillable": self._unkillable,
             "too_many": self._too_many,
         }
-
-
-def launch(orders: Orders, output: int) -> int:
-    """Start a training in a session of its own with its output on a descriptor; returns its process number.
-
-    Raises:
-        LaunchError: there is no such folder or program, or the system refuses to start it.
-    """
-    answer, training_end = os.pipe()  # closes by itself when the program is executed
-    supervisor = os.getpid()
-    try:
-        pid = os.fork()
-    except OSError as error:
-        raise LaunchError(f"could not start {orders['argv'][0]}: {error.strerror}") from error
-    if pid == 0:
-        _become_training(orders, output, training_end, supervisor)
-    os.close(training_end)
-    failure = b"".join(iter(lambda: os.read(answer, 4096), b""))
-    os.close(answer)
-    if failure:
-        os.waitpid(pid, 0)
-        raise LaunchError(failure.decode(errors="replace"))
-    return pid
-
-
-def _become_training(orders: Orders, output: int, answer: int, supervisor: int) -> NoReturn:
-    """The forked child up to the execution of the program, or up to saying why not. Never returns, never unwinds."""
-    program, folder = orders["argv"][0], orders["cwd"]
-    expected = f"{program}: expected a process"
-    try:
-        _detach(supervisor)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (output, 1), (output, 2)):
-            os.dup2(source, target)
-        expected = f"{folder}: expected a working directory"
-        os.chdir(folder)
-        expected = f"{program}: expected a program that can be started in {folder}"
-        os.execvpe(program, orders["argv"], orders["env"])
-    except OSError as error:
-        os.write(answer, f"{expected}, got {error.strerror!r}".encode(errors="replace"))
-    except BaseException as error:  # whatever it is, two supervisors must not go on from here
-        os.write(answer, f"{expected}, got {error!r}".encode(errors="replace"))
-    finally:
-        os._exit(127)
-
-
-def _detach(supervisor: int) -> None:
-    """Clean signals, a session of its own, no core files, and SIGKILL from the kernel should the supervisor vanish.
-
-    Core files of a training are as large as its memory. Numbers of processes and descriptors stay as they are: data
-    loaders legitimately need many, and both limits count what other processes of the same user have.
-    """
-    signal.set_wakeup_fd(-1)
-    for number in _RESET_SIGNALS:  # what the harness ignores, e.g. under nohup, must not be ignored by the training
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.setsid()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != supervisor:  # it ended before the line above could take effect
-        os._exit(127)
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 def _wake_on_signals() -> int:
@@ -512,13 +359,6 @@ def _wake_on_signals() -> int:
     for number in (*_END_SIGNALS, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
     return wake
-
-
-def _widen(pipe: int) -> None:
-    try:
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    except OSError:  # a user may own so many pages of pipes only; 64 KiB do as well
-        return
 
 
 def _described(members: frozenset[ProcessId]) -> list[str]:
@@ -533,10 +373,6 @@ def _signal_name(number: int) -> str:
         return f"SIG{number}"
 
 
-def _difference(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else after - before
-
-
 def main() -> None:
     """Supervise one training as the harness orders on standard input."""
     channel = Channel(0, 1)
@@ -545,7 +381,7 @@ def main() -> None:
         return
     supervisor: Supervisor | None = None
     try:
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        prctl(_PR_SET_CHILD_SUBREAPER, 1)
         supervisor = Supervisor(orders, channel, CappedLog(Path(orders["log"])))
         supervisor.start(orders)
         supervisor.run()
