@@ -5,8 +5,7 @@ Every process run of a training runs under a process of `process.supervisor`, wh
 Nothing here needs a thread: the caller's wait loop polls. All times are ``time.monotonic()`` in seconds. What is
 started again when it has ended is `colocate.process.keep_alive`' business.
 
-Ctrl-C may strike anywhere. The end of a tree is the supervisor's work and goes on meanwhile; a second ``stop`` finishes
-what an interrupted one began, with a shorter grace if asked so.
+Ctrl-C may strike anywhere: the supervisor goes on ending a tree, and a second ``stop`` finishes what the first began.
 """
 
 import json
@@ -110,7 +109,7 @@ class Process:
         unkillable: processes that survived SIGKILL; the GPU must not be used before they are gone.
         too_many: why the tree was killed, if it had more processes at once than it may.
         log_failed: why the log could not be written, e.g. a full disk.
-        slow_patterns: the names of the patterns that were given up because a search took too long.
+        slow_patterns: the names of patterns that were given up because they took too long.
         supervisor_lost: how the supervisor ended before its time; ``exit`` is then what must have happened.
     """
 
