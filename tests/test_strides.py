@@ -27,10 +27,15 @@ def codes(*events: ProgressEvent, **changes: object) -> tuple[str, ...]:
     return tuple(judge(evidence(background=background(progress_events=progress_events, **changes))).codes)
 
 
-@pytest.mark.parametrize("kind", ["step", "optimizer", "pattern"])
-def test_a_background_that_stands_still_while_the_foreground_trains_is_no_load(kind: str) -> None:
-    """At a phase's boundary, or between two steps of one that tells no phases, it counted for the stall time."""
-    phases = [ProgressEvent(at, 100, "phase", "evaluate") for at in (9.6, 21.0)] if kind == "step" else []
+@pytest.mark.parametrize(
+    ("kind", "told"), [("step", 2), ("step", 46), ("optimizer", 0), ("pattern", 0)], ids=lambda value: str(value)
+)
+def test_a_background_that_stands_still_while_the_foreground_trains_is_no_load(kind: str, told: int) -> None:
+    """At a phase's boundary, or between two steps of one that tells no phases, it counted for the stall time.
+
+    One that told phases all the time, a new one four times a second, and made no step counted as training.
+    """
+    phases = [ProgressEvent(9.6 + 11.4 * place / told, 100, "phase", f"phase {place}") for place in range(told)]
 
     assert "too_little_overlap" in codes(*quick(3, 9.5, kind), *phases, *quick(21.5, 23, kind))
 
@@ -69,7 +74,7 @@ def test_one_number_in_two_runs_is_two_processes() -> None:
     events = (*quick(3, 11.9, pid=2), *quick(18, 22, pid=2))
     member: Member = background(progress_events=events, process_runs=runs)
 
-    assert not any(earlier.elapsed_s < 12 < later.elapsed_s for earlier, later in neighbours(member))
+    assert not any(one.earlier.elapsed_s < 12 < one.later.elapsed_s for one in neighbours(member))
     assert "too_little_overlap" in judge(evidence(background=member)).codes
 
 

@@ -58,6 +58,7 @@ COUNTS = (Allocator(200, "cuda", max_reserved_bytes=MIB),)
     [
         (WORDS, "warning", "proof", "proof"),
         (replace(WORDS, certainty="reported"), "warning", "doubt", "proof"),
+        (replace(WORDS, certainty="possible"), "warning", "doubt", "doubt"),
         (replace(WORDS, certainty="mentioned"), "warning", "warning", "warning"),
         (replace(WORDS, framework="CUDA libraries"), "doubt", "proof", "proof"),
         (replace(WORDS, framework="own words", certainty="reported"), "warning", "doubt", "proof"),

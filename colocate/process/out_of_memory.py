@@ -5,6 +5,7 @@ The only place that knows these words. `judge` says of one line whether it is an
 
 - ``raised``: the line is the message itself, such as the last line of a traceback;
 - ``reported``: the words stand in a line of the program's own, such as "batch skipped: CUDA out of memory";
+- ``possible``: an error that a full GPU is a usual cause of, and not the only one;
 - ``mentioned``: the words are there and nothing ran out: a help text, a source line, a file name, Java's heap.
 
 What follows from that is for `colocate.verdict` to say, which knows what else was seen. Standard library only, because
@@ -14,7 +15,7 @@ the supervisor imports it.
 import re
 from typing import Literal, NamedTuple
 
-Certainty = Literal["raised", "reported", "mentioned"]
+Certainty = Literal["raised", "reported", "possible", "mentioned"]
 Memory = Literal["gpu", "host"]
 
 PREFIX = "out of memory, "
@@ -25,15 +26,9 @@ HINTS = (
     *("memory alloc", "gpu memory (", "shared memory", "to allocate", "not allocate", "t allocate", "be allocated"),
     *("allocate memory", "allocate request", "allocating", "allocaterawinternal", "alloc_failed", "allocation_failed"),
     *("allocation failed", "allocation (size", "bad_alloc", "badalloc", "malloc", "oom", "exhausted", "pool size"),
-    *(
-        "bus error",
-        "no space left",
-        "dst tensor is not",
-        "rmm failure",
-        "kernel input",
-        "kernel output",
-        "kernel works",
-    ),
+    *("bus error", "no space left", "dst tensor is not", "rmm failure", "kernel input", "kernel output"),
+    *("kernel works", "memory for the cache", "not_initialized", "out_of_resources", "cudnn algorithm"),
+    *("find an engine", "nvml_success", "of gpu memory", "of_device_memory", "ofdevicememory"),
 )
 """Parts of such messages in lower case; a line without any of these is none, which costs little to find out."""
 
@@ -51,6 +46,7 @@ class Words(NamedTuple):
     example: str
     source: str
     memory: Memory = "gpu"
+    at_most: Certainty = "raised"
 
 
 class Judgement(NamedTuple):
@@ -88,7 +84,7 @@ WORDS = (
     ),
     Words(
         "CUDA",
-        r"(?:CUDA|HIP) (?:driver |runtime )?error\s*(?:\(?\d+\)?)?\s*:? ?\(?(?:out of memory|hipErrorOutOfMemory)"
+        r"(?:CUDA|HIP) (?:driver |runtime )?[Ee]rror\s*(?:\(?\d+\)?)?\s*:? ?\(?(?:out of memory|hipErrorOutOfMemory)"
         r"|\bCUDA: out of memory|cuda runtime error \(2\)|error=2 : out of memory",
         "RuntimeError: cuda runtime error (2) : out of memory at /pytorch/aten/src/THC/THCStorage.cu:58",
         "c10/cuda/CUDAException.cpp; THC of releases before 1.5; a context or a workspace that got no memory",
@@ -160,7 +156,7 @@ WORDS = (
     ),
     Words(
         "TensorRT",
-        r"Error Code \d+: (?:Cuda (?:Runtime|Driver) \(out of memory\)|OutOfMemory)|: 2 \(out of memory\)"
+        r"Error Code \d+: (?:Cuda (?:Runtime|Driver) \(out of memory\)|OutOfMemory)|(?:in \w+)?: 2 \(out of memory\)"
         r"|Requested amount of GPU memory \(\d+ bytes\) could not be allocated",
         "defaultAllocator.cpp::allocate::63] Error Code 1: Cuda Runtime (out of memory)",
         "NVIDIA/TensorRT#2198, #840; marcoslucianops/DeepStream-Yolo#366",
@@ -197,6 +193,28 @@ WORDS = (
         "LightGBM: include/LightGBM/cuda/cuda_utils.hu",
     ),
     Words(
+        "vLLM", r"No available memory for the cache", "ValueError: No available memory for the cache blocks.", "v1/core"
+    ),
+    Words(
+        "CatBoost",
+        r"Error: Out of memory\. Requested [\d.]+; Free",
+        "_catboost.CatBoostError: Error: Out of memory. Requested 1250.3; Free 800.2",
+        "catboost/cuda/cuda_lib/memory_pool/stack_like_memory_pool.h",
+    ),
+    Words("Julia", r"Out of GPU memory(?: trying|$)", "ERROR: Out of GPU memory trying to allocate 3.8 GiB", "CUDA.jl"),
+    Words(
+        "Warp",
+        r"Failed to allocate \d+ bytes on device '?cuda|[Ff]ail(?:ed)? to allocate memory \d+ bytes",
+        "RuntimeError: Failed to allocate 4000000000 bytes on device 'cuda:0'",
+        "warp/context.py; PhysX, which Isaac Gym uses: PxgCudaDeviceMemoryAllocator",
+    ),
+    Words(
+        "graphics and OpenCL",
+        r"VK_ERROR_OUT_OF_DEVICE_MEMORY|ErrorOutOfDeviceMemory|\bGL_OUT_OF_MEMORY|MEM_OBJECT_ALLOCATION_FAILURE",
+        "pyopencl._cl.MemoryError: create_buffer failed: MEM_OBJECT_ALLOCATION_FAILURE",
+        "vulkan_core.h, gl.h, cl.h",
+    ),
+    Words(
         "CUDA",
         r"cudaErrorMemoryAllocation\b|CUDA_ERROR_OUT_OF_MEMORY\b|hipErrorOutOfMemory\b|HIP_ERROR_OutOfMemory\b",
         "numba.cuda.cudadrv.driver.CudaAPIError: [2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY",
@@ -227,6 +245,16 @@ WORDS = (
         "c10/core/impl/alloc_cpu.cpp; numpy/core/_exceptions.py; errno 12",
         "host",
     ),
+    # Errors that a full GPU causes often, and that have other causes too.
+    Words(
+        "CUDA libraries",
+        r"CUBLAS_STATUS_NOT_INITIALIZED|(?:cuDNN|CUDNN).{0,40}CUDNN_STATUS_NOT_INITIALIZED|CL_OUT_OF_RESOURCES"
+        r"|Unable to find a valid cuDNN algorithm|unable to find an engine to execute this computation"
+        r"|NVML_SUCCESS == \w+ INTERNAL ASSERT FAILED|INTERNAL ASSERT FAILED.{0,80}NVML_SUCCESS",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "pytorch: aten/src/ATen/cuda/CublasHandlePool.cpp, aten/src/ATen/native/cudnn",
+        at_most="possible",
+    ),
     # Last, the words of programs that tell it in their own way.
     Words(
         "own words",
@@ -235,9 +263,11 @@ WORDS = (
         r"(?:CUDA |GPU )?(?:OOM|out[ -]of[ -]memory)\b"
         r"|\bOOM (?:error |exception )?(?:detected|caught|encountered|occurred|happened|on |at |while|during|in batch)"
         r"|\b(?:GPU|CUDA|CUDA error|device|VRAM)\b:? ?(?:is |was |has run )?(?:OOM\b|out of memory\b)"
-        r"|(?:error|exception|failed|failure)\b.{0,80}\bout of memory\b",
+        r"|(?:error|exception|failed|failure)\b.{0,80}\bout of (?:GPU |device |video )?memory\b"
+        r"|\b[Oo]ut of (?:memory on (?:the )?(?:device|GPU)|(?:GPU|device|video) memory)\b",
         "| WARNING: OOM in all workers, skipping update",
         "fairseq/trainer.py and many others",
+        at_most="reported",
     ),
 )
 
@@ -263,7 +293,7 @@ _QUOTED_BEFORE = re.compile(r"\b(?:last|previous|earlier|former|other|old|ended 
 _SOURCE = re.compile(
     r"\s*(?:\d+\s+|[>|-]+\s*(?:\d+\s+)?)?(?:except|raise|if|elif|else|while|for|return|assert|def|class|import|from|try"
     r"|with|print|log(?:ger|ging)?\.\w+|warnings\.warn|catch|throw|case|#|//|/\*|\*|>>>|\.\.\.|@)(?![\w-])(?!:\s*\w+Error)"
-    r"|\s*[\w.\[\]'\"]+\s*(?::\s*[\w.\[\], ]+)?\s*(?:=|\+=|==|in)\s*[\[({\"'frb]"
+    r"|\s*[\w.\[\]'\"]+\s*(?::\s*[\w.\[\], ]+)?\s*(?:=|\+=|==|in)\s*(?:[\[({\"']|[frb]['\"])"
 )
 _OPTION = re.compile(r"\s*(?:usage:|\[?-{1,2}[A-Za-z][\w-]*)")
 # Somebody speaks of it: in advice, in a condition, as something that may come or is to be avoided.
@@ -303,6 +333,7 @@ _NOT_OURS = re.compile(
     re.IGNORECASE,
 )
 _PATH_BEFORE = re.compile(r"[/\\][\w.-]*$|[\w-]+=$|\w$")
+_SUREST_FIRST: tuple[Certainty, ...] = ("raised", "reported", "possible", "mentioned")
 _PATTERNS = tuple((words, re.compile(words.pattern)) for words in WORDS)
 _ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _FRAME = " \t|\u2502\u2503\u2551\u250a\u2590\u258c\u2500\u2501\u2570\u256f\u256d\u256e"
@@ -336,9 +367,8 @@ def judge(line: str, *, below_place: bool = False) -> Judgement | None:
     for words, pattern in _PATTERNS:
         match = pattern.search(text)
         if match is not None:
-            certainty: Certainty = "mentioned" if below_place else _certainty(text, match)
-            if words.framework == "own words" and certainty == "raised":
-                certainty = "reported"
+            found: Certainty = "mentioned" if below_place else _certainty(text, match)
+            certainty = max(found, words.at_most, key=_SUREST_FIRST.index)
             return Judgement(words.framework, certainty, words.memory, match.start())
     return None
 

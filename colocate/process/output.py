@@ -30,7 +30,10 @@ _WINDOW_BYTES = 4096
 _BLANK = b" \t|"
 _NUMBER = re.compile(rb"\d+")
 _MOST_INNOCENT = 1000
-_RARE = (b"memory", b"alloc", b"oom", b"exhausted", b"bus error", b"no space left", b"dst tensor", b"pool size", b"rmm")
+_RARE = (
+    *(b"memory", b"alloc", b"oom", b"exhausted", b"bus error", b"no space left", b"dst tensor", b"pool size", b"rmm"),
+    *(b"not_initialized", b"out_of_resources", b"cudnn algorithm", b"find an engine", b"nvml_success"),
+)
 """One of these is in every message of `out_of_memory`, in lower case."""
 _PLACE = re.compile(r'\s*File ".*", line \d+|\s*\S+\.(?:py|pyx|cc|cpp|cu|h):\d+: in ')  # source follows
 

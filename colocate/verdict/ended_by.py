@@ -11,9 +11,10 @@ from pathlib import PurePath
 
 from colocate.verdict.evidence import Member, ProcessRun
 
-# Signals that no failure of a program itself sends, as SIGSEGV, SIGABRT or SIGBUS are.
+# Signals that no failure of a program itself sends, as SIGSEGV, SIGABRT or SIGBUS are; SIGXCPU and SIGXFSZ come from
+# limits that its user has (`ulimit`).
 FROM_OUTSIDE = frozenset(
-    {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2", "SIGPWR"}
+    {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGXFSZ", "SIGUSR1", "SIGUSR2", "SIGPWR"}
 )
 
 # What a shell around the program makes of a signal.

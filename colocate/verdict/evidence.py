@@ -130,7 +130,7 @@ class MemoryWords:
     """
 
     framework: str
-    certainty: Literal["raised", "reported", "mentioned"]
+    certainty: Literal["raised", "reported", "possible", "mentioned"]
     memory: Literal["gpu", "host"]
     text: str
     count: int

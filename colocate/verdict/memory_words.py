@@ -24,6 +24,8 @@ def weight(words: MemoryWords, process_runs: Sequence[ProcessRun], counted: bool
         return "warning"
     if words.memory == "host":
         return "doubt" if failed else "warning"
+    if words.certainty == "possible":
+        return "warning" if counted and not failed else "doubt"
     contradicted = counted and words.framework == COUNTED
     if failed:
         return "doubt" if contradicted and words.certainty == "reported" else "proof"

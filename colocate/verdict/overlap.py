@@ -23,12 +23,17 @@ PhasePairs = tuple[tuple[str, str], ...]
 
 
 def foreground_window(evidence: Evidence) -> Interval | None:
-    """Return the window from the foreground's first progress event to its last epoch's end, exit or last event."""
+    """Return the time in which the foreground trained: from its first sign to its last step or its last epoch's end.
+
+    Without such an end to its last sign, and without any sign the whole time of its process.
+    """
     member = evidence.foreground
     if not member.progress_events:
         return member.process_run if member.held_gpu else None
-    ends = [epoch.elapsed_s for epoch in member.epochs] or [member.progress_events[-1].elapsed_s]
-    return (member.progress_events[0].elapsed_s, max(ends[-1], member.progress_events[0].elapsed_s))
+    steps = [event.elapsed_s for event in member.progress_events if event.kind in STEP_KINDS]
+    ends = [*steps, *(epoch.elapsed_s for epoch in member.epochs)] if member.epochs else []
+    start_s, last_s = member.progress_events[0].elapsed_s, member.progress_events[-1].elapsed_s
+    return (start_s, max([start_s, *ends] if ends else [last_s]))
 
 
 def overlap(evidence: Evidence) -> float | None:
@@ -37,7 +42,7 @@ def overlap(evidence: Evidence) -> float | None:
     if evidence.background is None or window is None or window[1] <= window[0]:
         return None
     found = strides(evidence, evidence.background, window)
-    beside = _merged((earlier.elapsed_s, later.elapsed_s) for earlier, later in found)
+    beside = _merged((stride.earlier.elapsed_s, stride.later.elapsed_s) for stride in found)
     return _common_s([window], beside) / (window[1] - window[0])
 
 
@@ -47,7 +52,7 @@ def steps_beside(evidence: Evidence) -> int:
     if evidence.background is None or window is None:
         return 0
     found = strides(evidence, evidence.background, window)
-    steps = [(before.elapsed_s, step.elapsed_s) for before, step in found if step.kind in STEP_KINDS]
+    steps = [(one.earlier.elapsed_s, one.later.elapsed_s) for one in found if one.later.kind in STEP_KINDS]
     return sum(start <= window[1] and end >= window[0] for start, end in steps)
 
 

@@ -123,7 +123,10 @@ class ReasonCode(StrEnum):
         "dry_run_failed",
         "the foreground failed on the virtual GPU, which computes no values: that may be why",
     )
-    EPOCH_CONTRADICTED = ("epoch_contradicted", "the foreground reported an epoch in which PyTorch saw no step")
+    EPOCH_CONTRADICTED = (
+        "epoch_contradicted",
+        "the foreground reported an epoch of which no step was seen, or none by PyTorch",
+    )
     EPOCH_CUT = ("epoch_cut", "the epoch was cut, on a real GPU")
     GPU_NOT_RETURNED = ("gpu_not_returned", "the GPU did not come back to its baseline")
     RUNS_MISSING = ("runs_missing", "the group fitted in fewer runs than the plan asks for")

@@ -17,7 +17,7 @@ from itertools import islice
 from colocate.units import format_mib
 from colocate.verdict.coverage import MOST_PLACES
 from colocate.verdict.ended_by import kernel_kills, killed_from_outside
-from colocate.verdict.evidence import Evidence, Member, OutOfMemory
+from colocate.verdict.evidence import STEP_KINDS, Evidence, Member, OutOfMemory
 from colocate.verdict.facts import Facts
 from colocate.verdict.measured_peak import SPIKE_BYTES
 from colocate.verdict.memory_words import words_of
@@ -316,11 +316,13 @@ def _foreground_unproven(facts: Facts) -> Iterator[Reason]:
 
 
 def _steps_unconfirmed(foreground: Member) -> Iterator[Reason]:
-    """An epoch of which PyTorch, loaded in the same training, saw not one step of an optimizer."""
+    """An epoch of which not one step was seen, by its events or by PyTorch loaded in the same training."""
     reported = max((epoch.steps for epoch in foreground.epochs), default=0)
-    silent = foreground.allocators and not any(allocator.optimizer_steps for allocator in foreground.allocators)
-    if reported and silent:
-        text = f"{foreground.name} tells of an epoch of {reported} steps, PyTorch counted none of them"
+    counted = any(allocator.optimizer_steps for allocator in foreground.allocators)
+    seen = any(event.kind in STEP_KINDS for event in foreground.progress_events)
+    if reported and (not seen or (foreground.allocators and not counted)):
+        who = "PyTorch counted none of them" if seen else "and none of them was seen"
+        text = f"{foreground.name} tells of an epoch of {reported} steps, {who}"
         yield Reason(ReasonCode.EPOCH_CONTRADICTED, text)
 
 

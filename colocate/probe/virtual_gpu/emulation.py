@@ -177,6 +177,7 @@ class EmulatedDevice:
         if self.awake:
             return
         self._prove()
+        self.record.claim()  # in a child that was forked before the first use of CUDA
         try:
             self.memory.context.create()
         except GpuFull as full:

@@ -282,20 +282,22 @@ class DeviceMemory:
     # --- processes --------------------------------------------------------------------------------------------------
 
     def _check_process(self) -> None:
-        if self._process == os.getpid():
-            return
-        if self.context.claimed_bytes:
+        if self._process != os.getpid():
             raise RuntimeError(
                 "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the "
                 "'spawn' start method"
             )
-        self._process = os.getpid()
 
     def _leave_to_parent(self) -> None:
-        """Stop counting in a forked child: storages that die there are not the parent's."""
+        """In a forked child, stop counting if the parent has used the GPU: storages that die there are not its own.
+
+        As with CUDA, a child that was forked before may use it.
+        """
         self._lock = threading.Lock()
         if self.context.claimed_bytes:
             self._dead = deque(maxlen=0)
+        else:
+            self._process = os.getpid()
 
     # --- what a full GPU says --------------------------------------------------------------------------------------
 
