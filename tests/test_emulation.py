@@ -356,10 +356,10 @@ print(_get_current_dispatch_mode(), type(model.weight).__name__, float(model.wei
 def test_forked_children_use_the_gpu_only_if_their_parent_has_not(bench):
     """As with CUDA; one that was forked after `import torch` used to be told that it cannot initialize it again."""
     run = bench.run_source("""
-import os, torch
+import os, sys, torch
 if os.fork() == 0:
     torch.zeros(1 << 20, device="cuda")
-    os._exit(0)
+    sys.exit()
 assert os.wait()[1] == 0
 held = torch.zeros(1 << 20, device="cuda")
 loader = torch.utils.data.DataLoader(torch.arange(8), batch_size=2, num_workers=2)

@@ -83,6 +83,12 @@ def test_a_framework_that_takes_memory_in_advance_is_named_with_its_variable_and
     assert "what it holds is not what it needs" in said
     assert "XLA_PYTHON_CLIENT_PREALLOCATE=false" in said
 
+    ours = foreground(held_bytes=2000 * MIB)
+    for share, fits in ((None, "and want 6144 MiB: too little"), (0.3, "and want 2458 MiB: enough")):
+        ahead = on_gpu(100, "background", 3000, framework="JAX", share=share)
+        said = warnings(gpu_processes=(ahead,), foreground=ours)["start_order"]
+        assert f"would find about 5962 MiB beside the foreground, {fits}" in said
+
     ahead = on_gpu(200, "foreground", 1400, framework="TensorFlow")
     said = warnings(gpu_processes=(ahead,), background=background(held_bytes=1500 * MIB))["start_order"]
     assert "would leave about 0 MiB to the background, which held 1500 MiB: too little" in said
@@ -99,8 +105,9 @@ def test_a_framework_is_known_by_the_libraries_of_its_processes(tmp_path: Path) 
         "print('here', flush=True); input()"
     )
     found = []
-    for value in ("true", "false"):
-        env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": value}
+    variables = [("PREALLOCATE", "true"), ("PREALLOCATE", "false"), ("ALLOCATOR", "platform"), ("MEM_FRACTION", ".3")]
+    for name, value in variables:
+        env = {**os.environ, f"XLA_PYTHON_CLIENT_{name}": value}
         with subprocess.Popen(
             [sys.executable, "-c", program, str(library)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
         ) as process:
@@ -108,10 +115,10 @@ def test_a_framework_is_known_by_the_libraries_of_its_processes(tmp_path: Path) 
             process.stdout.readline()
             seen = GpuProcesses("run", "group01")
             seen.take([(1.0, (DeviceProcess(process.pid, 100),))], {})
-            found += [one.framework for one in seen.seen]
+            found += [(one.framework, one.share) for one in seen.seen]
             process.kill()
 
-    assert found == ["JAX", None]
+    assert found == [("JAX", None), (None, None), (None, None), ("JAX", 0.3)]
 
 
 def test_contexts_of_many_processes_are_named() -> None:

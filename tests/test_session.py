@@ -13,6 +13,11 @@ from waiting import wait_until
 LOAD = stand_in("--hold", "1500", "--repeat")
 EPOCH = stand_in("--hold", "700", "--steps", "20", "--probe")
 
+
+def kill_worker(number: str) -> dict[str, object]:
+    return {"command": ["{python}", str(ROOT / "tests/programs/kill_worker.py"), number], "name": "killer"}
+
+
 GROUPS = {
     "feasible": (EPOCH, LOAD, "FEASIBLE", ""),
     "over-limit": (stand_in("--hold", "6000", "--steps", "20"), LOAD, "INFEASIBLE", "peak_over_limit"),
@@ -29,12 +34,8 @@ GROUPS = {
         "background_never_ready",
     ),
     "solo": (EPOCH, None, "FEASIBLE", ""),
-    "killed-worker": (
-        {"command": ["{python}", str(ROOT / "tests/programs/kill_worker.py")], "name": "killer"},
-        LOAD,
-        None,
-        "",
-    ),
+    "told-worker": (kill_worker("SIGTERM"), LOAD, None, "INTERRUPTED"),  # once it cost all groups that were left
+    "killed-worker": (kill_worker("SIGKILL"), LOAD, None, "CRASHED"),
 }
 
 
@@ -63,8 +64,10 @@ def test_every_group_has_the_outcome_that_it_deserves(mixed: Session) -> None:
         if outcome is not None:
             assert mixed.verdicts[name]["outcome"] == outcome, name
             assert not code or code in [reason["code"] for reason in mixed.verdicts[name]["reasons"]], name
+        else:
+            assert code in mixed.page
     assert "killed-worker" not in mixed.verdicts
-    assert "CRASHED" in mixed.page
+    assert [reason["code"] for reason in mixed.verdicts["told-worker"]["reasons"]] == ["interrupted"]
 
 
 @pytest.mark.slow

@@ -22,9 +22,9 @@ from colocate.plugin.invocation import is_worker, only_looks
 from colocate.plugin.options import option
 from colocate.plugin.outcomes import CRASHED, ERROR, INTERRUPTED, NOT_RUN, Record, properties, unjudged
 from colocate.plugin.session import Session, group_of, session_of
-from colocate.plugin.signals import Interruption
-from colocate.results import journal
-from colocate.verdict import Outcome
+from colocate.plugin.signals import Interruption, OneWorkerEnds
+from colocate.results import group_result_of, journal
+from colocate.verdict import Outcome, ReasonCode
 
 if TYPE_CHECKING:
     from colocate.plan import Group
@@ -117,7 +117,13 @@ class CompletenessCheck:
             died = f"the process that ran this group died ({why})"
             if nodeid in self.setbacks:
                 died += f"; before, {self.setbacks[nodeid]}"
-            self._end_as(report, CRASHED, died)
+            self._end_as(report, INTERRUPTED if self._was_told_to_end(nodeid) else CRASHED, died)
+
+    def _was_told_to_end(self, nodeid: str) -> bool:
+        """The process that ran a group has recorded that somebody interrupted it."""
+        group, run = group_of(self.config, nodeid), self.session.run_directory
+        found = None if group is None or run is None else group_result_of(run, group)
+        return found is not None and any(ReasonCode.INTERRUPTED in one.verdict.codes for one in found.last)
 
     # How a run ends.
 
@@ -311,7 +317,9 @@ class WorkerSignals:
 def register(config: pytest.Config) -> None:
     """Take part in this session."""
     if is_worker(config):
-        config.pluginmanager.register(WorkerSignals(), "colocate-signals")
+        signals = WorkerSignals()
+        config.pluginmanager.register(signals, "colocate-signals")
+        config.pluginmanager.register(OneWorkerEnds(signals.interruption), "colocate-one-worker-ends")
     elif not only_looks(config):
         interruption = Interruption(kill=lambda: signal_workers(config, signal.SIGKILL))
         interruption.install()

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+import pytest
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -55,6 +57,22 @@ class Interruption:
         if not first and self._kill is not None:
             self._kill()
             os._exit(128 + number)
+
+
+class OneWorkerEnds:
+    """Lets a worker that is told to end by SIGTERM die of it, once its group is ended and recorded.
+
+    xdist takes a worker that finishes early for a Ctrl-C of the whole session; one that dies is replaced.
+    """
+
+    def __init__(self, interruption: Interruption) -> None:
+        self._interruption = interruption
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        """Called after the fixtures were ended and before xdist tells the controller that the worker has finished."""
+        if self._interruption.received == signal.SIGTERM:
+            os._exit(128 + signal.SIGTERM)
 
 
 @contextmanager

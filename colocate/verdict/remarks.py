@@ -18,14 +18,13 @@ from colocate.verdict.step_function import Steps
 # What a balloon leaves as it is.
 NOT_IMITATED = "speed, size of the contexts, workspaces and choice of kernels"
 
-# A framework that takes memory when it starts: how much of what is free, and what turns that off.
+# Frameworks that take memory when they start, and the variables that turn that off. JAX takes a share of the whole GPU
+# (since jaxlib 0.4.1; docs.jax.dev, GPU memory allocation), TensorFlow all that is free.
 PREALLOCATORS = {
-    "JAX": (
-        0.75,
-        "XLA_PYTHON_CLIENT_PREALLOCATE=false, or take less with XLA_PYTHON_CLIENT_MEM_FRACTION=.30",
-    ),
-    "TensorFlow": (1.0, "TF_FORCE_GPU_ALLOW_GROWTH=true"),
+    "JAX": "XLA_PYTHON_CLIENT_PREALLOCATE=false, or take less with XLA_CLIENT_MEM_FRACTION=.30",
+    "TensorFlow": "TF_FORCE_GPU_ALLOW_GROWTH=true",
 }
+JAX_SHARE = 0.75
 
 # So many processes of one training with a context at the same time are no accident of its start.
 _MANY = 3
@@ -136,33 +135,41 @@ def _worst_case(facts: Facts) -> Iterator[Reason]:
 
 
 def _start_order(evidence: Evidence, member: Member) -> Iterator[Reason]:
-    """What it holds is not what it needs, and the other order of starting would leave the other what it does not take.
+    """What it holds is not what it needs, and in the other order of starting both would get other amounts.
 
-    In the order that was run the foreground started last, so a foreground took its share of what was left.
+    In the order that was run the background started first.
     """
-    found = [one.framework for one in evidence.gpu_processes if one.owner == member.role and one.framework]
-    if not found:
+    ahead = next((one for one in evidence.gpu_processes if one.owner == member.role and one.framework), None)
+    if ahead is None or ahead.framework is None:
         return
-    share, variable = PREALLOCATORS[found[0]]
-    text = f"{member.name} takes memory in advance ({found[0]}), so what it holds is not what it needs"
+    text = f"{member.name} takes memory in advance ({ahead.framework}), so what it holds is not what it needs"
     other = evidence.background if member.role == "foreground" else evidence.foreground
     if other is not None:
-        first, second = ("foreground", "background") if member.role == "foreground" else ("background", "foreground")
-        free_bytes = evidence.limits.gpu_bytes - (evidence.baseline_bytes or 0)
-        needed = own_peak_bytes(other) or other.held_bytes
-        left = round((1 - share) * free_bytes)
-        text += "; who starts first decides who gets how much: "
-        if member.role == "background":
-            text += "this run started it first; started after the other it would take a share of what is left"
-        elif needed is None:
-            text += f"started first, the {first} would leave about {format_mib(left)} to the {second}"
-        else:
-            fits = "enough" if needed < left else "too little"
-            text += (
-                f"started first, the {first} would leave about {format_mib(left)} to the {second}, which held "
-                f"{format_mib(needed)}: {fits}"
-            )
-    yield Reason(ReasonCode.START_ORDER, f"{text}; turn it off with {variable}")
+        text += f"; who starts first decides who gets how much: {_other_order(evidence, member, other, ahead)}"
+    yield Reason(ReasonCode.START_ORDER, f"{text}; turn it off with {PREALLOCATORS[ahead.framework]}")
+
+
+def _other_order(evidence: Evidence, member: Member, other: Member, ahead: GpuProcess) -> str:
+    """Work out what would be left to whom if the foreground had started first."""
+    free_bytes = evidence.limits.gpu_bytes - (evidence.baseline_bytes or 0)
+    share = JAX_SHARE if ahead.share is None else ahead.share
+    wanted = round(share * evidence.limits.gpu_bytes) if ahead.framework == "JAX" else free_bytes
+    needed = own_peak_bytes(other) or other.held_bytes
+    if member.role == "foreground":
+        left = max(0, free_bytes - wanted)
+        text = f"started first, the foreground would leave about {format_mib(left)} to the background"
+        return text if needed is None else f"{text}, which held {format_mib(needed)}: {_enough(needed < left)}"
+    if needed is None:
+        return "started second, the background would get what the foreground leaves"
+    left = max(0, free_bytes - needed)
+    text = f"started second, the background would find about {format_mib(left)} beside the foreground"
+    if ahead.framework != "JAX":
+        return f"{text}, and take all of it"
+    return f"{text}, and want {format_mib(wanted)}: {_enough(wanted < left)}"
+
+
+def _enough(fits: bool) -> str:
+    return "enough" if fits else "too little"
 
 
 def _many_contexts(evidence: Evidence, member: Member) -> Iterator[Reason]:
