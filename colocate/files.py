@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,17 @@ def opened(path: Path) -> int:
         os.close(handle)
         raise ValueError(f"{path}: expected a file, found something else in its place")
     return handle
+
+
+def open_closed_streams() -> None:
+    """Put the null device in the place of standard streams that were closed when this program started (`>&-`)."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            os.set_inheritable(handle, True)
+            stream = os.fdopen(handle, "r" if name == "stdin" else "w")
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 def append_line(path: Path, data: bytes) -> None:
@@ -175,12 +187,14 @@ def make_folder(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: aside, flushed to the disk, then renamed over the name.
 
+    A file name that is no UTF-8, which some texts quote, gets question marks.
+
     Raises:
         OSError: the disk is full or gone; the old content, if any, is still there.
     """
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -26,6 +26,7 @@ from colocate.cli import (
 )
 from colocate.cli.common import SUCCESS, WRONG_INPUT
 from colocate.errors import ColocateError
+from colocate.files import open_closed_streams
 
 EPILOG = """\
 to begin with:
@@ -56,6 +57,7 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code. Without one, show what there is."""
+    open_closed_streams()
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words:
         _parser().print_help()

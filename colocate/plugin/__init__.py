@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from colocate.files import open_closed_streams
 from colocate.plugin.invocation import collects_a_plan, only_looks
 from colocate.plugin.options import add_options, option
+
+open_closed_streams()  # before pytest captures them, which fails without
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -152,6 +152,9 @@ def _settle(
     report: pytest.TestReport, call: pytest.CallInfo[None], group: "Group", record: Record | None
 ) -> Record | None:
     """Make the report say what the record says, or the record what the report says."""
+    if hasattr(report, "wasxfail") and call.excinfo is not None:  # a mark `xfail` turns no verdict
+        del report.wasxfail
+        report.outcome = "failed"
     if report.skipped:
         return unjudged(group, NOT_RUN, skip_reason(report))
     if call.excinfo is not None:

@@ -241,7 +241,7 @@ def describe(pid: int) -> str:
     """
     stat = _stat(pid)
     if stat is None:
-        return f"pid {pid} (gone)"
+        return f"pid {pid} ({'hidden from this user' if is_hidden(pid) else 'gone'})"
     parts = [f"pid {pid} ({_command(pid) or stat.name})", _user(pid), f"started {_started(stat.id)}"]
     if stat.state in _STATES:
         parts.append(f"state {stat.state} ({_STATES[stat.state]})")
