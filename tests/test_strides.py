@@ -64,6 +64,15 @@ def test_the_pause_that_is_allowed_shrinks_with_the_foreground() -> None:
     assert "too_little_overlap" in found.codes
 
 
+def test_the_foreground_trains_until_its_last_step() -> None:
+    """A test behind its epoch's end, while the background stood still, was nobody's business."""
+    ours = foreground(progress_events=(*steps(200, 10.0, 15.0), ProgressEvent(20.0, 200, "step", "test", 1)))
+    ours = replace(ours, epochs=(replace(ours.epochs[0], elapsed_s=15.0),))
+    stopped = background(progress_events=tuple(quick(3, 15.5)))
+
+    assert "too_little_overlap" in judge(evidence(foreground=ours, background=stopped)).codes
+
+
 def test_one_number_in_two_runs_is_two_processes() -> None:
     """In a PID namespace both have the number 2: the time between the end of one and the first step of the next is none
     of training, although it used to be one stride."""

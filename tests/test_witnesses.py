@@ -11,7 +11,8 @@ from colocate.units import MIB
 from colocate.verdict.evidence import Evidence, GpuProcess, Listed, Listing, ProcessPeak, ProcessRun, Sample, Trace
 from colocate.verdict.memory_history import at_least
 from colocate.verdict.rules import judge
-from colocate.verdict.witnesses import contradictions
+from colocate.verdict.verdict import Outcome
+from colocate.verdict.witnesses import contradictions, unaccounted
 
 # The run of `builders`: the background from 1 to 23 s, the foreground from 8 to 21 s, and all is back at 24 s.
 BEGAN_S, CAME_S, WENT_S, ENDED_S, OVER_S = 1.0, 8.0, 21.0, 23.0, 25.0
@@ -114,7 +115,20 @@ def test_witnesses_that_tell_the_truth_never_contradict_each_other(run: Run) -> 
     seen = run.evidence()
 
     assert contradictions(seen) == ()
+    assert unaccounted(seen) is None
     assert judge(seen).feasible, judge(seen)
+
+
+@settings(max_examples=40, deadline=None)
+@given(runs, st.integers(5500, 6000))
+def test_memory_of_somebody_on_no_list_is_no_proof_that_a_group_does_not_fit(run: Run, more: int) -> None:
+    """It was INFEASIBLE, although the two had the rest for themselves before it came and after it went."""
+    run = replace(run, lists_tell_memory=True, real=replace(run.real, background=(1800, 1800)))
+    seen = run.evidence()
+    samples = tuple(Sample(at, used + more * MIB * (10.2 < at < 20.0)) for at, used in seen.trace.samples)
+    verdict = judge(replace(seen, trace=replace(seen.trace, samples=samples)))
+
+    assert (verdict.outcome, verdict.codes) == (Outcome.INCONCLUSIVE, ("foreign_process",))
 
 
 def frozen(samples: tuple[Sample, ...], from_s: float, to_s: float) -> tuple[Sample, ...]:

@@ -55,6 +55,14 @@ class Facts:
         return self.evidence.device.basis == "predicted"
 
     @property
+    def may_not_fit(self) -> bool:
+        """The peak reached the limit, or a training ran out of memory, or the foreground failed."""
+        evidence = self.evidence
+        over = self.peak is not None and self.peak.expected_bytes >= evidence.limits.peak_bytes
+        failed = any(run.exit is not None and not run.exit.ok for run in evidence.foreground.process_runs)
+        return over or failed or any(member.out_of_memory for member in evidence.members)
+
+    @property
     def readings_text(self) -> str:
         """The maxima of each source, for a message."""
         return ", ".join(f"{one.source} of the {one.of}: {format_mib(one.used_bytes)}" for one in self.readings)

@@ -26,7 +26,7 @@ from colocate.verdict.predicted_peak import takes_what_it_gets
 from colocate.verdict.reasons import Reason, ReasonCode
 from colocate.verdict.remarks import remarks
 from colocate.verdict.verdict import Outcome, Verdict, class_of
-from colocate.verdict.witnesses import contradictions
+from colocate.verdict.witnesses import contradictions, unaccounted
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -57,7 +57,7 @@ def judge(evidence: Evidence) -> Verdict:
 def _decide(facts: Facts) -> tuple[Outcome, tuple[Reason, ...]]:
     """The first stage that finds something, with all that it finds."""
     stages = (
-        (Outcome.INCONCLUSIVE, _worthless(facts.evidence)),
+        (Outcome.INCONCLUSIVE, _worthless(facts)),
         (Outcome.INFEASIBLE, _proven_infeasible(facts)),
         (Outcome.INCONCLUSIVE, _unproven(facts)),
     )
@@ -71,18 +71,18 @@ def _decide(facts: Facts) -> tuple[Outcome, tuple[Reason, ...]]:
 # Stage 1: nothing can be concluded, in either direction.
 
 
-def _worthless(evidence: Evidence) -> Iterator[Reason]:
+def _worthless(facts: Facts) -> Iterator[Reason]:
+    evidence = facts.evidence
     for code, text in evidence.faults:
         yield Reason(ReasonCode(code), text)
     if evidence.trace.lost:
         yield Reason(ReasonCode.SENSOR_LOST, f"the GPU stopped answering: {evidence.trace.lost}")
-    foreign = [gpu_process for gpu_process in evidence.gpu_processes if gpu_process.owner == "foreign"]
+    foreign = [one for one in evidence.gpu_processes if one.owner == "foreign"]
     if foreign and "foreign_process" not in dict(evidence.faults):
-        names = ", ".join(
-            f"{gpu_process.name}, from {gpu_process.first_s:.1f} to {gpu_process.last_s:.1f} s"
-            for gpu_process in foreign
-        )
+        names = ", ".join(f"{one.name}, from {one.first_s:.1f} to {one.last_s:.1f} s" for one in foreign)
         yield Reason(ReasonCode.FOREIGN_PROCESS, f"somebody else used the GPU: {names}")
+    elif facts.may_not_fit and (unseen := unaccounted(evidence)) is not None:
+        yield Reason(ReasonCode.FOREIGN_PROCESS, unseen)
     for member in evidence.members:
         unsupported = next((a.unsupported for a in member.allocators if a.unsupported), None)
         if unsupported:

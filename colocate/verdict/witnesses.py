@@ -15,6 +15,8 @@ The bounds, and why:
   what takes longer has not been given back.
 - A quarter of the baseline may go meanwhile: a desktop closes a window. What is gone for good shows in the last
   reading.
+- `UNACCOUNTED_BYTES`, 512 MiB: what is in use beyond the baseline and a list with all of our processes. Contexts are on
+  the list; what a driver keeps for itself is below 300 MiB.
 - `LEAST_CONTEXT_BYTES`, 16 MiB: no process computes with less. A GPU with less in use than that, between two lists that
   both show a training, tells another unit.
 """
@@ -31,6 +33,7 @@ from colocate.verdict.step_function import Steps, summed
 
 TOLERANCE_BYTES = SPIKE_BYTES
 LEAST_CONTEXT_BYTES = 16 * MIB
+UNACCOUNTED_BYTES = 512 * MIB
 AROUND_S = 0.5
 RELEASE_S = 3.0
 BASELINE_SHARE = 0.75
@@ -58,6 +61,37 @@ def contradictions(evidence: Evidence) -> tuple[str, ...]:
         _accounting_below,
     )
     return tuple(text for kind in kinds if (text := next(kind(evidence, level), None)) is not None)
+
+
+def unaccounted(evidence: Evidence) -> str | None:
+    """Memory that no process on the driver's lists holds, in words: somebody used the GPU who cannot be seen.
+
+    On two lists in a row on which every training that has memory is, with how much. Where a list leaves ours out, as in
+    some containers, or does not tell how much each has, nothing can be said.
+    """
+    if evidence.device.basis != "measured" or not evidence.trace.samples or evidence.baseline_bytes is None:
+        return None
+    level, earlier = _Level(evidence), None
+    for listing in evidence.listings:
+        around = level.between(listing.elapsed_s - level.around_s, listing.elapsed_s + level.around_s)
+        more = min(around, default=0) - evidence.baseline_bytes - listing.used_bytes
+        known = [listing.of(member.role) for member in evidence.members if _runs_at(member, listing.elapsed_s)]
+        if not known or more <= UNACCOUNTED_BYTES or any(one.processes == 0 or one.used_bytes is None for one in known):
+            earlier = None
+        elif earlier is None:
+            earlier = listing
+        else:
+            return (
+                f"from {earlier.elapsed_s:.1f} to {listing.elapsed_s:.1f} s {format_mib(more)} more were in use than "
+                "before the group and by the processes on the driver's list: somebody used the GPU who is not on it"
+            )
+    return None
+
+
+def _runs_at(member: Member, at_s: float) -> bool:
+    """A training of the group that uses the GPU was alive at an instant."""
+    ends = ((run.started_s, inf if run.exit is None else run.exit.ended_s) for run in member.process_runs)
+    return member.uses_gpu and any(start <= at_s <= end for start, end in ends)
 
 
 class _Level:
