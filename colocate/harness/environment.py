@@ -18,6 +18,7 @@ PROBE = "COLOCATE_PROBE"
 VIRTUAL_GPU = "COLOCATE_VIRTUAL_GPU"
 BATCHES_PER_PASS = "COLOCATE_BATCHES_PER_PASS"
 SCRATCH = "COLOCATE_SCRATCH"
+BESIDE = "COLOCATE_BESIDE"
 EFFORT = "COLOCATE_EFFORT"
 
 INJECTED = Path(__file__).parents[1] / "probe" / "inject"
@@ -44,6 +45,7 @@ def for_training(
     program: str = "",
     scratch: Path | None = None,
     whole: bool = False,
+    beside: Path | None = None,
 ) -> dict[str, str]:
     """A complete environment: the caller's, the probe in front of PYTHONPATH, and exactly one GPU in sight.
 
@@ -57,6 +59,7 @@ def for_training(
         program: What the training's command starts; a Python there is also the ``python`` of scripts, else ours is.
         scratch: On the virtual GPU, the folder for everything that the training writes; its path must be short.
         whole: Leave passes over the data as long as they are, also on the virtual GPU.
+        beside: On the virtual GPU, the probe's folder of the background whose steps a foreground waits for.
     """
     environment = {name: value for name, value in base.items() if name == EFFORT or not name.startswith("COLOCATE_")}
     environment["PYTHONPATH"] = ":".join(filter(None, [str(INJECTED), base.get("PYTHONPATH")]))
@@ -71,6 +74,8 @@ def for_training(
         if scratch is not None:
             environment[SCRATCH] = str(scratch.absolute())
             environment["PATH"] = f"{_tools(scratch)}:{environment['PATH']}"
+        if beside is not None:
+            environment[BESIDE] = str(beside.absolute())
         if not whole:
             environment[BATCHES_PER_PASS] = str(DRY_RUN_BATCHES)
     return environment

@@ -221,6 +221,7 @@ class GroupRun(ObservedGroup):
             virtual_gpu=self._virtual_gpu,
             scratch=self._scratch(role) if virtual else None,
             whole=whole,
+            beside=self.directory.probe("background") if role == "foreground" and self._background else None,
         )
         argv = training.command(repeat=role == "background", dry_run=virtual)
         return Command(tuple(argv), training.cwd, env)

@@ -2,6 +2,7 @@
 """Predict at the end of a session what could be tried for groups that do not fit, within a time budget."""
 
 import textwrap
+import time
 
 import pytest
 
@@ -23,10 +24,12 @@ class Proposals:
     def __init__(self, config: pytest.Config, session: Session) -> None:
         self.config = config
         self.session = session
+        self.began_t = time.monotonic()
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Called before pytest-html writes; a session that was interrupted is to end, so nothing is predicted in it."""
-        budget_s = 0.0 if exitstatus == pytest.ExitCode.INTERRUPTED else float(option(self.config, "predict"))
+        most_s = 0.0 if exitstatus == pytest.ExitCode.INTERRUPTED else float(option(self.config, "predict"))
+        budget_s = min(most_s, time.monotonic() - self.began_t)  # advice never takes longer than the groups did
         if budget_s and option(
             self.config, "try_fixes"
         ):  # a remedy runs for as long as its group: a guess would cost more
@@ -42,7 +45,7 @@ class Proposals:
         if not wanted or run is None:
             return
         if budget_s:
-            say(self.config, f"predicting what could be tried, for at most {budget_s:g} s; Ctrl-C goes on without it")
+            say(self.config, f"predicting what could be tried, for at most {budget_s:.0f} s; Ctrl-C goes on without it")
         catalog = self.session.plan.load_catalog()
         with skippable():
             for group, found in advise(run, wanted, catalog, budget_s=budget_s, cache=Cache.of_user()):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..counting import count_steps
 from ..imports import AfterImport
@@ -38,6 +39,7 @@ from .memory import DeviceMemory
 from .moving import install_moving
 from .one_process import install_one_process
 from .operators import DEVICE, matrix_workspace_bytes
+from .pacing import Pace
 from .saving import install_saving
 from .state import GpuFull, VirtualGpu
 from .trace import AllocationTrace, Twin
@@ -50,6 +52,9 @@ TRACE = "COLOCATE_TRACE"
 
 # How much processor time may be spent beyond the least: a name of `coverage.EFFORTS`.
 EFFORT = "COLOCATE_EFFORT"
+
+# Folder of the records of the background beside which a foreground runs.
+BESIDE = "COLOCATE_BESIDE"
 
 START_OF_THREAD = threading.Thread.start
 
@@ -95,6 +100,9 @@ def emulate(gpu_path: str, record: Record, watcher: AfterImport, batches_per_pas
     kernels.register(device.emulator.values.assume)
     device.install(watcher)
     count_steps(record)
+    if os.environ.get(BESIDE):
+        pace = Pace(Path(os.environ[BESIDE]))
+        register_optimizer_step_post_hook(lambda optimizer, args, kwargs: pace.step())
     if batches_per_pass is not None:
         effort = EFFORTS[os.environ.get(EFFORT, "normal")]
         coverage = Coverage(record, device.steps, device.memory.settle, effort, may_end=device.trace is not None)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds a foreground until its background has made steps beside it, however slow the machine is.
+
+An emulated epoch lasts a second or two. A background that evaluates, saves or starts again at that moment would have
+made no step beside it, which says how busy the processors were and nothing of the GPU. Standard library only.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+STEPS = 2  # the first may have begun before the foreground's
+MOST_S = 120.0  # a background that makes none for so long is no load, and the verdict says so
+LOOK_S = 0.1
+
+
+class Pace:
+    """Waits once, at the second step of the foreground.
+
+    Args:
+        beside: Folder of the records of the background's probe.
+        sleep: Lets that many seconds pass.
+    """
+
+    def __init__(self, beside: Path, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._beside = beside
+        self._sleep = sleep
+        self._before: int | None = None
+        self._is_over = False
+
+    def step(self) -> None:
+        """Call after every step of an optimizer. Returns at once where the background has no optimizer."""
+        if self._is_over:
+            return
+        if self._before is None:
+            self._before = steps_of(self._beside)
+            return
+        self._is_over = True
+        until_t = time.monotonic() + MOST_S
+        while self._before and steps_of(self._beside) < self._before + STEPS and time.monotonic() < until_t:
+            self._sleep(LOOK_S)
+
+
+def steps_of(folder: Path) -> int:
+    """Steps that all processes of a training have counted so far, the ended ones included."""
+    return sum(int(json.loads(one.read_bytes())["optimizer_steps"]) for one in folder.glob("*.json"))

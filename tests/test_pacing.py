@@ -1,0 +1,39 @@
+"""A foreground on the virtual GPU waits for steps of its background, once."""
+
+import json
+
+from colocate.probe.virtual_gpu import pacing
+
+
+def test_a_foreground_waits_at_its_second_step_until_the_background_has_made_two(tmp_path, monkeypatch):
+    """A background that evaluated for as long as the foreground trained used to make the group INCONCLUSIVE."""
+    record = tmp_path / "7.json"
+
+    def tell(steps):
+        record.write_text(json.dumps({"optimizer_steps": steps}))
+
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        tell(5 + len(waited) // 3)
+
+    tell(5)
+    pace = pacing.Pace(tmp_path, sleep)
+    pace.step()
+    assert not waited, "the first step opens the time that both must share"
+    pace.step()
+    assert len(waited) == 6
+    pace.step()
+    assert len(waited) == 6, "once is enough"
+
+    monkeypatch.setattr(pacing, "MOST_S", -1.0)
+    hanging = pacing.Pace(tmp_path, sleep)
+    hanging.step()
+    hanging.step()
+    assert len(waited) == 6, "a background that makes none is not waited for any longer"
+
+    inference = pacing.Pace(tmp_path / "no optimizer", sleep)
+    inference.step()
+    inference.step()
+    assert len(waited) == 6
