@@ -300,6 +300,51 @@ def loaders_are_whole_unless_cut():
     assert len(loader) == len(list(loader)) == 10
 
 
+def an_operator_on_known_shapes_gives_what_it_gave_before():
+    """Views, arguments that are written, and `out=` must not become tensors of their own the second time."""
+    storage = torch.Tensor.untyped_storage
+    for _ in range(2):
+        data, other, target = (torch.ones(4, 6, device="cuda") for _ in range(3))
+        before = torch.cuda.memory_allocated()
+
+        assert data.add_(other) is data
+        assert torch.add(data, other, out=target) is target
+        views = (data.t(), data.view(2, 12), data[1:], data.expand(3, 4, 6), data.detach(), *data.split(2))
+        assert {storage(view)._cdata for view in views} == {storage(data)._cdata}
+        assert [view.storage_offset() for view in (data[1:], data.split(2)[1])] == [6, 12]
+        assert data.t().stride() == (1, 6)
+        assert torch.cuda.memory_allocated() == before, "neither a view nor a written argument takes memory"
+
+        normal = torch.batch_norm(data, *[None] * 4, True, 0.1, 1e-5, True)
+        made = (data + other, data.t() @ other, data.t().contiguous(), normal)
+        assert len({storage(one)._cdata for one in (data, other, *made)}) == 6
+        assert torch.cuda.memory_allocated() >= before + 4 * 512
+        assert (data / 2).dtype is torch.float32
+        assert (data.to(torch.int64) + 1).dtype is torch.int64
+        assert (data.to(torch.int64) + 1.0).dtype is torch.float32
+        assert (data > 1).dtype is torch.bool
+        del data, other, target, views, normal, made
+
+
+def results_of_decompositions_are_charged_the_first_time():
+    """The first batch norm of every shape took no memory: what torch's decomposition gives is a named tuple."""
+    data = torch.ones(512, 512, device="cuda")
+    kept = []
+    for number in range(3):
+        before = torch.cuda.memory_allocated()
+        kept.append(torch.batch_norm(data, *[None] * 4, True, 0.1, 1e-5, True))
+        assert torch.cuda.memory_allocated() - before >= MIB, number
+
+
+def an_out_of_memory_in_the_backward_pass_reaches_the_program():
+    kept = torch.empty(6144 * MIB, dtype=torch.uint8, device="cuda")
+    tensor = torch.randn(160 * MIB, device="cuda", requires_grad=True)
+    result = tensor.exp().sum()
+    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory\."):
+        result.backward()
+    assert kept.numel() == 6144 * MIB
+
+
 def errors_are_those_of_a_gpu():
     tensor = torch.zeros(3, device="cuda")
     for attempt, error, message in (

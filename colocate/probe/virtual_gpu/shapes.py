@@ -47,20 +47,25 @@ class KnownShapes:
                 _described(kwargs.values()),
             )
         except Unlike:
-            return self._mode.dispatch(function, types, args, kwargs)
+            return self._dispatch(function, types, args, kwargs)
         if key not in self._known:
-            result = self._mode.dispatch(function, types, args, kwargs)
+            result = self._dispatch(function, types, args, kwargs)
             if len(self._known) < MOST_KNOWN:
                 self._known[key] = self._recipes(function, (*args, *kwargs.values()), result)
             return result
         known = self._known[key]
         if known is None:
-            return self._mode.dispatch(function, types, args, kwargs)
+            return self._dispatch(function, types, args, kwargs)
         container, recipes = known
         given = (*args, *kwargs.values())
         if container is None:
             return recipes[0](given)
         return container(recipe(given) for recipe in recipes)
+
+    def _dispatch(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Run the fake kernel; where that is a decomposition, its first result is a named tuple, which ends here."""
+        result = self._mode.dispatch(function, types, args, kwargs)
+        return tuple(result) if isinstance(result, tuple) else result
 
     def _recipes(self, function: Any, args: Any, result: Any) -> tuple[type | None, list[Recipe]] | None:
         """How to make these results again; None for results that may differ between two equal calls."""
