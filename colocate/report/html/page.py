@@ -215,7 +215,6 @@ def _part(part: Part, report: Report) -> dict[str, Any]:
         "probe": next((details.link(record, report.folder) for record in records if record.exists()), ""),
         "place": ", ".join(run.place for run in part.runs),
         "tiles": list(tiles(part)),
-        "spread": peak_chart.spread(part.counting, part.limit_bytes) if report.is_large else None,
         "picture": peak_chart.picture(part.counting, highest=report.is_large),
         "tiers": list(_tiers(part)),
         "count": len(part.rows),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is drawn of all groups: one bar per group, its peak in parts against its own limit; of very many, their spread.
+"""What is drawn of all groups: one bar per group, its peak in parts against its own limit.
 
 Positions are thousandths of the width; the templates draw them.
 """
@@ -21,8 +21,6 @@ ORDERS = {
     "headroom": "least headroom first",
     "miss": "furthest above what was expected",
 }
-
-_BINS, _SPREAD_HEIGHT = 40, 120
 
 
 def picture(rows: Sequence[Row], *, highest: bool = False) -> dict[str, Any] | None:
@@ -136,39 +134,3 @@ def spoken(row: Row, split: Shares) -> str:
     if record["expected_bytes"]:
         parts.append(f"the plan expected {format_mib(record['expected_bytes'])}")
     return "; ".join(parts)
-
-
-def spread(rows: Sequence[Row], limit: int | None) -> dict[str, Any] | None:
-    """Lay out a column for every stretch of memory, as high as there are groups with such a peak, by outcome."""
-    drawable = [row for row in rows if carries_peak(row.record)]
-    if not drawable:
-        return None
-    top = max([limit or 0, *(row.record["peak_bytes"] for row in drawable)]) * 104 // 100
-    counts: list[dict[str, int]] = [{} for _ in range(_BINS)]
-    for row in drawable:
-        column, outcome = counts[row.record["peak_bytes"] * _BINS // (top + 1)], row.record["outcome"]
-        column[outcome] = column.get(outcome, 0) + 1
-    most = max(sum(column.values()) for column in counts)
-    reach = f"0 to {round(to_mib(top))} MiB"
-    return {
-        "caption": f"How the peaks are spread: {reach}, the limit as a line.",
-        "said": f"peaks of {len(drawable)} groups from {reach}, at most {most} in one column",
-        "columns": [one for place, column in enumerate(counts) for one in _column(place, column, most, top)],
-        "limit": None if limit is None else _x(limit, top),
-    }
-
-
-def _column(place: int, column: dict[str, int], most: int, top: int) -> Iterator[dict[str, Any]]:
-    foot, width = float(_SPREAD_HEIGHT), WIDTH / _BINS
-    low, high = (round(to_mib(top * edge // _BINS)) for edge in (place, place + 1))
-    for outcome, count in sorted(column.items()):
-        height = count * _SPREAD_HEIGHT / most
-        foot -= height
-        yield {
-            "outcome": outcome,
-            "said": f"{low} to {high} MiB: {count} {outcome}",
-            "x": round(place * width + 1, 1),
-            "y": round(foot, 1),
-            "width": round(width - 2, 1),
-            "height": round(height, 1),
-        }
