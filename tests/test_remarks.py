@@ -35,6 +35,9 @@ OUTSIDE = [
     ),
     (Exit(1, None, 15.0), ("RuntimeError: DataLoader worker (pid 7) is killed by signal: Terminated.",), "worker"),
     (Exit(124, None, 15.0), (), "timeout"),
+    (Exit(None, "SIGXFSZ", 15.0, host_oom_kills=0), (), "SIGXFSZ"),
+    (Exit(1, None, 15.0), ("RuntimeError: CUDA error: uncorrectable ECC error encountered",), "a fault of the GPU"),
+    (Exit(1, None, 15.0), ("OSError: [Errno 28] No space left on device: 'model.pt'",), "a full disk"),
 ]
 
 

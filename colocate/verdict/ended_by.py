@@ -2,7 +2,7 @@
 """Who ended a training: itself, this harness, the kernel for want of memory, or somebody outside. Pure.
 
 A signal that neither this harness nor the kernel's out-of-memory killer sent says nothing about sharing a GPU: an
-administrator, a daemon such as earlyoom, the end of a job.
+administrator, a daemon such as earlyoom, the end of a job. Neither do a fault of the GPU and a full disk.
 """
 
 import re
@@ -31,6 +31,15 @@ _SCHEDULER = re.compile(
 _WORKER_KILLED = re.compile(r"killed by signal: Killed|SIGKILL\(-9\)")
 _SCHEDULER_OOM = re.compile(r"slurmstepd: error: .*oom.kill event", re.IGNORECASE)  # its own control group's, not ours
 
+# Faults of a GPU or its driver (driver_types.h: cudaErrorECCUncorrectable and its neighbours), and of a disk.
+_FAULTS = {
+    "a fault of the GPU or its driver": re.compile(
+        r"uncorrectable (?:ECC|NVLink) error|(?:ECC|Nvlink)Uncorrectable|GPU is lost|fallen off the bus"
+        r"|unsupported display driver|[Dd]river/library version mismatch"
+    ),
+    "a full disk": re.compile(r"\[Errno (?:28|122)\]|PytorchStreamWriter failed writing|Disk quota exceeded"),
+}
+
 # What PyTorch's data loader prints that lost one of its processes.
 _WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\)? (?:is killed by signal: (Killed|Terminated)|exited)")
 
@@ -51,6 +60,9 @@ def killed_from_outside(member: Member) -> str | None:
         if run.exit.host_oom_kills is None:
             return f"by {sent}; whether the kernel sent it for want of host memory cannot be read here"
         return f"by {sent}, which neither this harness nor the kernel's out-of-memory killer sent"
+    fault = next((name for name, words in _FAULTS.items() if words.search(run.last_word)), None)
+    if fault is not None:
+        return f"by {fault}: {run.last_word}"
     worker = next((match[1] for line in run.last_lines if (match := _WORKER.search(line)) and match[1]), None)
     return None if worker is None else f"by the loss of a data-loader worker, which somebody outside ended ({worker})"
 

@@ -117,7 +117,7 @@ class ReasonCode(StrEnum):
     FOREGROUND_DETACHED = ("foreground_detached", "the foreground went on as another process, which had to be ended")
     KILLED_FROM_OUTSIDE = (
         "killed_from_outside",
-        "somebody ended the foreground: neither this harness nor the kernel for want of memory",
+        "the foreground was ended by somebody else, a fault of the GPU or a full disk, and not for want of memory",
     )
     DRY_RUN_FAILED = (
         "dry_run_failed",
