@@ -544,7 +544,9 @@ def test_a_group_without_an_answer_has_no_class() -> None:
 
 
 def test_an_epoch_of_which_pytorch_saw_no_step_proves_nothing() -> None:
-    """Nor does one of which no step was seen at all."""
+    """Nor does one of which no step was seen at all, and one of no steps, which was INFEASIBLE (epoch_unfinished)."""
+    empty = tuple(replace(epoch, steps=0, steps_full=0) for epoch in foreground().epochs)
+    assert judge(evidence(foreground=foreground(epochs=empty))).codes == ("epoch_contradicted",)
     unseen = tuple(event for event in foreground().progress_events if event.kind != "step")
     assert judge(evidence(foreground=foreground(progress_events=unseen))).codes == ("epoch_contradicted",)
     silent = Allocator(200, "cuda", optimizer_steps=0, max_reserved_bytes=MIB)

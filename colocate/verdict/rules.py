@@ -137,7 +137,7 @@ def _how_unfinished(foreground: Member) -> str | None:
     if not end.ok:
         text = f"{foreground.name} ended with {end} before its epoch was done{_last_word(foreground)}"
         return None if end.stopped else text
-    if any(epoch.steps for epoch in foreground.epochs) or _went_on_without_us(foreground):
+    if foreground.epochs or _went_on_without_us(foreground):
         return None
     missing = _missing_completion(foreground)
     return None if missing is None else f"{foreground.name} ended with {end} but {missing}"
@@ -251,8 +251,10 @@ def _contradicted(facts: Facts) -> Iterator[Reason]:
     for gpu_process in evidence.gpu_processes:
         listed = 0 if gpu_process.owner == "balloon" else gpu_process.max_used_bytes or 0
         if listed > peak.expected_bytes + SPIKE_BYTES:
-            text = f"the driver's list has {format_mib(listed)} for {gpu_process.name}"
-            yield Reason(ReasonCode.SENSOR_CONTRADICTED, f"{text}, the whole GPU {facts.peak_text()}")
+            text = (
+                f"the driver's list has {format_mib(listed)} for {gpu_process.name}, the whole GPU {facts.peak_text()}"
+            )
+            yield Reason(ReasonCode.SENSOR_CONTRADICTED, text)
 
 
 def _probe_lost(evidence: Evidence) -> Iterator[Reason]:
@@ -311,19 +313,22 @@ def _foreground_unproven(facts: Facts) -> Iterator[Reason]:
         )
     elif not facts.predicted and foreground.epoch_cut:
         yield Reason(ReasonCode.EPOCH_CUT, f"{foreground.name} was told to cut its epoch: {_epoch_text(foreground)}")
-    if not facts.predicted:
-        yield from _steps_unconfirmed(foreground)
+    yield from _steps_unconfirmed(facts)
 
 
-def _steps_unconfirmed(foreground: Member) -> Iterator[Reason]:
-    """An epoch of which not one step was seen, by its events or by PyTorch loaded in the same training."""
+def _steps_unconfirmed(facts: Facts) -> Iterator[Reason]:
+    """An epoch without a step, or of which its events or PyTorch in the same training show none."""
+    foreground = facts.evidence.foreground
     reported = max((epoch.steps for epoch in foreground.epochs), default=0)
     counted = any(allocator.optimizer_steps for allocator in foreground.allocators)
     seen = any(event.kind in STEP_KINDS for event in foreground.progress_events)
-    if reported and (not seen or (foreground.allocators and not counted)):
-        who = "PyTorch counted none of them" if seen else "and none of them was seen"
-        text = f"{foreground.name} tells of an epoch of {reported} steps, {who}"
-        yield Reason(ReasonCode.EPOCH_CONTRADICTED, text)
+    why = None
+    if foreground.epochs and not reported:
+        why = "and made no step in it"
+    elif reported and not facts.predicted and not (seen and (counted or not foreground.allocators)):
+        why = "PyTorch counted none of its steps" if seen else "and none of its steps was seen"
+    if why is not None:
+        yield Reason(ReasonCode.EPOCH_CONTRADICTED, f"{foreground.name} tells of an epoch of {reported} steps, {why}")
 
 
 def _background_unproven(facts: Facts, background: Member) -> Iterator[Reason]:
@@ -359,11 +364,7 @@ def _what_it_lacked(background: Member) -> str:
 
 def _last_word(member: Member) -> str:
     """Quote the last line of its log about a failure, as the end of a sentence."""
-    failed = [
-        process_run
-        for process_run in member.process_runs
-        if process_run.exit and not process_run.exit.ok and not process_run.exit.stopped
-    ]
+    failed = [run for run in member.process_runs if run.exit and not run.exit.ok and not run.exit.stopped]
     return f": {failed[-1].last_word}" if failed and failed[-1].last_word else ""
 
 
