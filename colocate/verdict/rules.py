@@ -135,8 +135,8 @@ def _how_unfinished(foreground: Member) -> str | None:
     if killed_from_outside(foreground) is not None:
         return None
     if not end.ok:
-        text = f"{foreground.name} ended with {end} before its epoch was done{_last_word(foreground)}"
-        return None if end.stopped else text
+        when = "after the end of its epoch" if foreground.epochs else "before its epoch was done"
+        return None if end.stopped else f"{foreground.name} ended with {end} {when}{_last_word(foreground)}"
     if foreground.epochs or _went_on_without_us(foreground):
         return None
     missing = _missing_completion(foreground)
