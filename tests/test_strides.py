@@ -8,7 +8,7 @@ from builders import background, evidence, foreground, steps
 from colocate.process.exit_status import Exit
 from colocate.units import MIB
 from colocate.verdict.evidence import Member, ProcessRun, ProgressEvent
-from colocate.verdict.overlap import foreground_window, memory_missing_beside
+from colocate.verdict.overlap import foreground_window, memory_missing_beside, overlap, steps_beside
 from colocate.verdict.rules import judge
 from colocate.verdict.strides import neighbours
 
@@ -62,6 +62,19 @@ def test_the_pause_that_is_allowed_shrinks_with_the_foreground() -> None:
     ours = replace(ours, epochs=(replace(ours.epochs[0], elapsed_s=13.0),))
     found = judge(evidence(foreground=ours, background=background(progress_events=tuple(pause))))
     assert "too_little_overlap" in found.codes
+
+
+def test_a_long_evaluation_that_covers_the_foreground_has_no_step_of_it() -> None:
+    """As long as the one before, so it counts as training; the step behind it had not begun."""
+    told = [ProgressEvent(at, 100, "phase", phase) for at in (2.0, 22.0) for phase in ("evaluate", "train")]
+    told = [replace(one, elapsed_s=one.elapsed_s + 12.0 * (one.phase == "train")) for one in told]
+    events = sorted([*quick(1, 2), *quick(14.1, 21.9), *quick(34.1, 36), *told], key=lambda one: one.elapsed_s)
+    ours = foreground(progress_events=steps(200, 23.0, 33.0))
+    ours = replace(ours, epochs=(replace(ours.epochs[0], elapsed_s=33.0),))
+    seen = evidence(foreground=ours, background=background(progress_events=tuple(events)))
+
+    assert overlap(seen) == 1.0
+    assert steps_beside(seen) == 0
 
 
 def test_the_foreground_trains_until_its_last_step() -> None:

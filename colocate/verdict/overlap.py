@@ -52,7 +52,7 @@ def steps_beside(evidence: Evidence) -> int:
     if evidence.background is None or window is None:
         return 0
     found = strides(evidence, evidence.background, window)
-    steps = [(one.earlier.elapsed_s, one.later.elapsed_s) for one in found if one.later.kind in STEP_KINDS]
+    steps = [(one.begun_s, one.later.elapsed_s) for one in found if one.later.kind in STEP_KINDS]
     return sum(start <= window[1] and end >= window[0] for start, end in steps)
 
 

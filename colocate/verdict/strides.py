@@ -32,6 +32,11 @@ class Stride(NamedTuple):
         return self.later.elapsed_s - self.earlier.elapsed_s
 
     @property
+    def begun_s(self) -> float:
+        """The earliest that the step at its end can have begun: at the last sign before it."""
+        return (self.told[-1] if self.told else self.earlier).elapsed_s
+
+    @property
     def kind(self) -> object:
         """From what to what, and what was told on the way: only strides of one kind are compared."""
         return tuple((event.kind, event.phase) for event in (self.earlier, *self.told[:_MOST_TOLD], self.later))
