@@ -7,7 +7,7 @@ Slurm. Knows no pytest. Another engine is another class with `submit`, `poll`, `
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from colocate.process import slurm
 
 if TYPE_CHECKING:
     from colocate.plan import Group
+
+MOST_TASKS = 1000  # of one array: what Slurm takes where nobody sets MaxArraySize
 
 # Reasons of the queue that are somebody's to change: the partition is down, the time too long, the account unknown.
 _STUCK = re.compile(r"^(Partition|BadConstraints|Invalid|Account|Job's account|JobHeld|DependencyNever)")
@@ -49,6 +51,7 @@ class SlurmArrays:
         if gpu and not any(node.gpus for node in self.nodes):
             raise ColocateError(f"--executor={where}: expected machines with GPUs, found none in {self.place}")
         self._name = ""
+        self._jobs: list[str] = []
         self._logs: dict[str, Path] = {}
         self._groups: dict[str, str] = {}  # the ids of tasks, and the groups that they run
 
@@ -106,7 +109,8 @@ class SlurmArrays:
             request = slurm_requests.request_for(self.nodes if self.by_kind else (), group.gpu)
             by_request.setdefault(request, []).append(group.id)
         excluded = [f"--exclude={','.join(sorted(avoid))}"] if avoid else []
-        for number, (request, names) in enumerate(by_request.items(), start=len(self._groups)):
+        arrays = [(how, names) for how, ids in by_request.items() for names in _parts(ids)]
+        for number, (request, names) in enumerate(arrays, start=len(self._jobs)):
             listed = tasks / f"array{number}.txt"
             listed.write_text("".join(f"{tasks / name}\n" for name in names), encoding="utf-8")
             path = f'sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(listed))}'
@@ -123,6 +127,7 @@ class SlurmArrays:
                 cpus=self.cpus,
                 more=(*request, *excluded, *self.more),
             )
+            self._jobs.append(job)
             self._groups |= {f"{job}_{place}": name for place, name in enumerate(names)}
             self._logs |= {name: tasks / f"array{number}_{place}.log" for place, name in enumerate(names)}
 
@@ -155,10 +160,14 @@ class SlurmArrays:
 
     def interrupt(self) -> None:
         """Take back what waits, and tell what runs to end."""
-        slurm.cancel(self._name, "--state=PENDING")
-        slurm.cancel(self._name, "--batch", "--signal=TERM")
+        slurm.cancel(self._jobs, "--state=PENDING")
+        slurm.cancel(self._jobs, "--batch", "--signal=TERM")
 
     def cancel(self) -> None:
         """End all tasks at once."""
-        if self._name:
-            slurm.cancel(self._name)
+        slurm.cancel(self._jobs)
+
+
+def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(names), MOST_TASKS):
+        yield names[start : start + MOST_TASKS]

@@ -36,7 +36,7 @@ TASK = "COLOCATE_TASK"
 
 LOOK_S = 0.5  # how often the files of tasks are looked at
 POLL_S = 5.0  # how often the queue is asked: often enough for a person, seldom enough for a cluster
-GONE_S = 5.0  # a task that is out of the queue for so long, and has not reported its end, will not
+GONE_S = 4.0  # a task that the queue does not know for so long, twice in a row, will not report its end any more
 GRACE_S = 30.0  # a task that is told to end stops its trainings, waits for the GPU and writes its record
 
 
@@ -107,7 +107,7 @@ class RemoteGroups:
         self.run = run_directory_of(config)
         self.folder = self.run.path / "tasks"
         self._begun: list[dict[str, Any]] = []
-        self._asked_t = float("-inf")
+        self._asked_t = self._answered_t = float("-inf")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
@@ -172,9 +172,10 @@ class RemoteGroups:
             queue = self.executor.poll()
         except ColocateError:  # the queue may be too busy to answer; the jobs are there
             return
+        self._answered_t = time.monotonic()
         for task in tasks:
             gone = task.group.id not in queue
-            task.missing_since = (task.missing_since or time.monotonic()) if gone else None
+            task.missing_since = (task.missing_since or self._answered_t) if gone else None
         waiting = [{"name": name, "reason": why} for name, why in queue.values() if why is not None]
         make_folder((self.run.path / QUEUE).parent)
         tell(self.run.path / QUEUE, {"place": self.executor.place, "waiting": waiting})
@@ -234,7 +235,7 @@ class RemoteGroups:
 
     def _is_lost(self, task: _Task) -> bool:
         since = task.missing_since
-        return since is not None and time.monotonic() - since > GONE_S and self._crashed(task)
+        return since is not None and self._answered_t - since > GONE_S and self._crashed(task)
 
     def _crashed(self, task: _Task) -> bool:
         on = f" on {task.begun['host']}" if task.begun else ""
@@ -250,7 +251,7 @@ class RemoteGroups:
         deadline = time.monotonic() + GRACE_S
         queue: dict[str, Any] = {"": None} if left else {}
         while queue and time.monotonic() < deadline:
-            time.sleep(LOOK_S)
+            time.sleep(2 * LOOK_S)
             with contextlib.suppress(ColocateError):
                 queue = self.executor.poll()
         for task in left:

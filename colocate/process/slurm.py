@@ -152,10 +152,11 @@ def queued(name: str) -> dict[str, Task]:
     return {task.id: task for task in tasks if task.state not in _ENDED}
 
 
-def cancel(name: str, *more: str) -> None:
-    """End the jobs of this name, or with ``--state`` and ``--signal`` some of them; that none is left is no error."""
-    with contextlib.suppress(ColocateError):
-        _ask(["scancel", f"--name={name}", *more])
+def cancel(jobs: Sequence[str], *more: str) -> None:
+    """End jobs, or with ``--state`` and ``--signal`` some of their tasks; that nothing is left is no error."""
+    if jobs:
+        with contextlib.suppress(ColocateError):
+            _ask(["scancel", *more, *jobs])
 
 
 def options(text: str) -> tuple[str, ...]:
