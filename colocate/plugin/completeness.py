@@ -114,10 +114,12 @@ class CompletenessCheck:
         if nodeid in self.judged:  # the verdict was there; what died was only the cleaning up
             report.when, report.outcome, report.longrepr = "teardown", "passed", None
         else:
-            died = f"the process that ran this group died ({why})"
+            told = self._was_told_to_end(nodeid)
+            died = "the process that ran this group was told to end" if told else "the process that ran this group died"
+            died += f" ({why})"
             if nodeid in self.setbacks:
                 died += f"; before, {self.setbacks[nodeid]}"
-            self._end_as(report, INTERRUPTED if self._was_told_to_end(nodeid) else CRASHED, died)
+            self._end_as(report, INTERRUPTED if told else CRASHED, died)
 
     def _was_told_to_end(self, nodeid: str) -> bool:
         """The process that ran a group has recorded that somebody interrupted it."""
