@@ -471,10 +471,7 @@ def test_a_run_of_which_only_the_records_are_left_has_the_same_rows(run):
 
 def test_a_record_of_another_version_is_shown_as_far_as_it_is_known(run):
     begin(run, ["group01"])
-    path = finish(run, 1).experiment
-    document = json.loads(path.read_text())
-    del document["evidence"]["trace"]
-    path.write_text(json.dumps(document))
+    finish(run, 1).verdict.write_text('{"outcome": "FEASIBLE"}')
     assert [(row.group, row.record["outcome"]) for row in read_run(run.path).rows] == [("group01", "FEASIBLE")]
 
 
