@@ -168,3 +168,12 @@ def test_a_group_that_ends_again_has_one_row(run):
     (row,) = rows_of(run)
     assert row["directory"] == "mnist_parallel_001_attempt2"
     assert row["attempts"] == "2"
+
+
+def test_the_first_group_of_a_resumed_run_has_its_row_at_once(run):
+    """Its record was on the disk already when the rows of the others were read: it counted as known."""
+    finish(run, 1)
+    write_summary(run)
+    finish(run, 2)
+    Summary(run).take(planned(2))
+    assert [row["group"] for row in rows_of(run)] == ["group01", "group02"]

@@ -166,13 +166,14 @@ class Summary:
         Raises:
             OSError: it cannot be written.
         """
+        is_first = self._lines is None
         if self._lines is None:
             self._lines = {one["group"]: (number, _line(one)) for number, one in _numbered(self._run)}
             self._kept = reused_groups(self._run)
         known, line = self._lines.pop(group.id, None), self._line_of(group, reported)
         if line is not None:
             self._lines[group.id] = line
-        if known != line or not self._run.summary.exists():
+        if is_first or known != line:  # of a group that was kept it stands there already
             with _alone(self._run.path):
                 write_text(self._run.summary, HEAD + "".join(text for _, text in sorted(self._lines.values())))
 
