@@ -144,6 +144,14 @@ def test_only_what_may_be_gone_next_time_is_repeated(seen: Evidence, started: bo
     assert retry_cause(judge(seen), started=started) == cause
 
 
+def test_a_dry_run_that_failed_is_repeated_whole_if_its_passes_were_cut() -> None:
+    """A program that counts on all its batches was INCONCLUSIVE in a group; alone, `predict` ran it whole."""
+    unfinished = foreground(allocators=(simulated(600),), epochs=())
+    verdict = judge(predicted_evidence(554, 600, foreground=unfinished))
+
+    assert [retry_cause(verdict, started=True, cut=cut) for cut in (False, True)] == [None, "dry_run_failed"]
+
+
 def test_a_damaged_record_is_left_out(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     path = write(run, evidence())

@@ -95,12 +95,16 @@ def observing(
     *,
     plan: str,
     asks: bool = True,
+    whole: bool = False,
 ) -> Iterator[GroupRun]:
-    """A group under watch, before anything has started; leaving early writes a record that says so."""
+    """A group under watch, before anything has started; leaving early writes a record that says so.
+
+    ``whole``: on a virtual GPU no pass over data is cut.
+    """
     meter = CpuEnergyMeter()
     with (
         Sampler(device, cpu_energy=meter) as monitor,
-        GroupRun(group, device, monitor, directory, plan=plan, cpu_energy=meter, asks=asks) as observation,
+        GroupRun(group, device, monitor, directory, plan=plan, cpu_energy=meter, asks=asks, whole=whole) as observation,
     ):
         monitor.wait_for_sample(timeout_s=2.0)
         try:

@@ -198,7 +198,7 @@ class GroupRun(ObservedGroup):
 
     def _start(self, training: TrainingMonitor, log: Path) -> Process:
         # What a short pass over its data has to show is known then; a background that ends has to last.
-        whole = training.role == "background" and training.simulated_t is not None
+        whole = self._whole or (training.role == "background" and training.simulated_t is not None)
         process = start(
             self._command(training.role, training.training, whole=whole),
             log=log,

@@ -52,6 +52,7 @@ class ObservedGroup:
         plan: str,
         cpu_energy: CpuEnergyMeter | None = None,
         asks: bool = True,
+        whole: bool = False,
     ) -> None:
         self.group = group
         self.directory = directory
@@ -70,6 +71,8 @@ class ObservedGroup:
         )
         self._faults: list[tuple[str, str]] = []
         self._asks = asks
+        self._whole = whole
+        self.was_cut = False
         self._stepping_s: float | None = None
         self.verdict: Verdict | None = None
         self._cpu_energy = cpu_energy
@@ -121,6 +124,7 @@ class ObservedGroup:
             text = f"{self.directory.path}: expected room on the disk, found it full, which a training may have met too"
             self._faults.append(("disk_full", text))
         evidence = self.evidence()
+        self.was_cut = any(one.passes_cut for one in evidence.foreground.allocators)
         self.verdict = write_record(self.directory, self.group, evidence, self._monitor.vitals(), self._run.name)
         return self.verdict
 

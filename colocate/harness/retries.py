@@ -53,21 +53,21 @@ class Retries:
         observation = first or self._attempt(number, directories)
         while (cause := self._cause(observation)) and self._is_worth_it(cause, spoiled):
             spoiled.append(cause)
-            observation = self._attempt(number, directories)
+            observation = self._attempt(number, directories, whole=cause == CUT)
 
     def _cause(self, observation: GroupRun) -> str | None:
         assert observation.verdict is not None, "an attempt is concluded"
-        return retry_cause(observation.verdict, started=observation.started)
+        return retry_cause(observation.verdict, started=observation.started, cut=observation.was_cut)
 
     def _is_worth_it(self, cause: str, spoiled: list[str]) -> bool:
         usable = Quarantine(self.run.quarantine).why(self.device.info.uuid) is None
         return usable and cause not in spoiled and len(spoiled) < self.max_retries
 
-    def _attempt(self, number: int, directories: list[GroupDirectory]) -> GroupRun:
+    def _attempt(self, number: int, directories: list[GroupDirectory], *, whole: bool = False) -> GroupRun:
         directory = new_directory(self.run, self.group, number)
         directories.append(directory)
         device = fresh(self.device, directory.virtual_gpu)
-        with observing(self.group, device, directory, plan=self.plan) as observation:
+        with observing(self.group, device, directory, plan=self.plan, whole=whole) as observation:
             run_to_the_end(observation, self.wait_s)
             return observation
 
@@ -79,14 +79,19 @@ RETRY_CAUSES = ("foreign_process", "sensor_gap", "supervisor_lost", "killed_from
 # On the virtual GPU a foreground trains for a second: a background that was saving then is told by the next attempt.
 RETRY_CAUSES_OF_DRY_RUNS = frozenset({"background_no_step", "too_little_overlap"})
 
+# A program that fails in a dry run may count on passes over its data that were cut: the next attempt cuts none.
+CUT = "dry_run_failed"
 
-def retry_cause(verdict: Verdict, *, started: bool) -> str | None:
+
+def retry_cause(verdict: Verdict, *, started: bool, cut: bool = False) -> str | None:
     """Return why it makes sense to repeat an attempt at once, or None if it does not.
 
-    What kept it from starting at all was waited for already.
+    What kept it from starting at all was waited for already. ``cut``: passes of the foreground over its data were cut.
     """
     if verdict.outcome is not Outcome.INCONCLUSIVE or not started:
         return None
     if verdict.basis == "predicted" and RETRY_CAUSES_OF_DRY_RUNS.issuperset(verdict.codes):
         return verdict.codes[0]
+    if cut and CUT in verdict.codes:
+        return CUT
     return next((code for code in RETRY_CAUSES if code in verdict.codes), None)
