@@ -80,7 +80,8 @@ class ReasonCode(StrEnum):
     NO_OPTIMIZER_STEP = ("no_optimizer_step", "the dry run made backward passes, but no optimizer step")
     ERROR_CAUGHT = (
         "error_caught",
-        "on the virtual GPU an operator raised an error, which the program caught: a GPU may have done more",
+        "on the virtual GPU an operator raised an error that the CPU would not raise, and the program caught it: "
+        "a GPU may have done more",
     )
     ENDED_EARLY = ("ended_early", "the dry run ended the program before code that may use the GPU")
     PEAK_BETWEEN_SAMPLES = ("peak_between_samples", "a peak between two samples may have reached the limit")

@@ -58,18 +58,11 @@ def compute_on_host(fake_mode: Any, function: Any, flat_args: Any, structure: An
 
     It computes with zeros, on the CPU and not on a device that is not there.
     """
-    most = sum(operators.size_bytes(one) for one in flat_args if isinstance(one, FakeTensor))
     mutates = any(one.alias_info is not None for one in function._schema.arguments)
-    if mutates or torch.Tag.inplace_view in function.tags or most > MOST_COMPUTED_BYTES:
+    if mutates or torch.Tag.inplace_view in function.tags or not _is_cheap_on_host(flat_args):
         raise refused
-
-    def on_host(one: Any) -> Any:
-        if isinstance(one, FakeTensor):
-            return torch.zeros(tuple(one.shape), dtype=one.dtype)
-        return torch.device("cpu") if isinstance(one, torch.device) else one
-
     with unset_fake_temporarily(), torch._C._DisableTorchDispatch():
-        args, kwargs = pytree.tree_unflatten([on_host(one) for one in flat_args], structure)
+        args, kwargs = pytree.tree_unflatten(list(map(_zeros_on_host, flat_args)), structure)
         try:
             found = function(*args, **kwargs)
         except Exception as error:
@@ -82,6 +75,31 @@ def compute_on_host(fake_mode: Any, function: Any, flat_args: Any, structure: An
 
     with fake_mode:
         return pytree.tree_map(on_device, found)
+
+
+def fails_on_host(function: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an operator that raised here does so on the CPU too, with zeros: then a GPU would refuse it as well."""
+    flat_args, structure = pytree.tree_flatten((args, kwargs))
+    if not _is_cheap_on_host(flat_args):
+        return False
+    with unset_fake_temporarily(), torch._C._DisableTorchDispatch():
+        host_args, host_kwargs = pytree.tree_unflatten(list(map(_zeros_on_host, flat_args)), structure)
+        try:
+            function(*host_args, **host_kwargs)
+        except Exception:
+            return True
+    return False
+
+
+def _is_cheap_on_host(flat_args: Any) -> bool:
+    sizes = (operators.size_bytes(one) for one in flat_args if isinstance(one, FakeTensor))
+    return sum(sizes) <= MOST_COMPUTED_BYTES
+
+
+def _zeros_on_host(one: Any) -> Any:
+    if isinstance(one, FakeTensor):
+        return torch.zeros(tuple(one.shape), dtype=one.dtype)
+    return torch.device("cpu") if isinstance(one, torch.device) else one
 
 
 fake_impls.run_fallback_kernel = fake_tensor.run_fallback_kernel = compute_on_host
@@ -112,13 +130,14 @@ class Emulator:
         except (torch.OutOfMemoryError, UnsupportedError):
             raise
         except Exception as error:
-            self._note_error(function, error)
+            if "error_raised" not in self.record.fields and not fails_on_host(function, args, kwargs):
+                self._note_error(function, error)
             raise
 
     def _note_error(self, function: Any, error: Exception) -> None:
         """A program that goes on after an error here may have left out what a GPU would have done."""
         frame = calling_frame()
-        if frame is not None and "error_raised" not in self.record.fields:
+        if frame is not None:
             text = f"{function} raised {type(error).__name__} at {place_of(frame)}, and the program went on"
             self.record.fields["error_raised"] = text
 

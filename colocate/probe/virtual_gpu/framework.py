@@ -84,7 +84,8 @@ def _make_fake_tensors_readable(emulator: Emulator) -> None:
 
 def _follow_unknown_numbers(emulator: Emulator) -> None:
     """Numbers that are read from unknown values stay recognisable, because programs decide by them."""
-    item, to_list, values, decisions = torch.Tensor.item, torch.Tensor.tolist, emulator.values, emulator.decisions
+    item, to_list, to_numpy = torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.numpy
+    values, decisions = emulator.values, emulator.decisions
 
     def tracked_item(tensor: Any) -> Any:
         outer = values.reads_item
@@ -99,7 +100,14 @@ def _follow_unknown_numbers(emulator: Emulator) -> None:
         listed = to_list(tensor)
         return pytree.tree_map(lambda one: tracked(one, decisions), listed) if UNKNOWN in tensor.__dict__ else listed
 
-    torch.Tensor.item, torch.Tensor.tolist = tracked_item, tracked_list
+    def scaled_array(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        array = to_numpy(tensor, *args, **kwargs)
+        if UNKNOWN in tensor.__dict__ and array.dtype.kind == "f" and array.flags.writeable:
+            decisions.escaped()
+            array *= decisions.number(1.0)  # arrays forget where they come from, but fall or rise as numbers do
+        return array
+
+    torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.numpy = tracked_item, tracked_list, scaled_array
 
 
 def _refuse_access_to_data(emulator: Emulator) -> None:
