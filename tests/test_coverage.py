@@ -1,6 +1,5 @@
 """How far a dry run goes, and what it says about the rest."""
 
-import ast
 import random
 from types import SimpleNamespace
 
@@ -8,9 +7,11 @@ import pytest
 import torch
 from emulated import PROGRAMS, Bench, Run
 
+import colocate.probe.virtual_gpu.watch
+from colocate.probe.virtual_gpu.conditions import move_counters
 from colocate.probe.virtual_gpu.growth import StepMemory
 from colocate.probe.virtual_gpu.longest import Longest
-from colocate.probe.virtual_gpu.loop_source import Loop
+from colocate.probe.virtual_gpu.watch import Watch
 
 MIB = 1 << 20
 
@@ -18,7 +19,9 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """All loops in one process, since most of the time goes into importing torch."""
-    bench = Bench(tmp_path_factory.mktemp("covered"), gpu_mib=1 << 20, batches_per_pass=3)
+    bench = Bench(
+        tmp_path_factory.mktemp("covered"), gpu_mib=1 << 20, batches_per_pass=3, environment={"COLOCATE_TRACE": "1"}
+    )
     return bench.run(PROGRAMS / "covered.py", timeout_s=600)
 
 
@@ -38,6 +41,8 @@ def test_what_is_reached_late_is_in_the_peak(run: Run) -> None:
     """Accumulation, a phase at a step, the longest batch: three batches a pass used to show none of them."""
     assert peak_mib(run, "accumulated") > 4 * 6 * 16, "parameters, gradients, and two states of Adam"
     assert peak_mib(run, "late_phase") > 4 * 64
+    assert peak_mib(run, "late_phase_of_an_object") > 4 * 64, "its counter is an attribute, tested in a method"
+    assert peak_mib(run, "epochs") > 4 * 64, "of 5,000 turns those that repeat others were left out"
     assert peak_mib(run, "longest") > 4 * 30_000 * 512 * 4 // MIB
 
 
@@ -46,13 +51,15 @@ def test_memory_that_grows_is_told_with_its_line_and_its_steps(run: Run) -> None
     coverage = run.record["coverage"]
     source = (PROGRAMS / "covered.py").read_text().splitlines()
     line = next(number for number, text in enumerate(source, 1) if "# kept here" in text)
-    leak, streamed = coverage["growth"]
+    leak, streamed, turns = coverage["growth"]
 
     assert leak["place"] == f"covered.py:{line}"
     assert leak["bytes_per_step"] >= 512 * 512 * 4
     assert leak["steps_seen"] + leak["steps_left"] == 1 << 14
     assert coverage["growth_bytes"] > 15_000 * MIB
     assert streamed["steps_left"] is None
+    assert turns["bytes_per_step"] >= 512 * 512 * 4
+    assert 4_900 < turns["steps_left"] < 5_000
     doubts = sorted(code for code, _ in coverage["doubts"])
     assert doubts == ["longest_batch_unseen", "memory_grows"], "of the two streams, whose batches nobody knows ahead"
 
@@ -77,37 +84,58 @@ def test_only_what_every_step_leaves_behind_is_growth() -> None:
 
 
 CONDITIONS = """
-def train(loader, every, flag):
-    step = 0
-    for number, batch in enumerate(loader):
-        step += 1
-        if step % every == 0:
+class Trainer:
+    def step(self, number):
+        self.steps += 1
+        if self.steps % self.every == 0:
             evaluate()
         if number % 10 == 9:
-            print(number, flag.item())
-        if flag and number > 50:
+            print(number)
+        if self.every and number > 50:
             unfreeze()
-        if len(batch) > 3:
-            other()
+        return len(self.seen) > 3
+
+def counting():
+    count = 0
+    def step():
+        nonlocal count
+        count += 1
+        if is_main() and count == 70:
+            evaluate()
+    return step
+is_main = lambda: True
 """
 
 
-def test_a_condition_on_a_counter_is_asked_ahead_without_calling_the_program(tmp_path) -> None:
-    path = tmp_path / "loop.py"
+def test_a_condition_on_a_counter_is_asked_ahead_without_calling_the_program(tmp_path, monkeypatch) -> None:
+    """Counters on objects and in closures gave no doubt: a phase at step 100 was silently left out."""
+    path = tmp_path / "own.py"
     path.write_text(CONDITIONS)
-    loop = Loop.at(str(path), 4)
-    assert loop is not None
+    monkeypatch.setattr(colocate.probe.virtual_gpu.watch, "is_own", lambda name: name == str(path))
+    scope: dict = {}
+    exec(compile(CONDITIONS, str(path), "exec"), scope)
+    trainer, step, watch = scope["Trainer"](), scope["counting"](), Watch()
+    trainer.steps, trainer.every, trainer.seen = 0, 100, []
+    watch.put_into_functions("loop", None)
+    level = SimpleNamespace(place="loop", given=0, whole=500, outer=None)
+    watch.begin(level)
+    for level.given in range(1, 4):
+        trainer.step(level.given - 1)
+        step()
 
-    frame = SimpleNamespace(f_globals={}, f_code=compile("", "loop.py", "exec"))
-    frame.f_locals = {"number": 0, "step": 1, "every": 100, "flag": True, "batch": [1]}
-    loop.observe(frame)
-    frame.f_locals = {**frame.f_locals, "number": 1, "step": 2}
-    moved = loop.observe(frame)
-    news = {condition.line: (ahead, condition.is_harmless) for ahead, condition in loop.first_news(frame, moved, 500)}
-
-    assert moved == {"number": 1, "step": 1}
-    assert news == {6: (98, False), 8: (8, True), 10: (50, False)}
-    assert isinstance(Loop.tree_of(str(path)), ast.Module)
+    news = {one.text: (one.news(level, 500)[:1], one.weighs) for one in watch.conditions()}
+    assert news == {
+        "self.steps % self.every == 0": ([97], True),
+        "number % 10 == 9": ([7], False),
+        "self.every and number > 50": ([49], True),
+        "len(self.seen) > 3": ([], True),
+        "is_main() and count == 70": ([67], True),
+    }
+    move_counters(watch.noted_in(level), level, 66)
+    scope["evaluate"] = [].append
+    assert (trainer.steps, step.__closure__[0].cell_contents) == (69, 69)
+    with pytest.raises(TypeError):
+        step()  # the phase at step 70
 
 
 class Texts(torch.utils.data.Dataset):

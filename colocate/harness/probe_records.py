@@ -219,6 +219,7 @@ def _coverage(told: Any, passes_cut: int) -> Coverage | None:
             whole(one["batches_run"]) or 0,
             whole(one["batches_whole"]),
             whole(one["steps"]) or 0,
+            line(one.get("unit"), 20) or "batches",
         )
         for one in told["loops"]
     ]

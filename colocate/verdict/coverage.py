@@ -16,10 +16,10 @@ MOST_PLACES = 4  # named in a sentence
 
 @dataclass(frozen=True, slots=True)
 class PassCoverage:
-    """The passes over the data that one loop of the program made.
+    """The passes over the data that one loop of the program made, or the turns of a loop over a range.
 
     ``place`` is the file and line of the loop; ``steps`` counts optimizer steps made in it; ``batches_whole`` is None
-    where nobody knows how long a pass is.
+    where nobody knows how long a pass is; ``unit`` says of what the numbers are, in the plural.
     """
 
     place: str
@@ -27,13 +27,14 @@ class PassCoverage:
     batches_run: int
     batches_whole: int | None
     steps: int = 0
+    unit: str = "batches"
 
     @property
     def text(self) -> str:
         """``train.py:12: 3 of 313 batches``."""
         whole = "an unknown number of" if self.batches_whole is None else f"{self.batches_whole:,}"
         passes = f" in {self.passes} passes" if self.passes > 1 else ""
-        return f"{self.place}: {self.batches_run:,} of {whole} batches{passes}"
+        return f"{self.place}: {self.batches_run:,} of {whole} {self.unit}{passes}"
 
 
 @dataclass(frozen=True, slots=True)

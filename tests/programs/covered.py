@@ -78,6 +78,24 @@ def late_phase():
                 network(4096, 4)
 
 
+class Trainer:
+    def __init__(self):
+        self.net, self.adam = network()
+        self.state = {"step": 0}
+
+    def train_step(self, x):
+        step(self.net, self.adam, x)
+        self.state["step"] += 1
+        if self.state["step"] % 9_000 == 0:
+            network(4096, 4)
+
+
+def late_phase_of_an_object():
+    trainer = Trainer()
+    for (x,) in DataLoader(TensorDataset(torch.randn(1 << 17, 512)), 8):
+        trainer.train_step(x)
+
+
 def accumulated():
     net, adam = network(2048, 6)
     for number, (x,) in enumerate(DataLoader(TensorDataset(torch.randn(40_000, 2048)), 2)):
@@ -122,5 +140,26 @@ def uneven_stream():
         step(net, adam, x)
 
 
-for loop in (lengths, leak, healthy, late_phase, accumulated, longest, stream, uneven_stream):
+def epochs():
+    net, adam = network()
+    kept = []
+    for epoch in range(5_000):
+        kept.append(step(net, adam, torch.randn(512, 512)) + torch.zeros(512, 512).cuda())  # kept in each turn
+        if epoch == 3_000:
+            network(4096, 4)
+    assert epoch == 4_999
+
+
+for loop in (
+    lengths,
+    leak,
+    healthy,
+    late_phase,
+    late_phase_of_an_object,
+    accumulated,
+    longest,
+    stream,
+    uneven_stream,
+    epochs,
+):
     peak_of(loop)

@@ -17,10 +17,14 @@ MOST_INSTRUCTIONS = 200  # of a side that only raises; messages are short
 
 # Calls that move no memory of the device, by the last part of their name.
 _LIGHT = """
-print debug info warning warn error exception critical log write flush format join strftime
-round len str repr int float bool min max abs exp sqrt isfinite isnan isinstance getattr hasattr
-item items keys values state_dict dump dumps time perf_counter eval train zero_grad collect empty_cache
-add_scalar add_scalars set_description set_postfix makedirs mkdir exists remove rename copyfile copy2
+print debug info warning warn error exception critical log write flush format join strftime split strip replace
+round len str repr int float bool min max abs exp sqrt isfinite isnan isinstance getattr hasattr range enumerate zip
+item items keys values get state_dict dump dumps time time_ns perf_counter sleep timedelta datetime now
+eval train zero_grad detach cpu numpy tolist mean sum avg any all append extend update reset array
+collect empty_cache synchronize memory_allocated max_memory_allocated memory_reserved max_memory_reserved
+memory_summary add_scalar add_scalars add_text set_description set_description_str set_postfix set_postfix_str
+get_last_lr lr getLogger report display tqdm close exit makedirs mkdir exists remove rename copyfile copy2
+system __colocate_told__
 """
 LIGHT_CALLS = frozenset(_LIGHT.split())
 LIGHT_PREFIXES = ("save", "log_", "print")
@@ -86,7 +90,7 @@ def number_decides(filename: str, line: int) -> bool:
         return False
     test = _test_at(tree, line)
     if isinstance(test, ast.If | ast.While | ast.IfExp):
-        return any(_does_work(tree, side, frozenset()) for side in _both(test))
+        return any(does_work(tree, side, frozenset()) for side in _both(test))
     scope = _function_at(tree, line)
     targets = {name for one in _statements_at(scope, line) for name in _targets(one)}
     return any(_tested(scope, name, frozenset()) for name in targets)
@@ -243,11 +247,11 @@ def _is_exit(tree: ast.AST, test: ast.AST) -> bool:
 def _weighs(tree: ast.AST, side: Side, other: Side) -> bool:
     """A side does work, or is all the rest because the other one leaves."""
     leaves = bool(other) and isinstance(other[-1], ast.Break | ast.Continue | ast.Return)
-    return leaves or _does_work(tree, side, frozenset())
+    return leaves or does_work(tree, side, frozenset())
 
 
-def _does_work(tree: ast.AST, side: Iterable[ast.AST], asked: frozenset[str]) -> bool:
-    """Something in these statements may need memory of the device, now or by what it sets."""
+def does_work(tree: ast.AST, side: Iterable[ast.AST], asked: frozenset[str] = frozenset()) -> bool:
+    """Something in these statements may need memory of the device, now or by what it sets in the tree."""
     for statement in side:
         if any(_is_work(node) for node in _heavy_nodes(statement)):
             return True
@@ -256,13 +260,14 @@ def _does_work(tree: ast.AST, side: Iterable[ast.AST], asked: frozenset[str]) ->
     return False
 
 
-def _heavy_nodes(statement: ast.AST) -> Iterator[ast.AST]:
-    """Its parts, without the arguments of calls that move no memory."""
-    yield statement
-    for child in ast.iter_child_nodes(statement):
-        if isinstance(child, ast.Call) and _is_light(child):
-            continue
-        yield from _heavy_nodes(child)
+def _heavy_nodes(statement: ast.AST, light: bool = False) -> Iterator[ast.AST]:
+    """Its parts; of the arguments of calls that move no memory only the calls."""
+    if isinstance(statement, ast.Call) or not light:
+        yield statement
+    light = light or (isinstance(statement, ast.Call) and _is_light(statement))
+    if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+        for child in ast.iter_child_nodes(statement):
+            yield from _heavy_nodes(child, light)
 
 
 def _is_work(node: ast.AST) -> bool:
@@ -325,7 +330,7 @@ def _tested(tree: ast.AST, name: str, asked: frozenset[str]) -> bool:
     asked = asked | {name}
     for node in ast.walk(tree):
         if isinstance(node, ast.If | ast.While | ast.IfExp) and _mentions(node.test, name):
-            if any(_does_work(tree, side, asked) for side in _both(node)):
+            if any(does_work(tree, side, asked) for side in _both(node)):
                 return True
         elif (
             isinstance(node, ast.Assign)

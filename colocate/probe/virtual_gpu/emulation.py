@@ -28,7 +28,7 @@ from .allocator import CachingAllocator, Settings
 from .attribution import Attribution
 from .compilers import replace_compilers
 from .convolutions import workspace_bound
-from .coverage import EFFORTS, Coverage
+from .coverage import Coverage
 from .cuda_interface import capability_of, install_cuda_interface
 from .dispatch import EmulationMode, Emulator, UnsupportedError
 from .framework import install_framework_patches
@@ -40,9 +40,11 @@ from .moving import install_moving
 from .one_process import install_one_process
 from .operators import DEVICE, matrix_workspace_bytes
 from .pacing import Pace
+from .passes import EFFORTS
 from .saving import install_saving
 from .state import GpuFull, VirtualGpu
 from .trace import AllocationTrace, Twin
+from .turns import install_turns
 
 # PyTorch reads both; the first is the newer name.
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -108,6 +110,8 @@ def emulate(gpu_path: str, record: Record, watcher: AfterImport, batches_per_pas
         coverage = Coverage(record, device.steps, device.memory.settle, effort, may_end=device.trace is not None)
         coverage.install()
         cut_loaders(batches_per_pass, record, coverage)
+        if coverage.may_end:
+            install_turns(coverage)
     record.keep_writing()
 
 

@@ -7,6 +7,7 @@ that growth is told from memory that merely moves: what a step allocated and two
 
 import ast
 import itertools
+import statistics
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ LEAST_BYTES = 512
 # Steps that must each have left something before it is called growth. The first ones make gradients, the optimizer's
 # state, averages; a queue of batches keeps two or three.
 CONFIRMED_STEPS = 4
+
+# What a step keeps may be so many times what it usually is; what is made once, such as an optimizer's state, is not.
+ALIKE = 4
 
 # What steps that are left out add is told from this size on; of a pass without a known end so many are reckoned with.
 LEAST_GROWTH_BYTES = 16 << 20
@@ -98,12 +102,14 @@ class StepMemory:
     def kept(self, since: int) -> Kept:
         """What the steps from ``since`` on have left, without the latest, whose variables still live."""
         until = self.step - 2
-        found = [size for step, size in self._left.items() if since <= step <= until and size >= LEAST_BYTES]
-        return Kept(len(found), until - since + 1, sum(found))
+        found = [size for step, size in list(self._left.items()) if since <= step <= until and size >= LEAST_BYTES]
+        usual = statistics.median_low(found) if found else 0
+        alike = [size for size in found if usual <= ALIKE * size and size <= ALIKE * usual]
+        return Kept(len(alike), until - since + 1, sum(alike))
 
     def still_held(self, first: int, last: int) -> int:
         """What the steps from ``first`` to ``last`` have left and still lives, in bytes."""
-        return sum(size for step, size in self._left.items() if first <= step <= last)
+        return sum(size for step, size in list(self._left.items()) if first <= step <= last)
 
 
 class Keeper:

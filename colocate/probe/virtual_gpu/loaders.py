@@ -11,6 +11,7 @@ import dis
 import inspect
 import itertools
 import sys
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -21,8 +22,9 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 
 from ..origin import OURS
 from ..record import Record
-from .coverage import Coverage, Pass
+from .coverage import Coverage
 from .longest import Longest, size_of
+from .passes import Pass
 
 # Indices that a pass may be walked through for its last batch, about a second; a sampler may have ten billion.
 WALKED = 5_000_000
@@ -52,11 +54,14 @@ def cut_loaders(batches: int, record: Record, coverage: Coverage) -> None:
         indices.asked(frame)
         if isinstance(iterator, _MultiProcessingDataLoaderIter) and iterator._send_idx == iterator._rcvd_idx:
             iterator._try_put_index()  # workers have nothing to do: the pass had not said yet that it goes on
+        began_t = time.monotonic()
         try:
             batch = give(iterator)
         except StopIteration:
             indices.ended()
             raise
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            indices.waited(time.monotonic() - began_t)
         indices.measured(batch)
         Enumerate.jumped += indices.gave(frame)
         return batch
@@ -170,7 +175,7 @@ class Indices:
     def asked(self, frame: Any) -> None:
         """The program asks for its next batch."""
         first = self._pass.known is None
-        self._coverage.asked(self._pass, _looping(frame))
+        self._coverage.asked(self._pass, looping(frame))
         if first:
             self._granted = max(self._next, min(self._granted, self._coverage.least(self._pass, self._least)))
         if self._out or self._next < self._granted or self._targets is not None:
@@ -182,7 +187,7 @@ class Indices:
             if len(self._sizes) > 1:
                 seen = "could not be looked at ahead of the run"
                 self._coverage.doubt("longest_batch_unseen", f"batches differ in shape, and the rest of them {seen}")
-            self._targets = self._coverage.cut(self._pass, _looping(frame))
+            self._targets = self._coverage.cut(self._pass, looping(frame))
 
     def measured(self, batch: Any) -> None:
         """Take note of a batch's size; the largest of a cut pass may be missing if they differ."""
@@ -191,7 +196,11 @@ class Indices:
 
     def gave(self, frame: Any) -> int:
         """The program has got a batch; how many were left out before it."""
-        return self._coverage.gave(self._pass, self._out.pop(0), _looping(frame)) if self._out else 0
+        return self._coverage.gave(self._pass, self._out.pop(0), looping(frame)) if self._out else 0
+
+    def waited(self, seconds: float) -> None:
+        """The program has waited for its workers: their time is this machine's, too."""
+        self._pass.asked_s -= seconds
 
     def ended(self) -> None:
         """The program has asked for more than there is."""
@@ -235,7 +244,7 @@ def _consumer() -> Any:
     return frame
 
 
-def _looping(frame: Any) -> Any:
+def looping(frame: Any) -> Any:
     """The frame whose loop it is in the end: neither ours nor a generator's that hands the batches on."""
     while frame.f_back is not None and (frame.f_code.co_flags & GENERATOR or _is_ours(frame)):
         frame = frame.f_back

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests in the program's source that compare numbers: the outcomes they had, and when another one comes.
+
+A condition such as ``self.step % 100 == 0`` is asked for the steps that a cut pass leaves out, so that the pass can
+jump to the first one at which something new happens. Nothing of the program is called: only names, attributes, numbers
+and arithmetic are evaluated.
+"""
+
+import ast
+import contextlib
+import copy
+import itertools
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .branches import does_work
+from .decisions import UnknownFloat, UnknownInt
+
+PURE_CALLS = {"len": len, "min": min, "max": max, "int": int, "round": round, "abs": abs, "bool": bool}
+PLAIN = (int, float, str, bool, type(None), list, tuple, dict, set, range)
+EVALUATED = (
+    ast.BoolOp,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.Compare,
+    ast.Name,
+    ast.Attribute,
+    ast.Constant,
+    ast.Call,
+    ast.Subscript,
+    ast.Tuple,
+    ast.List,
+    ast.Set,
+    ast.boolop,
+    ast.operator,
+    ast.unaryop,
+    ast.cmpop,
+    ast.expr_context,
+)
+
+NOTES = 4  # of the latest steps, from which a counter is recognised
+SAME_STEPS = 2  # differences that must be equal; of unequal ones one more must have the same sign
+
+# Objects whose counters say which of their data was handed out; batches that are left out were not.
+HOLDS_DATA = (Dataset, DataLoader, Sampler)
+
+
+class Leaf:
+    """A name, attribute or subscript that a condition reads, and where its value can be changed."""
+
+    def __init__(self, node: ast.Name | ast.Attribute | ast.Subscript) -> None:
+        self.name = node.id if isinstance(node, ast.Name) else None
+        self._code = _compiled(node)
+        self._base = None if isinstance(node, ast.Name) else _compiled(node.value)
+        self._attribute = node.attr if isinstance(node, ast.Attribute) else None
+        self._key = _compiled(node.slice) if isinstance(node, ast.Subscript) else None
+        self._place: tuple[Any, Any] | None = None
+
+    def read(self, scope: dict[str, Any], variables: Mapping[str, Any]) -> Any:
+        """Return the value.
+
+        Raises:
+            ValueError: it is no plain value, so that comparing it would have an effect.
+        """
+        value = eval(self._code, scope, dict(variables))
+        if not isinstance(value, PLAIN) or isinstance(value, UnknownFloat | UnknownInt):
+            raise ValueError(self.name)
+        return value
+
+    def find(
+        self, scope: dict[str, Any], variables: Mapping[str, Any], cells: Mapping[str, Any], own: frozenset[str]
+    ) -> None:
+        """Remember where the value lies; ``own`` are names that the frame itself moves."""
+        self._place = None
+        if self._base is not None:
+            holder = eval(self._base, scope, dict(variables))
+            key = self._attribute if self._key is None else eval(self._key, scope, dict(variables))
+            self._place = None if isinstance(holder, HOLDS_DATA) else (holder, key)
+        elif self.name is not None and self.name in cells:
+            self._place = cells[self.name], "cell_contents"
+        elif self.name in scope and self.name not in own and (variables is scope or self.name not in variables):
+            self._place = scope, self.name
+
+    @property
+    def place(self) -> tuple[int, Any] | None:
+        """Identify the counter; None where it cannot be moved."""
+        return None if self._place is None else (id(self._place[0]), self._place[1])
+
+    def move(self, by: int) -> None:
+        """Add to the counter, if its holder allows it."""
+        if self._place is None:
+            return
+        holder, key = self._place
+        try:
+            if self._key is None and not isinstance(holder, dict):
+                setattr(holder, key, getattr(holder, key) + by)
+            else:
+                holder[key] += by
+        except Exception:  # frozen or computed: it stays
+            self._place = None
+
+    def release(self) -> None:
+        """Hold nothing of the program any more."""
+        self._place = None
+
+
+class Level(Protocol):
+    """A loop that is under way: where it stands, how many of how many steps have begun, and the loop around it."""
+
+    place: str
+    given: int
+    whole: int | None
+    outer: "Level | None"
+
+
+class Series:
+    """The values of a condition in the latest steps of one loop, and by how much each step moves them."""
+
+    def __init__(self, leaves: int) -> None:
+        self.at: Level | None = None
+        self.number: int | None = None
+        self.steps_per_note = 1.0
+        self.has_jumped = False
+        self.moves: list[float] = [0] * leaves
+        self.notes: deque[tuple[int, list[Any]]] = deque(maxlen=NOTES)
+
+    def begin(self, at: Level) -> None:
+        """Another step; in another pass of the loop what was measured before still holds."""
+        if self.at is not at:
+            self.at = at
+            self.notes.clear()
+        self.number = at.given
+
+    def add(self, values: list[Any]) -> None:
+        """The values in this step."""
+        assert self.number is not None
+        if self.has_jumped:  # what is seen next is no step
+            self.notes.clear()
+            self.has_jumped = False
+        self.notes.append((self.number, values))
+        numbers, rows = [one for one, _ in self.notes], [one for _, one in self.notes]
+        if len(rows) > 1:
+            self.steps_per_note = max(1.0, (numbers[-1] - numbers[0]) / (len(numbers) - 1))
+        if len(rows) > SAME_STEPS:
+            for index, column in enumerate(zip(*rows, strict=True)):
+                self.moves[index] = _move_of(column) if all(type(one) in (int, float) for one in column) else 0
+
+
+def _move_of(column: tuple[float, ...]) -> float:
+    """By how much each step moves a number; 0 for one that does not move, or in no order."""
+    moves = [after - before for before, after in itertools.pairwise(column)]
+    if all(abs(one - moves[-1]) <= 1e-6 * abs(moves[-1]) for one in moves[-SAME_STEPS:]):
+        return moves[-1]
+    in_order = len(moves) > SAME_STEPS and all(moves) and len({one > 0 for one in moves}) == 1
+    return (column[-1] - column[0]) / len(moves) if in_order else 0
+
+
+class Condition:
+    """A test that compares numbers, such as that of an ``if``.
+
+    Args:
+        place: file and line.
+        test: the test.
+        pure: the part of it that can be evaluated without calling the program.
+        weighs: work of the device may hang on it.
+    """
+
+    def __init__(self, place: str, test: ast.expr, pure: ast.expr, weighs: bool) -> None:
+        self.place = place
+        self.text = ast.unparse(test)
+        self.weighs = weighs
+        self.seen: set[bool] = set()
+        self.leaves: list[Leaf] = []
+        self.latest: tuple[int, int] | None = None
+        self._code = _compiled(_Named(self.leaves).visit(copy.deepcopy(pure)))
+        self._series: dict[str, Series] = {}
+
+    def is_noted(self, at: Level) -> bool:
+        """Whether a note of this step is there."""
+        series = self._series.get(at.place)
+        return series is not None and series.at is at and series.number == at.given
+
+    def series_in(self, at: Level) -> Series | None:
+        """Return what was noted in a loop, if it was in this pass of it."""
+        series = self._series.get(at.place)
+        return series if series is not None and series.at is at and series.notes else None
+
+    def levels_within(self, outer: Level) -> list[Level]:
+        """The loops directly within one, in which it was noted last."""
+        levels = (series.at for series in self._series.values() if series.notes)
+        return [one for one in levels if one is not None and one.outer is outer]
+
+    def steps_per_note(self, at: Level) -> float:
+        """Steps of a loop from one evaluation to the next."""
+        series = self.series_in(at)
+        return 1.0 if series is None else series.steps_per_note
+
+    def moving(self, at: Level) -> list[tuple[Leaf, float]]:
+        """The counters among its leaves, and by how much each note finds them moved."""
+        series = self.series_in(at)
+        moves = series.moves if series is not None else ()
+        return [(leaf, by) for leaf, by in zip(self.leaves, moves, strict=False) if by]
+
+    def note(
+        self, levels: list[Level], scope: dict[str, Any], variables: Mapping[str, Any], cells: Mapping[str, Any],
+        own: frozenset[str] = frozenset(),
+    ) -> None:  # fmt: skip
+        """Take note of its values.
+
+        Args:
+            levels: the loops that are under way and have no note of this step yet.
+            scope: the globals where it stands.
+            variables: the local variables.
+            cells: variables of functions around, by name.
+            own: variables that the frame itself moves.
+        """
+        several = [self._series.setdefault(one.place, Series(len(self.leaves))) for one in levels]
+        for series, level in zip(several, levels, strict=True):
+            series.begin(level)
+        try:
+            values = [leaf.read(scope, variables) for leaf in self.leaves]
+        except Exception:  # not there yet, or no plain value
+            return
+        held = self._holds(values)
+        if held is None:
+            return
+        self.seen.add(held)
+        for series in several:
+            series.add(values)
+        for index, leaf in enumerate(self.leaves):
+            if any(series.moves[index] for series in several):
+                with contextlib.suppress(Exception):  # what holds it is gone by now
+                    leaf.find(scope, variables, cells, own)
+
+    def news(self, at: Level, steps: int) -> list[int]:
+        """The steps of a loop, counted from here, at which it has an outcome that it has not had yet."""
+        series = self.series_in(at)
+        moving = [] if series is None else [(index, by) for index, by in enumerate(series.moves) if by]
+        if series is None or not moving or len(self.seen) > 1:
+            return []
+        found, latest = [], series.notes[-1][1]
+        values = list(latest)
+        for ahead in range(1, int(steps / series.steps_per_note) + 1):
+            for index, by in moving:
+                values[index] = latest[index] + ahead * by
+            held = self._holds(values)
+            if held is None:
+                return []
+            if held not in self.seen:
+                found.append(round(ahead * series.steps_per_note))
+        return found
+
+    def release(self) -> None:
+        """Hold nothing of the program any more."""
+        for leaf in self.leaves:
+            leaf.release()
+
+    def _holds(self, values: list[Any]) -> bool | None:
+        try:
+            names = {f"_{number}": value for number, value in enumerate(values)}
+            return bool(eval(self._code, {"__builtins__": PURE_CALLS}, names))
+        except Exception:
+            return None
+
+
+def condition_of(place: str, node: ast.AST, test: ast.expr, scope: ast.AST) -> Condition | None:
+    """The condition in a statement or expression, if it compares numbers; ``scope`` is the function around."""
+    pure = pure_part(test)
+    if pure is None or not any(isinstance(one, ast.Compare | ast.Mod) for one in ast.walk(pure)):
+        return None
+    condition = Condition(place, test, pure, _weighs(node, scope))
+    return condition if condition.leaves else None
+
+
+def move_counters(conditions: Iterable[Condition], at: Level, steps: int) -> None:
+    """Move every counter outside of a loop's frame on which work hangs, as if so many steps had been made."""
+    moved: set[Any] = set()
+    for condition in conditions:
+        series = condition.series_in(at)
+        if series is None:
+            continue
+        series.has_jumped = True
+        notes = int(steps / series.steps_per_note)
+        for leaf, by in condition.moving(at) if condition.weighs else ():
+            if leaf.place is not None and leaf.place not in moved and by == int(by):
+                moved.add(leaf.place)
+                leaf.move(notes * int(by))
+
+
+def pure_part(node: ast.expr) -> ast.expr | None:
+    """What of a test can be evaluated without calling the program; the rest is left out of ``and`` and ``or``."""
+    if isinstance(node, ast.BoolOp):
+        parts = [part for one in node.values if (part := pure_part(one)) is not None]
+        return ast.BoolOp(node.op, parts) if len(parts) > 1 else parts[0] if parts else None
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        inner = pure_part(node.operand)
+        return None if inner is None else ast.UnaryOp(node.op, inner)
+    return node if all(map(_is_evaluated, ast.walk(node))) else None
+
+
+def _is_evaluated(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in PURE_CALLS
+    return isinstance(node, EVALUATED)
+
+
+def _weighs(node: ast.AST, scope: ast.AST) -> bool:
+    """Work of the device may hang on it, as far as names tell; the way out of a loop is none."""
+    if isinstance(node, ast.While):
+        return False
+    if not isinstance(node, ast.If):
+        return True
+    sides = [*node.body, *node.orelse]
+    if isinstance(node.body[-1], ast.Continue | ast.Return) or does_work(scope, sides):
+        return True
+    stored = (one for side in sides for one in ast.walk(side) if isinstance(getattr(one, "ctx", None), ast.Store))
+    return any(isinstance(one, ast.Attribute | ast.Subscript) for one in stored)
+
+
+class _Named(ast.NodeTransformer):
+    """Puts a name of ours in place of everything that a condition reads."""
+
+    def __init__(self, leaves: list[Leaf]) -> None:
+        self._leaves = leaves
+
+    def _leaf(self, node: Any) -> ast.expr:
+        self._leaves.append(Leaf(node))
+        return ast.Name(f"_{len(self._leaves) - 1}", ast.Load())
+
+    visit_Attribute = visit_Subscript = _leaf
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """A variable, but for the functions that may be called."""
+        return node if node.id in PURE_CALLS else self._leaf(node)
+
+
+def _compiled(node: ast.expr) -> Any:
+    return compile(ast.fix_missing_locations(ast.Expression(copy.deepcopy(node))), "<condition>", "eval")
