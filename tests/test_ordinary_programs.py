@@ -51,7 +51,9 @@ for wrong in (lambda x: layer(x[:, :7]), twice)[:%d]:
 """
     doubts = []
     for number in (1, 2):
-        run = Bench(tmp_path, batches_per_pass=4).run_source(source % number)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run = Bench(folder, batches_per_pass=4).run_source(source % number)
         assert run.exit_code == 0, run.output
         assert run.output.count("skipped") == number, run.output
         doubts.append([code for code, _ in run.record["coverage"]["doubts"]])
