@@ -32,6 +32,7 @@ def test_importing_it_loads_nothing_else() -> None:
     assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, cwd=ROOT).stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

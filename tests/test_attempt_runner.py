@@ -24,6 +24,7 @@ def trials(fake: FakeNvml, folder: Path) -> AttemptRunner:
     return AttemptRunner(RunDirectory(folder / f"run-{os.getpid()}"), "test", FoundGpu("nvidia", fake.uuid()))
 
 
+@pytest.mark.slow
 def test_every_trial_has_a_record_and_leaves_nothing_behind(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     several = trials(fake_nvml, tmp_path)
 

@@ -144,6 +144,7 @@ def test_containers_can_be_given_a_common_folder(folder, other_run, monkeypatch)
         pass
 
 
+@pytest.mark.slow
 def test_many_processes_take_turns(folder, tmp_path):
     """Each adds one to a counter that only the lock protects."""
     counter = tmp_path / "counter"

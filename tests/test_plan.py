@@ -548,6 +548,7 @@ PLANS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(PLANS)
 def test_a_plan_survives_the_round_trip(tmp_path_factory: pytest.TempPathFactory, document: Any) -> None:
@@ -588,6 +589,7 @@ SHAPED = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(ANYTHING | st.dictionaries(KEYS, SHAPED) | st.builds(lambda e: {"experiments": e}, st.lists(SHAPED, max_size=3)))
 def test_any_json_is_a_plan_or_a_plan_error(tmp_path_factory: pytest.TempPathFactory, document: Any) -> None:

@@ -150,6 +150,7 @@ def test_a_batch_that_does_not_divide_says_what_becomes_of_the_effective_one() -
     assert "has an effective batch of 24 in place of 25" in batch.text()
 
 
+@pytest.mark.slow
 def test_the_catalog_knows_what_our_own_programs_take_by_themselves(subtests: pytest.Subtests) -> None:
     checked = 0
     for repository, spec in catalog().repositories.items():

@@ -61,6 +61,7 @@ def test_a_file_that_is_not_there_yet_holds_nothing(tmp_path: Path) -> None:
     assert reader.progress.progress_events == ()
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.one_of(

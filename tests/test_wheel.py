@@ -65,6 +65,7 @@ def run(python, folder, *words):
     )
 
 
+@pytest.mark.slow
 def test_the_wheel_has_one_top_level_name_and_everything_of_the_checkout(wheel):
     """`workloads` used to lie beside it in everybody's site-packages, and cases, fixtures and settings were missing."""
     with zipfile.ZipFile(wheel) as archive:

@@ -293,6 +293,7 @@ def test_a_dropout_of_one_is_refused() -> None:
         common.fraction("1")
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result(events: Any) -> None:
     from workloads import mnist_rnn
 
