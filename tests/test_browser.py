@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,10 @@ pytestmark = [
 ]
 
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
+
+# The accessibility checker of Deque (npm install axe-core); no part of the project.
+AXE = Path(os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js"))
+
 ENTER, TAB, SPACE = "\ue007", "\ue004", "\ue00d"
 
 
@@ -308,6 +313,17 @@ def test_every_text_has_a_contrast_of_four_and_a_half(chromium, url, dark):
     assert chromium.run(unreachable) == 0, "what scrolls is reached by keyboard"
     badges = texts(chromium, ".group-row .badge")
     assert {text[0] for text in badges} == {"✓", "✗", "?"}, "verdicts are told apart without colours"
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not there: npm install axe-core, or AXE_CORE=path/axe.min.js")
+def test_axe_finds_nothing(chromium, url, two_gpus):
+    chromium.do("/timeouts", {"script": 120_000})
+    for address, width, dark in ((url, 1280, False), (two_gpus, 420, True)):
+        chromium.open(address, width=width, dark=dark)
+        chromium.click(".unfold-all")
+        chromium.run(f"{AXE.read_text()}; axe.run().then((found) => {{ window.found = found.violations; }})")
+        wait_until(lambda: chromium.run("return window.found !== undefined"), 100)
+        assert chromium.run("return found.map((one) => [one.id, one.nodes[0].html])") == []
 
 
 def test_nothing_is_wider_than_a_screen_and_no_table_is_cut(chromium, url, two_gpus):
