@@ -22,6 +22,7 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks
 def pytest_collection_modifyitems(items):
     """Keep the tests that share a costly fixture of their module in one worker, which then makes it only once."""
     for item in items:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -222,4 +223,4 @@ def test_a_session_leaves_proposals_for_what_needs_too_much_and_for_nothing_else
     assert list(found) == ["group01"]
     assert "a smaller batch with gradient accumulation" in found["group01"]["proposals"][0]["text"]
     assert done.page.count("a smaller batch with gradient accumulation") == 2, "one per member of the first group"
-    assert "predicting what could be tried, for at most 60 s" in done.output
+    assert re.search(r"predicting what could be tried, for at most \d+ s", done.output)
