@@ -22,15 +22,6 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks
-def pytest_collection_modifyitems(items):
-    """Keep the tests that share a costly fixture of their module in one worker, which then makes it only once."""
-    for item in items:
-        scopes = [found[-1].scope for found in item._fixtureinfo.name2fixturedefs.values() if found]
-        if "module" in scopes:
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
-
-
 PASSED: dict[str, list[str]] = {}
 """What every test that passed has seen; in the controller or the only process."""
 

@@ -8,7 +8,7 @@ import torch
 from emulated import PROGRAMS, Bench, Run
 
 import colocate.probe.virtual_gpu.watch
-from colocate.probe.virtual_gpu.conditions import move_counters
+from colocate.probe.virtual_gpu.conditions import _move_of, move_counters
 from colocate.probe.virtual_gpu.growth import StepMemory
 from colocate.probe.virtual_gpu.longest import Longest
 from colocate.probe.virtual_gpu.watch import Watch
@@ -170,3 +170,10 @@ def test_the_longest_batch_is_found_without_moving_a_random_number() -> None:
     budget.look_s = 0.0
     Longest(budget).batches(loader, order)
     assert budget.doubts == ["longest_batch_unseen"]
+
+
+def test_a_clock_is_no_counter():
+    """A progress line that is due every ten seconds used to leave every program with one undecided."""
+    assert _move_of((7.013, 7.391, 8.112, 8.114)) == 0
+    assert _move_of((3, 5, 9, 10)) > 0, "steps that are not all alike"
+    assert _move_of((0.1, 0.2, 0.3)) == pytest.approx(0.1), "a share of an epoch"

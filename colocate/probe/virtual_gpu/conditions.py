@@ -150,11 +150,12 @@ class Series:
 
 
 def _move_of(column: tuple[float, ...]) -> float:
-    """By how much each step moves a number; 0 for one that does not move, or in no order."""
+    """By how much each step moves a number; 0 for one that does not move, or in no order, as a clock does."""
     moves = [after - before for before, after in itertools.pairwise(column)]
     if all(abs(one - moves[-1]) <= 1e-6 * abs(moves[-1]) for one in moves[-SAME_STEPS:]):
         return moves[-1]
-    in_order = len(moves) > SAME_STEPS and all(moves) and len({one > 0 for one in moves}) == 1
+    whole = all(type(one) is int for one in column)
+    in_order = whole and len(moves) > SAME_STEPS and all(moves) and len({one > 0 for one in moves}) == 1
     return (column[-1] - column[0]) / len(moves) if in_order else 0
 
 
