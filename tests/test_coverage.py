@@ -175,5 +175,6 @@ def test_the_longest_batch_is_found_without_moving_a_random_number() -> None:
 def test_a_clock_is_no_counter():
     """A progress line that is due every ten seconds used to leave every program with one undecided."""
     assert _move_of((7.013, 7.391, 8.112, 8.114)) == 0
+    assert _move_of((0.1, 0.2, float("inf"))) == 0, "a moment that has not come"
     assert _move_of((3, 5, 9, 10)) > 0, "steps that are not all alike"
     assert _move_of((0.1, 0.2, 0.3)) == pytest.approx(0.1), "a share of an epoch"

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import copy
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -151,6 +152,8 @@ class Series:
 
 def _move_of(column: tuple[float, ...]) -> float:
     """By how much each step moves a number; 0 for one that does not move, or in no order, as a clock does."""
+    if not all(map(math.isfinite, column)):
+        return 0
     moves = [after - before for before, after in itertools.pairwise(column)]
     if all(abs(one - moves[-1]) <= 1e-6 * abs(moves[-1]) for one in moves[-SAME_STEPS:]):
         return moves[-1]
