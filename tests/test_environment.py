@@ -38,6 +38,9 @@ def test_the_virtual_gpu_hides_the_real_ones() -> None:
     assert env["COLOCATE_VIRTUAL_GPU"] == "/GPU"
     assert int(env["COLOCATE_BATCHES_PER_PASS"]) >= 2
 
+    beside = made(uuid=None, virtual_gpu=Path("/GPU"), beside=Path("/b"), stall_s=30.0)
+    assert beside["COLOCATE_BESIDE"] == "15:/b", "a wait for the background must not look like a stall"
+
 
 def test_the_injected_folder_holds_nothing_but_sitecustomize() -> None:
     """Whatever else lay there would be importable in every training."""
@@ -48,8 +51,9 @@ def test_probe_and_workloads_use_the_same_names() -> None:
     probe = "".join(path.read_text() for path in (ROOT / "colocate/probe").rglob("*.py"))
     workloads = (ROOT / "workloads/common.py").read_text()
 
-    for name in (environment.PROBE, environment.VIRTUAL_GPU, environment.BATCHES_PER_PASS, environment.EFFORT):
+    for name in (environment.PROBE, environment.VIRTUAL_GPU, environment.BATCHES_PER_PASS, environment.BESIDE):
         assert f'"{name}"' in probe
+    assert f'"{environment.EFFORT}"' in probe
     assert f'"{environment.EVENTS}"' in workloads
     assert procfs.COOKIE == environment.COOKIE
 

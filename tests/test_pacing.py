@@ -5,7 +5,7 @@ import json
 from colocate.probe.virtual_gpu import pacing
 
 
-def test_a_foreground_waits_at_its_second_step_until_the_background_has_made_two(tmp_path, monkeypatch):
+def test_a_foreground_waits_at_its_second_step_until_the_background_has_made_two(tmp_path):
     """A background that evaluated for as long as the foreground trained used to make the group INCONCLUSIVE."""
     record = tmp_path / "7.json"
 
@@ -19,7 +19,7 @@ def test_a_foreground_waits_at_its_second_step_until_the_background_has_made_two
         tell(5 + len(waited) // 3)
 
     tell(5)
-    pace = pacing.Pace(tmp_path, sleep)
+    pace = pacing.Pace(tmp_path, 60.0, sleep)
     pace.step()
     assert not waited, "the first step opens the time that both must share"
     pace.step()
@@ -27,13 +27,19 @@ def test_a_foreground_waits_at_its_second_step_until_the_background_has_made_two
     pace.step()
     assert len(waited) == 6, "once is enough"
 
-    monkeypatch.setattr(pacing, "MOST_S", -1.0)
-    hanging = pacing.Pace(tmp_path, sleep)
+    hanging = pacing.Pace(tmp_path, -1.0, sleep)
     hanging.step()
     hanging.step()
     assert len(waited) == 6, "a background that makes none is not waited for any longer"
 
-    inference = pacing.Pace(tmp_path / "no optimizer", sleep)
+    inference = pacing.Pace(tmp_path / "no optimizer", 60.0, sleep)
     inference.step()
     inference.step()
     assert len(waited) == 6
+
+
+def test_a_record_that_cannot_be_read_counts_no_step(tmp_path):
+    (tmp_path / "7.json").write_text('{"optimizer_steps": 3}')
+    (tmp_path / "8.json").write_text("{")
+    (tmp_path / "9.json").write_text("[]")
+    assert pacing.steps_of(tmp_path) == 3

@@ -10,6 +10,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 
 COOKIE = "COLOCATE_COOKIE"
@@ -27,6 +28,9 @@ INJECTED = Path(__file__).parents[1] / "probe" / "inject"
 # itself from the second optimizer step on, and the short last batch may need other blocks. EFFORT says how much further
 # a pass may go.
 DRY_RUN_BATCHES = 4
+
+# How long a foreground on the virtual GPU waits for steps of its background.
+LONGEST_PACE_S = 120.0
 
 
 def host() -> str:
@@ -46,6 +50,7 @@ def for_training(
     scratch: Path | None = None,
     whole: bool = False,
     beside: Path | None = None,
+    stall_s: float = inf,
 ) -> dict[str, str]:
     """A complete environment: the caller's, the probe in front of PYTHONPATH, and exactly one GPU in sight.
 
@@ -60,6 +65,7 @@ def for_training(
         scratch: On the virtual GPU, the folder for everything that the training writes; its path must be short.
         whole: Leave passes over the data as long as they are, also on the virtual GPU.
         beside: On the virtual GPU, the probe's folder of the background whose steps a foreground waits for.
+        stall_s: After so long without progress the training is ended, so no wait may take as long.
     """
     environment = {name: value for name, value in base.items() if name == EFFORT or not name.startswith("COLOCATE_")}
     environment["PYTHONPATH"] = ":".join(filter(None, [str(INJECTED), base.get("PYTHONPATH")]))
@@ -75,7 +81,7 @@ def for_training(
             environment[SCRATCH] = str(scratch.absolute())
             environment["PATH"] = f"{_tools(scratch)}:{environment['PATH']}"
         if beside is not None:
-            environment[BESIDE] = str(beside.absolute())
+            environment[BESIDE] = f"{min(LONGEST_PACE_S, stall_s / 2):g}:{beside.absolute()}"
         if not whole:
             environment[BATCHES_PER_PASS] = str(DRY_RUN_BATCHES)
     return environment

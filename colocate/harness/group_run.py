@@ -222,6 +222,7 @@ class GroupRun(ObservedGroup):
             scratch=self._scratch(role) if virtual else None,
             whole=whole,
             beside=self.directory.probe("background") if role == "foreground" and self._background else None,
+            stall_s=self.group.limits.stall_s,
         )
         argv = training.command(repeat=role == "background", dry_run=virtual)
         return Command(tuple(argv), training.cwd, env)

@@ -55,7 +55,7 @@ TRACE = "COLOCATE_TRACE"
 # How much processor time may be spent beyond the least: a name of `coverage.EFFORTS`.
 EFFORT = "COLOCATE_EFFORT"
 
-# Folder of the records of the background beside which a foreground runs.
+# Seconds to wait for steps of the background beside which a foreground runs, a colon, the folder of its records.
 BESIDE = "COLOCATE_BESIDE"
 
 START_OF_THREAD = threading.Thread.start
@@ -103,7 +103,8 @@ def emulate(gpu_path: str, record: Record, watcher: AfterImport, batches_per_pas
     device.install(watcher)
     count_steps(record)
     if os.environ.get(BESIDE):
-        pace = Pace(Path(os.environ[BESIDE]))
+        most_s, _, folder = os.environ[BESIDE].partition(":")
+        pace = Pace(Path(folder), float(most_s))
         register_optimizer_step_post_hook(lambda optimizer, args, kwargs: pace.step())
     if batches_per_pass is not None:
         effort = EFFORTS[os.environ.get(EFFORT, "normal")]

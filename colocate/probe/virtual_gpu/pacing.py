@@ -5,13 +5,13 @@ An emulated epoch lasts a second or two. A background that evaluates, saves or s
 made no step beside it, which says how busy the processors were and nothing of the GPU. Standard library only.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 STEPS = 2  # the first may have begun before the foreground's
-MOST_S = 120.0  # a background that makes none for so long is no load, and the verdict says so
 LOOK_S = 0.1
 
 
@@ -20,11 +20,13 @@ class Pace:
 
     Args:
         beside: Folder of the records of the background's probe.
+        most_s: How long to wait; a background that makes no step for so long is no load, and the verdict says so.
         sleep: Lets that many seconds pass.
     """
 
-    def __init__(self, beside: Path, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, beside: Path, most_s: float, sleep: Callable[[float], None] = time.sleep) -> None:
         self._beside = beside
+        self._most_s = most_s
         self._sleep = sleep
         self._before: int | None = None
         self._is_over = False
@@ -37,11 +39,18 @@ class Pace:
             self._before = steps_of(self._beside)
             return
         self._is_over = True
-        until_t = time.monotonic() + MOST_S
+        until_t = time.monotonic() + self._most_s
         while self._before and steps_of(self._beside) < self._before + STEPS and time.monotonic() < until_t:
             self._sleep(LOOK_S)
 
 
 def steps_of(folder: Path) -> int:
-    """Steps that all processes of a training have counted so far, the ended ones included."""
-    return sum(int(json.loads(one.read_bytes())["optimizer_steps"]) for one in folder.glob("*.json"))
+    """Steps that all processes of a training have counted so far, the ended ones included.
+
+    A record that cannot be read counts none: no training may fail because another one is watched.
+    """
+    steps = 0
+    for one in folder.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            steps += int(json.loads(one.read_bytes())["optimizer_steps"])
+    return steps
