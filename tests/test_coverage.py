@@ -1,5 +1,6 @@
 """How far a dry run goes, and what it says about the rest."""
 
+import ast
 import random
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import torch
 from emulated import PROGRAMS, Bench, Run
 
 import colocate.probe.virtual_gpu.watch
-from colocate.probe.virtual_gpu.conditions import _move_of, move_counters
+from colocate.probe.virtual_gpu.conditions import _move_of, condition_of, move_counters
 from colocate.probe.virtual_gpu.growth import StepMemory
 from colocate.probe.virtual_gpu.longest import Longest
 from colocate.probe.virtual_gpu.watch import Watch
@@ -178,3 +179,24 @@ def test_a_clock_is_no_counter():
     assert _move_of((0.1, 0.2, float("inf"))) == 0, "a moment that has not come"
     assert _move_of((3, 5, 9, 10)) > 0, "steps that are not all alike"
     assert _move_of((0.1, 0.2, 0.3)) == pytest.approx(0.1), "a share of an epoch"
+
+
+@pytest.mark.parametrize(
+    ("source", "weighs"),
+    [
+        (
+            "def rate(step):\n if step < 9:\n  return peak * step / 9\n return low + 0.5 * (1 + math.cos(step)) * peak",
+            False,
+        ),
+        ("def rate(step):\n if step < 9:\n  return float(step) / float(max(1, 9))\n return 0.1", False),
+        ("def weight(step):\n if step < 9:\n  return 0.0\n return 1.0", True),
+        ("def size(step):\n if step < 9:\n  return 32 // 2\n return 64", True),
+        ("def part(self, step):\n if step < 9:\n  return step / 9\n self.batch = 64\n return 1", True),
+        ("def loss(step, x):\n if step < 9:\n  return first(x) / 9\n return both(x) / 9", True),
+    ],
+)
+def test_what_only_a_learning_rate_hangs_on_needs_no_memory(source, weighs):
+    """A warm-up that a schedule of PyTorch counts, which nothing can move on, used to leave a program undecided."""
+    function = ast.parse(source).body[0]
+    node = function.body[0]
+    assert condition_of("train.py:2", node, node.test, function).weighs == weighs

@@ -313,7 +313,7 @@ def _is_evaluated(node: ast.AST) -> bool:
 
 def _weighs(node: ast.AST, scope: ast.AST) -> bool:
     """Work of the device may hang on it, as far as names tell; the way out of a loop is none."""
-    if isinstance(node, ast.While):
+    if isinstance(node, ast.While) or _gives_a_rate(scope):
         return False
     if not isinstance(node, ast.If):
         return True
@@ -322,6 +322,27 @@ def _weighs(node: ast.AST, scope: ast.AST) -> bool:
         return True
     stored = (one for side in sides for one in ast.walk(side) if isinstance(getattr(one, "ctx", None), ast.Store))
     return any(isinstance(one, ast.Attribute | ast.Subscript) for one in stored)
+
+
+def _gives_a_rate(scope: ast.AST) -> bool:
+    """A function that returns a quotient and calls nothing but arithmetic, such as the learning rate of a step."""
+    if not isinstance(scope, ast.FunctionDef):
+        return False
+    nodes = list(ast.walk(scope))
+    returned = [one.value for one in nodes if isinstance(one, ast.Return) and one.value is not None]
+    quotients = (one for value in returned for one in ast.walk(value) if isinstance(one, ast.BinOp))
+    stored = (one for one in nodes if isinstance(getattr(one, "ctx", None), ast.Store))
+    return (
+        any(isinstance(one.op, ast.Div) for one in quotients)
+        and all(_is_arithmetic(one) for one in nodes if isinstance(one, ast.Call))
+        and all(isinstance(one, ast.Name) for one in stored)
+    )
+
+
+def _is_arithmetic(call: ast.Call) -> bool:
+    if isinstance(call.func, ast.Attribute):
+        return isinstance(call.func.value, ast.Name) and call.func.value.id == "math"
+    return isinstance(call.func, ast.Name) and call.func.id in {*PURE_CALLS, "float", "pow"}
 
 
 class _Named(ast.NodeTransformer):
