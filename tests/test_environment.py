@@ -51,7 +51,10 @@ def test_probe_and_workloads_use_the_same_names() -> None:
     probe = "".join(path.read_text() for path in (ROOT / "colocate/probe").rglob("*.py"))
     workloads = (ROOT / "workloads/common.py").read_text()
 
-    for name in (environment.PROBE, environment.VIRTUAL_GPU, environment.BATCHES_PER_PASS, environment.BESIDE):
+    for name in (
+        *(environment.PROBE, environment.VIRTUAL_GPU, environment.BATCHES_PER_PASS),
+        *(environment.BESIDE, environment.READY),
+    ):
         assert f'"{name}"' in probe
     assert f'"{environment.EFFORT}"' in probe
     assert f'"{environment.EVENTS}"' in workloads

@@ -1,4 +1,4 @@
-"""A foreground on the virtual GPU waits for steps of its background, once."""
+"""The two trainings of a group on the virtual GPU wait for each other."""
 
 import json
 
@@ -43,3 +43,29 @@ def test_a_record_that_cannot_be_read_counts_no_step(tmp_path):
     (tmp_path / "8.json").write_text("{")
     (tmp_path / "9.json").write_text("[]")
     assert pacing.steps_of(tmp_path) == 3
+
+
+def test_a_background_whose_peak_is_known_makes_a_step_for_every_step_of_its_foreground(tmp_path):
+    """Looping at full speed it used to take half of the processors from the foreground."""
+    ready, foreground = tmp_path / "ready", tmp_path / "7.json"
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if len(waited) == 3:
+            foreground.write_text('{"optimizer_steps": 1}')
+        if len(waited) == 5:
+            ready.unlink()
+
+    rest = pacing.Rest(ready, tmp_path, 60.0, sleep)
+    rest.step()
+    assert not waited, "its peak is not known yet"
+    ready.touch()
+    rest.step()
+    assert len(waited) == 3
+    rest.step()
+    assert len(waited) == 5, "the foreground has ended, and the step at its end is wanted"
+
+    ready.touch()
+    pacing.Rest(ready, tmp_path / "no optimizer", -1.0, sleep).step()
+    assert len(waited) == 5, "a foreground that makes none is not waited for any longer"

@@ -20,6 +20,7 @@ VIRTUAL_GPU = "COLOCATE_VIRTUAL_GPU"
 BATCHES_PER_PASS = "COLOCATE_BATCHES_PER_PASS"
 SCRATCH = "COLOCATE_SCRATCH"
 BESIDE = "COLOCATE_BESIDE"
+READY = "COLOCATE_READY"
 EFFORT = "COLOCATE_EFFORT"
 
 INJECTED = Path(__file__).parents[1] / "probe" / "inject"
@@ -29,8 +30,9 @@ INJECTED = Path(__file__).parents[1] / "probe" / "inject"
 # a pass may go.
 DRY_RUN_BATCHES = 4
 
-# How long a foreground on the virtual GPU waits for steps of its background.
+# How long a foreground on the virtual GPU waits for steps of its background, and that for one of the foreground.
 LONGEST_PACE_S = 120.0
+LONGEST_REST_S = 10.0
 
 
 def host() -> str:
@@ -50,6 +52,7 @@ def for_training(
     scratch: Path | None = None,
     whole: bool = False,
     beside: Path | None = None,
+    ready: Path | None = None,
     stall_s: float = inf,
 ) -> dict[str, str]:
     """A complete environment: the caller's, the probe in front of PYTHONPATH, and exactly one GPU in sight.
@@ -64,7 +67,9 @@ def for_training(
         program: What the training's command starts; a Python there is also the ``python`` of scripts, else ours is.
         scratch: On the virtual GPU, the folder for everything that the training writes; its path must be short.
         whole: Leave passes over the data as long as they are, also on the virtual GPU.
-        beside: On the virtual GPU, the probe's folder of the background whose steps a foreground waits for.
+        beside: On the virtual GPU, the probe's folder of the other training, whose steps this one waits for.
+        ready: Of a background on the virtual GPU, the file that exists from when its peak is known until its
+            foreground has ended; only then it waits.
         stall_s: After so long without progress the training is ended, so no wait may take as long.
     """
     environment = {name: value for name, value in base.items() if name == EFFORT or not name.startswith("COLOCATE_")}
@@ -81,7 +86,10 @@ def for_training(
             environment[SCRATCH] = str(scratch.absolute())
             environment["PATH"] = f"{_tools(scratch)}:{environment['PATH']}"
         if beside is not None:
-            environment[BESIDE] = f"{min(LONGEST_PACE_S, stall_s / 2):g}:{beside.absolute()}"
+            most_s = LONGEST_PACE_S if ready is None else LONGEST_REST_S
+            environment[BESIDE] = f"{min(most_s, stall_s / 2):g}:{beside.absolute()}"
+        if ready is not None:
+            environment[READY] = str(ready.absolute())
         if not whole:
             environment[BATCHES_PER_PASS] = str(DRY_RUN_BATCHES)
     return environment

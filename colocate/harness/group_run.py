@@ -91,6 +91,8 @@ class GroupRun(ObservedGroup):
         self._wait_until(lambda: self._is_ready(training) or self._is_hopeless(training) or self._must_end(), deadline)
         if self._is_ready(training):
             training.ready_t = time.monotonic()
+            if self._virtual_gpu is not None:
+                self._ready_file.touch()
 
     def run_foreground(self, enough: Callable[[], bool] = lambda: False) -> None:
         """Run the foreground to its end: its own, a stall, or the plan's time limit. Not without a background.
@@ -111,6 +113,8 @@ class GroupRun(ObservedGroup):
             deadline,
         )
         ended_t = time.monotonic()
+        if self._virtual_gpu is not None:
+            self._ready_file.unlink(missing_ok=True)
         self._monitor.ask_for_vitals()
         if process.poll() is None and enough():
             process.stop(TERMINATION_GRACE_S)
@@ -211,6 +215,7 @@ class GroupRun(ObservedGroup):
 
     def _command(self, role: Role, training: Training, *, whole: bool) -> Command:
         virtual = self._virtual_gpu is not None
+        other: Role = "foreground" if role == "background" else "background"
         env = environment.for_training(
             {**os.environ, **training.env},
             program=training.argv[0],
@@ -221,17 +226,23 @@ class GroupRun(ObservedGroup):
             virtual_gpu=self._virtual_gpu,
             scratch=self._scratch(role) if virtual else None,
             whole=whole,
-            beside=self.directory.probe("background") if role == "foreground" and self._background else None,
+            beside=self.directory.probe(other) if virtual and self._background else None,
+            ready=self._ready_file if virtual and role == "background" else None,
             stall_s=self.group.limits.stall_s,
         )
         argv = training.command(repeat=role == "background", dry_run=virtual)
         return Command(tuple(argv), training.cwd, env)
 
-    def _scratch(self, role: Role) -> Path:
-        """Return the scratch folder for a training on the virtual GPU; every process run finds the last one's files."""
+    def _scratch(self, name: str) -> Path:
+        """Return a place that goes with the group; every process run of a training finds the last one's files there."""
         if self._scratch_folder is None:
             self._scratch_folder = TemporaryDirectory(prefix="colocate-", ignore_cleanup_errors=True)
-        return Path(self._scratch_folder.name, role)
+        return Path(self._scratch_folder.name, name)
+
+    @property
+    def _ready_file(self) -> Path:
+        """On the virtual GPU, tells the background that its peak is known and its foreground has not ended."""
+        return self._scratch("ready")
 
     # Waiting.
 

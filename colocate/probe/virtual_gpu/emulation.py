@@ -39,7 +39,7 @@ from .memory import DeviceMemory
 from .moving import install_moving
 from .one_process import install_one_process
 from .operators import DEVICE, matrix_workspace_bytes
-from .pacing import Pace
+from .pacing import Pace, Rest
 from .passes import EFFORTS
 from .saving import install_saving
 from .state import GpuFull, VirtualGpu
@@ -55,8 +55,11 @@ TRACE = "COLOCATE_TRACE"
 # How much processor time may be spent beyond the least: a name of `coverage.EFFORTS`.
 EFFORT = "COLOCATE_EFFORT"
 
-# Seconds to wait for steps of the background beside which a foreground runs, a colon, the folder of its records.
+# Seconds to wait for steps of the training beside which this one runs, a colon, the folder of its records.
 BESIDE = "COLOCATE_BESIDE"
+
+# For a background, the file that exists while its peak is known and its foreground is awaited or runs.
+READY = "COLOCATE_READY"
 
 START_OF_THREAD = threading.Thread.start
 
@@ -104,7 +107,8 @@ def emulate(gpu_path: str, record: Record, watcher: AfterImport, batches_per_pas
     count_steps(record)
     if os.environ.get(BESIDE):
         most_s, _, folder = os.environ[BESIDE].partition(":")
-        pace = Pace(Path(folder), float(most_s))
+        beside, ready = (Path(folder), float(most_s)), os.environ.get(READY)
+        pace = Rest(Path(ready), *beside) if ready else Pace(*beside)
         register_optimizer_step_post_hook(lambda optimizer, args, kwargs: pace.step())
     if batches_per_pass is not None:
         effort = EFFORTS[os.environ.get(EFFORT, "normal")]

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holds a foreground until its background has made steps beside it, however slow the machine is.
+"""Makes the two trainings of a group on the virtual GPU wait for each other, however slow the machine is.
 
 An emulated epoch lasts a second or two. A background that evaluates, saves or starts again at that moment would have
-made no step beside it, which says how busy the processors were and nothing of the GPU. Standard library only.
+made no step beside it, which says how busy the processors were and nothing of the GPU: the foreground waits for steps.
+A background whose peak is known would take half of the processors for nothing: it makes a step for every step of the
+foreground. Standard library only.
 """
 
 import contextlib
@@ -12,7 +14,35 @@ from collections.abc import Callable
 from pathlib import Path
 
 STEPS = 2  # the first may have begun before the foreground's
-LOOK_S = 0.1
+LOOK_S = 0.2
+
+
+class Rest:
+    """Lets a background go on step by step with its foreground, from the moment on at which its peak is known.
+
+    Args:
+        ready: File that exists from then on until the foreground has ended.
+        beside: Folder of the records of the foreground's probe.
+        most_s: How long to wait for a step of the foreground, which may be one that makes none.
+        sleep: Lets that many seconds pass.
+    """
+
+    def __init__(self, ready: Path, beside: Path, most_s: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._ready = ready
+        self._beside = beside
+        self._most_s = most_s
+        self._sleep = sleep
+        self._before = 0
+
+    def step(self) -> None:
+        """Call after every step of an optimizer."""
+        until_t = time.monotonic() + self._most_s
+        while self._ready.exists() and time.monotonic() < until_t:
+            steps = steps_of(self._beside)
+            if steps > self._before:
+                self._before = steps
+                return
+            self._sleep(LOOK_S)
 
 
 class Pace:
