@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: PTH103, PTH111, PTH112, PTH116, PTH118, PTH120
+# ruff: noqa: PTH103, PTH111, PTH112, PTH118, PTH120
 """Keeps a program that only seems to train from touching its user's files: what it writes goes to a scratch folder.
 
 Every function of Python that opens, lists, makes, renames or removes files is replaced by one that looks into the
@@ -10,7 +10,6 @@ compiled libraries and shell commands get "permission denied". Standard library 
 """
 
 import builtins
-import ctypes
 import errno
 import functools
 import hashlib
@@ -19,8 +18,11 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
+
+from .directory_entries import Entries, Entry
+from .landlock import refuse_other_writes
 
 # Written as ever: nothing of the user's is there, or what is kept there is meant to be found again.
 OUTSIDE = ("/dev", "/proc", "/sys")
@@ -358,108 +360,3 @@ class _RealCalls:
 
     def __exit__(self, *error: object) -> None:
         self._thread.real -= 1
-
-
-class Entry:
-    """Stands for ``os.DirEntry``."""
-
-    def __init__(self, folder: Any, name: Any) -> None:
-        self.name = name
-        self.path = os.path.join(folder, name)
-
-    def __fspath__(self) -> Any:
-        return self.path
-
-    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """As of the file."""
-        return os.stat(self.path, follow_symlinks=follow_symlinks)
-
-    def inode(self) -> int:
-        """As of the file."""
-        return self.stat(follow_symlinks=False).st_ino
-
-    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """It is a folder."""
-        return self._is(stat.S_ISDIR, follow_symlinks)
-
-    def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """It is an ordinary file."""
-        return self._is(stat.S_ISREG, follow_symlinks)
-
-    def is_symlink(self) -> bool:
-        """It is a link."""
-        return self._is(stat.S_ISLNK, follow_symlinks=False)
-
-    def is_junction(self) -> bool:
-        """There are none here."""
-        return False
-
-    def _is(self, kind: Callable[[int], bool], follow_symlinks: bool) -> bool:
-        try:
-            return kind(self.stat(follow_symlinks=follow_symlinks).st_mode)
-        except OSError:
-            return False
-
-
-class Entries:
-    """Stands for the iterator of ``os.scandir``."""
-
-    def __init__(self, entries: list[Entry]) -> None:
-        self._entries = iter(entries)
-
-    def __iter__(self) -> Iterator[Entry]:
-        return self._entries
-
-    def __next__(self) -> Entry:
-        return next(self._entries)
-
-    def __enter__(self) -> "Entries":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-# --- the kernel's own refusal -----------------------------------------------------------------------------------------
-
-CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # of every architecture
-# Writing, removing, making anything, moving between folders, truncating: linux/landlock.h.
-WRITES = 1 << 1 | sum(1 << bit for bit in range(4, 13)) | 1 << 13 | 1 << 14
-OF_A_FILE = 1 << 1 | 1 << 14
-FIRST_WITH_ALL = 3  # ABI; before it files could be truncated, or not be moved at all
-NO_NEW_PRIVILEGES = 38
-
-
-def refuse_other_writes(writable: list[str]) -> bool:
-    """Let the kernel refuse what Python does not redirect, for this process and its children; False where it cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(CREATE_RULESET, None, 0, 1) < FIRST_WITH_ALL:
-        return False
-    handled = ctypes.c_uint64(WRITES)
-    rules = libc.syscall(CREATE_RULESET, ctypes.byref(handled), 8, 0)
-    if rules < 0:
-        return False
-    for path in writable:
-        _allow(libc, rules, path)
-    refused = not libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) and not libc.syscall(RESTRICT_SELF, rules, 0)
-    os.close(rules)
-    return bool(refused)
-
-
-def _allow(libc: ctypes.CDLL, rules: int, path: str) -> None:
-    try:
-        place = REAL["open"](path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return
-    is_folder = stat.S_ISDIR(os.fstat(place).st_mode)
-
-    class PathBeneath(ctypes.Structure):
-        _pack_ = 1
-        _fields_ = (("allowed", ctypes.c_uint64), ("parent", ctypes.c_int32))
-
-    rule = PathBeneath(WRITES if is_folder else OF_A_FILE, place)
-    libc.syscall(ADD_RULE, rules, 1, ctypes.byref(rule), 0)
-    os.close(place)
