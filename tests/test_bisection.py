@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import settings as of_test
 from hypothesis import strategies as st
 
-from colocate.advice.bisection import HOPELESS, Search, largest_batch
+from colocate.advice.bisection import HOPELESS, Search
 from colocate.advice.forecast import Answer
 
 LAST = 60
@@ -118,24 +118,3 @@ def test_the_distance_from_the_start_doubles(first: int, expected: list[int]) ->
         asked.append(place)
         search.tell(place, Answer.FITS)
     assert asked == expected
-
-
-@of_test(deadline=None)
-@given(st.integers(0, 3000), st.integers(1, 600))
-def test_the_largest_batch_is_found_to_a_sixty_fourth(limit: int, first: int) -> None:
-    asked: list[int] = []
-
-    def fits(size: int) -> Answer:
-        asked.append(size)
-        return Answer.FITS if size <= limit else Answer.UNDECIDED
-
-    found = largest_batch(fits, first, 2048)
-
-    if limit == 0:
-        assert found is None
-    else:
-        assert found is not None
-        assert found <= limit
-        assert min(limit, 2048) - found <= max(1, found // 64)
-    assert len(asked) == len(set(asked)) <= 24, "no batch is tried twice"
-    assert max(asked) <= 2048

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from sessions import run as run_session
 
 import colocate.advice.solo_profiles
 from colocate.advice.next_plan import LEFT_OUT
-from colocate.advice.packing import Load
-from colocate.advice.pairing import OrderedPair, each_foreground_once, ordered_pairs, short_names, tier_of
+from colocate.advice.pairing import OrderedPair, ordered_pairs, short_names, tier_of
 from colocate.advice.solo_profiles import SoloProfile
 from colocate.cli.main import main
 from colocate.harness.simulation import NOTHING, SimulatedRun
@@ -28,10 +26,10 @@ LIMIT = 7500 * MIB
 def solo(name: str, peak_mib: int | None, *, least_mib: int | None = None, uses_gpu: bool = True) -> SoloProfile:
     training = Training(name, ("train", name), Path("/"), uses_gpu=uses_gpu)
     if peak_mib is None:
-        return SoloProfile(training, None, "predicted", "cannot be emulated")
+        return SoloProfile(training, None, "cannot be emulated")
     size = peak_mib * MIB
     least = size if least_mib is None else least_mib * MIB
-    return SoloProfile(training, Load(PeakRange(size, size, size), size), "predicted", least_bytes=least)
+    return SoloProfile(training, PeakRange(size, size, size), least_bytes=least)
 
 
 def pairs_of(*solos: SoloProfile, **settings: Any) -> list[OrderedPair]:
@@ -78,50 +76,6 @@ def test_names_are_told_apart_and_stay_what_they_are_when_others_are_added() -> 
     assert found[:5] == ["a-b", "a_b", "a-b-2", "a-b-2-2", "t50"]
     assert len(set(found)) == len(found)
     assert all(len(name) <= 49 and "__" not in name for name in found)
-
-
-# --- a choice ---------------------------------------------------------------------------------------------------------
-
-
-def test_each_is_the_foreground_once_and_the_backgrounds_and_tiers_are_spread() -> None:
-    """Of twelve small and twelve large ones a third can be small with small, mixed, and large with large."""
-    solos = [solo(f"m{number}", 700 if number < 12 else 2000) for number in range(24)]
-    found = each_foreground_once(pairs_of(*solos))
-    assert [one.foreground for one in found] == list(range(24))
-    assert sorted(one.background for one in found) == list(range(24))
-    assert Counter(one.tier for one in found) == dict.fromkeys(("ultra-low", "low", "medium"), 8)
-    assert found == each_foreground_once(pairs_of(*solos))
-
-
-def test_a_background_is_taken_again_only_where_there_is_no_other_way() -> None:
-    """Three large ones fit beside the small one only, which fits beside all of them."""
-    solos = [solo("small", 100), *(solo(f"large{number}", 5000) for number in range(3))]
-    found = each_foreground_once([one for one in pairs_of(*solos) if not one.impossible])
-    assert [one.id for one in found] == ["small__large0", "large0__small", "large1__small", "large2__small"]
-
-
-def test_a_way_around_is_found_over_several_others() -> None:
-    """Each is allowed the next two backgrounds, and the last one only what the first would take."""
-
-    def pair(foreground: int, background: int) -> OrderedPair:
-        size = PeakRange(1, 1, 1)
-        return OrderedPair(f"{foreground}__{background}", foreground, background, size, 1, LIMIT)
-
-    chain = [pair(one, one + step) for one in range(300) for step in (1, 2)]
-    found = each_foreground_once([*chain, pair(300, 1)])
-    assert max(Counter(one.background for one in found).values()) == 1
-    assert len(found) == 301
-
-
-@pytest.mark.slow
-def test_a_hundred_trainings_are_spread_in_seconds() -> None:
-    solos = [solo(f"m{number}", 400 + 31 * number) for number in range(100)]
-    pairs = pairs_of(*solos)
-    started = time.process_time()
-    found = each_foreground_once(pairs)
-    assert time.process_time() - started < 5
-    assert set(Counter(one.background for one in found).values()) == {1}
-    assert len(Counter(one.tier for one in found)) == 4
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -212,16 +166,6 @@ def test_the_same_trainings_give_the_same_file_and_fewer_of_them_the_same_groups
     assert all(before.by_id[one.id].content_hash == one.content_hash for one in after.groups)
 
 
-def test_tiers_and_one_pair_per_foreground(catalog: Path, tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "pairs.json"
-    assert main(["pairs", f"--catalog={catalog}", "--each-foreground-once", "--tiers=medium,high", f"--out={out}"]) == 0
-    plan = load_plan(out)
-    assert "never a foreground, for no pair is left: two_fails" in " ".join(capsys.readouterr().out.split())
-    assert len(plan.groups) == 5
-    assert len({one.foreground.name for one in plan.groups}) == 5
-    assert {one.tier for one in plan.groups} <= {"medium", "high"}
-
-
 def test_the_trainings_of_a_plan_keep_their_settings_limits_and_environment(catalog: Path, tmp_path: Path) -> None:
     """Also from another folder, and those with a command of their own."""
     own = {"command": ["{python}", "train.py", "m1000"], "name": "mine", "repeat_args": ["--repeat"]}
@@ -241,7 +185,7 @@ def test_the_trainings_of_a_plan_keep_their_settings_limits_and_environment(cata
 
 def test_another_gpu_has_the_same_shares_as_tiers(catalog: Path, tmp_path: Path) -> None:
     out = tmp_path / "pairs.json"
-    assert main(["pairs", f"--catalog={catalog}", "--gpu=24GB", "--tiers=ultra-low,low", f"--out={out}"]) == 0
+    assert main(["pairs", f"--catalog={catalog}", "--gpu=24GB", f"--out={out}"]) == 0
     plan = load_plan(out)
     assert plan.limits.peak_bytes == plan.limits.gpu_bytes == 24 * 1024 * MIB
     assert plan.by_id["one_m4200__two_m900"].tier == "ultra-low"
@@ -261,7 +205,6 @@ def test_where_nothing_can_fit_no_plan_is_written(catalog: Path, tmp_path: Path,
     [
         (["--models=m900"], "expected one of one/m900, two/m900, got 'm900'"),
         (["--models=faills"], "expected MODEL or REPOSITORY/MODEL, got 'faills'; did you mean 'fails'?"),
-        (["--tiers=hihg"], "got 'hihg'; did you mean 'high'?"),
         (["--from=plan.json"], "expected a catalog or a plan, got both"),
     ],
 )
@@ -315,7 +258,7 @@ def test_what_was_predicted_of_a_pair_is_what_a_run_of_the_plan_says(tmp_path: P
     tiny = {"path": ".", "models": ["narrow", "wide"], "command": command, "repeat_args": ["--forever"]}
     (tmp_path / "models.json").write_text(json.dumps({"root": ".", "models": {"tiny": tiny}}))
     out = tmp_path / "pairs.json"
-    assert main(["pairs", f"--catalog={tmp_path / 'models.json'}", "--tiers=ultra-low", f"--out={out}"]) == 0
+    assert main(["pairs", f"--catalog={tmp_path / 'models.json'}", f"--out={out}"]) == 0
 
     session = run_session(out, tmp_path, "--device=virtual", "-k", "tiny_narrow__tiny_wide")
     assert session.code == 0, session.output
@@ -341,8 +284,7 @@ def test_trainings_of_groups_that_ask_for_one_gpu_are_for_that_gpu(
     dry_runs: None, tmp_path: Path, capsys: Any, command: str
 ) -> None:
     wish, out = {"gpu": "24GB", "limit": "20000MB"}, tmp_path / "out.json"
-    virtual = ["--device=virtual"] if command == "pack" else []  # another test may have left a GPU's library behind
-    main([command, f"--from={of_gpus(tmp_path, wish, wish)}", f"--out={out}", *virtual])
+    main([command, f"--from={of_gpus(tmp_path, wish, wish)}", f"--out={out}"])
     assert "2 trainings on 24 GB GPUs, predicted\nlimit 20000 MiB" in capsys.readouterr().out
     groups = load_plan(out).groups
     assert {(group.gpu, group.limits.peak_bytes, group.limits.gpu_bytes) for group in groups} == {

@@ -4,29 +4,17 @@
 Nothing of it enters a verdict, and nothing below it knows of it: neither `colocate.verdict.rules` nor a recorded group.
 """
 
-from colocate.advice.bisection import largest_batch
 from colocate.advice.fit import Fit, Grid, LargestValue, Tried, Variable, variable
 from colocate.advice.forecast import Answer, Forecast, forecast, keyed, needed, program_of
 from colocate.advice.next_plan import Next, follow_up, what_next
-from colocate.advice.packing import PackingProblem, best_pairs, next_problem
-from colocate.advice.pairing import TIERS, UNKNOWN, OrderedPair, each_foreground_once, ordered_pairs
+from colocate.advice.packing import PackingProblem, best_pairs
+from colocate.advice.pairing import TIERS, UNKNOWN, OrderedPair, ordered_pairs
 from colocate.advice.prediction import predict
 from colocate.advice.proposal_forecasts import OUT_OF_TIME, ProposalForecast, advise
 from colocate.advice.proposals import is_unfit
 from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
-from colocate.advice.solo_profiles import (
-    Measured,
-    SoloProfile,
-    decide,
-    known_of,
-    measured,
-    of_catalog,
-    of_plan,
-    predicted,
-    rank,
-    remembered,
-)
-from colocate.advice.solo_runs import Cache, read_speedup, refused, settle
+from colocate.advice.solo_profiles import SoloProfile, known_of, of_catalog, of_plan, predicted, rank, remembered
+from colocate.advice.solo_runs import Cache, read_speedup, settle
 from colocate.advice.speedup import GroupSpeedup, Speedup
 from colocate.advice.stress import LEAST_RESOLUTION_BYTES, Stress, stress
 
@@ -43,7 +31,6 @@ __all__ = [
     "Grid",
     "GroupSpeedup",
     "LargestValue",
-    "Measured",
     "Next",
     "OrderedPair",
     "PackingProblem",
@@ -57,18 +44,13 @@ __all__ = [
     "Variable",
     "advise",
     "best_pairs",
-    "decide",
-    "each_foreground_once",
     "follow_up",
     "forecast",
     "is_of_memory",
     "is_unfit",
     "keyed",
     "known_of",
-    "largest_batch",
-    "measured",
     "needed",
-    "next_problem",
     "of_catalog",
     "of_plan",
     "ordered_pairs",
@@ -77,7 +59,6 @@ __all__ = [
     "program_of",
     "rank",
     "read_speedup",
-    "refused",
     "remembered",
     "settle",
     "stress",

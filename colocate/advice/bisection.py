@@ -6,7 +6,6 @@ value; what contradicts that is kept and told. A value that nobody could decide 
 fitting: the search goes on below it and above it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from colocate.advice.forecast import Answer
@@ -101,20 +100,3 @@ class Search:
 
 def _is_open(answer: Answer) -> bool:
     return answer in (Answer.UNDECIDED, Answer.UNKNOWN)
-
-
-def largest_batch(fits: Callable[[int], Answer], first: int, most: int) -> int | None:
-    """The largest batch that is known to fit, to one in sixty-four; None where not even a single sample is.
-
-    Args:
-        fits: The answer for a batch size; what is not decided counts as not fitting.
-        first: Where the search begins.
-        most: Larger ones are not asked about.
-    """
-    search = Search(min(first, most) - 1, most - 1, stride=first, growth=3)
-    while (place := search.next()) is not None:
-        good, bad = search.good, search.bad
-        if good is not None and bad is not None and bad - good <= max(1, (good + 1) // 64):
-            break
-        search.tell(place, Answer.FITS if fits(place + 1) is Answer.FITS else Answer.DOES_NOT_FIT)
-    return None if search.good is None else search.good + 1

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose which ordered pairs of trainings to run: their tiers, those that cannot fit, and an even selection.
+"""All ordered pairs of trainings, with their tiers and those that cannot fit.
 
-Pure: what trainings take alone in, pairs out. Chance has no part in it: the same trainings give the same pairs.
+Pure: what trainings take alone in, pairs out. The same trainings give the same pairs.
 """
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count, product
@@ -84,7 +83,7 @@ def ordered_pairs(
 
 
 def _peak(both: tuple[SoloProfile, SoloProfile], base_bytes: int) -> PeakRange | None:
-    ranges = [one.load.peak for one in both if one.load]
+    ranges = [one.peak for one in both if one.peak]
     return sum(ranges, start=PeakRange(base_bytes, base_bytes, base_bytes)) if len(ranges) == len(both) else None
 
 
@@ -92,92 +91,6 @@ def _floor(both: tuple[SoloProfile, SoloProfile], base_bytes: int) -> int | None
     """Return the least that a pair needs; a training of unknown need counts as zero."""
     known = [one.least_bytes for one in both if one.least_bytes is not None]
     return base_bytes + sum(known) if known else None
-
-
-# --- a choice ---------------------------------------------------------------------------------------------------------
-
-
-def each_foreground_once(pairs: Sequence[OrderedPair]) -> list[OrderedPair]:
-    """Choose one pair for every training that is the foreground of any.
-
-    The background that is taken most is taken as few times as there is any way. Beyond that, how often backgrounds
-    and then tiers are taken is made more even as long as one or two changes do it.
-    """
-    options: dict[int, dict[int, OrderedPair]] = {}
-    for pair in pairs:
-        options.setdefault(pair.foreground, {})[pair.background] = pair
-    chosen = _matched(options) if options else {}
-    _evened(chosen, options)
-    return [options[foreground][background] for foreground, background in chosen.items()]
-
-
-Options = Mapping[int, Mapping[int, OrderedPair]]
-
-
-def _matched(options: Options) -> dict[int, int]:
-    """A background for every foreground, none more often than it has to be: a matching with copies of backgrounds."""
-    import networkx  # a fifth of the time to collect a plan, for one command
-
-    for most in count(1):
-        graph = networkx.Graph()
-        graph.add_nodes_from(options)
-        for foreground, backgrounds in options.items():
-            # a foreground begins with the background that follows it in the list
-            in_turn = sorted(backgrounds, key=lambda place: (place <= foreground, place))
-            graph.add_edges_from((foreground, (place, copy)) for copy in range(most) for place in in_turn)
-        found = networkx.bipartite.hopcroft_karp_matching(graph, options)
-        if all(foreground in found for foreground in options):
-            return {foreground: found[foreground][0] for foreground in options}
-    raise AssertionError("every foreground has a background")
-
-
-def _evened(chosen: dict[int, int], options: Options) -> None:
-    """Change one background, or exchange two, as long as the counts become more even by it."""
-    backgrounds, tiers = _Counts(), _Counts()
-
-    def apply(overrides: Mapping[int, int], step: int) -> None:
-        for foreground, background in overrides.items():
-            backgrounds.add(background, step)
-            tiers.add(options[foreground][background].tier, step)
-
-    apply(chosen, 1)
-    better = True
-    while better:
-        better = False
-        for overrides in list(_changes(chosen, options)):
-            old = {foreground: chosen[foreground] for foreground in overrides}
-            before = (backgrounds.squares, tiers.squares)
-            apply(old, -1)
-            apply(overrides, 1)
-            if (backgrounds.squares, tiers.squares) < before:
-                chosen.update(overrides)
-                better = True
-            else:
-                apply(overrides, -1)
-                apply(old, 1)
-
-
-class _Counts:
-    """Count how often each training is taken, and how unevenly (sum of squares)."""
-
-    def __init__(self) -> None:
-        self._numbers: Counter[int | str | None] = Counter()
-        self.squares = 0
-
-    def add(self, key: int | str | None, step: int) -> None:
-        """Count one more, or one less."""
-        self.squares += 2 * step * self._numbers[key] + 1
-        self._numbers[key] += step
-
-
-def _changes(chosen: Mapping[int, int], options: Options) -> Iterator[dict[int, int]]:
-    foregrounds = list(chosen)
-    for place, one in enumerate(foregrounds):
-        for background in options[one]:
-            yield {one: background}
-        for other in foregrounds[place + 1 :]:
-            if chosen[other] in options[one] and chosen[one] in options[other]:
-                yield {one: chosen[other], other: chosen[one]}
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

@@ -1,50 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learn what trainings take alone, predicted or measured, and measure the few pairs that only a run decides.
+"""Predict what trainings take alone, and take over what earlier runs measured of their pairs.
 
-Runs programs through `colocate.harness.simulation` and `colocate.harness.attempt`; what follows from the figures is
-`colocate.advice.packing`'s business.
+Runs programs through `colocate.harness.simulation`; what follows from the figures is `colocate.advice.packing`'s and
+`colocate.advice.pairing`'s business.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from colocate.advice.forecast import keyed, program_of
-from colocate.advice.packing import Load, PackingProblem, Pair, next_problem
-from colocate.advice.solo_runs import read_speedup
-from colocate.advice.speedup import SoloRun, compare, solo_run_of, why_not
-from colocate.device import Basis
-from colocate.harness import AttemptRunner, Cache, SimulatedRun, Watcher, simulate
-from colocate.plan import Catalog, GpuModel, Group, Limits, Mistakes, Plan, Training, solo_group
-from colocate.results import Attempt, RunDirectory, group_results, read_energy, read_record
-from colocate.verdict import Evidence, Outcome, PeakRange, Verdict, foreground_window, measured_peak
-
-Tell = Callable[[str], None]
+from colocate.advice.packing import PackingProblem, Pair
+from colocate.harness import Cache, SimulatedRun, Watcher, simulate
+from colocate.plan import Catalog, GpuModel, Mistakes, Plan, Training, is_of_size
+from colocate.results import RunDirectory, group_results
+from colocate.verdict import Outcome, PeakRange
 
 
 @dataclass(frozen=True)
 class SoloProfile:
-    """A training alone: what it takes, or why that is not known; whether that was remembered from an earlier call.
+    """A training alone: its predicted peak, or why that is not known; whether it was remembered from an earlier call.
 
-    ``solo_run`` is how fast it was, where it was run on a GPU. ``least_bytes`` is what it cannot do with less of,
-    even if it gives its cache back in time; None where nobody knows.
+    ``least_bytes`` is what it cannot do with less of, even if it gives its cache back in time; None where nobody knows.
     """
 
     training: Training
-    load: Load | None
-    basis: Basis
+    peak: PeakRange | None
     why: str | None = None
     cached: bool = False
-    solo_run: SoloRun | None = None
     least_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Run a pair: whether it fits, or None if its evidence carried no verdict."""
-
-    fits: bool | None
-    attempt: Attempt
 
 
 def of_catalog(catalog: Catalog, epochs: int) -> list[Training]:
@@ -81,9 +65,7 @@ def predicted(
     found = simulate(list(programs.values()), gpu, cache=cache, timeout_s=timeout_s, tell=tell)
     simulated = dict(zip(programs, found, strict=True))
     return [
-        _unused(training, "predicted")
-        if not training.uses_gpu or training.missing
-        else _simulated(training, simulated[place], gpu)
+        _simulated(training, simulated[place], gpu) if place in simulated else _unused(training)
         for place, training in enumerate(trainings)
     ]
 
@@ -92,8 +74,7 @@ def _simulated(training: Training, found: SimulatedRun, gpu: GpuModel) -> SoloPr
     peak = found.peak
     if peak is not None and found.doubts:  # it may need more than was seen: no sum with it fits
         peak = replace(peak, high_bytes=max(peak.high_bytes, gpu.total_bytes))
-    load = None if peak is None else Load(peak, peak.low_bytes)
-    return SoloProfile(training, load, "predicted", found.failure, found.cached, least_bytes=_least_bytes(found, gpu))
+    return SoloProfile(training, peak, found.failure, found.cached, _least_bytes(found, gpu))
 
 
 def _least_bytes(dry_run: SimulatedRun, gpu: GpuModel) -> int | None:
@@ -107,160 +88,40 @@ def _least_bytes(dry_run: SimulatedRun, gpu: GpuModel) -> int | None:
     return min(dry_run.floor_bytes - smaller, dry_run.peak.low_bytes)
 
 
-def measured(trainings: Sequence[Training], trials: AttemptRunner, limits: Limits, tell: Tell) -> list[SoloProfile]:
-    """Measure one epoch of each training alone on the GPU.
-
-    Raises:
-        DeviceError: the GPU cannot be had.
-        OSError: a record cannot be written.
-        ColocateError: there is no room for it.
-    """
-    return list(_measured(trainings, trials, limits, tell))
-
-
-def _measured(
-    trainings: Sequence[Training], trials: AttemptRunner, limits: Limits, tell: Tell
-) -> Iterator[SoloProfile]:
-    for number, training in enumerate(trainings, start=1):
-        if not training.uses_gpu or training.missing:
-            yield _unused(training, "measured")
-            continue
-        group = solo_group(training, Group(f"solo{number:02}", number, training, None, limits))
-        attempt = trials.attempt(group)
-        evidence = read_record(attempt.directory).evidence
-        load = load_of(evidence)
-        why = None if load is not None and tells_its_need(attempt.verdict) else f"alone: {attempt.verdict}"
-        tell(f"{training.name} alone: {why or 'done'}")
-        pace = solo_run_of(evidence, read_energy(attempt.directory.energy), str(attempt.directory.path))
-        yield SoloProfile(
-            training,
-            load if why is None else None,
-            evidence.device.basis,
-            why,
-            solo_run=None if isinstance(pace, str) else pace,
-        )
-
-
-def tells_its_need(verdict: Verdict) -> bool:
-    """A run alone whose peak can be relied on: whole and undisturbed, even where it is too high for the limit."""
-    return set(verdict.codes) <= {"peak_over_limit", "peak_between_samples"}
-
-
-def _unused(training: Training, basis: Basis) -> SoloProfile:
+def _unused(training: Training) -> SoloProfile:
     """Describe a training that takes nothing of the GPU, or that cannot be run."""
-    nothing = None if training.missing else Load(PeakRange(0, 0, 0), 0)
-    return SoloProfile(training, nothing, basis, training.missing, least_bytes=None if training.missing else 0)
-
-
-def load_of(evidence: Evidence) -> Load | None:
-    """Return what a training took alone: its peak without the baseline, and the least while it trained."""
-    peak, window, base = measured_peak(evidence), foreground_window(evidence), evidence.baseline_bytes
-    if peak is None or window is None or base is None:
-        return None
-    inside = [one.used_bytes for one in evidence.trace.samples if window[0] <= one.elapsed_s <= window[1]]
-    low, expected, high, floor = (
-        max(0, size - base)
-        for size in (peak.low_bytes, peak.expected_bytes, peak.high_bytes, min(inside, default=base))
-    )
-    return Load(PeakRange(low, expected, high), min(floor, low))
+    if training.missing:
+        return SoloProfile(training, None, training.missing)
+    return SoloProfile(training, PeakRange(0, 0, 0), least_bytes=0)
 
 
 def known_of(solos: Sequence[SoloProfile]) -> list[SoloProfile]:
     """Return the trainings whose need is known."""
-    return [solo for solo in solos if solo.load is not None]
-
-
-def as_group(solos: Sequence[SoloProfile], places: Sequence[int], number: int, limits: Limits) -> Group:
-    """Make a group of one or two trainings; the one that takes more GPU memory is the foreground."""
-    chosen = sorted((solos[place] for place in places), key=rank)
-    front, *beside = [one.training for one in chosen]
-    return Group(f"pair{number:02}", number, front, beside[0] if beside else None, limits)
+    return [solo for solo in solos if solo.peak is not None]
 
 
 def rank(solo: SoloProfile) -> tuple[bool, int]:
     """Rank a training as foreground: it uses the GPU, and takes the most of it."""
-    return (not solo.training.uses_gpu, -(solo.load.peak.expected_bytes if solo.load else 0))
-
-
-def decide(
-    problem: PackingProblem,
-    solos: Sequence[SoloProfile],
-    trials: AttemptRunner,
-    limits: Limits,
-    most: int | None,
-    tell: Tell,
-) -> tuple[PackingProblem, list[Measured]]:
-    """Measure open pairs as long as one may change the choice, at most so many; what is known afterwards.
-
-    A pair without a verdict is not shared, for nothing is shared on a doubt, and stays open in the answer.
-
-    Raises:
-        DeviceError: the GPU cannot be had.
-        OSError: a record cannot be written.
-        ColocateError: there is no room for it.
-    """
-    found: list[Measured] = []
-    while most is None or len(found) < most:
-        pair = next_problem(problem)
-        if pair is None:
-            break
-        number = len(solos) + len(found) + 1
-        attempt = trials.attempt(as_group(solos, pair, number, limits))
-        fits = {Outcome.FEASIBLE: True, Outcome.INFEASIBLE: False}.get(attempt.verdict.outcome)
-        found.append(Measured(fits, attempt))
-        names = " + ".join(solos[place].training.name for place in pair)
-        tell(f"measured {names}: {attempt.verdict.outcome}")
-        saved_s = _saved_s(attempt, solos, pair)
-        problem = replace(
-            problem,
-            known={**problem.known, pair: fits is True},
-            saved_s=problem.saved_s if saved_s is None else {**problem.saved_s, pair: saved_s},
-        )
-    return problem, found
-
-
-def _saved_s(attempt: Attempt, solos: Sequence[SoloProfile], pair: Pair) -> float | None:
-    """Seconds that sharing saved in the work that both did; None where that cannot be told."""
-    evidence = read_record(attempt.directory).evidence
-    front, beside = (solos[place].solo_run for place in sorted(pair, key=lambda place: rank(solos[place])))
-    if front is None or beside is None or why_not(evidence) is not None:
-        return None
-    speedup = compare(evidence, (), front, beside)
-    return None if isinstance(speedup, str) else speedup.sequential_s - speedup.together_s
+    return (not solo.training.uses_gpu, -(solo.peak.expected_bytes if solo.peak else 0))
 
 
 def remembered(
-    problem: PackingProblem,
-    solos: Sequence[SoloProfile],
-    run: RunDirectory,
-    gpu_bytes: int,
-    gpu_name: str | None = None,
+    problem: PackingProblem, solos: Sequence[SoloProfile], run: RunDirectory, gpu_bytes: int
 ) -> PackingProblem:
-    """Take over what an earlier run measured of these pairs: whether they fit, and what sharing saved.
+    """Take over whether pairs fitted in an earlier run.
 
-    Counts on a GPU of the same size and below the same limit only, and of the same name where that is known: an
-    8 GB GPU is not 8 GB of a larger one. Of an INCONCLUSIVE group nothing is known, nor of one whose foreground was
-    ended before its own end that it fits.
+    Counts what was measured on a GPU of the same size and below the same limit only. Of an INCONCLUSIVE group nothing
+    is known.
     """
     places = {solo.training.argv: place for place, solo in enumerate(solos)}
-    known, saved_s = dict(problem.known), dict(problem.saved_s)
+    known = dict(problem.known)
     for group_result in group_results(run).values():
-        evidence = group_result.deciding.evidence
-        pair = _places_of(evidence, places)
-        verdict = group_result.verdict
-        if pair is None or not _is_measured_on(evidence["device"], gpu_bytes, gpu_name):
-            continue
-        if verdict.limit_bytes == problem.limit_bytes and verdict.outcome is not Outcome.INCONCLUSIVE:
+        evidence, verdict = group_result.deciding.evidence, group_result.verdict
+        pair, device = _places_of(evidence, places), evidence["device"]
+        same = device["basis"] == "measured" and is_of_size(device["total_bytes"], gpu_bytes)
+        if pair and same and verdict.limit_bytes == problem.limit_bytes and verdict.outcome is not Outcome.INCONCLUSIVE:
             known[pair] = verdict.feasible
-        found = read_speedup(group_result.deciding.directory)
-        if found is not None and found.runs:
-            saved_s[pair] = min(one.sequential_s - one.together_s for one in found.runs)
-    return replace(problem, known=known, saved_s=saved_s)
-
-
-def _is_measured_on(device: Mapping[str, Any], gpu_bytes: int, gpu_name: str | None) -> bool:
-    same = device["total_bytes"] == gpu_bytes and gpu_name in (None, device["name"])
-    return device["basis"] == "measured" and same
+    return replace(problem, known=known)
 
 
 def _places_of(evidence: Mapping[str, Any], places: Mapping[tuple[str, ...], int]) -> Pair | None:

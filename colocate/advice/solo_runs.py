@@ -53,19 +53,19 @@ class Cache:
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         return cls(Path(home, "colocate", "solo"))
 
-    def find(self, training: Training, device: DeviceInfo) -> tuple[SoloRun, ...]:
-        """Return the known solo runs, the latest last; empty if there are none or something has changed since."""
+    def find(self, training: Training, device: DeviceInfo) -> SoloRun | None:
+        """Return the latest solo run; None if there is none or something has changed since."""
         try:
-            return _SEVERAL.validate_json(self._path(training, device).read_bytes())
+            return _ADAPTER.validate_json(self._path(training, device).read_bytes())
         except (OSError, ValueError, ValidationError):
-            return ()
+            return None
 
-    def keep(self, training: Training, device: DeviceInfo, found: Sequence[SoloRun]) -> None:
-        """Remember runs; a cache that cannot be written is no failure of the comparison."""
+    def keep(self, training: Training, device: DeviceInfo, found: SoloRun) -> None:
+        """Remember a run; a cache that cannot be written is no failure of the comparison."""
         path = self._path(training, device)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, _SEVERAL.dump_python(tuple(found), mode="json"))
+            write_json(path, _ADAPTER.dump_python(found, mode="json"))
         except OSError:
             return
 
@@ -95,7 +95,6 @@ def settle(
     device: Device,
     *,
     cache: Cache | None,
-    times: int = 1,
     tell: Callable[[str], None] = lambda text: None,
 ) -> GroupSpeedup:
     """Measure a group's speedup: run its trainings alone unless that is known, and write ``speedup.json``.
@@ -105,7 +104,6 @@ def settle(
         group_result: its runs.
         device: the GPU that it ran on, open and locked.
         cache: where runs alone are remembered; None runs them, and remembers nothing.
-        times: how many runs of each member alone there are to be.
         tell: called with a sentence about each run alone.
 
     Raises:
@@ -114,23 +112,13 @@ def settle(
         ColocateError: a record of the group cannot be read, or there is no room for one.
     """
     pairs = [_recorded(attempt.directory) for attempt in group_result.last]
-    why = refused(group_result)
+    why = next(filter(None, (why_not(evidence) for evidence, _ in pairs)), None)
     if why is None and device.info.uuid != pairs[0][0].device.uuid:
         why = f"the group ran on {pairs[0][0].device.uuid}, this GPU is {device.info.uuid}"
-    comparison = _Comparison(group, group_result.deciding.directory.run, pairs, device, cache, times, tell)
+    comparison = _Comparison(group, group_result.deciding.directory.run, pairs, device, cache, tell)
     found = GroupSpeedup(unknown=why) if why else comparison.speedup()
     write_json(group_result.deciding.directory.path / FILE, found.to_json())
     return found
-
-
-def refused(group_result: GroupResult) -> str | None:
-    """Return why no run can tell a group's speedup, or None if one may.
-
-    Raises:
-        ColocateError: a record of the group cannot be read.
-    """
-    evidences = [read_record(attempt.directory).evidence for attempt in group_result.last]
-    return next(filter(None, map(why_not, evidences)), None)
 
 
 Pairs = Sequence[tuple[Evidence, Sequence[EnergyReading]]]
@@ -154,12 +142,11 @@ class _Comparison:
     pairs: Pairs
     device: Device
     cache: Cache | None
-    times: int
     tell: Callable[[str], None]
 
     def speedup(self) -> GroupSpeedup:
-        """Every run of the group against every run of its members alone."""
-        sides: list[tuple[SoloRun, ...]] = []
+        """Every run of the group against its members alone."""
+        sides: list[SoloRun] = []
         for role in ROLES:
             side = self._solo_run(role)
             if isinstance(side, str):
@@ -167,25 +154,24 @@ class _Comparison:
             sides.append(side)
         return group_speedup(self.pairs, *sides)
 
-    def _solo_run(self, role: Role) -> tuple[SoloRun, ...] | str:
-        """Runs of one member alone: those that are known and show enough, and new ones up to so many."""
+    def _solo_run(self, role: Role) -> SoloRun | str:
+        """A run of one member alone: the remembered one if it shows enough, else a new one."""
         training = self.group.training(role)
         assert training is not None
         work = self._work() if role == "background" else {}
-        known = self.cache.find(training, self.device.info) if self.cache else ()
-        found = [one for one in known if (one.finished if role == "foreground" else _is_enough(one.paces, work))]
-        while len(found) < self.times:
-            self.tell(f"{training.name} alone, to compare")
-            new = self._run_solo(training, work)
-            if isinstance(new, str):
-                return new
-            if role == "background" and not _is_enough(new.paces, work):
-                beside = self.group.foreground.name
-                return f"{training.name} alone did not show every phase that it showed beside {beside}"
-            found.append(new)
-            if self.cache:
-                self.cache.keep(training, self.device.info, [*known, *found][-10:])
-        return tuple(found)
+        known = self.cache.find(training, self.device.info) if self.cache else None
+        if known and (known.finished if role == "foreground" else _is_enough(known.paces, work)):
+            return known
+        self.tell(f"{training.name} alone, to compare")
+        new = self._run_solo(training, work)
+        if isinstance(new, str):
+            return new
+        if role == "background" and not _is_enough(new.paces, work):
+            beside = self.group.foreground.name
+            return f"{training.name} alone did not show every phase that it showed beside {beside}"
+        if self.cache:
+            self.cache.keep(training, self.device.info, new)
+        return new
 
     def _work(self) -> dict[str, float]:
         """The steps of the background by phase, of the run in which it made the most."""
@@ -227,4 +213,4 @@ def read_speedup(directory: GroupDirectory) -> GroupSpeedup | None:
         return None
 
 
-_SEVERAL: TypeAdapter[tuple[SoloRun, ...]] = TypeAdapter(tuple[SoloRun, ...])
+_ADAPTER = TypeAdapter(SoloRun)

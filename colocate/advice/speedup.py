@@ -12,14 +12,14 @@ Time is known on a real GPU only: on the virtual one nothing is claimed.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
 from colocate.results import EnergyReading
-from colocate.verdict import STEP_KINDS, Evidence, Interval, Member, Outcome, ProgressEvent, foreground_window, judge
+from colocate.verdict import STEP_KINDS, Evidence, Interval, Outcome, ProgressEvent, foreground_window, judge
 
 NOT_PREDICTED = "time is not predicted: the virtual GPU computes nothing; run the group on a GPU"
 
@@ -36,8 +36,7 @@ class SoloRun:
     """The speed and energy of one solo run of a training.
 
     ``duration_s`` and ``energy_j`` are those of its window, from the first sign of training to the end of its last
-    epoch, ``samples`` and ``epoch_steps`` of its epochs. ``finished`` is False for a run that was ended because it had
-    done the work that it was to be compared in.
+    epoch. ``finished`` is False for a run that was ended because it had done the work that it was to be compared in.
     """
 
     name: str
@@ -45,9 +44,7 @@ class SoloRun:
     finished: bool
     paces: Mapping[str, Pace]
     epoch_steps: tuple[int, ...] = ()
-    samples: int | None = None
     energy_j: float | None = None
-    idle_w: float | None = None
     record: str = ""
 
 
@@ -56,18 +53,15 @@ class Speedup:
     """One run of a group compared with its trainings one after the other.
 
     ``background_steps`` are those that it made while the foreground trained, ``background_solo_s`` what they take
-    alone. Energies are the GPU's, idle share included; ``idle_w`` is what it drew before anything was started.
+    alone. Energies are the GPU's, idle share included.
     """
 
     together_s: float
     foreground_solo_s: float
     background_steps: float
     background_solo_s: float
-    foreground_samples: int | None = None
     together_j: float | None = None
     sequential_j: float | None = None
-    foreground_solo_j: float | None = None
-    idle_w: float | None = None
 
     @property
     def sequential_s(self) -> float:
@@ -96,22 +90,15 @@ class Speedup:
             return None
         return 1 - self.together_j / self.sequential_j
 
-    @property
-    def idle_share(self) -> float | None:
-        """Return the share of the energy that an idle GPU would have taken too, or None if that was not read."""
-        if not self.together_j or self.idle_w is None:
-            return None
-        return min(1.0, self.idle_w * self.together_s / self.together_j)
-
 
 @dataclass(frozen=True, slots=True)
 class GroupSpeedup:
-    """The speedup of a group: one entry per pair of runs that could be compared, or why there is none."""
+    """The speedup of a group: one entry per run of it, or why there is none."""
 
     runs: tuple[Speedup, ...] = ()
     unknown: str | None = None
-    foreground: tuple[SoloRun, ...] = ()
-    background: tuple[SoloRun, ...] = field(default=())
+    foreground: SoloRun | None = None
+    background: SoloRun | None = None
 
     @property
     def saved(self) -> tuple[float, float] | None:
@@ -154,29 +141,16 @@ DISTURBED = frozenset({"foreign_process", "sensor_lost"})
 
 
 def group_speedup(
-    pairs: Sequence[tuple[Evidence, Sequence[EnergyReading]]],
-    foreground: Sequence[SoloRun],
-    background: Sequence[SoloRun],
+    pairs: Sequence[tuple[Evidence, Sequence[EnergyReading]]], foreground: SoloRun, background: SoloRun
 ) -> GroupSpeedup:
-    """Compare all runs of a group with all solo runs of its trainings.
-
-    Args:
-        pairs: the group's runs, each with the readings of the GPU's counter.
-        foreground: runs of the foreground alone, at least one.
-        background: runs of the background alone, at least one.
-    """
+    """Compare all runs of a group, each with the readings of the GPU's counter, with its trainings alone."""
     runs: list[Speedup] = []
     for evidence, energy in pairs:
-        why = why_not(evidence)
-        if why is not None:
-            return GroupSpeedup(unknown=why, foreground=tuple(foreground), background=tuple(background))
-        for ours in foreground:
-            for theirs in background:
-                found = compare(evidence, energy, ours, theirs)
-                if isinstance(found, str):
-                    return GroupSpeedup(unknown=found, foreground=tuple(foreground), background=tuple(background))
-                runs.append(found)
-    return GroupSpeedup(tuple(runs), None if runs else "nothing was run alone", tuple(foreground), tuple(background))
+        found = why_not(evidence) or compare(evidence, energy, foreground, background)
+        if isinstance(found, str):
+            return GroupSpeedup((), found, foreground, background)
+        runs.append(found)
+    return GroupSpeedup(tuple(runs), None, foreground, background)
 
 
 def why_not(evidence: Evidence) -> str | None:
@@ -218,11 +192,8 @@ def compare(
         foreground_solo_s=foreground.duration_s,
         background_steps=sum(pace.steps for pace in together.values()),
         background_solo_s=theirs_s,
-        foreground_samples=_samples(evidence.foreground),
         together_j=energy_between(energy, window),
         sequential_j=solo_j,
-        foreground_solo_j=foreground.energy_j,
-        idle_w=_idle_w(evidence, energy),
     )
 
 
@@ -243,9 +214,7 @@ def solo_run_of(evidence: Evidence, energy: Sequence[EnergyReading], record: str
         finished=bool(member.epochs) and end is not None and end.ok and not member.epoch_cut,
         paces=paces(member.progress_events, window),
         epoch_steps=tuple(epoch.steps for epoch in member.epochs),
-        samples=_samples(member),
         energy_j=energy_between(energy, window),
-        idle_w=_idle_w(evidence, energy),
         record=record,
     )
 
@@ -295,18 +264,6 @@ def _counter_at(known: Sequence[tuple[float, float]], time_s: float) -> float | 
         if before_s <= time_s <= after_s and after_s > before_s:
             return before_j + (after_j - before_j) * (time_s - before_s) / (after_s - before_s)
     return None
-
-
-def _idle_w(evidence: Evidence, readings: Sequence[EnergyReading]) -> float | None:
-    """Return the GPU's power before anything was started, or None if it was not read by then."""
-    starts = [member.process_runs[0].started_s for member in evidence.members if member.process_runs]
-    before = [one.power_w for one in readings if one.power_w is not None and one.elapsed_s < min(starts, default=0.0)]
-    return sum(before) / len(before) if before else None
-
-
-def _samples(member: Member) -> int | None:
-    reported = [epoch.samples for epoch in member.epochs]
-    return sum(one for one in reported if one is not None) if reported and None not in reported else None
 
 
 def _known(pace: Pace | None) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from colocate.cli.arguments import DEVICES, seconds, whole
+from colocate.cli.arguments import whole
 from colocate.errors import ColocateError, PlanError
 
 if TYPE_CHECKING:
@@ -91,27 +91,10 @@ def latest_run() -> Path:
 # --- arguments that several commands have -----------------------------------------------------------------------------
 
 
-def takes_gpu(parser: argparse.ArgumentParser, what: str) -> None:
-    """Declare ``--device`` and ``--gpu``; ``what`` says what the latter may be."""
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="the GPU (auto)")
-    parser.add_argument("--gpu", metavar="GPU", help=what)
-
-
 def takes_dry_runs(parser: argparse.ArgumentParser) -> None:
     """Declare ``--timeout`` and ``--no-cache``; ``COLOCATE_EFFORT`` says how far every dry run goes."""
     parser.add_argument("--timeout", type=whole, default=600, metavar="S", help="seconds per dry run (600)")
     parser.add_argument("--no-cache", action="store_true", help="dry-run everything again, and keep nothing")
-
-
-def takes_records(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--results`` and ``--wait``."""
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="for records (results)")
-    takes_wait(parser)
-
-
-def takes_wait(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--wait``."""
-    parser.add_argument("--wait", type=seconds, default=0.0, metavar="S", help="seconds to wait for a busy GPU (0)")
 
 
 def takes_json(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colocate.cli import common as command
-from colocate.cli.arguments import DEFAULT_PLAN, default_plan, group_named, number
+from colocate.cli.arguments import DEFAULT_PLAN, DEVICES, default_plan, group_named, number, seconds
 from colocate.errors import PlanError
 from colocate.units import format_mib, mib_text, span_text
 
@@ -43,14 +43,16 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("group", metavar="GROUP", help="id of a group of the plan")
     parser.add_argument("--vary", metavar="MEMBER.NAME", help="what varies (foreground.batch_size)")
     parser.add_argument("--plan", type=Path, metavar="FILE", help=f"the plan ({DEFAULT_PLAN})")
-    command.takes_gpu(parser, "its size or name (a GPU's own, else the plan's)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="the GPU (auto)")
+    parser.add_argument("--gpu", metavar="GPU", help="its size or name (a GPU's own, else the plan's)")
     parser.add_argument("--least", type=number, metavar="N", help="the least value that is looked at (the step)")
     parser.add_argument("--most", type=number, metavar="N", help=f"the greatest value that is looked at ({MOST})")
     parser.add_argument("--step", type=number, metavar="N", help="values are this far apart (1)")
     parser.add_argument(
         "--confirm", type=int, choices=range(10), metavar="N", help="runs that confirm it (2 measured, 1 predicted)"
     )
-    command.takes_records(parser)
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="for records (results)")
+    parser.add_argument("--wait", type=seconds, default=0.0, metavar="S", help="seconds to wait for a busy GPU (0)")
     command.takes_dry_runs(parser)
     command.takes_json(parser)
     parser.set_defaults(run=run)

@@ -20,7 +20,6 @@ from colocate.cli import (
     predict,
     report,
     run,
-    speedup,
     verify,
     watch,
 )
@@ -50,7 +49,6 @@ COMMANDS = (
     merge,
     compare,
     follow_up,
-    speedup,
     verify,
 )
 

@@ -25,7 +25,6 @@ examples:
   colocate pairs                                     all pairs of the catalog
   colocate pairs --models=mnist,siamese,VulBERTa/mlp
   colocate pairs --from settings/parallel_feasibility_test.json --gpu=24GB
-  colocate pairs --each-foreground-once --tiers=medium,high
 
 exit codes: 0 a plan was written, 1 no pair is left to be run, 2 wrong input
 """
@@ -37,8 +36,6 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("--models", type=words, metavar="NAME,...", help="MODEL or REPOSITORY/MODEL (all there are)")
     parser.add_argument("--catalog", type=Path, metavar="FILE", help="where they are from (settings/models.json)")
     parser.add_argument("--from", dest="plan", type=Path, metavar="PLAN", help="the trainings of a plan instead")
-    parser.add_argument("--tiers", type=words, metavar="TIER,...", help="only pairs of these tiers, by predicted peak")
-    parser.add_argument("--each-foreground-once", action="store_true", help="one pair per training, spread evenly")
     parser.add_argument("--with-itself", action="store_true", help="every training beside itself too")
     parser.add_argument("--all", action="store_true", help="run those too that cannot fit by their floor")
     parser.add_argument("--gpu", metavar="GPU", help=GPU)
@@ -63,37 +60,23 @@ def words(text: str) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Solo dry runs, all pairs out of them, the choice, the plan."""
-    from colocate.advice import each_foreground_once, ordered_pairs
+    from colocate.advice import ordered_pairs
 
-    _check_tiers(options.tiers or ())
     task = Task.of(options)
     if options.models:
         task = replace(task, trainings=_named(task.trainings, options.models))
     solos = task.predicted(options)
     base, limit = task.gpu.baseline_bytes, task.limits.peak_bytes
     every = list(ordered_pairs(solos, base, limit, with_itself=options.with_itself))
-    asked = [pair for pair in every if not options.tiers or (pair.tier or "unknown") in options.tiers]
-    left = [pair for pair in asked if pair.impossible and not options.all]
-    chosen = [pair for pair in asked if options.all or not pair.impossible]
-    if options.each_foreground_once:
-        chosen = each_foreground_once(chosen)
-    for line in _lines(task, options, solos, every, asked, chosen, left):
+    left = [pair for pair in every if pair.impossible and not options.all]
+    chosen = [pair for pair in every if options.all or not pair.impossible]
+    for line in _lines(task, solos, every, chosen, left):
         print(line)
     if not chosen:
         print("\nno pair is left to be run; no plan is written")
         return command.CHECK_FAILED
     _write(task, options.out, solos, chosen, left)
     return command.SUCCESS
-
-
-def _check_tiers(tiers: Sequence[str]) -> None:
-    from colocate.advice import TIERS, UNKNOWN
-    from colocate.plan import unknown
-
-    known = (*TIERS, UNKNOWN)
-    for tier in tiers:
-        if tier not in known:
-            raise PlanError(f"--tiers: {unknown(tier, known)}")
 
 
 def _named(trainings: "Sequence[Training]", names: Sequence[str]) -> "list[Training]":
@@ -126,10 +109,8 @@ def _of_name(trainings: "Sequence[Training]", name: str) -> "list[Training]":
 
 def _lines(
     task: Task,
-    options: argparse.Namespace,
     solos: "Sequence[SoloProfile]",
     every: "Sequence[OrderedPair]",
-    asked: "Sequence[OrderedPair]",
     chosen: "Sequence[OrderedPair]",
     left: "Sequence[OrderedPair]",
 ) -> Iterator[str]:
@@ -140,16 +121,13 @@ def _lines(
     yield SOLO_HEAD
     yield from map(solo_line, solos)
     yield ""
-    of_tiers = f"; {len(asked)} of the tiers asked for" if options.tiers else ""
-    yield f"{len(every)} ordered pairs{of_tiers}"
-    yield from _table(asked, chosen)
+    yield f"{len(every)} ordered pairs"
+    yield from _table(every, chosen)
     unknown = sum(pair.peak is None for pair in chosen)
     if unknown:
         yield from command.wrapped(
             f"{unknown} pairs of the plan are not predicted, and have no expected_memory and no tier"
         )
-    if options.each_foreground_once:
-        yield from command.wrapped(_once(solos, chosen))
     if left:
         yield ""
         yield from command.wrapped(
@@ -161,28 +139,18 @@ def _lines(
             yield f"  and {len(left) - MOST_LISTED} more, all under not_run in the plan"
 
 
-def _table(asked: "Sequence[OrderedPair]", chosen: "Sequence[OrderedPair]") -> Iterator[str]:
+def _table(every: "Sequence[OrderedPair]", chosen: "Sequence[OrderedPair]") -> Iterator[str]:
     from colocate.advice import TIERS, UNKNOWN, Answer
 
     widths = {answer: len(answer) for answer in Answer}
     yield f"{'tier':10} {'pairs':>6} {'to run':>6}  " + "  ".join(widths)
-    counts = Counter((pair.tier or UNKNOWN, pair.answer) for pair in asked)
+    counts = Counter((pair.tier or UNKNOWN, pair.answer) for pair in every)
     running = Counter(pair.tier or UNKNOWN for pair in chosen)
     for tier in (*TIERS, UNKNOWN):
         numbers = {answer: counts[tier, answer] for answer in Answer}
         if any(numbers.values()):
             columns = "  ".join(f"{number or '':>{widths[answer]}}" for answer, number in numbers.items())
             yield f"{tier:10} {sum(numbers.values()):>6} {running[tier]:>6}  {columns}".rstrip()
-
-
-def _once(solos: "Sequence[SoloProfile]", chosen: "Sequence[OrderedPair]") -> str:
-    taken = Counter(pair.background for pair in chosen)
-    most = max(taken.values(), default=0)
-    without = [
-        solo.training.name for place, solo in enumerate(solos) if place not in {one.foreground for one in chosen}
-    ]
-    text = f"{len(chosen)} foregrounds, once each; a background at most {most} time{'s' if most != 1 else ''}"
-    return text + (f"; never a foreground, for no pair is left: {', '.join(without)}" if without else "")
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -229,7 +197,7 @@ def _note(pair: "OrderedPair", solos: "Sequence[SoloProfile]") -> str:
     if pair.peak is None:
         both = (solos[pair.foreground], solos[pair.background])
         return "not predicted: " + "; ".join(
-            dict.fromkeys(f"{one.training.name} {one.why}" for one in both if one.load is None)
+            dict.fromkeys(f"{one.training.name} {one.why}" for one in both if one.peak is None)
         )
     text = f"predicted {span_text(pair.peak.low_bytes, pair.peak.high_bytes)} MiB: {pair.answer}"
     least = f", needs at least {mib_text(pair.floor_bytes)} MiB"

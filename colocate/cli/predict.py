@@ -7,7 +7,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from colocate.cli import common as command
@@ -18,10 +19,8 @@ from colocate.errors import PlanError
 
 if TYPE_CHECKING:
     from colocate.advice import Forecast
-    from colocate.harness import Program, SimulatedRun
+    from colocate.harness import SimulatedRun
     from colocate.plan import GpuModel, Group, Training
-
-MOST_SAMPLES = 1 << 16  # a larger batch is not looked for
 
 EPILOG = """\
 examples:
@@ -29,7 +28,7 @@ examples:
   colocate predict settings/my_plan.json -k group12
   colocate predict -- python train.py --batch-size 64
   colocate predict -t pcb --batch-size 8,16,32,64    a curve
-  colocate predict -t pcb --largest-batch --beside mnist_rnn
+  colocate predict -t pcb --batch-size 8,16 --beside mnist_rnn
   colocate predict --vary=--bs --batch-size 8,16 -- python train.py
 
 exit codes: 0 all of it fits, 1 some of it does not, 3 undecided (the interval
@@ -47,7 +46,6 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("-t", "--training", metavar="NAME", help="only this training of the plan, alone")
     parser.add_argument("--gpu", metavar="GPU", help="a size, or a name of settings/gpu_models.json (the plan's size)")
     parser.add_argument("--batch-size", type=sizes, metavar="N,N,...", help="predict for each of these batch sizes")
-    parser.add_argument("--largest-batch", action="store_true", help="find the largest batch that fits")
     parser.add_argument("--beside", metavar="NAME", help="a group or training of the plan that holds the GPU too")
     parser.add_argument(
         "--vary", metavar="FLAG", help="the option of a COMMAND that sets its batch size (--batch-size)"
@@ -74,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     if options.vary and not options.vary.startswith("-"):
         raise PlanError(f"--vary: expected an option such as --batch-size, got {options.vary!r}")
     request = PredictRequest.of(options)
-    if options.batch_size or options.largest_batch:
+    if options.batch_size:
         return _curve(request)
     if request.command is not None or options.training is not None:
         return _programs(request)
@@ -163,80 +161,43 @@ def _programs(request: PredictRequest) -> int:
     return _exit_code([alone])
 
 
-@dataclass(frozen=True)
-class Batches:
-    """A program at any batch size, and what holds the GPU beside it."""
-
-    request: PredictRequest
-    program: "Program"
-    flag: str
-    beside: "list[SimulatedRun]"
-
-    def at(self, sizes: Sequence[int]) -> "dict[int, Forecast]":
-        """What is predicted for each of these sizes."""
-        from colocate.advice import Forecast
-        from colocate.plan import with_flag
-
-        programs = [replace(self.program, argv=with_flag(self.program.argv, self.flag, size)) for size in sizes]
-        base_bytes, limit_bytes = self.request.gpu.baseline_bytes, self.request.limit_bytes
-        return {
-            size: Forecast(str(size), (one, *self.beside), base_bytes, limit_bytes)
-            for size, one in zip(sizes, self.request.simulated(programs), strict=True)
-        }
-
-    @property
-    def title(self) -> str:
-        """The program with what is beside it."""
-        return " beside ".join(filter(None, (self.program.name, " + ".join(one.name for one in self.beside))))
-
-
 def _curve(request: PredictRequest) -> int:
-    from colocate.advice import Answer, largest_batch, program_of
+    from colocate.advice import Answer, Forecast, program_of
+    from colocate.plan import with_flag
 
     options = request.options
     if request.command is None and not options.training:
         raise PlanError("-t: expected the training whose batch size is to vary, got none")
     training = None if request.command else request.training(options.training)
     program = request.command or program_of(training)  # type: ignore[arg-type]
-    flag, first = _batch_option(request, training)
-    batches = Batches(request, program, flag, _beside(request))
-    asked = batches.at(options.batch_size) if options.batch_size else {}
-
-    def fits(size: int) -> Answer:
-        asked.update(batches.at([size]))
-        return asked[size].answer
-
-    best = largest_batch(fits, first, MOST_SAMPLES) if options.largest_batch else None
-    curve = dict(sorted(asked.items()))
+    flag, beside = _batch_option(request, training), _beside(request)
+    programs = [replace(program, argv=with_flag(program.argv, flag, size)) for size in options.batch_size]
+    curve = {
+        size: Forecast(str(size), (one, *beside), request.gpu.baseline_bytes, request.limit_bytes)
+        for size, one in sorted(zip(options.batch_size, request.simulated(programs), strict=True), key=itemgetter(0))
+    }
     if options.json:
-        document = request.document([], curve.values())
-        print(json.dumps({**document, "flag": flag, "largest_batch": best}, indent=2))
+        print(json.dumps({**request.document([], curve.values()), "flag": flag}, indent=2))
     else:
-        _show([request.title(batches.title), "", *words.curve_table(curve), ""])
-        if options.largest_batch:
-            _show([f"largest batch that fits: {best if best is not None else 'none'}", ""])
+        title = " beside ".join(filter(None, (program.name, " + ".join(one.name for one in beside))))
+        _show([request.title(title), "", *words.curve_table(curve), ""])
         _show(words.explained([one.members[0] for one in curve.values()][:1], curve.values()))
         _show(words.not_modelled(curve.values()))
-    if any(one.answer is Answer.UNKNOWN for one in curve.values()):
-        return command.UNDECIDED
-    return command.CHECK_FAILED if options.largest_batch and best is None else command.SUCCESS
+    unknown = any(one.answer is Answer.UNKNOWN for one in curve.values())
+    return command.UNDECIDED if unknown else command.SUCCESS
 
 
-def _batch_option(request: PredictRequest, training: "Training | None") -> tuple[str, int]:
-    """The option that sets the batch size, and the size where a search begins."""
-    if request.options.vary or training is None:
-        return request.options.vary or "--batch-size", 32
+def _batch_option(request: PredictRequest, training: "Training | None") -> str:
+    """The option that sets the batch size."""
+    if request.options.vary or training is None or training.repository is None or training.model is None:
+        return request.options.vary or "--batch-size"
     assert request.plan is not None
-    first = training.hyperparameters.get("batch_size", 32)
-    start = first if isinstance(first, int) else 32
-    if training.repository is None or training.model is None:
-        return "--batch-size", start
     catalog = request.plan.load_catalog()
     assert catalog is not None, "a training of a catalog"
     kind = catalog.supported(training.repository, training.model).get("batch_size")
     if kind is None or kind.flag is None:
         raise PlanError(f"--batch-size: expected a training with that hyperparameter, {training.name} has none")
-    return kind.flag, start
+    return kind.flag
 
 
 def _beside(request: PredictRequest) -> "list[SimulatedRun]":

@@ -207,9 +207,9 @@ SOLO_HEAD = f"{'solo':44} {'peak':>6} {'range':>11}  MiB"
 def solo_line(solo: "SoloProfile") -> str:
     """Format what a training takes alone as a line of the table below `SOLO_HEAD`."""
     name = solo.training.name if len(solo.training.name) <= 44 else solo.training.name[:43] + "…"
-    if solo.load is None:
+    if solo.peak is None:
         return f"{name:44} not known: {solo.why}"
     if not solo.training.uses_gpu:
         return f"{name:44} uses no GPU"
-    peak = solo.load.peak
+    peak = solo.peak
     return f"{name:44} {mib_text(peak.expected_bytes):>6} {span_text(peak.low_bytes, peak.high_bytes):>11}"
