@@ -12,6 +12,9 @@ from sessions import simulated_machine
 
 for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):  # sessions of the tests are no part of the job that runs them
     os.environ.pop(name, None)
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # else each of many hundred processes compiles colocate again, for a second
 
 settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any load")  # how long an example takes tells how busy the machine is, and nothing of the code

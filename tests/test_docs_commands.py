@@ -1,10 +1,14 @@
 """Every command of the docs is done, and every Python block; what cannot be done here is named with its reason.
 
+Of the runs only two are done to their end, one on the simulated GPUs and one by the repository's own script: the others
+collect their groups, which reads every option and the plan. What their options do has tests of its own.
+
 In a prepared copy of the project, which stands for the real one in these respects and no others: the plan has two
 groups whose trainings are stand-ins (tests/programs/stand_in.py), the NVIDIA library is the fake one with two GPUs,
 dry runs of ``colocate predict`` are replaced by arithmetic, and the runs that a page names are made up.
 """
 
+import importlib
 import json
 import os
 import re
@@ -51,7 +55,6 @@ NOT_HERE = {
     "pip download": "downloads packages",
     "kubectl": "needs a Kubernetes cluster",
     "colocate fit": "takes minutes: every trial is a run; tests/test_fit.py does it with stand-ins",
-    "colocate pack": "takes minutes: solo runs and measurements; its tests do it with stand-ins",
     "--try-fixes": "takes minutes: every remedy is a run; its tests do it with stand-ins",
     "--stress": "takes a minute: a run per trial; tests/test_stress.py does it with stand-ins",
     "--device=nvidia --gpu": "needs CUDA for the balloon; tests/test_balloon.py has a fake one",
@@ -69,9 +72,6 @@ BEFORE = {
     "colocate merge": "colocate run --archive=journals/both.jsonl",
 }
 IN_ADDITION = {"--resume": ["--results=resumed"]}
-
-# Our own programs train for minutes; here they make one step, on the CPU.
-SHORT = ["--max-steps", "1", "--device", "cpu"]
 
 
 def commands(path: Path) -> list[str]:
@@ -173,11 +173,9 @@ def do(words: Sequence[str], folder: Path) -> Session:
     if words[0] == "colocate" and words[1] not in ("run", "watch"):  # `watch` writes past Python's streams
         return sessions.colocate(folder, *words[1:])
     light = ["-p", "no:hypothesispytest", "-p", "no:anyio"]
-    python = {"pytest": ["-m", "pytest", *light], "colocate": ["-m", "colocate"], "python": []}
+    python = {"pytest": ["-m", "pytest", *light], "colocate": ["-m", "colocate"]}
     if words[0] in python:
         words = [sys.executable, *python[words[0]], *words[1:]]
-    if "workloads" in " ".join(words) and "--help" not in words:
-        words, folder = [*words, *SHORT], ROOT
     done = subprocess.run(
         words, cwd=folder, env={**environment(), **own}, capture_output=True, text=True, timeout=600, check=False
     )
@@ -235,19 +233,22 @@ def test_every_command_is_done_or_named_with_a_reason() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", of_kind(*SESSIONS))
-def test_a_run_of_the_docs_runs(line: str, folder: Path, done: set[str], fake_nvml) -> None:
+def test_the_runs_of_the_docs_run(folder: Path, done: set[str], fake_nvml, subtests) -> None:
     fake_nvml.add_gpu(uuid="GPU-4f5e0000-0000-4000-8000-000000000000")
-    session = do_with_what_it_needs(line, folder, done)
-    assert session.code == 0, session.output
-    if "--collect-only" not in line:
-        assert "the plan holds" in session.output or "-k" in line or "-m" in line, session.output
-        assert " passed" in session.output, session.output
+    for param in of_kind(*SESSIONS):
+        (line,) = param.values
+        whole = line in ("colocate run plan.json --device=nvidia -n auto", "scripts/feasibility -m high")
+        whole = whole or "--resume" in line
+        with subtests.test(line):
+            session = do_with_what_it_needs(line if whole else f"{line} --collect-only", folder, done)
+            assert session.code == 0, session.output
+            assert (" passed" if whole else "group") in session.output, session.output
+            assert not whole or "the plan holds" in session.output or "-m" in line, session.output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "line", [one for one in of_kind("colocate ") if not re.search(" predict| pairs| run| init", str(one.id))]
+    "line", [one for one in of_kind("colocate ") if not re.search(" predict| pairs| pack| run| init", str(one.id))]
 )
 def test_a_command_around_a_run_does_its_work(line: str, folder: Path, done: set[str], fake_nvml) -> None:
     command = do_with_what_it_needs(line, folder, done)
@@ -265,8 +266,8 @@ def test_a_prediction_of_the_docs_answers(line: str, folder: Path, monkeypatch, 
     assert "predicted for a" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", of_kind("colocate pairs"))
-def test_a_plan_of_pairs_of_the_docs_is_written(line: str, tmp_path: Path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("line", of_kind("colocate pairs", "colocate pack"))
+def test_a_plan_of_the_docs_is_written(line: str, tmp_path: Path, monkeypatch, capsys) -> None:
     for name in ("settings", "workloads"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.setattr(colocate.advice.solo_profiles, "simulate", simulated)
@@ -276,12 +277,15 @@ def test_a_plan_of_pairs_of_the_docs_is_written(line: str, tmp_path: Path, monke
     assert load_plan(tmp_path / written).groups
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("line", of_kind("python "))
-def test_a_program_of_ours_starts_as_it_is_told(line: str, folder: Path) -> None:
+def test_a_program_of_ours_takes_the_arguments_that_it_is_told(capsys) -> None:
+    """`test_workloads_processes` starts them."""
     pytest.importorskip("torch")
-    done = do(shlex.split(line), folder)
-    assert done.code == 0, done.output
+    for param in of_kind("python "):
+        words = shlex.split(param.values[0].replace("-m workloads.", "").replace("workloads/", ""))
+        program = importlib.import_module(f"workloads.{words[1].removesuffix('.py')}")
+        with pytest.raises(SystemExit) as ended:
+            program.arguments([*words[2:], "--help"])
+        assert ended.value.code == 0, capsys.readouterr().err
 
 
 def test_the_plan_of_the_ci_page_loads(tmp_path: Path) -> None:

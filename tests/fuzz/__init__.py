@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of everything that reads a file; run by hand, see CONTRIBUTING.md."""
+"""Random changes to everything that reads a file."""

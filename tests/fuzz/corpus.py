@@ -1,30 +1,17 @@
-"""What the fuzzer begins with: the settings of the project, and the records of the runs it is given."""
+"""What the fuzzer begins with: the settings of the project, and documents of each kind."""
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import builders
 
 ROOT = Path(__file__).parents[2]
-LARGEST_BYTES = 40_000
 
 _SETTINGS = {
     "plan": ("settings/parallel_feasibility_test.json", "settings/minimal_validation.json"),
     "catalog": ("settings/models.json", "settings/models_green_deep_learning.json"),
 }
-_RECORDS = {
-    "events": "*/events/*.jsonl",
-    "probe": "*/probe/*/*.json",
-    "trace": "*/trace.csv",
-    "experiment": "*/experiment.json",
-    "verdict": "*/verdict.json",
-    "run": "run.json",
-    "journal": "journal.jsonl",
-    "heartbeat": "*/progress.json",
-}
-
 _OWN_COMMAND = {
     "experiment_name": "own",
     "limits": {"gpu": "8GB", "peak": 7500, "success_rate": 0.5, "overlap": 0.8, "settle_s": 3},
@@ -59,8 +46,8 @@ _EVENTS = [
 ]
 
 
-def seeds(target: str, runs: Sequence[Path]) -> Iterator[bytes]:
-    """The files to begin with, none of them so long that it slows every step down."""
+def seeds(target: str) -> Iterator[bytes]:
+    """The files to begin with."""
     for name in _SETTINGS.get(target, ()):
         yield (ROOT / name).read_bytes()
     if target == "plan":
@@ -71,17 +58,3 @@ def seeds(target: str, runs: Sequence[Path]) -> Iterator[bytes]:
         yield json.dumps(
             {"group": {"id": "group01"}, "samples": 24, "evidence": builders.evidence().to_json()}
         ).encode()
-    for run in runs:
-        for path in sorted(run.glob(_RECORDS.get(target, "no such file"))):
-            data = path.read_bytes()
-            if target in ("events", "trace", "journal"):
-                data = data[:2500].rpartition(b"\n")[0] + b"\n"  # its lines are alike
-            if len(data) <= LARGEST_BYTES:
-                yield data
-
-
-def write(folder: Path, target: str, runs: Sequence[Path]) -> None:
-    """Put them into a folder, by content, as libFuzzer keeps them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for data in seeds(target, runs):
-        (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
