@@ -53,7 +53,7 @@ def test_probe_and_workloads_use_the_same_names() -> None:
 
     for name in (
         *(environment.PROBE, environment.VIRTUAL_GPU, environment.BATCHES_PER_PASS),
-        *(environment.BESIDE, environment.READY),
+        *(environment.BESIDE, environment.READY, environment.AWAIT),
     ):
         assert f'"{name}"' in probe
     assert f'"{environment.EFFORT}"' in probe

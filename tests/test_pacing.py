@@ -55,7 +55,7 @@ def test_a_background_whose_peak_is_known_makes_a_step_for_every_step_of_its_for
         if len(waited) == 3:
             foreground.write_text('{"optimizer_steps": 1}')
         if len(waited) == 5:
-            ready.unlink()
+            ready.write_text("the foreground has ended")
 
     rest = pacing.Rest(ready, tmp_path, 60.0, sleep)
     rest.step()
@@ -66,6 +66,6 @@ def test_a_background_whose_peak_is_known_makes_a_step_for_every_step_of_its_for
     rest.step()
     assert len(waited) == 5, "the foreground has ended, and the step at its end is wanted"
 
-    ready.touch()
+    ready.write_text("")
     pacing.Rest(ready, tmp_path / "no optimizer", -1.0, sleep).step()
     assert len(waited) == 5, "a foreground that makes none is not waited for any longer"

@@ -21,6 +21,7 @@ BATCHES_PER_PASS = "COLOCATE_BATCHES_PER_PASS"
 SCRATCH = "COLOCATE_SCRATCH"
 BESIDE = "COLOCATE_BESIDE"
 READY = "COLOCATE_READY"
+AWAIT = "COLOCATE_AWAIT"
 EFFORT = "COLOCATE_EFFORT"
 
 INJECTED = Path(__file__).parents[1] / "probe" / "inject"
@@ -53,6 +54,7 @@ def for_training(
     whole: bool = False,
     beside: Path | None = None,
     ready: Path | None = None,
+    awaited: Path | None = None,
     stall_s: float = inf,
 ) -> dict[str, str]:
     """A complete environment: the caller's, the probe in front of PYTHONPATH, and exactly one GPU in sight.
@@ -68,8 +70,9 @@ def for_training(
         scratch: On the virtual GPU, the folder for everything that the training writes; its path must be short.
         whole: Leave passes over the data as long as they are, also on the virtual GPU.
         beside: On the virtual GPU, the probe's folder of the other training, whose steps this one waits for.
-        ready: Of a background on the virtual GPU, the file that exists from when its peak is known until its
-            foreground has ended; only then it waits.
+        ready: Of a background on the virtual GPU, the file that exists once its peak is known, and is no longer empty
+            once its foreground has ended; between the two it waits.
+        awaited: Of a foreground on the virtual GPU, the same file: before it exists it is kept from the GPU.
         stall_s: After so long without progress the training is ended, so no wait may take as long.
     """
     environment = {name: value for name, value in base.items() if name == EFFORT or not name.startswith("COLOCATE_")}
@@ -90,6 +93,8 @@ def for_training(
             environment[BESIDE] = f"{min(most_s, stall_s / 2):g}:{beside.absolute()}"
         if ready is not None:
             environment[READY] = str(ready.absolute())
+        if awaited is not None:
+            environment[AWAIT] = str(awaited.absolute())
         if not whole:
             environment[BATCHES_PER_PASS] = str(DRY_RUN_BATCHES)
     return environment

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -88,6 +88,9 @@ class GroupRun(ObservedGroup):
         except TrainingError as error:
             training.gave_up = str(error)
             return
+        if self._virtual_gpu is not None and self._foreground.training.uses_gpu:
+            with suppress(TrainingError):  # tried again, and told, once it is its turn
+                self._early = self._launch(self._foreground, self.directory.foreground_log)
         self._wait_until(lambda: self._is_ready(training) or self._is_hopeless(training) or self._must_end(), deadline)
         if self._is_ready(training):
             training.ready_t = time.monotonic()
@@ -103,10 +106,13 @@ class GroupRun(ObservedGroup):
             return
         training = self._foreground
         try:
-            process = self._start(training, self.directory.foreground_log)
+            process = self._early or self._launch(training, self.directory.foreground_log)
         except TrainingError as error:
             self._faults.append(("not_started", str(error)))
             return
+        if process.poll() is None:  # until now it was kept from the GPU
+            process.started_t = time.monotonic()
+        training.processes.append(process)
         deadline = process.started_t + self._timeout_s
         self._wait_until(
             lambda: process.poll() is not None or self._is_stalled(training) or self._must_end() or enough(),
@@ -114,7 +120,7 @@ class GroupRun(ObservedGroup):
         )
         ended_t = time.monotonic()
         if self._virtual_gpu is not None:
-            self._ready_file.unlink(missing_ok=True)
+            self._ready_file.write_text("the foreground has ended")
         self._monitor.ask_for_vitals()
         if process.poll() is None and enough():
             process.stop(TERMINATION_GRACE_S)
@@ -127,7 +133,8 @@ class GroupRun(ObservedGroup):
         """End both trainings with all their processes. May be called again, also after an interruption."""
         with self._fixed_time():
             looping = [] if self._keep_alive is None else [self._keep_alive]
-            stop_all([*looping, *self._foreground.processes], TERMINATION_GRACE_S)
+            early = [] if self._early is None else [self._early]
+            stop_all([*looping, *early, *self._foreground.processes], TERMINATION_GRACE_S)
             if self._scratch_folder is not None:
                 self._scratch_folder.cleanup()
                 self._scratch_folder = None
@@ -201,17 +208,20 @@ class GroupRun(ObservedGroup):
     # Starting.
 
     def _start(self, training: TrainingMonitor, log: Path) -> Process:
+        process = self._launch(training, log)
+        training.processes.append(process)
+        return process
+
+    def _launch(self, training: TrainingMonitor, log: Path) -> Process:
         # What a short pass over its data has to show is known then; a background that ends has to last.
         whole = self._whole or (training.role == "background" and training.simulated_t is not None)
-        process = start(
+        return start(
             self._command(training.role, training.training, whole=whole),
             log=log,
             cookie=self._gpu.gpu_processes.cookie(training.role),
             patterns=training.patterns,
             max_processes=self.group.limits.max_processes,
         )
-        training.processes.append(process)
-        return process
 
     def _command(self, role: Role, training: Training, *, whole: bool) -> Command:
         virtual = self._virtual_gpu is not None
@@ -228,6 +238,7 @@ class GroupRun(ObservedGroup):
             whole=whole,
             beside=self.directory.probe(other) if virtual and self._background else None,
             ready=self._ready_file if virtual and role == "background" else None,
+            awaited=self._ready_file if virtual and role == "foreground" and self._background else None,
             stall_s=self.group.limits.stall_s,
         )
         argv = training.command(repeat=role == "background", dry_run=virtual)

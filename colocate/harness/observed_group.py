@@ -20,7 +20,7 @@ from colocate.harness.sampler import Sampler
 from colocate.harness.throttling import throttling
 from colocate.harness.training_monitor import TrainingMonitor
 from colocate.plan import Group
-from colocate.process import KeepAlive
+from colocate.process import KeepAlive, Process
 from colocate.results import GroupDirectory, Heartbeat, packages, write_record
 from colocate.verdict import Evidence, JudgedLimits, Member, ProgressEvent, Verdict
 
@@ -65,6 +65,7 @@ class ObservedGroup:
         self._foreground = TrainingMonitor("foreground", group.foreground, directory)
         self._background = TrainingMonitor("background", group.background, directory) if group.background else None
         self._keep_alive: KeepAlive | None = None
+        self._early: Process | None = None
         self._scratch_folder: TemporaryDirectory[str] | None = None
         self._gpu = DeviceState(
             device, monitor, run=self._run.name, group=group.id, place=directory.path, virtual=virtual

@@ -58,7 +58,7 @@ EFFORT = "COLOCATE_EFFORT"
 # Seconds to wait for steps of the training beside which this one runs, a colon, the folder of its records.
 BESIDE = "COLOCATE_BESIDE"
 
-# For a background, the file that exists while its peak is known and its foreground is awaited or runs.
+# For a background, the file that exists once its peak is known, empty until its foreground has ended.
 READY = "COLOCATE_READY"
 
 START_OF_THREAD = threading.Thread.start

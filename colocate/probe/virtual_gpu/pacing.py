@@ -21,7 +21,7 @@ class Rest:
     """Lets a background go on step by step with its foreground, from the moment on at which its peak is known.
 
     Args:
-        ready: File that exists from then on until the foreground has ended.
+        ready: File that exists from then on, and is no longer empty once the foreground has ended.
         beside: Folder of the records of the foreground's probe.
         most_s: How long to wait for a step of the foreground, which may be one that makes none.
         sleep: Lets that many seconds pass.
@@ -37,12 +37,18 @@ class Rest:
     def step(self) -> None:
         """Call after every step of an optimizer."""
         until_t = time.monotonic() + self._most_s
-        while self._ready.exists() and time.monotonic() < until_t:
+        while self._is_on() and time.monotonic() < until_t:
             steps = steps_of(self._beside)
             if steps > self._before:
                 self._before = steps
                 return
             self._sleep(LOOK_S)
+
+    def _is_on(self) -> bool:
+        try:
+            return self._ready.stat().st_size == 0
+        except OSError:
+            return False
 
 
 class Pace:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ MIB = 1024**2
 # was read on an RTX 3080 beside a freshly started MNIST training (records of the Green-deep-learning study).
 CONTEXT_BYTES = 344 * MIB
 CONTEXT_RANGE_BYTES = (244 * MIB, 494 * MIB)  # around all of them: it grows with the kernels that a program loads
+
+# Names the file until whose appearance this process is kept from the GPU: its background is to be on it first.
+AWAIT = "COLOCATE_AWAIT"
+LOOK_S = 0.05
 
 # How many times its size a GPU gives that does not refuse: so that a program which asks until it is refused ends.
 GENEROUS = 4
@@ -163,6 +168,7 @@ class VirtualGpu:
 
     def holdings(self) -> list[Holding]:
         """Every process that ever held memory, the dead ones included."""
+        _wait_for_turn()
         return [Holding(*row) for row in self._state()["holdings"]]
 
     def claim(self, used_bytes: int) -> None:
@@ -171,6 +177,7 @@ class VirtualGpu:
         Raises:
             GpuFull: the GPU has not that much; nothing is changed then.
         """
+        _wait_for_turn()
         pid = os.getpid()
         started = _start_of(pid) or ""
         with self._locked():
@@ -205,6 +212,12 @@ class VirtualGpu:
             yield
         finally:
             os.close(lock)
+
+
+def _wait_for_turn() -> None:
+    awaited = os.environ.get(AWAIT)
+    while awaited and not Path(awaited).exists():
+        time.sleep(LOOK_S)
 
 
 def _start_of(pid: int) -> str | None:
