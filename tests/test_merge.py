@@ -123,7 +123,7 @@ def test_a_torn_last_line_costs_its_group_only(carried, tmp_path):
     assert done.code == 1
     assert re.search(r"group02.jsonl: line \d+ is torn and left out", done.output)
     assert "group02: begun and without an outcome (group02.jsonl)" in done.output
-    assert "in no journal: group03, group04" in done.output
+    assert "in no archive: group03, group04" in done.output
     assert [row["group"] for row in summary(directory)] == ["group01"]
 
 
@@ -210,7 +210,7 @@ def test_of_a_group_that_was_run_twice_the_later_counts_and_the_page_says_so(car
     ]
     later.write_text("".join(json.dumps(line) + "\n" for line in changed))
     done, (directory,) = merged(tmp_path / "merged", later, first)
-    assert "group01: the later of 2 journals counts; before: FEASIBLE at" in done.output
+    assert "group01: the later of 2 archives counts; before: FEASIBLE at" in done.output
     reported = [line for line in lines_of(directory / "journal.jsonl") if line["event"] == "group"]
     assert [line["record"]["duration_s"] for line in reported] == [7.5]
     assert "in group01.jsonl [merged]" in page(directory, tmp_path / "page")
@@ -235,7 +235,7 @@ def test_of_contradicting_journals_the_worse_counts_and_the_group_is_named(carri
     (chosen,), (note,) = _latest(found)
 
     assert chosen.record["outcome"] == "INFEASIBLE"
-    assert note.startswith("group02: the worse of 2 journals counts; not: FEASIBLE")
+    assert note.startswith("group02: the worse of 2 archives counts; not: FEASIBLE")
     assert [text.partition(":")[0] for text in _contradictions(found)] == ["group02"]
 
 
@@ -273,7 +273,7 @@ def test_journals_of_different_plans_are_refused(carried, tmp_path):
     second.write_text(other)
     done, runs = merged(tmp_path / "merged", first, second)
     assert done.code == 2
-    assert "expected journals of one plan with the same settings, found 2" in done.output
+    assert "expected archives of one plan with the same settings, found 2" in done.output
     assert runs == []
 
 

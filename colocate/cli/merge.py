@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``colocate merge``: a run directory from the journals of groups that were run apart."""
+"""``colocate merge``: a run directory from the archives of groups that were run apart."""
 
 import argparse
 from datetime import datetime
@@ -13,10 +13,10 @@ def add(commands: command.Commands) -> None:
     parser = command.new(
         commands,
         "merge",
-        "Make a run directory, its page and summary.csv of journal files; exit code 1 when something is missing.",
-        "colocate merge journals/*.jsonl",
+        "Make a run directory, its page and summary.csv of archives; exit code 1 when something is missing.",
+        "colocate merge archives/*.jsonl",
     )
-    parser.add_argument("journals", type=Path, nargs="+", metavar="JOURNAL", help="a file of colocate run --archive")
+    parser.add_argument("archives", type=Path, nargs="+", metavar="ARCHIVE", help="a file of colocate run --archive")
     parser.add_argument(
         "--results", type=Path, default=Path("results"), metavar="DIR", help="where the run goes (results)"
     )
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from colocate.results import merge, read_run
 
     with command.writing(options.results):
-        merged = merge(options.journals, options.results, datetime.now())
+        merged = merge(options.archives, options.results, datetime.now())
     for line in (*merged.notes, *merged.missing):
         print(line)
     for run in merged.runs:

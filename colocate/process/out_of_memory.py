@@ -135,7 +135,7 @@ WORDS = (
         "rapidsai/rmm#201, neka-nat/cupoch#98; cuDF, cuML and whatever else allocates by RMM",
     ),
     Words(
-        "MXNet",
+        "MXNet or ggml",
         r"cudaMalloc (?:retry )?failed: out of memory",
         "mxnet.base.MXNetError: [11:18:15] src/storage/./pooled_storage_manager.h:157:"
         " cudaMalloc failed: out of memory",

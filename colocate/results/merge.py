@@ -60,10 +60,10 @@ class Merged:
 
 
 def merge(paths: Sequence[Path], results: Path, now: datetime) -> Merged:
-    """Make run directories of journal files.
+    """Make run directories of archives.
 
     Raises:
-        ColocateError: a file is no journal, they are of different plans, or nothing can be written.
+        ColocateError: a file is no archive, they are of different plans, or nothing can be written.
     """
     sessions: list[Session] = []
     missing: list[str] = []
@@ -86,7 +86,7 @@ def merge(paths: Sequence[Path], results: Path, now: datetime) -> Merged:
 
 
 def _untrue(session: Session) -> Iterator[str]:
-    """Groups whose verdict does not follow from the record that the journal carries are left out."""
+    """Groups whose verdict does not follow from the record that the archive carries are left out."""
     for name, line in list(session.groups.items()):
         why = _why_untrue(session, name, line)
         if why is not None:
@@ -119,7 +119,7 @@ def _missing(sessions: Sequence[Session]) -> Iterator[str]:
         yield f"{name}: begun and without an outcome ({sources})"
     absent = [str(name) for name in sessions[0].plan.get("groups") or () if name not in ended and name not in begun]
     if absent:
-        yield f"in no journal: {', '.join(absent)}"
+        yield f"in no archive: {', '.join(absent)}"
 
 
 def _outdated(sessions: Sequence[Session]) -> Iterator[str]:
@@ -154,7 +154,7 @@ def _refuse_other_plans(sessions: Sequence[Session]) -> None:
         plans.setdefault(str(session.plan.get("content_hash")), session)
     if len(plans) > 1:
         named = "; ".join(f"{one.source}: {one.plan.get('name')} in {one.name}" for one in plans.values())
-        raise ColocateError(f"merge: expected journals of one plan with the same settings, found {len(plans)}: {named}")
+        raise ColocateError(f"merge: expected archives of one plan with the same settings, found {len(plans)}: {named}")
 
 
 def _by_gpu(sessions: Sequence[Session]) -> dict[Gpu, list[Entry]]:
@@ -169,14 +169,14 @@ def _by_gpu(sessions: Sequence[Session]) -> dict[Gpu, list[Entry]]:
 
 
 def _contradictions(entries: Sequence[Entry]) -> Iterator[str]:
-    """Groups of which one journal says that they fit and another that they do not."""
+    """Groups of which one archive says that they fit and another that they do not."""
     found: dict[str, dict[str, str]] = {}
     for entry in (entry for entry in entries if not entry.superseded):
         told = f"{entry.record.get('outcome')} ({entry.line.get('at')} in {entry.session.source.name})"
         found.setdefault(entry.group, {}).setdefault(str(entry.record.get("outcome")), told)
     for group, outcomes in found.items():
         if {Outcome.FEASIBLE, Outcome.INFEASIBLE} <= outcomes.keys():
-            yield f"{group}: the journals contradict each other, the worse one counts: {', '.join(outcomes.values())}"
+            yield f"{group}: the archives contradict each other, the worse one counts: {', '.join(outcomes.values())}"
 
 
 def _counts(entry: Entry) -> tuple[bool, str]:
@@ -199,7 +199,7 @@ def _latest(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
     for group, others in notes.items():
         latest = max(str(entry.line.get("at")) for entry in entries if entry.group == group)
         which, rest = ("later", "before") if str(chosen[group].line.get("at")) == latest else ("worse", "not")
-        text = f"the {which} of {len(others) + 1} journals counts; {rest}: {', '.join(others)} [merged]"
+        text = f"the {which} of {len(others) + 1} archives counts; {rest}: {', '.join(others)} [merged]"
         chosen[group].record["warnings"] = [*(chosen[group].record.get("warnings") or ()), text]
         noted.append(f"{group}: {text}")
     return list(chosen.values()), noted
@@ -296,4 +296,4 @@ def _versions(sessions: Sequence[Session]) -> Iterator[str]:
             found.setdefault(name, set()).add(str(value))
     for name, values in found.items():
         if len(values) > 1:
-            yield f"the journals were made with different versions of {name}: {', '.join(sorted(values))}"
+            yield f"the archives were made with different versions of {name}: {', '.join(sorted(values))}"

@@ -1,5 +1,7 @@
 """A fake ``libnvidia-ml.so.1`` and the simulated machine behind it; see README.md in this folder."""
 
+from __future__ import annotations
+
 import ctypes
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Compiles the fake NVML library. Knows the compiler and pynvml's list of symbols, nothing of any state."""
 
+from __future__ import annotations
+
 import importlib.util
 import os
 import re

@@ -4,6 +4,8 @@
 memory on a GPU with :meth:`FakeNvml.allocate`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import fcntl
@@ -121,7 +123,7 @@ class FakeNvml:
         self.state = State.from_buffer(self._map)
 
     @classmethod
-    def create(cls, path: Path, library: Path | None = None) -> "FakeNvml":
+    def create(cls, path: Path, library: Path | None = None) -> FakeNvml:
         """A new machine without GPUs."""
         path.write_bytes(bytes(ctypes.sizeof(State)))
         fake = cls(path, library)
@@ -133,7 +135,7 @@ class FakeNvml:
         return fake
 
     @classmethod
-    def open(cls) -> "FakeNvml | None":
+    def open(cls) -> FakeNvml | None:
         """The machine that the environment names, None without one."""
         path = os.environ.get(STATE_VARIABLE)
         return cls(Path(path)) if path else None
@@ -145,7 +147,7 @@ class FakeNvml:
             self._map.close()
         self._file.close()
 
-    def __enter__(self) -> "FakeNvml":
+    def __enter__(self) -> FakeNvml:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -10,6 +10,8 @@ Every way to misbehave is an option; ``--help`` lists them. Steps are counted ov
 ends every process that this program starts after ``--longest-life-s``, so that a failed test leaves nothing behind.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import importlib.util
