@@ -119,7 +119,7 @@ def test_a_value_per_model_falls_back_to_the_star_and_then_to_the_default(tmp_pa
     assert (car.ready_timeout_s, ball.ready_timeout_s) == (300.0, 7.0)
 
 
-def test_arguments_for_repeating_and_rehearsing_are_added_only_then(tmp_path: Path) -> None:
+def test_arguments_for_repeating_and_dry_runs_are_added_only_then(tmp_path: Path) -> None:
     found = training(catalog(tmp_path, repeat_args=["--repeat"], dry_run_args=["--max-steps", "4"]))
 
     assert found.command() == list(found.argv)

@@ -155,7 +155,7 @@ def test_in_a_container_with_the_hosts_numbers_nobody_is_accused(
     assert not gpu_processes.attributed
 
 
-def test_a_desktop_is_no_stranger_but_counts_for_the_peak(
+def test_a_desktop_is_no_foreign_process_but_counts_for_the_peak(
     fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path
 ) -> None:
     fake_nvml.foreign(400 * MIB, pid=foreign_process, flags=GRAPHICS)
@@ -221,7 +221,7 @@ def test_a_foreground_on_a_gpu_that_no_list_of_ours_shows_left_no_trace(
     assert verdict.codes == ("foreground_off_gpu",)
 
 
-def test_a_stranger_who_takes_the_last_memory_between_two_lists_is_no_proof(
+def test_a_foreign_process_that_takes_the_last_memory_between_two_lists_is_no_proof(
     fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path
 ) -> None:
     greedy = epoch("--steps", "60", "--peak", "1300")
@@ -296,13 +296,13 @@ def test_an_orphan_of_an_earlier_run_is_ended_and_said(fake_nvml: FakeNvml, tmp_
     assert evidence.baseline_bytes == 0
 
 
-def test_a_stranger_who_was_waited_for_spoils_nothing(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_foreign_process_that_was_waited_for_spoils_nothing(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     with (
-        subprocess.Popen(["sleep", "0.7"]) as stranger,
+        subprocess.Popen(["sleep", "0.7"]) as foreign,
         observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as it,
     ):
-        fake_nvml.allocate(500 * MIB, pid=stranger.pid)
-        threading.Thread(target=stranger.wait).start()
+        fake_nvml.allocate(500 * MIB, pid=foreign.pid)
+        threading.Thread(target=foreign.wait).start()
         it.preflight(wait_s=10.0)
         it.start_background()
         it.run_foreground()
@@ -356,20 +356,22 @@ def passing(fake_nvml: FakeNvml, foreign_process: int) -> Iterator[threading.Thr
     visitor.join()
 
 
-def test_a_group_that_a_stranger_spoiled_is_repeated_once(
+def test_a_group_that_a_foreign_process_spoiled_is_repeated_once(
     fake_nvml: FakeNvml, tmp_path: Path, passing: threading.Thread
 ) -> None:
     found = settle(fake_nvml, tmp_path, group(epoch("--steps", "60"), load()), lambda _: passing.start())
     first = read_record(found.attempts[0].directory).evidence
-    (stranger,) = [gpu_process for gpu_process in first.gpu_processes if gpu_process.owner == "foreign"]
+    (foreign,) = [gpu_process for gpu_process in first.gpu_processes if gpu_process.owner == "foreign"]
 
     assert found.verdict.feasible, found.verdict
     assert len(found.attempts) == 2
-    assert 0 < stranger.first_s <= stranger.last_s
+    assert 0 < foreign.first_s <= foreign.last_s
     assert "foreign_process" in warned(found.verdict)["repeated"]
 
 
-def test_a_stranger_who_stays_makes_it_inconclusive(fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path) -> None:
+def test_a_foreign_process_that_stays_makes_it_inconclusive(
+    fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path
+) -> None:
     def come(observation: GroupRun) -> None:
         threading.Timer(0.8, fake_nvml.foreign, (500 * MIB,), {"pid": foreign_process}).start()
 

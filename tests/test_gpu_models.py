@@ -123,7 +123,7 @@ def test_a_gpu_without_a_name_is_one_of_any_size() -> None:
     assert model_called("", 6 * GIB) == gpu_model("6GB")
 
 
-def test_a_gpu_is_rehearsed_as_its_product_and_else_by_its_size() -> None:
+def test_a_gpu_is_dry_run_as_its_product_and_else_by_its_size() -> None:
     """`colocate fit` used to start on a GPU from a prediction for the plan's GPU."""
     product = "NVIDIA GeForce RTX 3080"
     whole = FoundGpu("nvidia", "GPU-1", product=product, memory_bytes=10 * GIB)

@@ -91,15 +91,15 @@ def test_packages_know_each_other_by_their_faces() -> None:
 
 
 def test_every_library_is_known_to_few_parts() -> None:
-    strangers = []
+    unexpected = []
     for path in modules("colocate"):
         place = str(path.relative_to(ROOT))
         for imported in imports(path):
             library = imported.split(".")[0]
             if library in LIBRARIES and not place.startswith(("colocate/plugin/", "colocate/probe/")):
-                strangers += [f"{place} imports {library}"] if place not in LIBRARIES[library] else []
+                unexpected += [f"{place} imports {library}"] if place not in LIBRARIES[library] else []
 
-    assert strangers == []
+    assert unexpected == []
 
 
 def test_workloads_know_nothing_of_the_harness() -> None:

@@ -278,8 +278,8 @@ def folds(text):
 
 def test_every_attempt_at_a_group_is_shown_with_its_course_and_why_it_was_repeated(run):
     begin(run, ["group01"])
-    stranger = evidence(faults=(("foreign_process", f"pid 7 {MARKUP}"),), duration_s=61.0)
-    attempt(run, stranger)
+    foreign = evidence(faults=(("foreign_process", f"pid 7 {MARKUP}"),), duration_s=61.0)
+    attempt(run, foreign)
     attempt(run, evidence(duration_s=90.0))
     found = body(run)
     assert folds(found) == [

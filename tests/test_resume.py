@@ -100,7 +100,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "a setting": ("its settings changed", lambda run: None),
     "a background that it did not have": (
         "its settings changed: stand_in has ",
-        lambda run: edited(run / "stand_in_parallel_001/experiment.json", _solo_run),
+        lambda run: edited(run / "stand_in_parallel_001/experiment.json", _without_background),
     ),
     "a version": (
         "versions changed: torch 1.0 to",
@@ -133,7 +133,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
 }
 
 
-def _solo_run(document: dict[str, Any]) -> None:
+def _without_background(document: dict[str, Any]) -> None:
     document["group"]["content_hash"] = "another"
     document["evidence"]["background"] = None
 

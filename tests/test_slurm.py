@@ -258,8 +258,6 @@ def test_what_a_killed_session_has_submitted_goes_on_and_a_resumed_one_takes_it_
             "--executor=slurm:fast: expected a partition of this cluster, found none of that name",
         ),
         ("--executor=slurm:closed", "--executor=slurm: expected partition closed to take jobs, found it down"),
-        ("--executor=kubernetes", "expected slurm or slurm:PARTITION, got 'kubernetes'"),
-        ("--slurm=gpu", "--slurm: expected options of sbatch such as '--account=lab', got 'gpu'"),
     ],
 )
 def test_what_slurm_cannot_give_is_a_usage_error(idle, tmp_path, option, said):

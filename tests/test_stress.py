@@ -41,7 +41,7 @@ def steady(breaking_point: int) -> Callable[[int], Ending]:
 
 @given(st.data())
 @settings(deadline=None, max_examples=300)
-def test_the_two_ends_meet_at_the_cliff_wherever_it_is(data: Any) -> None:
+def test_the_two_ends_meet_at_the_breaking_point_wherever_it_is(data: Any) -> None:
     most = data.draw(st.integers(1, 400))
     breaking_point = data.draw(st.integers(1, most))
     search = searched(steady(breaking_point), most, data.draw(st.integers(0, 500)))

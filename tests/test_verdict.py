@@ -243,8 +243,8 @@ def test_an_out_of_memory_outweighs_a_missing_overlap() -> None:
 
 def test_a_foreign_process_outweighs_an_out_of_memory() -> None:
     """The out-of-memory may be the foreign process's doing."""
-    stranger = GpuProcess(77, "foreign", "python other.py", 12.0, 14.0)
-    seen = evidence(foreground=foreground(out_of_memory=(out_of_memory(),)), gpu_processes=(stranger,))
+    foreign = GpuProcess(77, "foreign", "python other.py", 12.0, 14.0)
+    seen = evidence(foreground=foreground(out_of_memory=(out_of_memory(),)), gpu_processes=(foreign,))
 
     assert judge(seen).outcome is Outcome.INCONCLUSIVE
 

@@ -3,6 +3,7 @@
 import importlib
 import math
 import os
+import shlex
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from test_docs_commands import of_kind
 from torch import nn
 
 from workloads import common
@@ -68,6 +70,16 @@ def test_the_common_arguments_exist() -> None:
 
         assert wanted.items() <= vars(args).items()
         assert args.repeat
+
+
+def test_a_command_of_the_docs_has_arguments_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """`test_workloads_processes` starts some; here every one is parsed."""
+    for param in of_kind("python "):
+        line = str(param.values[0]).replace("-m workloads.", "").replace("workloads/", "")
+        _, name, *words = shlex.split(line)
+        with pytest.raises(SystemExit) as ending:
+            workload(name.removesuffix(".py")).arguments([*words, "--help"])
+        assert ending.value.code == 0, capsys.readouterr().err
 
 
 def test_dropout_reaches_the_model() -> None:

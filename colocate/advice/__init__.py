@@ -15,7 +15,6 @@ from colocate.advice.proposals import is_unfit
 from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
 from colocate.advice.solo_profiles import SoloProfile, known_of, of_catalog, of_plan, predicted, rank, remembered
 from colocate.advice.solo_runs import Cache, read_speedup, settle
-from colocate.advice.speedup import GroupSpeedup, Speedup
 from colocate.advice.stress import LEAST_RESOLUTION_BYTES, Stress, stress
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "Fit",
     "Forecast",
     "Grid",
-    "GroupSpeedup",
     "LargestValue",
     "Next",
     "OrderedPair",
@@ -38,7 +36,6 @@ __all__ = [
     "Remedied",
     "Remedies",
     "SoloProfile",
-    "Speedup",
     "Stress",
     "Tried",
     "Variable",

@@ -57,7 +57,7 @@ class ProposalForecast:
 
 @dataclass
 class Predictor:
-    """Rehearses what it is asked about, as long as there is time; every program once.
+    """Dry-runs what it is asked about, as long as there is time; every program once.
 
     Args:
         GPU: The GPU whose figures the programs see.

@@ -5,7 +5,7 @@ Only what the pytest layer needs is imported here, for that is loaded in everybo
 """
 
 from colocate.cli import arguments
-from colocate.cli.arguments import DEFAULT_PLAN, GROUP, default_plan, group_named
+from colocate.cli.arguments import DEFAULT_PLAN, GROUP, group_named
 from colocate.cli.run_options import OPTIONS, PREFIX
 
 __all__ = [
@@ -14,6 +14,5 @@ __all__ = [
     "OPTIONS",
     "PREFIX",
     "arguments",
-    "default_plan",
     "group_named",
 ]

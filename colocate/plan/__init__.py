@@ -20,7 +20,7 @@ from colocate.plan.gpu_models import (
 from colocate.plan.overrides import Override, option_text, rewritten, solo_group, varied, with_flag
 from colocate.plan.plan import Group, Limits, Plan, load_plan, needed
 from colocate.plan.roles import ROLES, Role
-from colocate.plan.validation import Mistakes, shown, suggestion, unknown
+from colocate.plan.validation import Mistakes, shown, suggestion
 
 __all__ = [
     "ROLES",
@@ -54,7 +54,6 @@ __all__ = [
     "solo_group",
     "suggestion",
     "table",
-    "unknown",
     "varied",
     "with_flag",
 ]

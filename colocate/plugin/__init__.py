@@ -6,13 +6,23 @@ collected only the options exist. The other modules are imported and registered 
 """
 
 import os
+from importlib import import_module
 from typing import Any
 
 import pytest
 
 from colocate.files import open_closed_streams
-from colocate.plugin.invocation import collects_a_plan, only_looks
+from colocate.plugin.invocation import collects_a_plan, is_worker, leads, only_looks
 from colocate.plugin.options import add_options, option
+
+# pluggy calls what was registered last first, and each of these needs what those above it have decided here. So at the
+# end of a session proposals are made, then remedies tried, then the page is written, which shows both.
+MODULES = (
+    *("devices", "run_record", "resume", "outcomes", "collection", "workers", "completeness", "page", "progress"),
+    *("remedies", "proposals", "github", "archive", "tasks", "gate"),
+)
+# Not imported in workers, nor where groups are only listed: a third of the time to start.
+OF_A_LEADER = frozenset({"workers", "page", "remedies", "proposals", "github", "archive", "gate"})
 
 open_closed_streams()  # before pytest captures them, which fails without
 
@@ -55,9 +65,9 @@ def pytest_metadata(metadata: dict[str, Any], config: pytest.Config) -> None:
     It may be configured before this plugin is, so the hook is here and not in a module that is registered then.
     """
     if collects_a_plan(config):
-        from colocate.plugin import page, session
+        from colocate.plugin import run_record, session
 
-        page.keep_what_is_known(metadata, session.started(config))
+        run_record.keep_what_is_known(metadata, session.started(config))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -65,47 +75,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Called by pytest in every process once the arguments are read."""
     if not collects_a_plan(config):
         return
-    from colocate.plugin import (
-        archive,
-        collection,
-        completeness,
-        devices,
-        gate,
-        github,
-        outcomes,
-        page,
-        progress,
-        proposals,
-        remedies,
-        resume,
-        run_record,
-        session,
-        tasks,
-        workers,
-    )
+    from colocate.plugin import session, tasks, workers
 
     current = session.started(config)
 
     tasks.prepare(config, current)
     workers.run_virtual_groups_side_by_side(config, current)
-    # pluggy calls what was registered last first, and each of these needs what those above it have decided here. So at
-    # the end of a session proposals are made, then remedies tried, then the page is written, which shows both.
-    modules = (
-        devices,
-        run_record,
-        resume,
-        outcomes,
-        collection,
-        workers,
-        completeness,
-        page,
-        progress,
-        remedies,
-        proposals,
-        github,
-        archive,
-        tasks,
-        gate,
-    )
-    for module in modules:
-        module.register(config)
+    for name in MODULES:
+        if (name not in OF_A_LEADER or leads(config)) and (name != "progress" or not is_worker(config)):
+            import_module(f"colocate.plugin.{name}").register(config)

@@ -67,8 +67,9 @@ class CompletenessCheck:
         found = {nodeid: group for nodeid in nodeids if (group := group_of(self.config, nodeid)) is not None}
         self.planned, self.session.selected = list(found), tuple(found.values())
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Note that a group runs."""
+        """Note that a group runs, before a signal interrupts somebody who tells it: it would be NOT RUN."""
         self.started.add(nodeid)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

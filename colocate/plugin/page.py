@@ -6,7 +6,6 @@ Only the controller writes. The parts of the page are `colocate.report.html.page
 
 import contextlib
 import os
-import platform
 import traceback
 from collections.abc import Generator
 from html import escape
@@ -15,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from colocate import __version__
 from colocate.errors import ColocateError
 from colocate.files import make_folder, write_text
 from colocate.plan import Group
@@ -23,18 +21,6 @@ from colocate.plugin.invocation import leads
 from colocate.plugin.session import Session, folder, group_of, session_of, warn
 from colocate.report import Summary, page
 from colocate.results import RunDirectory, journal, read_run
-
-# What pytest-metadata may show of the machine: an allow-list, for its own redaction fails under xdist.
-_SHOWN = ("Python", "Platform", "Packages", "Plugins")
-
-
-def keep_what_is_known(metadata: dict[str, Any], session: Session) -> None:
-    """Take out of the environment table all that is not known to be harmless; workers send theirs to the controller."""
-    for name in set(metadata) - set(_SHOWN):
-        del metadata[name]
-    metadata["Python"] = platform.python_version()
-    metadata["colocate"] = __version__
-    metadata["Plan"] = escape(str(session.plan.path))
 
 
 class Page:

@@ -7,6 +7,7 @@ What came of it stands in the groups' records.
 import os
 import platform
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ def run_record(config: pytest.Config, session: Session) -> dict[str, Any]:
         "arguments": [str(argument) for argument in config.invocation_params.args],
         "versions": {"colocate": __version__, "python": platform.python_version(), "pytest": pytest.__version__},
     }
+
+
+# What pytest-metadata may show of the machine: an allow-list, for its own redaction fails under xdist.
+_SHOWN = ("Python", "Platform", "Packages", "Plugins")
+
+
+def keep_what_is_known(metadata: dict[str, Any], session: Session) -> None:
+    """Take out of the environment table all that is not known to be harmless; workers send theirs to the controller."""
+    for name in set(metadata) - set(_SHOWN):
+        del metadata[name]
+    metadata["Python"] = platform.python_version()
+    metadata["colocate"] = __version__
+    metadata["Plan"] = escape(str(session.plan.path))
 
 
 def register(config: pytest.Config) -> None:

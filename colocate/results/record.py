@@ -20,7 +20,7 @@ from colocate.verdict import Evidence, Member, Verdict, judge
 
 
 @dataclass(frozen=True)
-class Record:
+class StoredRecord:
     """A record read back: what was seen, and the verdict given then (None when the run ended before it)."""
 
     evidence: Evidence
@@ -57,7 +57,7 @@ def _write(
     return verdict
 
 
-def read_record(directory: GroupDirectory) -> Record:
+def read_record(directory: GroupDirectory) -> StoredRecord:
     """Read a record back. Missing samples become a fault: a short trace would look like a low peak.
 
     Raises:
@@ -72,7 +72,7 @@ def read_record(directory: GroupDirectory) -> Record:
         if missing or trace.torn is not None:
             fault = ("record_damaged", f"{directory.trace.name}: {missing} of its samples are missing")
             evidence = replace(evidence, faults=(*evidence.faults, fault))
-        return Record(evidence, None if verdict is None else Verdict.from_json(verdict), document)
+        return StoredRecord(evidence, None if verdict is None else Verdict.from_json(verdict), document)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ColocateError(f"{directory.path}: expected a record of this version, got {error}") from error
 

@@ -25,7 +25,6 @@ from colocate.verdict.evidence import (
     Sample,
     Trace,
 )
-from colocate.verdict.leak import steady_growth_bytes
 from colocate.verdict.measured_peak import PeakReading, measured_peak, own_peak_bytes
 from colocate.verdict.memory_history import at_least, by_allocators, by_lists
 from colocate.verdict.memory_words import of_weight
@@ -86,5 +85,4 @@ __all__ = [
     "memory_class",
     "of_weight",
     "own_peak_bytes",
-    "steady_growth_bytes",
 ]
