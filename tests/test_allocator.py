@@ -331,5 +331,33 @@ def test_options_are_read_and_unknown_ones_become_notes():
 
 
 def test_power_of_two_divisions_round_as_documented():
-    """The example of PyTorch's notes: 1200 with 4 divisions becomes 1280."""
+    """The example of PyTorch's notes, and the request of its own test of the allocator's settings."""
     assert Settings(roundup_power2_divisions=4).rounded(1200 * MIB) == 1280 * MIB
+    assert Settings(roundup_power2_divisions=4).rounded(84 * MIB) == 96 * MIB
+
+
+@pytest.mark.parametrize(
+    ("options", "reserved_mib"),
+    [
+        ("max_split_size_mb:128,expandable_segments:True", [220, 2980, 5760, 8520, 11300, 14060]),
+        ("expandable_segments:True", None),
+        ("max_split_size_mb:128", None),
+    ],
+)
+def test_reserved_memory_grows_as_was_measured_with_two_options_at_once_and_not_with_one(options, reserved_mib):
+    """PyTorch pull request 193400: 64 MiB stay; each cycle 91, 45.5 and 2 MiB, of which the last stays.
+
+    The figures are those of cycle 0, 20, ... 100 there (torch 2.12); either option alone stays below 500 MiB.
+    """
+    allocator = CachingAllocator(settings=Settings.parse(options)[0])
+    allocator.malloc(64 * MIB)
+    found = []
+    for cycle in range(101):
+        large = [allocator.malloc(91 * MIB), allocator.malloc(91 * MIB // 2)]
+        allocator.malloc(2 * MIB)
+        for block in large:
+            allocator.free(block)
+        if cycle % 20 == 0:
+            found.append(allocator.reserved.current // MIB)
+
+    assert found == reserved_mib if reserved_mib else max(found) < 500
