@@ -8,20 +8,52 @@ from builders import foreground, simulated
 from colocate.advice.forecast import Answer, Forecast
 from colocate.harness.simulation import NOTHING, Parts, SimulatedRun
 from colocate.units import MIB
-from colocate.verdict.predicted_peak import LESS, MORE, MORE_WITHOUT_BOUND, PeakRange, allocator_range, member_range
+from colocate.verdict.predicted_peak import (
+    CACHED_LESS,
+    LESS,
+    MORE,
+    MORE_WITHOUT_BOUND,
+    PeakRange,
+    allocator_range,
+    member_range,
+)
 
 
 def allocator(**changes):
     known = {"context_range_bytes": (244 * MIB, 494 * MIB), "max_reserved_bound_bytes": 1300 * MIB}
+    known["max_allocated_bytes"] = 800 * MIB
     return replace(simulated(1000), context_bytes=344 * MIB, **{**known, **changes})
+
+
+# What 200 cached MiB of 1000 leave at least.
+LEAST = (1 - CACHED_LESS * 0.2) * (1 - LESS) * 1000 * MIB
 
 
 def test_the_interval_ends_with_the_workspaces_and_the_context_that_there_could_be() -> None:
     assert allocator_range(allocator()) == PeakRange(
-        round(1000 * MIB * (1 - LESS)) + 244 * MIB,
+        round(LEAST) + 244 * MIB,
         1344 * MIB,
         round(1300 * MIB * (1 + MORE)) + 494 * MIB,
     )
+
+
+def test_the_range_is_as_wide_as_what_the_program_does_is_unknown() -> None:
+    """Every program used to have the same share below and above."""
+
+    def ends(**changes) -> tuple[int, int]:
+        range_ = allocator_range(allocator(max_reserved_bound_bytes=1000 * MIB, **changes))
+        assert range_ is not None
+        return range_.low_bytes, range_.high_bytes
+
+    full = ends(max_allocated_bytes=1000 * MIB)
+    cached, half, compiled = ends(), ends(half=True), ends(compiled=True)
+
+    assert cached[0] < full[0]
+    assert cached[1] == full[1]
+    assert half[0] == cached[0]
+    assert half[1] > cached[1]
+    assert compiled[0] < cached[0]
+    assert compiled[1] > half[1]
 
 
 def test_convolutions_without_large_operands_widen_nothing() -> None:
@@ -45,7 +77,7 @@ def test_records_without_a_bound_are_read_as_before() -> None:
     range_ = allocator_range(old)
 
     assert range_ is not None
-    assert range_.low_bytes == round(1000 * MIB * (1 - LESS)) + (344 - 100) * MIB
+    assert range_.low_bytes == round(LEAST) + (344 - 100) * MIB
     assert range_.high_bytes == round(1000 * MIB * (1 + MORE_WITHOUT_BOUND)) + 494 * MIB
 
 

@@ -185,6 +185,8 @@ def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
         open_branches=_open_branches(record.get("decisions")),
         sized_by_free=_sized_by_free(record),
         convolutions=bool(record.get("convolutions")),
+        compiled=bool(record.get("compiled")),
+        half=bool(record.get("half")),
         batches_per_pass=whole(record.get("batches_per_pass")),
         passes_cut=whole(record.get("passes_cut")) or 0,
         notes=tuple(line(note, 300) or "" for note in record.get("notes") or ()),

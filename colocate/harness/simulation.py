@@ -24,7 +24,7 @@ from colocate.plan import GpuModel
 from colocate.probe.virtual_gpu import AllocationTrace, Composition, composition, floor_bytes, no_workspace
 from colocate.process import Command, Process, start, stop_all
 from colocate.units import format_mib
-from colocate.verdict import LESS, MORE, Allocator, PeakRange, Reason, ReasonCode, allocator_range
+from colocate.verdict import Allocator, PeakRange, Reason, ReasonCode, allocator_range
 
 TRACE = "COLOCATE_TRACE"
 ANSWERS = "COLOCATE_ANSWERS"
@@ -274,7 +274,7 @@ class _Running:
 
 
 def _rests_on(gpu_processes: Sequence[Allocator], gpu: GpuModel) -> Iterable[str]:
-    yield f"-{LESS:.0%}/+{MORE:.0%} of the reserved memory: residuals against published measurements"
+    yield "fragmentation, and what published measurements were beside predictions (docs/prediction-accuracy.md)"
     if any(one.convolutions for one in gpu_processes):
         yield "workspaces that its dense convolutions could take, by their operands"
     low, high = gpu.context_range_bytes

@@ -111,7 +111,7 @@ _WITHOUT_TABLE = GpuModelsFile.model_validate(
     {
         "any_size": {
             "compute_capability": "8.6",
-            "context": {"expected": "344MB", "low": "244MB", "high": "494MB"},
+            "context": {"expected": "344MB", "low": "104MB", "high": "494MB"},
             "cublas_workspace": "8.125MB",
             "baseline": "232MB",
             "sources": dict.fromkeys(

@@ -147,7 +147,8 @@ class Allocator:
     that convolutions could take, and ``coverage`` how much of the program was run. ``certain_reserved_bytes`` is the
     peak before the first assumption that only raises it; None where there was none. ``open_branches`` are places where
     the program decided by a value that nobody knows and that lead to other work; ``sized_by_free`` says that it asked
-    how much memory is free, and took most of it.
+    how much memory is free, and took most of it; ``compiled`` that compiled functions ran, whose memory plan is not
+    known, and ``half`` that matrices were multiplied in half precision.
     """
 
     pid: int
@@ -161,6 +162,8 @@ class Allocator:
     num_alloc_retries: int = 0
     context_bytes: int | None = None
     convolutions: bool = False
+    compiled: bool = False
+    half: bool = False
     batches_per_pass: int | None = None
     passes_cut: int = 0
     notes: tuple[str, ...] = ()

@@ -26,34 +26,36 @@ _thread = threading.local()
 def replace_compilers(record: Record, watcher: AfterImport) -> None:
     """Replace ``torch.compile`` and what needs it."""
 
+    def started() -> None:
+        """A compiled function runs; libraries that compile some when they are imported may never call them."""
+        if not record.fields.get("compiled"):
+            record.fields["compiled"] = True
+            record.note("torch.compile is ignored: the eager program is predicted, in a range wider on both sides")
+
     def compile(model: Any = None, *args: Any, **kwargs: Any) -> Any:
-        record.note("torch.compile is ignored: the memory of the eager program is predicted")
         if model is None:
             return compile
         from torch._dynamo.eval_frame import OptimizedModule  # a third of a program's start: only where it is wanted
 
-        return OptimizedModule(model, Compiled()) if isinstance(model, torch.nn.Module) else as_compiled(model)
+        return (
+            OptimizedModule(model, functools.partial(as_compiled, started=started))
+            if isinstance(model, torch.nn.Module)
+            else as_compiled(model, started)
+        )
 
     torch.compile = compile
-    torch.nn.Module.compile = lambda self, *args, **kwargs: compile(as_compiled) and None
+    torch.nn.Module.compile = lambda self, *args, **kwargs: started()
     # The fused path of nn.TransformerEncoder and nn.MultiheadAttention in evaluation has no fake kernels.
     torch.backends.mha.set_fastpath_enabled(False)
     watcher.when("torch.nn.attention.flex_attention", lambda module: _replace_flex_attention(module, record))
 
 
-class Compiled:
-    """Stands for the compiler behind a compiled module: gives back the function that it is handed."""
-
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, which knows that it would be compiled."""
-        return as_compiled(function)
-
-
-def as_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, within which `compiled` is true."""
+def as_compiled(function: Callable[..., Any], started: Callable[[], None]) -> Callable[..., Any]:
+    """The same function, within which `compiled` is true; ``started`` is called before it runs."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
+        started()
         _thread.depth = getattr(_thread, "depth", 0) + 1
         try:
             return function(*args, **kwargs)

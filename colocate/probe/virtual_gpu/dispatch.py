@@ -37,6 +37,8 @@ aten = torch.ops.aten
 
 _DEVICE_OF = torch.ops.prim.device.default
 
+HALF = (torch.float16, torch.bfloat16)
+
 NO_FAKE_KERNEL = (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -255,6 +257,8 @@ class Emulator:
 
     def _take_workspace(self, function: Any, args: Any, result: Any) -> None:
         if function in operators.MATRIX_PRODUCTS:
+            if result.dtype in HALF:
+                self.record.fields["half"] = True
             # One workspace per cuBLAS handle and stream; the backward pass has a thread and a handle of its own.
             handle = threading.get_ident(), self.memory.stream
             if handle not in self._handles_with_workspace:
@@ -288,6 +292,8 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
         if torch.is_inference_mode_enabled() and _is_composed(func):
             with self:  # autograd, which takes such an operator apart, is not there
                 return func.decompose(*args, **(kwargs or {}))
+        if any(map(_takes_operators_apart, types)):
+            return NotImplemented  # its own code is next, and what that calls comes here
         for one in types:
             if issubclass(one, FakeTensor):
                 return self._emulator.run(func, types, args, kwargs or {})
@@ -308,6 +314,12 @@ def _is_composed(function: Any) -> bool:
     composed = "CompositeImplicitAutograd"
     known = function.namespace == "aten"
     return bool(known and torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), composed))
+
+
+@functools.cache
+def _takes_operators_apart(kind: Any) -> bool:
+    """Tell whether a kind of tensor stands for others, as quantised weights and 8-bit optimizer states do."""
+    return not issubclass(kind, FakeTensor) and kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
 
 
 def wrong_device(index: int) -> Exception:

@@ -33,6 +33,7 @@ def install_framework_patches(emulator: Emulator) -> None:
     _refuse_access_to_data(emulator)
     _ignore_pinned_memory()
     _share_memory()
+    _draw_once()
     _run_data_parallel_on_one_device()
     _replace_generators()
     _replace_legacy_types()
@@ -55,6 +56,16 @@ def _use_foreach_kernels() -> None:
     for types in (optimizer_types, function_types):
         if FakeTensor not in types:
             types.append(FakeTensor)
+
+
+def _draw_once() -> None:
+    """`torch.nn.init.trunc_normal_` draws until no value is out of range: twenty times where no value is known."""
+    draw = torch.nn.init._no_grad_trunc_normal_
+
+    def drawn(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        return tensor if isinstance(tensor, FakeTensor) else draw(tensor, *args, **kwargs)
+
+    torch.nn.init._no_grad_trunc_normal_ = drawn
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------

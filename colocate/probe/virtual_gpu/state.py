@@ -24,7 +24,10 @@ MIB = 1024**2
 # unsloth-zoo PR 1053), "300-400 MB" since CUDA 11.7 loads kernels lazily (PyTorch issues 107667 and 109888); 344 MiB
 # was read on an RTX 3080 beside a freshly started MNIST training (records of the Green-deep-learning study).
 CONTEXT_BYTES = 344 * MIB
-CONTEXT_RANGE_BYTES = (244 * MIB, 494 * MIB)  # around all of them: it grows with the kernels that a program loads
+CONTEXT_RANGE_BYTES = (
+    104 * MIB,
+    494 * MIB,
+)  # from a T4 to beyond those; settings/gpu_models.json has each with its source
 
 # Names the file until whose appearance this process is kept from the GPU: its background is to be on it first.
 AWAIT = "COLOCATE_AWAIT"
