@@ -233,7 +233,7 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     assert verified.code == 0, verified.output
 
     plan = folder / "plan.json"
-    plan.write_text(plan.read_text().replace('"peak": "7500MB"', '"peak": "3GB"'))
+    plan.write_text(plan.read_text().replace('"peak": "7500MB"', '"peak": "2500MB"'))
     assert second[:2] == ["colocate", "run"]
     (record,) = directory.glob("*/experiment.json")
     evidence = read_record(GroupDirectory(record.parent)).evidence
