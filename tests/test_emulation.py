@@ -119,7 +119,9 @@ def test_every_feature_of_the_program_works(features):
 def test_an_ignored_compiler_is_noted(features):
     run, _ = features
 
-    assert run.record["notes"] == ["torch.compile is ignored: the eager program is predicted, in a range wider on both sides"]
+    assert run.record["notes"] == [
+        "torch.compile is ignored: the eager program is predicted, in a range wider on both sides"
+    ]
 
 
 # --- a full GPU -----------------------------------------------------------------------------------------------------
