@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from colocate.probe.virtual_gpu import watch
 from colocate.probe.virtual_gpu.branches import Branch, branch_at, compares, number_decides
 
 PROGRAM = """\
@@ -88,6 +89,55 @@ def test_sides_weigh_by_what_they_call_set_and_leave(program) -> None:
     assert weighs[20] == (False, True), "leaving a loop leaves the rest of it out"
     assert weighs[21] == (True, False), "what is set decides about work further down"
     assert stays == {22: True, 25: False}
+
+
+WATCHED = """\
+class Stopping:
+    best, counter, stop = 1.0, 0, False
+    def __call__(self, score):
+        if score < self.best + 0.1:
+            self.counter += 1
+            if self.counter >= 5:
+                self.stop = True
+        else:
+            restart()
+
+def closed():
+    best = 1.0
+    def check(score):
+        nonlocal best
+        if score < best:
+            raise ValueError(score)
+        best = score
+    return check
+"""
+
+
+class Compared(Asked):
+    """The same for a number that is compared."""
+
+    def __lt__(self, other: object) -> bool:
+        frame = sys._getframe(1)
+        self.found[frame.f_lineno] = [branch_at(frame.f_code, frame.f_lasti, frame.f_lineno)]
+        return self.value
+
+
+def test_a_test_that_is_watched_is_read_like_any_other(tmp_path, monkeypatch) -> None:
+    """Its sides were unreadable, so that every early stopping was run a second time with the other answer."""
+    path = tmp_path / "own.py"
+    path.write_text(WATCHED)
+    monkeypatch.setattr(watch, "is_own", lambda name: name == str(path))
+    scope: dict[str, Any] = {"restart": print}
+    exec(compile(WATCHED, str(path), "exec"), scope)
+    called = [scope["Stopping"](), scope["closed"]()]
+    watch.Watch().put_into_functions("loop", None)
+
+    found: dict[int, list[Branch]] = {}
+    for one in called:
+        one(Compared(False, found))
+
+    assert found[4] == [Branch(None, None, False, True)]
+    assert found[15][0].healthy is False
 
 
 def test_a_number_decides_if_a_test_of_it_has_work_behind_it(program) -> None:

@@ -15,6 +15,11 @@ from typing import NamedTuple
 
 MOST_INSTRUCTIONS = 200  # of a side that only raises; messages are short
 
+# Name of the function into whose calls `watch` puts tests, and the instructions of such a call behind its test.
+TELL = "__colocate_told__"
+TELLING = {"CALL", "LOAD_CLOSURE", "LOAD_FAST", "BUILD_TUPLE", "LOAD_CONST", "MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE"}
+BETWEEN = {"NOP", "EXTENDED_ARG", "TO_BOOL", "PRECALL", "NOT_TAKEN"}
+
 # Calls that move no memory of the device, by the last part of their name.
 _LIGHT = """
 print debug info warning warn error exception critical log write flush format join strftime split strip replace
@@ -123,7 +128,8 @@ def _ways(code: CodeType, offset: int) -> dict[bool, int] | None:
     """Where the program goes on after either answer; None where the answer is kept for later."""
     known = _instructions(code)
     straight, place = True, offset if offset in known else None
-    for step in range(6):
+    between = BETWEEN | TELLING if TELL in code.co_names else BETWEEN
+    for step in range(12):
         if place is None:
             return None
         instruction, after = known[place]
@@ -134,7 +140,7 @@ def _ways(code: CodeType, offset: int) -> dict[bool, int] | None:
             return {jumps_when: int(instruction.argval), not jumps_when: after}
         if instruction.opname == "UNARY_NOT":
             straight = not straight
-        elif step and instruction.opname not in ("NOP", "EXTENDED_ARG", "TO_BOOL", "PRECALL", "NOT_TAKEN"):
+        elif step and instruction.opname not in between:
             return None
         place = after
     return None

@@ -124,8 +124,9 @@ class Decisions:
             loop = place.branch.stays is not None
             if loop or time.monotonic() - place.since_t > SAME_ANSWERS_S:
                 answer = not place.last
-                self._record.note(f"{place.where} had the same answer {place.same} times; its loop was ended")
-                if not loop:
+                if loop or place.branch.true_weighs or place.branch.false_weighs:
+                    self._record.note(f"{place.where} had the same answer {place.same} times; its loop was ended")
+                if not loop and (place.branch.true_weighs or place.branch.false_weighs):
                     self._record.fields["loops_ended"] = [*self._record.fields.get("loops_ended", ()), place.where]
         if answer is place.last:
             place.same += 1
