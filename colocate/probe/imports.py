@@ -20,7 +20,7 @@ class AfterImport:
         self._waiting: dict[str, Callable[[ModuleType], None]] = {}
         self._around: dict[str, Callable[[], None]] = {}
         self._asking: set[str] = set()
-        self._deferred: dict[str, str] = {}
+        self._deferred: dict[str, frozenset[str]] = {}
         self._names: dict[str, dict[str, Any]] = {}
 
     def install(self) -> None:
@@ -35,17 +35,18 @@ class AfterImport:
             return
         self._waiting[name], self._around[name] = act, before
 
-    def defer(self, package: str, but: str, **names: Any) -> None:
-        """Leave a package empty until somebody wants more of it than its module ``but`` and these ``names``."""
-        if package not in sys.modules:
-            self._deferred[package], self._names[package] = package + "." + but, names
+    def defer(self, module: str, but: Sequence[str] = (), **names: Any) -> None:
+        """Leave a module empty until somebody wants more of it than its modules ``but`` and these ``names``."""
+        if module not in sys.modules:
+            self._deferred[module] = frozenset(f"{module}.{one}" for one in but)
+            self._names[module] = names
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find the module by the other finders, and call our function after it is loaded; None for other names."""
         package = name.rpartition(".")[0]
-        if package in self._deferred and name != self._deferred[package]:
+        if package in self._deferred and name not in self._deferred[package]:
             _fill(sys.modules[package])
         if name in self._asking or not (name in self._waiting or name in self._deferred):
             return None
@@ -81,7 +82,7 @@ class AfterImport:
 
 
 class _Deferred(ModuleType):
-    """A package that is executed when a name of it is first asked for."""
+    """A module that is executed when a name of it is first asked for."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -91,7 +92,7 @@ class _Deferred(ModuleType):
 
 
 def _fill(module: ModuleType) -> None:
-    """Execute a deferred package, once."""
+    """Execute a deferred module, once."""
     if isinstance(module, _Deferred):
         module.__class__ = ModuleType  # type: ignore[assignment]
         module.__dict__.pop("_execute")(module)

@@ -58,7 +58,10 @@ def _leave_dynamo_out(module: ModuleType) -> None:
         return fn if fn is not None else lambda function: function
 
     module._disable_dynamo = undecorated  # type: ignore[attr-defined]
-    watcher.defer("torch._dynamo", but="config", graph_break=lambda *args, **kwargs: None, disable=undecorated)
+    # The masks of transformers and the operators of torchvision want one name each of these.
+    but = ("config", "utils", "_trace_wrapped_higher_order_op")
+    watcher.defer("torch._dynamo", but, graph_break=lambda *args, **kwargs: None, disable=undecorated)
+    watcher.defer("torch._dynamo.utils", is_compile_supported=lambda device_type: False)
 
 
 def begin(torch: ModuleType) -> None:

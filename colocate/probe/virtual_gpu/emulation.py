@@ -6,6 +6,7 @@ calls): a program that stays on the CPU runs as ever.
 """
 
 import atexit
+import functools
 import gc
 import os
 import signal
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.data._utils import worker
 
 from ..counting import count_steps
 from ..imports import AfterImport
@@ -181,6 +185,7 @@ class EmulatedDevice:
         if self.trace is not None and self.record.path is not None:
             self._keep_trace(self.trace, self.record.path.with_suffix(".trace"))
         self._run_threads_under_emulation()
+        self._run_workers_without_emulation()
         self._tell_why_programs_end()
         atexit.register(self._let_the_backward_thread_end)
 
@@ -192,6 +197,7 @@ class EmulatedDevice:
             RuntimeError: the GPU has no room for the context (torch's ``AcceleratorError`` where it has one).
         """
         if self.awake:
+            self.memory.check_process()
             return
         self._prove()
         self.record.claim()  # in a child that was forked before the first use of CUDA
@@ -290,6 +296,19 @@ class EmulatedDevice:
             start(thread)
 
         threading.Thread.start = start_emulated  # type: ignore[method-assign, assignment]
+
+    def _run_workers_without_emulation(self) -> None:
+        """Spare the operators of a DataLoader's workers, which may not use the device, the way through Python."""
+        loop = worker._worker_loop
+
+        @functools.wraps(loop)  # by its name it is found again in a worker that is spawned
+        def loop_without_emulation(*args: Any, **kwargs: Any) -> None:
+            if self.awake:
+                FakeTensor.__torch_dispatch__ = lambda *given, **options: self.memory.check_process()
+            with _disable_current_modes():
+                loop(*args, **kwargs)
+
+        worker._worker_loop = loop_without_emulation
 
     def _tell_why_programs_end(self) -> None:
         """An error of native code that met a tensor without data is ours, not the program's."""

@@ -185,7 +185,7 @@ class DeviceMemory:
         Raises:
             torch.OutOfMemoryError: the GPU is full.
         """
-        self._check_process()
+        self.check_process()
         with self._lock:
             self._bury()
             try:
@@ -281,7 +281,12 @@ class DeviceMemory:
 
     # --- processes --------------------------------------------------------------------------------------------------
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Refuse the device to a child of a process that has used it, in CUDA's words.
+
+        Raises:
+            RuntimeError: this is such a child.
+        """
         if self._process != os.getpid():
             raise RuntimeError(
                 "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the "

@@ -17,6 +17,8 @@ PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.lay
 # Shapes of programs whose every batch is new, as in loops over texts, need not be kept for ever.
 MOST_KNOWN = 50_000
 
+EMPTY_STRIDED, META = torch.empty_strided, torch.device("meta")  # the function as it is before others patch it
+
 Recipe = Callable[[Any], Any]  # makes one result of the arguments
 
 
@@ -90,26 +92,39 @@ class KnownShapes:
         for place, arg in enumerate(args):
             if arg is result:  # written in place
                 return lambda args: args[place]
-        shape, stride, dtype, device = tuple(result.shape), result.stride(), result.dtype, result.fake_device
-        offset, mode, storage = result.storage_offset(), self._mode, result.untyped_storage()
+        shape, stride, dtype = tuple(result.shape), result.stride(), result.dtype
+        offset, storage, fake = result.storage_offset(), result.untyped_storage(), self._maker(result)
         if function.is_view:
             if not _is_fake(args[0]) or args[0].untyped_storage()._cdata != storage._cdata:
                 raise Unlike
 
             def view(args: Any) -> Any:
-                seen = torch.empty(0, dtype=dtype, device="meta")
+                seen = EMPTY_STRIDED((0,), (1,), dtype=dtype, device=META)
                 seen.set_(args[0].untyped_storage(), offset, shape, stride)
-                return FakeTensor(mode, seen, device)
+                return fake(seen)
 
             return view
-        new = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        new = EMPTY_STRIDED(shape, stride, dtype=dtype, device=META)
         if offset or new.untyped_storage().nbytes() != storage.nbytes() or _shares(storage, args):
             raise Unlike
 
-        def made(args: Any) -> Any:
-            return FakeTensor(mode, torch.empty_strided(shape, stride, dtype=dtype, device="meta"), device)
+        return lambda args: fake(EMPTY_STRIDED(shape, stride, dtype=dtype, device=META))
 
-        return made
+    def _maker(self, pattern: Any) -> Callable[[Any], Any]:
+        """Make fake tensors like this one around meta tensors: what torch's constructor does, without its checks."""
+        device, state = pattern.fake_device, {**pattern.__dict__}
+        throws = not self._mode._allow_unsafe_data_ptr_access
+        guard = torch._C._set_throw_on_mutable_data_ptr if throws else torch._C._set_warn_deprecated_on_mutable_data_ptr
+
+        def fake(meta: Any) -> Any:
+            made = torch.Tensor._make_subclass(
+                FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=device
+            )
+            made.__dict__.update(state)
+            guard(made)
+            return made
+
+        return fake
 
 
 def _is_fake(one: Any) -> bool:

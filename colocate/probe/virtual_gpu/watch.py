@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from ..origin import OURS
-from .conditions import Condition, Level, condition_of
+from .branches import TELL
+from .conditions import Condition, Level, condition_of, pure_part
 from .loop_source import Loop, is_own, variables_of
-
-TELL = "__colocate_told__"
+from .passes import MOST_AHEAD
 
 # Torch's own functions know nothing of a program's steps, and a progress bar's only of their display.
 NEVER_WATCHED = ("torch", "tqdm", "numpy", "accelerate")
@@ -74,6 +74,12 @@ class Watch:
             if levels:
                 condition.note(levels, frame.f_globals, variables, {}, loop.assigned)
 
+    def end_of(self, level: Level) -> int | None:
+        """After how many batches the loop is left by a ``break`` that hangs on a counter, as far as is known."""
+        ways_out = (one for one in self.noted_in(level) if one.ends == level.place)
+        ahead = (one.news(level, MOST_AHEAD)[:1] for one in ways_out)
+        return min((level.given + after for found in ahead for after in found), default=None)
+
     def _levels(self) -> Iterator[Level]:
         level = self.at
         while level is not None:
@@ -85,6 +91,9 @@ class Watch:
             for node, test in _tests(statement):
                 found = self._condition(loop.path, node, test, loop.node)
                 if found is not None:
+                    is_whole = ast.unparse(pure_part(test) or test) == found.text
+                    if is_whole and isinstance(node, ast.If) and isinstance(node.body[-1], ast.Break):
+                        found.ends = loop.place
                     yield found
 
     def _condition(self, path: str, node: ast.AST, test: ast.expr, scope: ast.AST) -> Condition | None:
