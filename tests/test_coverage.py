@@ -11,7 +11,7 @@ from emulated import PROGRAMS, Bench, Run
 import colocate.probe.virtual_gpu.watch
 from colocate.probe.virtual_gpu.conditions import _move_of, condition_of, move_counters
 from colocate.probe.virtual_gpu.growth import StepMemory
-from colocate.probe.virtual_gpu.longest import Longest
+from colocate.probe.virtual_gpu.longest import Longest, _are_bounded
 from colocate.probe.virtual_gpu.watch import Watch
 
 MIB = 1 << 20
@@ -58,6 +58,7 @@ def test_memory_that_grows_is_told_with_its_line_and_its_steps(run: Run) -> None
     assert leak["bytes_per_step"] >= 512 * 512 * 4
     assert leak["steps_seen"] + leak["steps_left"] == 1 << 14
     assert coverage["growth_bytes"] > 15_000 * MIB
+    assert coverage["certain_growth_bytes"] > 15_000 * MIB, "each step goes through that line"
     assert streamed["steps_left"] is None
     assert turns["bytes_per_step"] >= 512 * 512 * 4
     assert 4_900 < turns["steps_left"] < 5_000
@@ -171,6 +172,16 @@ def test_the_longest_batch_is_found_without_moving_a_random_number() -> None:
     budget.look_s = 0.0
     Longest(budget).batches(loader, order)
     assert budget.doubts == ["longest_batch_unseen"]
+
+
+def test_samples_that_are_not_looked_at_are_a_doubt_only_where_sizes_have_no_end() -> None:
+    """Pictures of six sizes, and texts up to a limit, used to leave a program undecided."""
+    rare = [20 + i % 40 for i in range(1000)]
+    assert _are_bounded(rare, 10_000)
+    assert not _are_bounded([*rare, 2000], 10_000), "there may be a longer one"
+    assert not _are_bounded(rare, 10_001), "too few were looked at"
+    assert not _are_bounded(rare[:100], 200)
+    assert _are_bounded([1000, 1005], 10_000), "pictures with some boxes each"
 
 
 def test_a_clock_is_no_counter():

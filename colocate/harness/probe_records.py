@@ -181,7 +181,7 @@ def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
         context_bytes=whole(record.get("context_bytes")),
         context_range_bytes=_pair(record.get("context_range_bytes")),
         max_reserved_bound_bytes=whole(record.get("max_reserved_bound_bytes")),
-        certain_reserved_bytes=whole(record.get("certain_reserved_bytes")),
+        certain_reserved_bytes=_certain_bytes(record),
         open_branches=_open_branches(record.get("decisions")),
         sized_by_free=_sized_by_free(record),
         convolutions=bool(record.get("convolutions")),
@@ -193,6 +193,17 @@ def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
         unsupported=line(record.get("unsupported")),
         coverage=_coverage(record.get("coverage"), whole(record.get("passes_cut")) or 0),
     )
+
+
+def _certain_bytes(record: Mapping[str, Any]) -> int | None:
+    """Read the peak that is certain, with memory that surely grows; None where it is the whole peak that was seen."""
+    coverage = record.get("coverage")
+    grown = whole(coverage.get("certain_growth_bytes")) if isinstance(coverage, dict) else None
+    certain = whole(record.get("certain_reserved_bytes"))
+    if not grown:
+        return certain
+    seen = whole(record.get("max_reserved_bytes")) if certain is None else certain
+    return None if seen is None else seen + grown
 
 
 def _open_branches(told: Any) -> tuple[str, ...]:

@@ -145,10 +145,10 @@ class Allocator:
     On the virtual GPU the allocator is simulated; ``context_bytes`` is then the estimated CUDA context,
     ``context_range_bytes`` from what to what it may be, and ``max_reserved_bound_bytes`` the peak with the workspaces
     that convolutions could take, and ``coverage`` how much of the program was run. ``certain_reserved_bytes`` is the
-    peak before the first assumption that only raises it; None where there was none. ``open_branches`` are places where
-    the program decided by a value that nobody knows and that lead to other work; ``sized_by_free`` says that it asked
-    how much memory is free, and took most of it; ``compiled`` that compiled functions ran, whose memory plan is not
-    known, and ``half`` that matrices were multiplied in half precision.
+    peak before the first assumption that only raises it, with what memory that surely grows adds; None where there was
+    neither. ``open_branches`` are places where the program decided by a value that nobody knows and that lead to other
+    work; ``sized_by_free`` says that it asked how much memory is free, and took most of it; ``compiled`` that compiled
+    functions ran, whose memory plan is not known, and ``half`` that matrices were multiplied in half precision.
     """
 
     pid: int

@@ -104,8 +104,8 @@ def allocator_range(allocator: Allocator) -> PeakRange | None:
     """What one process holds at most, context included; None where it was not simulated, or never used the GPU.
 
     Memory that grows from step to step is counted with the steps that were left out: once in the expected value, twice
-    in the upper end, because what is collected is often joined at last, and not at all in the lower end, because it
-    may stop growing.
+    in the upper end, because what is collected is often joined at last, and in the lower end only where it is certain
+    (``certain_reserved_bytes``), because it may stop growing.
     """
     grown = 0 if allocator.coverage is None else allocator.coverage.growth_bytes
     reserved, context = allocator.max_reserved_bytes, allocator.context_bytes

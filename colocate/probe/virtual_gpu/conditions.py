@@ -178,6 +178,7 @@ class Condition:
         self.weighs = weighs
         self.seen: set[bool] = set()
         self.leaves: list[Leaf] = []
+        self.ends: str | None = None  # the loop that is left where it comes true
         self.latest: tuple[int, int] | None = None
         self._code = _compiled(_Named(self.leaves).visit(copy.deepcopy(pure)))
         self._series: dict[str, Series] = {}

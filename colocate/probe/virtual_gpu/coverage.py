@@ -21,6 +21,7 @@ from .growth import LEAST_GROWTH_BYTES, Kept, StepMemory
 from .loop_source import Loop, is_own
 from .own_loops import OwnLoops
 from .passes import (
+    CERTAIN_STEPS,
     EFFORTS,
     KNOWN_PASSES,
     MOST_AHEAD,
@@ -67,7 +68,7 @@ class Coverage:
         self.growth: dict[str, dict[str, Any]] = {}
         self.left: list[Left] = []
         self.doubts: dict[str, str] = {}
-        self.highest = self.highest_of_turn = self._extrapolated = 0
+        self.highest = self.highest_of_turn = self._extrapolated = self._surely_more = 0
         self.has_optimizer = False
         self.ended_early = False
         self.own_loops = OwnLoops(self)
@@ -159,11 +160,11 @@ class Coverage:
         known.settled = known.settled or not self._is_unsettled(one, known)
         targets = set(one.largest[:MOST_TARGETS]) if known.passes <= KNOWN_PASSES else set()
         targets |= self._news(one)
-        if one.whole is not None and one.ordered:
-            targets.add(one.whole - 1)
-        end = MOST_AHEAD if one.whole is None else one.whole
-        targets = {position for position in targets if one.given <= position < end}
-        skipped = None if one.whole is None else one.whole - one.given - len(targets)
+        whole = min(filter(None, (one.whole, self.watch.end_of(one))), default=None)
+        if whole is not None and one.ordered:
+            targets.add(whole - 1)
+        targets = {position for position in targets if one.given <= position < (whole or MOST_AHEAD)}
+        skipped = None if whole is None else whole - one.given - len(targets)
         self._extrapolate(one, known, skipped, one.given + len(targets))
         one.targets = sorted(targets)
         return one.targets
@@ -227,6 +228,8 @@ class Coverage:
         self.highest = max(self.highest, highest)
         self.highest_of_turn = max(self.highest_of_turn, highest)
         self._extrapolated = max(self._extrapolated, highest + round(self._more()))
+        sure = sum(self._in_the_pass(left) for left in self.left if left.is_certain)
+        self._surely_more = max(self._surely_more, highest + round(sure))
         return highest
 
     def _more(self) -> float:
@@ -237,9 +240,12 @@ class Coverage:
 
     def more_of(self, left: Left) -> float:
         """What the steps that were left out would hold now, as far as those that were run are still held."""
-        held = self.memory.still_held(left.first, left.last) >= left.held_bytes / 2
         after = 0 if left.after is None else self.memory.still_held(left.after, left.after)
-        return (left.more_bytes if held else 0.0) + after * left.more_share
+        return self._in_the_pass(left) + after * left.more_share
+
+    def _in_the_pass(self, left: Left) -> float:
+        """That part of it which the steps themselves would have made."""
+        return left.more_bytes if self.memory.still_held(left.first, left.last) >= left.held_bytes / 2 else 0.0
 
     @property
     def steps(self) -> int:
@@ -312,7 +318,8 @@ class Coverage:
         if skipped is not None and more < LEAST_GROWTH_BYTES:
             return
         held = round(known.slope * max(1, last - one.first_step - 1))
-        one.left = Left(one.first_step, last, held, more, (skipped or 0) / run)
+        is_certain = kept.steps == kept.of_steps >= CERTAIN_STEPS and known.keeper.is_steady
+        one.left = Left(one.first_step, last, held, more, (skipped or 0) / run, is_certain=is_certain)
         self.left.append(one.left)
         self.grows(known.place, known.kept_at, known.slope, run, skipped)
         self.close_step()
@@ -348,6 +355,7 @@ class Coverage:
             ],
             "growth": list(self.growth.values()),
             "growth_bytes": max(0, extrapolated - highest),
+            "certain_growth_bytes": max(0, self._surely_more - highest),
             "doubts": [[code, text] for code, text in self._all_doubts().items()],
             "ended_early": self.ended_early,
         }

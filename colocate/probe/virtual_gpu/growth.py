@@ -34,6 +34,7 @@ UNKNOWN_STEPS = 10_000
 
 MOST_ELEMENTS = 8  # of a container, looked into for tensors
 CHANGING = {"append", "extend", "add", "insert", "appendleft", "setdefault", "update"}
+EMPTYING = {"clear", "pop", "popleft", "popitem", "remove", "discard"}
 
 
 class Kept(NamedTuple):
@@ -113,14 +114,18 @@ class StepMemory:
 
 
 class Keeper:
-    """Finds the variable that holds more tensors after each step, and the line that makes it so."""
+    """Finds the variable that holds more tensors after each step, and the line that makes it so.
+
+    ``is_steady``: every step of the running loop goes through that line, and the loop never gives back what it keeps.
+    """
 
     def __init__(self) -> None:
+        self.is_steady = False
         self._sizes: dict[tuple[int, str], int] = {}
 
     def look(self, frame: Any) -> str | None:
         """Remember the sizes of containers in sight; ``file:line`` of one that has grown since the last look."""
-        found: str | None = None
+        found: tuple[str, ast.AST] | None = None
         sizes: dict[tuple[int, str], int] = {}
         for owner, name, value in _variables(frame):
             size = _size(value)
@@ -131,8 +136,11 @@ class Keeper:
             before = self._sizes.get(key)
             if found is None and before is not None and size > before:
                 found = _line_that_keeps(frame, name)
+                self.is_steady = found is not None and _is_steady(frame, found[1], name, value)
         self._sizes = sizes
-        return found or _line_of_sum(frame)
+        if found is None and (found := _line_of_sum(frame)) is not None:
+            self.is_steady = _is_steady(frame, found[1], _sums_into(found[1]), None)
+        return found[0] if found else None
 
 
 def _variables(frame: Any) -> Iterator[tuple[Any, str, Any]]:
@@ -175,16 +183,34 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _line_that_keeps(frame: Any, name: str) -> str | None:
-    """The first statement in the program's files in sight that adds to a container of this name."""
+def _line_that_keeps(frame: Any, name: str) -> tuple[str, ast.AST] | None:
+    """The first statement in the program's files in sight that adds to a container of this name, and where it is."""
     while frame is not None:
         path = frame.f_code.co_filename
         tree = Loop.tree_of(path) if is_own(path) else None
         for node in ast.walk(tree) if tree is not None else ():
             if _adds_to(node, name):
-                return f"{_short(path)}:{node.lineno}"  # type: ignore[attr-defined]
+                return f"{_short(path)}:{node.lineno}", node  # type: ignore[attr-defined]
         frame = frame.f_back
     return None
+
+
+def _is_steady(frame: Any, line: Any, name: str | None, value: Any) -> bool:
+    """Say whether each step of the loop keeps something in this line: no condition, no way out, nothing given back."""
+    path = frame.f_code.co_filename
+    loop = Loop.at(path, frame.f_lineno) if is_own(path) else None
+    if loop is None or not name or getattr(value, "maxlen", None) is not None:
+        return False
+    inside = list(ast.walk(loop.node))
+    in_body = any(one is line or getattr(one, "value", None) is line for one in loop.node.body)
+    changed = [one for one in inside if isinstance(one, ast.Assign | ast.AugAssign) and one is not line]
+    targets = [target for one in changed for target in (one.targets if isinstance(one, ast.Assign) else [one.target])]
+    given_back = (
+        isinstance(one, ast.Break | ast.Return | ast.Delete | ast.Continue)
+        or (isinstance(one, ast.Attribute) and one.attr in EMPTYING and _named(one.value) == name)
+        for one in inside
+    )
+    return in_body and not any(given_back) and not any(_named(target) == name for target in targets)
 
 
 def _adds_to(node: ast.AST, name: str) -> bool:
@@ -206,7 +232,7 @@ def _named(node: ast.AST) -> str | None:
     return node.id if isinstance(node, ast.Name) else None
 
 
-def _line_of_sum(frame: Any) -> str | None:
+def _line_of_sum(frame: Any) -> tuple[str, ast.AST] | None:
     """The statement of the running loop that adds to a tensor which carries a graph: a loss kept whole."""
     while frame is not None:
         path = frame.f_code.co_filename
@@ -215,12 +241,12 @@ def _line_of_sum(frame: Any) -> str | None:
             name = _sums_into(node)
             value = variables_of(frame).get(name) if name else None
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-                return f"{_short(path)}:{node.lineno}"
+                return f"{_short(path)}:{node.lineno}", node
         frame = frame.f_back
     return None
 
 
-def _sums_into(node: ast.stmt) -> str | None:
+def _sums_into(node: ast.AST) -> str | None:
     """The name in ``name += ...`` and ``name = name + ...``."""
     if isinstance(node, ast.AugAssign):
         return node.target.id if isinstance(node.target, ast.Name) else None

@@ -23,7 +23,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 from ..origin import OURS
 from ..record import Record
 from .coverage import Coverage
-from .longest import Longest, size_of
+from .longest import Longest, are_of_one_size, size_of
 from .passes import Pass
 
 # Indices that a pass may be walked through for its last batch, about a second; a sampler may have ten billion.
@@ -184,7 +184,7 @@ class Indices:
             self._granted += 1
         elif self._length is None or self._next < self._length:
             self._record.fields["passes_cut"] += 1
-            if len(self._sizes) > 1:
+            if not are_of_one_size(self._sizes):
                 seen = "could not be looked at ahead of the run"
                 self._coverage.doubt("longest_batch_unseen", f"batches differ in shape, and the rest of them {seen}")
             self._targets = self._coverage.cut(self._pass, looping(frame))

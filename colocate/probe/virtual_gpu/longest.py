@@ -8,19 +8,30 @@ too long, and batches that are run differ in shape, the largest may be missed: t
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import GeneratorType
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Subset, TensorDataset, default_collate
 
 PASSES = 4  # of one data set in which the largest batch is looked for
 MOST_NESTED = 4
 
-# Samples that are enough to say that all have one size, spread over the whole set, where not all can be looked at.
+# Samples, spread over the whole set, that are enough to say that all have one size; and where batches are stacked,
+# which fails for samples of different sizes.
 ENOUGH_OF_ONE_SIZE = 48
+ENOUGH_TO_STACK = 12
+LOOK_AT_ONE_SIZE = 0.2  # share of the time for a look that goes into samples of one size
+
+# So many of the largest samples that differ by no more than this share, out of so many, show where sizes end.
+CROWD = 10
+CROWDED = 1.05
+LEAST_FOR_A_CROWD = 200
+
+# Sizes of which the largest is not more than this above the smallest count as one: images with a few boxes each.
+ONE_SIZE = 1.01
 
 
 class Budgeted(Protocol):
@@ -55,7 +66,7 @@ class Longest:
             return []
         known = self._sizes.get(id(data))
         if known is None:
-            known = self._sizes[id(data)] = (data, self._look(data, order))
+            known = self._sizes[id(data)] = (data, self._look(data, order, _are_stacked(loader, order)))
         sizes = known[1]
         if len(set(sizes.values())) < 2:
             return []
@@ -70,13 +81,14 @@ class Longest:
         known = self._sizes.get(id(data))
         return not _is_of_one_size(data) and (known is None or not known[1])
 
-    def _look(self, data: Any, order: Sequence[Any]) -> dict[Any, int]:
-        """The sizes of samples, as many as the budget allows."""
+    def _look(self, data: Any, order: Sequence[Any], stacked: bool) -> dict[Any, int]:
+        """The sizes of samples: few where all are of one size, otherwise as many as the budget allows."""
         everything = list(dict.fromkeys(index for one in order for index in _indices(one)))
         if _has_state(data):
             return {}
         sizes: dict[Any, int] = {}
-        until_s = time.process_time() + self._coverage.look_s
+        began_s, enough = time.process_time(), ENOUGH_TO_STACK if stacked else ENOUGH_OF_ONE_SIZE
+        most = least = 0
         with _state_kept(data):
             for index in _spread(everything):
                 try:
@@ -86,9 +98,13 @@ class Longest:
                 if size is None:
                     return {}
                 sizes[index] = size
-                if len(sizes) >= ENOUGH_OF_ONE_SIZE and time.process_time() > until_s:
+                most, least = max(most, size), min(least or size, size)
+                if len(sizes) < enough:
+                    continue
+                share = 1.0 if not are_of_one_size((least, most)) else 0.0 if stacked else LOOK_AT_ONE_SIZE
+                if time.process_time() - began_s > share * self._coverage.look_s:
                     break
-        if len(set(sizes.values())) > 1 and len(sizes) < len(everything):
+        if len(sizes) < len(everything) and not _are_bounded(sizes.values(), len(everything)):
             seen = f"{len(sizes):,} of {len(everything):,} samples of {type(data).__name__} were looked at"
             self._coverage.doubt("longest_batch_unseen", f"batches differ in shape, and only {seen}")
         return sizes
@@ -134,6 +150,26 @@ def _product(shape: tuple[Any, ...]) -> int:
 def _indices(batch: Any) -> list[Any]:
     """The samples of a batch; a loader without batches has one index in its place."""
     return list(batch) if isinstance(batch, list | tuple) else [batch]
+
+
+def are_of_one_size(sizes: Collection[int]) -> bool:
+    """Say whether sizes differ by so little that it moves no peak."""
+    return not sizes or max(sizes) <= ONE_SIZE * min(sizes)
+
+
+def _are_bounded(sizes: Collection[int], out_of: int) -> bool:
+    """Say whether a sample that was not looked at is hardly larger than those that were.
+
+    They are all of one size, or so many were looked at that the largest of them crowd below some limit.
+    """
+    largest = sorted(sizes)[-CROWD:]
+    enough = len(sizes) >= max(LEAST_FOR_A_CROWD, out_of / 10)
+    return are_of_one_size(sizes) or (enough and largest[-1] <= CROWDED * largest[0])
+
+
+def _are_stacked(loader: Any, order: Sequence[Any]) -> bool:
+    """Batches of several samples are stacked as they are, which fails for different sizes."""
+    return getattr(loader, "collate_fn", None) is default_collate and len(_indices(order[0])) > 1
 
 
 def _is_of_one_size(data: Any) -> bool:

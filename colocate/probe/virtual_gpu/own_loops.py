@@ -91,7 +91,7 @@ class OwnLoops:
     def _end(self, frame: Any, loop: Loop | None, news: list[tuple[int, Condition]], kept: Kept) -> None:
         """End the program, whose steps only repeat themselves, and say what that may hide."""
         coverage, where = self._coverage, self._pass.place
-        if kept.grows:
+        if kept.grows and kept.matters(None):
             coverage.grows(where, self._kept_at, kept.bytes_per_step, self.steps, None)
         for after, condition in news:
             text = f"`{condition.text}` ({condition.place}) changes {after} steps on; ended after {self.steps} steps"

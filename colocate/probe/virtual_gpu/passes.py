@@ -35,6 +35,9 @@ RISE = 1.01
 # Steps that left something after which growth counts as known: more would not make it surer.
 PROVEN_STEPS = 24
 
+# Steps that must each have kept something for the growth to count as certain.
+CERTAIN_STEPS = 8
+
 # Passes of one loop after which its batches have been seen: later ones are cut to the least.
 KNOWN_PASSES = 2
 
@@ -109,6 +112,7 @@ class Left:
     """Growth of a pass that was cut: its steps, what they hold while it lives, and what the others would.
 
     ``after`` is the step behind the pass: what is made in it of what was collected is larger by ``more_share``.
+    ``is_certain``: every step that was run kept something, in a line that all of them go through.
     """
 
     first: int
@@ -117,3 +121,4 @@ class Left:
     more_bytes: float
     more_share: float = 0.0
     after: int | None = None
+    is_certain: bool = False
