@@ -414,7 +414,9 @@ def test_the_command_keeps_the_options_that_chose_the_plan(run):
     )
     finish(run, 1)
     stored = read_run(run.path)
-    assert details.command(stored.rows[0], stored) == "colocate run '--plan=a b.json' --gpu=8GB -k group01"
+    assert details.command(stored.rows[0], stored) == "colocate run 'a b.json' --gpu=8GB -k group01"
+    measured = details.again(["group01", "group02"], stored, measure=True)
+    assert measured == "colocate run 'a b.json' --gpu=8GB --device=nvidia -k 'group01 or group02'"
 
 
 def test_logs_are_shown_from_their_end_and_capped(run):

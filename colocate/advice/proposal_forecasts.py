@@ -244,7 +244,7 @@ def advise(
         run: The run directory.
         wanted: The groups, each with the folder of the record that decides.
         catalog: That of the plan.
-        budget_s: Seconds for all predictions together; 0 predicts nothing.
+        budget_s: Seconds for all predictions together, shared among the groups; 0 predicts nothing.
         cache: As in `Predictor`.
 
     Raises:
@@ -253,11 +253,12 @@ def advise(
     """
     until_t, entries, known = time.monotonic() + budget_s, advice_files.read(run.proposals), _known_models(run)
     try:
-        for group, directory in wanted:
+        for place, (group, directory) in enumerate(wanted):
             evidence = read_bare_evidence(directory)
             if evidence is None or _is_complete(entries.get(group.id), group):
                 continue
-            predictor = Predictor(gpu_of(evidence), until_t, cache)
+            now_t = time.monotonic()
+            predictor = Predictor(gpu_of(evidence), now_t + (until_t - now_t) / (len(wanted) - place), cache)
             found = proposals(group, evidence, catalog, known)
             try:
                 proposal_forecasts_ = forecasts_of_proposals(group, evidence, found, catalog, predictor)

@@ -40,7 +40,9 @@ class Proposals:
             warn(self.config, f"could not make proposals: {type(error).__name__}: {error}")
 
     def _advise(self, budget_s: float) -> None:
-        wanted = [(group, directory) for group, directory, reported in self.session.recorded() if is_unfit(reported)]
+        unfit = [one for one in self.session.recorded() if is_unfit(one[2])]
+        unfit.sort(key=lambda one: one[2]["outcome"] != "INFEASIBLE")  # of an undecided group a GPU decides anyway
+        wanted = [(group, directory) for group, directory, _ in unfit]
         run = self.session.run_directory
         if not wanted or run is None:
             return

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -280,13 +281,16 @@ def command(row: Row, run: StoredRun | None) -> str:
     return again([row.group], run)
 
 
-def again(groups: Sequence[str], run: StoredRun | None) -> str:
-    """Return the command that runs these groups, with the options that the run had."""
+def again(groups: Sequence[str], run: StoredRun | None, *, measure: bool = False) -> str:
+    """Return the command that runs these groups, with the options that the run had; ``measure``: on a real GPU."""
     words = [str(word).replace("--colocate-", "--") for word in (run.info.get("arguments") or ())] if run else []
-    options = []
-    for place, word in enumerate(words):
-        if word.startswith(tuple(f"{option}=" for option in _KEPT_OPTIONS)):
-            options.append(word)
-        elif word in _KEPT_OPTIONS and place + 1 < len(words):
-            options.append(f"{word}={words[place + 1]}")
+    kept = {}
+    for word, following in pairwise([*words, ""]):
+        name, _, value = word.partition("=")
+        if name in _KEPT_OPTIONS and (value or following):
+            kept[name] = value or following
+    plan = [kept.pop("--plan")] if "--plan" in kept else []
+    if measure:
+        kept["--device"] = "nvidia"
+    options = [*plan, *(f"{name}={value}" for name, value in kept.items())]
     return " ".join(["colocate run", *map(shlex.quote, options), f"-k {shlex.quote(' or '.join(groups))}"])

@@ -206,6 +206,11 @@ def _part(part: Part, report: Report) -> dict[str, Any]:
     """What the templates show of one part."""
     found = what_next(part)
     records = [RunDirectory(run.path).record for run in part.runs]
+    undecided = [row.group for row in found.undecided]
+    # Predicting again comes to the same range.
+    measure = all(
+        row.record["codes"] == ["undecided"] and row.record["basis"] == "predicted" for row in found.undecided
+    )
     return {
         "label": f"{part.plan_name} on {_gpu_name(part)}",
         "kind": {"holds": "v-ok", "fails": "v-bad"}.get(part.plan_verdict.holding, "v-warn"),
@@ -220,7 +225,8 @@ def _part(part: Part, report: Report) -> dict[str, Any]:
         "count": len(part.rows),
         "stress": advice.stress(part),
         "next": found,
-        "again": details.again([row.group for row in found.undecided], part.runs[-1]) if part.runs else "",
+        "measure": measure,
+        "again": details.again(undecided, part.runs[-1], measure=measure) if part.runs else "",
         "needs": advice.needs(part),
         "remedies": advice.remedies(part),
         "command": advice.next_command(part, found),
