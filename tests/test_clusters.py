@@ -84,7 +84,7 @@ def test_every_engine_runs_its_group_and_the_journals_become_one_run(fake_nvml, 
     second = do(kubernetes_script(), folder, JOB_COMPLETION_INDEX="1")
     assert second.returncode == 0, "a group that does not fit is an answer and not a failed pod"
     assert "group02 INFEASIBLE" in second.stdout
-    assert {path.name for path in (folder / "journals").iterdir()} == {"group1.jsonl", "group2.jsonl"}
+    assert {path.name for path in (folder / "archives").iterdir()} == {"group1.jsonl", "group2.jsonl"}
 
     (merge,) = re.findall(r"\$ (colocate merge .*)", PAGE)
     merged = do(merge, folder)
@@ -95,5 +95,5 @@ def test_every_engine_runs_its_group_and_the_journals_become_one_run(fake_nvml, 
     run, verdict = matrix_scripts()
     assert run.startswith('scripts/feasibility -k "group${{ matrix.group }}" --archive='), "as the array's script does"
     assert do(verdict, folder).returncode == 0, "0.95 of 2 groups is one, and one fits"
-    (folder / "journals/group1.jsonl").unlink()
+    (folder / "archives/group1.jsonl").unlink()
     assert do(verdict, folder).returncode == 1

@@ -69,7 +69,7 @@ STANDS_FOR = {"PLAN": "my_plan.json", "--epochs=10": "--progress=10"}
 # What has to be done before a line can be, in a folder of results of its own where the latest run is meant.
 BEFORE = {
     "--resume": "colocate run plan.json --results=resumed",
-    "colocate merge": "colocate run --archive=journals/both.jsonl",
+    "colocate merge": "colocate run --archive=archives/both.jsonl",
 }
 IN_ADDITION = {"--resume": ["--results=resumed"]}
 

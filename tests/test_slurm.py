@@ -298,7 +298,7 @@ def test_an_array_of_tasks_and_a_merge_as_on_the_page(idle, tmp_path):
         words, cwd=folder, env=test_clusters.environment(folder, **on_path(idle, folder)), check=False, timeout=400
     )
     assert done.returncode == 0
-    merged = test_clusters.do("colocate merge journals/*.jsonl", folder)
+    merged = test_clusters.do("colocate merge archives/*.jsonl", folder)
     assert merged.returncode == 0, merged.stdout + merged.stderr
     assert "1 of 2 groups share an 8 GB GPU" in merged.stdout
 
