@@ -51,13 +51,6 @@ def garbage() -> None:
     tell(EVENTS, os.getpid(), event="phase", phase="\x1b[2Jtrain\u202e", epoch=1)
 
 
-def forged_end() -> None:
-    """An epoch that never was, then success."""
-    tell(EVENTS, os.getpid(), event="ready", data="real")
-    tell(EVENTS, os.getpid(), **epoch_end())
-    os._exit(0)
-
-
 def leave() -> None:
     """Success in the middle of the epoch."""
     os._exit(0)
@@ -93,16 +86,6 @@ def pipe_log() -> None:
 def pipe_tail() -> None:
     """A pipe that is called like a piece of its log."""
     os.mkfifo(GROUP / "training.log.tail-00000000")
-
-
-def flood_events() -> None:
-    """Events without end, each of them sound."""
-    line = b"".join(
-        json.dumps({"t": time.monotonic(), "pid": pid, "event": "ready"}).encode() + b"\n" for pid in range(2000)
-    )
-    with EVENTS.open("ab", buffering=0) as file:
-        while True:
-            file.write(line)
 
 
 def forged_probe() -> None:
@@ -142,23 +125,6 @@ def stop_supervisor() -> None:
 def remove_run() -> None:
     while GROUP.parent.exists():  # others write into it meanwhile
         shutil.rmtree(GROUP.parent, ignore_errors=True)
-
-
-def move_run() -> None:
-    GROUP.parent.rename(GROUP.parent.with_name("moved"))
-
-
-def read_only() -> None:
-    os.system(f"mount -o remount,ro {GROUP.parents[1]}")
-
-
-def edit_plan() -> None:
-    Path(os.environ["PLAN_TO_EDIT"]).write_text("{")
-
-
-def hang_up() -> None:
-    """What a closed terminal sends to whoever started us."""
-    os.kill(int(os.environ["PROCESS_TO_HANG_UP"]), signal.SIGHUP)
 
 
 def main() -> None:
