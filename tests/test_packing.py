@@ -154,7 +154,7 @@ def test_what_an_earlier_run_measured_decides_the_open_pair(
     words = [f"--from={plan}", f"--known={run.path}", f"--out={tmp_path / 'pack.json'}"]
 
     code, said = pack(capsys, *words, *(() if fits else ("--limit=3000MB",)))
-    assert "1 pairs were measured in earlier runs" in said
+    assert "1 pair measured in earlier runs" in said
     assert code == (0 if fits else 1)
 
 

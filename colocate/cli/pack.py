@@ -14,7 +14,7 @@ from colocate.cli import common as command
 from colocate.cli.arguments import whole
 from colocate.cli.training_set import DEFAULT_CATALOG, GPU, SOLO_HEAD, Task, save, solo_line, takes_epochs, takes_limit
 from colocate.errors import PlanError
-from colocate.units import format_mib, format_size, span_text, to_mib
+from colocate.units import format_mib, format_size, plural, span_text, to_mib
 
 if TYPE_CHECKING:
     from colocate.advice import PackingProblem, SoloProfile
@@ -150,7 +150,7 @@ def _count(schedule: Schedule) -> str:
     runs = f"{len(gpus)} solo runs" + (f", {cached} of them remembered" if cached else "")
     text = f"{total} pairs from {runs}: {fit} fit, {total - fit - open_} do not, {open_} open"
     if problem.known:
-        text += f"; {len(problem.known)} pairs were measured in earlier runs"
+        text += f"; {plural(len(problem.known), 'pair')} measured in earlier runs"
     if len(gpus) < len(solos):
         text += f"; {len(solos) - len(gpus)} training without a GPU shares with any"
     return text
