@@ -345,6 +345,31 @@ def an_out_of_memory_in_the_backward_pass_reaches_the_program():
     assert kept.numel() == 6144 * MIB
 
 
+def tensors_that_stand_for_others():
+    """As 8-bit optimizer states and quantised weights do; copying into one was taken for a copy to the host."""
+    from torch.utils._python_dispatch import return_and_correct_aliasing
+
+    class Eighth(torch.Tensor):
+        @staticmethod
+        def __new__(cls, codes):
+            return torch.Tensor._make_wrapper_subclass(cls, codes.shape, device=codes.device, dtype=torch.float32)
+
+        def __init__(self, codes):
+            self.codes = codes
+
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            assert func is torch.ops.aten.copy_.default
+            args[0].codes.copy_(args[1].mul(127).to(torch.int8))
+            return return_and_correct_aliasing(func, args, kwargs or {}, args[0])
+
+    before = torch.cuda.memory_allocated()
+    state = Eighth(torch.zeros(1024, 1024, dtype=torch.int8, device="cuda"))
+    state.copy_(torch.ones(1024, 1024, device="cuda"))
+    assert torch.cuda.memory_allocated() == before + MIB
+    assert torch.cuda.max_memory_allocated() >= before + 10 * MIB
+
+
 def errors_are_those_of_a_gpu():
     tensor = torch.zeros(3, device="cuda")
     for attempt, error, message in (
