@@ -191,7 +191,7 @@ class _Running:
             floor_bytes=floor,
             optimizer_steps=sum(one.optimizer_steps for one in gpu_processes),
             workspace_bytes=sum(map(_workspace_bytes, together)),
-            rests_on=tuple(_rests_on(gpu_processes, self._gpu)),
+            rests_on=tuple(_rests_on(gpu_processes, self._gpu, self.packages)),
             doubts=tuple(dict.fromkeys(self._doubts(gpu_processes))),
             notes=tuple(self._notes(gpu_processes, together)),
             coverage=tuple(one.coverage for one in gpu_processes if one.coverage is not None),
@@ -273,12 +273,19 @@ class _Running:
         return [json.loads(path.read_text()) for path in sorted(self._probe.glob("*.json"))]
 
 
-def _rests_on(gpu_processes: Sequence[Allocator], gpu: GpuModel) -> Iterable[str]:
+# Libraries whose versions were seen to move a peak; transformers alone by a tenth.
+MOVE_MEMORY = ("accelerate", "diffusers", "lightning", "peft", "timm", "torch", "torchvision", "transformers")
+
+
+def _rests_on(gpu_processes: Sequence[Allocator], gpu: GpuModel, packages: Sequence[str]) -> Iterable[str]:
     yield "fragmentation, and what published measurements were beside predictions (docs/prediction-accuracy.md)"
     if any(one.convolutions for one in gpu_processes):
         yield "workspaces that its dense convolutions could take, by their operands"
     low, high = gpu.context_range_bytes
     yield f"context {format_mib(low)} to {format_mib(high)}: {gpu.source('context')}"
+    found = (one.rpartition("-") for one in packages)
+    versions = [f"{name} {version}" for name, _, version in found if name in MOVE_MEMORY]
+    yield f"the versions that are installed, for others take other memory: {', '.join(versions)}"
 
 
 def _workspace_bytes(one: Allocator) -> int:
