@@ -11,7 +11,7 @@ from groups import group, training
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.advice.solo_runs import FILE, Cache, read_speedup, settle
+from colocate.advice.solo_runs import FILE, SoloRunCache, read_speedup, settle
 from colocate.advice.speedup import (
     NOT_PREDICTED,
     GroupSpeedup,
@@ -209,7 +209,7 @@ def test_a_slowdown_that_is_known_is_found(fake_nvml: FakeNvml, tmp_path: Path) 
     load = replace(load, argv=tuple(word for word in load.argv if word != "--repeat"), repeat_args=("--repeat",))
     both, run, gpu = group(ours, load), RunDirectory(tmp_path / "run-worth"), FoundGpu("nvidia", fake_nvml.uuid())
     attempt = AttemptRunner(run, "test", gpu).attempt(both)
-    cache, reported = Cache(tmp_path / "cache"), list[str]()
+    cache, reported = SoloRunCache(tmp_path / "cache"), list[str]()
 
     with opened(gpu, tmp_path / "gpu", holder="test") as device:
         found = settle(both, combine_attempts([attempt]), device, cache=cache, tell=reported.append)

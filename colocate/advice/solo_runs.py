@@ -37,7 +37,7 @@ FILE = "speedup.json"
 SETTINGS = ("PYTORCH_", "CUBLAS", "CUDNN", "TORCH_", "OMP_", "MKL_", "CUDA_", "NVIDIA_")
 
 
-class Cache:
+class SoloRunCache:
     """Runs alone of earlier calls, in the user's folder for caches.
 
     One counts as long as the command line, the environment, the sources beside the program, the packages, the GPU and
@@ -48,7 +48,7 @@ class Cache:
         self.folder = folder
 
     @classmethod
-    def of_user(cls) -> "Cache":
+    def of_user(cls) -> "SoloRunCache":
         """The one in the user's folder."""
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         return cls(Path(home, "colocate", "solo"))
@@ -94,7 +94,7 @@ def settle(
     group_result: GroupResult,
     device: Device,
     *,
-    cache: Cache | None,
+    cache: SoloRunCache | None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> GroupSpeedup:
     """Measure a group's speedup: run its trainings alone unless that is known, and write ``speedup.json``.
@@ -141,7 +141,7 @@ class _Comparison:
     run: RunDirectory
     pairs: Pairs
     device: Device
-    cache: Cache | None
+    cache: SoloRunCache | None
     tell: Callable[[str], None]
 
     def speedup(self) -> GroupSpeedup:

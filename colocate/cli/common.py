@@ -2,7 +2,7 @@
 """The subcommands of ``colocate``, one module each.
 
 A module has ``add(commands)``, which declares its arguments and sets ``run``, a function from the parsed options to an
-exit code: 0 well, 1 a finding, 2 input that cannot be used, 3 undecided. What it needs it imports when it runs, so that
+exit code: 0 success, 1 a check failed, 2 wrong input, 3 undecided. What it needs it imports when it runs, so that
 ``--help`` is quick.
 """
 

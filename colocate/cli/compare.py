@@ -33,7 +33,7 @@ def add(commands: command.Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the comparison; a finding where a peak grew by more than was allowed, or a group fits no more."""
+    """Print the comparison; the check fails where a peak grew by more than was allowed, or a group fits no more."""
     from colocate.errors import ColocateError
     from colocate.report import compare, github, history, history_lines, lines
     from colocate.results import read_run

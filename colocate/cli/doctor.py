@@ -22,7 +22,7 @@ def add(commands: command.Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print every finding; a finding only where no run is possible."""
+    """Print every finding; the check fails only where no run is possible."""
     from colocate.cli.diagnostics import examine, verdict_of
 
     findings = []

@@ -35,7 +35,7 @@ def add(commands: command.Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the plan, load it as a check, and tell how to run it; a finding where nothing is recommended."""
+    """Write the plan, load it as a check, and tell how to run it; exit code 1 where nothing is recommended."""
     from colocate.advice import follow_up
     from colocate.files import make_folder, write_json
     from colocate.plan import load_plan

@@ -26,7 +26,7 @@ def with_further_runs(
 
     What goes wrong here costs the answer, never the verdict.
     """
-    from colocate.advice import Cache, settle, stress
+    from colocate.advice import SoloRunCache, settle, stress
 
     if not group_result.verdict.feasible:
         return
@@ -41,7 +41,7 @@ def with_further_runs(
         yield record
     if option(config, "compare_solo") and group.background is not None:
         try:
-            answer = str(settle(group, group_result, device, cache=Cache.of_user()))
+            answer = str(settle(group, group_result, device, cache=SoloRunCache.of_user()))
         except (ColocateError, OSError) as error:
             answer = f"not known: {error}"
             _log.warning("%s: whether sharing is worth it is %s", group.id, answer)
