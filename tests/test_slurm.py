@@ -188,8 +188,11 @@ def test_a_task_that_is_cancelled_by_hand_is_told_so_and_the_others_go_on(idle, 
     )
 
 
-def test_what_waits_in_a_full_queue_is_told_with_its_reason_and_runs_when_a_gpu_becomes_free(idle, tmp_path):
-    """`colocate watch` tells the same as the run's own terminal."""
+def test_what_waits_in_a_full_queue_is_told_and_a_gpu_in_quarantine_is_gone_around(idle, tmp_path):
+    """`colocate watch` tells the same as the run's own terminal, with Slurm's reason.
+
+    A task on a quarantined GPU gives it back at once, and would have been followed there by one group after the other.
+    """
     line = r"2 groups wait in the default partition: (Resources|Priority)|1 group waits .*Resources"
     with idle.occupied():
         running = Running(idle, tmp_path, [QUICK, QUICK])
@@ -198,21 +201,11 @@ def test_what_waits_in_a_full_queue_is_told_with_its_reason_and_runs_when_a_gpu_
         words = [sys.executable, "-m", "colocate", "watch", "--once", found]
         watched = subprocess.run(words, cwd=sessions.ROOT, capture_output=True, text=True, check=True)
         assert re.search(line, watched.stdout)
+        for number in range(2):
+            Quarantine(found / "quarantine").add(f"GPU-n1-{number:04}-0000-0000-000000000000", "it did not come back")
     run = running.finish()
     assert run.code == 0, run.output
     assert not status_line.waiting(found)
-
-
-def test_a_group_whose_gpu_is_in_quarantine_is_sent_to_another_machine(idle, tmp_path):
-    """Its task gives the GPU back at once, and would have been followed there by one group after the other."""
-    with idle.occupied():
-        running = Running(idle, tmp_path, [QUICK, QUICK])
-        running.wait_for(r"groups? waits? in the default partition")
-        (run,) = (tmp_path / "results").iterdir()
-        for number in range(2):
-            Quarantine(run / "quarantine").add(f"GPU-n1-{number:04}-0000-0000-000000000000", "it did not come back")
-    run = running.finish()
-    assert run.code == 0, run.output
     assert {evidence(run, group)["host"] for group in ("group01", "group02")} == {"n2"}
 
 
