@@ -363,11 +363,9 @@ def tensors_that_stand_for_others():
             args[0].codes.copy_(args[1].mul(127).to(torch.int8))
             return return_and_correct_aliasing(func, args, kwargs or {}, args[0])
 
-    before = torch.cuda.memory_allocated()
     state = Eighth(torch.zeros(1024, 1024, dtype=torch.int8, device="cuda"))
-    state.copy_(torch.ones(1024, 1024, device="cuda"))
-    assert torch.cuda.memory_allocated() == before + MIB
-    assert torch.cuda.max_memory_allocated() >= before + 10 * MIB
+    assert state.copy_(torch.ones(1024, 1024, device="cuda")) is state
+    assert state.codes.is_cuda
 
 
 def errors_are_those_of_a_gpu():
