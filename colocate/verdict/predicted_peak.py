@@ -22,8 +22,9 @@ CACHED_LESS = 0.65
 COMPILED_LESS = 0.5
 COMPILED_MORE = 0.06
 
-# Of a record without a bound for the workspaces of convolutions, as older ones are.
+# Of a record without a bound for the workspaces of convolutions, or without the live memory, as older ones are.
 MORE_WITHOUT_BOUND = 0.20
+LESS_WITHOUT_LIVE = 0.12
 
 # A CUDA context beyond the estimate written into the GPU, where a record does not say: see settings/gpu_models.json.
 CONTEXT_LESS_BYTES = 100 * MIB
@@ -119,8 +120,10 @@ def allocator_range(allocator: Allocator) -> PeakRange | None:
 
 def _least_share(allocator: Allocator, reserved: int) -> float:
     """The share of its reserved memory that a program takes at least."""
-    live = reserved if allocator.max_allocated_bytes is None else min(reserved, allocator.max_allocated_bytes)
-    share = (1 - CACHED_LESS * (reserved - live) / reserved) * (1 - LESS)
+    share = 1 - LESS_WITHOUT_LIVE
+    if allocator.max_allocated_bytes is not None:
+        cached = max(0, reserved - allocator.max_allocated_bytes)
+        share = (1 - CACHED_LESS * cached / reserved) * (1 - LESS)
     return share * (1 - COMPILED_LESS) if allocator.compiled else share
 
 
