@@ -71,7 +71,7 @@ BEFORE = {
     "--resume": "colocate run plan.json --results=resumed",
     "colocate merge": "colocate run --archive=archives/both.jsonl",
 }
-IN_ADDITION = {"--resume": ["--results=resumed"]}
+IN_ADDITION = {"--resume": ["--results=resumed"], "colocate doctor": ["--quick"]}  # its trial has a test of its own
 
 
 def commands(path: Path) -> list[str]:
@@ -185,12 +185,11 @@ def do(words: Sequence[str], folder: Path) -> Session:
 def do_with_what_it_needs(line: str, folder: Path, done: set[str]) -> Session:
     words = shlex.split(line)
     for part, before in BEFORE.items():
-        if part in line:
-            if before not in done:
-                first = do(shlex.split(before), folder)
-                assert first.code == 0, first.output
-                done.add(before)
-            words += IN_ADDITION.get(part, [])
+        if part in line and before not in done:
+            first = do(shlex.split(before), folder)
+            assert first.code == 0, first.output
+            done.add(before)
+    words += [more for part, added in IN_ADDITION.items() if part in line for more in added]
     return do(words, folder)
 
 

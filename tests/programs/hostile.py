@@ -123,8 +123,9 @@ def stop_supervisor() -> None:
 
 
 def remove_run() -> None:
-    while GROUP.parent.exists():  # others write into it meanwhile
+    while True:  # to the end of the process, for others make parts of it again
         shutil.rmtree(GROUP.parent, ignore_errors=True)
+        time.sleep(0.002)
 
 
 def main() -> None:
