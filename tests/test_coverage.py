@@ -84,6 +84,16 @@ def test_only_what_every_step_leaves_behind_is_growth() -> None:
     assert not memory.kept(8).grows, "three steps may be a queue"
     assert memory.still_held(0, 0) == MIB
 
+    queue, live = StepMemory(), []
+    for step in range(12):
+        live.append(step)
+        queue.allocated(step, MIB, 0)
+        if len(live) > 6:
+            queue.freed(live.pop(0))
+        queue.next_step()
+    assert queue.kept(0).steps >= 4
+    assert not queue.kept(0).matters(1000), "batches that wait for their optimizer step were taken for a leak"
+
 
 CONDITIONS = """
 class Trainer:

@@ -49,8 +49,9 @@ class Observed:
     """What one run showed.
 
     ``decisions`` has by place the answers that were given, and those not given behind which there is work; ``numbers``
-    are places where a number left that is tested later. ``refused`` counts requests that the GPU had no room for;
-    ``asked_size`` says that the program asked how much is free, ``cut`` that passes over its data were cut.
+    are places where a number left that is tested later. ``refused`` counts requests that the GPU had no room for, in a
+    program that went on; ``asked_size`` says that the program asked how much is free, ``cut`` that passes over its data
+    were cut.
     """
 
     answers: Answers

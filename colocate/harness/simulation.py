@@ -161,13 +161,15 @@ class _Running:
         records = self._records()
         reader = ProbeReader(self._probe)
         reader.poll()
+        refused = sum(one.num_ooms for one in reader.allocators)
+        survived = self._late or (self.process.exit is not None and self.process.exit.code == 0)
         told = [(where, answers) for one in records for where, answers in one.get("decisions", {}).items()]
         return Observed(
             self._answers,
             self._result(reader),
             decisions={where: (frozenset(given), frozenset(unseen)) for where, (given, unseen) in told},
             numbers=tuple(where for one in records for where in one.get("numbers_decide", ())),
-            refused=sum(one.num_ooms for one in reader.allocators),
+            refused=refused if survived or refused > 1 else 0,
             asked_size=any(one.get("asked_free_bytes") is not None for one in records),
             late=self._late,
             cut=any(one.passes_cut for one in reader.allocators),

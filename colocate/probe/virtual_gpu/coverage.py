@@ -240,7 +240,7 @@ class Coverage:
 
     def more_of(self, left: Left) -> float:
         """What the steps that were left out would hold now, as far as those that were run are still held."""
-        after = 0 if left.after is None else self.memory.still_held(left.after, left.after)
+        after = 0 if left.after is None else min(left.held_bytes, self.memory.still_held(left.after, left.after))
         return self._in_the_pass(left) + after * left.more_share
 
     def _in_the_pass(self, left: Left) -> float:

@@ -94,8 +94,7 @@ def fails_on_host(function: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _is_cheap_on_host(flat_args: Any) -> bool:
-    sizes = (operators.size_bytes(one) for one in flat_args if isinstance(one, FakeTensor))
-    return sum(sizes) <= MOST_COMPUTED_BYTES
+    return sum(operators.size_bytes(one) for one in flat_args if isinstance(one, FakeTensor)) <= MOST_COMPUTED_BYTES
 
 
 def _zeros_on_host(one: Any) -> Any:
@@ -148,19 +147,27 @@ class Emulator:
             answer = HOST_READS[function](self, args, kwargs)
             if answer is not NotImplemented:
                 return answer
+        elif operators.is_plain(function):
+            known = self._shapes.known(function, args, kwargs)
+            if known is not NotImplemented:
+                return self._followed(function, args, kwargs, known)
         if sparse.concerns(args):
             result = sparse.run(self, function, args, kwargs, operators.DEVICE)
             if result is not NotImplemented:
                 return result
         copies = [self.memory.malloc(num_bytes) for num_bytes in operators.copies_before(function, args)]
         try:
-            result = self._compute(function, types, args, kwargs)
-            fresh: list[Any] = []
-            result = self._registered(result, fresh)
+            result = self._followed(function, args, kwargs, self._compute(function, types, args, kwargs))
             self._take_workspace(function, args, result)
+            return result
         finally:
             for block in copies:
                 self.memory.free(block)
+
+    def _followed(self, function: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """The same results, with memory, and with their values as far as the host knows them."""
+        fresh: list[Any] = []
+        result = self._registered(result, fresh)
         self.values.follow(function, args, kwargs, fresh, result)
         return result
 
@@ -190,8 +197,7 @@ class Emulator:
                     return selection(self._count, *args, **kwargs)
             replacement = operators.replacement(function)
             if replacement is not None:
-                known = self._by_values(function, args, kwargs)
-                if known is not None:
+                if (known := self._by_values(function, args, kwargs)) is not None:
                     return known
                 self._note_upper_bound(function)
                 with self.fake_mode:
@@ -199,8 +205,7 @@ class Emulator:
             args = _with_stand_ins(self, function, args)
             return self._shapes.dispatch(function, types, args, kwargs)
         except NO_FAKE_KERNEL as error:
-            values = self.values.compute(function, args, kwargs)
-            if values is not None:  # the host can tell the size that no fake kernel can
+            if (values := self.values.compute(function, args, kwargs)) is not None:  # the host can tell the size
                 with self.fake_mode:
                     return operators.empty(tuple(values.shape), values.dtype)
             reason = f"expected operators with a fake kernel, found {function} ({type(error).__name__})"
@@ -265,17 +270,14 @@ class Emulator:
                 self._handles_with_workspace.add(handle)
                 self.memory.mark(self.memory.malloc(self._workspace_bytes), WORKSPACES)
         elif function in operators.CONVOLUTIONS:
-            self._note_convolution()
+            self.record.fields["convolutions"] = True
+            if torch.backends.cudnn.benchmark:
+                self.record.note("cudnn.benchmark is on: every plan is tried, with the largest workspace among them")
             self.memory.convolved(operators.convolution(function, args, result))
         elif function in operators.RECURRENT or function in operators.CTC_BACKWARD:
             block = self.memory.malloc(operators.workspace_after(function, args))
             self.memory.mark(block, WORKSPACES)
             self.memory.free(block)
-
-    def _note_convolution(self) -> None:
-        self.record.fields["convolutions"] = True
-        if torch.backends.cudnn.benchmark:
-            self.record.note("cudnn.benchmark is on: every plan is tried, with the largest workspace among them")
 
 
 class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untyped here
@@ -289,9 +291,13 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
         """Called by torch for every operator below autograd."""
         if func is _DEVICE_OF and isinstance(args[0], FakeTensor):  # most calls: torch asks where a tensor is
             return args[0].device
-        if torch.is_inference_mode_enabled() and _is_composed(func):
-            with self:  # autograd, which takes such an operator apart, is not there
-                return func.decompose(*args, **(kwargs or {}))
+        if torch.is_inference_mode_enabled():
+            if _is_composed(func):
+                with self:  # autograd, which takes such an operator apart, is not there
+                    return func.decompose(*args, **(kwargs or {}))
+            if func.is_view and isinstance(args[0], FakeTensor) and not args[0].is_inference():
+                with torch.inference_mode(False), torch.no_grad():  # a view is what its base is
+                    return self._emulator.run(func, types, args, kwargs or {})
         if any(map(_takes_operators_apart, types)):
             return NotImplemented  # its own code is next, and what that calls comes here
         for one in types:

@@ -168,6 +168,7 @@ class EmulatedDevice:
         # must see them before they are patched.
         self.emulator = Emulator(self.memory, record, workspace_bytes)
         self.awake = False
+        self._watcher: AfterImport | None = None
         record.fields["notes"].extend(notes)
         record.fields["context_bytes"] = gpu.context_bytes
         record.fields["context_range_bytes"] = list(gpu.context_range_bytes)
@@ -175,6 +176,7 @@ class EmulatedDevice:
 
     def install(self, watcher: AfterImport) -> None:
         """Patch what programs call; no operator is touched before :meth:`wake`."""
+        self._watcher = watcher
         install_cuda_interface(self, self.gpu, self.emulator.unsupported)
         install_moving(self.emulator)
         install_framework_patches(self.emulator)
@@ -199,6 +201,7 @@ class EmulatedDevice:
         if self.awake:
             self.memory.check_process()
             return
+        self._leave_distributed_tensors_out()
         self._prove()
         self.record.claim()  # in a child that was forked before the first use of CUDA
         try:
@@ -213,6 +216,24 @@ class EmulatedDevice:
             self.record.note("the device was first used outside the main thread, whose operators are not seen")
         else:
             EmulationMode(self.emulator).__enter__()
+
+    def _leave_distributed_tensors_out(self) -> None:
+        """Spare a program that has none: at the first fake tensor torch imports their package, a second, for one class.
+
+        Torch keeps the class that it finds then; so those that a program makes later cannot be told apart.
+        """
+        if self._watcher is None or "torch.distributed.tensor" in sys.modules:
+            return
+
+        def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+            reason = "expected torch.distributed.tensor to be imported before the device is first used"
+            raise self.emulator.unsupported(reason)
+
+        def refuse_all(module: Any) -> None:
+            module.DTensor.__torch_dispatch__ = refuse
+
+        self._watcher.defer("torch.distributed.tensor", DTensor=type("DTensor", (), {}))
+        self._watcher.when("torch.distributed.tensor._api", refuse_all)
 
     def _prove(self) -> None:
         """The self-test; not earlier, because its backward pass needs torch's import to be over."""

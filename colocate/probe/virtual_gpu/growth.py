@@ -38,16 +38,21 @@ EMPTYING = {"clear", "pop", "popleft", "popitem", "remove", "discard"}
 
 
 class Kept(NamedTuple):
-    """What steps left behind: how many of the last steps did, out of how many, and how much together."""
+    """What steps left behind: how many of the last steps did, out of how many, and how much together.
+
+    ``is_old``: the oldest of them did, too; a queue of batches, such as those of one optimizer step, holds the latest.
+    """
 
     steps: int
     of_steps: int
     num_bytes: int
+    is_old: bool
 
     def matters(self, steps_left: int | None) -> bool:
         """Most steps left something, and as much in each of those to come would be seen in the peak."""
         left = UNKNOWN_STEPS if steps_left is None else steps_left
-        return self.steps * 3 >= self.of_steps > 0 and self.bytes_per_step * left >= LEAST_GROWTH_BYTES
+        several = self.is_old and self.steps * 3 >= self.of_steps > 0
+        return several and self.bytes_per_step * left >= LEAST_GROWTH_BYTES
 
     @property
     def grows(self) -> bool:
@@ -103,10 +108,14 @@ class StepMemory:
     def kept(self, since: int) -> Kept:
         """What the steps from ``since`` on have left, without the latest, whose variables still live."""
         until = self.step - 2
-        found = [size for step, size in list(self._left.items()) if since <= step <= until and size >= LEAST_BYTES]
-        usual = statistics.median_low(found) if found else 0
-        alike = [size for size in found if usual <= ALIKE * size and size <= ALIKE * usual]
-        return Kept(len(alike), until - since + 1, sum(alike))
+        left = list(self._left.items())
+        found = {step: size for step, size in left if since <= step <= until and size >= LEAST_BYTES}
+        usual = statistics.median_low(found.values()) if found else 0
+        alike = {step: size for step, size in found.items() if usual <= ALIKE * size and size <= ALIKE * usual}
+        count = until - since + 1
+        oldest = max(1, count // 3)
+        is_old = sum(step < since + oldest for step in alike) * 3 >= oldest
+        return Kept(len(alike), count, sum(alike.values()), is_old)
 
     def still_held(self, first: int, last: int) -> int:
         """What the steps from ``first`` to ``last`` have left and still lives, in bytes."""

@@ -313,6 +313,14 @@ def selection(function: Any, args: Any) -> Callable[..., Any] | None:
 
 
 @functools.cache
+def is_plain(function: Any) -> bool:
+    """Its results are all that it allocates, and shapes say what they are."""
+    special = MATRIX_PRODUCTS | CONVOLUTIONS | RECURRENT | CTC_BACKWARD | {aten.index.Tensor}
+    name = operator_name(function)
+    return not (function in special or name in REPLACED or name in SELECTIONS or returns_nothing(function))
+
+
+@functools.cache
 def returns_nothing(function: Any) -> bool:
     """The operator only writes its arguments, as multi-tensor optimizers do: nothing to compute, nothing allocated."""
     return not function._schema.returns

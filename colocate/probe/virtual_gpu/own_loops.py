@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Optimizer steps without a batch of a loader after which the loop counts as the program's own.
 LEAST_STEPS = 8
 REPEATED_STEPS = 20
+FEWER_STEPS = 6  # are enough where steps are so slow that the program has run half as long again as it should
 
 
 class OwnLoops:
@@ -85,7 +86,9 @@ class OwnLoops:
         return False
 
     def _repeats(self, kept: Kept) -> bool:
-        before, latest = self._peaks[:-REPEATED_STEPS], self._peaks[-REPEATED_STEPS:]
+        slow = time.process_time() > 1.5 * self._coverage.effort.end_s
+        count = FEWER_STEPS if slow else REPEATED_STEPS
+        before, latest = self._peaks[:-count], self._peaks[-count:]
         return bool(before) and (kept.grows or max(latest) <= RISE * max(before))
 
     def _end(self, frame: Any, loop: Loop | None, news: list[tuple[int, Condition]], kept: Kept) -> None:

@@ -24,8 +24,8 @@ class Effort(NamedTuple):
 
 
 EFFORTS = {
-    "quick": Effort(0.5, 2.0, 0.5, 10.0),
-    "normal": Effort(2.0, 4.0, 1.5, 20.0),
+    "quick": Effort(0.5, 2.0, 0.5, 8.0),
+    "normal": Effort(2.0, 4.0, 1.5, 12.0),
     "full": Effort(float("inf"), float("inf"), 60.0, float("inf")),
 }
 

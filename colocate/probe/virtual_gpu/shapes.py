@@ -40,14 +40,7 @@ class KnownShapes:
     def dispatch(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """The results of an operator, as the fake mode gives them."""
         try:
-            key = (
-                function,
-                torch.get_default_dtype(),
-                torch.is_inference_mode_enabled(),
-                _described(args),
-                tuple(kwargs),
-                _described(kwargs.values()),
-            )
+            key = self._key(function, args, kwargs)
         except Unlike:
             return self._dispatch(function, types, args, kwargs)
         if key not in self._known:
@@ -56,13 +49,19 @@ class KnownShapes:
                 self._known[key] = self._recipes(function, (*args, *kwargs.values()), result)
             return result
         known = self._known[key]
-        if known is None:
-            return self._dispatch(function, types, args, kwargs)
-        container, recipes = known
-        given = (*args, *kwargs.values())
-        if container is None:
-            return recipes[0](given)
-        return container(recipe(given) for recipe in recipes)
+        return self._dispatch(function, types, args, kwargs) if known is None else _made(known, args, kwargs)
+
+    def known(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """The results of an operator whose arguments were seen before; NotImplemented for all others."""
+        try:
+            known = self._known.get(self._key(function, args, kwargs))
+        except Unlike:
+            return NotImplemented
+        return NotImplemented if known is None else _made(known, args, kwargs)
+
+    def _key(self, function: Any, args: Any, kwargs: Any) -> Any:
+        mode = torch.get_default_dtype(), torch.is_inference_mode_enabled()
+        return function, mode, _described(args), tuple(kwargs), _described(kwargs.values()) if kwargs else ()
 
     def _dispatch(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Run the fake kernel; where that is a decomposition, its first result is a named tuple, which ends here."""
@@ -125,6 +124,12 @@ class KnownShapes:
             return made
 
         return fake
+
+
+def _made(known: tuple[type | None, list[Recipe]], args: Any, kwargs: Any) -> Any:
+    container, recipes = known
+    given = (*args, *kwargs.values()) if kwargs else args
+    return recipes[0](given) if container is None else container(recipe(given) for recipe in recipes)
 
 
 def _is_fake(one: Any) -> bool:

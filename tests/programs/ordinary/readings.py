@@ -34,3 +34,8 @@ assert torch.cuda.max_memory_allocated() - fused > 2 * 512 * 512 * 4, "whole mat
 torch.set_default_tensor_type("torch.cuda.FloatTensor")
 assert torch.nn.Linear(10, 10).weight.is_cuda
 torch.set_default_tensor_type("torch.FloatTensor")
+
+anchors = torch.ones(4, 4, device="cuda")
+with torch.inference_mode():  # torchvision's detectors view what they have kept from a training step
+    assert (anchors.view(-1) + 1).is_inference()
+    assert not anchors.view(2, 8).is_inference()
