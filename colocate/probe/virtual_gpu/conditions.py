@@ -42,6 +42,9 @@ EVALUATED = (
     ast.expr_context,
 )
 
+# In names of outcomes by which a program only tells something, such as `should_log`.
+TELLS = {"log", "logs", "logging", "print", "save", "progress"}
+
 NOTES = 4  # of the latest steps, from which a counter is recognised
 SAME_STEPS = 2  # differences that must be equal; of unequal ones one more must have the same sign
 
@@ -317,7 +320,9 @@ def _weighs(node: ast.AST, scope: ast.AST) -> bool:
     if isinstance(node, ast.While) or _gives_a_rate(scope):
         return False
     if not isinstance(node, ast.If):
-        return True
+        names = [one.id for one in getattr(node, "targets", ()) if isinstance(one, ast.Name)]
+        names += [scope.name] if isinstance(scope, ast.FunctionDef) and isinstance(node, ast.Return) else []
+        return not any(TELLS & set(name.lower().split("_")) for name in names)
     sides = [*node.body, *node.orelse]
     if isinstance(node.body[-1], ast.Continue | ast.Return) or does_work(scope, sides):
         return True
