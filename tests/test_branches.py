@@ -44,6 +44,10 @@ def later(number, work):
     loss = number()
     print(number())
     if loss < 1: work()
+
+def typed(number, work):
+    loss = number()
+    if isinstance(loss, list): work()
 """
 
 
@@ -145,6 +149,7 @@ def test_a_number_decides_if_a_test_of_it_has_work_behind_it(program) -> None:
     assert number_decides(str(path), 32)
     assert not number_decides(str(path), 33)
     assert not number_decides("no such file", 1)
+    assert not number_decides(str(path), 37), "whatever its value, its type is the same"
 
     code = names["later"].__code__
     assert not compares(code, 0)

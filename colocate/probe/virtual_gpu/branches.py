@@ -6,6 +6,7 @@ program is not run by it. Where the source cannot be read, every side is taken t
 """
 
 import ast
+import copy
 import dis
 import functools
 import linecache
@@ -98,7 +99,16 @@ def number_decides(filename: str, line: int) -> bool:
         return any(does_work(tree, side, frozenset()) for side in _both(test))
     scope = _function_at(tree, line)
     targets = {name for one in _statements_at(scope, line) for name in _targets(one)}
-    return any(_tested(scope, name, frozenset()) for name in targets)
+    valued = _WithoutTypeTests().visit(copy.deepcopy(scope))
+    return any(_tested(valued, name, frozenset()) for name in targets)
+
+
+class _WithoutTypeTests(ast.NodeTransformer):
+    """Leaves out what a number's value does not decide."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """A constant in place of a test of a type."""
+        return ast.Constant(True) if _last_name(node.func) == "isinstance" else self.generic_visit(node)
 
 
 # --- bytecode: which way an answer goes -------------------------------------------------------------------------------
