@@ -11,8 +11,9 @@ from groups import group, training
 from colocate.plan.plan import load_plan
 from colocate.report import github
 from colocate.report.html import page
+from colocate.results import reader
 from colocate.results.layout import RunDirectory
-from colocate.results.reader import read_run
+from colocate.results.reader import parts, read_run
 from colocate.results.record import write_record
 from colocate.units import MIB
 
@@ -64,6 +65,17 @@ def test_a_group_over_its_budget_is_flagged_on_the_page_and_stays_feasible(run: 
     assert "<dd>3100 MiB, over by 100 MiB</dd>" in found
     assert "<dd>3200 MiB</dd>" in found, "the second is within its budget"
     assert found.count('data-outcome="FEASIBLE"') == 3
+
+
+def test_a_run_read_back_knows_its_start_and_the_smaller_gpu_that_it_had(run: RunDirectory) -> None:
+    document = json.loads(run.record.read_text())
+    document["started_at"] = "2026-11-24T05:30:00+00:00"
+    document["plan"]["limits"] = {"gpu_bytes": 24576 * MIB, "peak_bytes": 24000 * MIB}
+    run.record.write_text(json.dumps(document))
+    found = read_run(run.path)
+    (part,) = parts([found])
+    assert (found.started_at, part.gpu_bytes) == (document["started_at"], evidence().device.total_bytes)
+    assert [reader.number(value) for value in (7, True, "7", 7.0)] == [7, None, None, None]
 
 
 def test_the_summary_of_a_job_has_the_groups_that_do_not_fit_first(run: RunDirectory) -> None:

@@ -292,6 +292,8 @@ def test_a_group_without_background_needs_no_overlap() -> None:
 
 def test_a_cpu_training_need_not_hold_the_gpu() -> None:
     assert judge(evidence(background=background(uses_gpu=False, held_gpu=False))).feasible
+    on_the_host = foreground(uses_gpu=False, held_gpu=False)
+    assert "foreground_idle" not in judge(evidence(foreground=on_the_host)).codes
 
 
 def test_phases_that_never_met_are_named() -> None:
@@ -553,7 +555,8 @@ def test_an_epoch_of_which_pytorch_saw_no_step_proves_nothing() -> None:
     verdict = judge(evidence(foreground=foreground(allocators=(silent,))))
 
     assert verdict.codes == ("epoch_contradicted",)
-    assert judge(evidence(foreground=foreground(allocators=(replace(silent, optimizer_steps=1),)))).feasible
+    counting = replace(silent, optimizer_steps=1)
+    assert judge(evidence(foreground=foreground(allocators=(silent, counting)))).feasible, "one of its processes trains"
 
 
 def test_a_record_that_tells_more_than_the_gpu_has_is_no_witness() -> None:
