@@ -47,7 +47,7 @@ def later(number, work):
 
 def typed(number, work):
     loss = number()
-    if isinstance(loss, list): work()
+    if isinstance(loss, list) or loss is None: work()
 """
 
 

@@ -110,6 +110,10 @@ class _WithoutTypeTests(ast.NodeTransformer):
         """A constant in place of a test of a type."""
         return ast.Constant(True) if _last_name(node.func) == "isinstance" else self.generic_visit(node)
 
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        """A constant in place of a test for None."""
+        return ast.Constant(True) if isinstance(node.ops[0], ast.Is | ast.IsNot) else self.generic_visit(node)
+
 
 # --- bytecode: which way an answer goes -------------------------------------------------------------------------------
 
