@@ -14,7 +14,7 @@ from colocate.verdict.evidence import Allocator, Evidence, Member
 # they are what workspaces do not explain, and more where a program computes in half precision; downwards, what is left
 # when fragmentation is less. Of what is cached beyond the live memory, a GPU did without up to a share of CACHED_LESS.
 LESS = 0.02
-MORE = 0.04
+MORE = 0.05
 MORE_IN_HALF = 0.07
 CACHED_LESS = 0.65
 
