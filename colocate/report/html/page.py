@@ -266,7 +266,7 @@ def _standing(part: Part) -> Iterator[str | None]:
     driver = part.first("driver_version")
     yield f"driver {driver}" if driver else None
     yield None if started is None else f"{started.astimezone():%d %B %Y, %H:%M}"
-    yield f"took {duration_text(sum(known))}" if known else None
+    yield f"groups took {duration_text(sum(known))}" if known else None
     yield ", ".join(run.name for run in part.runs)
 
 
