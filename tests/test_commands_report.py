@@ -133,7 +133,7 @@ def test_a_comparison_names_verdicts_peaks_and_what_it_comes_to(run, later, caps
     assert main(["compare", str(run.path), str(later.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "run_20261124_053000 -> run_20261125_053000"
-    assert lines[1].startswith("group01 FEASIBLE (predicted): peak +600 to 2402-3206 MiB")
+    assert lines[1].startswith("group01 FEASIBLE (predicted): peak +600 to 2402-3225 MiB")
     assert lines[2].startswith("group02 INFEASIBLE -> FEASIBLE (predicted)")
     assert lines[-1] == "1 verdict changed; 1 peak grew, most group01 by 600 MiB; 1 fell"
     assert max(map(len, lines)) <= 80
@@ -144,7 +144,7 @@ def test_of_more_than_two_runs_the_peaks_of_all_are_shown_and_what_changed_last(
     assert main(["compare", *map(str, (run.path, run.path, later.path)), f"--page={page}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [f"1: {run.name}", f"2: {run.name}", f"3: {later.name}"]
-    assert re.fullmatch(r"group01 +(1874-2582 +){2}2402-3206", lines[4]), lines[4]
+    assert re.fullmatch(r"group01 +(1874-2595 +){2}2402-3225", lines[4]), lines[4]
     assert re.fullmatch(r"group02 +(INFEASIBLE \d+-\d+ +){2}\d+-\d+", lines[5]), lines[5]
     assert f"{run.name} -> {later.name}" in lines
     assert "Peaks over time" in page.read_text()
@@ -177,7 +177,7 @@ def test_a_job_of_github_gets_a_summary_and_annotations(run, later, capsys, tmp_
     assert lines == ["::error title=group01::grew by 600 MiB, at most 200 MiB allowed"]
     assert main(["compare", str(run.path), str(later.path)]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("::")]
-    assert lines == ["::warning title=group01::grew by 600 MiB to 2402-3206 MiB"]
+    assert lines == ["::warning title=group01::grew by 600 MiB to 2402-3225 MiB"]
     first = summary.read_text().splitlines()
     assert first[0] == "## What changed: run\\_20261124\\_053000 → run\\_20261125\\_053000"
     assert first[6].startswith("| :x: | group01 | FEASIBLE (predicted) | FEASIBLE (predicted) |")
