@@ -172,7 +172,7 @@ def kill_everywhere(folder: Path, stride: int) -> None:
     for place in itertools.count(1, stride):
         below = folder / f"k{place}"
         below.mkdir()
-        if check_resumes(place, plan(below / "plan.json", GROUPS), below):
+        if not check_resumes(place, plan(below / "plan.json", GROUPS), below):
             print(f"{place - 1} places, all resumed")
             return
         print(place, "resumed", flush=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``colocate predict`` says: its tables, its sentences and its JSON."""
 
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -129,8 +130,10 @@ def explained(dry_runs: "Sequence[SimulatedRun]", forecasts: "Collection[Forecas
     failures = dict.fromkeys(text for one in forecasts for text in one.failures)
     for text in failures:
         lines += command.wrapped("not predicted: " + text, INDENT)
-    for one in dry_runs:
-        lines += [f"    | {line[: command.WIDTH - 6]}" for line in one.last_lines if one.failure]
+    for one in (one for one in dry_runs if one.failure and one.last_lines):
+        *earlier, last = one.last_lines
+        lines += [f"    | {line[: command.WIDTH - 6]}" for line in earlier]
+        lines += [f"    | {part}" for part in textwrap.wrap(last, command.WIDTH - 6)]  # of an error the reason
     for text in dict.fromkeys(text for one in forecasts for text in one.doubts):
         lines += command.wrapped("undecided: " + text, INDENT)
     workspaces = {one.name: one.workspace_bytes for one in dry_runs if one.workspace_bytes}
