@@ -222,4 +222,7 @@ def test_what_only_a_learning_rate_or_a_log_hangs_on_needs_no_memory(source, wei
     """A warm-up that a schedule of PyTorch counts, or a log of Lightning, used to leave a program undecided."""
     function = ast.parse(source).body[0]
     node = function.body[0]
-    assert condition_of("train.py:2", node, getattr(node, "test", None) or node.value, function).weighs == weighs
+    test = getattr(node, "test", None) or node.value
+    assert condition_of("trainer.py:2", node, test, function, own=False).weighs == weighs
+    if "log" in function.name:
+        assert condition_of("train.py:2", node, test, function, own=True).weighs, "it may make images to be logged"

@@ -42,7 +42,7 @@ EVALUATED = (
     ast.expr_context,
 )
 
-# In names of outcomes by which a program only tells something, such as `should_log`.
+# In names of outcomes by which a library only tells something, such as Lightning's `should_log`.
 TELLS = {"log", "logs", "logging", "print", "save", "progress"}
 
 NOTES = 4  # of the latest steps, from which a counter is recognised
@@ -274,12 +274,15 @@ class Condition:
             return None
 
 
-def condition_of(place: str, node: ast.AST, test: ast.expr, scope: ast.AST) -> Condition | None:
-    """The condition in a statement or expression, if it compares numbers; ``scope`` is the function around."""
+def condition_of(place: str, node: ast.AST, test: ast.expr, scope: ast.AST, *, own: bool) -> Condition | None:
+    """The condition in a statement or expression, if it compares numbers; ``scope`` is the function around.
+
+    ``own``: it is in the program's files, whose names tell nothing: at its ``log_images`` it may make images.
+    """
     pure = pure_part(test)
     if pure is None or not any(isinstance(one, ast.Compare | ast.Mod) for one in ast.walk(pure)):
         return None
-    condition = Condition(place, test, pure, _weighs(node, scope))
+    condition = Condition(place, test, pure, _weighs(node, scope, own))
     return condition if condition.leaves else None
 
 
@@ -315,14 +318,14 @@ def _is_evaluated(node: ast.AST) -> bool:
     return isinstance(node, EVALUATED)
 
 
-def _weighs(node: ast.AST, scope: ast.AST) -> bool:
+def _weighs(node: ast.AST, scope: ast.AST, own: bool) -> bool:
     """Work of the device may hang on it, as far as names tell; the way out of a loop is none."""
     if isinstance(node, ast.While) or _gives_a_rate(scope):
         return False
     if not isinstance(node, ast.If):
         names = [one.id for one in getattr(node, "targets", ()) if isinstance(one, ast.Name)]
         names += [scope.name] if isinstance(scope, ast.FunctionDef) and isinstance(node, ast.Return) else []
-        return not any(TELLS & set(name.lower().split("_")) for name in names)
+        return own or not any(TELLS & set(name.lower().split("_")) for name in names)
     sides = [*node.body, *node.orelse]
     if isinstance(node.body[-1], ast.Continue | ast.Return) or does_work(scope, sides):
         return True

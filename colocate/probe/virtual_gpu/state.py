@@ -24,10 +24,9 @@ MIB = 1024**2
 # unsloth-zoo PR 1053), "300-400 MB" since CUDA 11.7 loads kernels lazily (PyTorch issues 107667 and 109888); 344 MiB
 # was read on an RTX 3080 beside a freshly started MNIST training (records of the Green-deep-learning study).
 CONTEXT_BYTES = 344 * MIB
-CONTEXT_RANGE_BYTES = (
-    104 * MIB,
-    494 * MIB,
-)  # from a T4 to beyond those; settings/gpu_models.json has each with its source
+
+# From a T4 to beyond those above: it grows with the kernels that a program loads. settings/gpu_models.json has sources.
+CONTEXT_RANGE_BYTES = (104 * MIB, 494 * MIB)
 
 # Names the file until whose appearance this process is kept from the GPU: its background is to be on it first.
 AWAIT = "COLOCATE_AWAIT"

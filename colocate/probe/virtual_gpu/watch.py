@@ -100,7 +100,7 @@ class Watch:
         key = path, test.lineno, test.col_offset
         if key not in self._conditions:
             place = f"{path.rpartition('/')[2]}:{test.lineno}"
-            self._conditions[key] = condition_of(place, node, test, scope)
+            self._conditions[key] = condition_of(place, node, test, scope, own=is_own(path))
         return self._conditions[key]
 
     def told(self, index: int, value: Any, around: Any = None) -> Any:
