@@ -163,7 +163,7 @@ def _are_bounded(sizes: Collection[int], out_of: int) -> bool:
     They are all of one size, or so many were looked at that the largest of them crowd below some limit.
     """
     largest = sorted(sizes)[-CROWD:]
-    enough = len(sizes) >= max(LEAST_FOR_A_CROWD, out_of / 10)
+    enough = len(sizes) >= max(LEAST_FOR_A_CROWD, out_of / 2)
     return are_of_one_size(sizes) or (enough and largest[-1] <= CROWDED * largest[0])
 
 
