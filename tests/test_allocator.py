@@ -7,15 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.probe.virtual_gpu.allocator import (
-    LARGE_SEGMENT_BYTES,
-    MIB,
-    Block,
-    CachingAllocator,
-    OutOfMemory,
-    Settings,
-    State,
-)
+from colocate.probe.virtual_gpu.allocator import CachingAllocator, OutOfMemory
+from colocate.probe.virtual_gpu.allocator_settings import LARGE_SEGMENT_BYTES, MIB, Settings
+from colocate.probe.virtual_gpu.blocks import Block, State
 
 MALLOC, FREE, EMPTY = "malloc", "free", "empty"
 

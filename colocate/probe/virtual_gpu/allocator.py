@@ -7,20 +7,19 @@ PyTorch 2.13), for one device. Sizes are bytes, addresses are made up.
 """
 
 import bisect
-import enum
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Protocol
 
-KIB = 1024
-MIB = 1024 * KIB
-
-MIN_BLOCK_BYTES = 512  # kMinBlockSize: every size is a multiple of it
-SMALL_BYTES = MIB  # kSmallSize: the largest request that the small pool serves
-SMALL_SEGMENT_BYTES = 2 * MIB  # kSmallBuffer
-LARGE_SEGMENT_BYTES = 20 * MIB  # kLargeBuffer: what requests below kMinLargeAlloc share
-MIN_LARGE_BYTES = 10 * MIB  # kMinLargeAlloc: from here on a request gets a segment of its own
-ROUND_LARGE_BYTES = 2 * MIB  # kRoundLarge: ... rounded up to this
+from .allocator_settings import (
+    LARGE_SEGMENT_BYTES,
+    MIN_BLOCK_BYTES,
+    ROUND_LARGE_BYTES,
+    SMALL_BYTES,
+    SMALL_SEGMENT_BYTES,
+    Settings,
+    round_up,
+)
+from .blocks import Block, Pool, State
 
 _ADDRESS_SPACE_BYTES = 1 << 50  # the virtual range of an expandable segment: never the limit
 
@@ -54,62 +53,6 @@ class Unlimited:
         """Nothing to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The options of ``PYTORCH_ALLOC_CONF`` that move a peak."""
-
-    expandable_segments: bool = False
-    max_split_bytes: int | None = None
-    roundup_power2_divisions: int = 0
-    large_segment_bytes: int = LARGE_SEGMENT_BYTES
-
-    @classmethod
-    def parse(cls, text: str) -> "tuple[Settings, list[str]]":
-        """Settings of a value such as ``"expandable_segments:True,max_split_size_mb:128"``.
-
-        Returns:
-            The settings, and one sentence for each option that the simulation leaves out.
-        """
-        settings, notes = cls(), []
-        for option in filter(None, (part.strip() for part in text.split(","))):
-            name, _, value = option.partition(":")
-            try:
-                settings = settings._with(name.strip(), value.strip())
-            except (KeyError, ValueError):
-                notes.append(f"allocator option not simulated: {option!r}")
-        return settings, notes
-
-    def _with(self, name: str, value: str) -> "Settings":
-        if name == "expandable_segments":
-            return replace(self, expandable_segments={"true": True, "false": False}[value.lower()])
-        if name == "max_split_size_mb":
-            return replace(self, max_split_bytes=int(value) * MIB)
-        if name == "roundup_power2_divisions":
-            return replace(self, roundup_power2_divisions=int(value))
-        if name == "large_segment_size_mb":
-            return replace(self, large_segment_bytes=int(value) * MIB)
-        if name == "backend" and value == "native":
-            return self
-        raise KeyError(name)
-
-    def rounded(self, num_bytes: int) -> int:
-        """The size of the block that a request is served with."""
-        if num_bytes < MIN_BLOCK_BYTES:
-            return MIN_BLOCK_BYTES
-        divisions = self.roundup_power2_divisions
-        if divisions > 1 and num_bytes > MIN_BLOCK_BYTES * divisions:
-            return _next_division(num_bytes, divisions)
-        return _round_up(num_bytes, MIN_BLOCK_BYTES)
-
-    def segment_bytes(self, size: int) -> int:
-        """The size of the segment that is requested for a block of this size."""
-        if size <= SMALL_BYTES:
-            return SMALL_SEGMENT_BYTES
-        if size < MIN_LARGE_BYTES:
-            return self.large_segment_bytes
-        return _round_up(size, ROUND_LARGE_BYTES)
-
-
 class Level:
     """A quantity that goes up and down, with its peaks.
 
@@ -134,97 +77,6 @@ class Level:
     def reset_peak(self) -> None:
         """Start the program-visible peak anew."""
         self.peak = self.current
-
-
-class State(enum.Enum):
-    """The state of a block: in use, cached, or an address range without memory (expandable only)."""
-
-    USED = enum.auto()
-    FREE = enum.auto()
-    UNMAPPED = enum.auto()
-
-
-class Block:
-    """A stretch of a segment, linked to its neighbours. ``number`` is the owner's, and means nothing here."""
-
-    __slots__ = ("following", "number", "pool", "preceding", "requested_bytes", "size", "start", "state")
-
-    def __init__(self, pool: "Pool", start: int, size: int, state: State) -> None:
-        self.pool = pool
-        self.start = start
-        self.size = size
-        self.state = state
-        self.requested_bytes = self.number = 0
-        self.preceding: Block | None = None
-        self.following: Block | None = None
-
-    @property
-    def end(self) -> int:
-        """The first address behind the block."""
-        return self.start + self.size
-
-    def split(self, size: int) -> "Block":
-        """Keep the first ``size`` bytes; the rest becomes the following block, of the same state."""
-        rest = Block(self.pool, self.start + size, self.size - size, self.state)
-        rest.preceding, rest.following = self, self.following
-        if self.following is not None:
-            self.following.preceding = rest
-        self.following, self.size = rest, size
-        return rest
-
-    def absorb_following(self) -> None:
-        """Take over the following block."""
-        neighbour = self.following
-        assert neighbour is not None
-        self.size += neighbour.size
-        self.following = neighbour.following
-        if self.following is not None:
-            self.following.preceding = self
-
-
-class Pool:
-    """The cached (free) blocks of one pool in order of size, then address, and the first block of each segment."""
-
-    def __init__(self, *, small: bool) -> None:
-        self.small = small
-        self.segments: dict[int, Block] = {}
-        self.unmapped: list[tuple[int, Block]] = []  # in order of address
-        self._free: list[tuple[int, int, Block]] = []
-
-    def add(self, block: Block) -> None:
-        """Put a free block into the cache."""
-        bisect.insort(self._free, (block.size, block.start, block))
-
-    def remove(self, block: Block) -> None:
-        """Take a free block out of the cache."""
-        index = bisect.bisect_left(self._free, (block.size, block.start))
-        assert self._free[index][2] is block
-        del self._free[index]
-
-    def free_blocks(self) -> list[Block]:
-        """The cached blocks, smallest first."""
-        return [block for _, _, block in self._free]
-
-    def best_fit(self, size: int, *, expandable: bool) -> Block | None:
-        """The smallest cached block that holds ``size``; it stays in the cache.
-
-        The last block of an expandable segment can grow, so it counts with the size that it can grow to: a hole of
-        fixed size is preferred to it (``expandable_size`` in ``get_free_block``).
-        """
-        index = bisect.bisect_left(self._free, (size,))
-        if index == len(self._free):
-            return None
-        if not expandable:
-            return self._free[index][2]
-        while index + 1 < len(self._free) and _can_grow_to(self._free[index + 1][2]) < _can_grow_to(
-            self._free[index][2]
-        ):
-            index += 1
-        return self._free[index][2]
-
-    def segment_starting_with(self, block: Block) -> bool:
-        """The block is a whole segment."""
-        return block.preceding is None and block.following is None
 
 
 class CachingAllocator:
@@ -437,7 +289,7 @@ class CachingAllocator:
                     return before
             elif gap.size >= size:
                 return gap
-        start = _round_up(self._next_address, self._page_bytes(pool))
+        start = round_up(self._next_address, self._page_bytes(pool))
         first = Block(pool, start, _ADDRESS_SPACE_BYTES, State.UNMAPPED)
         self._next_address = first.end
         pool.segments[first.start] = first
@@ -446,7 +298,7 @@ class CachingAllocator:
 
     def _map(self, gap: Block, size: int) -> Block | None:
         """Back the first pages of a gap; the free block they become part of, or None when the GPU is full."""
-        num_bytes = min(gap.size, _round_up(size, self._page_bytes(gap.pool)))
+        num_bytes = min(gap.size, round_up(size, self._page_bytes(gap.pool)))
         if not self._obtain(num_bytes):
             return None
         self._delist(gap)
@@ -461,7 +313,7 @@ class CachingAllocator:
     def _unmap(self, block: Block) -> None:
         """Give back the pages that lie wholly inside a free block."""
         page = self._page_bytes(block.pool)
-        start, end = _round_up(block.start, page), block.end // page * page
+        start, end = round_up(block.start, page), block.end // page * page
         if start >= end:
             return
         pool = block.pool
@@ -479,21 +331,3 @@ class CachingAllocator:
 
     def _page_bytes(self, pool: Pool) -> int:
         return SMALL_SEGMENT_BYTES if pool.small else self.settings.large_segment_bytes
-
-
-def _can_grow_to(block: Block) -> int:
-    behind = block.following
-    return block.size + (behind.size if behind is not None and behind.state is State.UNMAPPED else 0)
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def _next_division(size: int, divisions: int) -> int:
-    """The next of ``divisions`` equal steps between two powers of two (``roundup_power2_next_division``)."""
-    if size & (size - 1) == 0:
-        return size
-    floor = 1 << (size.bit_length() - 1)
-    step = floor >> (divisions.bit_length() - 1)
-    return floor << 1 if step == 0 else _round_up(size, step)

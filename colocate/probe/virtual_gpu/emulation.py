@@ -28,7 +28,8 @@ from ..imports import AfterImport
 from ..origin import files_of_program, installed_packages
 from ..record import Record
 from . import guard, kernels
-from .allocator import CachingAllocator, Settings
+from .allocator import CachingAllocator
+from .allocator_settings import Settings
 from .attribution import Attribution
 from .compilers import replace_compilers
 from .convolutions import workspace_bound

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 import torch
 
-from .allocator import Block, CachingAllocator, OutOfMemory, Settings
+from .allocator import CachingAllocator, OutOfMemory
+from .allocator_settings import Settings
+from .blocks import Block
 from .convolutions import Convolution
 from .state import GpuFull
 from .trace import AllocationTrace

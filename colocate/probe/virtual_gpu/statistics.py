@@ -4,7 +4,8 @@
 from collections import Counter, OrderedDict
 from typing import Any
 
-from .allocator import CachingAllocator, Level, State
+from .allocator import CachingAllocator, Level
+from .blocks import State
 
 # Not simulated, and nothing of it on most GPUs: no limit for splitting, no synchronisation while memory is freed.
 NONE_OF = ("num_sync_all_streams", "oversize_allocations", "oversize_segments")

@@ -12,7 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from .allocator import Block, CachingAllocator, OutOfMemory, Settings
+from .allocator import CachingAllocator, OutOfMemory
+from .allocator_settings import Settings
+from .blocks import Block
 from .convolutions import Convolution
 
 Workspace = Callable[[Convolution], int]
