@@ -20,7 +20,7 @@ from fake_nvml.build import build_library  # noqa: E402
 from groups import group, judged, training  # noqa: E402
 
 from colocate.results.layout import GroupDirectory  # noqa: E402
-from colocate.results.record import read_record  # noqa: E402
+from colocate.results.record import read_evidence  # noqa: E402
 from colocate.verdict.evidence import Evidence  # noqa: E402
 
 # mutation/runner.py of the study: 30 s after the background's start, 60 s between two groups, whatever happened.
@@ -56,7 +56,7 @@ def main() -> None:
             for number in range(options.groups):
                 verdict = judged(group(foreground, background), fake.uuid(), folder / str(number))
                 assert verdict.feasible, verdict
-                evidence = read_record(GroupDirectory(folder / str(number) / "run" / "group01")).evidence
+                evidence = read_evidence(GroupDirectory(folder / str(number) / "run" / "group01"))
                 found.append(added_s(evidence))
     print(f"{options.groups} groups with a foreground of {options.seconds:g} s")
     print(f"added by the harness: median {statistics.median(found):.2f} s, largest {max(found):.2f} s")

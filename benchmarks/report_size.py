@@ -38,7 +38,7 @@ def main() -> None:
 
 def repeated(source: Path, run: Path, num_groups: int) -> Path:
     """A run of so many groups, made of those of another."""
-    rows = [row for row in read_run(source).rows if row.directory is not None]
+    rows = [row for row in read_run(source).results if row.folder is not None]
     run.mkdir()
     info = json.loads((source / "run.json").read_text())
     names = [f"group{number:04}" for number in range(1, num_groups + 1)]
@@ -46,9 +46,9 @@ def repeated(source: Path, run: Path, num_groups: int) -> Path:
     (run / "run.json").write_text(json.dumps(info))
     for place, name in enumerate(names):
         row = rows[place % len(rows)]
-        assert row.directory is not None
-        copy(row.directory.path, run / name, name)
-        journal.append(run, "group", record={**row.record, "group": name, "number": place + 1, "directory": name})
+        assert row.folder is not None
+        copy(row.folder.path, run / name, name)
+        journal.append(run, "group", record={**row.to_json(), "group": name, "number": place + 1, "directory": name})
     journal.append(run, "ended")
     return run
 

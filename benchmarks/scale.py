@@ -152,7 +152,7 @@ def _written(group: Group, folder: Path, *, fits: bool) -> tuple[Path, dict[str,
     directory.foreground_log.write_text("epoch 1: loss 0.5\n" * 40)
     directory.background_log(1).write_text("epoch 1: loss 0.5\n" * 40)
     write_record(directory, group, seen, [], folder.name)
-    return directory.path, dict(read_run(folder).rows[0].record)
+    return directory.path, read_run(folder).results[0].to_json()
 
 
 def _copied(source: Path, folder: Path, group: Group) -> None:

@@ -17,8 +17,8 @@ import pytest
 from colocate.errors import DeviceError, InconclusiveError
 from colocate.files import write_json
 from colocate.plugin.session import cases, run_directory_of
-from colocate.plugin.outcomes import attach, record_of
-from colocate.results.attempts import Attempt, GroupResult
+from colocate.plugin.outcomes import attach
+from colocate.results import GroupResult, glance
 from colocate.units import MIB
 from colocate.verdict import Outcome, Reason, ReasonCode, Verdict
 
@@ -83,8 +83,8 @@ def test_group(group, directory, request):
     found = known.get(way, known["feasible"])
     write_json(directory.experiment, {"evidence": {}})
     write_json(directory.verdict, found.to_json())
-    attempt = Attempt(directory, {}, found)
-    attach(request.node, record_of(group, GroupResult(attempt, found, (attempt,))))
+    attempt = glance(directory)
+    attach(request.node, GroupResult.of(attempt, found, (attempt,)).as_planned(group))
     if found.outcome is Outcome.INCONCLUSIVE:
         raise InconclusiveError(str(found))
     assert not found.out_of_memory, str(found)

@@ -15,9 +15,8 @@ from colocate.files import write_json
 from colocate.harness.attempt import free_directory
 from colocate.harness.retries import retry_cause
 from colocate.report import summary_csv
-from colocate.results.attempts import group_result_of, group_results
 from colocate.results.layout import RunDirectory
-from colocate.results.reader import read_run
+from colocate.results.reader import group_result_of, group_results, read_run
 from colocate.results.record import write_record
 from colocate.units import MIB
 from colocate.verdict.aggregate import combine
@@ -87,7 +86,7 @@ def test_a_record_of_other_settings_than_the_plan_has_by_now_says_nothing_of_the
     assert group_results(run) == {}
     assert group_result_of(run, group(training("larger"), training("resnet20"))) is None
     assert group_results(run, every=True)["group01"].verdict.feasible
-    assert read_run(run.path).rows == ()
+    assert read_run(run.path).results == ()
     assert summary_csv.rows(run) == []
 
 

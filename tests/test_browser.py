@@ -58,7 +58,7 @@ def fill(run, num_groups):
             propose(run, one)
         if number == 4:
             repeat(run, one, seen)
-    record = {**read_run(run.path).rows[0].record, "group": "group99", "number": 99, "outcome": "NOT RUN"}
+    record = {**read_run(run.path).results[0].to_json(), "group": "group99", "number": 99, "outcome": "NOT RUN"}
     record |= {"peak_bytes": None, "headroom_bytes": None, "basis": None, "foreground": MARKUP, "reasons": [MARKUP]}
     journal.append(run.path, "group", record={**record, "directory": None, "device_name": None})
     return run
@@ -112,7 +112,7 @@ def two_gpus(tmp_path_factory):
     watts = "".join(f"{1000 + second},{100 + second % 7}\n" for second in range(60))
     (directory.energy / "gpu_power.csv").write_text(f"timestamp,power_draw_w\n{watts}")
     runs = [read_run(first.path), read_run(second.path)]
-    compared = compare(runs[0].rows, runs[1].rows, (first.name, second.name))
+    compared = compare(runs[0].results, runs[1].results, (first.name, second.name))
     path = folder / "report.html"
     path.write_text(page.document(page.Report.of(runs, folder, compared)))
     return path.as_uri()

@@ -11,7 +11,6 @@ from groups import group, training
 from colocate.plan.plan import load_plan
 from colocate.report import github
 from colocate.report.html import page
-from colocate.results import reader
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import parts, read_run
 from colocate.results.record import write_record
@@ -75,7 +74,6 @@ def test_a_run_read_back_knows_its_start_and_the_smaller_gpu_that_it_had(run: Ru
     found = read_run(run.path)
     (part,) = parts([found])
     assert (found.started_at, part.gpu_bytes) == (document["started_at"], evidence().device.total_bytes)
-    assert [reader.number(value) for value in (7, True, "7", 7.0)] == [7, None, None, None]
 
 
 def test_the_summary_of_a_job_has_the_groups_that_do_not_fit_first(run: RunDirectory) -> None:
@@ -87,7 +85,7 @@ def test_the_summary_of_a_job_has_the_groups_that_do_not_fit_first(run: RunDirec
 
 
 def test_annotations_name_what_does_not_fit_and_what_is_over_its_budget(run: RunDirectory) -> None:
-    found = list(github.annotations_of_run(row.record for row in read_run(run.path).rows))
+    found = list(github.annotations_of_run(read_run(run.path).results))
     assert found[0] == "::warning title=group01::peak 3200 MiB is over its budget of 3100 MiB"
     assert found[1].startswith("::error title=group04::INFEASIBLE (measured): examples_mnist ran out of memory")
     assert len(found) == 2

@@ -26,7 +26,7 @@ from colocate.report.summary_csv import COLUMNS
 from colocate.results import journal
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.progress_file import NAME as PROGRESS
-from colocate.results.record import read_record
+from colocate.results.record import read_evidence
 from colocate.verdict import ReasonCode, judge
 
 ROOT = Path(__file__).parents[1]
@@ -236,7 +236,7 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     plan.write_text(plan.read_text().replace('"peak": "7500MB"', '"peak": "2500MB"'))
     assert second[:2] == ["colocate", "run"]
     (record,) = directory.glob("*/experiment.json")
-    evidence = read_record(GroupDirectory(record.parent)).evidence
+    evidence = read_evidence(GroupDirectory(record.parent))
     limits = replace(evidence.limits, peak_bytes=load_plan(plan).limits.peak_bytes)
     assert judge(replace(evidence, limits=limits)).codes == ("peak_over_limit",)
 

@@ -30,9 +30,9 @@ from colocate.plan.catalog import Training
 from colocate.plan.plan import Group
 from colocate.process.procfs import COOKIE, describe, identify, is_alive, with_cookie
 from colocate.process.runner import Command, start
-from colocate.results.attempts import GroupResult
+from colocate.results.group_result import GroupResult
 from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.record import read_record
+from colocate.results.record import read_evidence
 from colocate.units import MIB
 from colocate.verdict.evidence import Evidence
 from colocate.verdict.rules import Outcome, Verdict
@@ -61,7 +61,7 @@ def outcome(
     with observing(group(foreground, background, **limits), fake.uuid(), folder) as observation:
         verdict = run(observation)
     assert with_cookie(f"{RUN}/group01") == []
-    return verdict, read_record(GroupDirectory(folder / RUN / "group01")).evidence
+    return verdict, read_evidence(GroupDirectory(folder / RUN / "group01"))
 
 
 def warned(verdict: Verdict) -> dict[str, str]:
@@ -360,7 +360,7 @@ def test_a_group_that_a_foreign_process_spoiled_is_repeated_once(
     fake_nvml: FakeNvml, tmp_path: Path, passing: threading.Thread
 ) -> None:
     found = settle(fake_nvml, tmp_path, group(epoch("--steps", "60"), load()), lambda _: passing.start())
-    first = read_record(found.attempts[0].directory).evidence
+    first = read_evidence(found.attempts[0].directory)
     (foreign,) = [gpu_process for gpu_process in first.gpu_processes if gpu_process.owner == "foreign"]
 
     assert found.verdict.feasible, found.verdict
@@ -441,7 +441,7 @@ def test_every_run_on_the_virtual_gpu_gets_a_new_one(tmp_path: Path) -> None:
 
     assert found.verdict.basis == "predicted"
     assert [attempt.place for attempt in found.attempts] == [(1, 1), (2, 1)]
-    assert len({attempt.evidence["device"]["uuid"] for attempt in found.attempts}) == 2
+    assert len({attempt.evidence.device.uuid for attempt in found.attempts}) == 2
 
 
 # --- GPUs that are left alone

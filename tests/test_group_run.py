@@ -13,7 +13,7 @@ from groups import RUN, group, judged, observing, training
 from colocate.plan.catalog import Training
 from colocate.process.procfs import with_cookie
 from colocate.results.layout import GroupDirectory
-from colocate.results.record import read_record, write_record
+from colocate.results.record import read_attempt, read_evidence, write_record
 from colocate.units import MIB
 from colocate.verdict.rules import Outcome, Verdict, judge
 
@@ -35,8 +35,8 @@ def outcome(fake: FakeNvml, folder: Path, foreground: Training, background: Trai
     """The verdict of a group, which must follow from the record and leave no process behind."""
     verdict = judged(group(foreground, background, **limits), fake.uuid(), folder)
 
-    record = read_record(GroupDirectory(folder / RUN / "group01"))
-    assert judge(record.evidence) == record.verdict == verdict
+    directory = GroupDirectory(folder / RUN / "group01")
+    assert judge(read_evidence(directory)) == read_attempt(directory).verdict == verdict
     assert with_cookie(f"{RUN}/group01") == []
     return verdict
 
@@ -47,7 +47,7 @@ def test_two_trainings_that_fit_are_feasible(fake_nvml: FakeNvml, tmp_path: Path
     assert verdict.feasible, verdict
     assert verdict.peak_bytes == 2200 * MIB
     assert verdict.overlap == pytest.approx(1.0)
-    fixed_s = read_record(GroupDirectory(tmp_path / RUN / "group01")).evidence.fixed_s
+    fixed_s = read_evidence(GroupDirectory(tmp_path / RUN / "group01")).fixed_s
     assert fixed_s is not None
     assert fixed_s < 2, "looking, stopping, settling; the study waited 90 s per group whatever happened"
 
@@ -141,7 +141,7 @@ def test_a_foreign_process_on_the_gpu_keeps_the_group_from_starting(
     verdict = outcome(fake_nvml, tmp_path, EPOCH, LOAD)
 
     assert verdict.codes == ("foreign_process",)
-    assert not read_record(GroupDirectory(tmp_path / RUN / "group01")).evidence.foreground.process_runs
+    assert not read_evidence(GroupDirectory(tmp_path / RUN / "group01")).foreground.process_runs
 
 
 def test_a_foreign_process_in_between_makes_the_record_worthless(
@@ -193,4 +193,4 @@ def test_a_record_that_lost_samples_is_not_judged_as_if_it_were_whole(tmp_path: 
     text = directory.trace.read_text()
     directory.trace.write_text(text[: len(text) // 2])
 
-    assert judge(read_record(directory).evidence).codes == ("record_damaged",)
+    assert judge(read_evidence(directory)).codes == ("record_damaged",)

@@ -140,9 +140,9 @@ def test_proposals_of_a_run_are_kept_and_completed_when_there_is_time(tmp_path: 
     given, evidence = too_large()
     wanted = [(given, finished(run, given, evidence))]
     list(advise(run, wanted, None, budget_s=0.0))
-    (batch,) = advice_files.read(run.proposals)["group01"]["proposals"]
-    assert batch["settings"] == "--bs 32 --accumulate 2"
-    assert (batch["answer"], batch["why_not"]) == (None, "there was no time left to predict it")
+    (batch,) = advice_files.read(run.proposals, advice_files.Proposals)["group01"].proposals
+    assert batch.settings == "--bs 32 --accumulate 2"
+    assert (batch.answer, batch.why_not) == (None, "there was no time left to predict it")
     run.proposals.write_text(json.dumps({"schema": 1, "groups": {"group01": complete(given)}}))
     assert list(advise(run, wanted, None, budget_s=0.0)) == []
     other = replace(given, limits=given.limits.model_copy(update={"peak_bytes": 7000 * MIB}))
@@ -155,10 +155,10 @@ def complete(given: Group) -> dict[str, object]:
 
 def test_a_file_that_cannot_be_read_is_no_proposal(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    assert advice_files.read(run.proposals) == {}
+    assert advice_files.read(run.proposals, advice_files.Proposals) == {}
     for text in ("{", "[]", '{"schema": 2, "groups": {"a": {}}}', '{"schema": 1, "groups": {"a": 1}}'):
         run.proposals.write_text(text)
-        assert advice_files.read(run.proposals) == {}
+        assert advice_files.read(run.proposals, advice_files.Proposals) == {}
 
 
 TRAINING = (PROGRAMS / "linear.py").read_text()
@@ -207,7 +207,10 @@ def test_a_signal_ends_the_predictions_and_nothing_else(tmp_path: Path, monkeypa
         found = list(advise(run, wanted, None, budget_s=60.0))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert [one.why_not for one in found[0][1]] == [proposal_forecasts.OUT_OF_TIME]
-    assert advice_files.read(run.proposals)["group01"]["proposals"][0]["settings"] == "--bs 32 --accumulate 2"
+    assert (
+        advice_files.read(run.proposals, advice_files.Proposals)["group01"].proposals[0].settings
+        == "--bs 32 --accumulate 2"
+    )
 
 
 @pytest.mark.slow
@@ -219,8 +222,8 @@ def test_a_session_leaves_proposals_for_what_needs_too_much_and_for_nothing_else
     ]
     done = sessions.run(sessions.plan(tmp_path / "plan.json", entries), tmp_path, "--device=nvidia")
     assert [one["outcome"] for one in done.verdicts.values()] == ["INFEASIBLE", "INFEASIBLE"], done.output
-    found = advice_files.read(RunDirectory(done.run).proposals)
+    found = advice_files.read(RunDirectory(done.run).proposals, advice_files.Proposals)
     assert list(found) == ["group01"]
-    assert "a smaller batch with gradient accumulation" in found["group01"]["proposals"][0]["text"]
+    assert "a smaller batch with gradient accumulation" in (found["group01"].proposals[0].text or "")
     assert done.page.count("a smaller batch with gradient accumulation") == 2, "one per member of the first group"
     assert re.search(r"predicting what could be tried, for at most \d+ s", done.output)

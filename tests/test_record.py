@@ -9,7 +9,7 @@ from colocate.cli.main import main
 from colocate.device.base import Vitals
 from colocate.errors import ColocateError
 from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.record import read_record, write_record
+from colocate.results.record import read_attempt, read_evidence, write_record
 
 GROUP = group(training("examples_mnist"), training("resnet20"))
 
@@ -22,9 +22,7 @@ def directory(tmp_path: Path) -> GroupDirectory:
 def test_a_record_read_back_is_the_one_written(directory: GroupDirectory) -> None:
     verdict = write_record(directory, GROUP, evidence(), [], "run_1")
 
-    record = read_record(directory)
-
-    assert (record.evidence, record.verdict) == (evidence(), verdict)
+    assert (read_evidence(directory), read_attempt(directory).verdict) == (evidence(), verdict)
 
 
 def test_the_keys_of_the_study_are_there(directory: GroupDirectory) -> None:
@@ -49,7 +47,7 @@ def test_a_record_of_another_schema_is_told_by_its_place(directory: GroupDirecto
     directory.experiment.write_text(json.dumps(document))
 
     with pytest.raises(ColocateError, match="expected a record of this version"):
-        read_record(directory)
+        read_evidence(directory)
 
 
 def test_verify_agrees_with_what_is_on_disk(directory: GroupDirectory, capsys: pytest.CaptureFixture[str]) -> None:

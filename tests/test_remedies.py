@@ -19,6 +19,7 @@ from colocate.files import write_json
 from colocate.plan.plan import Group
 from colocate.report.html.advice import remedies
 from colocate.report.html.templating import macro
+from colocate.results.advice_files import Proposed
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import parts, read_run
 from colocate.results.record import write_record
@@ -34,8 +35,8 @@ def too_large() -> tuple[Group, Evidence]:
     return given, builders.predicted_evidence(6000, 2000)
 
 
-def proposed(kind: str, role: str, settings: str, answer: Answer | None) -> dict[str, Any]:
-    return {"kind": kind, "role": role, "settings": settings, "answer": None if answer is None else str(answer)}
+def proposed(kind: str, role: str, settings: str, answer: Answer | None) -> Proposed:
+    return Proposed(kind=kind, role=role, settings=settings, answer=None if answer is None else str(answer))
 
 
 def test_what_is_predicted_to_fit_comes_first_and_then_what_nobody_could_predict() -> None:
@@ -112,7 +113,7 @@ def test_a_session_tries_remedies_and_leaves_the_verdict_as_it_was(fake_nvml: Fa
     assert (entry["holds"], entry["before"]["outcome"]) == (0, "INFEASIBLE")
     (remedy,) = entry["tried"]
     assert remedy["after"]["peak_bytes"] < entry["before"]["limit_bytes"] <= entry["before"]["peak_bytes"]
-    assert (remedy["after"]["basis"], remedy["predicted"]["answer"]) == ("measured", "not predicted")
+    assert (remedy["after"]["basis"], remedy["answer"]) == ("measured", "not predicted")
     assert "remedy for large: FEASIBLE (measured) with stand_in: --batch-size 2" in session.output
     side = session.run / remedy["directory"]
     assert side.parent.name == f"{session.run.name}_remedies"

@@ -14,10 +14,10 @@ from colocate.process.exit_status import Exit
 from colocate.report.html import details, page, table
 from colocate.report.html.templating import macro
 from colocate.results import journal
+from colocate.results.group_result import GroupResult
 from colocate.results.layout import RunDirectory
-from colocate.results.reader import Row, parts, read_run
+from colocate.results.reader import parts, read_run
 from colocate.results.record import write_record
-from colocate.results.schema import RECORD_FIELDS
 from colocate.units import MIB
 from colocate.verdict.evidence import ProcessRun, ProgressEvent
 
@@ -26,7 +26,6 @@ MARKUP = '<script>alert("x")</script>'
 
 def record(**changes):
     known = {
-        **dict.fromkeys(RECORD_FIELDS),
         "group": "group01",
         "number": 1,
         "tier": "low",
@@ -49,7 +48,7 @@ def record(**changes):
 
 
 def cells(**changes):
-    row = Row("run_1", record(**changes))
+    row = replace(GroupResult.from_json(record(**changes)), run="run_1")
     known = {"numbers": table.NUMBERS, "found_by": table.found_by, "sort_value": table.sort_value}
     markup = str(macro("groups.html", "group", **known)(row, table.COLUMNS))
     found = re.findall(r"<t[dh] [^>]*class.*?</t[dh]>", markup, re.DOTALL)
@@ -414,7 +413,7 @@ def test_the_command_keeps_the_options_that_chose_the_plan(run):
     )
     finish(run, 1)
     stored = read_run(run.path)
-    assert details.command(stored.rows[0], stored) == "colocate run 'a b.json' --gpu=8GB -k group01"
+    assert details.command(stored.results[0], stored) == "colocate run 'a b.json' --gpu=8GB -k group01"
     measured = details.again(["group01", "group02"], stored, measure=True)
     assert measured == "colocate run 'a b.json' --gpu=8GB --device=nvidia -k 'group01 or group02'"
 
@@ -425,7 +424,7 @@ def test_logs_are_shown_from_their_end_and_capped(run):
     directory.foreground_log.write_text("".join(f"line {number} {'x' * 500}\n" for number in range(5000)))
     directory.background_log(1).write_text("first life\n")
     directory.background_log(2).write_text("second \x1b[31mlife\x1b[0m <b>bold</b>\r\n")
-    (row,) = read_run(run.path).rows
+    (row,) = read_run(run.path).results
     found = str(details.details(row, None, run.path))
     assert "line 4999" in found
     assert "line 4900" not in found
@@ -467,14 +466,14 @@ def test_a_run_of_which_only_the_records_are_left_has_the_same_rows(run):
     begin(run, ["group01"])
     finish(run, 1)
     run.record.unlink()
-    (row,) = read_run(run.path).rows
-    assert (row.record["peak_bytes"], row.record["outcome"]) == (3200 * MIB, "FEASIBLE")
+    (row,) = read_run(run.path).results
+    assert (row.peak_bytes, row.outcome) == (3200 * MIB, "FEASIBLE")
 
 
 def test_a_record_of_another_version_is_shown_as_far_as_it_is_known(run):
     begin(run, ["group01"])
     finish(run, 1).verdict.write_text('{"outcome": "FEASIBLE"}')
-    assert [(row.group, row.record["outcome"]) for row in read_run(run.path).rows] == [("group01", "FEASIBLE")]
+    assert [(row.group, row.outcome) for row in read_run(run.path).results] == [("group01", "FEASIBLE")]
 
 
 def test_a_moved_run_is_read_where_it_is_now(run, tmp_path):
@@ -482,8 +481,8 @@ def test_a_moved_run_is_read_where_it_is_now(run, tmp_path):
     directory = finish(run, 1)
     journal.append(run.path, "group", record=record(directory=str(directory.path)))
     run.path.rename(tmp_path / "elsewhere")
-    (row,) = read_run(tmp_path / "elsewhere").rows
-    assert row.document["group"]["id"] == "group01"
+    (row,) = read_run(tmp_path / "elsewhere").results
+    assert row.deciding.group.id == "group01"
 
 
 def test_a_torn_line_of_the_journal_costs_that_line(run):
@@ -491,7 +490,7 @@ def test_a_torn_line_of_the_journal_costs_that_line(run):
     journal.append(run.path, "group", record=record(outcome="NOT RUN"))
     with (run.path / journal.NAME).open("a") as file:
         file.write('{"event": "group", "rec')
-    assert [row.group for row in read_run(run.path).rows] == ["group01"]
+    assert [row.group for row in read_run(run.path).results] == ["group01"]
 
 
 def test_runs_on_other_gpus_are_counted_apart(run, tmp_path):
@@ -514,7 +513,7 @@ def test_runs_with_other_drivers_are_counted_apart(run, tmp_path):
         begin(one, ["group01"])
         finish(one, 1, evidence(device=device_info(driver_version=driver)))
     found = parts([read_run(run.path), read_run(other.path)])
-    assert [(part.plan_verdict.feasible, part.first("driver_version")) for part in found] == [
+    assert [(part.plan_verdict.feasible, part.driver) for part in found] == [
         (1, "550.54"),
         (1, "570.86"),
     ]

@@ -20,8 +20,8 @@ from colocate.files import read_json
 from colocate.harness.resume import MOST_REPORTED, Decision, reported, take_up
 from colocate.report import status_line
 from colocate.results import progress_file
-from colocate.results.attempts import group_results
 from colocate.results.layout import RunDirectory
+from colocate.results.reader import group_results
 
 LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
 EPOCH = stand_in("--hold", "700", "--steps", "10", "--probe")

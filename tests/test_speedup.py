@@ -28,7 +28,7 @@ from colocate.device.acquire import FoundGpu, opened
 from colocate.harness.attempt import AttemptRunner
 from colocate.process.exit_status import Exit
 from colocate.report.summary_csv import rows
-from colocate.results.attempts import combine_attempts
+from colocate.results.group_result import combine_attempts
 from colocate.results.layout import RunDirectory
 from colocate.results.trace_files import EnergyReading, read_energy
 from colocate.verdict.evidence import Evidence, GpuProcess, ProcessRun, ProgressEvent

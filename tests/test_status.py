@@ -299,10 +299,10 @@ def test_a_journal_that_grows_is_read_line_by_line_and_each_line_once(run):
     assert first.selected == ("group01",)
     with (run / journal.NAME).open("a") as file:
         file.write('{"event": "group", "record": {"group": "gro')
-    assert not reader.read().records
+    assert not reader.read().results
     with (run / journal.NAME).open("a") as file:
         file.write('up01"}}\n')
-    assert list(reader.read().records) == ["group01"]
+    assert list(reader.read().results) == ["group01"]
     journal.append(run, "ended")
     assert reader.read().ended_at is not None
     assert journal.read(run) == reader.read()

@@ -18,8 +18,8 @@ from colocate.advice.stress import MOST_TRIALS, BreakingPoint, Ending, Stress, s
 from colocate.device.acquire import FoundGpu, opened
 from colocate.harness.attempt import attempt_on
 from colocate.plan.plan import Group
-from colocate.results.attempts import Attempt
 from colocate.results.layout import RunDirectory
+from colocate.results.record import Attempt
 from colocate.units import GIB
 
 STEP = 64 * MIB
@@ -106,7 +106,7 @@ def found(gpu: FoundGpu, group: Group, folder: Path, resolution_bytes: int) -> t
 def test_on_the_virtual_gpu_the_distance_is_the_arithmetic(tmp_path: Path) -> None:
     answer, first = found(FoundGpu("virtual", total_bytes=4 * GIB), pair(1000, 1500), tmp_path, 8 * MIB)
 
-    room = 4 * GIB - first.evidence["baseline_bytes"] - 2500 * MIB
+    room = 4 * GIB - (first.evidence.baseline_bytes or 0) - 2500 * MIB
     assert answer.basis == "predicted"
     assert 0 <= room - answer.holds_bytes < 8 * MIB
     assert answer.breaks_bytes == answer.holds_bytes + 8 * MIB

@@ -15,8 +15,6 @@ from colocate.results.layout import RunDirectory
 from colocate.results.record import write_record
 from colocate.units import MIB
 
-pytestmark = pytest.mark.slow  # pandas takes half a second to load
-
 
 @pytest.fixture
 def run(tmp_path):

@@ -138,7 +138,7 @@ def test_a_line_behind_half_a_line_is_read(tmp_path: Path) -> None:
         file.write(b'{"at": "2026", "event": "gro')
     journal.append(tmp_path, "group", record={"group": "a", "outcome": "NOT RUN"}, text="")
 
-    assert list(journal.read(tmp_path).records) == ["a"]
+    assert list(journal.read(tmp_path).results) == ["a"]
 
 
 def test_a_pipe_in_the_journals_place_is_neither_waited_for_nor_read(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_pipe_in_the_journals_place_is_neither_waited_for_nor_read(tmp_path: P
 
     with pytest.raises(OSError, match=r"no file|No such device"):
         journal.append(tmp_path, "ended")
-    assert journal.read(tmp_path).records == {}
+    assert journal.read(tmp_path).results == {}
 
 
 def pair(foreground: dict[str, object]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import Any
 from colocate.errors import ColocateError
 from colocate.files import read_json
 from colocate.plan import ROLES, Catalog, load_catalog
-from colocate.results import Part, Row, StoredRun, mapping, parts, peak_text
+from colocate.results import GroupResult, Part, StoredRun, parts, peak_text
 from colocate.units import to_mib
 from colocate.verdict import Outcome
 
@@ -40,7 +40,7 @@ def follow_up(run: StoredRun, folder: Path, classes: tuple[str, ...], epochs: in
     """
     document, home = _plan_of(run)
     feasible = {row.group: row for part in parts([run]) for row in what_next(part).feasible}
-    taken = {name: row for name, row in feasible.items() if row.record["memory_class"] in classes}
+    taken = {name: row for name, row in feasible.items() if row.memory_class in classes}
     entries = list(_Entries(run, _catalog_of(run), home, folder, epochs).of(document, taken))
     document = {key: value for key, value in document.items() if key not in LEFT_OUT}
     document |= {
@@ -48,15 +48,15 @@ def follow_up(run: StoredRun, folder: Path, classes: tuple[str, ...], epochs: in
         "description": f"Pairs that {run.name} recommends for long runs, with full epochs.",
         "experiments": entries,
     }
-    if run.plan.get("catalog"):
-        document["catalog"] = os.path.relpath(str(run.plan["catalog"]), folder)
+    if run.plan.catalog:
+        document["catalog"] = os.path.relpath(run.plan.catalog, folder)
     return FollowUp(document, list(_notes(parts([run]), taken, entries)))
 
 
-def _notes(found: list[Part], taken: Mapping[str, Row], entries: list[dict[str, Any]]) -> Iterator[str]:
-    if any(row.record["basis"] == "predicted" for row in taken.values()):
+def _notes(found: list[Part], taken: Mapping[str, GroupResult], entries: list[dict[str, Any]]) -> Iterator[str]:
+    if any(row.basis == "predicted" for row in taken.values()):
         yield "these pairs are predicted to fit, on a simulated allocator; measure them with one epoch first"
-    if any("command" in mapping(entry.get(role)) or "command" in entry for entry in entries for role in ROLES):
+    if any("command" in one for entry in entries for one in (entry, *(entry.get(role) or {} for role in ROLES))):
         yield "commands of your own are taken as they are; set their epochs yourself"
     left = [name for part in found for row in part.counting if (name := row.group) not in taken]
     if left:
@@ -65,8 +65,7 @@ def _notes(found: list[Part], taken: Mapping[str, Row], entries: list[dict[str, 
 
 def _plan_of(run: StoredRun) -> tuple[dict[str, Any], Path]:
     """The run's plan as a settings file, and the folder in which its paths start."""
-    path = Path(str(run.plan.get("path") or ""))
-    document = run.plan.get("document")
+    path, document = Path(run.plan.path or ""), run.plan.document
     if document is None:
         document = read_json(path)
     if not isinstance(document, dict) or not isinstance(document.get("experiments"), list):
@@ -98,7 +97,7 @@ def _filled(stored: Any, written: Any) -> Any:
 def _catalog_of(run: StoredRun) -> Catalog | None:
     """The catalog that the run was made with, where it still can be read."""
     try:
-        return load_catalog(Path(str(run.plan["catalog"]))) if run.plan.get("catalog") else None
+        return load_catalog(Path(run.plan.catalog)) if run.plan.catalog else None
     except (ColocateError, OSError):
         return None
 
@@ -121,23 +120,22 @@ class _Entries:
     folder: Path
     epochs: int | None
 
-    def of(self, document: dict[str, Any], taken: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+    def of(self, document: dict[str, Any], taken: Mapping[str, GroupResult]) -> Iterator[dict[str, Any]]:
         """The entries of the groups that are taken, in the plan's order."""
-        ids = [str(name) for name in self.run.plan.get("groups") or ()]
+        ids = self.run.plan.groups
         for place, entry in enumerate(document["experiments"]):
             name = entry.get("id") or (ids[place] if place < len(ids) else None)
             if name in taken:
                 yield self._entry({"id": str(name), **entry}, taken[str(name)])
 
-    def _entry(self, entry: dict[str, Any], row: Row) -> dict[str, Any]:
+    def _entry(self, entry: dict[str, Any], row: GroupResult) -> dict[str, Any]:
         """Make the entry of one pair; it keeps its id, so that the two runs can be compared."""
         own = self._minutes(entry)
         if own is not None:
             entry["expected_minutes"] = own
-        if row.record["peak_bytes"] is not None:
-            entry["expected_memory"] = f"{to_mib(row.record['peak_bytes']):.0f}MB"
-        basis = row.record["basis"]
-        entry["note"] = f"{row.record['memory_class']}: {basis} peak {peak_text(row.record)} in {self.run.name}"
+        if row.peak_bytes is not None:
+            entry["expected_memory"] = f"{to_mib(row.peak_bytes):.0f}MB"
+        entry["note"] = f"{row.memory_class}: {row.basis} peak {peak_text(row)} in {self.run.name}"
         for role in ROLES:
             if isinstance(entry.get(role), dict):
                 entry[role] = self._member(dict(entry[role]))
@@ -151,9 +149,9 @@ class _Entries:
 
     def _minutes(self, entry: Mapping[str, Any]) -> float | None:
         """The plan's minutes for as many epochs as the foreground will have; None where one of them is not known."""
-        foreground = mapping(entry.get("foreground")) or entry
-        before = mapping(foreground.get("hyperparameters")).get("epochs")
-        after = mapping(self._at_full_length(dict(foreground)).get("hyperparameters")).get("epochs")
+        foreground = entry.get("foreground") or entry
+        before = _epochs(foreground)
+        after = _epochs(self._at_full_length(dict(foreground)))
         minutes = entry.get("expected_minutes")
         known = all(isinstance(value, int | float) and value > 0 for value in (before, after, minutes))
         return round(minutes * after / before, 2) if known and minutes and before and after else None
@@ -172,33 +170,38 @@ class _Entries:
         return member
 
 
+def _epochs(member: Mapping[str, Any]) -> Any:
+    return (member.get("hyperparameters") or {}).get("epochs")
+
+
 @dataclass(frozen=True)
 class Next:
     """The pairs of a part by what to do with them: those that fit by class, those that do not, and those undecided."""
 
-    stable: tuple[Row, ...]
-    usable: tuple[Row, ...]
-    high_risk: tuple[Row, ...]
-    infeasible: tuple[Row, ...]
-    undecided: tuple[Row, ...]
+    stable: tuple[GroupResult, ...]
+    usable: tuple[GroupResult, ...]
+    high_risk: tuple[GroupResult, ...]
+    infeasible: tuple[GroupResult, ...]
+    undecided: tuple[GroupResult, ...]
 
     @property
-    def feasible(self) -> tuple[Row, ...]:
+    def feasible(self) -> tuple[GroupResult, ...]:
         """Return all pairs that fit."""
         return (*self.stable, *self.usable, *self.high_risk)
 
     @property
-    def recommended(self) -> tuple[Row, ...]:
+    def recommended(self) -> tuple[GroupResult, ...]:
         """Return the pairs that a follow-up plan takes by default."""
         return (*self.stable, *self.usable)
 
 
 def what_next(part: Part) -> Next:
     """Sort the pairs by outcome, and those that fit by class; one that fits is never among those that do not."""
-    sorted_: dict[str, list[Row]] = {name: [] for name in ("stable", "usable", "high_risk", "infeasible", "undecided")}
-    classes = {"stable": "stable", "usable": "usable"}
+    names = ("stable", "usable", "high_risk", "infeasible", "undecided")
+    by_kind: dict[str, list[GroupResult]] = {name: [] for name in names}
     for row in part.counting:
-        outcome = row.record["outcome"]
-        fits = classes.get(str(row.record["memory_class"]), "high_risk")
-        sorted_[{Outcome.FEASIBLE: fits, Outcome.INFEASIBLE: "infeasible"}.get(outcome, "undecided")].append(row)
-    return Next(**{name: tuple(rows) for name, rows in sorted_.items()})
+        kind = "infeasible" if row.outcome == Outcome.INFEASIBLE else "undecided"
+        if row.outcome == Outcome.FEASIBLE:
+            kind = row.memory_class if row.memory_class in ("stable", "usable") else "high_risk"
+        by_kind[kind].append(row)
+    return Next(**{name: tuple(rows) for name, rows in by_kind.items()})

@@ -7,15 +7,13 @@ the same without running anything. What is proposed is `colocate.advice.proposal
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
 
 from colocate.advice.forecast import Answer, Forecast, keyed, program_of
 from colocate.advice.proposals import Proposal, Step, held_bytes, proposals
-from colocate.errors import PlanError
-from colocate.files import read_json
+from colocate.errors import ColocateError, PlanError
 from colocate.harness import Cache, Program, SimulatedRun, simulate
 from colocate.plan import (
     ROLES,
@@ -29,7 +27,7 @@ from colocate.plan import (
     model_of_size,
     varied,
 )
-from colocate.results import GroupDirectory, RunDirectory, advice_files, read_bare_evidence
+from colocate.results import Attempt, GroupDirectory, RunDirectory, advice_files, read_attempt
 from colocate.verdict import Evidence, member_range
 
 TIMEOUT_S = 600.0
@@ -251,12 +249,17 @@ def advise(
         ColocateError: a program could not be started.
         OSError: the file cannot be written.
     """
-    until_t, entries, known = time.monotonic() + budget_s, advice_files.read(run.proposals), _known_models(run)
+    until_t, entries, known = (
+        time.monotonic() + budget_s,
+        advice_files.read(run.proposals, advice_files.Proposals),
+        _known_models(run),
+    )
     try:
         for place, (group, directory) in enumerate(wanted):
-            evidence = read_bare_evidence(directory)
-            if evidence is None or _is_complete(entries.get(group.id), group):
+            attempt = _attempt(directory)
+            if attempt is None or _is_complete(entries.get(group.id), group):
                 continue
+            evidence = attempt.evidence
             now_t = time.monotonic()
             predictor = Predictor(gpu_of(evidence), now_t + (until_t - now_t) / (len(wanted) - place), cache)
             found = proposals(group, evidence, catalog, known)
@@ -276,54 +279,46 @@ def advise(
 def _known_models(run: RunDirectory) -> dict[tuple[str, str], int]:
     """The most that each model of a repository held in any group of the run."""
     found: dict[tuple[str, str], int] = {}
-    for directory in islice(run.groups(), MOST_KNOWN):
-        evidence = read_bare_evidence(directory)
-        for member in () if evidence is None else evidence.members:
-            assert evidence is not None
+    for attempt in filter(None, map(_attempt, islice(run.groups(), MOST_KNOWN))):
+        evidence, experiment = attempt.evidence, attempt.experiment
+        for member, settings in zip(evidence.members, (experiment.foreground, experiment.background), strict=False):
             held = held_bytes(member, virtual=evidence.device.kind == "virtual")
-            names = _names(directory, member.role)
-            if held is not None and names is not None:
+            if held is not None and settings is not None and settings.repository and settings.model:
+                names = (settings.repository, settings.model)
                 found[names] = max(found.get(names, 0), held)
     return found
 
 
-def _names(directory: GroupDirectory, role: Role) -> tuple[str, str] | None:
-    settings = read_json(directory.experiment).get(role) or {}
-    repository, model = settings.get("repository"), settings.get("model")
-    return (str(repository), str(model)) if repository and model else None
+def _attempt(directory: GroupDirectory) -> Attempt | None:
+    try:
+        return read_attempt(directory)
+    except ColocateError:
+        return None
 
 
-def _is_complete(entry: Mapping[str, Any] | None, group: Group) -> bool:
+def _is_complete(entry: advice_files.Proposals | None, group: Group) -> bool:
     """The group is still the same, and nothing was left out for want of time."""
-    if entry is None or entry.get("content_hash") != group.content_hash:
+    if entry is None or entry.content_hash != group.content_hash:
         return False
-    return all(one.get("why_not") != OUT_OF_TIME for one in entry.get("proposals") or ())
+    return all(one.why_not != OUT_OF_TIME for one in entry.proposals)
 
 
-def _document(group: Group, found: Sequence[ProposalForecast], gpu: GpuModel) -> dict[str, Any]:
-    return {
-        "content_hash": group.content_hash,
-        "gpu": gpu.name,
-        "limit_bytes": group.limits.peak_bytes,
-        "proposals": [_entry(one) for one in found],
-    }
+def _document(group: Group, found: Sequence[ProposalForecast], gpu: GpuModel) -> advice_files.Proposals:
+    proposals = tuple(map(_proposed, found))
+    return advice_files.Proposals(group.content_hash, gpu.name, group.limits.peak_bytes, proposals)
 
 
-def _entry(one: ProposalForecast) -> dict[str, Any]:
-    peak = None if one.forecast is None else one.forecast.peak
-    return {
-        "kind": str(one.proposal.kind),
-        "role": one.proposal.role,
-        "training": one.proposal.training,
-        "text": one.proposal.text(one.step),
-        "settings": None if one.step is None else one.step.settings,
-        "why": None if one.step is None else one.step.why,
-        "change": None if one.step is None else _change(one.step),
-        "peak": None if peak is None else asdict(peak),
-        "answer": None if one.forecast is None else str(one.answer),
-        "why_not": one.why_not,
-    }
-
-
-def _change(step: Step) -> Mapping[str, Any]:
-    return {name: value for name, value in asdict(step.override).items() if value}
+def _proposed(one: ProposalForecast) -> advice_files.Proposed:
+    step = one.step
+    return advice_files.Proposed(
+        kind=str(one.proposal.kind),
+        role=one.proposal.role,
+        training=one.proposal.training,
+        text=one.proposal.text(step),
+        settings=None if step is None else step.settings,
+        why=None if step is None else step.why,
+        change=None if step is None else {name: value for name, value in asdict(step.override).items() if value},
+        peak=None if one.forecast is None else one.forecast.peak,
+        answer=None if one.forecast is None else str(one.answer),
+        why_not=one.why_not,
+    )

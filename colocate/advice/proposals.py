@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from colocate.errors import PlanError
 from colocate.plan import Catalog, Group, Hyperparameter, Override, Role, Training, Value, option_text, varied
-from colocate.results import Record
+from colocate.results import GroupResult
 from colocate.units import MIB, format_mib
 from colocate.verdict import Allocator, Evidence, Member, PeakRange, member_range, own_peak_bytes
 
@@ -316,6 +316,6 @@ def _of_model(group: Group, settings: _Settings, model: str, size: int | None) -
     return Step(override, f'"model": {json.dumps(model)}', why)
 
 
-def is_unfit(record: Record) -> bool:
+def is_unfit(result: GroupResult) -> bool:
     """A group that needed too much of the GPU's memory, or may have; less memory helps nothing else."""
-    return not TOO_MUCH.isdisjoint(record["codes"])
+    return not TOO_MUCH.isdisjoint(result.codes)

@@ -12,10 +12,11 @@ from typing import Any
 from colocate.advice.forecast import Answer
 from colocate.advice.proposals import MEMORY, Proposal, Step, proposals
 from colocate.device import FoundGpu
+from colocate.errors import ColocateError
 from colocate.harness import decide, take_up
 from colocate.plan import Catalog, Group, rewritten, varied
-from colocate.results import Attempt, GroupDirectory, RunDirectory, advice_files, read_attempt, read_bare_evidence
-from colocate.verdict import Evidence, Outcome, Verdict
+from colocate.results import Attempt, GroupDirectory, RunDirectory, advice_files, read_attempt
+from colocate.verdict import Evidence, Outcome, PeakRange, Verdict
 
 KIND = "remedies"
 
@@ -23,17 +24,15 @@ KIND = "remedies"
 # Trials of one group, each as long as the group: what fits by prediction mostly holds at once.
 MOST_TRIALS = 4
 
-Entry = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing to try and its predicted ``peak`` as in ``proposals.json``; None without a prediction."""
+    """One thing to try and its predicted ``peak``; None without a prediction."""
 
     proposal: Proposal
     step: Step
     answer: Answer
-    peak: Mapping[str, Any] | None
+    peak: PeakRange | None
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,12 @@ class Trial:
     candidate: Candidate
     group: Group
     attempt: Attempt
-    verdict: Verdict
     reused: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        """How it ended."""
+        return self.attempt.verdict
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def is_of_memory(outcome: str, codes: Iterable[str]) -> bool:
 
 
 def candidates(
-    group: Group, evidence: Evidence, catalog: Catalog | None, predicted: Sequence[Entry]
+    group: Group, evidence: Evidence, catalog: Catalog | None, predicted: Sequence[advice_files.Proposed]
 ) -> list[Candidate]:
     """List what to try: first what is predicted to fit, by cost, then what could not be predicted.
 
@@ -79,11 +82,11 @@ def candidates(
         catalog: That of the plan.
         predicted: Its proposals in ``proposals.json``.
     """
-    known = {(str(one.get("kind")), one.get("role")): one for one in predicted}
+    known = {(one.kind, one.role): one for one in predicted}
     found = [
         candidate
         for proposal in proposals(group, evidence, catalog)
-        for candidate in _of(proposal, known.get((str(proposal.kind), proposal.role), {}))
+        for candidate in _of(proposal, known.get((str(proposal.kind), proposal.role), advice_files.Proposed()))
     ]
     order = [Answer.FITS, Answer.UNKNOWN]
     if evidence.device.basis == "measured":
@@ -92,12 +95,12 @@ def candidates(
     return sorted(wanted, key=lambda one: order.index(one.answer))[:MOST_TRIALS]  # stable: the cost decides among them
 
 
-def _of(proposal: Proposal, entry: Entry) -> Iterator[Candidate]:
+def _of(proposal: Proposal, entry: advice_files.Proposed) -> Iterator[Candidate]:
     """The step that was predicted, else every step from the mildest on."""
-    answer = entry.get("answer")
-    steps = [step for step in proposal.steps if answer is None or step.settings == entry.get("settings")]
-    for step in steps:
-        yield Candidate(proposal, step, Answer.UNKNOWN if answer is None else Answer(answer), entry.get("peak"))
+    answer = Answer.UNKNOWN if entry.answer is None else Answer(entry.answer)
+    for step in proposal.steps:
+        if entry.answer is None or step.settings == entry.settings:
+            yield Candidate(proposal, step, answer, entry.peak)
 
 
 # --- trying -----------------------------------------------------------------------------------------------------------
@@ -119,7 +122,7 @@ class Remedies:
     catalog: Catalog | None
     gpus: Sequence[FoundGpu]
     attempt: Callable[[Group], Attempt]
-    entry: Callable[[Group], Entry]
+    entry: Callable[[Group], Mapping[str, Any]]
 
     @property
     def side(self) -> RunDirectory:
@@ -135,20 +138,21 @@ class Remedies:
         """
         if self.side.path.exists():
             take_up(self.side)
-        predicted = advice_files.read(self.run.proposals)
+        predicted = advice_files.read(self.run.proposals, advice_files.Proposals)
         for group, directory in wanted:
-            tried = self._try(group, directory, predicted.get(group.id, {}))
+            tried = self._try(group, directory, predicted.get(group.id, advice_files.Proposals()))
             if tried is not None:
                 yield tried
 
-    def _try(self, group: Group, directory: GroupDirectory, entry: Entry) -> Remedied | None:
-        evidence = read_bare_evidence(directory)
-        if evidence is None:
+    def _try(self, group: Group, directory: GroupDirectory, entry: advice_files.Proposals) -> Remedied | None:
+        try:
+            attempt = read_attempt(directory)
+        except ColocateError:
             return None
-        proposed = entry.get("proposals", ()) if entry.get("content_hash") == group.content_hash else ()
-        found = Remedied(group, read_attempt(directory).verdict, ())
+        proposed = entry.proposals if entry.content_hash == group.content_hash else ()
+        found = Remedied(group, attempt.verdict, ())
         self._write(found)
-        for candidate in candidates(group, evidence, self.catalog, proposed):
+        for candidate in candidates(group, attempt.evidence, self.catalog, proposed):
             found = replace(found, trials=(*found.trials, self._trial(group, candidate)))
             self._write(found)
             if found.remedy is not None:
@@ -160,50 +164,34 @@ class Remedies:
         kind = str(candidate.proposal.kind).replace(" ", "-")
         changed = replace(changed, id=f"{group.id}-{kind}-{changed.content_hash[:4]}", runs=1)
         (decision,) = decide(self.side, [changed], self.gpus)
-        if decision.reused is not None:
-            return Trial(candidate, changed, decision.reused.deciding, decision.reused.verdict, reused=True)
+        if decision.reused is not None and decision.reused.deciding is not None:
+            return Trial(candidate, changed, decision.reused.deciding, reused=True)
         attempt = self.attempt(changed)
         if attempt.verdict.outcome is Outcome.INCONCLUSIVE and "undecided" not in attempt.verdict.codes:
             attempt = self.attempt(changed)  # what spoiled one attempt may be gone in the next
-        return Trial(candidate, changed, attempt, attempt.verdict, reused=False)
+        return Trial(candidate, changed, attempt, reused=False)
 
     def _write(self, found: Remedied) -> None:
-        entries = {**advice_files.read(self.run.remedies), found.group.id: self._document(found)}
-        advice_files.write(self.run.remedies, entries)
+        entries = advice_files.read(self.run.remedies, advice_files.Remedies)
+        advice_files.write(self.run.remedies, {**entries, found.group.id: self._document(found)})
 
-    def _document(self, found: Remedied) -> dict[str, Any]:
-        remedy = found.remedy
-        return {
-            "content_hash": found.group.content_hash,
-            "before": _figures(found.before),
-            "tried": [self._entry(one) for one in found.trials],
-            "holds": None if remedy is None else found.trials.index(remedy),
-        }
+    def _document(self, found: Remedied) -> advice_files.Remedies:
+        holds = None if found.remedy is None else found.trials.index(found.remedy)
+        tried = tuple(self._tried(one) for one in found.trials)
+        return advice_files.Remedies(found.group.content_hash, advice_files.Figures.of(found.before), tried, holds)
 
-    def _entry(self, trial: Trial) -> dict[str, Any]:
+    def _tried(self, trial: Trial) -> advice_files.Tried:
         proposal, step = trial.candidate.proposal, trial.candidate.step
-        return {
-            "group": trial.group.id,
-            "kind": str(proposal.kind),
-            "role": proposal.role,
-            "training": proposal.training,
-            "settings": step.settings,
-            "why": step.why,
-            "predicted": {"answer": str(trial.candidate.answer), "peak": trial.candidate.peak},
-            "after": _figures(trial.verdict),
-            "directory": str(trial.attempt.directory.path.relative_to(self.run.path)),
-            "member": {step.override.role: rewritten(self.entry(trial.group), step.override, trial.group)},
-        }
-
-
-def _figures(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "outcome": str(verdict.outcome),
-        "basis": verdict.basis,
-        "codes": list(verdict.codes),
-        "peak_bytes": verdict.peak_bytes,
-        "peak_low_bytes": verdict.peak_low_bytes,
-        "peak_high_bytes": verdict.peak_high_bytes,
-        "limit_bytes": verdict.limit_bytes,
-        "headroom_bytes": verdict.headroom_bytes,
-    }
+        return advice_files.Tried(
+            group=trial.group.id,
+            kind=str(proposal.kind),
+            role=proposal.role,
+            training=proposal.training,
+            settings=step.settings,
+            why=step.why,
+            answer=str(trial.candidate.answer),
+            peak=trial.candidate.peak,
+            after=advice_files.Figures.of(trial.verdict),
+            directory=str(trial.attempt.directory.path.relative_to(self.run.path)),
+            member={step.override.role: rewritten(self.entry(trial.group), step.override, trial.group)},
+        )

@@ -7,14 +7,13 @@ Runs programs through `colocate.harness.simulation`; what follows from the figur
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from colocate.advice.forecast import keyed, program_of
 from colocate.advice.packing import PackingProblem, Pair
 from colocate.harness import Cache, SimulatedRun, Watcher, simulate
 from colocate.plan import Catalog, GpuModel, Mistakes, Plan, Training, is_of_size
 from colocate.results import RunDirectory, group_results
-from colocate.verdict import Outcome, PeakRange
+from colocate.verdict import Evidence, Outcome, PeakRange
 
 
 @dataclass(frozen=True)
@@ -116,15 +115,14 @@ def remembered(
     places = {solo.training.argv: place for place, solo in enumerate(solos)}
     known = dict(problem.known)
     for group_result in group_results(run).values():
-        evidence, verdict = group_result.deciding.evidence, group_result.verdict
-        pair, device = _places_of(evidence, places), evidence["device"]
-        same = device["basis"] == "measured" and is_of_size(device["total_bytes"], gpu_bytes)
-        if pair and same and verdict.limit_bytes == problem.limit_bytes and verdict.outcome is not Outcome.INCONCLUSIVE:
-            known[pair] = verdict.feasible
+        evidence, decided = group_result.evidence, group_result.outcome != Outcome.INCONCLUSIVE
+        pair, device = _places_of(evidence, places), evidence.device
+        same = device.basis == "measured" and is_of_size(device.total_bytes, gpu_bytes)
+        if pair and same and decided and group_result.limit_bytes == problem.limit_bytes:
+            known[pair] = group_result.outcome == Outcome.FEASIBLE
     return replace(problem, known=known)
 
 
-def _places_of(evidence: Mapping[str, Any], places: Mapping[tuple[str, ...], int]) -> Pair | None:
-    members = [evidence["foreground"], evidence.get("background") or {}]
-    found = sorted(place for one in members if (place := places.get(tuple(one.get("argv") or ()))) is not None)
+def _places_of(evidence: Evidence, places: Mapping[tuple[str, ...], int]) -> Pair | None:
+    found = sorted(place for member in evidence.members if (place := places.get(member.argv)) is not None)
     return (found[0], found[1]) if len(found) == 2 and found[0] != found[1] else None

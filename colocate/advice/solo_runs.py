@@ -26,7 +26,7 @@ from colocate.results import (
     RunDirectory,
     packages,
     read_energy,
-    read_record,
+    read_evidence,
 )
 from colocate.verdict import Evidence, foreground_window
 
@@ -115,9 +115,10 @@ def settle(
     why = next(filter(None, (why_not(evidence) for evidence, _ in pairs)), None)
     if why is None and device.info.uuid != pairs[0][0].device.uuid:
         why = f"the group ran on {pairs[0][0].device.uuid}, this GPU is {device.info.uuid}"
-    comparison = _Comparison(group, group_result.deciding.directory.run, pairs, device, cache, tell)
+    assert group_result.folder is not None, "it was run"
+    comparison = _Comparison(group, group_result.folder.run, pairs, device, cache, tell)
     found = GroupSpeedup(unknown=why) if why else comparison.speedup()
-    write_json(group_result.deciding.directory.path / FILE, found.to_json())
+    write_json(group_result.folder.path / FILE, found.to_json())
     return found
 
 
@@ -125,7 +126,7 @@ Pairs = Sequence[tuple[Evidence, Sequence[EnergyReading]]]
 
 
 def _recorded(directory: GroupDirectory) -> tuple[Evidence, Sequence[EnergyReading]]:
-    return read_record(directory).evidence, read_energy(directory.energy)
+    return read_evidence(directory), read_energy(directory.energy)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from colocate.device import Basis, Device, smaller
 from colocate.errors import ColocateError
 from colocate.files import make_folder, read_json, write_json
 from colocate.harness import attempt_on
-from colocate.plan import ROLES, Group
+from colocate.plan import Group
 from colocate.results import Attempt, GroupDirectory, RunDirectory
 from colocate.units import MIB, format_mib
 from colocate.verdict import MemoryClass, memory_class
@@ -136,7 +136,7 @@ def stress(
     make_folder(run.path)
     bench = _Bench(device, replace(group, runs=1), run, plan)
     peak_bytes = record.verdict.peak_bytes or 0
-    most_bytes = bench.gpu_bytes - (record.evidence.get("baseline_bytes") or 0)
+    most_bytes = bench.gpu_bytes - (record.evidence.baseline_bytes or 0)
     breaking_point = BreakingPoint(bench.answer, resolution_bytes, most_bytes, bench.gpu_bytes - peak_bytes)
     breaking_point.find()
     broken = [trial for trial in bench.trials if trial.answer is Ending.BREAKS]
@@ -250,10 +250,8 @@ def ending_of(attempt: Attempt) -> tuple[Ending, str]:
     text = "; ".join(reason.text for reason in attempt.verdict.reasons)
     if "no_balloon" in codes:
         return Ending.UNTRIED, text
-    members = [attempt.evidence[role] for role in ROLES if attempt.evidence.get(role)]
-    faults = {code for code, _ in attempt.evidence.get("faults") or ()}
-    short = [member["name"] for member in members if member.get("out_of_memory")]
-    if faults or "foreign_process" in codes or "sensor_lost" in codes:
+    short = [member.name for member in attempt.evidence.members if member.out_of_memory]
+    if attempt.evidence.faults or "foreign_process" in codes or "sensor_lost" in codes:
         return Ending.SPOILED, text
     if short:
         return Ending.BREAKS, f"{' and '.join(short)} ran out of memory"

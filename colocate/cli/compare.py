@@ -42,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
         raise ColocateError("compare: expected two runs or more, found one; name an earlier run before it")
     runs = [read_run(path) for path in options.runs]
     before, after = runs[-2:]
-    found = compare(before.rows, after.rows, (before.name, after.name))
+    found = compare(before.results, after.results, (before.name, after.name))
     if len(runs) > 2:
-        over_time = history([(run.name, run.rows) for run in runs])
+        over_time = history([(run.name, run.results) for run in runs])
         found = replace(found, history=over_time)
         for line in history_lines(over_time):
             print(line)

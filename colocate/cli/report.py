@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if options.against is not None:
         before = read_run(options.against)
         rows = [row for part in parts(runs) for row in part.counting]
-        comparison = compare(before.rows, rows, (before.name, ", ".join(found.name for found in runs)))
+        comparison = compare(before.results, rows, (before.name, ", ".join(found.name for found in runs)))
     out: Path = options.out or runs[0].path / "report.html"
     report = command.write_page(runs, out, comparison)
     paths, headlines = [found.path for found in runs], [headline(part) for part in report.parts]
@@ -71,15 +71,15 @@ def _predict(run: "StoredRun", budget_s: float) -> None:
     from colocate.results import RunDirectory
     from colocate.units import plural
 
-    unfit = [row for row in run.rows if is_unfit(row.record)]
+    unfit = [row for row in run.results if is_unfit(row)]
     plan = _plan_of(run)
     wanted = []
     for row in unfit:
         group = plan.by_id.get(row.group)
-        if row.directory is None or group is None or group.content_hash != row.content_hash:
+        if row.folder is None or group is None or group.content_hash != row.content_hash:
             print(f"{row.group}: its settings have changed since the run; nothing is predicted for it")
         else:
-            wanted.append((group, row.directory))
+            wanted.append((group, row.folder))
     said = advise(RunDirectory(run.path), wanted, plan.load_catalog(), budget_s=budget_s, cache=Cache.of_user())
     for group, found in said:
         fitting = [one for one in found if one.answer is Answer.FITS]
@@ -94,6 +94,6 @@ def _plan_of(run: "StoredRun") -> "Plan":
     """
     from colocate.plan import load_plan
 
-    given = re.search(r"--epochs[= ](\d+)", " ".join(map(str, run.info.get("arguments") or ())))
+    given = re.search(r"--epochs[= ](\d+)", " ".join(run.info.arguments))
     epochs = int(given[1]) if given else None
-    return load_plan(str(run.plan.get("path")), run.plan.get("catalog"), epochs=epochs)
+    return load_plan(str(run.plan.path), run.plan.catalog, epochs=epochs)

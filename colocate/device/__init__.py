@@ -13,7 +13,7 @@ from colocate.device.acquire import (
     refuse_instance,
     smaller,
 )
-from colocate.device.base import Basis, Device, DeviceInfo, DeviceProcess, Memory, Vitals
+from colocate.device.base import BalloonInfo, Basis, Device, DeviceInfo, DeviceProcess, Memory, Vitals
 from colocate.device.cpu_energy import POWERCAP, CpuEnergyMeter
 from colocate.device.deadline import Deadline
 from colocate.device.lock import locked
@@ -26,6 +26,7 @@ from colocate.device.select import choose_device, refuse_hidden_library
 __all__ = [
     "LIBRARY",
     "POWERCAP",
+    "BalloonInfo",
     "Basis",
     "CpuEnergyMeter",
     "Deadline",

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-from colocate.device import FoundGpu, Quarantine, as_asked
+from colocate.device import DeviceInfo, FoundGpu, Quarantine, as_asked
 from colocate.errors import ColocateError
-from colocate.files import read_json, write_json
+from colocate.files import write_json
 from colocate.harness.gpu_processes import is_unwatched
 from colocate.plan import ROLES, Group, is_of_size
 from colocate.process import boot_id, describe, end, with_cookie
@@ -24,10 +23,11 @@ from colocate.results import (
     GroupDirectory,
     GroupResult,
     RunDirectory,
+    RunRecord,
     combine_attempts,
     group_results,
     packages,
-    read_record,
+    read_evidence,
 )
 from colocate.verdict import judge
 
@@ -72,7 +72,7 @@ def find_run(results: Path, name: str, plan: str) -> RunDirectory:
         )
     records = sorted(results.glob("run_*/run.json"), key=lambda it: (it.stat().st_mtime_ns, it.parent.name))
     runs = [RunDirectory(record.parent.resolve()) for record in records]
-    found = next((run for run in reversed(runs) if _plan_of(run) == plan), None)
+    found = next((run for run in reversed(runs) if RunRecord.of(run).plan.name == plan), None)
     if found is None:
         raise ColocateError(
             f"--resume: expected a run of {plan} below {results}, found none; start one without --resume"
@@ -81,16 +81,10 @@ def find_run(results: Path, name: str, plan: str) -> RunDirectory:
 
 
 def _of_plan(run: RunDirectory, plan: str) -> RunDirectory:
-    if _plan_of(run) != plan:
-        raise ColocateError(f"{run.path}: expected a run of {plan}, found one of {_plan_of(run)}")
+    found = RunRecord.of(run).plan.name
+    if found != plan:
+        raise ColocateError(f"{run.path}: expected a run of {plan}, found one of {found}")
     return run
-
-
-def _plan_of(run: RunDirectory) -> str | None:
-    try:
-        return str(read_json(run.record)["plan"]["name"])
-    except (ColocateError, KeyError, TypeError):
-        return None
 
 
 def take_up(run: RunDirectory) -> list[str]:
@@ -118,7 +112,7 @@ def take_up(run: RunDirectory) -> list[str]:
 
 def _judge(directory: GroupDirectory) -> bool:
     try:
-        evidence = read_record(directory).evidence
+        evidence = read_evidence(directory)
     except ColocateError:
         return False
     write_json(directory.verdict, judge(evidence).to_json())
@@ -128,7 +122,7 @@ def _judge(directory: GroupDirectory) -> bool:
 def decide(run: RunDirectory, groups: Iterable[Group], gpus: Iterable[FoundGpu]) -> tuple[Decision, ...]:
     """Decide for every group of the plan, in its order, whether its verdict is reused."""
     found, allowed = group_results(run, every=True), tuple(gpus)
-    rebooted = _rebooted(run)
+    rebooted = RunRecord.of(run).latest.boot_id not in (None, boot_id())
     return tuple(_decide(run, group, found.get(group.id), allowed, rebooted) for group in groups)
 
 
@@ -162,7 +156,7 @@ def _decide(
     if len(sound) < group.runs:
         return Decision(group.id, f"{len(sound)} of its {group.runs} runs are done", done=tuple(sound))
     reused = combine_attempts([attempt for attempt in found.attempts if attempt.place[0] <= group.runs], group.runs)
-    return Decision(group.id, f"{reused.verdict.outcome}, and nothing changed since", reused=reused)
+    return Decision(group.id, f"{reused.outcome}, and nothing changed since", reused=reused)
 
 
 def _why_without_verdict(run: RunDirectory, group: Group, rebooted: bool) -> str:
@@ -177,15 +171,15 @@ def _why_without_verdict(run: RunDirectory, group: Group, rebooted: bool) -> str
 
 def _why_again(attempt: Attempt, group: Group, gpus: tuple[FoundGpu, ...]) -> str | None:
     """Say why an attempt no longer counts, or None if it does."""
-    if attempt.group.get("content_hash") != group.content_hash:
+    if attempt.group.content_hash != group.content_hash:
         return f"its settings changed{_changed_words(attempt, group)}"
-    changed = _changed_versions(attempt.evidence.get("versions", {}))
+    changed = _changed_versions(attempt.evidence.versions)
     if changed:
         return f"versions changed: {', '.join(changed)}"
-    device = attempt.evidence["device"]
+    device = attempt.evidence.device
     suited = [found for gpu in gpus if (found := as_asked(gpu, group.gpu)) is not None]
     if gpus and not any(_is_same(gpu, device) for gpu in suited):
-        return f"it ran on another GPU, {device['name']}"
+        return f"it ran on another GPU, {device.name}"
     spoiled = [code for code in attempt.verdict.codes if code in SPOILED]
     if spoiled:
         return f"it was spoiled: {', '.join(spoiled)}"
@@ -194,24 +188,18 @@ def _why_again(attempt: Attempt, group: Group, gpus: tuple[FoundGpu, ...]) -> st
 
 def _changed_words(attempt: Attempt, group: Group) -> str:
     """The first word of a command line that is another one now; empty where the change is elsewhere."""
-    virtual = attempt.evidence["device"]["kind"] == "virtual"
+    virtual = attempt.evidence.device.kind == "virtual"
     for role, training in zip(ROLES, group.trainings, strict=False):
-        now = training.command(repeat=role == "background", dry_run=virtual)
-        for then, word in zip_longest(_argv_of(attempt, role), now, fillvalue="nothing"):
+        now, member = training.command(repeat=role == "background", dry_run=virtual), attempt.evidence.member(role)
+        for then, word in zip_longest(member.argv if member else (), now, fillvalue="nothing"):
             if then != word:
                 return f": {training.name} has {word} in place of {then}"
     return ""
 
 
-def _argv_of(attempt: Attempt, role: str) -> list[Any]:
-    member = attempt.evidence.get(role)
-    words = member.get("argv") if isinstance(member, dict) else None
-    return words if isinstance(words, list) else []
-
-
 def _damage(attempt: Attempt) -> str | None:
     try:
-        again = judge(read_record(attempt.directory).evidence)
+        again = judge(read_evidence(attempt.directory))
     except ColocateError:
         return "its record is damaged"
     if "record_damaged" in again.codes:
@@ -229,25 +217,10 @@ def _changed_versions(then: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _is_same(gpu: FoundGpu, device: Mapping[str, Any]) -> bool:
-    if gpu.kind != device["kind"]:
+def _is_same(gpu: FoundGpu, device: DeviceInfo) -> bool:
+    """The same GPU, used as what it is or as the same smaller one."""
+    if gpu.kind != device.kind:
         return False
-    if gpu.uuid is not None:
-        return bool(gpu.uuid == device["uuid"]) and _is_of_the_size(gpu, device)
-    return bool(gpu.total_bytes == device["total_bytes"])
-
-
-def _is_of_the_size(gpu: FoundGpu, device: Mapping[str, Any]) -> bool:
-    """A GPU may be used as a smaller GPU, or as what it is."""
-    if device.get("balloon"):
-        return bool(gpu.total_bytes == device["total_bytes"])
-    return gpu.total_bytes is None or is_of_size(device["total_bytes"], gpu.total_bytes)
-
-
-def _rebooted(run: RunDirectory) -> bool:
-    try:
-        known = read_json(run.record)
-        sessions = known.get("sessions") or [known]
-        return bool(sessions[-1]["boot_id"] != boot_id())
-    except (ColocateError, KeyError, TypeError, AttributeError, IndexError):
-        return False
+    if gpu.uuid is None or device.balloon is not None:
+        return gpu.uuid in (None, device.uuid) and gpu.total_bytes == device.total_bytes
+    return gpu.uuid == device.uuid and (gpu.total_bytes is None or is_of_size(device.total_bytes, gpu.total_bytes))

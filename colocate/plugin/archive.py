@@ -11,6 +11,7 @@ import pytest
 from colocate.errors import ColocateError
 from colocate.plugin.invocation import leads
 from colocate.plugin.options import option
+from colocate.plugin.outcomes import told_of
 from colocate.plugin.session import Session, group_of, run_directory_of, session_of, warn
 from colocate.results import RunDirectory, Writer
 
@@ -29,10 +30,9 @@ class ArchiveWriting:
         group = group_of(self.config, report.nodeid)
         if group is None or report.when != "teardown":
             return
-        record = self.session.records.get(group.id) or getattr(report, "colocate", None)
-        directory = None if record is None else record.get("directory")
+        result = self.session.results.get(group.id) or told_of(report)
         with self._reported():
-            self.writer.group(Path(directory).name if directory else "")
+            self.writer.group(Path(result.directory or "").name if result else "")
 
     def pytest_unconfigure(self) -> None:
         """Carry the rest."""

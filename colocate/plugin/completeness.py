@@ -11,6 +11,7 @@ import signal
 import stat
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,10 @@ import pytest
 from colocate.plugin import gate, private_api
 from colocate.plugin.invocation import is_worker, only_looks
 from colocate.plugin.options import option
-from colocate.plugin.outcomes import CRASHED, ERROR, INTERRUPTED, NOT_RUN, Record, properties, unjudged
+from colocate.plugin.outcomes import CRASHED, ERROR, INTERRUPTED, NOT_RUN, properties, told_of
 from colocate.plugin.session import Session, group_of, session_of
 from colocate.plugin.signals import Interruption, OneWorkerEnds
-from colocate.results import group_result_of, journal
+from colocate.results import GroupResult, group_result_of, journal
 from colocate.verdict import Outcome, ReasonCode
 
 if TYPE_CHECKING:
@@ -76,27 +77,28 @@ class CompletenessCheck:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
         """Keep the record of a group before others look for it; a group that was cut off is done with that."""
         _share(report, self.latest.get(report.nodeid))
-        record: Record | None = getattr(report, "colocate", None)
-        if record is not None:
-            if report.nodeid in self.setbacks:
-                again = f"run again after {self.setbacks[report.nodeid]} [worker_lost]"
-                record["warnings"] = [*(text for text in record["warnings"] if text != again), again]
-            self.session.records[record["group"]] = self._worse(record, report.nodeid)
+        result = told_of(report)
+        if result is not None:
+            again = f"run again after {self.setbacks.get(report.nodeid)} [worker_lost]"
+            if report.nodeid in self.setbacks and again not in result.warnings:
+                result = result.with_warning(again)
+                report.colocate = result  # type: ignore[attr-defined]
+            self.session.results[result.group] = self._worse(result, report.nodeid)
         self.latest[report.nodeid] = report
         if report.when == "call" or not report.passed:
             self.judged[report.nodeid] = report
         if report.when == "teardown":
             self.done.add(report.nodeid)
         yield
-        if record is not None and record["outcome"] in _CUT_OFF and report.when != "teardown":
+        if result is not None and result.outcome in _CUT_OFF and report.when != "teardown":
             self.config.hook.pytest_runtest_logreport(report=self._report(report.nodeid, "passed"))
 
-    def _worse(self, record: Record, nodeid: str) -> Record:
-        """The record that counts of a group that some plugin has judged twice: no later one makes it look better."""
-        earlier = self.session.records.get(record["group"])
+    def _worse(self, result: GroupResult, nodeid: str) -> GroupResult:
+        """The result that counts of a group that some plugin has judged twice: no later one makes it look better."""
+        earlier = self.session.results.get(result.group)
         if earlier is None or nodeid not in self.latest:
-            return record
-        return earlier if _badness(earlier) > _badness(record) else record
+            return result
+        return earlier if _badness(earlier) > _badness(result) else result
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
@@ -179,16 +181,16 @@ class CompletenessCheck:
     def _lost(self) -> Iterator[str]:
         """Groups whose record is not on the disk any more: a verdict without it is none, and is not counted as one."""
         run = self.session.run_directory
-        told = set() if run is None else journal.read(run.path).records.keys()
-        for group, directory, record in list(self.session.recorded()):
-            if record["outcome"] not in set(Outcome):
+        told = set() if run is None else journal.read(run.path).results.keys()
+        for group, directory, result in list(self.session.recorded()):
+            if not result.is_judged:
                 continue
             gone = [path.name for path in (directory.experiment, directory.verdict) if not _is_file(path)]
             gone += [] if group.id in told else [journal.NAME]
             if gone:
-                text = f"{group.id}: judged {record['outcome']}, and then {', '.join(gone)} of its record was gone"
-                lost = {**record, "outcome": ERROR, "reasons": [*record["reasons"], text], "codes": []}
-                self.session.records[group.id] = lost
+                text = f"{group.id}: judged {result.outcome}, and then {', '.join(gone)} of its record was gone"
+                lost = replace(result, outcome=ERROR, reasons=(*result.reasons, text), codes=())
+                self.session.results[group.id] = lost
                 yield text
 
     def _report(self, nodeid: str, outcome: Any, when: Any = "teardown") -> pytest.TestReport:
@@ -206,10 +208,10 @@ class CompletenessCheck:
         assert group is not None, "only groups are in the ledger"
         text = f"{outcome}: {why}"
         report.longrepr = (report.nodeid.partition("::")[0], 0, text) if report.skipped else text
-        record = unjudged(group, outcome, why)
-        record["directory"] = self._directory(group) if report.failed else None
-        report.colocate = record  # type: ignore[attr-defined]
-        report.user_properties += properties(record)
+        result = GroupResult.without_verdict(group, outcome, why)
+        result = replace(result, directory=self._directory(group)) if report.failed else result
+        report.colocate = result  # type: ignore[attr-defined]
+        report.user_properties += properties(result)
         return report
 
     def _directory(self, group: "Group") -> str | None:
@@ -227,7 +229,7 @@ class CompletenessCheck:
     def _exit_code(self, session: pytest.Session, exitstatus: int) -> int:
         if exitstatus == pytest.ExitCode.INTERRUPTED and self.interruption.exit_code is not None:
             return self.interruption.exit_code
-        found = {record["outcome"] for record in self.session.records.values()}
+        found = {result.outcome for result in self.session.results.values()}
         if exitstatus == pytest.ExitCode.OK and (self.session.lost or found - {Outcome.FEASIBLE, NOT_RUN}):
             exitstatus = pytest.ExitCode.TESTS_FAILED
         stopped = exitstatus == pytest.ExitCode.INTERRUPTED and session.testsfailed  # -x under xdist, which says 2
@@ -242,9 +244,9 @@ class CompletenessCheck:
         return exitstatus
 
 
-def _badness(record: Record) -> int:
-    """How much a record speaks against a group; one without a verdict, such as an error, says nothing."""
-    return {str(Outcome.INFEASIBLE): 2, str(Outcome.INCONCLUSIVE): 1}.get(record["outcome"], 0)
+def _badness(result: GroupResult) -> int:
+    """How much a result speaks against a group; one without a verdict, such as an error, says nothing."""
+    return {str(Outcome.INFEASIBLE): 2, str(Outcome.INCONCLUSIVE): 1}.get(result.outcome, 0)
 
 
 def _is_file(path: Path) -> bool:

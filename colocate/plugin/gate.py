@@ -70,7 +70,7 @@ def selected(session: Session) -> PlanVerdict:
     """How the plan's rule stands for the groups that this session selected; for all of them where nobody told which."""
     plan = session.plan
     ids = [group.id for group in session.selected] or list(plan.ids)
-    found = {name: record["outcome"] for name, record in session.records.items()}
+    found = {name: result.outcome for name, result in session.results.items()}
     return PlanVerdict.of(ids, session.earlier | found, plan.needed(len(ids)), plan.limits.success_rate)
 
 

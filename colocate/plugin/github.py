@@ -20,12 +20,12 @@ class GitHub:
         """Called when everything is written; annotations are lines of their own at the end of the output."""
         run = self.session.run_directory
         terminal = terminal_of(self.config)
-        if run is None or terminal is None or not self.session.records:
+        if run is None or terminal is None or not self.session.results:
             return
         try:
             report = page.Report.of([read_run(run.path)], run.path)
             markdown = github.of_run((page.headline(part), part) for part in report.parts)
-            annotations = github.annotations_of_run(row.record for part in report.parts for row in part.counting)
+            annotations = github.annotations_of_run(result for part in report.parts for result in part.counting)
             for line in github.publish(markdown, annotations):
                 terminal.write_line(line)
         except Exception as error:  # whatever it is: verdicts and page are on disk

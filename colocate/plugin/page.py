@@ -18,9 +18,10 @@ from colocate.errors import ColocateError
 from colocate.files import make_folder, write_text
 from colocate.plan import Group
 from colocate.plugin.invocation import leads
+from colocate.plugin.outcomes import told_of
 from colocate.plugin.session import Session, folder, group_of, session_of, warn
 from colocate.report import Summary, page
-from colocate.results import RunDirectory, journal, read_run
+from colocate.results import GroupResult, RunDirectory, journal, read_run
 
 
 class Page:
@@ -42,7 +43,7 @@ class Page:
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_row(self, report: Any, cells: list[str]) -> None:
         """Called for every report; pytest-html would put the name of a case into its page as it is."""
-        if len(self.session.selected) > page.LARGE and getattr(report, "colocate", None) is not None:
+        if len(self.session.selected) > page.LARGE and told_of(report) is not None:
             cells.clear()  # pytest-html's script builds every row at once
             return
         cells[1] = f'<td class="col-testId">{escape(report.nodeid)}</td>'
@@ -50,7 +51,7 @@ class Page:
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_html(self, report: Any, data: list[str]) -> None:
         """Empty the log of a judged group: its reasons stand above, and the logs of its trainings."""
-        if getattr(report, "colocate", None) is not None and isinstance(report.longrepr, str | tuple | None):
+        if told_of(report) is not None and isinstance(report.longrepr, str | tuple | None):
             data.clear()
 
     def pytest_runtest_logstart(self) -> None:
@@ -66,16 +67,16 @@ class Page:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write a finished group into the journal, and keep summary.csv up to date."""
-        record, group = getattr(report, "colocate", None), group_of(self.config, report.nodeid)
-        if record is None or group is None:
+        told, group = told_of(report), group_of(self.config, report.nodeid)
+        if told is None or group is None:
             return
         if report.failed and not isinstance(report.longrepr, str | tuple):
-            self.texts[record["group"]] = report.longreprtext
+            self.texts[group.id] = report.longreprtext
         if report.when == "teardown":
             self._begin()
-            reported = {**self.session.records.get(group.id, record), "content_hash": group.content_hash}
-            self._note("group", record=reported, text=self.texts.get(group.id))
-            self._summarise(group, reported)
+            result = self.session.results.get(group.id, told)
+            self._note("group", record=result.to_json(), text=self.texts.get(group.id))
+            self._summarise(group, result)
 
     def _note(self, event: str, **fields: Any) -> None:
         assert self.session.run_directory is not None, "a page is made of what is run"
@@ -109,21 +110,21 @@ class Page:
         if self.begun:
             self._note("ended")
         yield
-        if self.session.records and self.session.report is not None and self.session.report.exists():
+        if self.session.results and self.session.report is not None and self.session.report.exists():
             text = self.session.report.read_text(encoding="utf-8")
             write_text(self.session.report, page.polished(text))
             self._point_latest_here(self.session.report.parent)
 
-    def _summarise(self, group: Group, reported: dict[str, Any] | None) -> None:
+    def _summarise(self, group: Group, result: GroupResult) -> None:
         assert self.summary is not None, "a summary is made of what is run"
         try:
-            self.summary.take(group, reported)
+            self.summary.take(group, result)
         except Exception as error:  # whatever it is: the records are what counts, and they are written
             warn(self.config, f"could not write summary.csv: {error}")
 
     def pytest_unconfigure(self) -> None:
         """Take back what was prepared for a run in which no group came to run."""
-        if self.session.records:
+        if self.session.results:
             return
         if self.session.run_directory is not None:
             self.session.run_directory.discard()  # no folder shall look as if something had been run

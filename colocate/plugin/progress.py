@@ -19,10 +19,10 @@ from colocate.plan import Group
 from colocate.plugin import private_api
 from colocate.plugin.invocation import is_worker, only_looks
 from colocate.plugin.options import option
-from colocate.plugin.outcomes import Record
+from colocate.plugin.outcomes import told_of
 from colocate.plugin.session import Session, folder, group_of, session_of, terminal_of
 from colocate.report import Lasting, Screen, Through, status_line
-from colocate.results import Estimate, basis_of, estimate, line_of, over_budget_text, status
+from colocate.results import Estimate, GroupResult, basis_of, estimate, line_of, over_budget_text, status
 from colocate.units import format_mib, format_size, plural
 from colocate.verdict import Outcome
 
@@ -207,7 +207,7 @@ class Progress:
 
     def _left_s(self, running: dict[str, float]) -> float | None:
         """Seconds until the end of the run."""
-        took = {name: record["duration_s"] for name, record in list(self.session.records.items())}
+        took = {name: result.duration_s for name, result in list(self.session.results.items())}
         took = {name: seconds for name, seconds in took.items() if name in self.finished}
         passed_s = [time.monotonic() - since for since in running.values()]
         selected = [group.id for group in self.session.selected]
@@ -256,22 +256,21 @@ class Progress:
             return
         self.finished.add(group.id)
         self.running.pop(group.id, None)
-        record = self.session.records.get(group.id)
-        if record is not None and self.terminal is not None and self.config.option.verbose >= -1:
-            for line, markup in self._lines(record):
+        result = self.session.results.get(group.id)
+        if result is not None and self.terminal is not None and self.config.option.verbose >= -1:
+            for line, markup in self._lines(result):
                 self.terminal.write_line(line, **markup)
 
-    def _lines(self, record: Record) -> list[tuple[str, dict[str, bool]]]:
+    def _lines(self, result: GroupResult) -> list[tuple[str, dict[str, bool]]]:
         total = len(self.session.selected) or len(self.session.plan.groups)  # none where no worker came to tell
         count = f"[{len(self.finished):{len(str(total))}}/{total}]"
-        colour = {_COLOURS.get(record["outcome"], "yellow"): True}
-        lines = [(f"{count} {line_of(record)}", colour)]
+        colour = {_COLOURS.get(result.outcome, "yellow"): True}
+        lines = [(f"{count} {line_of(result)}", colour)]
         indent = " " * (len(count) + 1)
-        reasons = textwrap.wrap(
-            "; ".join(record["reasons"]), max(40, private_api.width_of(self.terminal) - len(indent) - 1)
-        )
-        reported = [text for text in record["warnings"] if text.startswith(_BREAKING_POINT)]
-        reported += [f"worth it? {record['speedup']}"] if record.get("speedup") else []
+        width = max(40, private_api.width_of(self.terminal) - len(indent) - 1)
+        reasons = textwrap.wrap("; ".join(result.reasons), width)
+        reported = [text for text in result.warnings if text.startswith(_BREAKING_POINT)]
+        reported += [f"worth it? {result.speedup}"] if result.speedup else []
         return lines + [(indent + line, {}) for line in [*reasons, *reported]]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -279,24 +278,25 @@ class Progress:
         """Write the plan's verdict below everything but pytest's last line."""
         self.over = True
         for report in terminalreporter.stats.get("error", ()):
-            if hasattr(report, "colocate"):
+            if told_of(report) is not None:
                 report.when = "verdict"  # "ERROR at setup of" would name the wrong place
         for ending in ("error", "failed"):  # workers finish in any order
             terminalreporter.stats.get(ending, []).sort(key=_place)
             for report in terminalreporter.stats.get(ending, []):
                 self._shorten(report)
         yield
-        if self.session.records:
+        if self.session.results:
             terminalreporter.write_sep("=", f"plan {self.session.plan.name}", bold=True)
             for line, markup in summary(self.config, self.session):
                 terminalreporter.write_line(line, **markup)
 
     def _shorten(self, report: Any) -> None:
         """Name the codes of reasons that stand below the group's line already; a traceback stays."""
-        record = getattr(report, "colocate", {})
-        reported = record.get("group") in self.finished and self.config.option.verbose >= -1
-        if reported and record["codes"] and isinstance(report.longrepr, str):
-            report.longrepr = ", ".join(record["codes"])
+        result = told_of(report)
+        if result is None or result.group not in self.finished or self.config.option.verbose < -1:
+            return
+        if result.codes and isinstance(report.longrepr, str):
+            report.longrepr = ", ".join(result.codes)
 
 
 def _planned(group: Group, seconds: float | None) -> tuple[str, ...]:
@@ -316,7 +316,8 @@ def folded(text: str, width: int) -> list[str]:
 
 
 def _place(report: Any) -> int:
-    return int(getattr(report, "colocate", {"number": 0})["number"])
+    result = told_of(report)
+    return 0 if result is None else result.number or 0
 
 
 def header(config: pytest.Config, session: Session) -> list[str]:
@@ -339,14 +340,14 @@ def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str
     plan_verdict = session.plan_verdict()
     colour = {"holds": "green", "fails": "red"}.get(plan_verdict.holding, "yellow")
     lines = [(line, {colour: True, "bold": True}) for line in textwrap.wrap(str(plan_verdict), 79)]
-    lines.append((f"basis: {basis_of(session.records.values())}", {}))
-    over = over_budget_text(session.records.values())
+    lines.append((f"basis: {basis_of(session.results.values())}", {}))
+    over = over_budget_text(session.results.values())
     if over is not None:
         lines += [(line, {"yellow": True}) for line in textwrap.wrap(over, 79)]
     missing = plan_verdict.missing()
     if missing:
         lines += [(line, {"yellow": True}) for line in textwrap.wrap(missing, 79)]
-    lines += [(f"time: {text}", {}) for text in _longest(session.records.values())]
+    lines += [(f"time: {text}", {}) for text in _longest(session.results.values())]
     lines += [(f"lost: {text}", {"red": True}) for text in session.lost]
     if session.report is not None and session.report.exists():
         lines.append((f"report:  {shown_path(config, session.report)}", {}))
@@ -355,12 +356,12 @@ def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str
     return lines
 
 
-def _longest(records: Iterable[Record]) -> Iterator[str]:
+def _longest(results: Iterable[GroupResult]) -> Iterator[str]:
     """Say where the time went: the groups that took longest."""
-    timed = [record for record in records if record.get("duration_s") and not record.get("reused")]
-    timed.sort(key=lambda record: -record["duration_s"])
+    timed = [(result.duration_s, result.group) for result in results if result.duration_s and not result.reused]
+    timed.sort(key=lambda one: -one[0])
     if len(timed) > 1:
-        named = ", ".join(f"{record['group']} {status_line.clock(record['duration_s'])}" for record in timed[:4])
+        named = ", ".join(f"{group} {status_line.clock(duration_s)}" for duration_s, group in timed[:4])
         yield f"longest {named}"
 
 

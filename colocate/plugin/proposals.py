@@ -41,7 +41,7 @@ class Proposals:
 
     def _advise(self, budget_s: float) -> None:
         unfit = [one for one in self.session.recorded() if is_unfit(one[2])]
-        unfit.sort(key=lambda one: one[2]["outcome"] != "INFEASIBLE")  # of an undecided group a GPU decides anyway
+        unfit.sort(key=lambda one: one[2].outcome != "INFEASIBLE")  # of an undecided group a GPU decides anyway
         wanted = [(group, directory) for group, directory, _ in unfit]
         run = self.session.run_directory
         if not wanted or run is None:

@@ -5,7 +5,6 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from colocate.plan import Group
 from colocate.plugin.invocation import leads
 from colocate.plugin.options import option
 from colocate.plugin.session import Session, say, session_of, warn
-from colocate.results import Attempt, GroupDirectory, RunDirectory, peak_text
+from colocate.results import Attempt, GroupDirectory, GroupResult, RunDirectory, peak_text
 
 
 class Remedying:
@@ -76,10 +75,10 @@ class Remedying:
             (group, directory) for group, directory, reported in self.session.recorded() if self._is_wanted(reported)
         ]
 
-    def _is_wanted(self, reported: dict[str, Any]) -> bool:
+    def _is_wanted(self, reported: GroupResult) -> bool:
         """Return whether it does not fit for lack of memory, or, if asked for, whether that is undecided."""
-        undecided = option(self.config, "try_fixes") == "undecided" and "undecided" in reported["codes"]
-        return undecided or is_of_memory(reported["outcome"], reported["codes"])
+        undecided = option(self.config, "try_fixes") == "undecided" and "undecided" in reported.codes
+        return undecided or is_of_memory(reported.outcome, reported.codes)
 
     def _gpu(self, run: RunDirectory, group: Group | None = None) -> FoundGpu | None:
         """The first GPU of the session that is in order, and what the group asks for."""
@@ -97,7 +96,7 @@ def lines(found: Remedied) -> list[str]:
         text = f"{found.group.id}: no remedy holds ({tried} tried)" if tried else f"{found.group.id}: nothing to try"
         return [text]
     verdict, step = remedy.verdict, remedy.candidate.step
-    before, after = (peak_text(one.to_json()) for one in (found.before, verdict))
+    before, after = (peak_text(one) for one in (found.before, verdict))
     reported = (
         f"remedy for {found.group.id}: {verdict.outcome} ({verdict.basis}) with {remedy.candidate.proposal.training}: "
     )

@@ -4,6 +4,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from colocate.plan import Group
 from colocate.plugin import devices, session
 from colocate.plugin.invocation import is_worker, only_looks
 from colocate.plugin.options import option
-from colocate.plugin.outcomes import Record, properties, record_of
+from colocate.plugin.outcomes import properties
 from colocate.plugin.session import Session, folder, group_of, session_of
 from colocate.process import boot_id
 from colocate.results import GroupDirectory, GroupResult, RunDirectory, group_results, read_attempt, read_run
@@ -45,27 +46,27 @@ class Resumption:
         decision = None if group is None else self.session.decisions.get(group.id)
         if group is None or decision is None or decision.reused is None:
             return None
-        record = _reused_record(group, decision.reused)
+        result = _reused(group, decision.reused)
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in _reports(item, record):
+        for report in _reports(item, result):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
 
-def _reused_record(group: Group, reused: GroupResult) -> Record:
-    """The record of a kept group, which says so."""
-    record = record_of(group, reused)
-    since = f"reused from {reused.deciding.directory.run.name}, {reused.deciding.experiment['timestamp']}"
-    return {**record, "reused": since, "warnings": [*record["warnings"], f"{since} [reused]"]}
+def _reused(group: Group, reused: GroupResult) -> GroupResult:
+    """The result of a kept group, which says so."""
+    assert reused.folder is not None, "it is on disk"
+    since = f"reused from {reused.folder.run.name}, {reused.evidence.started_at}"
+    return replace(reused.as_planned(group), reused=since).with_warning(f"{since} [reused]")
 
 
-def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
+def _reports(item: pytest.Item, result: GroupResult) -> Iterator[pytest.TestReport]:
     """Setup, call and teardown as pytest would have reported them; an inconclusive group is an error, in setup."""
-    failing = {Outcome.INFEASIBLE.value: "call", Outcome.INCONCLUSIVE.value: "setup"}.get(record["outcome"])
-    text = f"{record['outcome']} ({record['basis']}): {'; '.join(record['reasons'])}"
+    failing = {Outcome.INFEASIBLE.value: "call", Outcome.INCONCLUSIVE.value: "setup"}.get(result.outcome)
+    text = f"{result.outcome} ({result.basis}): {'; '.join(result.reasons)}"
     keywords: Mapping[str, Literal[1]] = dict.fromkeys(item.keywords, 1)
-    reported = properties(record)  # one of each for all three
+    reported = properties(result)  # one of each for all three
     for when in _PHASES:
         if when == "call" and failing == "setup":
             continue
@@ -80,7 +81,7 @@ def _reports(item: pytest.Item, record: Record) -> Iterator[pytest.TestReport]:
             start=time.time(),
             stop=time.time(),
         )
-        report.colocate = record  # type: ignore[attr-defined]
+        report.colocate = result  # type: ignore[attr-defined]
         report.user_properties = reported
         yield report
 
@@ -150,7 +151,7 @@ def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> 
     done = take_up(run)
     decisions = decide(run, session.plan.groups, session.gpus)
     session.decisions = {decision.group: decision for decision in decisions}
-    session.earlier = {row.group: _standing(session.decisions.get(row.group)) for row in read_run(run.path).rows}
+    session.earlier = {row.group: _standing(session.decisions.get(row.group)) for row in read_run(run.path).results}
     session.notes += [f"resume: {line}" for line in [*done, *reported(decisions)]]
     if any(decision.reused for decision in decisions):
         asked = [f"--{name}" for name in ("stress", "compare-solo") if option(config, name.replace("-", "_"))]
@@ -161,7 +162,7 @@ def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> 
 
 def _standing(decision: Decision | None) -> str:
     """Return the outcome of a group that an earlier session ran and this one may not select."""
-    return AGAIN if decision is None or decision.reused is None else str(decision.reused.verdict.outcome)
+    return AGAIN if decision is None or decision.reused is None else decision.reused.outcome
 
 
 def _record_session(

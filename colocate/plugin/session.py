@@ -13,7 +13,7 @@ from colocate.cli import DEFAULT_PLAN, arguments
 from colocate.errors import ColocateError, PlanError
 from colocate.plugin.invocation import CASES, absolute, home, plan_argument
 from colocate.plugin.options import option
-from colocate.results import GroupDirectory, RunDirectory
+from colocate.results import GroupDirectory, GroupResult, RunDirectory
 
 if TYPE_CHECKING:
     from colocate.device import FoundGpu
@@ -37,7 +37,7 @@ class Session:
     choice: str | None = None
     selected: "tuple[Group, ...]" = ()  # what is to be run, as soon as it was collected
     notes: list[str] = field(default_factory=list)
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    results: dict[str, GroupResult] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)  # what of the records was gone when the session ended
     estimates: dict[str, float] = field(default_factory=dict)
     decisions: "dict[str, Decision]" = field(default_factory=dict)
@@ -45,18 +45,18 @@ class Session:
     executor: "SlurmArrays | None" = None
     others: "tuple[FoundGpu, ...]" = ()  # in a worker, the GPUs of all workers
 
-    def recorded(self) -> "Iterator[tuple[Group, GroupDirectory, dict[str, Any]]]":
+    def recorded(self) -> "Iterator[tuple[Group, GroupDirectory, GroupResult]]":
         """The groups that left a record, in the plan's order, each with its folder and what pytest was told of it."""
         for group in self.plan.groups:
-            reported = self.records.get(group.id)
-            if reported is not None and reported["directory"]:
-                yield group, GroupDirectory(Path(reported["directory"])), reported
+            result = self.results.get(group.id)
+            if result is not None and result.directory:
+                yield group, GroupDirectory(Path(result.directory)), result
 
     def plan_verdict(self) -> "PlanVerdict":
         """Return the plan's verdict by the groups so far, including those of earlier sessions of the same run."""
         from colocate.verdict import PlanVerdict
 
-        found = self.earlier | {name: record["outcome"] for name, record in self.records.items()}
+        found = self.earlier | {name: result.outcome for name, result in self.results.items()}
         plan = self.plan
         return PlanVerdict.of(plan.ids, found, plan.needed(len(plan.groups)), plan.limits.success_rate)
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from colocate.plan import ROLES
-from colocate.results import Record, Row, carries_peak, judged_text, mapping, peak_text
+from colocate.results import GroupResult, carries_peak, judged_text, peak_text
 from colocate.units import MIB, duration_text, format_mib, plural, to_mib
 from colocate.verdict import Outcome
 
@@ -31,8 +30,8 @@ class GroupDiff:
     """One group in two runs; None where a run does not have it."""
 
     group: str
-    before: Record | None
-    after: Record | None
+    before: GroupResult | None
+    after: GroupResult | None
 
     @property
     def peak_bytes(self) -> int | None:
@@ -41,15 +40,15 @@ class GroupDiff:
             return None
         if not (carries_peak(self.before) and carries_peak(self.after)):
             return None
-        return int(self.after["peak_bytes"] - self.before["peak_bytes"])
+        return (self.after.peak_bytes or 0) - (self.before.peak_bytes or 0)
 
     @property
     def duration_s(self) -> float | None:
         """Return how much longer the group took, or None if one of the two is not known."""
         if self.before is None or self.after is None:
             return None
-        before, after = self.before["duration_s"], self.after["duration_s"]
-        return None if before is None or after is None else float(after - before)
+        before, after = self.before.duration_s, self.after.duration_s
+        return None if before is None or after is None else after - before
 
     @property
     def verdict_changed(self) -> bool:
@@ -70,8 +69,7 @@ class GroupDiff:
         """The two were not run on the same kind of GPU, or one was measured and the other predicted."""
         if self.before is None or self.after is None:
             return False
-        pairs = [(self.before[name], self.after[name]) for name in ("basis", "device_name")]
-        return any(before and after and before != after for before, after in pairs)
+        return any(one and other and one != other for one, other in zip(self.before.gpu, self.after.gpu, strict=True))
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class History:
     """How the groups came out over several runs, the earliest first; None where a run does not have a group."""
 
     runs: tuple[str, ...]
-    groups: Mapping[str, tuple[Record | None, ...]]
+    groups: Mapping[str, tuple[GroupResult | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -101,31 +99,30 @@ class Comparison:
         return sorted(found, key=lambda diff: -(diff.peak_bytes or 0))
 
 
-def compare(before: Sequence[Row], after: Sequence[Row], names: tuple[str, str]) -> Comparison:
-    """The groups of both; the last row counts where one has a group several times."""
-    old, new = ({row.group: row for row in rows} for rows in (before, after))
+def compare(before: Sequence[GroupResult], after: Sequence[GroupResult], names: tuple[str, str]) -> Comparison:
+    """The groups of both; the last result counts where one has a group several times."""
+    old, new = ({result.group: result for result in results} for results in (before, after))
     groups = [*new, *(group for group in old if group not in new)]
-    records = [{group: row.record for group, row in rows.items()} for rows in (old, new)]
-    diffs = tuple(GroupDiff(group, records[0].get(group), records[1].get(group)) for group in groups)
+    diffs = tuple(GroupDiff(group, old.get(group), new.get(group)) for group in groups)
     both = [group for group in new if group in old]
     settings = _changed([old[group] for group in both], [new[group] for group in both])
     return Comparison(*names, diffs, tuple(settings))
 
 
-def history(runs: Sequence[tuple[str, Sequence[Row]]]) -> History:
-    """Collect outcomes and peaks of every group over runs, given as names and rows, the earliest first."""
-    by_group = [{row.group: row.record for row in rows} for _, rows in runs]
-    names = dict.fromkeys(group for records in reversed(by_group) for group in records)
-    groups = {group: tuple(records.get(group) for records in by_group) for group in names}
+def history(runs: Sequence[tuple[str, Sequence[GroupResult]]]) -> History:
+    """Collect outcomes and peaks of every group over runs, given as names and results, the earliest first."""
+    by_group = [{result.group: result for result in results} for _, results in runs]
+    names = dict.fromkeys(group for results in reversed(by_group) for group in results)
+    groups = {group: tuple(results.get(group) for results in by_group) for group in names}
     return History(tuple(name for name, _ in runs), groups)
 
 
-def history_cells(records: Sequence[Record | None]) -> list[str]:
+def history_cells(results: Sequence[GroupResult | None]) -> list[str]:
     """Say how a group came out in each run: its peak in MiB, or why there is none, such as ``INFEASIBLE 9016``."""
     found = []
-    for record in records:
-        peak = "" if record is None else peak_text(record).removesuffix(" MiB")
-        outcome = "absent" if record is None else str(record["outcome"])
+    for result in results:
+        peak = "" if result is None else peak_text(result).removesuffix(" MiB")
+        outcome = _outcome(result)
         found.append(peak if outcome == Outcome.FEASIBLE else f"{outcome} {peak}".rstrip())
     return found
 
@@ -134,14 +131,14 @@ def history_lines(found: History) -> Iterator[str]:
     """Format a history for a terminal: the runs by number, then a line per group with its peaks."""
     yield from (f"{place}: {name}" for place, name in enumerate(found.runs, start=1))
     rows = [("peak, MiB", *(f"{place}" for place in range(1, len(found.runs) + 1)))]
-    rows += [(group, *history_cells(records)) for group, records in found.groups.items()]
+    rows += [(group, *history_cells(results)) for group, results in found.groups.items()]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     for name, *cells in rows:
         padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
         yield "  ".join([f"{name:{widths[0]}}", *padded])
 
 
-def _changed(before: Sequence[Row], after: Sequence[Row]) -> Iterator[str]:
+def _changed(before: Sequence[GroupResult], after: Sequence[GroupResult]) -> Iterator[str]:
     """Yield what is known of both runs and differs."""
     old, new = _settings(before), _settings(after)
     for name, values in old.items():
@@ -149,18 +146,17 @@ def _changed(before: Sequence[Row], after: Sequence[Row]) -> Iterator[str]:
             yield f"{name} {', '.join(values)} -> {', '.join(new[name])}"
 
 
-def _settings(rows: Sequence[Row]) -> Mapping[str, Sequence[str]]:
+def _settings(results: Sequence[GroupResult]) -> Mapping[str, Sequence[str]]:
     """GPU, driver and versions, each with all its values; what no record tells is left out."""
     found: dict[str, set[str]] = {}
-    for row in rows:
-        versions = dict(mapping(row.evidence.get("versions")))
-        reported = [mapping(one).get("torch") for role in ROLES for one in row.member(role).get("allocators") or ()]
-        versions["torch"] = next(
-            filter(None, reported), versions.get("torch")
-        )  # the trainings may have one of their own
-        for name, value in {"GPU": row.gpu[0], "driver": row.driver, **versions}.items():
+    for result in results:
+        evidence = result.evidence
+        versions = {"GPU": result.gpu[0], "driver": evidence.device.driver_version, **evidence.versions}
+        if evidence.torch is not None:  # the trainings may have one of their own
+            versions["torch"] = evidence.torch
+        for name, value in versions.items():
             if value:
-                found.setdefault(name, set()).add(str(value))
+                found.setdefault(name, set()).add(value)
     return {name: sorted(values) for name, values in found.items()}
 
 
@@ -191,12 +187,12 @@ def _verdict_text(diff: GroupDiff) -> str:
     before, after = ("absent" if one is None else judged_text(one) for one in (diff.before, diff.after))
     if before == after:
         return after
-    alike = diff.before and diff.after and diff.before["basis"] == diff.after["basis"]
+    alike = diff.before and diff.after and diff.before.basis == diff.after.basis
     return f"{_outcome(diff.before) if alike else before} -> {after}"
 
 
-def _outcome(record: Record | None) -> str:
-    return "absent" if record is None else str(record["outcome"])
+def _outcome(result: GroupResult | None) -> str:
+    return "absent" if result is None else str(result.outcome)
 
 
 def _number_texts(diff: GroupDiff) -> Iterator[str]:
@@ -224,19 +220,19 @@ def table(comparison: Comparison) -> dict[str, Any]:
 
 
 def _history_table(found: History) -> dict[str, Any]:
-    rows = [(group, *history_cells(records)) for group, records in found.groups.items()]
+    rows = [(group, *history_cells(results)) for group, results in found.groups.items()]
     return {"heads": ("group", *found.runs), "rows": rows}
 
 
 def _row(diff: GroupDiff) -> dict[str, Any]:
     grew, both = diff.peak_bytes, (diff.before, diff.after)
     kind = "" if grew is None or abs(grew) <= SAME_BYTES else ("v-bad" if grew > 0 else "v-ok")
-    peaks = ["" if record is None else peak_text(record).removesuffix(" MiB") for record in both]
-    times = ["" if record is None else duration_text(record["duration_s"]) for record in both]
+    peaks = ["" if one is None else peak_text(one).removesuffix(" MiB") for one in both]
+    times = ["" if one is None else duration_text(one.duration_s) for one in both]
     return {
         "group": diff.group,
         "changed": diff.verdict_changed,
-        "outcomes": [(record, "" if record is None else judged_text(record)) for record in both],
+        "outcomes": [(one, "" if one is None else judged_text(one)) for one in both],
         "numbers": [(text, "") for text in peaks] + [(_growth(grew), kind)] + [(text, "") for text in times],
     }
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from colocate.errors import ColocateError
 from colocate.report import status_line
-from colocate.results import Estimate, Record, journal, line_of, status
+from colocate.results import Estimate, GroupResult, journal, line_of, status
 from colocate.units import plural
-from colocate.verdict import Outcome
 
 
 class Following:
@@ -22,7 +21,7 @@ class Following:
         self._run = run
         if not (run / "run.json").exists():
             raise ColocateError(f"{run}: expected a run directory, found no run.json in it")
-        self._reported: dict[str, Record] = {}
+        self._reported: dict[str, GroupResult] = {}
         self._finished: set[str] = set()
         self._reader = journal.Reader(run)
         self._journal = self._reader.read()
@@ -35,10 +34,10 @@ class Following:
     def finished(self) -> Iterator[str]:
         """A line for every group that has ended since the last call."""
         self._journal = self._reader.read()
-        for name, record in self._journal.records.items():
-            if self._reported.get(name) is not record:
-                self._reported[name] = record
-                yield line_of(record)
+        for name, result in self._journal.results.items():
+            if self._reported.get(name) is not result:
+                self._reported[name] = result
+                yield line_of(result)
 
     def lines(self, width: int) -> list[str]:
         """A line for every running group, for what waits in a queue, and one for the whole."""
@@ -55,13 +54,12 @@ class Following:
         return [*lines, f"{name}: {whole}"[:width]]
 
     def _ending(self) -> str:
-        outcomes = [record["outcome"] for record in self._journal.records.values()]
-        judged = sum(outcome in set(Outcome) for outcome in outcomes)
-        others = len(outcomes) - judged
+        judged = sum(result.is_judged for result in self._journal.results.values())
+        others = len(self._journal.results) - judged
         return f"{plural(judged, 'group')} judged" + (f", {others} without a verdict" if others else "")
 
     def _left_s(self, states: list[status.GroupState]) -> float | None:
         found = self._journal
-        took = {name: record["duration_s"] for name, record in found.records.items()}
+        took = {name: result.duration_s for name, result in found.results.items()}
         passed_s = [state.elapsed_s for state in states]
         return Estimate(found.estimates).left_s(found.selected, found.fresh, took, passed_s, max(1, len(states)))

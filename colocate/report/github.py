@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from colocate.report.comparison import SAME_BYTES, Comparison, GroupDiff, settings_text, summary
-from colocate.results import Part, Record, headroom_text, judged_text, over_budget_bytes, peak_text
+from colocate.results import GroupResult, Part, headroom_text, judged_text, over_budget_bytes, peak_text
 from colocate.units import duration_text, format_mib, to_mib
 from colocate.verdict import Outcome
 
@@ -49,12 +49,12 @@ def broken(diff: GroupDiff, allowed_bytes: int | None) -> str | None:
 def _broken(diff: GroupDiff, allowed_bytes: int | None) -> Iterator[str]:
     if diff.worse:
         assert diff.after is not None, "it is worse than before"
-        codes = ", ".join(diff.after["codes"])
-        yield f"was feasible, is {str(diff.after['outcome']).lower()}" + (f" ({codes})" if codes else "")
+        codes = ", ".join(diff.after.codes)
+        yield f"was feasible, is {diff.after.outcome.lower()}" + (f" ({codes})" if codes else "")
     if allowed_bytes is None:
         return
-    if diff.peak_bytes is None and diff.before is not None and diff.before["peak_bytes"] is not None:
-        known = diff.after is not None and diff.after["peak_bytes"] is not None
+    if diff.peak_bytes is None and diff.before is not None and diff.before.peak_bytes is not None:
+        known = diff.after is not None and diff.after.peak_bytes is not None
         yield (
             "is of another GPU, so how its peak grew is not known"
             if known
@@ -105,34 +105,34 @@ def of_run(parts: Iterable[tuple[str, Part]]) -> str:
     lines: list[str] = []
     head = ("", "group", "verdict", "peak", "headroom", "time", "why")
     for headline, part in parts:
-        order = {Outcome.INFEASIBLE: 0, Outcome.INCONCLUSIVE: 1, Outcome.FEASIBLE: 3}
-        records = sorted((row.record for row in part.counting), key=lambda record: order.get(record["outcome"], 2))
-        lines += [f"## {_text(headline)}", "", *_table(head, [_run_row(record) for record in records]), ""]
+        order: dict[str, int] = {Outcome.INFEASIBLE: 0, Outcome.INCONCLUSIVE: 1, Outcome.FEASIBLE: 3}
+        results = sorted(part.counting, key=lambda result: order.get(result.outcome, 2))
+        lines += [f"## {_text(headline)}", "", *_table(head, [_run_row(result) for result in results]), ""]
     return "\n".join(lines)
 
 
-def _run_row(record: Record) -> list[str]:
-    over = over_budget_bytes(record)
-    sign = {Outcome.FEASIBLE: ":white_check_mark:", Outcome.INFEASIBLE: ":x:"}.get(record["outcome"], ":warning:")
-    why = ", ".join(record["codes"] or record["reasons"]) + (
+def _run_row(result: GroupResult) -> list[str]:
+    over = over_budget_bytes(result)
+    signs: dict[str, str] = {Outcome.FEASIBLE: ":white_check_mark:", Outcome.INFEASIBLE: ":x:"}
+    why = ", ".join(result.codes or result.reasons) + (
         f" over budget by {format_mib(over, beside=0)}" if over is not None else ""
     )
-    cells = [peak_text(record), headroom_text(record), duration_text(record["duration_s"])]
-    return [sign, str(record["group"]), judged_text(record), *cells, why.strip()]
+    cells = [peak_text(result), headroom_text(result), duration_text(result.duration_s)]
+    return [signs.get(result.outcome, ":warning:"), result.group, judged_text(result), *cells, why.strip()]
 
 
-def annotations_of_run(records: Iterable[Record]) -> Iterator[str]:
+def annotations_of_run(results: Iterable[GroupResult]) -> Iterator[str]:
     """An error for every group that does not fit, a warning for one without a clear answer or over its budget."""
-    for record in records:
-        over = over_budget_bytes(record)
-        why = "; ".join(record["reasons"])
-        if record["outcome"] == Outcome.INFEASIBLE:
-            yield annotation("error", record["group"], f"{judged_text(record)}: {why}")
-        elif record["outcome"] != Outcome.FEASIBLE:
-            yield annotation("warning", record["group"], f"{judged_text(record)}: {why}")
+    for result in results:
+        over = over_budget_bytes(result)
+        why = "; ".join(result.reasons)
+        if result.outcome == Outcome.INFEASIBLE:
+            yield annotation("error", result.group, f"{judged_text(result)}: {why}")
+        elif result.outcome != Outcome.FEASIBLE:
+            yield annotation("warning", result.group, f"{judged_text(result)}: {why}")
         if over is not None:
-            text = f"peak {peak_text(record)} is over its budget of {format_mib(record['budget_bytes'])}"
-            yield annotation("warning", record["group"], text)
+            text = f"peak {peak_text(result)} is over its budget of {format_mib(result.budget_bytes)}"
+            yield annotation("warning", result.group, text)
 
 
 # --- the two formats --------------------------------------------------------------------------------------------------

@@ -11,28 +11,17 @@ import csv
 import fcntl
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from colocate.advice import Stress, read_speedup
 from colocate.files import write_text
 from colocate.plan import Group
-from colocate.results import (
-    GroupDirectory,
-    GroupResult,
-    RunDirectory,
-    asked_of,
-    fitted,
-    group_result_of,
-    group_results,
-    is_outdated,
-    journal,
-    reused_groups,
-)
+from colocate.results import GroupDirectory, GroupResult, RunDirectory, RunRecord, group_result_of, journal, read_run
 from colocate.units import to_mib
-from colocate.verdict import Outcome
 
 COLUMNS = (
     "group",
@@ -86,70 +75,24 @@ def write_summary(run: RunDirectory) -> Path:
     Raises:
         OSError: it cannot be written; the former one, if any, is still there.
     """
-    import pandas  # costs half a second, which no worker needs to pay
-
     with _alone(run.path):  # else one could write what it read before another added a row
-        frame = pandas.DataFrame(rows(run), columns=list(COLUMNS), dtype=object)
-        write_text(run.summary, frame.to_csv(index=False, lineterminator="\n"))
+        write_text(run.summary, HEAD + "".join(map(_line, rows(run))))
     return run.summary
 
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
-    """Return one row per ended group in the plan's order; a damaged record that no journal knows is left out."""
-    return [cells for _, cells in sorted(_numbered(run), key=lambda row: (row[0], row[1]["group"]))]
+    """Return one row per group that ended, in the plan's order."""
+    return [cells for _, cells in _numbered(run)]
 
 
 def _numbered(run: RunDirectory) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows in no order, each with its group's number. What the latest session told outweighs an older record."""
-    groups, reused, asked = group_results(run), reused_groups(run), asked_of(run)
-    for name, record in journal.read(run.path).records.items():
-        if is_outdated(name, record, asked):
-            continue
-        if not _is_judged(record):
-            groups.pop(name, None)
-        if name not in groups and record["outcome"] != journal.NOT_RUN:
-            yield record["number"] or 0, _row_reported(record)
-    for name, group_result in groups.items():
-        yield group_result.deciding.group["number"], _row_of(group_result, run, reused=name in reused)
-
-
-def _is_judged(record: Mapping[str, Any]) -> bool:
-    return record["outcome"] in set(Outcome)
-
-
-def _row_reported(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The cells of a group that left no verdict on disk, from the record that the run told."""
-    sizes = ("expected", "limit")
-    names = ("group", "tier", "foreground", "background", "outcome", "device_name", "device_uuid")
-    return {
-        **dict.fromkeys(COLUMNS),
-        **{name: record[name] for name in names},
-        **{f"{name}_mib": _mib(record[f"{name}_bytes"]) for name in sizes},
-        "codes": " ".join(record["codes"]) or None,
-        "reason": "; ".join(record["reasons"]) or None,
-    }
-
-
-def _row_of(group_result: GroupResult, run: RunDirectory, *, reused: bool) -> dict[str, Any]:
-    return {
-        **row(
-            group_result.deciding.directory, fitted(group_result.deciding.experiment), group_result.verdict.to_json()
-        ),
-        "attempts": len(group_result.attempts),
-        "reused": f"reused from {run.name}" if reused else None,
-        **_breaking_point(group_result.deciding.directory),
-    }
-
-
-def _breaking_point(directory: GroupDirectory) -> dict[str, Any]:
-    found = Stress.read(directory)
-    if found is None:
-        return dict.fromkeys(("margin_pass_mib", "margin_fail_mib", "effective_memory_class"))
-    return {
-        "margin_pass_mib": _mib(found.holds_bytes),
-        "margin_fail_mib": _mib(found.breaks_bytes),
-        "effective_memory_class": found.memory_class,
-    }
+    """The rows in the plan's order, each with its group's number."""
+    if not run.path.is_dir():
+        return
+    reused = RunRecord.of(run).latest.reused
+    for result in read_run(run.path).results:
+        if result.outcome != journal.NOT_RUN:
+            yield result.number or 0, row(result, reused=result.group in reused)
 
 
 class Summary:
@@ -158,13 +101,13 @@ class Summary:
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
         self._lines: dict[str, tuple[int, str]] | None = None
-        self._kept: frozenset[str] = frozenset()
+        self._kept: tuple[str, ...] = ()
 
-    def take(self, group: Group, reported: Mapping[str, Any] | None = None) -> None:
+    def take(self, group: Group, told: GroupResult | None = None) -> None:
         """Add the row of a group that has ended, or put it in the place of its former one.
 
-        ``reported`` is the record that the run told of it, for a group without a verdict on disk. One that was not run
-        has no row, also none of an earlier session.
+        ``told`` is what the run told of it, for a group without a verdict on disk. One that was not run has no row,
+        also none of an earlier session.
 
         Raises:
             OSError: it cannot be written.
@@ -172,68 +115,68 @@ class Summary:
         is_first = self._lines is None
         if self._lines is None:
             self._lines = {one["group"]: (number, _line(one)) for number, one in _numbered(self._run)}
-            self._kept = reused_groups(self._run)
-        known, line = self._lines.pop(group.id, None), self._line_of(group, reported)
+            self._kept = RunRecord.of(self._run).latest.reused
+        known, result = self._lines.pop(group.id, None), self._result_of(group, told)
+        line = None if result is None else (group.number, _line(row(result, reused=group.id in self._kept)))
         if line is not None:
             self._lines[group.id] = line
         if is_first or known != line:  # of a group that was kept it stands there already
             with _alone(self._run.path):
                 write_text(self._run.summary, HEAD + "".join(text for _, text in sorted(self._lines.values())))
 
-    def _line_of(self, group: Group, reported: Mapping[str, Any] | None) -> tuple[int, str] | None:
-        group_result = group_result_of(self._run, group) if reported is None or _is_judged(reported) else None
-        if group_result is not None:
-            return group.number, _line(_row_of(group_result, self._run, reused=group.id in self._kept))
-        if reported is None or reported["outcome"] == journal.NOT_RUN:
-            return None
-        return group.number, _line(_row_reported(reported))
+    def _result_of(self, group: Group, told: GroupResult | None) -> GroupResult | None:
+        on_disk = group_result_of(self._run, group) if told is None or told.is_judged else None
+        if on_disk is not None:
+            return replace(on_disk, run=self._run.name)
+        return None if told is None or told.outcome == journal.NOT_RUN else told
 
 
-def _line(cells: Mapping[str, Any]) -> str:
-    """Format one row as pandas writes it."""
+def _line(cells: dict[str, Any]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow([cells[name] for name in COLUMNS])
     return text.getvalue()
 
 
-def row(directory: GroupDirectory, experiment: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
-    """The cells of one group."""
-    group, evidence = experiment["group"], experiment["evidence"]
-    foreground, device = experiment["foreground"], evidence["device"]
+def row(result: GroupResult, *, reused: bool) -> dict[str, Any]:
+    """The cells of one group; of one without a verdict what the run told of it."""
+    if not result.is_judged:
+        result = replace(result, deciding=None, verdict=None, attempts=())
+    evidence, attempt, verdict = result.evidence, result.deciding, result.verdict
+    settings = None if attempt is None else attempt.experiment.foreground
+    directory = None if attempt is None else attempt.directory
+    worst_case = None if verdict is None else verdict.worst_case
+    reasons = result.reasons if verdict is None else [reason.text for reason in verdict.reasons]
+    sizes = ("expected", "budget", "peak", "peak_low", "peak_high", "limit", "headroom")
+    alike = ("group", "tier", "foreground", "background", "memory_class", "basis", "outcome")
     return {
-        "group": group["id"],
-        "experiment_id": experiment["experiment_id"],
-        "timestamp": experiment["timestamp"],
-        "repository": foreground["repository"],
-        "model": foreground["model"],
-        "tier": group["tier"],
-        "foreground": evidence["foreground"]["name"],
-        "background": (evidence["background"] or {}).get("name"),
-        "expected_mib": _mib(group["expected_bytes"]),
-        "budget_mib": _mib(group.get("budget_bytes")),
-        **{f"{name}_mib": _mib(verdict[f"{name}_bytes"]) for name in ("peak", "peak_low", "peak_high", "limit")},
-        "worst_case_mib": _mib((verdict.get("worst_case") or {}).get("peak_bytes")),
-        "headroom_mib": _mib(verdict["headroom_bytes"]),
-        **{name: verdict[name] for name in ("memory_class", "basis", "outcome", "epoch_cut")},
-        "overlap": _rounded(verdict["overlap"], 4),
-        "codes": " ".join(reason["code"] for reason in verdict["reasons"]) or None,
-        "reason": "; ".join(reason["text"] for reason in verdict["reasons"]) or None,
-        "duration_seconds": _rounded(evidence["duration_s"], 3),
-        "gpu_energy_joules": _rounded(evidence["gpu_energy_j"], 3),
-        "cpu_energy_joules": _rounded(evidence["cpu_energy_j"], 3),
+        **{name: getattr(result, name) for name in (*alike, "device_name", "device_uuid")},
+        **{f"{name}_mib": _mib(getattr(result, f"{name}_bytes")) for name in sizes},
+        "experiment_id": None if directory is None else directory.path.name,
+        "timestamp": evidence.started_at,
+        "repository": None if settings is None else settings.repository,
+        "model": None if settings is None else settings.model,
+        "worst_case_mib": None if worst_case is None else _mib(worst_case.peak_bytes),
+        "epoch_cut": None if verdict is None else verdict.epoch_cut,
+        "overlap": _rounded(result.overlap, 4),
+        "codes": " ".join(result.codes) or None,
+        "reason": "; ".join(reasons) or None,
+        "duration_seconds": _rounded(evidence.duration_s, 3),
+        "gpu_energy_joules": _rounded(evidence.gpu_energy_j, 3),
+        "cpu_energy_joules": _rounded(evidence.cpu_energy_j, 3),
+        "device_total_mib": _mib(evidence.device.total_bytes),
+        "driver_version": evidence.device.driver_version,
+        "directory": None if directory is None else directory.path.name,
+        "attempts": len(result.attempts) or None,
+        "reused": f"reused from {result.run}" if reused and result.attempts else None,
+        "host": evidence.host,
         **_speedup(directory),
-        "device_name": device["name"],
-        "device_uuid": device["uuid"],
-        "device_total_mib": _mib(device["total_bytes"]),
-        "driver_version": device["driver_version"],
-        "directory": directory.path.name,
-        "host": evidence.get("host"),
+        **_breaking_point(directory),
     }
 
 
-def _speedup(directory: GroupDirectory) -> dict[str, float | None]:
+def _speedup(directory: GroupDirectory | None) -> dict[str, float | None]:
     """Return what sharing saved, the least and the most of all runs; empty if it was not measured."""
-    found = read_speedup(directory)
+    found = None if directory is None else read_speedup(directory)
     runs = found.runs if found else ()
     time = [run.time_saved for run in runs]
     energy = [run.energy_saved for run in runs if run.energy_saved is not None]
@@ -242,6 +185,15 @@ def _speedup(directory: GroupDirectory) -> dict[str, float | None]:
         "time_saved_high": _rounded(max(time, default=None), 4),
         "energy_saved_low": _rounded(min(energy, default=None), 4),
         "energy_saved_high": _rounded(max(energy, default=None), 4),
+    }
+
+
+def _breaking_point(directory: GroupDirectory | None) -> dict[str, Any]:
+    found = None if directory is None else Stress.read(directory)
+    return {
+        "margin_pass_mib": None if found is None else _mib(found.holds_bytes),
+        "margin_fail_mib": None if found is None else _mib(found.breaks_bytes),
+        "effective_memory_class": None if found is None else found.memory_class,
     }
 
 

@@ -135,6 +135,12 @@ class Session:
         found = self.record.get("plan")
         return found if isinstance(found, dict) else {}
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Return what was recorded of the groups' settings, by id."""
+        found = self.plan.get("asked")
+        return found if isinstance(found, dict) else {}
+
 
 def read(path: Path) -> tuple[list[Session], list[str]]:
     """The sessions of a journal file, and what of it could not be used, a line each.

@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from colocate.results import journal
 from colocate.units import duration_text, plural
@@ -101,13 +100,8 @@ def _durations(results: Path, gpus: Sequence[str]) -> dict[str, list[float]]:
     """Durations by content hash, the latest first."""
     found: dict[str, list[float]] = {}
     for path in sorted(results.glob(f"run_*/{journal.NAME}"), key=lambda path: path.parent.name, reverse=True)[:RUNS]:
-        for record in journal.read(path.parent).records.values():
-            duration_s, content_hash = _seconds(record.get("duration_s")), record.get("content_hash")
-            same_gpu = {record.get("device_name"), record.get("device_uuid")} & set(gpus)
-            if content_hash and duration_s is not None and same_gpu and not record.get("reused"):
-                found.setdefault(str(content_hash), []).append(duration_s)
+        for result in journal.read(path.parent).results.values():
+            same_gpu = {result.device_name, result.device_uuid} & set(gpus)
+            if result.content_hash and result.duration_s and same_gpu and not result.reused:
+                found.setdefault(result.content_hash, []).append(result.duration_s)
     return found
-
-
-def _seconds(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None

@@ -7,15 +7,15 @@ rebuilt with all of them. The first writer is the controller of the session, and
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from colocate.files import append_line, opened, parse
+from colocate.results.group_result import GroupResult
 from colocate.results.lenient import read_leniently
-from colocate.results.schema import GroupRecord
 
 NAME = "journal.jsonl"
 NOT_RUN = "NOT RUN"
@@ -36,13 +36,12 @@ def append(run: Path, event: str, **fields: Any) -> None:
 
 @dataclass
 class Journal:
-    """The content of a journal: the last record of every group, and when the run was last begun and ended.
+    """The content of a journal: the last result of every group, and when the run was last begun and ended.
 
     ``fresh`` are the groups that ended since it was last begun.
     """
 
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
+    results: dict[str, GroupResult] = field(default_factory=dict)
     selected: tuple[str, ...] = ()
     fresh: set[str] = field(default_factory=set)
     estimates: dict[str, float] = field(default_factory=dict)
@@ -82,32 +81,30 @@ class Reader:
         return whole
 
 
-def _take(journal: Journal, line: Mapping[str, Any]) -> None:
-    kind = line["event"]
-    if kind == "started":
-        journal.started_at, journal.ended_at = journal.started_at or line["at"], None
-        journal.selected, journal.fresh = tuple(line["groups"]), set()
-        journal.estimates = {name: value for name, value in line["estimates"].items() if 0 <= value <= _LONGEST_S}
-    elif kind == "ended":
-        journal.ended_at = line["at"]
-    elif kind == "group" and line["record"]["group"]:
-        name = line["record"]["group"]
-        journal.fresh.add(name)
-        took = line["record"]["duration_s"]
-        journal.records[name] = {**line["record"], "duration_s": took if 0 <= (took or 0) <= _LONGEST_S else None}
-        journal.texts[name] = line["text"] or ""
+@dataclass(frozen=True, slots=True)
+class _Line:
+    at: str | None = None
+    event: str | None = None
+    groups: tuple[str, ...] = ()
+    estimates: dict[str, float] = field(default_factory=dict)
+    record: Any = None
+    text: str | None = None
 
 
-class _Line(TypedDict):
-    at: str | None
-    event: str | None
-    groups: tuple[str, ...]
-    estimates: dict[str, float]
-    record: GroupRecord
-    text: str | None
+def _take(journal: Journal, line: _Line) -> None:
+    if line.event == "started":
+        journal.started_at, journal.ended_at = journal.started_at or line.at, None
+        journal.selected, journal.fresh = line.groups, set()
+        journal.estimates = {name: value for name, value in line.estimates.items() if 0 <= value <= _LONGEST_S}
+    elif line.event == "ended":
+        journal.ended_at = line.at
+    elif line.event == "group" and (result := GroupResult.from_json(line.record)).group:
+        journal.fresh.add(result.group)
+        took = result.duration_s if 0 <= (result.duration_s or 0) <= _LONGEST_S else None
+        journal.results[result.group] = replace(result, duration_s=took, text=line.text or "")
 
 
-def _lines(content: bytes) -> Iterator[Mapping[str, Any]]:
+def _lines(content: bytes) -> Iterator[_Line]:
     for line in content.splitlines():
         try:
             yield read_leniently(parse(line), _Line)

@@ -14,9 +14,8 @@ from colocate.errors import ColocateError
 from colocate.files import make_folder, parse, write_json, write_text
 from colocate.results import archive, journal
 from colocate.results.archive import Session
-from colocate.results.attempts import group_results
 from colocate.results.layout import RunDirectory
-from colocate.results.reader import mapping
+from colocate.results.reader import group_results
 from colocate.results.verify import verify
 from colocate.verdict import Outcome
 
@@ -105,8 +104,8 @@ def _why_untrue(session: Session, name: str, line: dict[str, Any]) -> str | None
         found = group_results(run).get(name)
         if found is None:
             return f"it carries no record of its verdict, {said}"
-        if found.verdict.outcome != said:
-            return f"it says {said}, its record {found.verdict.outcome}"
+        if found.outcome != said:
+            return f"it says {said}, its record {found.outcome}"
         return next((f"its record does not agree: {one.text}" for one in verify(run.path) if not one.agrees), None)
 
 
@@ -261,7 +260,7 @@ def _record(used: Sequence[Session], chosen: Sequence[Entry]) -> dict[str, Any]:
         for session in used
     ]
     first = {name: value for name, value in used[0].record.items() if name != "sessions"}  # a merged run has none
-    plan = {**used[0].plan, "asked": {**mapping(used[0].plan.get("asked")), **dict(_asked(chosen))}}
+    plan = {**used[0].plan, "asked": {**used[0].asked, **dict(_asked(chosen))}}
     document = {**first, "plan": plan, "gpu": {**(first.get("gpu") or {}), "gpus": gpus}, "merged": merged}
     return document | ({"started_at": min(starts)} if starts else {})
 
@@ -269,9 +268,8 @@ def _record(used: Sequence[Session], chosen: Sequence[Entry]) -> dict[str, Any]:
 def _asked(chosen: Sequence[Entry]) -> Iterator[tuple[str, Any]]:
     """Collect each group's settings from where it ran: machines keep the programs in different places."""
     for entry in chosen:
-        asked = mapping(entry.session.plan.get("asked"))
-        if entry.group in asked:
-            yield entry.group, asked[entry.group]
+        if entry.group in entry.session.asked:
+            yield entry.group, entry.session.asked[entry.group]
 
 
 def _journal(used: Sequence[Session], chosen: Sequence[Entry], order: Sequence[str]) -> Iterator[dict[str, Any]]:

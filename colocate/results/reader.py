@@ -5,94 +5,22 @@ A record of another version, half a record or none at all becomes a row that sho
 is judged again is `colocate.results.verify`'s business.
 """
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 from colocate.errors import ColocateError
-from colocate.files import read_json, safe_name
-from colocate.plan import is_of_size, needed
+from colocate.files import safe_name
+from colocate.plan import Group, is_of_size, needed
 from colocate.results import advice_files, journal
-from colocate.results.attempts import again_of, asked_of, group_results, is_outdated
+from colocate.results.group_result import GroupResult, combine_attempts
 from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.lenient import read_leniently
-from colocate.results.schema import RECORD_FIELDS, Record, Run, fitted
-from colocate.verdict import AGAIN, PlanVerdict, Verdict
-
-NO_FACTS: Mapping[str, Any] = {}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One group of one run: the run's record of it, and the files in its folder.
-
-    ``attempts`` are the folders of all attempts at it in order, the deciding one among them.
-    """
-
-    run: str
-    record: Record
-    directory: GroupDirectory | None = None
-    document: Mapping[str, Any] = field(default_factory=dict)
-    verdict: Mapping[str, Any] = field(default_factory=dict)
-    text: str = ""
-    attempts: tuple[GroupDirectory, ...] = ()
-
-    def whole(self) -> "Row":
-        """The row with its whole record, of which only the light part was kept."""
-        return self if self.directory is None else replace(self, document=_documents(self.directory)[0])
-
-    @property
-    def group(self) -> str:
-        """The group's id."""
-        return str(self.record["group"])
-
-    @property
-    def key(self) -> str:
-        """A name for the row's place in the page, unlike that of any other row."""
-        return re.sub(r"[^\w-]", "-", f"{self.run}--{self.group}")
-
-    @property
-    def evidence(self) -> Mapping[str, Any]:
-        """Return the stored evidence."""
-        return mapping(self.document.get("evidence"))
-
-    @property
-    def device(self) -> Mapping[str, Any]:
-        """The GPU that the group ran on."""
-        return mapping(self.evidence.get("device"))
-
-    def member(self, role: str) -> Mapping[str, Any]:
-        """Return the stored evidence of one training."""
-        return mapping(self.evidence.get(role))
-
-    def settings(self, role: str) -> Mapping[str, Any]:
-        """Repository, model and hyperparameters of one training, as the study's records have them."""
-        return mapping(self.document.get(role))
-
-    @property
-    def content_hash(self) -> str | None:
-        """Return the hash of the group's settings when it was run."""
-        found = mapping(self.document.get("group")).get("content_hash")
-        return None if found is None else str(found)
-
-    @cached_property
-    def baseline_bytes(self) -> int | None:
-        """Return what the GPU held before the group."""
-        return number(self.evidence.get("baseline_bytes"))
-
-    @property
-    def gpu(self) -> tuple[str, str]:
-        """Name of the GPU and basis: rows that differ in one of the two are never counted together."""
-        return (str(self.record.get("device_name") or ""), str(self.record.get("basis") or ""))
-
-    @property
-    def driver(self) -> str:
-        """The GPU's driver; empty where the record has none, as that of a virtual GPU."""
-        return str(self.device.get("driver_version") or "")
+from colocate.results.record import Attempt, glance, read_attempt, without_bulk
+from colocate.results.run_record import PlanRecord, RunRecord
+from colocate.verdict import AGAIN, PlanVerdict
 
 
 @dataclass(frozen=True)
@@ -100,8 +28,8 @@ class StoredRun:
     """One stored run: what was asked for, how its groups ended, and when."""
 
     path: Path
-    info: Mapping[str, Any]
-    rows: tuple[Row, ...]
+    info: RunRecord
+    results: tuple[GroupResult, ...]
     selected: tuple[str, ...] = ()
     started_at: str | None = None
     ended_at: str | None = None
@@ -120,25 +48,25 @@ class StoredRun:
         return f"{self.path.parent.name}/{self.name}"
 
     @property
-    def plan(self) -> Mapping[str, Any]:
+    def plan(self) -> PlanRecord:
         """Return the plan's part of ``run.json``."""
-        return mapping(self.info.get("plan"))
+        return self.info.plan
 
     @property
     def plan_name(self) -> str:
         """The name of the plan; that in the records where ``run.json`` is lost."""
-        known = (row.evidence.get("plan") for row in self.rows)
-        return str(self.plan.get("name") or next(filter(None, known), None) or self.name)
+        known = (result.evidence.plan for result in self.results)
+        return self.plan.name or next(filter(None, known), None) or self.name
 
     @cached_property
-    def proposals(self) -> Mapping[str, Any]:
+    def proposals(self) -> Mapping[str, advice_files.Proposals]:
         """Return the proposals for the groups that do not fit, by group."""
-        return advice_files.read(RunDirectory(self.path).proposals)
+        return advice_files.read(RunDirectory(self.path).proposals, advice_files.Proposals)
 
     @cached_property
-    def remedies(self) -> Mapping[str, Any]:
+    def remedies(self) -> Mapping[str, advice_files.Remedies]:
         """Return the proposals that were tried, by group."""
-        return advice_files.read(RunDirectory(self.path).remedies)
+        return advice_files.read(RunDirectory(self.path).remedies, advice_files.Remedies)
 
     @property
     def duration_s(self) -> float | None:
@@ -149,37 +77,81 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one plan on one kind of GPU with one driver, counted together."""
+    """The results of one plan on one kind of GPU with one driver, counted together."""
 
     plan_name: str
     runs: tuple[StoredRun, ...]
-    rows: tuple[Row, ...]
+    results: tuple[GroupResult, ...]
     plan_verdict: PlanVerdict
 
     @property
-    def counting(self) -> tuple[Row, ...]:
-        """Return one row per group; of several runs of the same group, the last one."""
-        return tuple({row.group: row for row in self.rows}.values())
+    def counting(self) -> tuple[GroupResult, ...]:
+        """Return one result per group; of several runs of the same group, the last one."""
+        return tuple({result.group: result for result in self.results}.values())
 
-    def first(self, name: str) -> Any:
-        """The first known value of a field of the GPUs in this part."""
-        return next((row.device[name] for row in self.rows if row.device.get(name) is not None), None)
+    @property
+    def driver(self) -> str | None:
+        """The driver of its GPUs; None on virtual ones."""
+        return next(filter(None, (result.evidence.device.driver_version for result in self.results)), None)
 
     @property
     def limit_bytes(self) -> int | None:
         """Return the plan's limit."""
-        known = [number(mapping(run.plan.get("limits")).get("peak_bytes")) for run in self.runs]
-        known += [number(row.record.get("limit_bytes")) for row in self.rows]
+        known = [run.plan.limits.peak_bytes for run in self.runs] + [result.limit_bytes for result in self.results]
         return next((limit for limit in known if limit is not None), None)
 
     @property
     def gpu_bytes(self) -> int | None:
         """The size of the GPU that the plan is made for, or of the smaller one that its groups were run on."""
-        known = [number(mapping(run.plan.get("limits")).get("gpu_bytes")) for run in self.runs]
-        known += [number(mapping(row.evidence.get("limits")).get("gpu_bytes")) for row in self.rows]
-        planned, had = next((size for size in known if size is not None), None), number(self.first("total_bytes"))
+        known = [run.plan.limits.gpu_bytes for run in self.runs]
+        known += [result.evidence.limits.gpu_bytes for result in self.results]
+        planned = next((size for size in known if size is not None), None)
+        had = next(filter(None, (result.evidence.device.total_bytes for result in self.results)), None)
         is_smaller = planned and had and had < planned and not is_of_size(had, planned)
         return had if is_smaller else planned
+
+
+def group_results(run: RunDirectory, *, every: bool = False) -> dict[str, GroupResult]:
+    """Read the results of all groups of a run, by id; a record that cannot be read is left out.
+
+    So is one of other settings than the run's plan has by now, as after an edit and ``--resume``, but with ``every``.
+    """
+    plan = PlanRecord() if every else RunRecord.of(run).plan
+    found: dict[str, list[Attempt]] = {}
+    for attempt in _whole(run.groups()):
+        name = attempt.group.id
+        if not plan.has_outdated(name, attempt.group.content_hash):
+            found.setdefault(name, []).append(without_bulk(attempt))
+    return {
+        name: replace(combine_attempts(attempts, plan.asked[name].runs if name in plan.asked else 1), run=run.name)
+        for name, attempts in found.items()
+    }
+
+
+def group_result_of(run: RunDirectory, group: Group) -> GroupResult | None:
+    """Read the result of one group of a run, or None if nothing of it can be read."""
+    found = _whole(_directories(run, group))
+    attempts = [attempt for attempt in found if attempt.group.content_hash in (None, group.content_hash)]
+    return combine_attempts(attempts, group.runs) if attempts else None
+
+
+def _directories(run: RunDirectory, group: Group) -> Iterator[GroupDirectory]:
+    name, parallel = group.foreground.name, group.background is not None
+    for repeat in range(1, group.runs + 1):
+        for attempt in count(1):
+            directory = run.group(name, group.number, parallel=parallel, repeat=repeat, attempt=attempt)
+            if not directory.path.exists():
+                break
+            if directory.verdict.exists():
+                yield directory
+
+
+def _whole(directories: Iterable[GroupDirectory]) -> Iterator[Attempt]:
+    for directory in directories:
+        try:
+            yield read_attempt(directory)
+        except ColocateError:
+            continue  # `colocate verify` names it; the other groups are not its hostages
 
 
 def read_run(path: Path | str) -> StoredRun:
@@ -189,26 +161,23 @@ def read_run(path: Path | str) -> StoredRun:
         ColocateError: the folder is not there, or holds neither a journal nor a record.
     """
     run = RunDirectory(Path(path))
-    reported, asked = journal.read(run.path), asked_of(run)
-    on_disk = {row.group: row for row in _rows_on_disk(run)}
-    found = dict(on_disk)
-    for name, record in reported.records.items():
-        if not is_outdated(name, record, asked):
-            found[name] = _row_reported(run, record, reported.texts[name], on_disk.get(name))
-    rows = list(found.values())
-    if not rows and not run.record.exists():
+    info, reported = RunRecord.of(run), journal.read(run.path)
+    found = {result.group: result for result in _on_disk(run, info.plan)}
+    for name, result in reported.results.items():
+        if not info.plan.has_outdated(name, result.content_hash):
+            found[name] = _reported(run, result, found.get(name))
+    results = list(found.values())
+    if not results and not run.record.exists():
         raise ColocateError(f"{path}: expected a run directory, found neither run.json nor the record of a group in it")
-    info = read_leniently(_json(run.record), Run)
-    ended_at = reported.ended_at or max((_end_of(row) or "" for row in rows), default="") or None
     return StoredRun(
         path=run.path,
         info=info,
-        rows=tuple(sorted(rows, key=lambda row: (row.record.get("number") or 0, row.group))),
+        results=_by_number(results),
         selected=reported.selected,
-        started_at=str(info.get("started_at") or reported.started_at or "") or None,
-        ended_at=ended_at,
+        started_at=info.started_at or reported.started_at,
+        ended_at=reported.ended_at or max((_end_of(result) or "" for result in results), default="") or None,
         goes_on=bool(reported.selected) and reported.ended_at is None,
-        again=again_of(run) - reported.fresh,
+        again=frozenset(info.latest.again) - reported.fresh,
     )
 
 
@@ -217,128 +186,88 @@ _Key = tuple[str, str, str, str]
 
 
 def parts(runs: list[StoredRun]) -> list[Part]:
-    """The rows of all runs by plan, GPU and driver; those that never got a GPU go with the others of their run."""
-    found: dict[_Key, tuple[dict[str, StoredRun], list[Row]]] = {}
+    """The results of all runs by plan, GPU and driver; those that never got a GPU go with the others of their run."""
+    found: dict[_Key, tuple[dict[str, StoredRun], list[GroupResult]]] = {}
     for run in sorted(runs, key=lambda run: run.started_at or ""):
-        own = next((row.gpu for row in run.rows if any(row.gpu)), ("", ""))
-        driver = next((row.driver for row in run.rows if row.driver), "")
-        for row in run.rows:
-            gpu = row.gpu if all(row.gpu) else (row.gpu[0] or own[0], row.gpu[1] or own[1])
-            its_runs, rows = found.setdefault((run.plan_name, *gpu, row.driver or driver), ({}, []))
+        own = next((result.gpu for result in run.results if any(result.gpu)), ("", ""))
+        driver = next(filter(None, (result.evidence.device.driver_version for result in run.results)), "")
+        for result in run.results:
+            gpu = result.gpu if all(result.gpu) else (result.gpu[0] or own[0], result.gpu[1] or own[1])
+            key = (run.plan_name, *gpu, result.evidence.device.driver_version or driver)
+            its_runs, results = found.setdefault(key, ({}, []))
             its_runs[run.name] = run
-            rows.append(row)
-        if not run.rows:
+            results.append(result)
+        if not run.results:
             found.setdefault((run.plan_name, *own, driver), ({}, []))[0][run.name] = run
     return [
-        Part(key[0], tuple(of.values()), tuple(_by_number(rows)), _plan_verdict(of, rows, _on_another(found, key)))
-        for key, (of, rows) in found.items()
+        Part(key[0], tuple(of.values()), _by_number(results), _plan_verdict(of, results, _on_another(found, key)))
+        for key, (of, results) in found.items()
     ]
 
 
-def _on_another(found: Mapping[_Key, tuple[dict[str, StoredRun], list[Row]]], key: _Key) -> set[str]:
+def _on_another(found: Mapping[_Key, tuple[dict[str, StoredRun], list[GroupResult]]], key: _Key) -> set[str]:
     """Groups of the same plan that ask for another GPU, and had it: they count there and nowhere else."""
     runs, own = found[key]
-    others = (rows for other, (_, rows) in found.items() if other != key and other[0] == key[0])
-    there = {row.group for rows in others for row in rows} - {row.group for row in own}
+    others = (results for other, (_, results) in found.items() if other != key and other[0] == key[0])
+    there = {result.group for results in others for result in results} - {result.group for result in own}
     return there & {name for run in runs.values() for name in _asking(run)}
 
 
 def _asking(run: StoredRun) -> list[str]:
     """The groups that are for a GPU of their own, by the plan that the run kept."""
-    entries = mapping(run.plan.get("document")).get("experiments")
-    known = [mapping(entry) for entry in entries] if isinstance(entries, list) else []
+    document = run.plan.document
+    entries = document.get("experiments") if isinstance(document, dict) else None
+    known = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     return [str(entry.get("id")) for entry in known if entry.get("gpu")]
 
 
-def _by_number(rows: list[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: (row.record.get("number") or 0, row.group))  # stable: runs stay in their order
+def _by_number(results: Iterable[GroupResult]) -> tuple[GroupResult, ...]:
+    return tuple(sorted(results, key=lambda one: (one.number or 0, one.group)))  # stable: runs stay in their order
 
 
-def _plan_verdict(runs: Mapping[str, StoredRun], rows: list[Row], elsewhere: set[str]) -> PlanVerdict:
-    plan = next((run.plan for run in runs.values() if run.plan.get("groups")), NO_FACTS)
-    ids = [str(name) for name in plan.get("groups") or ()] or list(dict.fromkeys(row.group for row in rows))
-    rate = plan.get("success_rate")
-    wanted = number(plan.get("needed"))
+def _plan_verdict(runs: Mapping[str, StoredRun], results: Iterable[GroupResult], elsewhere: set[str]) -> PlanVerdict:
+    plan = next((run.plan for run in runs.values() if run.plan.groups), PlanRecord())
+    ids = plan.groups or tuple(dict.fromkeys(result.group for result in results))
+    wanted, rate = plan.needed, plan.success_rate
     if elsewhere:
-        ids = [name for name in ids if name not in elsewhere]
-        wanted = None if rate is None else needed(float(rate), len(ids))
+        ids = tuple(name for name in ids if name not in elsewhere)
+        wanted = None if rate is None else needed(rate, len(ids))
     found = {group: "not done" for run in runs.values() for group in run.selected}
-    found |= {row.group: AGAIN if row.group in runs[row.run].again else str(row.record["outcome"]) for row in rows}
-    return PlanVerdict.of(ids, found, len(ids) if wanted is None else wanted, 1.0 if rate is None else float(rate))
+    found |= {one.group: AGAIN if one.group in runs[one.run].again else str(one.outcome) for one in results}
+    return PlanVerdict.of(ids, found, len(ids) if wanted is None else wanted, 1.0 if rate is None else rate)
 
 
-def _row_reported(run: RunDirectory, record: Mapping[str, Any], text: str, row: Row | None) -> Row:
-    """The row of a group by the journal, with what lies on disk beside it."""
-    name = Path(record["directory"] or "").name  # the run may have been moved
+def _reported(run: RunDirectory, told: GroupResult, on_disk: GroupResult | None) -> GroupResult:
+    """The result of a group by the journal, with what lies on disk beside it."""
+    name = Path(told.directory or "").name  # the run may have been moved
     if not name or name != safe_name(name):
-        return Row(run.name, record, text=text)
+        return replace(told, run=run.name)
     directory = GroupDirectory(run.path / name)
-    record = {**record, "directory": str(directory.path)}
-    if row is not None and row.directory is not None and row.directory.path == directory.path:
-        return replace(row, record=record, text=text)
-    document, verdict = _documents(directory)
-    return Row(run.name, record, directory, document, verdict, text, attempts=() if row is None else row.attempts)
+    told = replace(told, run=run.name, directory=str(directory.path))
+    if on_disk is not None and on_disk.directory == told.directory:
+        return replace(told, verdict=on_disk.verdict, deciding=on_disk.deciding, attempts=on_disk.attempts)
+    deciding = glance(directory)
+    attempts = () if on_disk is None else on_disk.attempts
+    return replace(told, verdict=deciding.verdict, deciding=deciding, attempts=attempts)
 
 
-def _rows_on_disk(run: RunDirectory) -> Iterator[Row]:
+def _on_disk(run: RunDirectory, plan: PlanRecord) -> Iterator[GroupResult]:
     """The groups that have a verdict, each with the attempt that decides; those of other versions as they are."""
-    directories = list(run.groups())
-    group_result = group_results(run)
-    for group in group_result.values():
-        deciding = group.deciding
-        row = _row(run, deciding.directory, fitted(deciding.experiment), group.verdict.to_json())
-        yield replace(row, attempts=tuple(attempt.directory for attempt in group.attempts))
-    asked = asked_of(run)
-    known = {attempt.directory.path for group in group_result.values() for attempt in group.attempts}
-    others = [directory for directory in directories if directory.path not in known]
+    whole = group_results(run)
+    yield from whole.values()
+    known = {attempt.directory.path for result in whole.values() for attempt in result.attempts}
+    others = [directory for directory in run.groups() if directory.path not in known]
     for directory in sorted(others, key=lambda directory: directory.verdict.stat().st_mtime):
-        document, verdict = _documents(directory)
-        reported = mapping(document.get("group"))
-        name = reported.get("id")
-        if name and name not in group_result and verdict.get("outcome") and not is_outdated(name, reported, asked):
-            yield _row(run, directory, document, verdict)
+        attempt = glance(directory)
+        name = attempt.group.id
+        is_known = name and name not in whole and attempt.verdict.outcome
+        if is_known and not plan.has_outdated(name, attempt.group.content_hash):
+            yield replace(GroupResult.of(attempt, attempt.verdict, ()), run=run.name)
 
 
-def attempt_rows(row: Row) -> list[Row]:
-    """Every attempt at a group as a row of its own, in the order in which they ended; a lost record is left out."""
-    found = []
-    for directory in row.attempts:
-        document, verdict = mapping(_json(directory.experiment)), mapping(_json(directory.verdict))
-        if document.get("group") and verdict.get("outcome"):
-            found.append(_row(directory.run, directory, document, verdict))
-    return found
-
-
-def _row(run: RunDirectory, directory: GroupDirectory, document: Mapping[str, Any], verdict: Mapping[str, Any]) -> Row:
-    return Row(run.name, judged_record(directory, document, verdict), directory, document, verdict)
-
-
-def judged_record(directory: GroupDirectory, document: Mapping[str, Any], verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the outcome of a judged group for terminal, JUnit and page, from the two files of its folder."""
-    group, evidence = mapping(document.get("group")), mapping(document.get("evidence"))
-    device = mapping(evidence.get("device"))
-    known = {name: verdict.get(name) for name in RECORD_FIELDS}
-    return known | {
-        "group": group.get("id"),
-        "number": group.get("number"),
-        "tier": group.get("tier"),
-        "foreground": mapping(evidence.get("foreground")).get("name"),
-        "background": mapping(evidence.get("background")).get("name"),
-        "expected_bytes": group.get("expected_bytes"),
-        "budget_bytes": group.get("budget_bytes"),
-        "codes": [reason["code"] for reason in verdict.get("reasons") or ()],
-        "reasons": [f"{reason['text']} [{reason['code']}]" for reason in verdict.get("reasons") or ()],
-        "warnings": [f"{reason['text']} [{reason['code']}]" for reason in verdict.get("warnings") or ()],
-        "directory": str(directory.path),
-        "duration_s": evidence.get("duration_s"),
-        "device_name": device.get("name"),
-        "device_uuid": device.get("uuid"),
-    }
-
-
-def _end_of(row: Row) -> str | None:
-    start, duration_s = instant(row.evidence.get("started_at")), row.evidence.get("duration_s")
-    if start is None or not isinstance(duration_s, int | float):
+def _end_of(result: GroupResult) -> str | None:
+    start, duration_s = instant(result.evidence.started_at), result.evidence.duration_s
+    if start is None or duration_s is None:
         return None
     try:
         return (start + timedelta(seconds=duration_s)).isoformat(timespec="seconds")
@@ -346,31 +275,9 @@ def _end_of(row: Row) -> str | None:
         return None
 
 
-def _documents(directory: GroupDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The record and the verdict in a folder, as far as they are there and fit."""
-    return fitted(_json(directory.experiment)), read_leniently(_json(directory.verdict), Verdict)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except ColocateError:
-        return None
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The value if it is an object, else an empty one."""
-    return value if isinstance(value, dict) else NO_FACTS
-
-
-def number(value: Any) -> int | None:
-    """The value if it is a whole number."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def instant(value: Any) -> datetime | None:
+def instant(value: str | None) -> datetime | None:
     """An instant in ISO form; None for anything else."""
     try:
-        return datetime.fromisoformat(str(value))
+        return datetime.fromisoformat(value or "")
     except ValueError:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``experiment.json`` and ``verdict.json``: what is kept of a group, and reading it back to judge again.
+"""``experiment.json`` and ``verdict.json``: what is kept of an attempt at a group, and reading it back.
 
 The keys of the study's records stand at the top, so that its tools still read the file; everything that a verdict
 needs stands below ``evidence``. ``experiment.json`` is written when all evidence is in, ``verdict.json`` last.
@@ -10,22 +10,75 @@ import statistics
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from colocate.device import Vitals
 from colocate.errors import ColocateError
 from colocate.files import read_json, write_json
 from colocate.plan import Group, Training
 from colocate.results.layout import GroupDirectory
+from colocate.results.lenient import read_leniently
 from colocate.results.trace_files import VitalsReading, read_trace, write_trace, write_vitals
-from colocate.verdict import Evidence, Member, Verdict, judge
+from colocate.verdict import SCHEMA, Evidence, Member, Verdict, judge
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Repository and model of one training."""
+
+    repository: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A group as the plan had it."""
+
+    id: str
+    number: int
+    tier: str | None = None
+    expected_bytes: int | None = None
+    budget_bytes: int | None = None
+    content_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """What is read back of ``experiment.json``. The evidence has no samples; ``samples`` says how many there were."""
+
+    group: Asked
+    evidence: Evidence
+    samples: int
+    foreground: Settings = Settings()
+    background: Settings | None = None
 
 
 @dataclass(frozen=True)
-class StoredRecord:
-    """A record read back: what was seen, and the verdict given then (None when the run ended before it)."""
+class Attempt:
+    """One finished attempt at a group, as it is on disk.
 
-    evidence: Evidence
-    verdict: Verdict | None
-    document: dict[str, Any]
+    A run is what the plan asks for, one or several. An attempt is a run that was begun: when a foreign process, a blind
+    sensor or an interruption spoiled it, the next attempt stands beside it, and the last one counts.
+    """
+
+    directory: GroupDirectory
+    experiment: Experiment
+    verdict: Verdict
+
+    @property
+    def group(self) -> Asked:
+        """Return the group's settings at that time."""
+        return self.experiment.group
+
+    @property
+    def evidence(self) -> Evidence:
+        """Return the evidence without the samples."""
+        return self.experiment.evidence
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The number of the run and of the attempt at it, both from 1."""
+        return (self.evidence.run or 1, self.evidence.attempt or 1)
 
 
 def write_record(
@@ -57,32 +110,75 @@ def _write(
     return verdict
 
 
-def read_record(directory: GroupDirectory) -> StoredRecord:
-    """Read a record back. Missing samples become a fault: a short trace would look like a low peak.
+def read_attempt(directory: GroupDirectory) -> Attempt:
+    """Read an attempt back, without its samples.
+
+    Raises:
+        ColocateError: its record is missing, cut short or of another schema.
+    """
+    experiment, verdict = _experiment(directory), read_json(directory.verdict)
+    try:
+        return Attempt(directory, experiment, Verdict.from_json(verdict))
+    except ValueError as error:
+        raise ColocateError(f"{directory.path}: expected a verdict of this version, got {error}") from error
+
+
+def read_evidence(directory: GroupDirectory) -> Evidence:
+    """Read the evidence with its samples. Missing ones become a fault: a short trace would look like a low peak.
 
     Raises:
         ColocateError: ``experiment.json`` or ``trace.csv`` is missing, cut short or of another schema.
     """
-    document = read_json(directory.experiment)
-    verdict = read_json(directory.verdict) if directory.verdict.exists() else None
+    experiment = _experiment(directory)
     try:
         trace = read_trace(directory.trace)
-        evidence = Evidence.from_json(document["evidence"], trace.samples)
-        missing = int(document["samples"]) - len(trace.samples)
-        if missing or trace.torn is not None:
-            fault = ("record_damaged", f"{directory.trace.name}: {missing} of its samples are missing")
-            evidence = replace(evidence, faults=(*evidence.faults, fault))
-        return StoredRecord(evidence, None if verdict is None else Verdict.from_json(verdict), document)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ColocateError(f"{directory.path}: expected a record of this version, got {error}") from error
+    evidence = experiment.evidence
+    evidence = replace(evidence, trace=replace(evidence.trace, samples=trace.samples))
+    missing = experiment.samples - len(trace.samples)
+    if missing or trace.torn is not None:
+        fault = ("record_damaged", f"{directory.trace.name}: {missing} of its samples are missing")
+        evidence = replace(evidence, faults=(*evidence.faults, fault))
+    return evidence
 
 
-def read_bare_evidence(directory: GroupDirectory) -> Evidence | None:
-    """Read the evidence without the samples (so it cannot be judged), or None if it cannot be read."""
+def _experiment(directory: GroupDirectory) -> Experiment:
+    document = read_json(directory.experiment)
     try:
-        return Evidence.from_json(read_json(directory.experiment)["evidence"], ())
-    except (ColocateError, KeyError, TypeError, ValueError):
-        return None
+        found = _ADAPTER.validate_python(document)
+        if found.evidence.schema != SCHEMA or not found.group.id:
+            raise ValueError(f"schema {found.evidence.schema!r} of {found.group.id!r}")
+    except ValueError as error:
+        raise ColocateError(f"{directory.path}: expected a record of this version, got {error}") from error
+    return found
+
+
+def glance(directory: GroupDirectory) -> Attempt:
+    """Whatever of a record can be read, for a view; see `colocate.results.lenient` for what the rest becomes."""
+    documents = []
+    for path in (directory.experiment, directory.verdict):
+        try:
+            documents.append(read_json(path))
+        except ColocateError:
+            documents.append(None)
+    return Attempt(directory, read_leniently(documents[0], Experiment), read_leniently(documents[1], Verdict))
+
+
+def without_bulk(attempt: Attempt) -> Attempt:
+    """The same without progress events and copied lines of logs, so that ten thousand fill no memory."""
+    evidence = attempt.evidence
+    light = replace(
+        evidence,
+        foreground=_light(evidence.foreground),
+        background=None if evidence.background is None else _light(evidence.background),
+    )
+    return replace(attempt, experiment=replace(attempt.experiment, evidence=light))
+
+
+def _light(member: Member) -> Member:
+    runs = tuple(replace(run, last_lines=()) for run in member.process_runs)
+    return replace(member, progress_events=(), process_runs=runs)
 
 
 def _document(
@@ -173,3 +269,6 @@ def _energy(vitals: list[Vitals], evidence: Evidence) -> dict[str, float | None]
 
 def _mean(values: list[Any]) -> float | None:
     return statistics.fmean(values) if values else None
+
+
+_ADAPTER = TypeAdapter(Experiment)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colocate.errors import ColocateError
+from colocate.files import read_json
 from colocate.results.layout import GroupDirectory
-from colocate.results.record import read_record
+from colocate.results.record import read_evidence
 from colocate.verdict import Verdict, judge
 
 
@@ -32,7 +33,7 @@ def judge_record(directory: Path | str) -> Verdict:
     Raises:
         ColocateError: there is no whole record in it.
     """
-    return judge(read_record(GroupDirectory(Path(directory))).evidence)
+    return judge(read_evidence(GroupDirectory(Path(directory))))
 
 
 def verify(directory: Path) -> Iterator[Verified]:
@@ -53,13 +54,13 @@ def verify(directory: Path) -> Iterator[Verified]:
 
 def _verify(directory: GroupDirectory) -> Verified:
     try:
-        record = read_record(directory)
-    except ColocateError as error:
+        evidence = read_evidence(directory)
+        found = Verdict.from_json(read_json(directory.verdict)) if directory.verdict.exists() else None
+    except (ColocateError, ValueError) as error:
         return Verified(directory.path.name, False, str(error))
-    again = judge(record.evidence)
-    group = f"{record.evidence.group} ({directory.path.name})"
-    if record.verdict is None:
+    again, group = judge(evidence), f"{evidence.group} ({directory.path.name})"
+    if found is None:
         return Verified(group, False, f"no verdict on disk; judged now: {again}")
-    if record.verdict != again:
-        return Verified(group, False, f"expected {again}, found {record.verdict}")
+    if found != again:
+        return Verified(group, False, f"expected {again}, found {found}")
     return Verified(group, True, f"agrees, {again}")

@@ -364,6 +364,11 @@ class Evidence:
         """Foreground first, then the background if the group has one."""
         return (self.foreground,) if self.background is None else (self.foreground, self.background)
 
+    @property
+    def torch(self) -> str | None:
+        """The version of PyTorch that one of the trainings told of; None if neither did."""
+        return next((one.torch for member in self.members for one in member.allocators if one.torch), None)
+
     def member(self, role: Role) -> Member | None:
         """The member of a role; None for the background of a group that has none."""
         return self.foreground if role == "foreground" else self.background

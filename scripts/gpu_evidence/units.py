@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,22 +155,19 @@ def _group(kind: str, group: Group) -> Unit:
 def summary(attempt: Attempt) -> Result:
     """The figures of one attempt; sizes in bytes, None where nothing was read."""
     verdict, evidence = attempt.verdict, attempt.evidence
-    members = {}
-    for role in ("foreground", "background"):
-        member = evidence.get(role)
-        if member is None:
-            continue
-        allocators = member.get("allocators") or []
-        members[role] = {
-            "name": member["name"],
-            "reserved_bytes": max((a["max_reserved_bytes"] or 0 for a in allocators), default=0) or None,
-            "allocated_bytes": max((a["max_allocated_bytes"] or 0 for a in allocators), default=0) or None,
-            "listed_bytes": member.get("held_bytes"),
-            "optimizer_steps": sum(a["optimizer_steps"] for a in allocators),
-            "out_of_memory": len(member.get("out_of_memory") or []),
-            "retries": sum(a["num_alloc_retries"] for a in allocators),
-            "phases": sorted({mark["phase"] for mark in member.get("progress_events") or [] if mark.get("phase")}),
+    members = {
+        member.role: {
+            "name": member.name,
+            "reserved_bytes": max((one.max_reserved_bytes or 0 for one in member.allocators), default=0) or None,
+            "allocated_bytes": max((one.max_allocated_bytes or 0 for one in member.allocators), default=0) or None,
+            "listed_bytes": member.held_bytes,
+            "optimizer_steps": sum(one.optimizer_steps for one in member.allocators),
+            "out_of_memory": len(member.out_of_memory),
+            "retries": sum(one.num_alloc_retries for one in member.allocators),
+            "phases": sorted({event.phase for event in member.progress_events if event.phase}),
         }
+        for member in evidence.members
+    }
     return {
         "state": DONE,
         "outcome": str(verdict.outcome),
@@ -179,19 +176,19 @@ def summary(attempt: Attempt) -> Result:
         "reasons": [reason.text for reason in verdict.reasons],
         "peak_bytes": verdict.peak_bytes,
         "sampled_bytes": next((one.used_bytes for one in verdict.peaks if one.source == "samples"), None),
-        "baseline_bytes": evidence.get("baseline_bytes"),
-        "final_bytes": evidence.get("final_bytes"),
+        "baseline_bytes": evidence.baseline_bytes,
+        "final_bytes": evidence.final_bytes,
         "limit_bytes": verdict.limit_bytes,
         "overlap": verdict.overlap,
-        "duration_s": evidence.get("duration_s"),
+        "duration_s": evidence.duration_s,
         "epoch_cut": verdict.epoch_cut,
-        "expected_bytes": attempt.group.get("expected_bytes"),
-        "gpu": evidence["device"]["name"],
-        "driver": evidence["device"]["driver_version"],
-        "balloon": evidence["device"].get("balloon"),
+        "expected_bytes": attempt.group.expected_bytes,
+        "gpu": evidence.device.name,
+        "driver": evidence.device.driver_version,
+        "balloon": None if evidence.device.balloon is None else asdict(evidence.device.balloon),
         "members": members,
         "record": f"{attempt.directory.run.name}/{attempt.directory.path.name}",
-        "sampling": {name: evidence["trace"].get(name) for name in ("missed_ticks", "reading_s", "duration_s")},
+        "sampling": {name: getattr(evidence.trace, name) for name in ("missed_ticks", "reading_s", "duration_s")},
     }
 
 

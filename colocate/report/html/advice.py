@@ -5,18 +5,16 @@ Everything stands in the run directory; nothing is predicted or run while a page
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from colocate.advice import OUT_OF_TIME, Answer, Next, Stress
-from colocate.plan import ROLES
 from colocate.report.html.peak_shares import own_bytes
 from colocate.report.html.templating import macro
-from colocate.results import NO_FACTS, Part, Row, headroom_text, mapping, number, peak_text
+from colocate.results import GroupResult, Part, advice_files, headroom_text, peak_text
 from colocate.units import format_mib, span_text
 from colocate.verdict import Outcome
 
-Facts = Mapping[str, Any]
 Entry = TypeVar("Entry")
 
 # More entries of a list than these are not read; the table has all.
@@ -47,9 +45,9 @@ def needs(part: Part) -> dict[str, Any] | None:
     """Every infeasible group with its proposals, the cheapest first; None where none is."""
     proposed = {run.name: run.proposals for run in part.runs}
     found: list[dict[str, Any]] = [
-        {"row": row, "needed": needed(row), "proposals": list(_proposals(proposed.get(row.run, NO_FACTS), row))}
+        {"row": row, "needed": needed(row), "proposals": list(_proposals(proposed[row.run].get(row.group), row))}
         for row in part.counting
-        if row.record["outcome"] == Outcome.INFEASIBLE
+        if row.outcome == Outcome.INFEASIBLE
     ]
     if not found:
         return None
@@ -69,40 +67,31 @@ def needs(part: Part) -> dict[str, Any] | None:
     }
 
 
-def _proposals(proposed: Facts, row: Row) -> Iterator[dict[str, Any]]:
+def _proposals(entry: advice_files.Proposals | None, row: GroupResult) -> Iterator[dict[str, Any]]:
     """Those for the group as this row has it, not as an earlier session of the run had it."""
-    entry = mapping(proposed.get(row.group))
-    if entry.get("content_hash") != row.content_hash:
-        return
-    for one in map(mapping, entry.get("proposals") or ()):
-        peak, answer, why_not = mapping(one.get("peak")), str(one.get("answer")), one.get("why_not")
-        low, high = number(peak.get("low_bytes")), number(peak.get("high_bytes"))
-        known = low is not None and high is not None
+    for one in entry.proposals if entry is not None and entry.content_hash == row.content_hash else ():
+        span = "" if one.peak is None else span_text(one.peak.low_bytes, one.peak.high_bytes)
         yield {
-            "name": one.get("training"),
-            "settings": one.get("settings"),
-            "why": one.get("why"),
-            "text": one.get("text"),
-            "forecast": f"{span_text(low, high)} MiB: {answer}" if low is not None and high is not None else "",
-            "kind": _KINDS.get(answer, "v-warn"),
-            "why_not": None if known or why_not == OUT_OF_TIME else why_not,
-            "out_of_time": why_not == OUT_OF_TIME,
+            "proposal": one,
+            "forecast": f"{span} MiB: {one.answer}" if span else "",
+            "kind": _KINDS.get(one.answer or "", "v-warn"),
+            "why_not": one.why_not if one.peak is None and one.why_not != OUT_OF_TIME else None,
+            "out_of_time": one.why_not == OUT_OF_TIME,
         }
 
 
-def needed(row: Row) -> str:
+def needed(row: GroupResult) -> str:
     """Say what a group needed, and who needed it."""
-    record = row.record
-    peak, limit = number(record["peak_bytes"]), number(record["limit_bytes"])
+    peak, limit, evidence = row.peak_bytes, row.limit_bytes, row.evidence
     if peak is None or limit is None:
         return "what it would have needed is not known"
-    held = [f"{row.record[role]} {format_mib(size)}" for role in ROLES if (size := own_bytes(row, role)) is not None]
-    if row.baseline_bytes:
-        held.append(f"baseline {format_mib(row.baseline_bytes)}")
+    sizes = [(member.name, own_bytes(row, member.role)) for member in evidence.members]
+    sizes.append(("baseline", evidence.baseline_bytes or None))
+    held = [f"{name} {format_mib(size)}" for name, size in sizes if size is not None]
     over = f", {format_mib(peak - limit, beside=0)} above the limit" if peak > limit else f" of {format_mib(limit)}"
     verb = "is expected to need"
-    if record["basis"] == "measured":
-        verb = "needed at least" if any(code.endswith("out_of_memory") for code in record["codes"]) else "needed"
+    if row.basis == "measured":
+        verb = "needed at least" if any(code.endswith("out_of_memory") for code in row.codes) else "needed"
     return f"{verb} {format_mib(peak, beside=limit)}{over}" + (f": {', '.join(held)}" if held else "")
 
 
@@ -112,59 +101,42 @@ def needed(row: Row) -> str:
 def remedies(part: Part) -> list[dict[str, Any]]:
     """Every group for which something was tried: before and after, and the settings to copy."""
     tried = {run.name: run.remedies for run in part.runs}
-    entries = [(row, mapping(mapping(tried.get(row.run)).get(row.group))) for row in part.counting]
+    entries = [(row, tried[row.run].get(row.group)) for row in part.counting]
     # Those for the groups as these rows have them, not as an earlier session of the run had them.
     return [
         _remedies_of(row, entry)
         for row, entry in entries
-        if entry.get("tried") and entry.get("content_hash") == row.content_hash
+        if entry is not None and entry.tried and entry.content_hash == row.content_hash
     ]
 
 
-def _remedies_of(row: Row, entry: Facts) -> dict[str, Any]:
-    tried = list(map(mapping, entry["tried"]))
-    holds = number(entry.get("holds"))
-    remedy = tried[holds] if holds is not None and holds < len(tried) else None
-    rows = [_tried("as planned", mapping(entry.get("before")), "", "")]
+def _remedies_of(row: GroupResult, entry: advice_files.Remedies) -> dict[str, Any]:
+    holds = entry.holds
+    remedy = entry.tried[holds] if holds is not None and 0 <= holds < len(entry.tried) else None
+    rows = [_tried("as planned", entry.before, "", "")]
     rows += [
-        _tried(
-            f"{one.get('training')}: {one.get('settings')}",
-            mapping(one.get("after")),
-            _predicted(mapping(one.get("predicted"))),
-            str(one.get("directory") or ""),
-        )
-        for one in tried
+        _tried(f"{one.training}: {one.settings}", one.after, _predicted(one), one.directory or "")
+        for one in entry.tried
     ]
     return {
         "row": row,
-        "said": f"fits with {remedy.get('settings')}" if remedy else f"none of {len(tried)} holds",
+        "said": f"fits with {remedy.settings}" if remedy else f"none of {len(entry.tried)} holds",
         "heads": _REMEDY_HEADS,
         "rows": rows,
-        "member": json.dumps(remedy.get("member"), indent=2, ensure_ascii=False) if remedy else "",
+        "member": json.dumps(remedy.member, indent=2, ensure_ascii=False) if remedy else "",
     }
 
 
-def _tried(name: str, figures: Facts, predicted: str, directory: str) -> tuple[Any, ...]:
-    record = {"peak_low_bytes": None, "peak_high_bytes": None, "peak_bytes": None, "headroom_bytes": None, **figures}
-    record |= {"outcome": str(figures.get("outcome") or ""), "codes": figures.get("codes") or ()}
-    codes = ", ".join(map(str, record["codes"]))
-    text = f"{record['outcome']} ({figures.get('basis')})" + (f": {codes}" if codes else "")
-    reported = macro("advice.html", "reported")(record["outcome"], text)
-    return (
-        name,
-        reported,
-        peak_text(record),
-        headroom_text(record),
-        predicted,
-        macro("advice.html", "record")(directory),
-    )
+def _tried(name: str, figures: advice_files.Figures, predicted: str, directory: str) -> tuple[Any, ...]:
+    text = f"{figures.outcome} ({figures.basis})" + (f": {', '.join(figures.codes)}" if figures.codes else "")
+    reported = macro("advice.html", "reported")(figures.outcome, text)
+    folder = macro("advice.html", "record")(directory)
+    return name, reported, peak_text(figures), headroom_text(figures), predicted, folder
 
 
-def _predicted(reported: Facts) -> str:
-    peak = mapping(reported.get("peak"))
-    low, high = number(peak.get("low_bytes")), number(peak.get("high_bytes"))
-    answer = str(reported.get("answer") or "")
-    return answer if low is None or high is None else f"{format_mib(low)} to {format_mib(high)}: {answer}"
+def _predicted(tried: advice_files.Tried) -> str:
+    peak, answer = tried.peak, tried.answer or ""
+    return answer if peak is None else f"{format_mib(peak.low_bytes)} to {format_mib(peak.high_bytes)}: {answer}"
 
 
 # --- the distance to the breaking point
@@ -172,7 +144,7 @@ def _predicted(reported: Facts) -> str:
 
 def stress(part: Part) -> dict[str, Any] | None:
     """How much more could be taken beside what subtraction says; None where no group was stressed."""
-    read = [(row, Stress.read(row.directory)) for row in part.counting if row.directory is not None]
+    read = [(row, Stress.read(row.folder)) for row in part.counting if row.folder is not None]
     found = [(row, one) for row, one in read if one is not None]
     if not found:
         return None
@@ -183,16 +155,16 @@ def stress(part: Part) -> dict[str, Any] | None:
     }
 
 
-def _stressed(row: Row, found: Stress) -> tuple[Any, ...]:
+def _stressed(row: GroupResult, found: Stress) -> tuple[Any, ...]:
     why = "; ".join(filter(None, (found.broke_by, found.unfinished)))
     broke = format_mib(found.breaks_bytes, "not seen")
     return (
         macro("macros.html", "link")(row.group, f"#{row.key}"),
-        peak_text(row.record),
-        headroom_text(row.record),
+        peak_text(row),
+        headroom_text(row),
         format_mib(found.holds_bytes),
         f"{broke} ({why})" if why else broke,
-        row.record["memory_class"] or "",
+        row.memory_class or "",
         found.memory_class,
     )
 

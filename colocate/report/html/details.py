@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,16 @@ from colocate.report.html import evidence_table, memory_chart
 from colocate.report.html.templating import render
 from colocate.results import (
     GroupDirectory,
-    Record,
-    Row,
+    GroupResult,
     StoredRun,
-    attempt_rows,
     carries_peak,
+    glance,
     headroom_text,
-    mapping,
-    number,
     over_budget_bytes,
     peak_text,
 )
 from colocate.units import GIB, duration_text, energy_text, format_mib, plural
-from colocate.verdict import WorstCasePeak
+from colocate.verdict import Member
 
 # A log stays a file beside the page; what is copied into it is its end.
 LOG_LINES = 40
@@ -58,17 +56,18 @@ _SPEEDUP_HEADS = (
 )
 
 
-def details(row: Row, run: StoredRun | None, folder: Path, *, many: bool = False) -> Markup:
+def details(row: GroupResult, run: StoredRun | None, folder: Path, *, many: bool = False) -> Markup:
     """Render everything below one row; ``folder`` is where the page lies, for its links."""
+    if row.folder is not None:  # only the light part of the record was kept
+        row = replace(row, deciding=glance(row.folder))
     points = POINTS_OF_MANY if many else memory_chart.NUM_POINTS
-    directory = row.directory
+    directory = row.folder
     return render(
         "details.html",
         row=row,
-        record=row.record,
         facts=_facts(row),
         worst=_worst_case(row),
-        evidence=evidence_table.evidence_table(row) if directory is not None and row.evidence else None,
+        evidence=evidence_table.evidence_table(row) if row.evidence.foreground.name else None,
         attempts=_attempts(row, folder, points) if directory is not None else None,
         speedup=_speedup(directory),
         files=[] if directory is None else [(path.name, link(path, folder)) for path in _files(directory)],
@@ -81,67 +80,63 @@ def details(row: Row, run: StoredRun | None, folder: Path, *, many: bool = False
     )
 
 
-def _timeline(row: Row, points: int) -> dict[str, Any]:
+def _timeline(row: GroupResult, points: int) -> dict[str, Any]:
     """The picture of the GPU's memory, or why there is none."""
     try:
-        drawn = None if row.directory is None else memory_chart.timeline(row, row.directory, points)
+        drawn = None if row.folder is None else memory_chart.timeline(row, row.folder, points)
     except (OSError, ValueError) as error:
         return {"timeline": None, "trace_error": str(error)}
-    held = evidence_table.balloon_bytes(row)
-    if drawn is not None and held is not None:
-        drawn["caption"] = f"The balloon of {held / GIB:.1f} GiB below it is not drawn. "
+    balloon = row.evidence.device.balloon
+    if drawn is not None and balloon is not None:
+        drawn["caption"] = f"The balloon of {balloon.held_bytes / GIB:.1f} GiB below it is not drawn. "
     return {"timeline": drawn, "trace_error": ""}
 
 
-def _facts(row: Row) -> dict[str, str]:
-    record, evidence = row.record, row.evidence
-    if not record["basis"]:
+def _facts(row: GroupResult) -> dict[str, str]:
+    if not row.basis:
         return {}
-    overlap = record["overlap"]
     facts = {
-        "verdict": f"{record['outcome']} ({record['basis']})",
-        "peak": peak_text(record),
-        "headroom": headroom_text(record),
-        "limit": format_mib(record["limit_bytes"], ""),
-        "budget": _budget(record),
-        "class": record["memory_class"],
-        "overlap": None if overlap is None else f"{overlap:.0%}",
-        "time": duration_text(record["duration_s"]),
-        "energy of the GPU": energy_text(evidence.get("gpu_energy_j")),
-        "GPU": record["device_name"],
-        "driver": row.device.get("driver_version"),
-        "machine": evidence.get("host"),
+        "verdict": f"{row.outcome} ({row.basis})",
+        "peak": peak_text(row),
+        "headroom": headroom_text(row),
+        "limit": format_mib(row.limit_bytes, ""),
+        "budget": _budget(row),
+        "class": row.memory_class,
+        "overlap": None if row.overlap is None else f"{row.overlap:.0%}",
+        "time": duration_text(row.duration_s),
+        "energy of the GPU": energy_text(row.evidence.gpu_energy_j),
+        "GPU": row.device_name,
+        "driver": row.evidence.device.driver_version,
+        "machine": row.evidence.host,
         "run": row.run,
     }
     return {name: str(fact) for name, fact in facts.items() if fact}
 
 
-def _budget(record: Record) -> str | None:
+def _budget(row: GroupResult) -> str | None:
     """The plan's budget, and by how much the peak is above it."""
-    budget, over = number(record.get("budget_bytes")), over_budget_bytes(record)
-    if budget is None:
+    over = over_budget_bytes(row)
+    if row.budget_bytes is None:
         return None
-    return format_mib(budget) + ("" if over is None else f", over by {format_mib(over, beside=0)}")
+    return format_mib(row.budget_bytes) + ("" if over is None else f", over by {format_mib(over, beside=0)}")
 
 
-def _worst_case(row: Row) -> dict[str, Any] | None:
+def _worst_case(row: GroupResult) -> dict[str, Any] | None:
     """The peak that was seen beside the one of another meeting of the two, and which phases would have to meet.
 
     None where no two traces were told, and of a prediction: its range rests on all maxima at once already, and lies
     above what the dry run can show of them.
     """
-    found = mapping(row.verdict.get("worst_case"))
-    size, seen = number(found.get("peak_bytes")), number(row.verdict.get("peak_high_bytes"))
-    if size is None or seen is None or row.record["basis"] == "predicted" or not carries_peak(row.record):
+    found = None if row.verdict is None else row.verdict.worst_case
+    if found is None or row.peak_high_bytes is None or row.basis == "predicted" or not carries_peak(row):
         return None
-    met = WorstCasePeak(size, str(found.get("foreground_phase")), str(found.get("background_phase")), "allocator")
-    limit = number(row.verdict.get("limit_bytes"))
+    limit = row.limit_bytes
     return {
-        "seen": format_mib(seen, beside=limit),
-        "size": format_mib(size, beside=limit),
-        "over": limit is not None and size >= limit,
-        "met": str(met),
-        "reported_by": _WORST_CASE_SOURCES.get(str(found.get("reported_by")), "what they told"),
+        "seen": format_mib(row.peak_high_bytes, beside=limit),
+        "size": format_mib(found.peak_bytes, beside=limit),
+        "over": limit is not None and found.peak_bytes >= limit,
+        "met": str(found),
+        "reported_by": _WORST_CASE_SOURCES[found.reported_by],
     }
 
 
@@ -168,58 +163,51 @@ def _speedup(directory: GroupDirectory | None) -> dict[str, Any] | None:
 # --- attempts
 
 
-def _attempts(row: Row, folder: Path, points: int) -> dict[str, Any] | None:
+def _attempts(row: GroupResult, folder: Path, points: int) -> dict[str, Any] | None:
     """Every attempt at a group in the order in which they ended; None where there was only one."""
-    found = attempt_rows(row) if len(row.attempts) > 1 else []
+    seen = [glance(attempt.directory) for attempt in row.attempts]
+    found = [GroupResult.of(one, one.verdict, (one,)) for one in seen if one.group.id and one.verdict.outcome]
     if len(found) < 2:
         return None
-    runs = len({_place(one)[0] for one in found})
+    places = [one.attempts[0].place for one in found]
+    runs = len({run for run, _ in places})
     begun = f"begun {plural(len(found), 'time')}"
     head = f"{plural(runs, 'run')}, {begun}. The worst of the runs decides."
     return {
         "head": head if runs > 1 else f"{begun.capitalize()}. The last attempt counts.",
-        "folds": [_attempt(one, row, found, folder, points) for one in found],
+        "folds": [_attempt(one, row.directory, places, folder, points) for one in found],
     }
 
 
-def _attempt(one: Row, row: Row, found: list[Row], folder: Path, points: int) -> dict[str, Any]:
-    assert one.directory is not None, "an attempt has a folder"
-    assert row.directory is not None, "and so has the one that decides"
-    record = one.record
-    decides = one.directory.path == row.directory.path
-    peak = peak_text(record)
-    figures = [f"peak {peak}" if peak else "", duration_text(record["duration_s"])]
+Places = Sequence[tuple[int, int]]
+"""The run that the plan asked for and the attempt at it, both from 1."""
+
+
+def _attempt(one: GroupResult, deciding: str | None, places: Places, folder: Path, points: int) -> dict[str, Any]:
+    assert one.folder is not None, "an attempt has a folder"
+    decides, peak, (run, attempt) = one.directory == deciding, peak_text(one), one.attempts[0].place
+    figures = [f"peak {peak}" if peak else "", duration_text(one.duration_s)]
+    repeated = any(other_run == run and other > attempt for other_run, other in places)
     return {
-        "name": _attempt_name(one, found),
-        "outcome": record["outcome"],
+        "name": _attempt_name((run, attempt), places),
+        "outcome": one.outcome,
         "figures": "".join(f", {figure}" for figure in figures if figure),
         "decides": decides,
-        "reasons": record["reasons"],
-        "again_because": ", ".join(record["codes"]) if _was_repeated(one, found) else "",
+        "reasons": one.reasons,
+        "again_because": ", ".join(one.codes) if repeated else "",
         "timeline": None if decides else _timeline(one, points)["timeline"],
-        "folder": one.directory.path.name,
-        "href": link(one.directory.path, folder),
+        "folder": one.folder.path.name,
+        "href": link(one.folder.path, folder),
     }
 
 
-def _attempt_name(one: Row, found: list[Row]) -> str:
+def _attempt_name(place: tuple[int, int], places: Places) -> str:
     """Such as ``run 2, attempt 1``, with what there is several of."""
-    run, attempt = _place(one)
-    parts = [f"run {run}"] if len({_place(other)[0] for other in found}) > 1 else []
-    if not parts or sum(_place(other)[0] == run for other in found) > 1:
+    run, attempt = place
+    parts = [f"run {run}"] if len({other for other, _ in places}) > 1 else []
+    if not parts or sum(other == run for other, _ in places) > 1:
         parts.append(f"attempt {attempt}")
     return ", ".join(parts)
-
-
-def _was_repeated(one: Row, found: list[Row]) -> bool:
-    """A later attempt at the same run took its place."""
-    run, attempt = _place(one)
-    return any(other_run == run and other > attempt for other_run, other in map(_place, found))
-
-
-def _place(row: Row) -> tuple[int, int]:
-    """The run that the plan asked for and the attempt at it, both from 1."""
-    return (number(row.evidence.get("run")) or 1, number(row.evidence.get("attempt")) or 1)
 
 
 # --- files
@@ -247,18 +235,21 @@ def link(path: Path, folder: Path) -> str:
 # --- logs and what to do next
 
 
-def _logs(row: Row, directory: GroupDirectory, most: int) -> Iterator[dict[str, Any]]:
-    for role, path in (("foreground", directory.foreground_log), ("background", _last_background_log(directory))):
-        found = last_lines(path, most) if path is not None and path.exists() else _kept_lines(row, role)[-most:]
+def _logs(row: GroupResult, directory: GroupDirectory, most: int) -> Iterator[dict[str, Any]]:
+    evidence, dry = row.evidence, row.basis == "predicted"
+    background = _last_background_log(directory)
+    for role, path, member in (
+        ("foreground", directory.foreground_log, evidence.foreground),
+        ("background", background, evidence.background),
+    ):
+        found = last_lines(path, most) if path is not None and path.exists() else _kept_lines(member)[-most:]
         if found or path is not None:
-            dry = row.record["basis"] == "predicted"
             yield {"role": role, "lines": found, "name": path.name if path is not None else "log", "dry": dry}
 
 
-def _kept_lines(row: Row, role: str) -> list[str]:
-    process_runs = row.member(role).get("process_runs") or ()
-    kept = mapping(process_runs[-1]).get("last_lines") or () if process_runs else ()
-    return [clean(str(line)) for line in kept]
+def _kept_lines(member: Member | None) -> list[str]:
+    runs = () if member is None else member.process_runs
+    return [clean(line) for line in runs[-1].last_lines] if runs else []
 
 
 def last_lines(path: Path, most: int = LOG_LINES) -> list[str]:
@@ -276,14 +267,14 @@ def clean(line: str) -> str:
     return _CONTROL.sub("", line)[:LOG_LINE_CHARACTERS]
 
 
-def command(row: Row, run: StoredRun | None) -> str:
+def command(row: GroupResult, run: StoredRun | None) -> str:
     """Return the command that runs this group alone, with the options that the run had."""
     return again([row.group], run)
 
 
 def again(groups: Sequence[str], run: StoredRun | None, *, measure: bool = False) -> str:
     """Return the command that runs these groups, with the options that the run had; ``measure``: on a real GPU."""
-    words = [str(word).replace("--colocate-", "--") for word in (run.info.get("arguments") or ())] if run else []
+    words = [word.replace("--colocate-", "--") for word in run.info.arguments] if run else []
     kept = {}
     for word, following in pairwise([*words, ""]):
         name, _, value = word.partition("=")

@@ -7,7 +7,7 @@ Times lie on 1000 units of width, sizes on 200 of height; the templates draw the
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any
 
 from colocate.files import content, finite
 from colocate.plan import ROLES
-from colocate.results import GroupDirectory, Row, mapping, number, read_trace
+from colocate.results import GroupDirectory, GroupResult, read_trace
 from colocate.units import MIB, format_mib, plural, to_mib
-from colocate.verdict import Interval, Sample
+from colocate.verdict import Interval, ProcessRun, ProgressEvent, Sample
 
 NUM_POINTS = 300
 WIDTH, HEIGHT, _LANE = 1000, 200, 12
@@ -68,18 +68,18 @@ class Member:
         return max((end for _, end in (*self.process_runs, *(span for _, span in self.phases))), default=0.0)
 
 
-def timeline(row: Row, directory: GroupDirectory, num_points: int = NUM_POINTS) -> dict[str, Any] | None:
+def timeline(row: GroupResult, directory: GroupDirectory, num_points: int = NUM_POINTS) -> dict[str, Any] | None:
     """Lay out the GPU's memory over time; None without samples: nothing is drawn that was not read.
 
     Raises:
         OSError: the trace cannot be read.
         ValueError: the trace is damaged.
     """
-    limit = number(row.record["limit_bytes"])
+    limit, baseline_bytes = row.limit_bytes, row.evidence.baseline_bytes or 0
     if limit is None or not directory.trace.exists():
         return None
     samples = read_trace(directory.trace).samples
-    return drawing(samples, limit, members(row), row.baseline_bytes or 0, row.group, num_points) if samples else None
+    return drawing(samples, limit, members(row), baseline_bytes, row.group, num_points) if samples else None
 
 
 def drawing(
@@ -278,44 +278,34 @@ def time_step_s(end_s: float) -> float:
 # --- what a record has of the members
 
 
-def members(row: Row) -> dict[str, Member]:
+def members(row: GroupResult) -> dict[str, Member]:
     """Read when each member ran, in which phases, and what it held, as far as the record tells."""
-    found: dict[str, Member] = {}
-    for role in ROLES:
-        member = row.member(role)
-        if member:
-            runs = map(_process_run, map(mapping, member.get("process_runs") or ()))
-            phases = tuple(_phases(member.get("progress_events") or ()))[:MOST_PHASES]
-            found[role] = Member(tuple(filter(None, runs)), phases, tuple(_held(member.get("held") or ())))
-    return found
+    return {
+        member.role: Member(
+            tuple(filter(None, map(_process_run, member.process_runs))),
+            tuple(_phases(member.progress_events))[:MOST_PHASES],
+            member.held,
+        )
+        for member in row.evidence.members
+        if member.role
+    }
 
 
-def _process_run(process_run: Mapping[str, Any]) -> Interval | None:
-    start, end = process_run.get("started_s"), mapping(process_run.get("exit")).get("ended_s")
-    return (float(start), float(end)) if isinstance(start, int | float) and isinstance(end, int | float) else None
+def _process_run(process_run: ProcessRun) -> Interval | None:
+    return None if process_run.exit is None else (process_run.started_s, process_run.exit.ended_s)
 
 
-def _held(steps: Sequence[Any]) -> Iterator[Step]:
-    for step in steps:
-        if isinstance(step, list | tuple) and len(step) == 2 and isinstance(step[0], int | float):
-            size = number(step[1])
-            if size is not None:
-                yield float(step[0]), size
-
-
-def _phases(progress_events: Sequence[Any]) -> Iterator[tuple[str, Interval]]:
+def _phases(progress_events: Iterable[ProgressEvent]) -> Iterator[tuple[str, Interval]]:
     """Stretches of one phase of one process; neighbouring ones become one."""
-    current: tuple[str, Any, float, float] | None = None
-    for event in map(mapping, progress_events):
-        at, phase, pid = event.get("elapsed_s"), event.get("phase"), event.get("pid")
-        if not isinstance(at, int | float):
-            continue
-        if current is not None and pid == current[1]:
-            current = (*current[:3], float(at))
-        if current is None or phase != current[0] or pid != current[1]:
+    current: tuple[str, int, float, float] | None = None
+    for event in progress_events:
+        at = event.elapsed_s
+        if current is not None and event.pid == current[1]:
+            current = (*current[:3], at)
+        if current is None or event.phase != current[0] or event.pid != current[1]:
             if current is not None and current[3] > current[2]:
                 yield current[0], (current[2], current[3])
-            current = (str(phase), pid, float(at), float(at)) if phase else None
+            current = (event.phase, event.pid, at, at) if event.phase else None
     if current is not None and current[3] > current[2]:
         yield current[0], (current[2], current[3])
 

@@ -17,21 +17,20 @@ from markupsafe import Markup
 from colocate import __version__
 from colocate.advice import what_next
 from colocate.files import write_text
-from colocate.plan import ROLES, needed
+from colocate.plan import needed
 from colocate.report import comparison as compared
 from colocate.report.comparison import Comparison
-from colocate.report.html import advice, details, evidence_table, peak_chart, table
+from colocate.report.html import advice, details, peak_chart, table
 from colocate.report.html.templating import HERE, asset, macro, render
 from colocate.results import (
+    GroupResult,
     Part,
-    Row,
     RunDirectory,
     StoredRun,
     basis_of,
     carries_peak,
     headroom_text,
     instant,
-    mapping,
     over_budget_text,
     parts,
     peak_text,
@@ -76,9 +75,9 @@ class Report:
         return {run.name: run for part in self.parts for run in part.runs}
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[GroupResult]:
         """The groups of all parts."""
-        return [row for part in self.parts for row in part.rows]
+        return [row for part in self.parts for row in part.results]
 
     @property
     def title(self) -> str:
@@ -115,16 +114,16 @@ def body(report: Report) -> Markup:
     )
 
 
-def _details_of(report: Report) -> Callable[[Row], Markup]:
+def _details_of(report: Report) -> Callable[[GroupResult], Markup]:
     """What opens below a row; of very many groups those that do not fit have details first."""
     runs, many = report.runs, len(report.rows) > details.MANY
     ordered = sorted(report.rows, key=lambda row: table.sort_value(row, "verdict"))
     shown = {row.key for row in ordered[:LARGE]}
 
-    def opened(row: Row) -> Markup:
+    def opened(row: GroupResult) -> Markup:
         if row.key in shown:
-            return details.details(row.whole(), runs.get(row.run), report.folder, many=many)
-        folder = "" if row.directory is None else details.link(row.directory.path, report.folder)
+            return details.details(row, runs.get(row.run), report.folder, many=many)
+        folder = "" if row.folder is None else details.link(row.folder.path, report.folder)
         return Markup(macro("groups.html", "elsewhere")(folder))
 
     return opened
@@ -152,7 +151,7 @@ def _warnings(report: Report) -> Iterator[tuple[str, str, str]]:
     """What a reader must not overlook, as kind, head and text: numbers that nobody measured, groups without a verdict,
     a run that goes on.
     """  # noqa: D205
-    simulated = [row for row in report.rows if SIMULATED in str(row.device.get("driver_version") or "")]
+    simulated = [row for row in report.rows if SIMULATED in (row.evidence.device.driver_version or "")]
     if simulated:
         which = plural(len(simulated), "group")
         yield "loud", "SIMULATED NVML:", f" {which} ran on a make-believe GPU of the tests. No number here is real."
@@ -161,15 +160,15 @@ def _warnings(report: Report) -> Iterator[tuple[str, str, str]]:
         if missing:
             head, _, rest = missing.partition(":")
             yield "", f"{head}:", f"{rest}{_of(part, report)}"
-        over = over_budget_text(row.record for row in part.counting)
+        over = over_budget_text(part.counting)
         if over is not None:
             yield "", "OVER BUDGET:", f" {over}{_of(part, report)}. A budget changes no verdict."
-    if any(row.record["basis"] == "predicted" for row in report.rows):
+    if any(row.basis == "predicted" for row in report.rows):
         text = " these verdicts rest on a simulated allocator and its error bars, not on a GPU. "
         yield "", "PREDICTED:", text + "Measure before you rely on them."
-    smaller = [row for row in report.rows if evidence_table.balloon_bytes(row) is not None]
+    smaller = [row for row in report.rows if row.evidence.device.balloon is not None]
     if smaller:
-        names = ", ".join(dict.fromkeys(str(row.record["device_name"]) for row in smaller))
+        names = ", ".join(dict.fromkeys(str(row.device_name) for row in smaller))
         yield "", "A SMALLER GPU ON A LARGER ONE:", f" {plural(len(smaller), 'group')} ran on {names}. {_CONSTRAINED}"
     for part in report.parts:
         for run in part.runs:
@@ -188,8 +187,8 @@ def _few(names: Sequence[str]) -> list[str]:
 
 def _outcomes(part: Part) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for row in part.rows:
-        found.setdefault(row.group, set()).add(str(row.record["outcome"]))
+    for row in part.results:
+        found.setdefault(row.group, set()).add(str(row.outcome))
     return found
 
 
@@ -198,7 +197,7 @@ def _of(part: Part, report: Report) -> str:
 
 
 def _gpu_name(part: Part) -> str:
-    names = dict.fromkeys(str(row.record["device_name"]) for row in part.rows if row.record["device_name"])
+    names = dict.fromkeys(row.device_name for row in part.results if row.device_name)
     return ", ".join(names) or "no GPU"
 
 
@@ -208,9 +207,7 @@ def _part(part: Part, report: Report) -> dict[str, Any]:
     records = [RunDirectory(run.path).record for run in part.runs]
     undecided = [row.group for row in found.undecided]
     # Predicting again comes to the same range.
-    measure = all(
-        row.record["codes"] == ["undecided"] and row.record["basis"] == "predicted" for row in found.undecided
-    )
+    measure = all(row.codes == ("undecided",) and row.basis == "predicted" for row in found.undecided)
     return {
         "label": f"{part.plan_name} on {_gpu_name(part)}",
         "kind": {"holds": "v-ok", "fails": "v-bad"}.get(part.plan_verdict.holding, "v-warn"),
@@ -222,7 +219,7 @@ def _part(part: Part, report: Report) -> dict[str, Any]:
         "tiles": list(tiles(part)),
         "picture": peak_chart.picture(part.counting, highest=report.is_large),
         "tiers": list(_tiers(part)),
-        "count": len(part.rows),
+        "count": len(part.results),
         "stress": advice.stress(part),
         "next": found,
         "measure": measure,
@@ -238,7 +235,7 @@ def headline(part: Part) -> str:
     plan_verdict, gpu = part.plan_verdict, part.gpu_bytes
     size = "a GPU" if gpu is None else _with_article(format_size(gpu) + " GPU")
     verb = "can share" if plan_verdict.total else "share"
-    bases = {row.record["basis"] for row in part.rows}
+    bases = {row.basis for row in part.results}
     if bases <= {"predicted", None} and "predicted" in bases:
         verb = "are predicted to share"
     elif plan_verdict.complete:
@@ -262,9 +259,8 @@ def _standing(part: Part) -> Iterator[str | None]:
     begun = filter(None, (instant(run.started_at) for run in part.runs))
     started = min(begun, default=None, key=lambda at: at.timestamp())
     known = [duration for run in part.runs if (duration := run.duration_s) is not None]
-    yield basis_of(row.record for row in part.rows)
-    driver = part.first("driver_version")
-    yield f"driver {driver}" if driver else None
+    yield basis_of(part.results)
+    yield f"driver {part.driver}" if part.driver else None
     yield None if started is None else f"{started.astimezone():%d %B %Y, %H:%M}"
     yield f"groups took {duration_text(sum(known))}" if known else None
     yield ", ".join(run.name for run in part.runs)
@@ -276,7 +272,7 @@ def _files(part: Part, folder: Path) -> Iterator[tuple[str, str]]:
         beside = f" of {run.name}" if len(part.runs) > 1 else ""
         if (summary := RunDirectory(run.path).summary).exists():
             yield f"summary.csv{beside}", details.link(summary, folder)
-        junit = re.search(r"--junit-?xml[= ](\S+)", " ".join(map(str, run.info.get("arguments") or ())))
+        junit = re.search(r"--junit-?xml[= ](\S+)", " ".join(run.info.arguments))
         if junit and (path := run.path.parents[1] / junit[1]).parent.is_dir():  # written after this page
             yield f"JUnit{beside}", details.link(path, folder)
         yield f"records and logs{beside}", details.link(run.path, folder)
@@ -289,30 +285,30 @@ def tiles(part: Part) -> Iterator[tuple[str, str, str]]:
     for outcome, kind in ((Outcome.INFEASIBLE, "v-bad"), (Outcome.INCONCLUSIVE, "v-warn")):
         count = plan_verdict.count(outcome)
         yield str(count), outcome.lower(), kind if count else ""
-    peaks = [row for row in rows if carries_peak(row.record)]
+    peaks = [row for row in rows if carries_peak(row)]
     if peaks:
-        highest = max(peaks, key=lambda row: row.record["peak_bytes"])
-        yield peak_text(highest.record), f"highest peak, {highest.group}", ""
-    rooms = [row for row in peaks if row.record["headroom_bytes"] is not None]
+        highest = max(peaks, key=lambda row: row.peak_bytes or 0)
+        yield peak_text(highest), f"highest peak, {highest.group}", ""
+    rooms = [(row.headroom_bytes, row) for row in peaks if row.headroom_bytes is not None]
     if rooms:
-        least = min(rooms, key=lambda row: row.record["headroom_bytes"])
-        yield headroom_text(least.record), f"least headroom, {least.group}", ""
+        _, least = min(rooms, key=lambda one: one[0])
+        yield headroom_text(least), f"least headroom, {least.group}", ""
     yield format_mib(part.limit_bytes), f"limit, of {format_mib(part.gpu_bytes)}", ""
-    known = [joules for row in part.rows if (joules := row.evidence.get("gpu_energy_j")) is not None]
+    known = [joules for row in part.results if (joules := row.evidence.gpu_energy_j) is not None]
     if known:
-        of = "" if len(known) == len(part.rows) else f", {len(known)} of {len(part.rows)} groups"
+        of = "" if len(known) == len(part.results) else f", {len(known)} of {len(part.results)} groups"
         yield energy_text(sum(known)), f"energy of the GPU{of}", ""
 
 
 def _tiers(part: Part) -> Iterator[tuple[Any, ...]]:
     """What the plan expects of every tier, against what came out."""
-    names = list(dict.fromkeys(row.record["tier"] for row in part.rows if row.record["tier"]))
-    plans = [mapping(run.plan.get("tiers")) for run in part.runs]
+    names = list(dict.fromkeys(row.tier for row in part.results if row.tier))
+    plans = [run.plan.tiers for run in part.runs]
     order = list(next(filter(None, plans), {}))
     names.sort(key=lambda name: order.index(name) if name in order else len(order))
     for name in names:
         rate = next((plan[name] for plan in plans if name in plan), None)
-        outcomes = [part.plan_verdict.outcomes.get(row.group) for row in part.counting if row.record["tier"] == name]
+        outcomes = [part.plan_verdict.outcomes.get(row.group) for row in part.counting if row.tier == name]
         yield _tier(name, rate, outcomes)
 
 
@@ -336,12 +332,12 @@ def _tier(name: str, rate: float | None, outcomes: Sequence[str | None]) -> tupl
 
 
 def _made_with(run: StoredRun) -> str:
-    versions = {**mapping(run.info.get("versions"))}
-    for row in run.rows:
-        versions |= {k: v for k, v in mapping(row.evidence.get("versions")).items() if k not in versions}
-        torch = [mapping(a).get("torch") for role in ROLES for a in row.member(role).get("allocators") or ()]
-        versions.setdefault("torch", next(filter(None, torch), None))
-    shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    versions = dict(run.info.versions)
+    for row in run.results:
+        versions = {**row.evidence.versions, **versions}
+        if row.evidence.torch is not None:
+            versions.setdefault("torch", row.evidence.torch)
+    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"{run.name}: {shown}." if shown else run.name
 
 

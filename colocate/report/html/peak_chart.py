@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from colocate.report.html.peak_shares import Shares, shares
-from colocate.results import Row, carries_peak, peak_text
+from colocate.results import GroupResult, carries_peak, peak_text
 from colocate.units import MIB, format_mib, plural, to_mib
 
 WIDTH = 1000
@@ -23,14 +23,14 @@ ORDERS = {
 }
 
 
-def picture(rows: Sequence[Row], *, highest: bool = False) -> dict[str, Any] | None:
+def picture(rows: Sequence[GroupResult], *, highest: bool = False) -> dict[str, Any] | None:
     """Lay out the bars of all groups whose peak stands for something; with ``highest`` only those of the highest."""
-    drawable = [row for row in rows if carries_peak(row.record)]
-    shown = sorted(drawable, key=lambda row: -row.record["peak_bytes"])[:MOST_BARS] if highest else drawable
+    drawable = [row for row in rows if carries_peak(row)]
+    shown = sorted(drawable, key=lambda row: -(row.peak_bytes or 0))[:MOST_BARS] if highest else drawable
     if not shown:
         return None
     top = _top(shown)
-    limits = {row.record["limit_bytes"] for row in shown}
+    limits = {row.limit_bytes for row in shown}
     without = len(rows) - len(drawable)
     return {
         "legend": list(_legend(shown)),
@@ -48,18 +48,18 @@ def picture(rows: Sequence[Row], *, highest: bool = False) -> dict[str, Any] | N
     }
 
 
-def _top(rows: Sequence[Row]) -> int:
+def _top(rows: Sequence[GroupResult]) -> int:
     names = ("peak_bytes", "peak_high_bytes", "expected_bytes", "limit_bytes")
-    return max([MIB, *(row.record[name] or 0 for row in rows for name in names)]) * 104 // 100
+    return max([MIB, *(getattr(row, name) or 0 for row in rows for name in names)]) * 104 // 100
 
 
 def _x(size: float, top: int) -> float:
     return round(WIDTH * max(0, size) / top, 1)
 
 
-def _legend(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+def _legend(rows: Sequence[GroupResult]) -> Iterator[tuple[str, str]]:
     yield from (("foreground", "foreground"), ("background", "background"), ("other", "baseline and other"))
-    if any(row.record["expected_bytes"] for row in rows):
+    if any(row.expected_bytes for row in rows):
         yield "expected", "expected by the plan"
     if any(_is_interval(row) for row in rows):
         yield "whisker", "range of the prediction"
@@ -83,28 +83,27 @@ def _ticks(top: int) -> Iterator[int]:
     yield from range(0, top, step * MIB)
 
 
-def _is_interval(row: Row) -> bool:
-    low, high = row.record["peak_low_bytes"], row.record["peak_high_bytes"]
-    return low is not None and high is not None and low != high
+def _is_interval(row: GroupResult) -> bool:
+    return None not in (row.peak_low_bytes, row.peak_high_bytes) and row.peak_low_bytes != row.peak_high_bytes
 
 
-def _bar(row: Row, top: int, *, one_limit: bool) -> dict[str, Any]:
-    record, split = row.record, shares(row)
+def _bar(row: GroupResult, top: int, *, one_limit: bool) -> dict[str, Any]:
+    split = shares(row)
     assert split is not None, "only rows with a peak have a bar"
-    peak, expected, limit = record["peak_bytes"], record["expected_bytes"], record["limit_bytes"]
-    figure = peak_text(record).removesuffix(" MiB")
+    peak, expected, limit = split.peak_bytes, row.expected_bytes, row.limit_bytes
+    figure = peak_text(row).removesuffix(" MiB")
     return {
         "row": row,
         "said": spoken(row, split),
         "segments": list(_segments(split, top)),
         "expected": _x(expected, top) if expected else None,
-        "range": (_x(record["peak_low_bytes"], top), _x(record["peak_high_bytes"], top)) if _is_interval(row) else (),
+        "range": (_x(row.peak_low_bytes or 0, top), _x(row.peak_high_bytes or 0, top)) if _is_interval(row) else (),
         "limit": None if limit is None else _x(limit, top),
         "figure": figure if one_limit or limit is None else f"{figure} of {round(to_mib(limit))}",
         "order": {
-            "plan": record["number"] or 0,
+            "plan": row.number or 0,
             "peak": -peak,
-            "headroom": record["headroom_bytes"] if record["headroom_bytes"] is not None else 2**60,
+            "headroom": row.headroom_bytes if row.headroom_bytes is not None else 2**60,
             "miss": (expected or peak) - peak,
         },
     }
@@ -119,18 +118,18 @@ def _segments(split: Shares, top: int) -> Iterator[tuple[str, float, float]]:
             start += size
 
 
-def spoken(row: Row, split: Shares) -> str:
+def spoken(row: GroupResult, split: Shares) -> str:
     """Say the bar in words, for those who do not see it and for those who point at it."""
-    record = row.record
-    parts = [f"{row.group}, {record['outcome']}: peak {peak_text(record)} of {format_mib(record['limit_bytes'])}"]
+    parts = [f"{row.group}, {row.outcome}: peak {peak_text(row)} of {format_mib(row.limit_bytes)}"]
     sizes = {"foreground": split.foreground_bytes, "background": split.background_bytes}
     parts += [f"{name} {format_mib(size)}" for name, size in sizes.items() if size is not None]
     if split.known:
-        unknown = [name for name, size in sizes.items() if size is None and row.member(name).get("uses_gpu")]
+        silent = [member for member in row.evidence.members if sizes.get(member.role, 0) is None and member.uses_gpu]
+        unknown = [member.role for member in silent]
         included = f", {' and '.join(unknown)} included" if unknown else ""
         parts.append(f"baseline and other{included} {format_mib(split.other_bytes)}")
     if split.clipped:
         parts.append("the members' own maxima were not at the same moment")
-    if record["expected_bytes"]:
-        parts.append(f"the plan expected {format_mib(record['expected_bytes'])}")
+    if row.expected_bytes:
+        parts.append(f"the plan expected {format_mib(row.expected_bytes)}")
     return "; ".join(parts)

@@ -5,12 +5,12 @@ On the virtual GPU these are the members' own highest demands, whose sum is the 
 driver or PyTorch told of each member at its own highest moment; the rest is what neither of them accounts for.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from colocate.plan import ROLES
-from colocate.results import Row, mapping, number
+from colocate.plan import ROLES, Role
+from colocate.results import GroupResult
+from colocate.verdict import Allocator, Member, own_peak_bytes
 
 
 @dataclass(frozen=True)
@@ -33,45 +33,37 @@ class Shares:
         return self.foreground_bytes is not None or self.background_bytes is not None
 
 
-def shares(row: Row) -> Shares | None:
-    """The parts of a row's peak; None without a peak."""
-    peak = number(row.record.get("peak_bytes"))
+def shares(row: GroupResult) -> Shares | None:
+    """The parts of a group's peak; None without a peak."""
+    peak = row.peak_bytes
     if peak is None:
         return None
     own = {role: own_bytes(row, role) for role in ROLES}
-    room = max(0, peak - (row.baseline_bytes or 0))
+    room = max(0, peak - (row.evidence.baseline_bytes or 0))
     background = None if own["background"] is None else min(own["background"], room)
     foreground = None if own["foreground"] is None else min(own["foreground"], room - (background or 0))
     rest = peak - (foreground or 0) - (background or 0)
     return Shares(peak, foreground, background, rest, sum(size or 0 for size in own.values()) > room)
 
 
-def own_bytes(row: Row, role: str) -> int | None:
+def own_bytes(row: GroupResult, role: Role) -> int | None:
     """The most that a member held or asked for, CUDA context included where it is known; None where nobody told."""
-    member = row.member(role)
-    allocators = [mapping(allocator) for allocator in member.get("allocators") or ()]
-    if row.record.get("basis") == "predicted":
-        wanted = max(_demands([mapping(one) for one in member.get("wanted") or ()]), default=None)
-        demand = max(_demands(allocators), default=None)
+    member = row.evidence.member(role)
+    if member is None:
+        return None
+    if row.basis == "predicted":
+        wanted = max(_demands(member.wanted), default=None)
+        demand = max(_demands(member.allocators), default=None)
         asked = None if demand is None else demand + (_unmet(member) if wanted is None else 0)
         return max(filter(None, (asked, wanted)), default=None)
-    accounted: dict[Any, int] = {}
-    for peak in map(mapping, member.get("process_peaks") or ()):
-        accounted[peak.get("process_run")] = accounted.get(peak.get("process_run"), 0) + (
-            number(peak.get("used_bytes")) or 0
-        )
-    reported = [*accounted.values(), number(member.get("held_bytes")), number(member.get("accounting_peak_bytes"))]
-    reported += [number(allocator.get("max_reserved_bytes")) for allocator in allocators]
-    return max(filter(None, reported), default=None)
+    return max(filter(None, (own_peak_bytes(member), member.held_bytes)), default=None)
 
 
-def _demands(allocators: list[Mapping[str, Any]]) -> Iterator[int]:
-    for allocator in allocators:
-        reserved, context = number(allocator.get("max_reserved_bytes")), number(allocator.get("context_bytes"))
-        if reserved is not None and context is not None:
-            yield reserved + context
+def _demands(allocators: Iterable[Allocator]) -> Iterator[int]:
+    for one in allocators:
+        if one.max_reserved_bytes is not None and one.context_bytes is not None:
+            yield one.max_reserved_bytes + one.context_bytes
 
 
-def _unmet(member: Mapping[str, Any]) -> int:
-    asked = [number(mapping(event).get("requested_bytes")) or 0 for event in member.get("out_of_memory") or ()]
-    return max(asked, default=0)
+def _unmet(member: Member) -> int:
+    return max((event.requested_bytes or 0 for event in member.out_of_memory), default=0)
