@@ -11,7 +11,7 @@ from groups import group, training
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.advice.solo_runs import FILE, SoloRunCache, read_speedup, settle
+from colocate.advice.solo_runs import FILE, SIDE_RUN, read_speedup, settle
 from colocate.advice.speedup import (
     NOT_PREDICTED,
     GroupSpeedup,
@@ -186,13 +186,13 @@ def test_a_run_alone_beside_a_foreign_process_is_no_measure() -> None:
 def test_on_the_virtual_gpu_nothing_is_run_alone(tmp_path: Path) -> None:
     ours, load = training("ours", "--probe"), training("load", "--probe", repeat_args=("--repeat",))
     both, run, gpu = group(ours, load), RunDirectory(tmp_path / "run-virtual"), FoundGpu("virtual", total_bytes=2**33)
-    attempt, reported = AttemptRunner(run, "test", gpu).attempt(both), list[str]()
+    attempt = AttemptRunner(run, "test", gpu).attempt(both)
 
     with opened(gpu, tmp_path / "gpu", holder="test") as device:
-        found = settle(both, combine_attempts([attempt]), device, cache=None, tell=reported.append)
+        found = settle(both, combine_attempts([attempt]), device)
 
     assert found == read_speedup(attempt.directory) == GroupSpeedup(unknown=NOT_PREDICTED)
-    assert not reported
+    assert not run.side_run(SIDE_RUN).path.exists()
 
 
 SLOWER = ("--probe", "--evaluate-steps", "4")
@@ -209,11 +209,10 @@ def test_a_slowdown_that_is_known_is_found(fake_nvml: FakeNvml, tmp_path: Path) 
     load = replace(load, argv=tuple(word for word in load.argv if word != "--repeat"), repeat_args=("--repeat",))
     both, run, gpu = group(ours, load), RunDirectory(tmp_path / "run-worth"), FoundGpu("nvidia", fake_nvml.uuid())
     attempt = AttemptRunner(run, "test", gpu).attempt(both)
-    cache, reported = SoloRunCache(tmp_path / "cache"), list[str]()
 
     with opened(gpu, tmp_path / "gpu", holder="test") as device:
-        found = settle(both, combine_attempts([attempt]), device, cache=cache, tell=reported.append)
-        again = settle(both, combine_attempts([attempt]), device, cache=cache, tell=reported.append)
+        found = settle(both, combine_attempts([attempt]), device)
+        again = settle(both, combine_attempts([attempt]), device)
 
     assert found.unknown is None, found.unknown
     (speedup,) = found.runs
@@ -222,7 +221,7 @@ def test_a_slowdown_that_is_known_is_found(fake_nvml: FakeNvml, tmp_path: Path) 
     assert speedup.time_saved == pytest.approx(0.11, abs=0.1)
     assert speedup.together_j is not None
     assert read_energy(attempt.directory.energy)[0].power_w == 60.0
-    assert len(reported) == 2, "the second time both are remembered"
+    assert len(list(run.side_run(SIDE_RUN).groups())) == 2, "the second time both were run already"
     assert again.runs == found.runs == read_speedup(attempt.directory).runs
     (row,) = rows(run)
     assert row["time_saved_low"] == row["time_saved_high"] == round(speedup.time_saved, 4)

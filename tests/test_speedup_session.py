@@ -15,10 +15,7 @@ def paired(name: str, *options: str) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_a_feasible_group_says_whether_it_was_worth_it(
-    fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_a_feasible_group_says_whether_it_was_worth_it(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     entry = {"mode": "parallel", "foreground": paired("ours", "--steps", "60"), "background": paired("load")}
     path = plan(tmp_path / "plan.json", [entry])
 

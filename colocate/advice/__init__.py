@@ -14,7 +14,7 @@ from colocate.advice.proposal_forecasts import OUT_OF_TIME, ProposalForecast, ad
 from colocate.advice.proposals import is_unfit
 from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
 from colocate.advice.solo_profiles import SoloProfile, known_of, of_catalog, of_plan, predicted, rank, remembered
-from colocate.advice.solo_runs import SoloRunCache, read_speedup, settle
+from colocate.advice.solo_runs import read_speedup, settle
 from colocate.advice.stress import LEAST_RESOLUTION_BYTES, Stress, stress
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "Remedied",
     "Remedies",
     "SoloProfile",
-    "SoloRunCache",
     "Stress",
     "Tried",
     "Variable",

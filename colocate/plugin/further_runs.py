@@ -27,7 +27,7 @@ def with_further_runs(
 
     What goes wrong here costs the answer, never the verdict.
     """
-    from colocate.advice import SoloRunCache, settle, stress
+    from colocate.advice import settle, stress
 
     if result.outcome != Outcome.FEASIBLE or result.deciding is None:
         return
@@ -42,7 +42,7 @@ def with_further_runs(
         yield result
     if option(config, "compare_solo") and group.background is not None:
         try:
-            answer = str(settle(group, result, device, cache=SoloRunCache.of_user()))
+            answer = str(settle(group, result, device))
         except (ColocateError, OSError) as error:
             answer = f"not known: {error}"
             _log.warning("%s: whether sharing is worth it is %s", group.id, answer)
