@@ -134,3 +134,16 @@ def test_workers_that_collected_different_groups_are_refused():
         scheduler.add_node_collection(worker, ids)
     with pytest.raises(pytest.UsageError, match="expected the same groups"):
         scheduler.schedule()
+
+
+def test_a_group_waits_while_another_shows_what_it_need_not_show_again():
+    """Two groups with the same background, started together, would both have to dry-run it."""
+    scheduler, workers = scheduler_with(2, minutes=[4, 3, 2, 1])
+    same = {"f.py::test_group[group01]", "f.py::test_group[group02]", "f.py::test_group[group04]"}
+    scheduler.shows = lambda nodeid: frozenset({"a background"} if nodeid in same else ())
+
+    scheduler.schedule()
+    assert [worker.queue[0] for worker in workers] == [0, 2]
+
+    scheduler.mark_test_complete(workers[1], 2)
+    assert workers[1].queue[-2:] == [1, 4], "nothing else is left"

@@ -3,6 +3,7 @@
 
 from colocate.harness import environment
 from colocate.harness.attempt import AttemptRunner, attempt_on, new_directory, observing
+from colocate.harness.dry_runs import DryRuns
 from colocate.harness.group_run import GroupRun
 from colocate.harness.prediction_cache import Cache
 from colocate.harness.resume import Decision, decide, find_run, reported, take_up
@@ -16,6 +17,7 @@ __all__ = [
     "AttemptRunner",
     "Cache",
     "Decision",
+    "DryRuns",
     "GroupRun",
     "Parts",
     "Program",

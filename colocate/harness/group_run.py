@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -154,7 +155,18 @@ class GroupRun(ObservedGroup):
         self.stop()
         self.settle()
         self._learn_what_was_wanted()
+        self._keep_dry_runs()
         return self._write()
+
+    def _keep_dry_runs(self) -> None:
+        """Let later groups of the session replay what was run to its end here."""
+        if self._dry_runs is None or self._virtual_gpu is None:
+            return
+        for training in self._members:
+            ends = [process.exit for process in training.processes]
+            finished = training.ready_t is not None or all(end is not None and end.ok for end in ends)
+            if finished and not training.replayed:
+                self._dry_runs.keep(training, self.directory, self.group.id)
 
     def _see_who_else_is_there(self) -> None:
         """After a failure: a foreign process who came since the last list of processes may be the reason."""
@@ -215,13 +227,22 @@ class GroupRun(ObservedGroup):
     def _launch(self, training: TrainingMonitor, log: Path) -> Process:
         # What a short pass over its data has to show is known then; a background that ends has to last.
         whole = self._whole or (training.role == "background" and training.simulated_t is not None)
+        command = self._command(training.role, training.training, whole=whole)
+        known = self._known(training)
+        training.replayed = known is not None
         return start(
-            self._command(training.role, training.training, whole=whole),
+            command if known is None else replace(command, argv=known),
             log=log,
             cookie=self._gpu.gpu_processes.cookie(training.role),
             patterns=training.patterns,
             max_processes=self.group.limits.max_processes,
         )
+
+    def _known(self, training: TrainingMonitor) -> tuple[str, ...] | None:
+        """The command that replays an earlier dry run of the training; None if it has to be run."""
+        if self._dry_runs is None or self._virtual_gpu is None or self._whole or self.directory.attempt > 1:
+            return None
+        return self._dry_runs.replayed(training.training, training.role, len(training.processes), self._virtual_gpu)
 
     def _command(self, role: Role, training: Training, *, whole: bool) -> Command:
         virtual = self._virtual_gpu is not None

@@ -16,6 +16,7 @@ from colocate.device import CpuEnergyMeter, Device, Quarantine
 from colocate.errors import ColocateError
 from colocate.harness import environment
 from colocate.harness.device_state import DeviceState
+from colocate.harness.dry_runs import DryRuns
 from colocate.harness.sampler import Sampler
 from colocate.harness.throttling import throttling
 from colocate.harness.training_monitor import TrainingMonitor
@@ -40,6 +41,7 @@ class ObservedGroup:
         plan: Name of the plan.
         cpu_energy: Runs since the monitor was started; None where nobody wants to know.
         asks: After an out-of-memory on the virtual GPU, find out what the training wanted.
+        dry_runs: On the virtual GPU, what earlier groups have shown of their programs; None runs each of them.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ObservedGroup:
         cpu_energy: CpuEnergyMeter | None = None,
         asks: bool = True,
         whole: bool = False,
+        dry_runs: DryRuns | None = None,
     ) -> None:
         self.group = group
         self.directory = directory
@@ -73,6 +76,7 @@ class ObservedGroup:
         self._faults: list[tuple[str, str]] = []
         self._asks = asks
         self._whole = whole
+        self._dry_runs = dry_runs
         self.was_cut = False
         self._stepping_s: float | None = None
         self.verdict: Verdict | None = None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The user's cache of dry runs: a result counts as long as everything that decides it is the same."""
 
+import functools
 import hashlib
 import json
 import os
@@ -44,7 +45,7 @@ class Cache:
         """Return the stored dry run of a program, or None if there is none or something has changed since."""
         try:
             document = json.loads(self._path(program, gpu).read_text())
-            if any(_digest(Path(name)) != digest for name, digest in document["files"].items()):
+            if any(digest(Path(name)) != content for name, content in document["files"].items()):
                 return None
             return replace(_ADAPTER.validate_python(document["result"]), cached=True, name=program.name)
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
@@ -61,7 +62,7 @@ class Cache:
             return
         document = {
             "result": _ADAPTER.dump_python(result, mode="json"),
-            "files": {name: _digest(Path(name)) for name in files},
+            "files": {name: digest(Path(name)) for name in files},
             "packages": list(packages),
         }
         path = self._path(program, gpu)
@@ -74,23 +75,33 @@ class Cache:
             return
 
     def _path(self, program: Program, gpu: GpuModel) -> Path:
-        settings = {k: v for k, v in os.environ.items() if not k.startswith(ASIDE) and k not in ASIDE_ALONE}
-        named = {word: _digest(program.cwd / word) for word in program.argv[1:] if (program.cwd / word).is_file()}
-        package = Path(__file__).parents[1]
-        ours = [_digest(path) for name in ("probe/**/*.py", *DECIDING) for path in sorted(package.glob(name))]
-        identity = [
-            list(program.argv),
-            str(program.cwd),
-            sorted({**settings, **program.env}.items()),
-            named,
-            repr(gpu),
-            ours,
-            _packages_of(program.argv[0]),
-        ]
-        return self.folder / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.json"
+        return self.folder / f"{identity(program, repr(gpu))}.json"
 
 
-def _digest(path: Path) -> str | None:
+def identity(program: Program, gpu: str) -> str:
+    """A name for a program on a GPU, other than that of any program that could need other memory."""
+    settings = {k: v for k, v in os.environ.items() if not k.startswith(ASIDE) and k not in ASIDE_ALONE}
+    named = {word: digest(program.cwd / word) for word in program.argv[1:] if (program.cwd / word).is_file()}
+    parts = [
+        list(program.argv),
+        str(program.cwd),
+        sorted({**settings, **program.env}.items()),
+        named,
+        gpu,
+        _ours(),
+        _packages_of(program.argv[0]),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _ours() -> list[str | None]:
+    package = Path(__file__).parents[1]
+    return [digest(path) for name in ("probe/**/*.py", *DECIDING) for path in sorted(package.glob(name))]
+
+
+def digest(path: Path) -> str | None:
+    """Return the hash of a file's content, or None if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:

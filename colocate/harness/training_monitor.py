@@ -54,6 +54,7 @@ class TrainingMonitor:
         self.processes: list[Process] = []
         self.ready_t: float | None = None
         self.gave_up: str | None = None
+        self.replayed = False
         self.wanted: tuple[Allocator, ...] = ()
         self.stalled_after_s: float | None = None
         self.timed_out_after_s: float | None = None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``--resume`` and ``--resume-dry-run``: decide which groups are reused and why the others run again."""
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -116,6 +117,8 @@ class Holding:
         self._stack = ExitStack()
         self._stack.enter_context(run.locked())
         self._stack.callback(run.release)
+        self._stack.callback(shutil.rmtree, run.dry_runs, ignore_errors=True)
+        shutil.rmtree(run.dry_runs, ignore_errors=True)  # of a session that was killed
 
     def pytest_unconfigure(self) -> None:
         """Let go of it."""

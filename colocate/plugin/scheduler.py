@@ -21,6 +21,8 @@ class OneGroupAtATime:
         usable: A worker's GPU is in order.
         may_run: A group may be run by a worker.
         choices: How many workers' GPUs will do for a group.
+        shows: Names of what a group shows that others need not show again; such a group waits while one that shows
+            the same is running, as long as there is another.
     """
 
     def __init__(
@@ -30,12 +32,15 @@ class OneGroupAtATime:
         usable: Callable[[Any], bool] = lambda node: True,
         may_run: Callable[[str, Any], bool] = lambda nodeid, node: True,
         choices: Callable[[str], int] = lambda nodeid: 0,
+        shows: Callable[[str], frozenset[str]] = lambda nodeid: frozenset(),
     ) -> None:
         self.num_workers = num_workers
         self.minutes = minutes
         self.usable = usable
         self.may_run = may_run
         self.choices = choices
+        self.shows = shows
+        self._shown: frozenset[str] = frozenset()
         self.collection: list[str] | None = None
         self._collections: dict[Any, list[str]] = {}
         self._running: dict[Any, list[int]] = {}
@@ -112,13 +117,23 @@ class OneGroupAtATime:
         if not self._waiting or (not self.usable(node) and any(map(self.usable, others))):
             node.shutdown()
             return
-        following = next((index for index in self._waiting if self._may_run(index, node)), None)
-        if following is None:  # what is left must not be run here; another worker is there or will come
+        possible = [index for index in self._waiting if self._may_run(index, node)]
+        if not possible:  # what is left must not be run here; another worker is there or will come
             return
+        following = next((index for index in possible if not self._is_being_shown(index)), possible[0])
         self._waiting.remove(following)
         pair = [following, self._sentinel]
         self._running[node] += pair
         node.send_runtest_some(pair)
+
+    def _is_being_shown(self, index: int) -> bool:
+        """A group that is running will show what this one would have to show for itself now."""
+        running = (one for queue in self._running.values() for one in queue if one != self._sentinel)
+        return bool((self._shows(index) - self._shown) & frozenset().union(*map(self._shows, running)))
+
+    def _shows(self, index: int) -> frozenset[str]:
+        assert self.collection is not None
+        return self.shows(self.collection[index])
 
     def _may_run(self, index: int, node: Any) -> bool:
         assert self.collection is not None
@@ -128,6 +143,7 @@ class OneGroupAtATime:
         """Called when a worker is done with one index; its next group follows at once."""
         self._running[node].remove(item_index)
         if item_index != self._sentinel:
+            self._shown |= self._shows(item_index)
             self._feed(node)
 
     def mark_test_pending(self, item: str) -> None:

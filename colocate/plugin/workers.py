@@ -115,6 +115,7 @@ class Workers:
             usable=self._usable,
             may_run=self._may_run,
             choices=self._choices,
+            shows=self._shows,
         )
 
     @property
@@ -130,6 +131,14 @@ class Workers:
         """Count the GPUs that will do for a group."""
         group = group_of(self.config, nodeid)
         return 0 if group is None else sum(as_asked(gpu, group.gpu) is not None for gpu in self._gpus)
+
+    def _shows(self, nodeid: str) -> frozenset[str]:
+        """The dry runs of a group, which later groups replay; none on a real GPU."""
+        group = group_of(self.config, nodeid)
+        if group is None or self._gpus[0].kind != "virtual":
+            return frozenset()
+        trainings = [("foreground", group.foreground), ("background", group.background)]
+        return frozenset(f"{role} {one.argv} {one.cwd} {one.env}" for role, one in trainings if one and one.uses_gpu)
 
     def _may_run(self, nodeid: str, node: Any) -> bool:
         """The worker's GPU is what the group asks for; or nobody's is, and the group is refused there."""

@@ -6,6 +6,7 @@
     results/run_20261124_053000/        RunDirectory
       run.json                          what was asked for: plan, options, GPU, versions; one entry per session
       .lock .reserve                    held by the session that runs; room for its records on a full disk
+      .dry_runs/                        while a session runs, what its groups have shown on the virtual GPU
       quarantine/                       GPUs that nothing more is measured on
       summary.csv                       one row per group, rebuilt after each
       proposals.json                    what could be tried for groups that do not fit, with predicted peaks
@@ -195,6 +196,11 @@ class RunDirectory:
     def quarantine(self) -> Path:
         """Notes about GPUs that must not be used any more."""
         return self.path / "quarantine"
+
+    @property
+    def dry_runs(self) -> Path:
+        """Folder of what the groups of the session that runs have shown on the virtual GPU."""
+        return self.path / ".dry_runs"
 
     @property
     def _reserve(self) -> Path:

@@ -44,7 +44,7 @@ from .memory import DeviceMemory
 from .moving import install_moving
 from .one_process import install_one_process
 from .operators import DEVICE, matrix_workspace_bytes
-from .pacing import Pace, Rest
+from .pacing import pace_of_environment
 from .passes import EFFORTS
 from .saving import install_saving
 from .state import GpuFull, VirtualGpu
@@ -59,12 +59,6 @@ TRACE = "COLOCATE_TRACE"
 
 # How much processor time may be spent beyond the least: a name of `coverage.EFFORTS`.
 EFFORT = "COLOCATE_EFFORT"
-
-# Seconds to wait for steps of the training beside which this one runs, a colon, the folder of its records.
-BESIDE = "COLOCATE_BESIDE"
-
-# For a background, the file that exists once its peak is known, empty until its foreground has ended.
-READY = "COLOCATE_READY"
 
 START_OF_THREAD = threading.Thread.start
 
@@ -110,11 +104,10 @@ def emulate(gpu_path: str, record: Record, watcher: AfterImport, batches_per_pas
     kernels.register(device.emulator.values.assume)
     device.install(watcher)
     count_steps(record)
-    if os.environ.get(BESIDE):
-        most_s, _, folder = os.environ[BESIDE].partition(":")
-        beside, ready = (Path(folder), float(most_s)), os.environ.get(READY)
-        pace = Rest(Path(ready), *beside) if ready else Pace(*beside)
-        register_optimizer_step_post_hook(lambda optimizer, args, kwargs: pace.step())
+    register_optimizer_step_post_hook(lambda optimizer, args, kwargs: _tell_files(record))
+    pace = pace_of_environment()
+    if pace is not None:
+        register_optimizer_step_post_hook(lambda optimizer, args, kwargs: pace())
     if batches_per_pass is not None:
         effort = EFFORTS[os.environ.get(EFFORT, "normal")]
         coverage = Coverage(record, device.steps, device.memory.settle, effort, may_end=device.trace is not None)
@@ -123,6 +116,12 @@ def emulate(gpu_path: str, record: Record, watcher: AfterImport, batches_per_pas
         if coverage.may_end:
             install_turns(coverage)
     record.keep_writing()
+
+
+def _tell_files(record: Record) -> None:
+    """Say with the first step which files the program consists of; by then nearly all are imported."""
+    if "files" not in record.fields:
+        record.fields["files"] = files_of_program()
 
 
 def _hide_real_gpus() -> None:

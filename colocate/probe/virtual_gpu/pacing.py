@@ -9,9 +9,16 @@ foreground. Standard library only.
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+# Seconds to wait for steps of the training beside which this one runs, a colon, the folder of its records.
+BESIDE = "COLOCATE_BESIDE"
+
+# For a background, the file that exists once its peak is known, empty until its foreground has ended.
+READY = "COLOCATE_READY"
 
 STEPS = 2  # the first may have begun before the foreground's
 LOOK_S = 0.2
@@ -78,6 +85,16 @@ class Pace:
         until_t = time.monotonic() + self._most_s
         while self._before and steps_of(self._beside) < self._before + STEPS and time.monotonic() < until_t:
             self._sleep(LOOK_S)
+
+
+def pace_of_environment() -> Callable[[], None] | None:
+    """What to call after every step of an optimizer; None for a program that runs alone."""
+    if not os.environ.get(BESIDE):
+        return None
+    most_s, _, folder = os.environ[BESIDE].partition(":")
+    ready = os.environ.get(READY)
+    pace = Rest(Path(ready), Path(folder), float(most_s)) if ready else Pace(Path(folder), float(most_s))
+    return pace.step
 
 
 def steps_of(folder: Path) -> int:
