@@ -76,30 +76,19 @@ def run(
 
 @quickly
 @given(programs, configurations)
-def test_blocks_tile_their_segments_and_never_overlap(program, configuration):
-    allocator = CachingAllocator(settings=configuration)
-
-    def check(live):
-        blocks = list(allocator.blocks())
-        in_use = [block for block in blocks if block.state is State.USED]
-        assert sorted(map(id, in_use)) == sorted(map(id, live))
-        for earlier, later in pairwise(sorted(blocks, key=lambda block: block.start)):
-            assert earlier.end <= later.start
-            if earlier.following is later:
-                assert earlier.end == later.start
-                assert later.preceding is earlier
-
-    run(allocator, program, check)
-
-
-@quickly
-@given(programs, configurations)
-def test_bytes_balance_after_every_action(program, configuration):
+def test_blocks_tile_their_segments_bytes_balance_and_all_that_is_freed_goes_back(program, configuration):
     gpu = FoundGpu(200 * MIB)
     allocator = CachingAllocator(gpu, configuration)
 
     def check(live):
-        mapped = sum(block.size for block in allocator.blocks() if block.state is not State.UNMAPPED)
+        blocks = sorted(allocator.blocks(), key=lambda block: block.start)
+        assert sorted(id(block) for block in blocks if block.state is State.USED) == sorted(map(id, live))
+        for earlier, later in pairwise(blocks):
+            assert earlier.end <= later.start
+            if earlier.following is later:
+                assert (earlier.end, later.preceding) == (later.start, earlier)
+                assert State.USED in (earlier.state, later.state) or earlier.state is not later.state, "else merged"
+        mapped = sum(block.size for block in blocks if block.state is not State.UNMAPPED)
         assert allocator.allocated.current == sum(block.size for block in live)
         assert allocator.requested.current == sum(block.requested_bytes for block in live)
         assert allocator.reserved.current == mapped == gpu.taken_bytes
@@ -109,35 +98,11 @@ def test_bytes_balance_after_every_action(program, configuration):
         for level in (allocator.allocated, allocator.reserved, allocator.requested):
             assert 0 <= level.current <= level.peak <= level.highest
 
-    run(allocator, program, check)
-
-
-@quickly
-@given(programs, configurations)
-def test_free_neighbours_are_merged(program, configuration):
-    allocator = CachingAllocator(settings=configuration)
-
-    def check(live):
-        for block in allocator.blocks():
-            if block.following is not None and block.state is not State.USED:
-                assert block.following.state is not block.state
-
-    run(allocator, program, check)
-
-
-@quickly
-@given(programs, configurations)
-def test_everything_freed_and_emptied_leaves_nothing(program, configuration):
-    gpu = FoundGpu(400 * MIB)
-    allocator = CachingAllocator(gpu, configuration)
-    live, _ = run(allocator, program)
+    live, _ = run(allocator, program, check)
     for block in live:
         allocator.free(block)
-
     allocator.empty_cache()
-
-    assert allocator.allocated.current == 0
-    assert allocator.requested.current == 0
+    assert allocator.allocated.current == allocator.requested.current == 0
     assert allocator.reserved.current == gpu.taken_bytes == 0
 
 
@@ -168,13 +133,16 @@ def test_the_reserved_peak_is_a_gpu_size_that_suffices(program, configuration):
 @quickly
 @given(st.integers(1, 1 << 33), st.sampled_from([0, 1, 2, 4, 8]))
 def test_rounding_never_shrinks_and_is_stable(num_bytes, divisions):
+    """Here too the example of PyTorch's notes, and the request of its own test of the allocator's settings."""
     configuration = Settings(roundup_power2_divisions=divisions)
-
     rounded = configuration.rounded(num_bytes)
-
     assert rounded >= num_bytes
     assert rounded % 512 == 0
     assert configuration.rounded(rounded) == rounded
+
+    assert [Settings().rounded(size) for size in (1, 512, 513)] == [512, 512, 1024]
+    documented = Settings(roundup_power2_divisions=4)
+    assert [documented.rounded(size * MIB) for size in (1200, 84)] == [1280 * MIB, 96 * MIB]
 
 
 @pytest.mark.parametrize(
@@ -197,16 +165,6 @@ def test_a_first_request_reserves_the_segment_of_its_class(num_bytes, reserved_b
     assert allocator.reserved.current == reserved_bytes
 
 
-def test_a_request_is_rounded_to_512_bytes():
-    allocator = CachingAllocator()
-
-    allocator.malloc(1)
-    allocator.malloc(513)
-
-    assert allocator.allocated.current == 512 + 1024
-    assert allocator.requested.current == 514
-
-
 def test_a_large_block_is_split_only_if_more_than_a_mebibyte_remains():
     allocator = CachingAllocator()
 
@@ -226,35 +184,23 @@ def test_the_smallest_cached_block_that_fits_is_taken():
     assert allocator.malloc(29 * MIB).start == small.start
 
 
-def test_a_full_gpu_is_retried_without_the_cache_before_it_counts_as_out_of_memory():
+def test_a_full_gpu_is_retried_without_the_cache_and_an_out_of_memory_leaves_the_allocator_usable():
     allocator = CachingAllocator(FoundGpu(60 * MIB))
     allocator.free(allocator.malloc(40 * MIB))
-
-    allocator.malloc(50 * MIB)
-
+    kept = allocator.malloc(50 * MIB)
     assert (allocator.num_alloc_retries, allocator.num_ooms) == (1, 0)
     assert allocator.reserved.current == 50 * MIB
-
-
-def test_out_of_memory_is_counted_and_leaves_the_allocator_usable():
-    allocator = CachingAllocator(FoundGpu(60 * MIB))
-    kept = allocator.malloc(40 * MIB)
 
     with pytest.raises(OutOfMemory, match="found none"):
         allocator.malloc(40 * MIB)
     allocator.free(kept)
     allocator.malloc(60 * MIB)
+    assert (allocator.num_alloc_retries, allocator.num_ooms) == (3, 1)
 
-    assert allocator.num_ooms == 1
-    assert allocator.num_alloc_retries == 2
-
-
-def test_the_limit_of_a_process_counts_like_a_full_gpu():
-    allocator = CachingAllocator()
-    allocator.limit_bytes = 30 * MIB
-
+    limited = CachingAllocator()
+    limited.limit_bytes = 30 * MIB  # of a process: counts like a full GPU
     with pytest.raises(OutOfMemory):
-        allocator.malloc(31 * MIB)
+        limited.malloc(31 * MIB)
 
 
 def test_a_reset_of_the_peaks_does_not_touch_the_lifetime_maximum():
@@ -322,12 +268,6 @@ def test_options_are_read_and_unknown_ones_become_notes():
 
     assert configuration == Settings(expandable_segments=True, max_split_bytes=128 * MIB)
     assert notes == ["allocator option not simulated: 'garbage_collection_threshold:0.8'"]
-
-
-def test_power_of_two_divisions_round_as_documented():
-    """The example of PyTorch's notes, and the request of its own test of the allocator's settings."""
-    assert Settings(roundup_power2_divisions=4).rounded(1200 * MIB) == 1280 * MIB
-    assert Settings(roundup_power2_divisions=4).rounded(84 * MIB) == 96 * MIB
 
 
 @pytest.mark.parametrize(

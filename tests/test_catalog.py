@@ -68,6 +68,8 @@ def test_a_training_is_a_command_with_its_hyperparameters_as_flags(tmp_path: Pat
     assert found.cwd == tmp_path
     assert found.hyperparameters == {"epochs": 1, "learning_rate": 0.01}
     assert found.missing is None
+    bare = training(catalog(tmp_path), "ball", kind="soft")
+    assert bare.argv == (sys.executable, "train.py", "ball", "--kind", "soft"), "else the program's own defaults apply"
 
 
 @settings(deadline=None)
@@ -84,22 +86,14 @@ def test_a_float_is_passed_exactly(number: float) -> None:
     assert float(found.argv[-1]) == number
 
 
-def test_without_hyperparameters_the_programs_own_defaults_apply(tmp_path: Path) -> None:
-    assert training(catalog(tmp_path)).argv == (sys.executable, "train.py", "car")
-
-
 def test_the_studys_launchers_get_their_model_flag_and_fixed_arguments(tmp_path: Path) -> None:
     toys = {key: value for key, value in TOYS.items() if key != "command"}
     toys |= {"train_script": "./train.sh", "model_flag": "-n", "required_args": {"dataset": "-d d2a"}}
     found = training(load_catalog(written(tmp_path, toys)), epochs=2)
 
     assert found.argv == (str(tmp_path / "train.sh"), "-n", "car", "-d", "d2a", "-e", "2")
-
-
-def test_the_model_default_needs_no_model_flag(tmp_path: Path) -> None:
-    toys = {"path": ".", "models": ["default"], "train_script": "./train.sh", "model_flag": "-n"}
-
-    assert training(load_catalog(written(tmp_path, toys)), model="default").argv == (str(tmp_path / "train.sh"),)
+    alone = {"path": ".", "models": ["default"], "train_script": "./train.sh", "model_flag": "-n"}
+    assert training(load_catalog(written(tmp_path, alone)), model="default").argv == (str(tmp_path / "train.sh"),)
 
 
 def test_a_value_per_model_falls_back_to_the_star_and_then_to_the_default(tmp_path: Path) -> None:
@@ -134,16 +128,12 @@ def test_a_hyperparameter_without_a_flag_is_recorded_and_named_as_not_passed(tmp
     assert "3" not in found.argv
 
 
-def test_a_misspelt_model_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
+def test_a_misspelt_model_or_repository_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
     line = "plan.json: $.experiments[0].model: expected one of 'car', 'ball', got 'bal'; did you mean 'ball'?"
-
     assert refused(catalog(tmp_path), "bal") == line
-
-
-def test_an_unknown_repository_is_an_error(tmp_path: Path) -> None:
     line = "plan.json: $.experiments[0].repo: expected 'toys', got 'toy'; did you mean 'toys'?"
-
     assert refused(catalog(tmp_path), repository="toy") == line
+    assert "got 'kind'" in refused(catalog(tmp_path), "car", kind="soft"), "one of another model"
 
 
 def test_an_unknown_hyperparameter_is_never_dropped(tmp_path: Path) -> None:
@@ -175,11 +165,6 @@ def test_a_hyperparameter_of_the_wrong_type_is_an_error(tmp_path: Path, name: st
     assert message == f"plan.json: $.experiments[0].hyperparameters.{name}: {expected}"
 
 
-def test_a_hyperparameter_of_another_model_is_unknown(tmp_path: Path) -> None:
-    assert "got 'kind'" in refused(catalog(tmp_path), "car", kind="soft")
-    assert training(catalog(tmp_path), "ball", kind="soft").argv[-2:] == ("--kind", "soft")
-
-
 # --- what is not there
 
 
@@ -187,15 +172,12 @@ def test_a_module_that_is_not_there_yet_is_named_by_its_file(tmp_path: Path) -> 
     (tmp_path / "toys").mkdir()
     known = catalog(tmp_path, command=["{python}", "-u", "-m", "toys.{model}"])
     assert training(known).missing == "toys/car.py is not there yet"
-
     (tmp_path / "toys" / "car.py").touch()
     assert training(known).missing is None
 
-
-def test_an_installed_module_counts_as_there(tmp_path: Path) -> None:
-    assert training(catalog(tmp_path, command=["{python}", "-m", "json.tool"])).missing is None
-    absent = training(catalog(tmp_path, command=["{python}", "-m", "no_such_module_at_all"]))
-    assert absent.missing == "the module 'no_such_module_at_all' is not installed"
+    assert training(catalog(tmp_path, path="repos/toys")).missing == "repos/toys is not there yet"
+    elsewhere = load_catalog(written(tmp_path, TOYS, root="elsewhere"))
+    assert training(elsewhere).missing == f"{tmp_path / 'elsewhere'} is not there yet", "before what lies in it"
 
 
 @pytest.mark.parametrize(
@@ -205,6 +187,9 @@ def test_an_installed_module_counts_as_there(tmp_path: Path) -> None:
         (["bash", "gone.sh"], "gone.sh is not there yet"),
         (["./gone.sh"], "gone.sh is not there yet"),
         (["./train.py"], "train.py is not executable; try chmod +x"),
+        (["./go.sh"], None),
+        (["{python}", "-m", "json.tool"], None),
+        (["{python}", "-m", "no_such_module_at_all"], "the module 'no_such_module_at_all' is not installed"),
         (["no-such-program"], "the program 'no-such-program' is not on PATH"),
         (["{python}", "-c", "gone.py"], None),
         (["bash", "-c", "gone.sh"], None),
@@ -215,33 +200,10 @@ def test_an_installed_module_counts_as_there(tmp_path: Path) -> None:
 def test_a_program_or_script_that_is_not_there_is_named(
     tmp_path: Path, command: list[str], sentence: str | None
 ) -> None:
-    assert training(catalog(tmp_path, command=command)).missing == sentence
-
-
-def test_an_executable_launcher_is_there(tmp_path: Path) -> None:
-    known = catalog(tmp_path, command=["./go.sh"])
     (tmp_path / "go.sh").touch()
     (tmp_path / "go.sh").chmod(stat.S_IRWXU)
 
-    assert training(known).missing is None
-
-
-def test_a_repository_that_is_not_there_is_named(tmp_path: Path) -> None:
-    assert training(catalog(tmp_path, path="repos/toys")).missing == "repos/toys is not there yet"
-
-
-def test_a_root_that_is_not_there_is_named_before_what_lies_in_it(tmp_path: Path) -> None:
-    path = written(tmp_path, TOYS, root="elsewhere")
-
-    assert training(load_catalog(path)).missing == f"{tmp_path / 'elsewhere'} is not there yet"
-
-
-def test_the_root_is_the_folder_above_the_catalogs_own_unless_it_says_otherwise(tmp_path: Path) -> None:
-    (tmp_path / "settings").mkdir()
-    path = tmp_path / "settings" / "models.json"
-    path.write_text(json.dumps({"models": {"toys": TOYS}}))
-
-    assert load_catalog(path).root == tmp_path
+    assert training(catalog(tmp_path, command=command)).missing == sentence
 
 
 # --- mistakes of the catalog itself
@@ -290,15 +252,14 @@ def test_a_mistake_of_a_catalog_is_refused_with_its_place(tmp_path: Path, change
     assert expected in wrong(written(tmp_path, TOYS | changes))
 
 
-def test_a_name_that_could_leave_the_results_folder_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "models.json"
-    path.write_text(json.dumps({"models": {"../toys": TOYS}}))
-
-    assert "expected a name of letters, digits" in wrong(path)
-
-
-def test_a_catalog_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_catalog_has_a_file_a_root_above_its_folder_and_names_that_stay_in_the_results_folder(tmp_path: Path) -> None:
     assert wrong(tmp_path / "none.json").endswith("none.json: expected a file, there is none")
+    (tmp_path / "settings").mkdir()
+    path = tmp_path / "settings" / "models.json"
+    path.write_text(json.dumps({"models": {"toys": TOYS}}))
+    assert load_catalog(path).root == tmp_path
+    path.write_text(json.dumps({"models": {"../toys": TOYS}}))
+    assert "expected a name of letters, digits" in wrong(path)
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.text(max_size=5)

@@ -36,14 +36,6 @@ def test_energy_is_that_of_all_sockets_and_of_nothing_twice(powercap):
     assert meter.energy_j() == pytest.approx(2.5)
 
 
-def test_a_counter_that_wraps_around_goes_on(powercap):
-    set_counter(powercap, "intel-rapl:0", RANGE_UJ - 999_999)
-    meter = CpuEnergyMeter(powercap)
-    set_counter(powercap, "intel-rapl:0", 1_000_000)
-
-    assert meter.energy_j() == pytest.approx(2.0)
-
-
 def test_a_counter_may_wrap_around_often_if_it_is_updated_in_between(powercap):
     meter = CpuEnergyMeter(powercap)
     for _ in range(3):
@@ -55,16 +47,13 @@ def test_a_counter_may_wrap_around_often_if_it_is_updated_in_between(powercap):
     assert meter.energy_j() == pytest.approx(3 * (RANGE_UJ + 1) / 1e6)
 
 
-def test_a_machine_without_counters_has_unknown_energy(tmp_path):
-    assert CpuEnergyMeter(tmp_path / "missing").energy_j() is None
-
-
-def test_a_counter_that_only_root_may_read_is_unknown(powercap):
+def test_a_counter_that_only_root_may_read_or_none_is_unknown(powercap, tmp_path):
     """As the kernel has it since 2020; a folder in its place fails for root as well."""
     (powercap / "intel-rapl:1" / "energy_uj").unlink()
     (powercap / "intel-rapl:1" / "energy_uj").mkdir()
 
     assert CpuEnergyMeter(powercap).energy_j() is None
+    assert CpuEnergyMeter(tmp_path / "missing").energy_j() is None
 
 
 @pytest.mark.parametrize("content", ["", "much\n"])

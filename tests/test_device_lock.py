@@ -42,27 +42,37 @@ def other_run(folder):
         process.kill()
 
 
-def test_a_busy_gpu_names_its_holder(folder, other_run):
-    with (
-        pytest.raises(
-            DeviceError, match=rf"GPU-1: .* held by pid {other_run.pid} of .+ since .+ UTC \(night run\); wait"
-        ),
-        locked("GPU-1", "mine", folder=folder),
-    ):
+def test_a_busy_gpu_names_its_holder_and_another_is_free(folder, other_run, monkeypatch):
+    said = rf"GPU-1: .* held by pid {other_run.pid} of .+ since .+ UTC \(night run\); wait"
+    monkeypatch.setenv("COLOCATE_LOCK_FOLDER", str(folder))  # as containers can be given a common one
+    for options in ({"folder": folder}, {"folder": folder, "wait_s": 0.15}, {}):
+        with pytest.raises(DeviceError, match=said), locked("GPU-1", "mine", **options):
+            pass
+    (folder / "GPU-1.lock").write_text("")  # nothing yet
+    with pytest.raises(DeviceError, match="held by an unknown process"), locked("GPU-1", "mine", folder=folder):
         pass
-
-
-def test_another_gpu_is_free(folder, other_run):
     with locked("GPU-2", "mine", folder=folder):
         pass
 
 
-def test_the_lock_dies_with_its_holder(folder, other_run):
+def test_the_lock_dies_with_its_holder_whose_programs_do_not_inherit_it(folder, other_run):
     other_run.kill()
     other_run.wait()
 
     with locked("GPU-1", "mine", folder=folder):
-        pass
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+    try:
+        with pytest.raises(KeyError), locked("GPU-1", "mine", folder=folder):
+            raise KeyError
+        with (
+            locked("GPU-1", "first", folder=folder),
+            pytest.raises(DeviceError, match=f"pid {os.getpid()} .*first"),
+            locked("GPU-1", "second", folder=folder),
+        ):
+            pass
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_waiting_ends_when_the_holder_lets_go(folder, other_run):
@@ -72,39 +82,6 @@ def test_waiting_ends_when_the_holder_lets_go(folder, other_run):
     with locked("GPU-1", "mine", wait_s=None, folder=folder):
         assert other_run.wait() == 0
     timer.join()
-
-
-def test_waiting_has_an_end(folder, other_run):
-    with pytest.raises(DeviceError, match="night run"), locked("GPU-1", "mine", wait_s=0.15, folder=folder):
-        pass
-
-
-def test_a_lock_can_be_taken_again_after_an_exception(folder):
-    with pytest.raises(KeyError), locked("GPU-1", "mine", folder=folder):
-        raise KeyError
-
-    with locked("GPU-1", "mine", folder=folder):
-        pass
-
-
-def test_one_process_cannot_hold_a_gpu_twice(folder):
-    with (
-        locked("GPU-1", "first", folder=folder),
-        pytest.raises(DeviceError, match=f"pid {os.getpid()} .*first"),
-        locked("GPU-1", "second", folder=folder),
-    ):
-        pass
-
-
-def test_programs_that_the_holder_starts_do_not_inherit_the_lock(folder):
-    with locked("GPU-1", "mine", folder=folder):
-        child = subprocess.Popen(["sleep", "60"], close_fds=False)
-    try:
-        with locked("GPU-1", "mine", folder=folder):
-            pass
-    finally:
-        child.kill()
-        child.wait()
 
 
 def test_all_users_may_use_the_files_and_nobody_may_remove_anothers(folder):
@@ -128,20 +105,6 @@ def test_a_link_in_place_of_the_lock_is_not_followed(folder, tmp_path):
     with pytest.raises(DeviceError, match="expected a lock file for GPU-1"), locked("GPU-1", "mine", folder=folder):
         pass
     assert target.read_text() == "precious"
-
-
-def test_a_holder_that_has_written_nothing_yet_is_unknown(folder, other_run):
-    (folder / "GPU-1.lock").write_text("")
-
-    with pytest.raises(DeviceError, match="held by an unknown process"), locked("GPU-1", "mine", folder=folder):
-        pass
-
-
-def test_containers_can_be_given_a_common_folder(folder, other_run, monkeypatch):
-    monkeypatch.setenv("COLOCATE_LOCK_FOLDER", str(folder))
-
-    with pytest.raises(DeviceError, match="night run"), locked("GPU-1", "mine"):
-        pass
 
 
 @pytest.mark.slow

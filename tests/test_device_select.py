@@ -34,71 +34,46 @@ def choice_without_library(kind):
     return done
 
 
-def test_auto_takes_the_gpus_where_the_library_is(fake_nvml):
+def test_auto_takes_the_gpus_where_the_library_is_and_says_that_they_are_simulated(fake_nvml):
     choice = choose_device("auto")
 
     assert (choice.kind, choice.uuids) == ("nvidia", (fake_nvml.uuid(),))
+    assert choice.sentence.startswith("pretending to measure (simulated NVML) on")
     assert fake_nvml.uuid() in choice.sentence
 
 
-def test_auto_takes_the_virtual_gpu_without_a_library_and_says_so():
+def test_without_a_library_auto_is_the_virtual_gpu_and_says_so_and_a_gpu_is_missed():
     done = choice_without_library("auto")
 
     assert "kind='virtual', devices=()" in done.stdout
     assert "predicting on a virtual GPU; no number is measured on a GPU" in done.stdout
-
-
-def test_a_gpu_that_was_asked_for_is_missed_without_a_library():
     assert "NVML Shared Library Not Found" in choice_without_library("nvidia").stderr
 
 
-@pytest.mark.parametrize("kind", ["auto", "nvidia"])
-def test_a_driver_that_fails_is_an_error_and_not_a_virtual_gpu(fake_nvml, kind):
-    fake_nvml.fail("nvmlInitWithFlags", DRIVER_NOT_LOADED)
-
-    with pytest.raises(DeviceError, match="modprobe"):
-        choose_device(kind)
-
-
-@pytest.mark.parametrize("hidden", ["", "-1", "7"])
-def test_hidden_gpus_are_an_error_and_not_a_virtual_gpu(fake_nvml, hidden):
-    with pytest.raises(
-        DeviceError, match=f"CUDA_VISIBLE_DEVICES: expected at least one GPU .* found '{hidden}'; unset"
-    ):
-        choose_device("auto", {"CUDA_VISIBLE_DEVICES": hidden})
+def test_a_driver_that_fails_or_hidden_gpus_are_an_error_and_not_a_virtual_gpu(fake_nvml):
+    for hidden in ("", "-1", "7"):
+        said = f"CUDA_VISIBLE_DEVICES: expected at least one GPU .* found '{hidden}'; unset"
+        with pytest.raises(DeviceError, match=said):
+            choose_device("auto", {"CUDA_VISIBLE_DEVICES": hidden})
+    fake_nvml.fail("*", DRIVER_NOT_LOADED)
+    for kind in ("auto", "nvidia"):
+        with pytest.raises(DeviceError, match="modprobe"):
+            choose_device(kind)
+    assert choose_device("virtual").kind == "virtual", "which asks no driver"
 
 
-def test_a_driver_without_a_gpu_is_an_error(fake_machine):
+def test_only_visible_gpus_that_answer_are_taken_in_their_order(fake_machine):
     with pytest.raises(DeviceError, match="expected at least one GPU, found none"):
         choose_device("auto")
-
-
-def test_a_gpu_that_does_not_answer_is_left_out_and_named(fake_machine):
-    fake_machine.add_gpu()
-    fake_machine.add_gpu()
-    fake_machine.fail("nvmlDeviceGetHandleBy*", GPU_IS_LOST, gpu=0)
-    choice = choose_device("nvidia")
-
-    assert choice.uuids == (fake_machine.uuid(1),)
-    assert "left out: NVML: expected GPU 0" in choice.sentence
-
-
-def test_only_visible_gpus_are_taken_in_their_order(fake_machine):
     for _ in range(3):
         fake_machine.add_gpu()
-
     choice = choose_device("auto", {"CUDA_VISIBLE_DEVICES": "2,0"})
     assert choice.uuids == (fake_machine.uuid(2), fake_machine.uuid(0))
 
-
-def test_a_simulated_gpu_never_sounds_measured(fake_nvml):
-    assert choose_device("nvidia").sentence.startswith("pretending to measure (simulated NVML) on")
-
-
-def test_the_virtual_gpu_asks_no_driver(fake_nvml):
-    fake_nvml.fail("*", DRIVER_NOT_LOADED)
-
-    assert choose_device("virtual").kind == "virtual"
+    fake_machine.fail("nvmlDeviceGetHandleBy*", GPU_IS_LOST, gpu=0)
+    choice = choose_device("nvidia")
+    assert choice.uuids == (fake_machine.uuid(1), fake_machine.uuid(2))
+    assert "left out: NVML: expected GPU 0" in choice.sentence
 
 
 HALF_SET_UP = """

@@ -66,24 +66,18 @@ def test_the_library_has_every_symbol_agrees_on_its_state_and_says_that_it_is_si
         pynvml.nvmlDeviceGetFanSpeed(gpu)
 
 
-def test_the_two_memory_structs_differ_by_what_the_driver_keeps(fake_nvml, gpu):
+def test_the_two_memory_structs_differ_by_what_the_driver_keeps_and_a_full_gpu_refuses(fake_nvml, gpu):
     fake_nvml.allocate(1000 * MIB)
     first, second = pynvml.nvmlDeviceGetMemoryInfo(gpu), pynvml.nvmlDeviceGetMemoryInfo(gpu, pynvml.nvmlMemory_v2)
-
     assert first.used == 1200 * MIB
     assert (second.used, second.reserved) == (1000 * MIB, 200 * MIB)
     assert first.free == second.free == 8192 * MIB - 1200 * MIB
 
-
-def test_a_full_gpu_refuses_and_keeps_what_was_held(fake_nvml, gpu):
     fake_nvml.foreign(5000 * MIB)
-    fake_nvml.allocate(2000 * MIB)
-
     with pytest.raises(GpuFull) as caught:
-        fake_nvml.allocate(3000 * MIB)
-
+        fake_nvml.allocate(4000 * MIB)
     assert caught.value.free_bytes == 2992 * MIB
-    assert used_mib(gpu) == 7000
+    assert used_mib(gpu) == 6000
 
 
 def test_processes_share_the_gpu_and_their_memory_goes_with_them(fake_nvml, gpu, start):

@@ -63,28 +63,40 @@ def test_a_training_that_finishes_is_started_again_at_once() -> None:
     assert {later - earlier for earlier, later in pairwise(starts)} <= {60.0, 60.25}
 
 
-def test_a_training_that_ends_again_and_again_is_not_started_for_ever() -> None:
-    """On the virtual GPU a short clean life is no fault, and nothing used to bound their number."""
-    looping, starts = looped((1.0, 0), for_s=10_000, policy=RestartPolicy(min_lifetime_s=0.0))
+@pytest.mark.parametrize(
+    ("process_run", "options", "said", "starts_made"),
+    [
+        ((1.0, 1), {}, "3 exits in a row within 5 s of the start, the last of 3 process runs with exit code 1", 3),
+        # The stub of a training, which a study restarted a hundred times.
+        ((1.0, 0), {}, "3 exits in a row within 5 s of the start, the last of 3 process runs with exit code 0", 3),
+        # On the virtual GPU a short clean life is no fault, and nothing used to bound their number.
+        (
+            (1.0, 0),
+            {"policy": RestartPolicy(min_lifetime_s=0.0)},
+            "1000 process runs are as many as a training may have, the last ended with exit code 0",
+            1000,
+        ),
+        (
+            (60.0, 1),
+            {"policy": RestartPolicy(max_failures=5)},
+            "6 of 6 process runs failed, the last with exit code 1",
+            6,
+        ),
+        # Never seen to work: starting PyTorch takes longer than a quick exit, and eleven failures took four minutes.
+        (
+            (15.0, 1),
+            {"ready": False, "policy": RestartPolicy(min_lifetime_s=0.0)},
+            "3 of 3 process runs failed, the last with exit code 1",
+            3,
+        ),
+    ],
+)
+def test_what_ends_again_and_again_is_given_up(
+    process_run: tuple[float, int], options: dict[str, Any], said: str, starts_made: int
+) -> None:
+    looping, starts = looped(process_run, **options)
 
-    assert looping.gave_up == "1000 process runs are as many as a training may have, the last ended with exit code 0"
-    assert len(starts) == 1000
-
-
-def test_a_crash_loop_is_given_up() -> None:
-    looping, starts = looped((1.0, 1))
-
-    assert looping.gave_up == "3 exits in a row within 5 s of the start, the last of 3 process runs with exit code 1"
-    assert len(starts) == 3
-    assert looping.current is None
-
-
-def test_a_program_that_does_nothing_and_says_all_is_well_is_given_up() -> None:
-    """As the stub of a training that a study restarted a hundred times."""
-    looping, starts = looped((1.0, 0))
-
-    assert looping.gave_up == "3 exits in a row within 5 s of the start, the last of 3 process runs with exit code 0"
-    assert len(starts) == 3
+    assert (looping.gave_up, len(starts), looping.current) == (said, starts_made, None)
 
 
 def test_one_failure_is_survived() -> None:
@@ -92,21 +104,6 @@ def test_one_failure_is_survived() -> None:
 
     assert looping.gave_up is None
     assert len(looping.process_runs) > 10
-
-
-def test_late_failures_without_end_are_given_up_too() -> None:
-    looping, starts = looped((60.0, 1), policy=RestartPolicy(max_failures=5))
-
-    assert looping.gave_up == "6 of 6 process runs failed, the last with exit code 1"
-    assert len(starts) == 6
-
-
-def test_a_training_that_was_never_seen_to_work_is_given_up_sooner() -> None:
-    """Starting PyTorch takes longer than a quick exit: eleven such failures took four minutes."""
-    looping, starts = looped((15.0, 1), ready=False, policy=RestartPolicy(min_lifetime_s=0.0))
-
-    assert looping.gave_up == "3 of 3 process runs failed, the last with exit code 1"
-    assert len(starts) == 3
 
 
 def test_the_delay_grows_to_a_limit_and_ends_with_a_good_life() -> None:
@@ -134,11 +131,6 @@ def test_a_life_that_cannot_be_started_is_a_reason_to_give_up() -> None:
     assert len(looping.process_runs) == 1
 
 
-def test_a_first_life_that_cannot_be_started_is_an_error(begin: Begin) -> None:
-    with pytest.raises(TrainingError):
-        KeepAlive(lambda number: begin(argv=("no-such",)))
-
-
 def test_a_real_background_that_fails_once_is_restarted_and_recorded(begin: Begin) -> None:
     def make(number: int) -> Process:
         return begin("out_of_memory") if number == 0 else begin("ignore_term")
@@ -163,22 +155,6 @@ def test_a_real_background_that_fails_once_is_restarted_and_recorded(begin: Begi
     assert len(looping.process_runs) == 2
     assert looping.current is None
     assert looping.gave_up is None
-
-
-def test_a_real_crash_loop_ends(begin: Begin) -> None:
-    with KeepAlive(
-        lambda number: begin(argv=("false",)),
-        RestartPolicy(first_delay_s=0.01, max_quick_exits=4, max_failures_before_ready=4),
-    ) as looping:
-
-        def tended() -> bool:
-            looping.tend()
-            return looping.gave_up is not None
-
-        wait_until(tended)
-
-    assert len(looping.process_runs) == 4
-    assert [process_run.exit and process_run.exit.code for process_run in looping.process_runs] == [1] * 4
 
 
 def test_looping_members_are_stopped_together_with_others(begin: Begin) -> None:

@@ -64,14 +64,10 @@ def test_a_sensor_that_stands_still_when_the_foreground_comes_is_not_believed(
     assert "sensor_contradicted" in verdict.codes
 
 
-@pytest.mark.parametrize("lists_too", [False, True], ids=["memory", "memory and lists"])
-def test_a_driver_that_tells_another_unit_from_now_on_is_not_believed(
-    fake_nvml: FakeNvml, tmp_path: Path, lists_too: bool
-) -> None:
+def test_a_driver_that_tells_another_unit_from_now_on_is_not_believed(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     def switch() -> None:
         fake_nvml.answer(MEMORY, 7900)
-        if lists_too:
-            fake_nvml.answer(LISTS, 3900)
+        fake_nvml.answer(LISTS, 3900)
 
     verdict = judged(fake_nvml, tmp_path, switch)
 

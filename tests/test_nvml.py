@@ -52,12 +52,8 @@ def test_a_gpu_keeps_its_contract(any_device):
     assert any_device.processes() == (DeviceProcess(4_000_000, 500 * MIB),)
     assert any_device.process_peak_bytes(4_000_000) == 500 * MIB
     assert any_device.process_peak_bytes(1) is None
-
-
-def test_a_closed_gpu_answers_no_more(any_device):
     any_device.close()
     any_device.close()
-
     for reading in (any_device.memory, any_device.vitals, any_device.processes):
         with pytest.raises(DeviceError):
             reading()
@@ -114,9 +110,9 @@ def test_a_real_gpu_keeps_the_contract():
 
 def test_memory_excludes_what_the_driver_keeps(fake_nvml, device):
     fake_nvml.allocate(500 * MIB)
-
     memory = device.memory()
-    assert (memory.used_bytes, memory.reserved_bytes) == (500 * MIB, 200 * MIB)
+
+    assert (memory.used_bytes, memory.reserved_bytes, memory.free_bytes) == (500 * MIB, 200 * MIB, 7492 * MIB)
     assert device.info.memory_source == "nvml v2"
 
 
@@ -128,15 +124,8 @@ def test_a_driver_without_the_second_struct_is_read_by_the_first(fake_nvml, code
 
     with NvidiaDevice(fake_nvml.uuid()) as device:
         memory = device.memory()
-        assert (memory.used_bytes, memory.reserved_bytes) == (700 * MIB, None)
+        assert (memory.used_bytes, memory.reserved_bytes, memory.free_bytes) == (700 * MIB, None, 7492 * MIB)
         assert device.info.memory_source == "nvml v1, used includes what the driver keeps"
-
-
-def test_a_gpu_that_tells_no_memory_at_all_cannot_be_opened(fake_nvml):
-    fake_nvml.fail("nvmlDeviceGetMemoryInfo*", NOT_SUPPORTED)
-
-    with pytest.raises(DeviceError, match="expected a GPU that tells its memory, NVML said 'Not Supported'"):
-        NvidiaDevice(fake_nvml.uuid())
 
 
 @pytest.mark.parametrize("name", ["NVIDIA GB10", "NVIDIA Jetson AGX Thor", "Orin (nvgpu)", "as large as the machine"])
@@ -155,17 +144,15 @@ def test_unified_memory_is_refused_in_words(fake_nvml, name):
     assert "unified memory" in str(failure)
 
 
-@pytest.mark.parametrize("nonsense", [17 * 10**12, 2**63, 8192 * MIB + 1])
-def test_more_memory_in_use_than_there_is_is_an_error(fake_nvml, device, nonsense):
-    fake_nvml.answer(MEMORY, nonsense)
-
-    with pytest.raises(ImplausibleReading, match=f"{fake_nvml.uuid()}: expected memory in use between 0 and"):
-        device.memory()
-
-
-def test_a_total_that_changes_is_an_error(fake_nvml, device):
+def test_a_number_of_memory_that_cannot_be_true_is_an_error(fake_nvml, device):
+    """More in use than there is, or a total that changes."""
+    for nonsense in (17 * 10**12, 2**63, 8192 * MIB + 1):
+        fake_nvml.heal()
+        fake_nvml.answer(MEMORY, nonsense)
+        with pytest.raises(ImplausibleReading, match=f"{fake_nvml.uuid()}: expected memory in use between 0 and"):
+            device.memory()
+    fake_nvml.heal()
     fake_nvml.state.gpus[0].total_bytes = 17 * 10**12
-
     with pytest.raises(ImplausibleReading):
         device.memory()
 
@@ -173,53 +160,43 @@ def test_a_total_that_changes_is_an_error(fake_nvml, device):
 # --- failures
 
 
-@pytest.mark.parametrize("code", [fakes.GPU_IS_LOST, fakes.RESET_REQUIRED])
-def test_a_lost_gpu_is_told_apart(fake_nvml, device, code):
+@pytest.mark.parametrize(
+    ("code", "error", "cure"),
+    [
+        (fakes.GPU_IS_LOST, DeviceLost, "Xid 79"),
+        (fakes.RESET_REQUIRED, DeviceLost, ""),
+        (fakes.UNKNOWN, DeviceError, "daemon-reload"),
+        (fakes.NO_PERMISSION, DeviceError, "/dev/nvidia"),
+        (fakes.LIBRARY_MISMATCH, DeviceError, "reboot"),
+    ],
+)
+def test_an_error_names_the_gpu_what_nvml_said_and_the_cure(fake_nvml, device, code, error, cure):
     fake_nvml.fail("nvmlDeviceGet*", code)
 
-    for reading in (device.memory, device.vitals, device.processes):
+    with pytest.raises(error, match=rf"^{fake_nvml.uuid()}: expected memory, NVML said '.+' \({code}\); .*{cure}"):
+        device.memory()
+    for reading in (device.vitals, device.processes) if error is DeviceLost else ():
         with pytest.raises(DeviceLost, match=fake_nvml.uuid()):
             reading()
 
 
-@pytest.mark.parametrize(
-    ("code", "cure"),
-    [
-        (fakes.GPU_IS_LOST, "Xid 79"),
-        (fakes.UNKNOWN, "daemon-reload"),
-        (fakes.NO_PERMISSION, "/dev/nvidia"),
-        (fakes.LIBRARY_MISMATCH, "reboot"),
-    ],
-)
-def test_an_error_names_the_gpu_what_nvml_said_and_the_cure(fake_nvml, device, code, cure):
-    fake_nvml.fail(MEMORY, code)
-
-    with pytest.raises(
-        DeviceError, match=rf"^{fake_nvml.uuid()}: expected memory, NVML said '.+' \({code}\); .*{cure}"
-    ):
-        device.memory()
-
-
-@pytest.mark.parametrize(
-    ("code", "cure"),
-    [
-        (fakes.DRIVER_NOT_LOADED, "modprobe"),
-        (fakes.LIBRARY_MISMATCH, "reboot"),
-        (fakes.UNKNOWN, "restart the container"),
-    ],
-)
-def test_a_driver_that_does_not_start_names_the_cure(fake_nvml, code, cure):
-    fake_nvml.fail("nvmlInitWithFlags", code)
-
-    with pytest.raises(
-        DeviceError, match=rf"^NVML: expected a working NVIDIA driver, NVML said .* \({code}\); .*{cure}"
-    ):
-        list_devices()
-
-
-def test_an_unknown_uuid_says_where_to_look(fake_nvml):
+def test_what_cannot_be_opened_says_why_and_lets_go_of_nvml(fake_nvml):
     with pytest.raises(DeviceError, match="GPU-unknown: expected a GPU with this UUID, found none; nvidia-smi -L"):
         NvidiaDevice("GPU-unknown")
+    with pytest.raises(pynvml.NVMLError_Uninitialized):
+        pynvml.nvmlDeviceGetCount()
+    fake_nvml.fail("nvmlDeviceGetMemoryInfo*", NOT_SUPPORTED)
+    with pytest.raises(DeviceError, match="expected a GPU that tells its memory, NVML said 'Not Supported'"):
+        NvidiaDevice(fake_nvml.uuid())
+
+    for code, cure in {
+        fakes.DRIVER_NOT_LOADED: "modprobe", fakes.LIBRARY_MISMATCH: "reboot", fakes.UNKNOWN: "restart the container"
+    }.items():  # fmt: skip
+        fake_nvml.heal()
+        fake_nvml.fail("nvmlInitWithFlags", code)
+        said = rf"^NVML: expected a working NVIDIA driver, NVML said .* \({code}\); .*{cure}"
+        with pytest.raises(DeviceError, match=said):
+            list_devices()
 
 
 def test_a_gpu_in_mig_mode_is_no_gpu(fake_nvml):
@@ -228,14 +205,6 @@ def test_a_gpu_in_mig_mode_is_no_gpu(fake_nvml):
     with pytest.raises(DeviceError, match=r"expected a whole GPU, found MIG mode on; name one of its instances"):
         NvidiaDevice(fake_nvml.uuid())
     assert [type(failure) for failure in survey_devices().failures] == [DeviceError]
-
-
-def test_a_failed_opening_lets_go_of_nvml(fake_nvml):
-    with pytest.raises(DeviceError):
-        NvidiaDevice("GPU-unknown")
-
-    with pytest.raises(pynvml.NVMLError_Uninitialized):
-        pynvml.nvmlDeviceGetCount()
 
 
 # --- MIG
@@ -262,7 +231,7 @@ def test_the_instances_of_a_gpu_are_listed_in_its_place(divided):
     assert [device.instance_of for device in devices] == [divided.uuid(0), divided.uuid(0), None]
 
 
-def test_an_instance_has_memory_and_processes_of_its_own(divided):
+def test_an_instance_has_memory_and_processes_of_its_own(divided, monkeypatch):
     divided.foreign(100 * MIB, gpu=1, pid=4_000_001)
     divided.foreign(300 * MIB, gpu=2, pid=4_000_002)
 
@@ -271,15 +240,9 @@ def test_an_instance_has_memory_and_processes_of_its_own(divided):
         assert instance.memory().used_bytes == 100 * MIB
         assert instance.processes() == (DeviceProcess(4_000_001, 100 * MIB),)
         assert instance.processes_elsewhere() == ((divided.uuid(2), 4_000_002),)
-
-
-def test_a_driver_that_lists_all_processes_of_the_gpu_leaves_an_instance_its_own(divided, monkeypatch):
-    divided.foreign(100 * MIB, gpu=1, pid=4_000_001)
-    divided.foreign(300 * MIB, gpu=2, pid=4_000_002)
-    whole, listed = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetComputeRunningProcesses_v3
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses_v3", lambda handle: listed(whole(0)))
-
-    with NvidiaDevice(divided.uuid(1)) as instance:
+        # Some drivers list all processes of the GPU for each of its instances.
+        whole, listed = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetComputeRunningProcesses_v3
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses_v3", lambda handle: listed(whole(0)))
         assert [process.pid for process in instance.processes()] == [4_000_001]
 
 
@@ -318,76 +281,73 @@ def test_vitals_are_what_the_gpu_tells(fake_nvml, device):
     assert vitals.energy_mj >= 1_000_000
 
 
-def test_vitals_that_a_gpu_cannot_tell_are_none(fake_nvml, device):
+def test_vitals_that_a_gpu_cannot_tell_or_that_cannot_be_true_are_none(fake_nvml, device):
     gpu = fake_nvml.state.gpus[0]
     gpu.power_mw = gpu.temperature_c = gpu.utilization_percent = UNSUPPORTED
     gpu.energy_supported = 0
     vitals = device.vitals()
-
     assert [vitals.power_mw, vitals.temperature_c, vitals.utilization_percent] == [None, None, None]
     assert [vitals.memory_temperature_c, vitals.memory_utilization_percent, vitals.energy_mj] == [None, None, None]
 
-
-@pytest.mark.parametrize(
-    ("function", "field"),
-    [
-        ("nvmlDeviceGetUtilizationRates", "utilization_percent"),
-        ("nvmlDeviceGetTemperatureV", "temperature_c"),
-        ("nvmlDeviceGetPowerUsage", "power_mw"),
-        ("nvmlDeviceGetFieldValues", "memory_temperature_c"),
-    ],
-)
-def test_a_vital_that_cannot_be_true_is_none(fake_nvml, device, function, field):
-    fake_nvml.answer(function, 2**31 - 1)
-
-    assert getattr(device.vitals(), field) is None
+    for function, field in {
+        "nvmlDeviceGetUtilizationRates": "utilization_percent",
+        "nvmlDeviceGetTemperatureV": "temperature_c",
+        "nvmlDeviceGetPowerUsage": "power_mw",
+        "nvmlDeviceGetFieldValues": "memory_temperature_c",
+    }.items():
+        fake_nvml.answer(function, 2**31 - 1)
+        assert getattr(device.vitals(), field) is None
 
 
-def test_an_old_driver_answers_by_the_old_names(fake_nvml, device):
+def test_a_reading_that_fails_does_not_cost_the_others_and_old_names_are_tried(fake_nvml, device, monkeypatch):
+    """In some sandboxes and virtual machines single questions end in an unknown error."""
+    fake_nvml.fail("nvmlDeviceGetTotalEnergyConsumption", fakes.UNKNOWN)
+    fake_nvml.fail("nvmlDeviceGetCurrentClocks*", fakes.UNKNOWN)
+    vitals = device.vitals()
+    assert (vitals.energy_mj, vitals.throttle_reasons) == (None, None)
+    assert (vitals.power_mw, vitals.temperature_c) == (60_000, 45)
+
+    fake_nvml.heal()
     for function in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetCurrentClocksEventReasons"):
         fake_nvml.fail(function, fakes.FUNCTION_NOT_FOUND)
-    vitals = device.vitals()
-
-    assert (vitals.temperature_c, vitals.throttle_reasons) == (45, 0)
+    assert (device.vitals().temperature_c, device.vitals().throttle_reasons) == (45, 0)
+    monkeypatch.delattr(pynvml, "nvmlDeviceGetTemperatureV")  # an older pynvml
+    assert device.vitals().temperature_c == 45
 
 
 # --- processes
 
 
-def test_processes_that_draw_are_listed_once(fake_nvml, device):
+def test_all_processes_are_listed_once_also_those_that_draw(fake_nvml, device):
     fake_nvml.foreign(30 * MIB, pid=4_000_002, flags=fakes.GRAPHICS)
     fake_nvml.foreign(100 * MIB, pid=4_000_001, flags=fakes.BOTH)
+    both = (DeviceProcess(4_000_001, 100 * MIB), DeviceProcess(4_000_002, 30 * MIB, draws=True))
+    assert device.processes() == both
 
-    assert device.processes() == (DeviceProcess(4_000_001, 100 * MIB), DeviceProcess(4_000_002, 30 * MIB, draws=True))
+    for pid in range(4_000_003, 4_000_043):
+        fake_nvml.foreign(MIB, pid=pid)
+    assert len(device.processes()) == 42
+    fake_nvml.fail("nvmlDeviceGetGraphicsRunningProcesses*", fakes.UNKNOWN)
+    assert len(device.processes()) == 41
 
 
-@pytest.mark.parametrize("reported", [NOT_AVAILABLE, 0, 17 * 10**12])
-def test_memory_of_a_process_that_the_driver_does_not_tell_is_none(fake_nvml, device, reported):
+def test_memory_of_a_process_that_the_driver_does_not_tell_is_none(fake_nvml, device):
     """Under WSL there is no number, in containers with newer drivers it is 0."""
     fake_nvml.foreign(100 * MIB)
-    fake_nvml.answer("nvmlDeviceGetComputeRunningProcesses_v3", reported)
-
-    assert device.processes() == (DeviceProcess(4_000_000, None),)
+    for reported in (NOT_AVAILABLE, 0, 17 * 10**12):
+        fake_nvml.heal()
+        fake_nvml.answer("nvmlDeviceGetComputeRunningProcesses_v3", reported)
+        assert device.processes() == (DeviceProcess(4_000_000, None),)
 
 
 def test_a_driver_without_a_process_list_tells_none_and_not_nobody(fake_nvml, device):
     fake_nvml.fail("nvmlDeviceGetComputeRunningProcesses*", NOT_SUPPORTED)
-
     assert device.processes() is None
 
-
-def test_more_processes_than_expected_are_all_listed(fake_nvml, device):
-    for pid in range(4_000_000, 4_000_040):
-        fake_nvml.foreign(MIB, pid=pid)
-
-    assert len(device.processes()) == 40
-
-
-def test_accounting_that_is_off_tells_none(fake_nvml, device):
-    fake_nvml.foreign(100 * MIB)
-
-    assert device.process_peak_bytes(4_000_000) is None
-    assert device.info.accounting is False
+    fake_nvml.heal()
+    fake_nvml.fail("nvmlDeviceGetComputeRunningProcesses*", fakes.UNKNOWN)
+    with pytest.raises(DeviceError, match="expected processes"):
+        device.processes()
 
 
 # --- which GPUs
@@ -404,19 +364,15 @@ def test_every_gpu_is_listed_in_the_drivers_order(fake_machine):
     assert is_simulated(devices[0])
 
 
-def test_a_gpu_that_does_not_answer_leaves_the_others(fake_machine):
+def test_a_gpu_that_does_not_answer_leaves_the_others_and_none_at_all_is_an_error(fake_machine):
     fake_machine.add_gpu()
     fake_machine.add_gpu()
     fake_machine.fail("nvmlDeviceGetHandleBy*", fakes.GPU_IS_LOST, gpu=0)
     survey = survey_devices()
-
     assert [device.uuid for device in survey.devices] == [fake_machine.uuid(1)]
     assert isinstance(survey.failures[0], DeviceLost)
 
-
-def test_a_machine_whose_only_gpu_does_not_answer_is_an_error(fake_nvml):
-    fake_nvml.fail("nvmlDeviceGetUUID", fakes.GPU_IS_LOST)
-
+    fake_machine.fail("nvmlDeviceGetUUID", fakes.GPU_IS_LOST)
     with pytest.raises(DeviceLost):
         list_devices()
 
@@ -469,16 +425,6 @@ def test_a_library_that_does_not_load_is_told_from_none(tmp_path):
 # --- what real drivers do, and the fake did not at first
 
 
-def test_a_reading_that_fails_does_not_cost_the_others(fake_nvml, device):
-    """In some sandboxes and virtual machines single questions end in an unknown error."""
-    fake_nvml.fail("nvmlDeviceGetTotalEnergyConsumption", fakes.UNKNOWN)
-    fake_nvml.fail("nvmlDeviceGetCurrentClocks*", fakes.UNKNOWN)
-    vitals = device.vitals()
-
-    assert (vitals.energy_mj, vitals.throttle_reasons) == (None, None)
-    assert (vitals.power_mw, vitals.temperature_c) == (60_000, 45)
-
-
 def test_a_gpu_can_be_opened_whatever_it_does_not_tell_of_itself(fake_nvml):
     for name in ("AccountingMode", "Index", "MigMode", "ComputeMode"):
         for code in (fakes.UNKNOWN, fakes.NO_PERMISSION, NOT_SUPPORTED):
@@ -488,49 +434,13 @@ def test_a_gpu_can_be_opened_whatever_it_does_not_tell_of_itself(fake_nvml):
                 assert device.memory().total_bytes == 8192 * MIB, (name, code)
 
 
-def test_processes_are_told_where_those_that_draw_are_not(fake_nvml, device):
-    fake_nvml.foreign(100 * MIB)
-    fake_nvml.fail("nvmlDeviceGetGraphicsRunningProcesses*", fakes.UNKNOWN)
-
-    assert device.processes() == (DeviceProcess(4_000_000, 100 * MIB),)
-
-
-def test_a_list_of_processes_that_fails_is_not_an_empty_one(fake_nvml, device):
-    fake_nvml.fail("nvmlDeviceGetComputeRunningProcesses*", fakes.UNKNOWN)
-
-    with pytest.raises(DeviceError, match="expected processes"):
-        device.processes()
-
-
-@pytest.mark.parametrize(("mode", "name"), [(1, "exclusive thread"), (2, "prohibited"), (3, "exclusive process")])
-def test_a_gpu_for_one_process_only_is_refused(fake_nvml, mode, name):
+def test_a_gpu_for_one_process_only_is_refused(fake_nvml):
     """The second training would fail to start, and the pair would pass for one that does not fit."""
-    fake_nvml.state.gpus[0].compute_mode = mode
-
-    with pytest.raises(DeviceError, match=f"found {name}: two trainings cannot share the GPU; .* -c DEFAULT"):
-        NvidiaDevice(fake_nvml.uuid())
-
-
-def test_an_older_pynvml_lacks_the_newest_names(fake_nvml, device, monkeypatch):
-    monkeypatch.delattr(pynvml, "nvmlDeviceGetTemperatureV")
-
-    assert device.vitals().temperature_c == 45
-
-
-def test_accounting_without_permission_tells_none(fake_nvml, device):
-    """Reading another user's statistics, or in a container without the right."""
-    fake_nvml.fail("nvmlDeviceGetAccountingStats", fakes.NO_PERMISSION)
-
-    assert device.process_peak_bytes(4_000_000) is None
-
-
-def test_what_is_free_is_told_with_either_struct(fake_nvml, device):
-    fake_nvml.allocate(500 * MIB)
-
-    assert device.memory().free_bytes == (8192 - 200 - 500) * MIB
-    fake_nvml.fail(MEMORY, NOT_SUPPORTED)
-    with NvidiaDevice(fake_nvml.uuid()) as older:
-        assert older.memory().free_bytes == (8192 - 200 - 500) * MIB
+    for mode, name in ((1, "exclusive thread"), (2, "prohibited"), (3, "exclusive process")):
+        fake_nvml.state.gpus[0].compute_mode = mode
+        said = f"found {name}: two trainings cannot share the GPU; .* -c DEFAULT"
+        with pytest.raises(DeviceError, match=said):
+            NvidiaDevice(fake_nvml.uuid())
 
 
 # --- lists of processes as drivers really tell them
@@ -577,9 +487,12 @@ def test_before_r510_the_other_gpus_are_asked_for_their_second_list(two_processe
 
 
 def test_what_the_driver_accounted_for_an_earlier_process_of_a_number_does_not_count(fake_nvml, device):
-    fake_nvml.state.gpus[0].accounting = 1
     fake_nvml.allocate(500 * MIB)  # by this process
+    assert (device.process_peak_bytes(os.getpid()), device.info.accounting) == (None, False)
+    fake_nvml.state.gpus[0].accounting = 1
     now = time.time()
     assert device.process_peak_bytes(os.getpid(), since=now - 24 * 3600) == 500 * MIB
     assert device.process_peak_bytes(os.getpid(), since=now + 60) is None
     assert device.process_peak_bytes(os.getpid()) == 500 * MIB
+    fake_nvml.fail("nvmlDeviceGetAccountingStats", fakes.NO_PERMISSION)  # another user's, or in a container
+    assert device.process_peak_bytes(os.getpid()) is None

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from colocate.process.out_of_memory import WORDS, Words, judge, parsed
 from colocate.process.output import LINE_BYTES, CappedLog, Scanner, assemble, last_lines, text_of
 
-TORCH = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23 GiB"
-
 
 def kept(tmp_path: Path, *pieces: bytes, head_bytes: int = 100, tail_bytes: int = 100) -> bytes:
     log = CappedLog(tmp_path / "log", head_bytes, tail_bytes)
@@ -62,22 +60,14 @@ def test_a_log_whose_writer_was_killed_can_be_put_together_later(tmp_path: Path)
     log.close()
 
 
-def test_a_full_disk_is_told_and_does_not_raise() -> None:
-    log = CappedLog(Path("/dev/full"))
-
+@pytest.mark.parametrize(("path", "why"), [("/dev/full", errno.ENOSPC), ("/dev/nowhere/log", errno.ENOENT)])
+def test_a_log_that_cannot_be_written_is_told_and_does_not_raise(path: str, why: int) -> None:
+    log = CappedLog(Path(path))
     log.write(b"a line\n")
     log.write(b"another\n")
     log.close()
 
-    assert log.failed == f"could not write the log /dev/full: {os.strerror(errno.ENOSPC)}"
-
-
-def test_a_missing_folder_is_told_and_does_not_raise(tmp_path: Path) -> None:
-    log = CappedLog(tmp_path / "nowhere" / "log")
-    log.write(b"a line\n")
-
-    assert log.failed is not None
-    assert "No such file" in log.failed
+    assert log.failed == f"could not write the log {path}: {os.strerror(why)}"
 
 
 def test_last_lines_of_a_running_log_come_from_its_tail(tmp_path: Path) -> None:
@@ -89,20 +79,14 @@ def test_last_lines_of_a_running_log_come_from_its_tail(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "log", 2) == ("line 98", "line 99")
 
 
-def test_last_lines_show_only_the_last_state_of_a_progress_bar(tmp_path: Path) -> None:
-    (tmp_path / "log").write_bytes(b"start\r\n 10%\r 50%\r100%\r\n\n\x00\xff end \x1b[0m\n")
-
-    assert last_lines(tmp_path / "log") == ("start", "100%", "\ufffd\ufffd end \ufffd[0m")
-
-
-def test_last_lines_of_no_log_are_none(tmp_path: Path) -> None:
+def test_last_lines_are_cut_and_show_only_the_last_state_of_a_progress_bar(tmp_path: Path) -> None:
+    for content, expected in {
+        b"start\r\n 10%\r 50%\r100%\r\n\n\x00\xff end \x1b[0m\n": ("start", "100%", "\ufffd\ufffd end \ufffd[0m"),
+        b"x" * 3_000_000: ("x" * 400,),
+    }.items():
+        (tmp_path / "log").write_bytes(content)
+        assert last_lines(tmp_path / "log") == expected
     assert last_lines(tmp_path / "missing") == ()
-
-
-def test_last_lines_cut_a_line_without_end(tmp_path: Path) -> None:
-    (tmp_path / "log").write_bytes(b"x" * 3_000_000)
-
-    assert last_lines(tmp_path / "log") == ("x" * 400,)
 
 
 def test_a_line_of_megabytes_counts_once_and_needs_little_memory() -> None:
@@ -111,8 +95,13 @@ def test_a_line_of_megabytes_counts_once_and_needs_little_memory() -> None:
         scanner.feed(b"x" * LINE_BYTES + b"out of memory")
         assert len(scanner._rest) <= LINE_BYTES
     scanner.feed(b"\nout of memory\n")
-
     assert scanner.counts["oom"] == 2
+
+    ((name, excerpt, _),) = Scanner({"oom": "out of memory"}).feed(
+        b"x" * 5000 + b" out of memory " + b"\xff" * 5000 + b"\n"
+    )
+    assert (name, len(text_of(excerpt))) == ("oom", 200)
+    assert "out of memory" in text_of(excerpt)
 
 
 @settings(deadline=None)
@@ -127,15 +116,6 @@ def test_how_the_output_was_cut_into_reads_does_not_matter(data: list[bytes], cu
     expected = sum(b"ab" in line for line in re.split(rb"[\n\r]", output))
 
     assert counts({"ab": "ab"}, *pieces) == {"ab": expected}
-
-
-def test_the_excerpt_of_a_long_line_holds_the_match() -> None:
-    scanner = Scanner({"oom": "out of memory"})
-    ((name, excerpt, _),) = scanner.feed(b"x" * 5000 + b" out of memory " + b"\xff" * 5000 + b"\n")
-
-    assert name == "oom"
-    assert "out of memory" in text_of(excerpt)
-    assert len(text_of(excerpt)) == 200
 
 
 def test_a_pattern_that_backtracks_without_end_is_given_up() -> None:
@@ -156,13 +136,12 @@ def certainties(*pieces: bytes) -> list[str]:
     return [judged.certainty for one in found if (judged := parsed(one.name)) is not None]
 
 
-@pytest.mark.parametrize("words", WORDS, ids=lambda words: f"{words.framework}: {words.pattern[:20]}")
-def test_a_real_message_is_found_as_its_frameworks_own(words: Words) -> None:
-    judged = judge(words.example)
-
-    assert judged is not None
-    assert (judged.framework, judged.memory) == (words.framework, words.memory)
-    assert judged.certainty == words.at_most
+def test_a_real_message_is_found_as_its_frameworks_own() -> None:
+    for words in WORDS:
+        judged = judge(words.example)
+        assert judged is not None, words
+        expected = (words.framework, words.memory, words.at_most)
+        assert (judged.framework, judged.memory, judged.certainty) == expected
 
 
 RAISED = """
@@ -237,26 +216,22 @@ step 12 loss 0.3 GPU memory: 1234 MiB allocated
 """
 
 
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [(RAISED, "raised"), (REPORTED, "reported"), (POSSIBLE, "possible"), (MENTIONED, "mentioned"), (NOTHING, None)],
-    ids=["raised", "reported", "possible", "mentioned", "nothing"],
-)
-def test_how_sure_an_out_of_memory_is(lines: str, expected: str | None) -> None:
-    """A help text, a tip, a source line or Java's heap used to be proof; most frameworks' own messages were nothing."""
-    for line in lines.strip("\n").splitlines():
-        judged = judge(line)
-        assert (None if judged is None else judged.certainty) == expected, line
+def test_how_sure_an_out_of_memory_is() -> None:
+    """A help text, a tip, a source line or Java's heap used to be proof; most frameworks' own messages were nothing.
 
+    Of a read without words of memory only the last two lines were looked at, also below half a message.
+    """
+    for expected, lines in {
+        "raised": RAISED, "reported": REPORTED, "possible": POSSIBLE, "mentioned": MENTIONED, None: NOTHING
+    }.items():  # fmt: skip
+        for line in lines.strip("\n").splitlines():
+            judged = judge(line)
+            assert (None if judged is None else judged.certainty) == expected, line
 
-def test_a_source_line_below_its_place_is_no_message() -> None:
-    traceback = b'Traceback (most recent call last):\n  File "t.py", line 3, in f\n    CUDA error: out of memory\n'
-
-    assert certainties(traceback) == ["mentioned"]
-
-
-def test_a_message_goes_on_over_the_first_lines_of_the_next_read() -> None:
-    """Of a read without words of memory only the last two lines were looked at, also below half a message."""
+    below_its_place = (
+        b'Traceback (most recent call last):\n  File "t.py", line 3, in f\n    CUDA error: out of memory\n'
+    )
+    assert certainties(below_its_place) == ["mentioned"]
     before, after = b"step 1\nError out of memory\n", b"at\nline 380 in file /csrc/pythonInterface.c\nstep 2\n"
     assert certainties(before, after) == certainties(before + after) == ["raised"]
 

@@ -88,13 +88,6 @@ def test_the_counting_probe_is_code_for_python_3_8(name: str) -> None:
     assert future or not annotated
 
 
-def test_counters_are_empty_until_the_program_uses_cuda():
-    cuda = FakeCuda()
-    cuda.initialised = False
-
-    assert Counters(cuda).read() == {}
-
-
 class NoStatistics(FakeCuda):
     """An allocator of the program's own, set by ``torch.cuda.memory.change_current_allocator``."""
 
@@ -116,45 +109,27 @@ def test_an_allocator_without_counters_costs_neither_the_record_nor_the_program(
     }
 
 
-def test_a_peak_between_two_readings_survives_a_reset():
-    cuda = FakeCuda()
-    counters = Counters(cuda)
-    reset = counters.safe_from(cuda.reset_peak)
-    cuda.use(700)
-    cuda.use(10)
-
-    reset()
-    cuda.use(20)
-
-    assert counters.read()["max_allocated_bytes"] == 700
-    assert counters.read()["allocated_bytes"] == 20
-
-
-def test_out_of_memory_counts_add_up_over_resets():
-    cuda = FakeCuda()
-    counters = Counters(cuda)
-    reset = counters.safe_from(cuda.reset_accumulated)
-    cuda.ooms = 2
-
-    reset()
-    cuda.ooms = 1
-
-    assert counters.read()["num_ooms"] == 3
-
-
-def test_growth_adds_up_over_resets():
+def test_a_peak_between_two_readings_and_counts_survive_a_reset():
     """Else as much growth since the reset as before it would hide what came and went since the last reading."""
     cuda = FakeCuda()
     counters = Counters(cuda)
-    reset = counters.safe_from(cuda.reset_accumulated)
+    cuda.initialised = False
+    assert counters.read() == {}, "until the program uses CUDA"
+    cuda.initialised = True
+    reset_peak, reset = counters.safe_from(cuda.reset_peak), counters.safe_from(cuda.reset_accumulated)
     cuda.use(1000)
     cuda.use(0)
+    cuda.ooms = 2
 
+    reset_peak()
     reset()
-    cuda.use(1200)
-    cuda.use(0)
+    cuda.ooms = 1
+    cuda.use(700)
+    cuda.use(20)
 
-    assert counters.read()["reserved_grown_bytes"] == 2200
+    found = counters.read()
+    assert (found["max_allocated_bytes"], found["allocated_bytes"]) == (1000, 20)
+    assert (found["num_ooms"], found["reserved_grown_bytes"]) == (3, 1700)
 
 
 def test_what_a_forked_child_held_before_its_first_step_is_in_its_history(tmp_path):
@@ -195,44 +170,22 @@ def test_a_watched_module_is_acted_on_after_its_import_has_finished(tmp_path, mo
     assert seen == [2]
 
 
-def test_a_program_without_torch_leaves_no_record_and_is_not_slowed(bench):
-    run = bench.run("-c", "import json, sys; print('torch' in sys.modules, 'colocate' in sys.modules)")
-
-    assert run.exit_code == 0
-    assert run.output.split() == ["False", "False"]
-    assert run.records == []
-
-
-def test_without_the_harness_nothing_is_loaded(bench):
-    variables = {name: value for name, value in bench.variables().items() if not name.startswith("COLOCATE")}
-
-    done = subprocess.run(
-        # An editable installation of this project puts a finder of that name into every interpreter.
-        [
-            sys.executable,
-            "-c",
-            "import sys; print([m for m in sys.modules if 'colocate' in m and '__editable' not in m])",
-        ],
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    assert done.stdout.strip() == "[]"
-
-
-def test_nothing_of_ours_becomes_importable(bench):
+def test_nothing_of_ours_becomes_importable_and_without_the_harness_or_torch_nothing_is_loaded(bench):
     """Through what the harness puts on the path; the project may be installed in this interpreter all the same."""
+    # An editable installation of this project puts a finder of that name into every interpreter.
+    ours = "print([m for m in sys.modules if 'colocate' in m and '__editable' not in m])"
     names = "('colocate', 'workloads', 'fixtures', 'conftest', 'tests')"
     path = "os.environ['PYTHONPATH'].split(':')"
+    find = f"from importlib.machinery import PathFinder as f; print([f.find_spec(n, {path}) for n in {names}])"
+    run = bench.run("-c", f"import json, os, sys; print('torch' in sys.modules, 'colocate' in sys.modules); {find}")
+    assert run.exit_code == 0
+    assert run.output.splitlines() == ["False False", str([None] * 5)]
+    assert run.records == []
 
-    run = bench.run(
-        "-c",
-        f"import os; from importlib.machinery import PathFinder as f; print([f.find_spec(n, {path}) for n in {names}])",
-    )
-
-    assert run.output.strip() == str([None] * 5)
+    variables = {name: value for name, value in bench.variables().items() if not name.startswith("COLOCATE")}
+    command = [sys.executable, "-c", f"import sys; {ours}"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_another_sitecustomize_down_the_path_still_runs(bench, tmp_path):

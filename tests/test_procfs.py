@@ -54,81 +54,50 @@ def family() -> Iterator["subprocess.Popen[bytes]"]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_the_boot_has_a_name() -> None:
-    assert len(procfs.boot_id()) == 36
-    assert procfs.boot_id() == procfs.boot_id()
-
-
 def test_a_process_is_identified_until_it_ends() -> None:
+    """Another one with the same number is another process; one that nobody has waited for is a zombie."""
+    assert len(procfs.boot_id()) == 36
     with member("ignore_term") as process:
         found = identity(process.pid)
+        earlier = found._replace(start_time=1)
         assert procfs.is_alive(found)
-        process.kill()
-        wait_until(lambda: not procfs.is_alive(found))  # a zombie, as nobody has waited for it
-
-        assert procfs.identify(process.pid) == found
-    assert procfs.identify(process.pid) is None
-
-
-def test_another_process_with_the_same_number_is_another_process() -> None:
-    with member("ignore_term") as process:
-        earlier = identity(process.pid)._replace(start_time=1)
-
         assert not procfs.is_alive(earlier)
         assert not procfs.send(earlier, signal.SIGKILL)
         assert process.poll() is None
-
-
-def test_a_vanished_process_cannot_be_signalled() -> None:
-    with member("ignore_term") as process:
-        found = identity(process.pid)
         process.kill()
+        wait_until(lambda: not procfs.is_alive(found))
 
+        assert procfs.identify(process.pid) == found
+        assert procfs.describe(process.pid).endswith("state Z (zombie)")
+    assert procfs.identify(process.pid) is None
     assert procfs.send(found, signal.SIGKILL) is False
+    assert procfs.describe(2**22 + 1) == f"pid {2**22 + 1} (gone)"
 
 
-def test_descendants_are_found_and_the_process_itself_is_not(family: "subprocess.Popen[bytes]") -> None:
-    found = procfs.descendants(family.pid)
-
-    assert len(found) == 3
-    assert family.pid not in {process.pid for process in found}
-    assert found < procfs.descendants(os.getpid())
-
-
-def test_a_cookie_finds_the_whole_family_and_only_whole_words_count(family: "subprocess.Popen[bytes]") -> None:
-    expected = {identity(family.pid), *procfs.descendants(family.pid)}
+def test_descendants_and_a_cookie_find_the_whole_family_and_only_whole_words_count(
+    family: "subprocess.Popen[bytes]",
+) -> None:
+    below = procfs.descendants(family.pid)
+    expected = {identity(family.pid), *below}
+    assert (len(below), len(expected)) == (3, 4)
+    assert below < procfs.descendants(os.getpid())
 
     for prefix in ("run", "run/", "run/group01", "run/group01/foreground", ""):
         assert expected <= set(procfs.with_cookie(prefix))
     for prefix in ("ru", "run/group0", "run/group01/foreground/x"):
         assert not procfs.with_cookie(prefix)
-    assert procfs.cookie_of(family.pid) == "run/group01/foreground"
-
-
-def test_a_process_without_cookie_has_none() -> None:
-    assert procfs.cookie_of(1) is None
-    assert procfs.cookie_of(2**22 + 1) is None
+    found = [procfs.cookie_of(pid) for pid in (family.pid, 1, 2**22 + 1)]
+    assert found == ["run/group01/foreground", None, None]
 
 
 def test_ending_a_process_ends_what_is_below_it_and_does_not_ask_for_ever(family: "subprocess.Popen[bytes]") -> None:
     whole = {identity(family.pid), *procfs.descendants(family.pid)}
-
     assert procfs.end([identity(family.pid)], grace_s=0.1) == []
     assert not any(map(procfs.is_alive, whole))
 
-
-def test_ending_waits_no_longer_than_it_takes() -> None:
-    with member("clean_end_on_term") as process:
-        assert procfs.end([identity(process.pid)], grace_s=60.0) == []
-
-        assert process.wait() == 0
-
-
-def test_a_stopped_process_is_ended_too() -> None:
     with member("clean_end_on_term") as process:
         process.send_signal(signal.SIGSTOP)
-
-        assert procfs.end([identity(process.pid)], grace_s=60.0) == []
+        assert procfs.end([identity(process.pid)], grace_s=60.0) == [], "one that is stopped is asked as well"
         assert process.wait() == 0
 
 
@@ -162,69 +131,40 @@ def test_ending_everything_below_us_spares_ourselves() -> None:
     assert done.stdout == f"[] {-signal.SIGKILL}\n"
 
 
-def test_a_description_names_program_user_and_start(family: "subprocess.Popen[bytes]") -> None:
+def test_a_description_names_program_user_and_start(family: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     text = procfs.describe(family.pid)
-
     assert text.startswith(f"pid {family.pid} (")
     assert "proc_member.py)" in text, "its arguments may be somebody's secrets"
     assert ", user " in text
     assert text.endswith(" UTC")
 
-
-def test_a_description_tells_the_state_of_a_zombie() -> None:
-    with member("ignore_term") as process:
-        found = identity(process.pid)
-        process.kill()
-        wait_until(lambda: not procfs.is_alive(found))
-
-        assert procfs.describe(process.pid).endswith("state Z (zombie)")
-
-
-def test_describing_what_is_gone_does_not_raise() -> None:
-    assert procfs.describe(2**22 + 1) == f"pid {2**22 + 1} (gone)"
-
-
-def test_control_characters_in_a_command_line_do_not_reach_the_message() -> None:
-    with running("a\x1b[31mb\nc", "1000", executable="/bin/sleep") as process:
-        # The kernel lets the parent go on a moment before it has put the new command line in place.
-        wait_until(lambda: "a?[31mb?c" in procfs.describe(process.pid))
-
-
-def test_a_name_with_parentheses_and_spaces_is_read(tmp_path: Path) -> None:
     program = tmp_path / "a) R (b c"
     program.symlink_to("/bin/sleep")
-    with running(program, "1000") as process:
-        wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text().startswith("a)"))
-
+    with running("a\x1b[31mb\nc", "1000", executable=program) as process:
+        # The kernel lets the parent go on a moment before it has put the new command line in place.
+        wait_until(lambda: "a?[31mb?c" in procfs.describe(process.pid))
+        assert Path(f"/proc/{process.pid}/comm").read_text().startswith("a)")
         assert procfs.is_alive(identity(process.pid))
         assert identity(process.pid) in procfs.descendants(os.getpid())
 
 
-def test_the_count_of_host_out_of_memory_kills_is_a_count_or_unknown() -> None:
-    found = control_group.host_oom_kills()
-
-    assert found is None or found >= 0
+V2, V1 = (
+    "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+    "31 24 0:27 {} /sys/fs/cgroup/{} ro - cgroup cgroup rw,{}",
+)
 
 
 @pytest.mark.parametrize(
     ("mounts", "groups", "expected"),
     [
+        (V2, "0::/user.slice/job", ["/sys/fs/cgroup/user.slice/job/memory.events"]),
+        (V2, "0::/", ["/sys/fs/cgroup/memory.events"]),
         (
-            "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
-            "0::/user.slice/job",
-            ["/sys/fs/cgroup/user.slice/job/memory.events"],
-        ),
-        ("30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "0::/", ["/sys/fs/cgroup/memory.events"]),
-        (
-            "31 24 0:27 /docker/a1 /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory",
+            V1.format("/docker/a1", "memory", "memory"),
             "4:memory:/docker/a1\n0::/docker/a1",
             ["/sys/fs/cgroup/memory/memory.oom_control"],
         ),
-        (
-            "31 24 0:27 / /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu",
-            "4:cpu:/x\n",
-            [],
-        ),
+        (V1.format("/", "cpu", "cpu"), "4:cpu:/x\n", []),
     ],
 )
 def test_the_control_group_is_found(

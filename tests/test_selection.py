@@ -31,11 +31,9 @@ def test_a_word_for_a_group_selects_that_group(written: str, read: str) -> None:
     assert normalise(written, IDS) == read
 
 
-@pytest.mark.parametrize(
-    "word", ["densenet121", "group12b", "mygroup1", "group", "groups", "resnet20", "group1.5", "low"]
-)
-def test_other_words_stay_as_they_are(word: str) -> None:
-    assert normalise(f"{word} and not {word}", IDS) == f"{word} and not {word}"
+def test_other_words_stay_as_they_are() -> None:
+    for word in ("densenet121", "group12b", "mygroup1", "group", "groups", "resnet20", "group1.5", "low"):
+        assert normalise(f"{word} and not {word}", IDS) == f"{word} and not {word}"
 
 
 def test_an_unknown_group_is_an_error_that_says_which_there_are() -> None:

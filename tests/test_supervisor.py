@@ -58,12 +58,13 @@ def orders(tmp_path: Path, *mode: str, **changes: Any) -> dict[str, Any]:
     return {**whole, "process_run": process_run, "patterns": {"ready": "^ready$"}, "max_processes": 100, **changes}
 
 
-def test_it_tells_start_and_end(tmp_path: Path) -> None:
+def test_it_tells_start_and_end_again_and_again_until_the_harness_has_understood(tmp_path: Path) -> None:
+    """A shorter grace counts, a longer one does not."""
     with spoken() as it:
         it.order(**orders(tmp_path, "ignore_term"))
-        started = it.hear("started")
-        match = it.hear("match")
-        it.order(stop=0.0)
+        started, match = it.hear("started"), it.hear("match")
+        for grace_s in (600.0, 0.0, 600.0):
+            it.order(stop=grace_s)
         reported = it.hear("exit")
 
         assert procfs.identify(started["pid"]) is None
@@ -71,6 +72,10 @@ def test_it_tells_start_and_end(tmp_path: Path) -> None:
         assert (match["name"], match["text"], match["count"]) == ("ready", "ready", 1)
         assert (reported["code"], reported["signal"], reported["stopped"]) == (None, "SIGKILL", True)
         assert reported["counts"] == {"ready": 1}
+        it.order(stop=0.0)
+        assert it.hear("exit") == reported
+        it.order(leave=True)
+        assert it.process.wait() == 0
 
 
 def test_it_loads_nothing_of_the_package_but_what_it_needs() -> None:
@@ -83,29 +88,6 @@ def test_it_loads_nothing_of_the_package_but_what_it_needs() -> None:
     needed = ("channel", "control_group", "launch", "out_of_memory", "output", "procfs", "supervisor")
     assert ours == {"colocate", "colocate.process", *(f"colocate.process.{name}" for name in needed)}
     assert not {"pydantic", "psutil", "subprocess", "asyncio", "inspect", "logging"} & set(loaded)
-
-
-def test_it_repeats_the_end_until_the_harness_has_understood(tmp_path: Path) -> None:
-    with spoken() as it:
-        it.order(**orders(tmp_path, "ignore_term"))
-        it.order(stop=0.0)
-        first = it.hear("exit")
-        it.order(stop=0.0)
-
-        assert it.hear("exit") == first
-        it.order(leave=True)
-        assert it.process.wait() == 0
-
-
-def test_a_shorter_grace_counts_and_a_longer_one_does_not(tmp_path: Path) -> None:
-    with spoken() as it:
-        it.order(**orders(tmp_path, "ignore_term"))
-        it.hear("match")
-        it.order(stop=600.0)
-        it.order(stop=0.0)
-        it.order(stop=600.0)
-
-        assert it.hear("exit")["signal"] == "SIGKILL"
 
 
 def test_the_end_of_its_input_ends_the_tree(tmp_path: Path) -> None:
@@ -152,24 +134,6 @@ def test_a_mistake_of_ours_kills_the_tree_and_is_told(tmp_path: Path) -> None:
         assert "TypeError" in it.hear("crashed")["text"]
         assert it.process.wait() == 1
         assert not procfs.with_variable(supervisor.PROCESS_RUN, f"life of {tmp_path}")
-
-
-def test_nothing_is_started_without_orders() -> None:
-    with spoken() as it:
-        assert it.process.stdin is not None
-        it.process.stdin.close()
-
-        assert it.process.wait() == 0
-
-
-def test_a_program_that_cannot_start_is_told(tmp_path: Path) -> None:
-    with spoken() as it:
-        it.order(**orders(tmp_path, argv=["no-such-program"]))
-
-        expected = (
-            f"no-such-program: expected a program that can be started in {tmp_path}, got 'No such file or directory'"
-        )
-        assert it.hear("failed")["text"] == expected
 
 
 @contextmanager

@@ -63,20 +63,18 @@ def gpu_process(gpu: VirtualGpu) -> Iterator[GpuProcess]:
             process.kill()
 
 
-def test_a_new_gpu_holds_its_baseline(gpu):
-    assert gpu.used_bytes() == 100 * MIB
-    assert gpu.free_bytes == 900 * MIB
-    assert gpu.processes() == []
+def test_a_claim_replaces_the_one_before_and_less_may_always_be_claimed(gpu):
+    assert (gpu.used_bytes(), gpu.free_bytes, gpu.processes()) == (100 * MIB, 900 * MIB, [])
     assert gpu.context_bytes == CONTEXT_BYTES
 
-
-def test_a_claim_replaces_the_one_before(gpu):
-    gpu.claim(300 * MIB)
+    gpu.claim(900 * MIB)
+    gpu.claim(899 * MIB)  # of a full GPU
     gpu.claim(200 * MIB)
 
     assert gpu.processes() == [(os.getpid(), 200 * MIB)]
     assert gpu.used_bytes() == 300 * MIB
-    assert gpu.process_max_bytes(os.getpid()) == 300 * MIB
+    assert gpu.process_max_bytes(os.getpid()) == 900 * MIB
+    assert gpu.max_used_bytes() == 1000 * MIB
 
 
 def test_two_processes_share_one_gpu(gpu):
@@ -89,14 +87,8 @@ def test_two_processes_share_one_gpu(gpu):
         with pytest.raises(GpuFull, match="found 0 free"):
             gpu.claim(301 * MIB)
         assert gpu.used_bytes() == 1000 * MIB, "a refused claim changes nothing"
-
-
-def test_less_may_always_be_claimed_even_of_a_full_gpu(gpu):
-    gpu.claim(900 * MIB)
-
-    gpu.claim(899 * MIB)
-
-    assert gpu.free_bytes == MIB
+        other.claim(0)
+        assert (gpu.used_bytes(), gpu.max_used_bytes()) == (400 * MIB, 1000 * MIB)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
@@ -122,15 +114,6 @@ def test_a_reused_process_id_does_not_inherit_memory(gpu):
     assert gpu.used_bytes() == 100 * MIB
 
 
-def test_the_gpu_remembers_the_most_that_was_ever_in_use(gpu):
-    with gpu_process(gpu) as other:
-        other.claim(400 * MIB)
-        gpu.claim(200 * MIB)
-        other.claim(100 * MIB)
-
-    assert gpu.max_used_bytes() == 700 * MIB
-
-
 def test_concurrent_claims_lose_nothing(gpu):
     with gpu_process(gpu) as one, gpu_process(gpu) as two:
         for number in range(50):
@@ -141,14 +124,6 @@ def test_concurrent_claims_lose_nothing(gpu):
             assert answers == ["held"] * 50
 
         assert sorted(gpu.processes()) == sorted([(one.pid, 49 * MIB), (two.pid, 49 * MIB)])
-
-
-def test_a_file_that_is_no_gpu_is_refused(tmp_path):
-    other = tmp_path / "other.json"
-    other.write_text("[]")
-
-    with pytest.raises(ValueError, match="expected the state of a virtual GPU"):
-        VirtualGpu.open(other)
 
 
 def test_the_device_reports_a_prediction(gpu):
@@ -171,6 +146,9 @@ def test_a_missing_state_file_is_a_device_error(tmp_path, gpu):
     with pytest.raises(DeviceError, match="expected its state file"):
         VirtualDevice(tmp_path / "missing.json")
     device = VirtualDevice(gpu.path)
+    gpu.path.write_text("[]")
+    with pytest.raises(ValueError, match="expected the state of a virtual GPU"):
+        VirtualGpu.open(gpu.path)
     gpu.path.unlink()
     with pytest.raises(DeviceError, match="expected its state file"):
         device.memory()
