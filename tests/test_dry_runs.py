@@ -101,7 +101,14 @@ def shown(tmp_path):
 
     def command(exits=WELL, edited=False, pids=(7,), **changes):
         for pid in pids:
-            record = {"pid": pid, "mode": "virtual", "max_reserved_bytes": 5, "files": [str(file)], "notes": []}
+            record = {
+                "pid": pid,
+                "optimizer_steps": 3,
+                "mode": "virtual",
+                "max_reserved_bytes": 5,
+                "files": [str(file)],
+                "notes": [],
+            }
             (directory.probe("foreground") / f"{pid}.json").write_text(json.dumps(record | changes))
         monitor = TrainingMonitor("foreground", training, directory)
         started = SimpleNamespace(pids=pids, exit=exits, log=directory.foreground_log, started_t=1.0)
@@ -110,7 +117,11 @@ def shown(tmp_path):
         dry_runs.keep(monitor, directory, "group01")
         if edited:
             file.write_text("2")
-        return dry_runs.replayed(training, "foreground", 0, directory.virtual_gpu)
+        wanted = dry_runs.allocator(training, "foreground", directory.virtual_gpu)
+        words = dry_runs.replayed(training, "foreground", 0, directory.virtual_gpu)
+        assert (wanted is None) == (words is None)
+        assert wanted is None or (wanted.max_reserved_bytes, wanted.optimizer_steps) == (5, 3)
+        return words
 
     return command
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from groups import group, training
 
 from colocate.advice import proposal_forecasts
 from colocate.advice.forecast import Answer, keyed
-from colocate.advice.proposal_forecasts import Predictor, advise, forecasts_of_proposals, gpu_of
+from colocate.advice.proposal_forecasts import Abandoned, Behind, Predictor, advise, forecasts_of_proposals, gpu_of
 from colocate.advice.proposals import Kind, proposals
 from colocate.cli.main import main
 from colocate.harness.simulation import Program, SimulatedRun
@@ -192,6 +193,24 @@ def test_the_report_predicts_with_real_programs_and_shows_it_when_it_is_made_aga
     (tmp_path / "plan.json").write_text(json.dumps(plan).replace('"2"', '"3"'))
     assert main(["report", str(run.path), "--predict"]) == 0
     assert "group01: its settings have changed since the run" in capsys.readouterr().out
+
+
+def test_predictions_behind_the_groups_end_when_they_are_told_to(tmp_path: Path) -> None:
+    """With the last group over, the program that is under way may end, and no other begins; Ctrl-C ends that too."""
+    behind = Behind()
+    sleeping = Program("sleeps", (sys.executable, "-c", "import time; time.sleep(300)"), tmp_path)
+    predicting = Predictor(gpu_model("8GB"), behind=behind)
+    threading.Timer(1.0, lambda: setattr(behind, "abandoned", True)).start()
+
+    began_t = time.monotonic()
+    with pytest.raises(Abandoned):
+        predicting.simulated([sleeping])
+    assert time.monotonic() - began_t < 60
+    assert not predicting.known
+
+    behind.over = True
+    predicting.simulated([sleeping])
+    assert not predicting.known, "nothing is begun any more"
 
 
 def test_a_signal_ends_the_predictions_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from colocate.advice.next_plan import Next, follow_up, what_next
 from colocate.advice.packing import PackingProblem, best_pairs
 from colocate.advice.pairing import TIERS, UNKNOWN, OrderedPair, ordered_pairs
 from colocate.advice.prediction import predict
-from colocate.advice.proposal_forecasts import OUT_OF_TIME, ProposalForecast, advise
+from colocate.advice.proposal_forecasts import OUT_OF_TIME, Abandoned, Behind, ProposalForecast, advise
 from colocate.advice.proposals import is_unfit
 from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
 from colocate.advice.solo_profiles import SoloProfile, known_of, of_catalog, of_plan, predicted, rank, remembered
@@ -23,7 +23,9 @@ __all__ = [
     "OUT_OF_TIME",
     "TIERS",
     "UNKNOWN",
+    "Abandoned",
     "Answer",
+    "Behind",
     "Fit",
     "Forecast",
     "Grid",

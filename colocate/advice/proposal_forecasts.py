@@ -53,6 +53,27 @@ class ProposalForecast:
         return Answer.UNKNOWN if self.forecast is None else self.forecast.answer
 
 
+class Abandoned(Exception):
+    """Predictions behind something else were ended."""
+
+
+@dataclass
+class Behind:
+    """Says to predictions behind something else when they are to end: after the program that is run, or at once."""
+
+    over: bool = False
+    abandoned: bool = False
+
+    def tell(self, program: Program, stage: str, elapsed_s: float) -> None:
+        """Called while a program is run.
+
+        Raises:
+            Abandoned: it is to end at once.
+        """
+        if self.abandoned:
+            raise Abandoned
+
+
 @dataclass
 class Predictor:
     """Dry-runs what it is asked about, as long as there is time; every program once.
@@ -61,11 +82,13 @@ class Predictor:
         GPU: The GPU whose figures the programs see.
         until_t: Instant of `time.monotonic` after which nothing more is started; None is never.
         cache: Where results of earlier calls are, and go.
+        behind: Predict behind something else, one program at a time, as long as this does not say "over".
     """
 
     gpu: GpuModel
     until_t: float | None = None
     cache: Cache | None = None
+    behind: "Behind | None" = None
     known: dict[Program, SimulatedRun] = field(default_factory=dict)
 
     def simulated(self, programs: Sequence[Program]) -> None:
@@ -75,15 +98,19 @@ class Predictor:
             TrainingError: a program could not be started.
         """
         waiting = [one for one in dict.fromkeys(map(keyed, programs)) if one not in self.known]
-        at_once = os.cpu_count() or 1
+        at_once = 1 if self.behind else os.cpu_count() or 1
         while waiting and not self.is_over:
             some, waiting = waiting[:at_once], waiting[at_once:]
-            found = simulate(some, self.gpu, cache=self.cache, timeout_s=TIMEOUT_S)
+            tell = self.behind.tell if self.behind else lambda program, stage, elapsed_s: None
+            behind = self.behind is not None
+            found = simulate(some, self.gpu, cache=self.cache, timeout_s=TIMEOUT_S, tell=tell, behind=behind)
             self.known.update(zip(some, found, strict=True))
 
     @property
     def is_over(self) -> bool:
         """The time is up."""
+        if self.behind is not None and self.behind.over:
+            return True
         return self.until_t is not None and time.monotonic() >= self.until_t
 
 
@@ -233,6 +260,7 @@ def advise(
     *,
     budget_s: float,
     cache: Cache | None = None,
+    behind: Behind | None = None,
 ) -> Iterator[tuple[Group, list[ProposalForecast]]]:
     """Proposals for the groups of a run that do not fit, each with what is predicted of it, and into the run's file.
 
@@ -244,6 +272,7 @@ def advise(
         catalog: That of the plan.
         budget_s: Seconds for all predictions together, shared among the groups; 0 predicts nothing.
         cache: As in `Predictor`.
+        behind: As in `Predictor`.
 
     Raises:
         ColocateError: a program could not be started.
@@ -261,7 +290,7 @@ def advise(
                 continue
             evidence = attempt.evidence
             now_t = time.monotonic()
-            predictor = Predictor(gpu_of(evidence), now_t + (until_t - now_t) / (len(wanted) - place), cache)
+            predictor = Predictor(gpu_of(evidence), now_t + (until_t - now_t) / (len(wanted) - place), cache, behind)
             found = proposals(group, evidence, catalog, known)
             try:
                 proposal_forecasts_ = forecasts_of_proposals(group, evidence, found, catalog, predictor)

@@ -14,12 +14,14 @@ from typing import Any
 from colocate.errors import ColocateError
 from colocate.files import content, parse, read_json, write_json
 from colocate.harness.prediction_cache import digest, identity
+from colocate.harness.probe_records import allocator_of
 from colocate.harness.simulated_run import Program
 from colocate.harness.training_monitor import TrainingMonitor
 from colocate.plan import Training
 from colocate.probe.virtual_gpu import VirtualGpu
 from colocate.process import Process
 from colocate.results import GroupDirectory
+from colocate.verdict import Allocator
 
 _BOOT = "from colocate_probe.virtual_gpu.replay import main; main()"
 
@@ -44,9 +46,15 @@ class DryRuns:
             gpu: State file of the virtual GPU.
         """
         path = self._path(training, role, process_run, gpu)
-        if not path.exists() or any(digest(Path(name)) != was for name, was in read_json(path)["files"].items()):
+        return (sys.executable, "-c", _BOOT, os.fspath(path.absolute())) if _known(path) else None
+
+    def allocator(self, training: Training, role: str, gpu: Path) -> Allocator | None:
+        """What the first process of a training wanted where it was run to its end; None if that is not known."""
+        recording = _known(self._path(training, role, 0, gpu))
+        if recording is None:
             return None
-        return (sys.executable, "-c", _BOOT, os.fspath(path.absolute()))
+        record = recording["record"]
+        return allocator_of(record["pid"], record["optimizer_steps"], record)
 
     def keep(self, monitor: TrainingMonitor, directory: GroupDirectory, group: str) -> None:
         """Record what a training of a group has shown, if each of its process runs can be replayed."""
@@ -64,6 +72,15 @@ class DryRuns:
         figures = {name: value for name, value in vars(VirtualGpu.open(gpu)).items() if name not in ("path", "uuid")}
         name = identity(Program(training.name, argv, training.cwd, training.env), repr(figures))
         return self.folder / f"{name}_{process_run}.json"
+
+
+def _known(path: Path) -> dict[str, Any] | None:
+    """Read a recording; None if there is none, or the program's files have changed since."""
+    if not path.exists():
+        return None
+    recording: dict[str, Any] = read_json(path)
+    same = all(digest(Path(name)) == was for name, was in recording["files"].items())
+    return recording if same else None
 
 
 def _recordings(monitor: TrainingMonitor, directory: GroupDirectory) -> list[dict[str, Any]]:

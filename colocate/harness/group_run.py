@@ -186,6 +186,10 @@ class GroupRun(ObservedGroup):
         for training in self._members:
             if not training.ran_out_of_memory:
                 continue
+            known = self._dry_runs and self._dry_runs.allocator(training.training, training.role, self._virtual_gpu)
+            if known:
+                training.wanted = (known,)
+                continue
             try:
                 training.wanted = wanted_alone(
                     training.training,

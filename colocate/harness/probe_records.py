@@ -100,7 +100,7 @@ class ProbeReader:
         pid, steps = int(record["pid"]), whole(record.get("optimizer_steps")) or 0
         if path.stem != str(pid):
             raise ValueError("a record bears the number of its process")
-        allocator = _allocator(pid, steps, record)
+        allocator = allocator_of(pid, steps, record)
         if record.get("lost"):
             self.lost[pid] = line(record["lost"]) or "it gave up"
         if record.get("num_ooms") and record.get("ooms_raised") != 0:
@@ -167,7 +167,8 @@ def _history(value: Any, since_t: float) -> tuple[tuple[float, int], ...]:
     return known if len(known) == len(steps) and list(known) == sorted(known, key=lambda step: step[0]) else ()
 
 
-def _allocator(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
+def allocator_of(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
+    """Read what a record tells of a process's allocator."""
     return Allocator(
         pid=pid,
         mode="virtual" if record.get("mode") == "virtual" else "cuda",

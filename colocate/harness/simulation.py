@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +45,8 @@ NOT_MODELLED = (
 )
 
 
+LEAST_PRIORITY = 19  # of nice(1)
+
 Watcher = Callable[[Program, str, float], None]
 
 
@@ -54,6 +57,7 @@ def simulate(
     cache: Cache | None,
     timeout_s: float,
     tell: Watcher = lambda program, stage, elapsed_s: None,
+    behind: bool = False,
 ) -> list[SimulatedRun]:
     """Dry-run programs, one per processor at a time, and give their results in order.
 
@@ -62,7 +66,8 @@ def simulate(
         gpu: the GPU whose figures they see.
         cache: where results of earlier calls are, and go; None runs everything.
         timeout_s: how long one program may take; what it has shown by then counts.
-        tell: called with a program, its stage and the time it has run, now and then.
+        tell: called with a program, its stage and the time it has run, now and then; what it raises ends all.
+        behind: one at a time, and with the processors' least priority, because something else is to be done.
 
     Raises:
         TrainingError: a program could not be started.
@@ -79,11 +84,14 @@ def simulate(
         explorations = {index: Exploration(timeout_s, gpu.total_bytes) for index in waiting}
         try:
             while waiting or running:
-                while waiting and len(running) < (os.cpu_count() or 1):
+                while waiting and len(running) < (1 if behind else os.cpu_count() or 1):
                     index = waiting.pop(0)
                     answers = explorations[index].following()
                     assert answers is not None, "a program that waits has a run to make"
                     running[index] = _Running(programs[index], gpu, Path(folder, uuid.uuid4().hex), timeout_s, answers)
+                    if behind:
+                        with suppress(OSError):  # it has ended already
+                            os.setpriority(os.PRIO_PROCESS, running[index].process.pid, LEAST_PRIORITY)
                 for index, one in list(running.items()):
                     tell(one.program, "running", time.monotonic() - one.process.started_t)
                     if not one.ended():

@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predict at the end of a session what could be tried for groups that do not fit, within a time budget."""
+"""Predict what could be tried for groups that do not fit: beside the last groups, and at the end within a budget."""
 
 import textwrap
+import threading
 import time
+from contextlib import suppress
+from math import inf
 
 import pytest
 
-from colocate.advice import Answer, ProposalForecast, advise, is_unfit
+from colocate.advice import Abandoned, Answer, Behind, ProposalForecast, advise, is_unfit
+from colocate.errors import ColocateError
 from colocate.harness import Cache
 from colocate.plan import Group
 from colocate.plugin.invocation import leads
 from colocate.plugin.options import option
 from colocate.plugin.session import Session, say, session_of, warn
 from colocate.plugin.signals import skippable
+from colocate.results import GroupDirectory
 from colocate.units import span_text
 
 REMEDY_BUDGET_S = 600.0
+LOOK_S = 0.5
 
 
 class Proposals:
@@ -25,24 +31,31 @@ class Proposals:
         self.config = config
         self.session = session
         self.began_t = time.monotonic()
+        self._ahead: Ahead | None = None
+
+    def pytest_runtest_logfinish(self) -> None:
+        """Called after each case: what did not fit is predicted on processors that the other groups leave idle."""
+        if self._ahead is None and _may_predict_ahead(self.config, self.session) and unfit(self.session):
+            self._ahead = Ahead(self.session)
+            self._ahead.start()
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Called before pytest-html writes; a session that was interrupted is to end, so nothing is predicted in it."""
         most_s = 0.0 if exitstatus == pytest.ExitCode.INTERRUPTED else float(option(self.config, "predict"))
-        budget_s = min(most_s, time.monotonic() - self.began_t)  # advice never takes longer than the groups did
+        budget_s = min(most_s, (time.monotonic() - self.began_t) / 2)  # whoever asked for verdicts waits for them
         if budget_s and option(
             self.config, "try_fixes"
         ):  # a remedy runs for as long as its group: a guess would cost more
             budget_s = max(budget_s, REMEDY_BUDGET_S)
+        if self._ahead is not None:
+            self._ahead.end(wait_s=budget_s)
         try:
             self._advise(budget_s)
         except Exception as error:  # whatever it is: the verdicts are on disk and do not need this
             warn(self.config, f"could not make proposals: {type(error).__name__}: {error}")
 
     def _advise(self, budget_s: float) -> None:
-        unfit = [one for one in self.session.recorded() if is_unfit(one[2])]
-        unfit.sort(key=lambda one: one[2].outcome != "INFEASIBLE")  # of an undecided group a GPU decides anyway
-        wanted = [(group, directory) for group, directory, _ in unfit]
+        wanted = unfit(self.session)
         run = self.session.run_directory
         if not wanted or run is None:
             return
@@ -53,6 +66,48 @@ class Proposals:
             for group, found in advise(run, wanted, catalog, budget_s=budget_s, cache=Cache.of_user()):
                 for line in lines(group, found):
                     say(self.config, line)
+
+
+class Ahead(threading.Thread):
+    """Predicts proposals while groups run, with the least priority; what it found is not predicted again at the end."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(name="colocate-proposals", daemon=True)
+        self._session = session
+        self._behind = Behind()
+
+    def run(self) -> None:
+        """Predict for every group that does not fit, the later ones as they come."""
+        run, done = self._session.run_directory, set[str]()
+        assert run is not None, "groups that were run have a place"
+        with suppress(Abandoned, ColocateError, OSError):  # the end of the session tries again, and tells
+            catalog = self._session.plan.load_catalog()
+            while not self._behind.over:
+                wanted = [one for one in unfit(self._session) if one[0].id not in done]
+                done |= {group.id for group, _ in wanted}
+                for _ in advise(run, wanted, catalog, budget_s=inf, cache=Cache.of_user(), behind=self._behind):
+                    continue
+                time.sleep(LOOK_S)
+
+    def end(self, wait_s: float) -> None:
+        """Begin nothing new, give what is under way so many seconds, then end it."""
+        self._behind.over = True
+        self.join(wait_s)
+        self._behind.abandoned = True
+        self.join()
+
+
+def _may_predict_ahead(config: pytest.Config, session: Session) -> bool:
+    """Beside groups on virtual GPUs in workers: measured trainings must not be slowed down."""
+    has_workers = bool(getattr(config.option, "tx", None))
+    return has_workers and bool(option(config, "predict")) and all(gpu.kind == "virtual" for gpu in session.gpus)
+
+
+def unfit(session: Session) -> list[tuple[Group, GroupDirectory]]:
+    """The groups so far that do not fit, first those that are known not to: of the others a GPU decides anyway."""
+    found = [one for one in session.recorded() if is_unfit(one[2])]
+    found.sort(key=lambda one: one[2].outcome != "INFEASIBLE")
+    return [(group, directory) for group, directory, _ in found]
 
 
 def lines(group: Group, found: list[ProposalForecast]) -> list[str]:
