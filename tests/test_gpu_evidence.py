@@ -191,7 +191,7 @@ def test_missing_packages_are_named_with_the_cure() -> None:
     )
 
     assert done.returncode == 2
-    assert "missing: pydantic, pynvml, torch; bring them as wheels: --wheels DIR" in done.stderr
+    assert "missing: pydantic, pynvml, pandas, torch; bring them as wheels: --wheels DIR" in done.stderr
 
 
 @pytest.mark.slow
@@ -213,5 +213,5 @@ def test_missing_packages_come_from_a_folder_of_wheels(tmp_path: Path) -> None:
         check=False,
     )
 
-    assert "missing: pydantic, torch;" in done.stderr
+    assert "missing: pydantic, pandas, torch;" in done.stderr
     assert (tmp_path / "work" / "packages" / "pynvml.py").exists()

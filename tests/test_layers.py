@@ -110,7 +110,7 @@ def test_workloads_know_nothing_of_the_harness() -> None:
 
 def test_the_probe_knows_the_standard_library_and_torch_only() -> None:
     """It runs in somebody else's interpreter."""
-    others = ("colocate", "pydantic", "psutil")
+    others = ("colocate", "pydantic", "pandas", "psutil")
 
     assert not [name for path in modules("colocate/probe") for name in imports(path) if name.split(".")[0] in others]
 

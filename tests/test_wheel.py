@@ -118,7 +118,7 @@ def test_a_project_without_a_plan_is_as_without_colocate(python, tmp_path):
     """No output, no option without prefix, no import of what a run needs; a JSON with experiments stays a file."""
     (tmp_path / "test_mine.py").write_text(
         "import sys\n\ndef test_mine(pytestconfig):\n"
-        "    assert not {'colocate.plan', 'colocate.harness', 'pydantic'} & set(sys.modules)\n"
+        "    assert not {'colocate.plan', 'colocate.harness', 'pydantic', 'pandas'} & set(sys.modules)\n"
         "    assert not [name for name in vars(pytestconfig.option) if name in ('plan', 'device', 'gpu', 'results')]\n"
     )
     (tmp_path / "data.json").write_text('{"experiments": []}')

@@ -41,7 +41,7 @@ from colocate.units import GIB, MIB, format_mib, format_size
 
 State = Literal["ok", "warning", "error"]
 
-NEEDED = ("pytest", "pytest-xdist", "pytest-html", "nvidia-ml-py", "pydantic", "networkx")
+NEEDED = ("pytest", "pytest-xdist", "pytest-html", "nvidia-ml-py", "pydantic", "pandas", "networkx")
 WORKLOADS = ("torchvision", "timm", "transformers", "scikit-learn")
 
 # A run of the twelve groups writes some 10 MiB; checkpoints of trainings are theirs. DataLoader workers pass their

@@ -75,8 +75,11 @@ def write_summary(run: RunDirectory) -> Path:
     Raises:
         OSError: it cannot be written; the former one, if any, is still there.
     """
+    import pandas  # costs half a second, which no worker needs to pay
+
     with _alone(run.path):  # else one could write what it read before another added a row
-        write_text(run.summary, HEAD + "".join(map(_line, rows(run))))
+        frame = pandas.DataFrame(rows(run), columns=list(COLUMNS), dtype=object)
+        write_text(run.summary, frame.to_csv(index=False, lineterminator="\n"))
     return run.summary
 
 
@@ -132,6 +135,7 @@ class Summary:
 
 
 def _line(cells: dict[str, Any]) -> str:
+    """Format one row as pandas writes it."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow([cells[name] for name in COLUMNS])
     return text.getvalue()

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 # What the harness itself imports outside of pytest. The trainings' packages, PyTorch among them, are the machine's own.
-NEEDED = ("pydantic", "pynvml", "torch")
+NEEDED = ("pydantic", "pynvml", "pandas", "torch")
 
 
 def main() -> int:
