@@ -12,6 +12,7 @@ from sessions import simulated_machine
 
 for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):  # sessions of the tests are no part of the job that runs them
     os.environ.pop(name, None)
+os.environ["XDG_CONFIG_HOME"] = os.devnull  # no GPUs of whoever runs the tests
 os.environ.pop(
     "PYTHONDONTWRITEBYTECODE", None
 )  # else each of many hundred processes compiles colocate again, for a second

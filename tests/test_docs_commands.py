@@ -170,14 +170,21 @@ def do(words: Sequence[str], folder: Path) -> Session:
     while "=" in words[0]:
         name, _, value = words[0].partition("=")
         own[name], words = value, words[1:]
-    if words[0] == "colocate" and words[1] not in ("run", "watch"):  # `watch` writes past Python's streams
+    apart = ("run", "watch", "doctor")  # `watch` writes past Python's streams, `doctor` into the user's folder
+    if words[0] == "colocate" and words[1] not in apart:
         return sessions.colocate(folder, *words[1:])
     light = ["-p", "no:hypothesispytest", "-p", "no:anyio"]
     python = {"pytest": ["-m", "pytest", *light], "colocate": ["-m", "colocate"]}
     if words[0] in python:
         words = [sys.executable, *python[words[0]], *words[1:]]
     done = subprocess.run(
-        words, cwd=folder, env={**environment(), **own}, capture_output=True, text=True, timeout=600, check=False
+        words,
+        cwd=folder,
+        env={**environment(), "XDG_CONFIG_HOME": str(folder), **own},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     return Session(done.returncode, done.stdout + done.stderr, folder)
 

@@ -12,6 +12,9 @@ import subprocess
 import pytest
 from emulated import MIB, PROGRAMS, PYTHON, REPOSITORY, Bench, Run, wait_until
 
+from colocate.probe.virtual_gpu.state import VirtualGpu
+from colocate.units import GIB
+
 pytestmark = pytest.mark.slow
 
 
@@ -202,6 +205,40 @@ def test_a_gpu_without_room_for_a_context_is_out_of_memory_too(tmp_path):
 
     assert run.exit_code == 1
     assert "CUDA error: out of memory" in run.output
+    assert run.record["num_ooms"] == 1
+
+
+CONVOLVE = """
+import torch
+layer = torch.nn.{layer}.cuda()
+layer(torch.ones(1, 4, 8, 8, device="cuda"))
+"""
+
+
+@pytest.mark.parametrize(("layer", "context_mib"), [("Linear(8, 8)", 300), ("Conv2d(4, 4, 3)", 350)])
+def test_the_first_use_of_cudnn_makes_the_context_larger(tmp_path, layer, context_mib):
+    bench = Bench(tmp_path)
+    figures = {"context_bytes": 300 * MIB, "context_range_bytes": (200 * MIB, 400 * MIB)}
+    with_cudnn = {"cudnn_context_bytes": 350 * MIB, "cudnn_context_range_bytes": (200 * MIB, 600 * MIB)}
+    bench.gpu = VirtualGpu.create(bench.gpu.path, name="split", total_bytes=8 * GIB, **figures, **with_cudnn)
+
+    run = bench.run_source(CONVOLVE.format(layer=layer))
+
+    assert run.exit_code == 0, run.output
+    assert run.record["context_bytes"] == context_mib * MIB
+    assert run.record["context_range_bytes"][1] == (600 if context_mib == 350 else 400) * MIB
+    assert bench.gpu.max_used_bytes() == run.record["max_reserved_bytes"] + context_mib * MIB
+
+
+def test_a_gpu_without_room_for_cudnn_is_out_of_memory_too(tmp_path):
+    bench = Bench(tmp_path)
+    figures = {"context_bytes": 300 * MIB, "cudnn_context_bytes": 900 * MIB}
+    bench.gpu = VirtualGpu.create(bench.gpu.path, name="split", total_bytes=800 * MIB, **figures)
+
+    run = bench.run_source(CONVOLVE.format(layer="Conv2d(4, 4, 3)"))
+
+    assert run.exit_code == 1
+    assert "CUDA out of memory. Tried to allocate 600.00 MiB" in run.output
     assert run.record["num_ooms"] == 1
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from colocate.cli.main import main
 from colocate.device.acquire import FoundGpu, fresh, opened
 from colocate.errors import PlanError
-from colocate.plan.gpu_models import SCHEMA, TABLE, GpuModelsFile, gpu_model, model_called, schema, table
+from colocate.plan.gpu_models import SCHEMA, TABLE, GpuModelsFile, gpu_model, model_called, own_gpus, schema, table
 from colocate.probe.virtual_gpu.operators import matrix_workspace_bytes
 from colocate.probe.virtual_gpu.state import CONTEXT_BYTES, CONTEXT_RANGE_BYTES, VirtualGpu
 from colocate.units import GIB, MIB
@@ -130,3 +131,63 @@ def test_a_gpu_is_dry_run_as_its_product_and_else_by_its_size() -> None:
     assert whole.figures == gpu_model("RTX 3080")
     assert replace(whole, total_bytes=8 * GIB).figures == gpu_model("8GB"), "a part of it is no product"
     assert replace(whole, product="Never Heard 9", memory_bytes=24 * GIB).figures == gpu_model("24GB")
+
+
+def test_cudnn_makes_a_context_larger_where_that_is_known() -> None:
+    split, whole = gpu_model("A100 40GB"), gpu_model("RTX 3080")
+
+    assert (split.context_bytes, split.cudnn_context_bytes) == (481 * MIB, 501 * MIB)
+    assert split.cudnn_context_range_bytes[1] > split.context_range_bytes[1]
+    assert whole.cudnn_context_range_bytes == whole.context_range_bytes
+
+
+@pytest.fixture
+def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    own_gpus.cache_clear()
+    return tmp_path / "colocate" / "gpu_models.json"
+
+
+def test_one_reading_of_a_context_counts_for_later_predictions(own_settings: Path, capsys) -> None:
+    before = gpu_model("RTX 3080")
+    assert main(["doctor", "--gpu=3080", "--context=320MB"]) == 0
+
+    after = gpu_model("RTX 3080")
+    assert capsys.readouterr().out == f"{own_settings}: NVIDIA GeForce RTX 3080 has a context of 318 MiB\n"
+    assert (after.context_bytes, after.context_range_bytes) == (318 * MIB, (288 * MIB, 348 * MIB))
+    assert (after.cudnn_context_bytes, after.cudnn_context_range_bytes) == (406 * MIB, (288 * MIB, 660 * MIB))
+    assert "320 MiB that the user read" in after.source("context")
+    assert model_called(after.name, after.total_bytes) == after
+    assert (after.capability, after.baseline_bytes) == (before.capability, before.baseline_bytes)
+
+
+def test_a_second_reading_takes_the_place_of_the_first(own_settings: Path) -> None:
+    for size in ("320MB", "330MB"):
+        assert main(["doctor", "--gpu=3080", f"--context={size}"]) == 0
+    assert main(["doctor", "--gpu=A100", "--context=483MB"]) == 0
+
+    names = [row["name"] for row in json.loads(own_settings.read_text())["gpus"]]
+    assert names == ["NVIDIA GeForce RTX 3080", "NVIDIA A100 40GB"]
+    assert gpu_model("RTX 3080").context_bytes == 328 * MIB
+    assert gpu_model("A100").cudnn_context_bytes == 501 * MIB
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reported"),
+    [
+        (["--context=320MB"], "expected --gpu and --context together"),
+        (["--gpu=Voodoo 2", "--context=320MB"], "one of the table's names, got 'Voodoo 2'"),
+        (["--gpu=RTX 3080", "--context=20GB"], "the memory of NVIDIA GeForce RTX 3080, got 20480 MiB"),
+    ],
+)
+def test_a_reading_that_means_nothing_is_refused(own_settings: Path, capsys, arguments: list, reported: str) -> None:
+    assert main(["doctor", *arguments]) == 2
+    assert reported in capsys.readouterr().err
+    assert not own_settings.exists()
+
+
+def test_mistakes_of_the_users_own_table_are_told(own_settings: Path) -> None:
+    own_settings.parent.mkdir()
+    own_settings.write_text('{"gpus": [{"name": "Voodoo 2"}]}')
+    with pytest.raises(PlanError, match=r"gpus\[0\]"):
+        gpu_model("Voodoo 2")

@@ -83,7 +83,7 @@ def _least_bytes(dry_run: SimulatedRun, gpu: GpuModel) -> int | None:
     if dry_run.floor_bytes is None or dry_run.parts is None:
         return dry_run.peak.low_bytes
     context = dry_run.parts.context
-    smaller = context - context * gpu.context_range_bytes[0] // gpu.context_bytes
+    smaller = context - context * gpu.context_range_bytes[0] // max(gpu.context_bytes, gpu.cudnn_context_bytes)
     return min(dry_run.floor_bytes - smaller, dry_run.peak.low_bytes)
 
 

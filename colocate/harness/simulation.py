@@ -24,6 +24,7 @@ from colocate.harness.simulated_run import NOTHING, Parts, Program, SimulatedRun
 from colocate.plan import GpuModel
 from colocate.probe.virtual_gpu import AllocationTrace, Composition, composition, floor_bytes, no_workspace
 from colocate.process import Command, Process, start, stop_all
+from colocate.results import MOVE_MEMORY
 from colocate.units import format_mib
 from colocate.verdict import Allocator, PeakRange, Reason, ReasonCode, allocator_range
 
@@ -283,16 +284,14 @@ class _Running:
         return [json.loads(path.read_text()) for path in sorted(self._probe.glob("*.json"))]
 
 
-# Libraries whose versions were seen to move a peak; transformers alone by a tenth.
-MOVE_MEMORY = ("accelerate", "diffusers", "lightning", "peft", "timm", "torch", "torchvision", "transformers")
-
-
 def _rests_on(gpu_processes: Sequence[Allocator], gpu: GpuModel, packages: Sequence[str]) -> Iterable[str]:
     yield "fragmentation, and what published measurements were beside predictions (docs/prediction-accuracy.md)"
     if any(one.convolutions for one in gpu_processes):
         yield "workspaces that its dense convolutions could take, by their operands"
-    low, high = gpu.context_range_bytes
-    yield f"context {format_mib(low)} to {format_mib(high)}: {gpu.source('context')}"
+    ranges = {one.context_range_bytes or gpu.context_range_bytes for one in gpu_processes}
+    for low, high in sorted(ranges or {gpu.context_range_bytes}):
+        what = "context" if (low, high) == gpu.context_range_bytes else "context_with_cudnn"
+        yield f"{what.replace('_', ' ')} {format_mib(low)} to {format_mib(high)}: {gpu.source(what)}"
     found = (one.rpartition("-") for one in packages)
     versions = [f"{name} {version}" for name, _, version in found if name in MOVE_MEMORY]
     yield f"the versions that are installed, for others take other memory: {', '.join(versions)}"

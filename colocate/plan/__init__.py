@@ -4,6 +4,7 @@
 from colocate.plan import gpu_models
 from colocate.plan.catalog import Catalog, Training, load_catalog
 from colocate.plan.catalog_schema import Hyperparameter, Value
+from colocate.plan.context_reading import CONTEXT_COMMAND, keep_row, read_row
 from colocate.plan.gpu_models import (
     TABLE,
     VIRTUAL,
@@ -23,6 +24,7 @@ from colocate.plan.roles import ROLES, Role
 from colocate.plan.validation import Mistakes, shown, suggestion
 
 __all__ = [
+    "CONTEXT_COMMAND",
     "ROLES",
     "TABLE",
     "VIRTUAL",
@@ -41,6 +43,7 @@ __all__ = [
     "gpu_model",
     "gpu_models",
     "is_of_size",
+    "keep_row",
     "load_catalog",
     "load_plan",
     "may_mean",
@@ -48,6 +51,7 @@ __all__ = [
     "model_of_size",
     "needed",
     "option_text",
+    "read_row",
     "rewritten",
     "satisfies",
     "shown",

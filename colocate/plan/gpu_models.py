@@ -5,6 +5,7 @@ Figures with their sources only; creates no GPU and knows no device.
 """
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -54,10 +55,14 @@ class Context(Settings):
 
 
 class Row(Settings):
-    """The figures of one GPU but its name and size; ``sources`` says where each is from, or ``estimated``."""
+    """The figures of one GPU but its name and size; ``sources`` says where each is from, or ``estimated``.
+
+    ``context_with_cudnn`` is there where it is known what cuDNN adds; elsewhere ``context`` holds for every program.
+    """
 
     compute_capability: Capability
     context: Context
+    context_with_cudnn: Context | None = None
     cublas_workspace: Size
     baseline: Size
     sources: dict[str, str]
@@ -65,6 +70,8 @@ class Row(Settings):
     @model_validator(mode="after")
     def _sourced(self) -> Self:
         figures = set(type(self).model_fields) - {"sources", "name"}
+        if self.context_with_cudnn is None:
+            figures.remove("context_with_cudnn")
         if set(self.sources) != figures:
             raise ValueError(f"expected sources for {', '.join(sorted(figures))}")
         return self
@@ -75,6 +82,12 @@ class NamedRow(Row):
 
     name: str = Field(min_length=1, max_length=100)
     total: Size
+
+
+class OwnGpusFile(Settings):
+    """A user's own rows, which go before those of the table."""
+
+    gpus: list[NamedRow]
 
 
 class GpuModelsFile(Settings):
@@ -90,13 +103,15 @@ class GpuModelsFile(Settings):
 
 @dataclass(frozen=True, slots=True)
 class GpuModel:
-    """A GPU that can be emulated; sizes in bytes."""
+    """A GPU that can be emulated; sizes in bytes. ``cudnn_`` figures are of a context in which cuDNN was used."""
 
     name: str
     total_bytes: int
     capability: tuple[int, int]
     context_bytes: int
     context_range_bytes: tuple[int, int]
+    cudnn_context_bytes: int
+    cudnn_context_range_bytes: tuple[int, int]
     workspace_bytes: int
     baseline_bytes: int
     sources: tuple[tuple[str, str], ...]
@@ -141,6 +156,39 @@ def table(path: Path = TABLE) -> GpuModelsFile:
     return read
 
 
+def known_gpus() -> list[NamedRow]:
+    """The rows of the table, each replaced by the user's own one of that name, and the user's others.
+
+    Raises:
+        PlanError: a file contains mistakes; all of them, one per line.
+    """
+    own = {row.name: row for row in own_gpus(own_file())}
+    shipped_rows = {row.name: row for row in table().gpus}
+    return list((shipped_rows | own).values())
+
+
+def own_file() -> Path:
+    """Where a user's own GPUs are: ``colocate/gpu_models.json`` of the folder for settings."""
+    home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(home, "colocate", "gpu_models.json")
+
+
+@cache
+def own_gpus(path: Path) -> tuple[NamedRow, ...]:
+    """The rows of a user's own file; none where there is no such file.
+
+    Raises:
+        PlanError: it cannot be read or contains mistakes; all of them, one per line.
+    """
+    if not path.is_file():
+        return ()
+    mistakes = Mistakes(str(path))
+    read = validated(OwnGpusFile, read_json(path, mistakes), (), mistakes)
+    mistakes.raise_if_any()
+    assert read is not None
+    return tuple(read.gpus)
+
+
 def gpu_model(text: str) -> GpuModel:
     """The GPU that ``--gpu`` means: a size such as ``8GB``, or a name of the table such as ``RTX 3080``.
 
@@ -150,7 +198,8 @@ def gpu_model(text: str) -> GpuModel:
     try:
         total_bytes = parse_size(text)
     except ValueError:
-        return _named(text)
+        row = named_row(text)
+        return _gpu(row, row.name + VIRTUAL, row.total)
     if total_bytes <= 0:
         raise PlanError(f"--gpu: expected a size above zero, got {text!r}")
     return model_of_size(total_bytes)
@@ -163,7 +212,7 @@ def model_of_size(total_bytes: int) -> GpuModel:
 
 def model_called(name: str, total_bytes: int) -> GpuModel:
     """The GPU behind the name of an emulated device."""
-    rows = [row for row in table().gpus if row.name + VIRTUAL == name]
+    rows = [row for row in known_gpus() if row.name + VIRTUAL == name]
     return _gpu(rows[0], name, total_bytes) if rows else model_of_size(total_bytes)
 
 
@@ -204,7 +253,7 @@ def may_mean(word: str, asked: str) -> bool:
     except ValueError:
         return _is_called(word, asked) or _is_called(asked, word)
     sizes = [parse_size(size) for size in re.split(r"[^a-z0-9]+", word.lower()) if re.fullmatch(r"\d+gb", size)]
-    rows = [row.total for row in table().gpus if _is_called(row.name, word)]
+    rows = [row.total for row in known_gpus() if _is_called(row.name, word)]
     return any(is_of_size(size, wanted_bytes) for size in sizes or (rows if len(rows) == 1 else ()))
 
 
@@ -235,14 +284,19 @@ def checked_wish(text: str) -> str:
     return text
 
 
-def _named(text: str) -> GpuModel:
-    rows = {_plain(row.name): row for row in table().gpus}
+def named_row(text: str) -> NamedRow:
+    """The row of a GPU's name, which may leave out what people leave out.
+
+    Raises:
+        PlanError: none, or more than one.
+    """
+    rows = {_plain(row.name): row for row in known_gpus()}
     wanted = _plain(text)
     found = [row for name, row in rows.items() if wanted and wanted in name]
     exact = [row for name, row in rows.items() if name == wanted]
     for row in exact or found[:1] if len(exact or found) == 1 else ():
-        return _gpu(row, row.name + VIRTUAL, row.total)
-    known = [row.name for row in table().gpus]
+        return row
+    known = [row.name for row in rows.values()]
     what = "one of the table's names" if not found else "one name: " + ", ".join(repr(row.name) for row in found)
     hint = suggestion(text, known)
     raise PlanError(
@@ -258,12 +312,15 @@ def _plain(name: str) -> str:
 
 def _gpu(row: Row, name: str, total_bytes: int) -> GpuModel:
     major, minor = row.compute_capability.split(".")
+    with_cudnn = row.context_with_cudnn or row.context
     return GpuModel(
         name=name,
         total_bytes=total_bytes,
         capability=(int(major), int(minor)),
         context_bytes=row.context.expected,
         context_range_bytes=(row.context.low, row.context.high),
+        cudnn_context_bytes=with_cudnn.expected,
+        cudnn_context_range_bytes=(with_cudnn.low, with_cudnn.high),
         workspace_bytes=row.cublas_workspace,
         baseline_bytes=row.baseline,
         sources=tuple(row.sources.items()),

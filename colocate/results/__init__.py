@@ -26,9 +26,10 @@ from colocate.results.text import (
 )
 from colocate.results.trace_files import EnergyReading, VitalsReading, read_energy, read_trace
 from colocate.results.verify import judge_record, verify
-from colocate.results.versions import packages
+from colocate.results.versions import MOVE_MEMORY, packages
 
 __all__ = [
+    "MOVE_MEMORY",
     "QUEUE",
     "SILENT_S",
     "Attempt",

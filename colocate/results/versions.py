@@ -7,8 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 from colocate import __version__
 
-# The packages of the twelve trainings. What else a training imports is its own affair.
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "scikit-learn", "numpy")
+# Libraries whose versions were seen to move a peak; transformers alone by a tenth.
+MOVE_MEMORY = ("accelerate", "diffusers", "lightning", "peft", "timm", "torch", "torchvision", "transformers")
+
+# And those of the twelve trainings. What else a training imports is its own affair.
+PACKAGES = (*MOVE_MEMORY, "scikit-learn", "numpy")
 
 
 @cache

@@ -261,12 +261,13 @@ class Emulator:
         return torch.full(tuple(tensor.shape), fill, dtype=tensor.dtype)
 
     def _take_workspace(self, function: Any, args: Any, result: Any) -> None:
+        if function in operators.CUDNN and torch.backends.cudnn.enabled:
+            self.memory.load_cudnn()
         if function in operators.MATRIX_PRODUCTS:
             if result.dtype in HALF:
                 self.record.fields["half"] = True
             # One workspace per cuBLAS handle and stream; the backward pass has a thread and a handle of its own.
-            handle = threading.get_ident(), self.memory.stream
-            if handle not in self._handles_with_workspace:
+            if (handle := (threading.get_ident(), self.memory.stream)) not in self._handles_with_workspace:
                 self._handles_with_workspace.add(handle)
                 self.memory.mark(self.memory.malloc(self._workspace_bytes), WORKSPACES)
         elif function in operators.CONVOLUTIONS:
@@ -275,8 +276,7 @@ class Emulator:
                 self.record.note("cudnn.benchmark is on: every plan is tried, with the largest workspace among them")
             self.memory.convolved(operators.convolution(function, args, result))
         elif function in operators.RECURRENT or function in operators.CTC_BACKWARD:
-            block = self.memory.malloc(operators.workspace_after(function, args))
-            self.memory.mark(block, WORKSPACES)
+            self.memory.mark(block := self.memory.malloc(operators.workspace_after(function, args)), WORKSPACES)
             self.memory.free(block)
 
 

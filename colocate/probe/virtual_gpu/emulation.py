@@ -170,8 +170,6 @@ class EmulatedDevice:
         self.awake = False
         self._watcher: AfterImport | None = None
         record.fields["notes"].extend(notes)
-        record.fields["context_bytes"] = gpu.context_bytes
-        record.fields["context_range_bytes"] = list(gpu.context_range_bytes)
         record.read = self.readings
 
     def install(self, watcher: AfterImport) -> None:
@@ -273,8 +271,10 @@ class EmulatedDevice:
 
     def readings(self) -> dict[str, Any]:
         """The fields of the record that change."""
-        allocator = self.memory.allocator
+        allocator, gpu, with_cudnn = self.memory.allocator, self.gpu, self.memory.context.has_cudnn
         return {
+            "context_bytes": gpu.cudnn_context_bytes if with_cudnn else gpu.context_bytes,
+            "context_range_bytes": list(gpu.cudnn_context_range_bytes if with_cudnn else gpu.context_range_bytes),
             "allocated_bytes": allocator.allocated.current,
             "reserved_bytes": allocator.reserved.current,
             "reserved_grown_bytes": allocator.reserved.grown,
@@ -375,7 +375,7 @@ def prove() -> None:
 class UnlimitedGpu:
     """Stands for a GPU in the self-test: never full, and shared with nobody."""
 
-    context_bytes = 0
+    context_bytes = cudnn_context_bytes = 0
     total_bytes = free_bytes = 1 << 60
 
     def processes(self) -> list[tuple[int, int]]:

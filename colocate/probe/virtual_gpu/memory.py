@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -31,6 +31,7 @@ class Gpu(Protocol):
 
     total_bytes: int
     context_bytes: int
+    cudnn_context_bytes: int
 
     def claim(self, used_bytes: int) -> None:
         """Say what this process holds from now on; raises `gpu.GpuFull`."""
@@ -65,6 +66,7 @@ class Context:
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
         self.claimed_bytes = 0
+        self.has_cudnn = False
 
     def create(self) -> None:
         """Claim the context.
@@ -75,6 +77,14 @@ class Context:
         if not self.claimed_bytes:
             self.gpu.claim(self.gpu.context_bytes)
             self.claimed_bytes = self.gpu.context_bytes
+
+    def load_cudnn(self) -> int:
+        """The first use of cuDNN adds its kernels to the context: the bytes that found no room, if so."""
+        if self.has_cudnn:
+            return 0
+        self.has_cudnn = True
+        added_bytes = self.gpu.cudnn_context_bytes - self.gpu.context_bytes
+        return 0 if added_bytes == 0 or self.obtain(added_bytes) else added_bytes
 
     def obtain(self, num_bytes: int) -> bool:
         """Take memory for a segment; False when the processes on the GPU leave too little."""
@@ -198,6 +208,20 @@ class DeviceMemory:
                 pass
             finally:
                 self._bury()
+        self._refuse(num_bytes)
+
+    def load_cudnn(self) -> None:
+        """An operator of cuDNN runs.
+
+        Raises:
+            torch.OutOfMemoryError: the GPU has no room for what that adds to the context.
+        """
+        missing_bytes = self.context.load_cudnn()
+        if missing_bytes:
+            self.allocator.num_ooms += 1
+            self._refuse(missing_bytes)
+
+    def _refuse(self, num_bytes: int) -> NoReturn:
         message = self._full_message(num_bytes)
         self._on_out_of_memory(message, num_bytes)
         raise torch.OutOfMemoryError(message)

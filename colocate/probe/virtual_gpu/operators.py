@@ -278,6 +278,7 @@ def cudnn_rnn_backward(sequence: Any, weight: Any, stride: int, buffer: Any, hid
 
 CTC_BACKWARD = {aten._ctc_loss_backward.default, aten._ctc_loss_backward.Tensor}
 RECURRENT = {aten._cudnn_rnn.default, aten._cudnn_rnn_backward.default}
+CUDNN = CONVOLUTIONS | RECURRENT
 
 REPLACED: dict[str, Callable[..., Any]] = {
     "aten::_unique2": unique,

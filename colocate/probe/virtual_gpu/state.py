@@ -73,6 +73,9 @@ class VirtualGpu:
         self.context_bytes: int = state["context_bytes"]
         low, high = state.get("context_range_bytes", CONTEXT_RANGE_BYTES)
         self.context_range_bytes: tuple[int, int] = (low, high)
+        self.cudnn_context_bytes: int = state.get("cudnn_context_bytes") or self.context_bytes
+        low, high = state.get("cudnn_context_range_bytes") or self.context_range_bytes
+        self.cudnn_context_range_bytes: tuple[int, int] = (low, high)
         capability = state.get("capability")
         self.capability: tuple[int, int] | None = tuple(capability) if capability else None
         self.workspace_bytes: int | None = state.get("workspace_bytes")
@@ -88,6 +91,8 @@ class VirtualGpu:
         baseline_bytes: int = 0,
         context_bytes: int = CONTEXT_BYTES,
         context_range_bytes: tuple[int, int] = CONTEXT_RANGE_BYTES,
+        cudnn_context_bytes: int | None = None,
+        cudnn_context_range_bytes: tuple[int, int] | None = None,
         capability: tuple[int, int] | None = None,
         workspace_bytes: int | None = None,
         refuses: bool = True,
@@ -102,6 +107,8 @@ class VirtualGpu:
             baseline_bytes: what the desktop and others hold all the time.
             context_bytes: what each process holds besides its tensors.
             context_range_bytes: from what to what that may be on a real GPU; passed on to the records.
+            cudnn_context_bytes: what a process holds that has used cuDNN; without it, as any other.
+            cudnn_context_range_bytes: from what to what that may be.
             capability: compute capability.
             workspace_bytes: of one cuBLAS handle; without it, what PyTorch takes at this compute capability.
             refuses: False lets processes hold several times what there is, so that a prediction sees how much they
@@ -114,6 +121,8 @@ class VirtualGpu:
             "baseline_bytes": baseline_bytes,
             "context_bytes": context_bytes,
             "context_range_bytes": context_range_bytes,
+            "cudnn_context_bytes": cudnn_context_bytes,
+            "cudnn_context_range_bytes": cudnn_context_range_bytes,
             "capability": capability,
             "workspace_bytes": workspace_bytes,
             "refuses": refuses,
@@ -142,6 +151,8 @@ class VirtualGpu:
             baseline_bytes=self.baseline_bytes,
             context_bytes=self.context_bytes,
             context_range_bytes=self.context_range_bytes,
+            cudnn_context_bytes=self.cudnn_context_bytes,
+            cudnn_context_range_bytes=self.cudnn_context_range_bytes,
             capability=self.capability,
             workspace_bytes=self.workspace_bytes,
             refuses=refuses,
