@@ -13,6 +13,7 @@ import sessions
 from sessions import colocate, plan, simulated_machine, stand_in
 
 from colocate.results import archive
+from colocate.results.group_result import GroupResult
 from colocate.results.layout import RunDirectory
 from colocate.results.merge import Entry, _contradictions, _latest
 
@@ -221,20 +222,16 @@ def test_of_contradicting_journals_the_worse_counts_and_the_group_is_named(carri
     _, whole = carried
     _, second, *_ = split(whole, tmp_path / "journals")
     run_line, *_ = lines_of(second)
-    claim = {"outcome": "FEASIBLE", "codes": [], "reasons": [], "directory": None}
-    entries = [
-        archive.Session(
-            path, name, run_line["record"], {"group02": {"at": at, "record": {"group": "group02"} | record}}
-        )
-        for path, name, at, record in (
-            (tmp_path / "a.jsonl", "run_a", "2026-01-01", {**claim, "outcome": "INFEASIBLE"}),
-            (tmp_path / "b.jsonl", "run_b", "2999-01-01", claim),
+    found = [
+        Entry(at, GroupResult("group02", outcome), (), archive.Session(tmp_path / path, name, run_line["record"]))
+        for path, name, at, outcome in (
+            ("a.jsonl", "run_a", "2026-01-01", "INFEASIBLE"),
+            ("b.jsonl", "run_b", "2999-01-01", "FEASIBLE"),
         )
     ]
-    found = [Entry(one, "group02", one.groups["group02"]) for one in entries]
     (chosen,), (note,) = _latest(found)
 
-    assert chosen.record["outcome"] == "INFEASIBLE"
+    assert chosen.result.outcome == "INFEASIBLE"
     assert note.startswith("group02: the worse of 2 archives counts; not: FEASIBLE")
     assert [text.partition(":")[0] for text in _contradictions(found)] == ["group02"]
 

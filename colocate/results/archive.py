@@ -19,13 +19,14 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from colocate.errors import ColocateError
 from colocate.files import append_line, content, opened, parse, read_json, safe_name, tail
 from colocate.results import journal
+from colocate.results.group_result import GroupResult
 from colocate.results.layout import RunDirectory
 
 LOG_BYTES = 64 * 1024
@@ -114,6 +115,15 @@ class Writer:
         append_line(self.path, json.dumps(document).encode())
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How and when a group ended in one session, and which files belong to it."""
+
+    at: str
+    result: GroupResult
+    files: tuple[str, ...]
+
+
 @dataclass
 class Session:
     """The part of an archive that one session wrote."""
@@ -121,7 +131,7 @@ class Session:
     source: Path
     name: str
     record: dict[str, Any]
-    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    groups: dict[str, Ended] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     selected: list[str] = field(default_factory=list)
     estimates: dict[str, float] = field(default_factory=dict)
@@ -188,7 +198,8 @@ def _take(path: Path, found: list[Session], line: dict[str, Any], room: int) -> 
         session.selected += [str(name) for name in line["groups"]]
         session.estimates |= line.get("estimates") or {}
     elif kind == "group":
-        session.groups[_group_of(line)] = line
+        ended = _ended(line)
+        session.groups[ended.result.group] = ended
     elif kind == "ended":
         session.ended_at = str(line["at"])
     return 0
@@ -205,17 +216,13 @@ def _unpacked(data: bytes, most_bytes: int) -> bytes:
     return found
 
 
-def _group_of(line: dict[str, Any]) -> str:
-    """The name of the group whose end a line tells; what others take for granted of the line is checked here."""
-    record, files = line["record"], line.get("files") or []
-    known = (record["group"], record.get("outcome"))
-    if not all(isinstance(one, str) and one for one in known):
+def _ended(line: dict[str, Any]) -> Ended:
+    result, files = GroupResult.from_json(line["record"]), line.get("files") or []
+    if not result.group or not result.outcome:
         raise ValueError("expected the name of a group and its outcome as text")
     if not isinstance(files, list) or not all(isinstance(one, str) for one in files):
         raise ValueError("expected the names of its files as text")
-    if not isinstance(record.get("warnings") or [], list):
-        raise ValueError("expected a list of warnings")
-    return str(record["group"])
+    return Ended(str(line.get("at")), replace(result, text=str(line.get("text") or "")), tuple(files))
 
 
 def _inside(session: Session, name: str) -> str:
@@ -233,8 +240,8 @@ def _inside(session: Session, name: str) -> str:
 
 def _incomplete(session: Session) -> Iterator[str]:
     """Groups that are named and not whole are left out: each costs itself only."""
-    for name, line in list(session.groups.items()):
-        missing = [file for file in line.get("files") or () if file not in session.files]
+    for name, ended in list(session.groups.items()):
+        missing = [file for file in ended.files if file not in session.files]
         if missing:
             del session.groups[name]
             yield f"{session.source}: {name} is left out, {', '.join(missing)} cannot be read"

@@ -4,7 +4,7 @@
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ from typing import Any
 from colocate.errors import ColocateError
 from colocate.files import make_folder, parse, write_json, write_text
 from colocate.results import archive, journal
-from colocate.results.archive import Session
+from colocate.results.archive import Ended, Session
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import group_results
 from colocate.results.verify import verify
@@ -24,29 +24,23 @@ Gpu = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Ended):
     """A group as one session ended it."""
 
     session: Session
-    group: str
-    line: dict[str, Any]
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Return how it ended."""
-        found: dict[str, Any] = self.line["record"]
-        return found
 
     @property
     def superseded(self) -> bool:
         """A later session of the same run has run the group again, because this ending held no more."""
-        return self.group in self.session.superseded
+        return self.result.group in self.session.superseded
 
     @property
     def gpu(self) -> Gpu | None:
         """The GPU that it ran on; None where it never got one."""
-        name, basis = self.record.get("device_name"), self.record.get("basis")
-        return (str(name), str(basis)) if name and basis else None
+        return self.result.gpu if all(self.result.gpu) else None
+
+    def __str__(self) -> str:
+        return f"{self.result.outcome} at {self.at} in {self.session.source.name}"
 
 
 @dataclass(frozen=True)
@@ -86,22 +80,22 @@ def merge(paths: Sequence[Path], results: Path, now: datetime) -> Merged:
 
 def _untrue(session: Session) -> Iterator[str]:
     """Groups whose verdict does not follow from the record that the archive carries are left out."""
-    for name, line in list(session.groups.items()):
-        why = _why_untrue(session, name, line)
+    for name, ended in list(session.groups.items()):
+        why = _why_untrue(session, ended)
         if why is not None:
             del session.groups[name]
             yield f"{session.source}: {name} is left out, {why}"
 
 
-def _why_untrue(session: Session, name: str, line: dict[str, Any]) -> str | None:
-    said = line["record"].get("outcome")
-    if said not in set(Outcome):
+def _why_untrue(session: Session, ended: Ended) -> str | None:
+    said = ended.result.outcome
+    if not ended.result.is_judged:
         return None
     with TemporaryDirectory(prefix="colocate-merge-") as folder:
         run = RunDirectory(Path(folder) / session.name)
-        for file in line.get("files") or ():
+        for file in ended.files:
             _put(run, file, session.files[file])
-        found = group_results(run).get(name)
+        found = group_results(run).get(ended.result.group)
         if found is None:
             return f"it carries no record of its verdict, {said}"
         if found.outcome != said:
@@ -158,7 +152,7 @@ def _refuse_other_plans(sessions: Sequence[Session]) -> None:
 
 def _by_gpu(sessions: Sequence[Session]) -> dict[Gpu, list[Entry]]:
     """The groups by the GPU that they ran on; those that never got one go with the others of their session."""
-    entries = [Entry(session, group, line) for session in sessions for group, line in session.groups.items()]
+    entries = [Entry(one.at, one.result, one.files, session) for session in sessions for one in session.groups.values()]
     gpus = {id(entry.session): entry.gpu for entry in entries if entry.gpu}
     first = next(iter(gpus.values()), None) or ("", "")
     found: dict[Gpu, list[Entry]] = {}
@@ -171,8 +165,8 @@ def _contradictions(entries: Sequence[Entry]) -> Iterator[str]:
     """Groups of which one archive says that they fit and another that they do not."""
     found: dict[str, dict[str, str]] = {}
     for entry in (entry for entry in entries if not entry.superseded):
-        told = f"{entry.record.get('outcome')} ({entry.line.get('at')} in {entry.session.source.name})"
-        found.setdefault(entry.group, {}).setdefault(str(entry.record.get("outcome")), told)
+        told = f"{entry.result.outcome} ({entry.at} in {entry.session.source.name})"
+        found.setdefault(entry.result.group, {}).setdefault(entry.result.outcome, told)
     for group, outcomes in found.items():
         if {Outcome.FEASIBLE, Outcome.INFEASIBLE} <= outcomes.keys():
             yield f"{group}: the archives contradict each other, the worse one counts: {', '.join(outcomes.values())}"
@@ -180,8 +174,7 @@ def _contradictions(entries: Sequence[Entry]) -> Iterator[str]:
 
 def _counts(entry: Entry) -> tuple[bool, str]:
     """The later ending counts; but that a group does not fit outlives whatever was seen on another day or machine."""
-    unfit = entry.record.get("outcome") == Outcome.INFEASIBLE and not entry.superseded
-    return unfit, str(entry.line.get("at"))
+    return entry.result.outcome == Outcome.INFEASIBLE and not entry.superseded, entry.at
 
 
 def _latest(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
@@ -189,25 +182,24 @@ def _latest(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
     chosen: dict[str, Entry] = {}
     notes: dict[str, list[str]] = {}
     for entry in sorted(entries, key=_counts):
-        earlier = chosen.get(entry.group)
+        earlier = chosen.get(entry.result.group)
         if earlier is not None:
-            text = f"{earlier.record.get('outcome')} at {earlier.line.get('at')} in {earlier.session.source.name}"
-            notes.setdefault(entry.group, []).append(text)
-        chosen[entry.group] = entry
+            notes.setdefault(entry.result.group, []).append(str(earlier))
+        chosen[entry.result.group] = entry
     noted = []
     for group, others in notes.items():
-        latest = max(str(entry.line.get("at")) for entry in entries if entry.group == group)
-        which, rest = ("later", "before") if str(chosen[group].line.get("at")) == latest else ("worse", "not")
+        latest = max(entry.at for entry in entries if entry.result.group == group)
+        which, rest = ("later", "before") if chosen[group].at == latest else ("worse", "not")
         text = f"the {which} of {len(others) + 1} archives counts; {rest}: {', '.join(others)} [merged]"
-        chosen[group].record["warnings"] = [*(chosen[group].record.get("warnings") or ()), text]
+        chosen[group] = replace(chosen[group], result=chosen[group].result.with_warning(text))
         noted.append(f"{group}: {text}")
     return list(chosen.values()), noted
 
 
 def _write(run: RunDirectory, sessions: Sequence[Session], chosen: Sequence[Entry]) -> None:
     used = [session for session in sessions if any(entry.session is session for entry in chosen)] or list(sessions)
-    owned = {name for session in sessions for line in session.groups.values() for name in line.get("files") or ()}
-    folders = {name.split("/")[0] for entry in chosen for name in entry.line.get("files") or ()}
+    owned = {name for session in sessions for ended in session.groups.values() for name in ended.files}
+    folders = {name.split("/")[0] for entry in chosen for name in entry.files}
     for session in used:  # what belongs to no group, such as side runs
         for name, data in session.files.items():
             top, inside, _ = name.partition("/")
@@ -215,7 +207,7 @@ def _write(run: RunDirectory, sessions: Sequence[Session], chosen: Sequence[Entr
             if name not in owned and not left_out and name != run.proposals.name:
                 _put(run, name.replace(f"{session.name}_", f"{run.name}_", 1), data)
     for entry in chosen:
-        for name in entry.line.get("files") or ():
+        for name in entry.files:
             _put(run, name, entry.session.files[name])
     proposals = _proposals(run.proposals.name, chosen)
     if proposals is not None:
@@ -233,7 +225,7 @@ def _proposals(name: str, chosen: Sequence[Entry]) -> dict[str, Any] | None:
     for entry in chosen:
         with contextlib.suppress(KeyError, ValueError):
             document = parse(entry.session.files[name])
-            found[entry.group] = document["groups"][entry.group]
+            found[entry.result.group] = document["groups"][entry.result.group]
     return {**document, "groups": found} if found else None
 
 
@@ -255,7 +247,7 @@ def _record(used: Sequence[Session], chosen: Sequence[Entry]) -> dict[str, Any]:
         {
             "journal": session.source.name,
             "run": session.name,
-            "groups": sorted(e.group for e in chosen if e.session is session),
+            "groups": sorted(one.result.group for one in chosen if one.session is session),
         }
         for session in used
     ]
@@ -268,8 +260,8 @@ def _record(used: Sequence[Session], chosen: Sequence[Entry]) -> dict[str, Any]:
 def _asked(chosen: Sequence[Entry]) -> Iterator[tuple[str, Any]]:
     """Collect each group's settings from where it ran: machines keep the programs in different places."""
     for entry in chosen:
-        if entry.group in entry.session.asked:
-            yield entry.group, entry.session.asked[entry.group]
+        if entry.result.group in entry.session.asked:
+            yield entry.result.group, entry.session.asked[entry.result.group]
 
 
 def _journal(used: Sequence[Session], chosen: Sequence[Entry], order: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -278,10 +270,9 @@ def _journal(used: Sequence[Session], chosen: Sequence[Entry], order: Sequence[s
     starts = [str(session.record.get("started_at")) for session in used]
     groups = [name for name in order if name in selected] + sorted(selected - set(order))
     yield {"at": min(starts), "event": "started", "groups": groups, "estimates": estimates}
-    lines = sorted(chosen, key=lambda entry: str(entry.line.get("at")))
-    for entry in lines:
-        yield {name: value for name, value in entry.line.items() if name != "files"}
-    ends = [session.ended_at for session in used if session.ended_at] + [str(entry.line.get("at")) for entry in lines]
+    for one in sorted(chosen, key=lambda one: one.at):
+        yield {"at": one.at, "event": "group", "record": one.result.to_json(), "text": one.result.text}
+    ends = [session.ended_at for session in used if session.ended_at] + [one.at for one in chosen]
     yield {"at": max(ends, default=min(starts)), "event": "ended"}
 
 
