@@ -3,7 +3,6 @@
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from colocate.cli import common as command
@@ -15,11 +14,11 @@ def add(commands: command.Commands) -> None:
     parser = command.new(
         commands,
         "compare",
-        "Say what changed between two runs: verdicts, peaks, times. Of more runs, the earliest first, the peaks of all "
-        "and what changed between the last two. Exit code 1 when a peak grew too much.",
+        "Say what changed between two runs: verdicts, peaks, times. Exit code 1 when a peak grew too much.",
         "colocate compare results/run_20261123_053000 results/run_20261124_053000 --fail-above 200MB",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories, the earliest first")
+    parser.add_argument("before", type=Path, metavar="BEFORE", help="the run directory of the earlier run")
+    parser.add_argument("after", type=Path, metavar="AFTER", help="that of the later one")
     parser.add_argument(
         "--fail-above",
         type=size,
@@ -34,20 +33,11 @@ def add(commands: command.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the comparison; the check fails where a peak grew by more than was allowed, or a group fits no more."""
-    from colocate.errors import ColocateError
-    from colocate.report import compare, github, history, history_lines, lines
+    from colocate.report import compare, github, lines
     from colocate.results import read_run
 
-    if len(options.runs) < 2:
-        raise ColocateError("compare: expected two runs or more, found one; name an earlier run before it")
-    runs = [read_run(path) for path in options.runs]
-    before, after = runs[-2:]
+    before, after = read_run(options.before), read_run(options.after)
     found = compare(before.results, after.results, (before.name, after.name))
-    if len(runs) > 2:
-        over_time = history([(run.name, run.results) for run in runs])
-        found = replace(found, history=over_time)
-        for line in history_lines(over_time):
-            print(line)
     for line in lines(found):
         print(line)
     if options.page is not None:

@@ -24,7 +24,6 @@ def add(commands: command.Commands) -> None:
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the page goes (report.html in the first run)")
-    parser.add_argument("--against", type=Path, metavar="RUN", help="an earlier run to compare with, on the page too")
     parser.add_argument(
         "--predict",
         nargs="?",
@@ -38,20 +37,15 @@ def add(commands: command.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page, and tell where it is."""
-    from colocate.report import compare, headline, write_summary
-    from colocate.results import RunDirectory, parts, read_run
+    from colocate.report import headline, write_summary
+    from colocate.results import RunDirectory, read_run
 
     if options.predict is not None:
         for path in options.runs:
             _predict(read_run(path), options.predict)
     runs = [read_run(path) for path in dict.fromkeys(path.resolve() for path in options.runs)]
-    comparison = None
-    if options.against is not None:
-        before = read_run(options.against)
-        rows = [row for part in parts(runs) for row in part.counting]
-        comparison = compare(before.results, rows, (before.name, ", ".join(found.name for found in runs)))
     out: Path = options.out or runs[0].path / "report.html"
-    report = command.write_page(runs, out, comparison)
+    report = command.write_page(runs, out)
     paths, headlines = [found.path for found in runs], [headline(part) for part in report.parts]
     del runs, report  # ten thousand rows are not to be held beside those of the summary
     for path in paths:

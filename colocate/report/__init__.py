@@ -2,7 +2,7 @@
 """Run directories become summary.csv and the parts of the page. Never touches a GPU; knows no pytest."""
 
 from colocate.report import github, status_line
-from colocate.report.comparison import Comparison, compare, history, history_lines, lines
+from colocate.report.comparison import Comparison, compare, lines
 from colocate.report.follow import Following
 from colocate.report.html import page
 from colocate.report.html.memory_chart import downsampled
@@ -23,8 +23,6 @@ __all__ = [
     "downsampled",
     "github",
     "headline",
-    "history",
-    "history_lines",
     "lines",
     "page",
     "status_line",

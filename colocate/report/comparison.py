@@ -73,14 +73,6 @@ class GroupDiff:
 
 
 @dataclass(frozen=True)
-class History:
-    """How the groups came out over several runs, the earliest first; None where a run does not have a group."""
-
-    runs: tuple[str, ...]
-    groups: Mapping[str, tuple[GroupResult | None, ...]]
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Two runs side by side, in the order of the second.
 
@@ -91,7 +83,6 @@ class Comparison:
     after: str
     diffs: tuple[GroupDiff, ...]
     settings: tuple[str, ...] = ()
-    history: History | None = None
 
     def grown(self, above_bytes: int) -> list[GroupDiff]:
         """The groups whose peak grew by more than so many bytes, the largest first."""
@@ -107,35 +98,6 @@ def compare(before: Sequence[GroupResult], after: Sequence[GroupResult], names: 
     both = [group for group in new if group in old]
     settings = _changed([old[group] for group in both], [new[group] for group in both])
     return Comparison(*names, diffs, tuple(settings))
-
-
-def history(runs: Sequence[tuple[str, Sequence[GroupResult]]]) -> History:
-    """Collect outcomes and peaks of every group over runs, given as names and results, the earliest first."""
-    by_group = [{result.group: result for result in results} for _, results in runs]
-    names = dict.fromkeys(group for results in reversed(by_group) for group in results)
-    groups = {group: tuple(results.get(group) for results in by_group) for group in names}
-    return History(tuple(name for name, _ in runs), groups)
-
-
-def history_cells(results: Sequence[GroupResult | None]) -> list[str]:
-    """Say how a group came out in each run: its peak in MiB, or why there is none, such as ``INFEASIBLE 9016``."""
-    found = []
-    for result in results:
-        peak = "" if result is None else peak_text(result).removesuffix(" MiB")
-        outcome = _outcome(result)
-        found.append(peak if outcome == Outcome.FEASIBLE else f"{outcome} {peak}".rstrip())
-    return found
-
-
-def history_lines(found: History) -> Iterator[str]:
-    """Format a history for a terminal: the runs by number, then a line per group with its peaks."""
-    yield from (f"{place}: {name}" for place, name in enumerate(found.runs, start=1))
-    rows = [("peak, MiB", *(f"{place}" for place in range(1, len(found.runs) + 1)))]
-    rows += [(group, *history_cells(results)) for group, results in found.groups.items()]
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
-        yield "  ".join([f"{name:{widths[0]}}", *padded])
 
 
 def _changed(before: Sequence[GroupResult], after: Sequence[GroupResult]) -> Iterator[str]:
@@ -215,13 +177,7 @@ def table(comparison: Comparison) -> dict[str, Any]:
         "settings": settings_text(comparison),
         "heads": _HEADS,
         "rows": [_row(diff) for diff in comparison.diffs],
-        "history": None if comparison.history is None else _history_table(comparison.history),
     }
-
-
-def _history_table(found: History) -> dict[str, Any]:
-    rows = [(group, *history_cells(results)) for group, results in found.groups.items()]
-    return {"heads": ("group", *found.runs), "rows": rows}
 
 
 def _row(diff: GroupDiff) -> dict[str, Any]:
