@@ -197,16 +197,6 @@ def test_a_gpu_of_ones_own_is_no_gpu_for_a_group_that_asks_for_another(several_g
     assert code == 2
 
 
-def test_beside_a_group_the_gpu_is_the_groups(several_gpus: Path, capsys) -> None:
-    _, found = predicted(capsys, str(several_gpus), "-t", "solo", "--beside", "group03")
-    assert ([one["name"] for one in found["gpus"]], found["forecasts"][0]["limit_bytes"]) == (
-        ["virtual 2 GB GPU"],
-        1900 * MIB,
-    )
-    assert main(["predict", str(several_gpus), "-t", "solo", "--beside", "group05"]) == 2
-    assert "group05: is for a GPU 'Nothing 9'" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_values_that_nobody_knows_never_make_a_program_fit(tmp_path) -> None:
     """A branch was never entered, a search for a batch size overflowed, and a program off the GPU needed 0 MiB."""

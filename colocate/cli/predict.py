@@ -19,7 +19,6 @@ from colocate.errors import PlanError
 
 if TYPE_CHECKING:
     from colocate.advice import Forecast
-    from colocate.harness import SimulatedRun
     from colocate.plan import GpuModel, Group, Training
 
 EPILOG = """\
@@ -28,7 +27,6 @@ examples:
   colocate predict settings/my_plan.json -k group12
   colocate predict -- python train.py --batch-size 64
   colocate predict -t pcb --batch-size 8,16,32,64    a curve
-  colocate predict -t pcb --batch-size 8,16 --beside mnist_rnn
   colocate predict --vary=--bs --batch-size 8,16 -- python train.py
 
 exit codes: 0 all of it fits, 1 some of it does not, 3 undecided (the interval
@@ -46,7 +44,6 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("-t", "--training", metavar="NAME", help="only this training of the plan, alone")
     parser.add_argument("--gpu", metavar="GPU", help="a size, or a name of settings/gpu_models.json (the plan's size)")
     parser.add_argument("--batch-size", type=sizes, metavar="N,N,...", help="predict for each of these batch sizes")
-    parser.add_argument("--beside", metavar="NAME", help="a group or training of the plan that holds the GPU too")
     parser.add_argument(
         "--vary", metavar="FLAG", help="the option of a COMMAND that sets its batch size (--batch-size)"
     )
@@ -144,20 +141,12 @@ def _programs(request: PredictRequest) -> int:
 
     program = request.command or program_of(request.training(request.options.training))
     (dry_run,) = request.simulated([program])
-    beside = _beside(request)
-    alone = Forecast(dry_run.name, (dry_run, *beside), request.gpu.baseline_bytes, request.limit_bytes)
+    alone = Forecast(dry_run.name, (dry_run,), request.gpu.baseline_bytes, request.limit_bytes)
     if request.options.json:
-        print(json.dumps(request.document([dry_run, *beside], [alone]), indent=2))
+        print(json.dumps(request.document([dry_run], [alone]), indent=2))
     else:
-        _show(
-            [
-                request.title(dry_run.name),
-                "",
-                *words.parts_of(dry_run),
-                *(words.line_of(one) for one in beside),
-            ]
-        )
-        _show([*words.total(alone), "", *words.explained([dry_run, *beside], [alone]), *words.not_modelled([alone])])
+        _show([request.title(dry_run.name), "", *words.parts_of(dry_run), *words.total(alone), ""])
+        _show([*words.explained([dry_run], [alone]), *words.not_modelled([alone])])
     return _exit_code([alone])
 
 
@@ -170,17 +159,16 @@ def _curve(request: PredictRequest) -> int:
         raise PlanError("-t: expected the training whose batch size is to vary, got none")
     training = None if request.command else request.training(options.training)
     program = request.command or program_of(training)  # type: ignore[arg-type]
-    flag, beside = _batch_option(request, training), _beside(request)
+    flag = _batch_option(request, training)
     programs = [replace(program, argv=with_flag(program.argv, flag, size)) for size in options.batch_size]
     curve = {
-        size: Forecast(str(size), (one, *beside), request.gpu.baseline_bytes, request.limit_bytes)
+        size: Forecast(str(size), (one,), request.gpu.baseline_bytes, request.limit_bytes)
         for size, one in sorted(zip(options.batch_size, request.simulated(programs), strict=True), key=itemgetter(0))
     }
     if options.json:
         print(json.dumps({**request.document([], curve.values()), "flag": flag}, indent=2))
     else:
-        title = " beside ".join(filter(None, (program.name, " + ".join(one.name for one in beside))))
-        _show([request.title(title), "", *words.curve_table(curve), ""])
+        _show([request.title(program.name), "", *words.curve_table(curve), ""])
         _show(words.explained([one.members[0] for one in curve.values()][:1], curve.values()))
         _show(words.not_modelled(curve.values()))
     unknown = any(one.answer is Answer.UNKNOWN for one in curve.values())
@@ -198,19 +186,6 @@ def _batch_option(request: PredictRequest, training: "Training | None") -> str:
     if kind is None or kind.flag is None:
         raise PlanError(f"--batch-size: expected a training with that hyperparameter, {training.name} has none")
     return kind.flag
-
-
-def _beside(request: PredictRequest) -> "list[SimulatedRun]":
-    """The background: a training of the plan, or all of a group's."""
-    from colocate.advice import program_of
-
-    name: str | None = request.options.beside
-    if name is None:
-        return []
-    assert request.plan is not None
-    trainings = [one for group in request.groups_called(name) for one in group.trainings]
-    trainings = trainings or [request.training(name)]
-    return request.simulated(program_of(one) for one in trainings if one.uses_gpu)
 
 
 def _show(lines: "Iterable[str]") -> None:

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,7 @@ class PredictRequest:
         given = options.words
         is_plan = not given or (len(given) == 1 and given[0].endswith(".json"))
         path = Path(given[0]) if given and is_plan else default_plan()
-        wants_plan = is_plan or options.beside is not None
-        plan = load_plan(path) if wants_plan else None
+        plan = load_plan(path) if is_plan else None
         program = None if is_plan else _program(given)
         if options.gpu:
             gpu = gpu_model(options.gpu)
@@ -55,22 +54,7 @@ class PredictRequest:
             gpu = model_of_size(plan.limits.gpu_bytes) if plan else gpu_model("8GB")
         of_plan = plan is not None and gpu.total_bytes == plan.limits.gpu_bytes
         limit_bytes = plan.limits.peak_bytes if plan and of_plan else gpu.total_bytes
-        request = cls(options, gpu, limit_bytes, plan, program, command.cache(options))
-        return request._of_the_group_beside() if options.beside and not options.gpu else request
-
-    def _of_the_group_beside(self) -> "PredictRequest":
-        """The same, about the GPU that the group of ``--beside`` asks for.
-
-        Raises:
-            PlanError: too little is known of that GPU.
-        """
-        group = next(iter(self.groups_called(self.options.beside)), None)
-        if group is None or group.gpu is None:
-            return self
-        gpu = self.gpu_for(group)
-        if gpu is None:
-            raise PlanError(f"{group.id}: {self.why_not(group)}; name one with --gpu")
-        return replace(self, gpu=gpu, limit_bytes=self.limit_for(group))
+        return cls(options, gpu, limit_bytes, plan, program, command.cache(options))
 
     def gpu_for(self, group: "Group") -> "GpuModel | None":
         """The GPU that a run on virtual ones has for a group; None where that is refused."""
@@ -150,11 +134,6 @@ class PredictRequest:
                 raise PlanError(f"-k: expected a group or training of {self.plan.name}, got {name!r}")
             found += [group for group in matching if group not in found]
         return found
-
-    def groups_called(self, name: str) -> "list[Group]":
-        """The groups that a word means which begins as their ids do."""
-        assert self.plan is not None
-        return [group for group in self.plan.groups if name.startswith("group") and _means(name, group)]
 
 
 def _means(name: str, group: "Group") -> bool:
