@@ -22,8 +22,6 @@ from colocate import __version__
 from colocate.cli.arguments import default_plan
 from colocate.device import (
     LIBRARY,
-    POWERCAP,
-    CpuEnergyMeter,
     DeviceInfo,
     NvidiaDevice,
     is_simulated,
@@ -78,8 +76,6 @@ def examine(plan: Path | None, results: Path, *, quick: bool = False) -> Iterato
     yield _shared_memory()
     yield _host_memory()
     yield _processes()
-    yield _cpu_energy()
-    yield _compiler()
     yield _slurm()
 
 
@@ -305,23 +301,6 @@ def _processes() -> Finding:
         return Finding("processes", "ok", "all can be seen, so whoever uses the GPU can be named")
     text = "those of others are hidden here; a foreign process on the GPU is seen, but not named"
     return Finding("processes", "warning", text, "in Docker: --pid=host")
-
-
-def _cpu_energy() -> Finding:
-    if CpuEnergyMeter().energy_j() is not None:
-        return Finding("processors' energy", "ok", "can be read")
-    if any(POWERCAP.glob("intel-rapl:*")):
-        cure = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj (until the next start)"
-        return Finding("processors' energy", "warning", "only root may read it", cure)
-    return Finding("processors' energy", "warning", "this machine has no counter; the figure stays empty")
-
-
-def _compiler() -> Finding:
-    found = shutil.which("gcc") or shutil.which("cc")
-    if found is None:
-        text = "none; trainings that use torch.compile and the tests of this project want one"
-        return Finding("C compiler", "warning", text, "apt-get install gcc libc6-dev")
-    return Finding("C compiler", "ok", found)
 
 
 def _slurm() -> Finding:

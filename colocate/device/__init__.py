@@ -14,7 +14,7 @@ from colocate.device.acquire import (
     smaller,
 )
 from colocate.device.base import BalloonInfo, Basis, Device, DeviceInfo, DeviceProcess, Memory, Vitals
-from colocate.device.cpu_energy import POWERCAP, CpuEnergyMeter
+from colocate.device.cpu_energy import CpuEnergyMeter
 from colocate.device.deadline import Deadline
 from colocate.device.lock import locked
 from colocate.device.nvml import NvidiaDevice, is_simulated
@@ -25,7 +25,6 @@ from colocate.device.select import choose_device, refuse_hidden_library
 
 __all__ = [
     "LIBRARY",
-    "POWERCAP",
     "BalloonInfo",
     "Basis",
     "CpuEnergyMeter",
