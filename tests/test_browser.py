@@ -175,11 +175,6 @@ def test_groups_are_sorted_searched_and_filtered_and_the_picture_follows(chromiu
     chromium.type(".find", " nonsense")
     assert groups(chromium) == []
     assert is_seen(chromium, ".none-match")
-    chromium.run(
-        "const s = document.querySelector('.picture-order'); s.value = 'peak'; s.dispatchEvent(new Event('change'))"
-    )
-    bars = chromium.run("return [...document.querySelectorAll('.bar-row')].map(e => Number(e.dataset.peak))")
-    assert bars == sorted(bars)
 
 
 def test_the_keyboard_alone_sorts_searches_and_unfolds(chromium, url):
@@ -219,31 +214,14 @@ def test_a_link_to_a_group_opens_it_every_time_and_below_the_head_of_the_table(c
     assert is_seen(chromium, ".attempt .timeline")
 
 
-def test_the_memory_over_time_is_read_by_pointing_and_zoomed_by_dragging(chromium, url):
+def test_the_memory_over_time_is_read_by_pointing(chromium, url):
     chromium.open(f"{url}#run_20261124_053000--group01")
     chromium.run("document.querySelector('.plot-box').scrollIntoView({block: 'center'})")
     left, top, width = chromium.run(
         "const r = document.querySelector('.plot-box').getBoundingClientRect(); return [r.left, r.top + 50, r.width]"
     )
-
-    def mouse(kind, share, **more):
-        at = {"x": left + share * width, "y": top}
-        chromium.tool("Input.dispatchMouseEvent", type=kind, **at, button="left", buttons=1, clickCount=1, **more)
-
     chromium.tool("Input.dispatchMouseEvent", type="mouseMoved", x=left + width / 2, y=top)
     assert re.search(r"^at [\d.]+ s: foreground .* · GPU \d+ MiB$", texts(chromium, ".readout output")[0])
-    before = chromium.run("return document.querySelector('.timeline').getAttribute('viewBox')")
-    ticks = texts(chromium, ".times span")
-    for kind, share in (("mousePressed", 0.4), ("mouseMoved", 0.5), ("mouseMoved", 0.6), ("mouseReleased", 0.6)):
-        mouse(kind, share)
-    x, _, zoomed, _ = map(
-        float, chromium.run("return document.querySelector('.timeline').getAttribute('viewBox')").split()
-    )
-    assert abs(x - 400) < 5
-    assert abs(zoomed - 200) < 5
-    assert texts(chromium, ".times span") != ticks
-    chromium.click(".unzoom")
-    assert chromium.run("return document.querySelector('.timeline').getAttribute('viewBox')") == before
 
 
 def test_files_are_linked_and_a_page_that_travels_alone_says_so(chromium, url, tmp_path):

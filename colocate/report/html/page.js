@@ -80,12 +80,6 @@
     table.append(...rows.map((row) => row.body));
   }));
 
-  // The order of the picture.
-  all(".picture-order").forEach((choice) => choice.addEventListener("change", () => {
-    const box = choice.closest(".picture-section").querySelector(".bars"), key = choice.value;
-    box.append(...all(".bar-row", box).sort((a, b) => Number(a.dataset[key]) - Number(b.dataset[key])));
-  }));
-
   // A command is copied by the button beside it.
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button.copy");
@@ -119,83 +113,30 @@
     document.head.append(probe);
   });
 
-  // The memory of a group over time: values where one points, and zoom by dragging.
-  const WIDTH = 1000, HEIGHT = 200;
+  // The memory of a group over time: values where one points.
   const at = (steps, moment) => {
     let value = null;
     for (const [from, size] of steps || []) { if (from > moment) break; value = size; }
     return value;
   };
-  const clock = (seconds, span) => span < 180 ? Number(seconds.toFixed(span < 10 ? 2 : 1)) + " s"
-    : Number((seconds / 60).toFixed(1)) + " min";
-  function timeStep(span) {
-    const steps = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600];
-    return steps.find((step) => span / step <= 7) || span / 6;
-  }
   function enliven(cell) {
     all("figure.memory", cell).forEach((figure) => {
       if (figure.dataset.alive) return;
       figure.dataset.alive = "yes";
       const series = JSON.parse(figure.dataset.series), box = figure.querySelector(".plot-box");
-      const cursor = box.querySelector(".cursor"), band = box.querySelector(".band");
-      const readout = figure.querySelector(".readout output"), label = box.querySelector(".at-peak");
-      const plots = all(".plot", figure), unzoom = figure.querySelector(".unzoom");
-      let from = 0, until = series.end, begun = null;
-      const share = (event) => {
+      const cursor = box.querySelector(".cursor"), readout = figure.querySelector(".readout output");
+      const size = (value) => value === null ? "not told" : Math.round(value) + " MiB";
+      ["pointermove", "pointerdown"].forEach((kind) => box.addEventListener(kind, (event) => {
         const place = box.getBoundingClientRect();
-        return Math.min(1, Math.max(0, (event.clientX - place.left) / place.width));
-      };
-      const moment = (part) => from + part * (until - from);
-      function view(start, end) {
-        from = start; until = end;
-        const x = WIDTH * from / series.end, width = WIDTH * (until - from) / series.end;
-        plots.forEach((plot) => plot.setAttribute("viewBox", [x, 0, width, plot.matches(".lane") ? 12 : HEIGHT].join(" ")));
-        const place = (Number(label.dataset.x) - x) / width;
-        label.hidden = place < 0 || place > 1;
-        label.style.left = 100 * place + "%";
-        label.classList.toggle("left", place > 0.5);
-        box.querySelector(".at-limit").classList.toggle("right", !label.hidden && place <= 0.5);
-        unzoom.hidden = from === 0 && until === series.end;
-        const step = timeStep(until - from), times = figure.querySelector(".times");
-        times.textContent = "";
-        for (let t = Math.ceil(from / step) * step; t <= until + 1e-9; t += step) {
-          const tick = document.createElement("span");
-          tick.textContent = clock(t, until - from);
-          tick.style.left = 100 * (t - from) / (until - from) + "%";
-          times.append(tick);
-        }
-      }
-      function read(part) {
-        const t = moment(part), size = (value) => value === null ? "not told" : Math.round(value) + " MiB";
+        const share = Math.min(1, Math.max(0, (event.clientX - place.left) / place.width));
+        const t = share * series.end;
         cursor.hidden = false;
-        cursor.style.left = 100 * part + "%";
-        readout.textContent = "at " + clock(t, 0) + ": foreground " + size(at(series.foreground, t)) +
-          " · background " + size(at(series.background, t)) + " · GPU " + size(at(series.gpu, t));
-      }
-      box.addEventListener("pointermove", (event) => {
-        read(share(event));
-        if (begun === null) return;
-        const [low, high] = [begun, share(event)].sort((a, b) => a - b);
-        band.hidden = false;
-        band.style.left = 100 * low + "%";
-        band.style.width = 100 * (high - low) + "%";
-      });
+        cursor.style.left = 100 * share + "%";
+        readout.textContent = "at " + Number(t.toFixed(t < 10 ? 2 : 1)) + " s: foreground " +
+          size(at(series.foreground, t)) + " · background " + size(at(series.background, t)) +
+          " · GPU " + size(at(series.gpu, t));
+      }));
       box.addEventListener("pointerleave", () => { cursor.hidden = true; });
-      box.addEventListener("pointerdown", (event) => {
-        if (event.pointerType === "touch") { read(share(event)); return; }
-        begun = share(event);
-        box.setPointerCapture(event.pointerId);
-        event.preventDefault();
-      });
-      box.addEventListener("pointerup", (event) => {
-        if (begun === null) return;
-        const [low, high] = [begun, share(event)].sort((a, b) => a - b);
-        begun = null;
-        band.hidden = true;
-        if (high - low > 0.01) view(moment(low), moment(high));
-      });
-      unzoom.addEventListener("click", () => view(0, series.end));
-      box.addEventListener("dblclick", () => view(0, series.end));
     });
   }
 

@@ -15,13 +15,6 @@ WIDTH = 1000
 # More bars than these scroll in a window of their own, and more than those are not read; the table has all.
 MANY, MOST_BARS = 40, 100
 
-ORDERS = {
-    "plan": "order of the plan",
-    "peak": "highest peak first",
-    "headroom": "least headroom first",
-    "miss": "furthest above what was expected",
-}
-
 
 def picture(rows: Sequence[GroupResult], *, highest: bool = False) -> dict[str, Any] | None:
     """Lay out the bars of all groups whose peak stands for something; with ``highest`` only those of the highest."""
@@ -34,7 +27,6 @@ def picture(rows: Sequence[GroupResult], *, highest: bool = False) -> dict[str, 
     without = len(rows) - len(drawable)
     return {
         "legend": list(_legend(shown)),
-        "orders": ORDERS,
         "note": f"The {len(shown)} highest of {len(drawable)} peaks; the table has all."
         if len(shown) < len(drawable)
         else "",
@@ -90,7 +82,7 @@ def _is_interval(row: GroupResult) -> bool:
 def _bar(row: GroupResult, top: int, *, one_limit: bool) -> dict[str, Any]:
     split = shares(row)
     assert split is not None, "only rows with a peak have a bar"
-    peak, expected, limit = split.peak_bytes, row.expected_bytes, row.limit_bytes
+    expected, limit = row.expected_bytes, row.limit_bytes
     figure = peak_text(row).removesuffix(" MiB")
     return {
         "row": row,
@@ -100,12 +92,6 @@ def _bar(row: GroupResult, top: int, *, one_limit: bool) -> dict[str, Any]:
         "range": (_x(row.peak_low_bytes or 0, top), _x(row.peak_high_bytes or 0, top)) if _is_interval(row) else (),
         "limit": None if limit is None else _x(limit, top),
         "figure": figure if one_limit or limit is None else f"{figure} of {round(to_mib(limit))}",
-        "order": {
-            "plan": row.number or 0,
-            "peak": -peak,
-            "headroom": row.headroom_bytes if row.headroom_bytes is not None else 2**60,
-            "miss": (expected or peak) - peak,
-        },
     }
 
 
