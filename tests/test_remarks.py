@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import evidence, foreground
+from builders import background, evidence, foreground
 
 from colocate.device.base import DeviceProcess
 from colocate.harness.gpu_processes import GpuProcesses
@@ -80,12 +80,21 @@ def on_gpu(pid: int, role: str, size: int, **changes: object) -> GpuProcess:
     return GpuProcess(pid, role, f"pid {pid}", 9.0, 20.0, size * MIB, **changes)  # type: ignore[arg-type]
 
 
-def test_a_framework_that_takes_memory_in_advance_is_named_with_its_variable() -> None:
-    said = warnings(gpu_processes=(on_gpu(100, "background", 3000, framework="JAX"),))["start_order"]
-    assert "what it holds is not what it needs, and who starts first decides who gets how much" in said
+def test_a_framework_that_takes_memory_in_advance_is_named_with_its_variable_and_the_other_order() -> None:
+    ahead = on_gpu(100, "background", 3000, framework="JAX")
+    said = warnings(gpu_processes=(ahead,))["start_order"]
+    assert "what it holds is not what it needs" in said
     assert "XLA_PYTHON_CLIENT_PREALLOCATE=false" in said
 
-    said = warnings(gpu_processes=(on_gpu(200, "foreground", 1400, framework="TensorFlow"),))["start_order"]
+    ours = foreground(held_bytes=2000 * MIB)
+    for share, fits in ((None, "and want 6144 MiB: too little"), (0.3, "and want 2458 MiB: enough")):
+        ahead = on_gpu(100, "background", 3000, framework="JAX", share=share)
+        said = warnings(gpu_processes=(ahead,), foreground=ours)["start_order"]
+        assert f"would find about 5962 MiB beside the foreground, {fits}" in said
+
+    ahead = on_gpu(200, "foreground", 1400, framework="TensorFlow")
+    said = warnings(gpu_processes=(ahead,), background=background(held_bytes=1500 * MIB))["start_order"]
+    assert "would leave about 0 MiB to the background, which held 1500 MiB: too little" in said
     assert "TF_FORCE_GPU_ALLOW_GROWTH=true" in said
 
 
@@ -109,10 +118,10 @@ def test_a_framework_is_known_by_the_libraries_of_its_processes(tmp_path: Path) 
             process.stdout.readline()
             seen = GpuProcesses("run", "group01")
             seen.take([(1.0, (DeviceProcess(process.pid, 100),))], {})
-            found += [one.framework for one in seen.seen]
+            found += [(one.framework, one.share) for one in seen.seen]
             process.kill()
 
-    assert found == ["JAX", None, None, "JAX"]
+    assert found == [("JAX", None), (None, None), (None, None), ("JAX", 0.3)]
 
 
 def test_contexts_of_many_processes_are_named() -> None:

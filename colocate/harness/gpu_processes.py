@@ -12,6 +12,7 @@ means that a foreign one is among them. A process that happens to have one of th
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ _OFF: dict[str, dict[str, tuple[str, ...]]] = {
     "JAX": {"XLA_PYTHON_CLIENT_PREALLOCATE": ("false", "0"), "XLA_PYTHON_CLIENT_ALLOCATOR": ("platform",)},
     "TensorFlow": {"TF_FORCE_GPU_ALLOW_GROWTH": ("true",)},
 }
+_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second is the older name
 
 SEEN_AGAIN_S = 0.5
 """One of ours that ended between a list and the look at it is not on a list that is read so much later."""
@@ -156,8 +158,10 @@ class GpuProcesses:
         if earlier is None:
             owner = "balloon" if process.balloon else self._owner(process.pid, pids)
             name = procfs.describe(process.pid)
-            framework = _framework(process.pid)
-            earlier = GpuProcess(process.pid, owner, name, elapsed_s, elapsed_s, start_time=key[1], framework=framework)
+            framework, share = _framework(process.pid)
+            earlier = GpuProcess(
+                process.pid, owner, name, elapsed_s, elapsed_s, start_time=key[1], framework=framework, share=share
+            )
         elif earlier.owner == "unknown" and self._is_foreign_now(earlier, elapsed_s):
             earlier = replace(earlier, owner="foreign", name=f"{earlier.name}, which cannot be seen from here")
         known = [used for used in (earlier.max_used_bytes, process.used_bytes) if used is not None]
@@ -223,13 +227,16 @@ class GpuProcesses:
         return "unknown" if self._numbers_of_the_host else "foreign"
 
 
-def _framework(pid: int) -> str | None:
-    """A framework in a process that takes memory in advance, unless its environment says otherwise."""
+def _framework(pid: int) -> tuple[str | None, float | None]:
+    """A framework in a process that takes memory in advance, and the share of the GPU if its environment says so."""
     part = procfs.maps(pid, _LIBRARIES)
-    name = None if part is None else _LIBRARIES[part]
-    variables = _OFF.get(name or "", {})
-    is_off = any((procfs.variable_of(pid, one) or "").lower() in values for one, values in variables.items())
-    return None if is_off else name
+    if part is None:
+        return None, None
+    name = _LIBRARIES[part]
+    if any((procfs.variable_of(pid, variable) or "").lower() in values for variable, values in _OFF[name].items()):
+        return None, None
+    told = next(filter(None, (procfs.variable_of(pid, one) for one in _SHARES)), "") if name == "JAX" else ""
+    return name, float(told) if re.fullmatch(r"0?\.\d{1,6}|1(\.0*)?", told) else None
 
 
 def _together(processes: Iterable[DeviceProcess]) -> Listed:

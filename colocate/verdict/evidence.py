@@ -273,7 +273,8 @@ class GpuProcess:
 
     ``start_time`` (clock ticks since boot) tells it from a later process of the same number. An ``unknown`` one is on
     the driver's list but not among the processes that can be seen here, as in a container that gets the host's numbers.
-    ``framework`` names one that takes memory in advance. The ``balloon`` is what makes a large GPU a small one; no
+    ``framework`` names one that takes memory in advance, ``share`` how much of the GPU where its environment says so.
+    The ``balloon`` is what makes a large GPU a small one; no
     reading of memory counts it.
     """
 
@@ -285,6 +286,7 @@ class GpuProcess:
     max_used_bytes: int | None = None
     start_time: int | None = None
     framework: str | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

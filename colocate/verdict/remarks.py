@@ -10,7 +10,7 @@ from colocate.units import format_mib
 from colocate.verdict.evidence import Evidence, GpuProcess, Member
 from colocate.verdict.facts import Facts
 from colocate.verdict.leak import steady_growth_bytes
-from colocate.verdict.measured_peak import SPIKE_BYTES
+from colocate.verdict.measured_peak import SPIKE_BYTES, own_peak_bytes
 from colocate.verdict.memory_words import words_of
 from colocate.verdict.reasons import Reason, ReasonCode
 from colocate.verdict.step_function import Steps
@@ -24,6 +24,7 @@ PREALLOCATORS = {
     "JAX": "XLA_PYTHON_CLIENT_PREALLOCATE=false, or take less with XLA_CLIENT_MEM_FRACTION=.30",
     "TensorFlow": "TF_FORCE_GPU_ALLOW_GROWTH=true",
 }
+JAX_SHARE = 0.75
 
 # So many processes of one training with a context at the same time are no accident of its start.
 _MANY = 3
@@ -134,14 +135,41 @@ def _worst_case(facts: Facts) -> Iterator[Reason]:
 
 
 def _start_order(evidence: Evidence, member: Member) -> Iterator[Reason]:
-    """What it holds is not what it needs, and in the other order of starting both would get other amounts."""
+    """What it holds is not what it needs, and in the other order of starting both would get other amounts.
+
+    In the order that was run the background started first.
+    """
     ahead = next((one for one in evidence.gpu_processes if one.owner == member.role and one.framework), None)
     if ahead is None or ahead.framework is None:
         return
     text = f"{member.name} takes memory in advance ({ahead.framework}), so what it holds is not what it needs"
-    if len(evidence.members) > 1:
-        text += ", and who starts first decides who gets how much"
+    other = evidence.background if member.role == "foreground" else evidence.foreground
+    if other is not None:
+        text += f"; who starts first decides who gets how much: {_other_order(evidence, member, other, ahead)}"
     yield Reason(ReasonCode.START_ORDER, f"{text}; turn it off with {PREALLOCATORS[ahead.framework]}")
+
+
+def _other_order(evidence: Evidence, member: Member, other: Member, ahead: GpuProcess) -> str:
+    """Work out what would be left to whom if the foreground had started first."""
+    free_bytes = evidence.limits.gpu_bytes - (evidence.baseline_bytes or 0)
+    share = JAX_SHARE if ahead.share is None else ahead.share
+    wanted = round(share * evidence.limits.gpu_bytes) if ahead.framework == "JAX" else free_bytes
+    needed = own_peak_bytes(other) or other.held_bytes
+    if member.role == "foreground":
+        left = max(0, free_bytes - wanted)
+        text = f"started first, the foreground would leave about {format_mib(left)} to the background"
+        return text if needed is None else f"{text}, which held {format_mib(needed)}: {_enough(needed < left)}"
+    if needed is None:
+        return "started second, the background would get what the foreground leaves"
+    left = max(0, free_bytes - needed)
+    text = f"started second, the background would find about {format_mib(left)} beside the foreground"
+    if ahead.framework != "JAX":
+        return f"{text}, and take all of it"
+    return f"{text}, and want {format_mib(wanted)}: {_enough(wanted < left)}"
+
+
+def _enough(fits: bool) -> str:
+    return "enough" if fits else "too little"
 
 
 def _many_contexts(evidence: Evidence, member: Member) -> Iterator[Reason]:
