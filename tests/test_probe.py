@@ -15,6 +15,7 @@ from emulated import INJECT, Bench, wait_until
 
 from colocate.probe.counting import Counters
 from colocate.probe.imports import AfterImport
+from colocate.probe.origin import installed_packages, is_own
 from colocate.probe.record import Record
 
 PROBE = Path(__file__).parents[1] / "colocate" / "probe"
@@ -255,3 +256,17 @@ def test_a_killed_process_leaves_a_usable_record(bench):
     (record,) = bench.records()
     assert record["optimizer_steps"] > 1
     assert Path(bench.probe / f"{record['pid']}.json").exists()
+
+
+def test_packages_lie_wherever_an_installer_put_them(tmp_path, monkeypatch):
+    """Every function of ``pip install --target deps`` was read as the program's own, which took a minute for torch."""
+    deps, program = tmp_path / "deps", tmp_path / "program"
+    for folder in (deps, program):
+        (folder / f"some_{folder.name}-1.0.dist-info").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(program), str(deps), *sys.path[1:]])
+    is_own.cache_clear()
+
+    assert is_own(str(program / "train.py"))
+    assert not is_own(str(deps / "torch" / "nn" / "modules.py"))
+    assert "some_deps-1.0" in installed_packages()
+    is_own.cache_clear()

@@ -24,8 +24,14 @@ def files_of_program() -> list[str]:
 
 def installed_packages() -> list[str]:
     """Name and version of every distribution in sight, as their folders are called."""
-    folders = [Path(entry) for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+    folders = map(Path, _package_folders(tuple(sys.path)))
     return sorted({found.stem for folder in folders for found in folder.glob("*.dist-info")})
+
+
+@functools.cache
+def is_own(path: str) -> bool:
+    """A source file of the program: neither installed nor ours."""
+    return not path.startswith(("<", OURS, *installed_folders()))
 
 
 def installed_folders() -> tuple[str, ...]:
@@ -36,6 +42,13 @@ def installed_folders() -> tuple[str, ...]:
 @functools.lru_cache(maxsize=16)
 def _installed_folders(entries: tuple[str, ...]) -> tuple[str, ...]:
     paths = sysconfig.get_paths()
-    names = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-    names |= {entry for entry in entries if Path(entry).name in ("site-packages", "dist-packages")}
+    names = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")} | _package_folders(entries)
     return tuple(sorted({name for one in names for name in (one, str(Path(one).resolve()))}))
+
+
+@functools.lru_cache(maxsize=16)
+def _package_folders(entries: tuple[str, ...]) -> frozenset[str]:
+    """Those of the search path that an installer filled, also as ``pip install --target``; never the program's own."""
+    own = {*entries[:1], "", str(Path.cwd())}
+    filled = (one for one in entries if one not in own and any(Path(one).glob("*.dist-info")))
+    return frozenset(one for one in entries if Path(one).name in ("site-packages", "dist-packages")) | {*filled}

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..origin import is_own
 from ..record import Record
 from .conditions import Condition, move_counters
 from .growth import LEAST_GROWTH_BYTES, Kept, StepMemory
-from .loop_source import Loop, is_own
+from .loop_source import Loop
 from .own_loops import OwnLoops
 from .passes import (
     CERTAIN_STEPS,

@@ -6,6 +6,7 @@ of the program. A check is answered so that it holds. Everything else has a natu
 repeated run asks for it; the harness compares the runs (`colocate.harness.exploration`).
 """
 
+import functools
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..origin import is_own
 from ..record import Record
 from .branches import Branch, branch_at, compares, number_decides
 
@@ -174,10 +176,10 @@ def calling_frame() -> FrameType | None:
 def _where(frame: FrameType) -> str:
     """The place as people are told of it: file and line; for a library, with the program's own line that called it."""
     name, line = frame.f_code.co_filename, frame.f_lineno
-    if not _is_library(name):
+    if is_own(name):
         return f"{_short(name)}:{line}"
     caller = frame.f_back
-    while caller is not None and _is_library(caller.f_code.co_filename):
+    while caller is not None and not is_own(caller.f_code.co_filename):
         caller = caller.f_back
     inside = f"{'/'.join(Path(name).parts[-2:])}:{line}"
     if caller is None:
@@ -185,10 +187,7 @@ def _where(frame: FrameType) -> str:
     return f"{inside} (from {_short(caller.f_code.co_filename)}:{caller.f_lineno})"
 
 
-def _is_library(name: str) -> bool:
-    return name.startswith((_STANDARD, _PROBE, "<")) or "site-packages" in name or "dist-packages" in name
-
-
+@functools.cache
 def _short(name: str) -> str:
     path = Path(name)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name

@@ -115,6 +115,7 @@ class Emulator:
         self.decisions = Decisions(record, self.assume_more)
         self.values = KnownValues(memory, self.decisions)
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.fake_mode.cache_enabled = False  # its memory of results costs more than it saves behind ours
         self._shapes = KnownShapes(self.fake_mode)
         self._workspace_bytes = workspace_bytes
         self._handles_with_workspace: set[tuple[int, int]] = set()
@@ -291,11 +292,11 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
         """Called by torch for every operator below autograd."""
         if func is _DEVICE_OF and isinstance(args[0], FakeTensor):  # most calls: torch asks where a tensor is
             return args[0].device
-        if torch.is_inference_mode_enabled():
-            if _is_composed(func):
-                with self:  # autograd, which takes such an operator apart, is not there
-                    return func.decompose(*args, **(kwargs or {}))
-            if func.is_view and isinstance(args[0], FakeTensor) and not args[0].is_inference():
+        if _is_composed(func):
+            with self:  # autograd, which takes such an operator apart, is not there in inference mode, nor behind it
+                return func.decompose(*args, **(kwargs or {}))
+        if torch.is_inference_mode_enabled() and func.is_view:
+            if isinstance(args[0], FakeTensor) and not args[0].is_inference():
                 with torch.inference_mode(False), torch.no_grad():  # a view is what its base is
                     return self._emulator.run(func, types, args, kwargs or {})
         if any(map(_takes_operators_apart, types)):

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..origin import is_own
 from .convolutions import Convolution
-from .loop_source import Loop, is_own, variables_of
+from .loop_source import Loop, variables_of
 
 # A step counts as having left something from this size on: an allocator's smallest block.
 LEAST_BYTES = 512

@@ -11,17 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..origin import OURS, installed_folders
+from ..origin import is_own
 from .branches import does_work
 
 # A function that calls one of these may keep the very copy.
 LOOKS_AT_ITSELF = {"locals", "vars", "eval", "exec"}
-
-
-@functools.cache
-def is_own(path: str) -> bool:
-    """A source file of the program: neither installed nor ours."""
-    return not path.startswith(("<", OURS, *installed_folders()))
 
 
 def variables_of(frame: Any) -> dict[str, Any]:

@@ -5,9 +5,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from ..origin import is_own
 from .conditions import Condition, move_counters
 from .growth import Keeper, Kept
-from .loop_source import Loop, is_own
+from .loop_source import Loop
 from .passes import MOST_AHEAD, MOST_TARGETS, RISE, LoopCoverage, Pass
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..origin import is_own
 from .conditions import Level, move_counters
 from .coverage import Coverage
 from .growth import CONFIRMED_STEPS, LEAST_BYTES, LEAST_GROWTH_BYTES, Keeper
 from .loaders import Enumerate, looping
-from .loop_source import Loop, is_own
+from .loop_source import Loop
 from .passes import EFFORTS, MOST_AHEAD, MOST_TARGETS, RISE, Left, LoopCoverage
 
 # Turns that are run at least: the first is a warm-up, what the second keeps shows in the third.

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from ..origin import OURS
+from ..origin import OURS, is_own
 from .branches import TELL
 from .conditions import Condition, Level, condition_of, pure_part
-from .loop_source import Loop, is_own, variables_of
+from .loop_source import Loop, variables_of
 from .passes import MOST_AHEAD
 
 # Torch's own functions know nothing of a program's steps, and a progress bar's only of their display.

@@ -39,3 +39,5 @@ anchors = torch.ones(4, 4, device="cuda")
 with torch.inference_mode():  # torchvision's detectors view what they have kept from a training step
     assert (anchors.view(-1) + 1).is_inference()
     assert not anchors.view(2, 8).is_inference()
+    share = (anchors.sum(0) == 1).float().mean()
+assert isinstance(share.item() * 100.0, float), "a metric made in inference mode and read behind it"
