@@ -295,10 +295,10 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
         if _is_composed(func):
             with self:  # autograd, which takes such an operator apart, is not there in inference mode, nor behind it
                 return func.decompose(*args, **(kwargs or {}))
-        if torch.is_inference_mode_enabled() and func.is_view:
-            if isinstance(args[0], FakeTensor) and not args[0].is_inference():
-                with torch.inference_mode(False), torch.no_grad():  # a view is what its base is
-                    return self._emulator.run(func, types, args, kwargs or {})
+        inference = torch.is_inference_mode_enabled()
+        if inference and func.is_view and isinstance(args[0], FakeTensor) and not args[0].is_inference():
+            with torch.inference_mode(False), torch.no_grad():  # a view is what its base is
+                return self._emulator.run(func, types, args, kwargs or {})
         if any(map(_takes_operators_apart, types)):
             return NotImplemented  # its own code is next, and what that calls comes here
         for one in types:
@@ -361,10 +361,6 @@ def _with_stand_ins(emulator: Emulator, function: Any, args: Any) -> Any:
 # --- operators that bring something to the host ---------------------------------------------------------------------
 
 
-def _item(emulator: Emulator, args: Any, kwargs: Any) -> Any:
-    return emulator.values.scalar(args[0])
-
-
 def _equal(emulator: Emulator, args: Any, kwargs: Any) -> Any:
     return emulator.values.equal(args[0], args[1])
 
@@ -393,9 +389,9 @@ def _to_host(emulator: Emulator, args: Any, kwargs: Any) -> Any:
 
 
 HOST_READS = {
-    aten._local_scalar_dense.default: _item,
+    aten._local_scalar_dense.default: lambda emulator, args, kwargs: emulator.values.scalar(args[0]),
     aten.equal.default: _equal,
-    aten.allclose.default: lambda emulator, args, kwargs: _equal(emulator, args[:2], {}),
+    aten.allclose.default: _equal,
     aten.copy_.default: _copy,
     aten._to_copy.default: _to_host,
 }

@@ -225,8 +225,9 @@ def _replace_generators() -> None:
             return generator(device="cpu")
 
     torch.Generator = Generator
-    if hasattr(torch, "xpu"):  # waits for a device that never comes, with the stack of each call
-        torch.xpu.manual_seed_all = lambda seed: None
+    for other in ("mtia", "xpu"):  # they keep each call, with its stack, for a device that never comes
+        if hasattr(torch, other):
+            getattr(torch, other).manual_seed_all = lambda seed: None
 
 
 # Before torch 0.4 a tensor's type was named after device and numbers, and many programs still make tensors by it.

@@ -61,7 +61,7 @@ def cut_loaders(batches: int, record: Record, coverage: Coverage) -> None:
             indices.ended()
             raise
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            indices.waited(time.monotonic() - began_t)
+            indices.waited((time.monotonic() - began_t) * iterator._num_workers)
         indices.measured(batch)
         Enumerate.jumped += indices.gave(frame)
         return batch
@@ -199,7 +199,7 @@ class Indices:
         return self._coverage.gave(self._pass, self._out.pop(0), looping(frame)) if self._out else 0
 
     def waited(self, seconds: float) -> None:
-        """The program has waited for its workers: their time is this machine's, too."""
+        """The program has waited, for so many seconds of its workers: their time is this machine's, too."""
         self._pass.asked_s -= seconds
 
     def ended(self) -> None:

@@ -79,7 +79,7 @@ class KnownShapes:
         except Unlike:
             return None
         storages = [one.untyped_storage()._cdata for one in (result if several else [result]) if _is_fake(one)]
-        if several and len(set(storages)) < len(storages):  # results that share memory
+        if len(set(storages)) < len(storages) and not function.is_view:  # results that share memory of their own
             return None
         return type(result) if several else None, recipes
 
@@ -93,9 +93,10 @@ class KnownShapes:
                 return lambda args: args[place]
         shape, stride, dtype = tuple(result.shape), result.stride(), result.dtype
         offset, storage, fake = result.storage_offset(), result.untyped_storage(), self._maker(result)
-        if function.is_view:
-            if not _is_fake(args[0]) or args[0].untyped_storage()._cdata != storage._cdata:
-                raise Unlike
+        is_in_first = bool(args) and _is_fake(args[0]) and args[0].untyped_storage()._cdata == storage._cdata
+        if function.is_view and not is_in_first:
+            raise Unlike
+        if is_in_first:
 
             def view(args: Any) -> Any:
                 seen = EMPTY_STRIDED((0,), (1,), dtype=dtype, device=META)
