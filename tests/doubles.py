@@ -1,12 +1,10 @@
 """Stand-ins for a GPU in tests that are not about reading one: a scripted GPU, and one that replays a trace."""
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 
 from colocate.device.base import DeviceInfo, DeviceProcess, Memory, Vitals
 from colocate.errors import DeviceError
-from colocate.verdict.evidence import Sample
 
 MIB = 1024**2
 
@@ -76,33 +74,6 @@ class FakeDevice:
     def _expect_open(self) -> None:
         if self.closed:
             raise DeviceError(f"{self.info.uuid}: expected an open device, found it closed")
-
-
-class ReplayDevice(FakeDevice):
-    """A GPU that shows again what a recorded trace saw, in its own time from the first reading on.
-
-    Args:
-        samples: The recorded trace.
-        speed: How many recorded seconds pass in one.
-    """
-
-    def __init__(
-        self,
-        samples: Iterable[Sample],
-        *,
-        speed: float = 1.0,
-        **more: object,
-    ) -> None:
-        super().__init__([self._replayed], **more)
-        self._samples = sorted(samples)
-        self._speed = speed
-        self._started_s: float | None = None
-
-    def _replayed(self) -> int:
-        if self._started_s is None:
-            self._started_s = time.monotonic()
-        elapsed_s = (time.monotonic() - self._started_s) * self._speed + self._samples[0].elapsed_s
-        return [sample.used_bytes for sample in self._samples if sample.elapsed_s <= elapsed_s][-1]
 
 
 class Blocking:

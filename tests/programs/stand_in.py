@@ -35,8 +35,6 @@ shape.add_argument(
 shape.add_argument("--per-sample", type=float, default=0, metavar="MIB", help="memory on top of --hold for each")
 shape.add_argument("--peak", type=float, metavar="MIB", help="memory during the evaluation, instead of --hold")
 shape.add_argument("--spike", type=float, metavar="MIB", help="memory for a moment, in the middle of every epoch")
-shape.add_argument("--peak-epoch", type=int, metavar="N", help="--peak in this epoch only")
-shape.add_argument("--grow", type=float, default=0, metavar="MIB", help="memory that every epoch adds to --hold")
 shape.add_argument("--context", type=float, default=0, metavar="MIB", help="the part of --hold that is no tensor")
 shape.add_argument("--epochs", type=int, default=1)
 shape.add_argument("--steps", type=int, default=5, help="training steps of an epoch")
@@ -50,7 +48,6 @@ shape.add_argument("--cpu", action="store_true", help="work on the CPU: takes no
 shape.add_argument("--silent", action="store_true", help="no events, as a training that does not know us")
 shape.add_argument("--probe", action="store_true", help="write the record that the injected probe would write")
 shape.add_argument("--exit-code", type=int, default=0, help="how it ends after its last epoch")
-shape.add_argument("--synthetic", action="store_true", help="say that the data was made up")
 trouble = parser.add_argument_group("how it misbehaves")
 trouble.add_argument("--stub", action="store_true", help="exit 0 after --step-s, or a second, without touching the GPU")
 trouble.add_argument("--never-ready", action="store_true", help="hold memory, but never start to train")
@@ -71,7 +68,6 @@ trouble.add_argument("--leak", action="store_true", help="the (simulated NVIDIA)
 trouble.add_argument("--hidden", action="store_true", help="the (simulated NVIDIA) GPU does not list the process")
 trouble.add_argument("--also-on", type=int, metavar="INDEX", help="hold the memory on this simulated GPU as well")
 trouble.add_argument("--host-memory", type=int, metavar="MIB", help="take so much of the host's memory before step 2")
-trouble.add_argument("--retries", type=int, default=0, help="how often the allocator had to flush its cache")
 trouble.add_argument("--flood", type=int, metavar="BYTES", help="print so much before the first step")
 trouble.add_argument("--binary", action="store_true", help="print NUL, invalid UTF-8, carriage returns, a long line")
 trouble.add_argument("--close-output", action="store_true", help="close stdout and stderr once ready")
@@ -261,7 +257,6 @@ class StandIn:
         self.events = Events(options.silent)
         self.context_bytes = round(options.context * MIB)
         self.probe = Probe(options.probe, bool(virtual), self.context_bytes)
-        self.probe.record["num_alloc_retries"] = options.retries
         self.probe.record["num_ooms"] = options.workspaces
         self.steps_done = 0
         self.held_bytes = 0
@@ -302,7 +297,7 @@ class StandIn:
             hang()
         self.events.write(
             "ready",
-            data="synthetic" if self.options.synthetic else "real",
+            data="real",
             parameters=1000,
             steps_per_epoch=self.options.full_steps or self.options.steps,
             device="cpu" if self.options.cpu else "cuda",
@@ -318,10 +313,9 @@ class StandIn:
         if self.options.spike is not None:
             self.hold(self.options.spike)
             self.hold(self.options.hold)
-        if self.options.peak is not None and self.options.peak_epoch in (None, epoch):
+        if self.options.peak is not None:
             self.hold(self.options.peak)
         self.run_phase("evaluate", epoch, self.options.evaluate_steps)
-        self.options.hold += self.options.grow
         self.hold(self.options.hold)
         self.events.write("phase", phase="save", epoch=epoch)
         steps, full = self.options.steps, self.options.full_steps or self.options.steps
