@@ -10,7 +10,7 @@ import signal
 import subprocess
 
 import pytest
-from emulated import MIB, PROGRAMS, PYTHON, REPOSITORY, Bench, Run, wait_until
+from emulated import MIB, PROGRAMS, PYTHON, REPOSITORY, Bench, wait_until
 
 from colocate.probe.virtual_gpu.state import VirtualGpu
 from colocate.units import GIB
@@ -47,23 +47,16 @@ def test_peaks_agree_with_the_trials(bench, program, allocated_mib, reserved_mib
     assert run.peaks_mib == pytest.approx((allocated_mib, reserved_mib), abs=3)
 
 
-def test_expandable_segments_of_the_environment_are_simulated(bench):
-    """The MNIST CNN again; on ResNet-50 the trials saw 3464 -> 2912 MiB."""
-    bench.environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True,garbage_collection_threshold:0.6"
-
-    run = bench.run(PROGRAMS / "mnist_cnn.py")
-
-    assert run.peaks_mib[0] == pytest.approx(64, abs=3), "live tensors are the same"
-    assert run.peaks_mib[1] < 102
-    assert run.record["notes"] == ["allocator option not simulated: 'garbage_collection_threshold:0.6'"]
-
-
-def test_the_name_of_the_gpu_decides_the_workspace_of_matrix_products(tmp_path):
+def test_the_name_of_the_gpu_decides_the_workspace_and_the_environment_the_segments(tmp_path):
     """32 MiB per cuBLAS handle on Hopper instead of 8.1 MiB, and the backward pass has a handle of its own."""
     bench = Bench(tmp_path, gpu_name="NVIDIA H100 (virtual)")
+    bench.environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True,garbage_collection_threshold:0.6"
 
     run = bench.run_source("""
 import torch
+for mib in (50, 70):
+    torch.empty(mib << 20, dtype=torch.uint8, device="cuda")
+print(torch.cuda.memory_reserved() >> 20)
 weight = torch.zeros(16, 16, device="cuda", requires_grad=True)
 before = torch.cuda.memory_allocated()
 product = weight @ weight
@@ -72,7 +65,8 @@ product.sum().backward()
 print((torch.cuda.memory_allocated() - before) >> 20)
 """)
 
-    assert run.output.splitlines() == ["(9, 0) 32", "64"]
+    assert run.output.splitlines() == ["80", "(9, 0) 32", "64"], "120 MiB in segments of fixed size"
+    assert run.record["notes"] == ["allocator option not simulated: 'garbage_collection_threshold:0.6'"]
 
 
 def test_operators_with_one_kernel_on_a_gpu_are_known_as_such():
@@ -101,27 +95,16 @@ for name in torch._C._dispatch_get_all_op_names():
 # --- what ordinary programs do ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def features(tmp_path_factory) -> tuple[Run, dict[str, str | None]]:
-    """One run of `programs/features.py` and its own results: None, or a traceback."""
-    bench = Bench(tmp_path_factory.mktemp("features"))
-    results = bench.folder / "results.json"
-    run = bench.run(PROGRAMS / "features.py", results)
-    assert results.exists(), run.output
-    assert [holding.pid for holding in bench.gpu.holdings()] == [run.record["pid"]]
-    return run, json.loads(results.read_text())
-
-
-def test_every_feature_of_the_program_works(features):
-    _, results = features
+def test_every_feature_of_the_program_works(tmp_path):
+    """One run of `programs/features.py`, which notes for each feature None, or a traceback."""
+    bench = Bench(tmp_path)
+    run = bench.run(PROGRAMS / "features.py", bench.folder / "results.json")
+    assert (bench.folder / "results.json").exists(), run.output
+    results = json.loads((bench.folder / "results.json").read_text())
 
     assert len(results) >= 28
     assert [failed for failed in results.items() if failed[1] is not None] == []
-
-
-def test_an_ignored_compiler_is_noted(features):
-    run, _ = features
-
+    assert [holding.pid for holding in bench.gpu.holdings()] == [run.record["pid"]]
     assert run.record["notes"] == [
         "torch.compile is ignored: the eager program is predicted, in a range wider on both sides"
     ]
@@ -145,19 +128,12 @@ torch.empty(700 << 20, dtype=torch.uint8, device="cuda")
 """
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory) -> Run:
-    """One program that goes on after a full GPU, and ends at the next one."""
-    return Bench(tmp_path_factory.mktemp("full"), gpu_mib=1024).run_source(FULL)
+def test_a_swallowed_out_of_memory_is_counted_and_the_next_ends_the_program_with_pytorchs_own_words(tmp_path):
+    full = Bench(tmp_path, gpu_mib=1024).run_source(FULL)
 
-
-def test_a_swallowed_out_of_memory_is_still_counted(full):
     assert full.output.splitlines()[0] == "1 1", "one refused, one that got through by giving up the cache"
     assert full.record["num_ooms"] == 2
     assert full.peaks_mib == (600, 600)
-
-
-def test_a_full_gpu_ends_the_program_with_pytorchs_own_words(full):
     assert full.exit_code == 1
     assert "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 700.00 MiB. GPU 0 has a total" in full.output
     assert full.record["last_oom"]["requested_bytes"] == 700 * MIB
@@ -325,22 +301,22 @@ def test_a_program_beyond_the_emulation_ends_with_its_reason(bench):
     assert run.record["unsupported"].endswith("found mine.op.default (UnsupportedOperatorException)"), "the first one"
 
 
-def test_a_machine_that_the_guard_does_not_know_is_refused(bench):
-    run = bench.run_source("import platform\nplatform.machine = lambda: 'riscv64'\nimport torch\nprint('trained')")
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("processor", "virtual GPU: expected Linux on x86-64, found linux on riscv64"),
+        ("GPU", "emulation not started: FileNotFoundError"),
+    ],
+)
+def test_a_machine_that_the_guard_does_not_know_or_a_missing_gpu_is_never_a_run_on_the_host(bench, missing, said):
+    if missing == "GPU":
+        bench.gpu.path.unlink()
+    other = "import platform\nplatform.machine = lambda: 'riscv64'\n" if missing == "processor" else ""
+    run = bench.run_source(f"{other}import torch\nprint('trained on the host')")
 
     assert run.exit_code == 69
     assert "trained" not in run.output
-    assert "virtual GPU: expected Linux on x86-64, found linux on riscv64" in run.record["unsupported"]
-
-
-def test_a_missing_gpu_is_never_a_run_on_the_host(bench):
-    bench.gpu.path.unlink()
-
-    run = bench.run_source("import torch\nprint('trained on the host')")
-
-    assert run.exit_code == 69
-    assert "trained" not in run.output
-    assert "emulation not started: FileNotFoundError" in run.record["unsupported"]
+    assert said in run.record["unsupported"]
 
 
 # --- programs that stay on the host ----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import importlib.util
 
 import pytest
-from emulated import MIB, PROGRAMS, Bench, Run
+from emulated import MIB, PROGRAMS, Bench
 
 pytestmark = pytest.mark.slow
 
@@ -11,23 +11,15 @@ FOREIGN = PROGRAMS / "foreign"
 KINDS = ("digits", "rows_rnn", "twins", "words", "autoencoder", "forger", "waves", "economical", "trainer_like")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def test_programs_run_unmodified_to_their_end(tmp_path) -> None:
     """All of them in one process, since most of the time goes into importing torch."""
-    bench = Bench(tmp_path_factory.mktemp("foreign"), batches_per_pass=4)
-    return bench.run(PROGRAMS / "run_foreign.py", *(FOREIGN / f"{kind}.py" for kind in KINDS), timeout_s=600)
+    bench = Bench(tmp_path, batches_per_pass=4)
+    run = bench.run(PROGRAMS / "run_foreign.py", *(FOREIGN / f"{kind}.py" for kind in KINDS), timeout_s=600)
 
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_program_runs_unmodified_to_its_end(run: Run, kind: str) -> None:
-    ends = [line.split() for line in run.output.splitlines() if line.startswith(f"-- {kind}.py")]
-
-    assert ends, run.output[-2000:]
-    assert 16 * MIB < int(ends[0][2]) < 2000 * MIB
-
-
-def test_no_program_went_beyond_the_emulation(run: Run) -> None:
     assert run.exit_code == 0, run.output[-2000:]
+    ends = [line.split()[1:] for line in run.output.splitlines() if line.startswith("-- ")]
+    assert [name for name, _ in ends] == [f"{kind}.py" for kind in KINDS]
+    assert all(16 * MIB < int(reserved) < 2000 * MIB for _, reserved in ends), ends
     assert run.record["unsupported"] is None
     assert run.record["num_ooms"] == 0
     assert run.record["passes_cut"] > 0

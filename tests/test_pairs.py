@@ -46,13 +46,10 @@ def test_the_tiers_are_those_of_the_studys_groups() -> None:
     }
 
 
-def test_every_training_is_beside_every_other_in_both_roles() -> None:
+def test_every_training_is_beside_every_other_in_both_roles_unless_both_need_no_gpu() -> None:
     found = pairs_of(solo("a", 100), solo("b", 200), solo("c", 300))
     assert [one.id for one in found] == ["a__b", "a__c", "b__a", "b__c", "c__a", "c__b"]
     assert [one.id for one in pairs_of(solo("a", 100), with_itself=True)] == ["a__a"]
-
-
-def test_two_without_a_gpu_are_no_pair_and_one_is() -> None:
     found = pairs_of(solo("a", 0, uses_gpu=False), solo("b", 0, uses_gpu=False), solo("c", 300))
     assert [one.id for one in found] == ["a__c", "b__c", "c__a", "c__b"]
 
@@ -60,13 +57,10 @@ def test_two_without_a_gpu_are_no_pair_and_one_is() -> None:
 def test_a_pair_cannot_fit_when_its_floor_does_not_and_a_peak_above_the_limit_is_no_reason() -> None:
     (tight, _) = pairs_of(solo("a", 4000, least_mib=3000), solo("b", 4000, least_mib=3000))
     (over, _) = pairs_of(solo("a", 4000), solo("b", 3500))
+    (unknown, _) = pairs_of(solo("a", None), solo("b", 100))
     assert (tight.answer, tight.impossible) == ("does not fit", False)
     assert (over.answer, over.impossible) == ("does not fit", True)
-
-
-def test_of_a_pair_with_an_unknown_need_nothing_is_predicted_but_the_others_floor_counts() -> None:
-    (one, _) = pairs_of(solo("a", None), solo("b", 100))
-    assert (one.peak, one.tier, one.answer, one.impossible) == (None, None, "not predicted", False)
+    assert (unknown.peak, unknown.tier, unknown.answer, unknown.impossible) == (None, None, "not predicted", False)
     assert pairs_of(solo("a", None), solo("b", 8000))[0].impossible
 
 
@@ -146,13 +140,22 @@ def test_the_plan_has_all_pairs_with_what_is_predicted_of_them(catalog: Path, tm
     assert (unknown.expected_bytes, unknown.tier) == (None, None)
     assert unknown.note == "not predicted: two_fails cannot be emulated"
 
-
-def test_with_all_nothing_is_left_out_even_what_needs_more_than_the_gpu(catalog: Path, tmp_path: Path) -> None:
-    out = tmp_path / "pairs.json"
     assert main(["pairs", f"--catalog={catalog}", "--all", f"--out={out}"]) == 0
     group = load_plan(out).by_id["one_m4200__two_m5000"]
-    assert (group.tier, group.expected_bytes) == ("high", None)
+    assert (group.tier, group.expected_bytes) == ("high", None), "left out is nothing, even what cannot fit"
     assert "not_run" not in json.loads(out.read_text())
+    assert "not_run" in LEFT_OUT, "of a plan that follows"
+
+    assert main(["pairs", f"--catalog={catalog}", "--gpu=24GB", f"--out={out}"]) == 0
+    plan = load_plan(out)
+    assert plan.limits.peak_bytes == plan.limits.gpu_bytes == 24 * 1024 * MIB
+    assert plan.by_id["one_m4200__two_m900"].tier == "ultra-low", "the same shares of another GPU"
+    assert plan.by_id["one_m4200__two_m5000"].tier == "low"
+
+    out.unlink()
+    assert main(["pairs", f"--catalog={catalog}", "--models=m4200,m5000", f"--out={out}"]) == 1
+    assert "no plan is written" in capsys.readouterr().out
+    assert not out.exists()
 
 
 def test_the_same_trainings_give_the_same_file_and_fewer_of_them_the_same_groups(catalog: Path, tmp_path: Path) -> None:
@@ -183,23 +186,6 @@ def test_the_trainings_of_a_plan_keep_their_settings_limits_and_environment(cata
     )
 
 
-def test_another_gpu_has_the_same_shares_as_tiers(catalog: Path, tmp_path: Path) -> None:
-    out = tmp_path / "pairs.json"
-    assert main(["pairs", f"--catalog={catalog}", "--gpu=24GB", f"--out={out}"]) == 0
-    plan = load_plan(out)
-    assert plan.limits.peak_bytes == plan.limits.gpu_bytes == 24 * 1024 * MIB
-    assert plan.by_id["one_m4200__two_m900"].tier == "ultra-low"
-    assert plan.by_id["one_m4200__two_m5000"].tier == "low"
-
-
-def test_where_nothing_can_fit_no_plan_is_written(catalog: Path, tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "pairs.json"
-    words = ["pairs", f"--catalog={catalog}", "--models=m4200,m5000", f"--out={out}"]
-    assert main(words) == 1
-    assert "no plan is written" in capsys.readouterr().out
-    assert not out.exists()
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -211,10 +197,6 @@ def test_where_nothing_can_fit_no_plan_is_written(catalog: Path, tmp_path: Path,
 def test_what_cannot_be_meant_is_refused(catalog: Path, options: list[str], said: str, capsys: Any) -> None:
     assert main(["pairs", f"--catalog={catalog}", *options]) == 2
     assert said in capsys.readouterr().err
-
-
-def test_a_plan_that_follows_has_no_pairs_that_are_not_run() -> None:
-    assert "not_run" in LEFT_OUT
 
 
 @pytest.mark.slow
