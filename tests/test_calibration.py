@@ -87,18 +87,15 @@ def made_up(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_contexts_are_what_is_held_beside_the_allocator(tmp_path: Path) -> None:
+def test_contexts_are_what_is_held_beside_the_allocator_and_margins_the_least_that_would_have_held(
+    tmp_path: Path,
+) -> None:
     found = calibrate([made_up(tmp_path / "synthetic")])
 
     assert found.context_bytes == (480 * MIB, 520 * MIB, 560 * MIB)
     assert found.baseline_bytes == 10 * MIB
     assert set(found.rests) == {"a", "b", "c"}, "what ran out of memory, or was not alone, tells nothing"
     assert found.source == "measured: synthetic (driver 0.0 (synthetic), torch 0.0.0), 3 programs alone"
-
-
-def test_margins_are_the_least_that_would_have_held(tmp_path: Path) -> None:
-    found = calibrate([made_up(tmp_path / "synthetic")])
-
     assert found.less == pytest.approx(1 - 800 / 1200)
     assert found.more == pytest.approx(2100 / 2000 - 1, abs=1e-6)
     assert "33.3% down and 5.0% up would have held" in "\n".join(proposal(found))
@@ -142,25 +139,23 @@ def test_a_known_row_changes_and_the_rest_stays_as_it_was_written(tmp_path: Path
     assert changed[0][1].strip() == '"context": {"expected": "520MB", "low": "480MB", "high": "560MB"},'
 
 
-@pytest.mark.parametrize(("name", "same"), [("NVIDIA H100 80GB HBM3", True), ("NVIDIA H100 NVL", False)])
-def test_a_gpu_is_known_by_every_word_of_its_name(name: str, same: bool) -> None:
-    assert same_gpu("NVIDIA H100 80GB", name) is same
-
-
-@pytest.mark.parametrize("basis", ["simulated", "predicted"])
-def test_what_was_not_measured_is_refused(tmp_path: Path, basis: str) -> None:
-    with pytest.raises(ColocateError, match=f"expected figures measured on a GPU, found '{basis}' ones"):
-        calibrate([made_up(tmp_path / "synthetic", basis=basis)])
-
-
-def test_two_kinds_of_gpu_are_not_mixed(tmp_path: Path) -> None:
-    with pytest.raises(ColocateError, match="expected evidence of one kind of GPU, found Other, SYNTHETIC"):
-        calibrate([made_up(tmp_path / "one"), made_up(tmp_path / "two", gpu="Other")])
-
-
-def test_too_few_programs_are_no_calibration(tmp_path: Path) -> None:
-    with pytest.raises(ColocateError, match="expected at least 3 trainings measured alone, found 1"):
-        calibrate([made_up(tmp_path / "synthetic", units={"solo a": solo(1000, 500)})])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"basis": "simulated"}, "expected figures measured on a GPU, found 'simulated' ones"),
+        ({"basis": "predicted"}, "expected figures measured on a GPU, found 'predicted' ones"),
+        ({"gpu": "Other"}, "expected evidence of one kind of GPU, found Other, SYNTHETIC"),
+        ({"units": {"solo a": solo(1000, 500)}}, "expected at least 3 trainings measured alone, found 1"),
+    ],
+)
+def test_what_was_not_measured_or_on_another_gpu_or_too_little_is_refused(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    folders = [made_up(tmp_path / "synthetic", **changes)]
+    folders += [made_up(tmp_path / "other")] if "gpu" in changes else []
+    with pytest.raises(ColocateError, match=said):
+        calibrate(folders)
+    assert [same_gpu("NVIDIA H100 80GB", f"NVIDIA H100 {more}") for more in ("80GB HBM3", "NVL")] == [True, False]
 
 
 def test_the_command_prints_and_updates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,29 +186,18 @@ LOADERS = {
 
 
 def test_an_epoch_has_the_batches_of_its_original() -> None:
-    for name in TORCH_WORKLOADS:
-        run, evaluation = loaders_of(name)
-
-        batch = next(iter(run.train_loader))
-        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in batch]
+    """resnet20 keeps its short last batch of 80; the person trainings drop theirs in both passes."""
+    found = {name: loaders_of(name) for name in TORCH_WORKLOADS}
+    for name, (run, evaluation) in found.items():
+        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in next(iter(run.train_loader))]
         assert (len(run.train_loader), len(evaluation), shapes) == LOADERS[name]
 
-
-def test_the_last_batches_are_those_of_the_originals() -> None:
-    """resnet20 keeps its short last batch of 80; the person trainings drop theirs in both passes."""
-    run, evaluation = loaders_of("resnet20")
-
+    run, evaluation = found["resnet20"]
     assert not run.train_loader.drop_last
-    assert len(run.train_loader.dataset) % 128 == 80
-    assert len(evaluation.dataset) == 10_000
-
-
-def test_mnist_ff_trains_both_layers_with_all_samples() -> None:
-    """It used to train on as many samples as its batch size said: an epoch of two steps."""
-    run, evaluation = loaders_of("mnist_ff")
-
-    assert (run.passes, len(run.train_loader.dataset)) == (2, 60_000)
-    assert evaluation.batch_size == 10_000
+    assert (len(run.train_loader.dataset) % 128, len(evaluation.dataset)) == (80, 10_000)
+    # mnist_ff trains both layers with all samples, and not with as many as its batch size says: two steps an epoch.
+    run, evaluation = found["mnist_ff"]
+    assert (run.passes, len(run.train_loader.dataset), evaluation.batch_size) == (2, 60_000, 10_000)
 
 
 # ---- memory: what sets the peak in the originals --------------------------------------------------------------------
@@ -376,22 +365,13 @@ def test_the_learning_rate_of_mrt_oast_rises_for_a_fifth_and_falls_to_a_tenth() 
 # ---- bug_localization, without torch --------------------------------------------------------------------------------
 
 
-def test_a_fold_has_the_rows_of_the_original() -> None:
+def test_a_fold_has_the_rows_of_the_original_and_every_row_is_tested_once() -> None:
     module = workload("bug_localization")
-
     train, test = module.split(262_599, 10, 0)
-
     assert (len(test), len(train)) == (26_260, 278_054)
     assert module.REPORTS * module.FILES_PER_REPORT == 262_599
     assert not set(test) & set(train)
-
-
-def test_every_row_is_tested_once() -> None:
-    module = workload("bug_localization")
-
-    tested = numpy.concatenate([module.split(103, 4, fold)[1] for fold in range(4)])
-
-    assert sorted(tested) == list(range(103))
+    assert sorted(numpy.concatenate([module.split(103, 4, fold)[1] for fold in range(4)])) == list(range(103))
 
 
 def test_a_regressor_has_2101_weights_and_the_settings_of_the_original() -> None:

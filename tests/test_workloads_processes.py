@@ -100,16 +100,6 @@ def test_bug_localization_tells_steps_and_needs_no_torch(tmp_path: Path) -> None
     assert {event["pid"] for event in events} == {events[0]["pid"]}
 
 
-def test_bug_localization_with_fewer_rows_is_cut(tmp_path: Path) -> None:
-    arguments = ["--rows", "2000", "--kfold", "2", "--max-iter", "2", "--jobs", "1"]
-
-    run = train(tmp_path, "-m", "workloads.bug_localization", *arguments)
-
-    record = events_of(tmp_path)[-2]
-    assert run.returncode == 0, run.stderr
-    assert (record["steps"], record["steps_full"], record["cut"]) == (4, 4, True)
-
-
 def test_the_workers_of_bug_localization_end_with_it(tmp_path: Path) -> None:
     """Idle ones used to stay for 300 s after their parent had been killed."""
 

@@ -30,11 +30,11 @@ def loader(samples: int, **options: Any) -> DataLoader:
 
 
 class CutLoader:
-    """A loader as the virtual GPU makes it: a short pass of one that keeps its length."""
+    """A loader as the virtual GPU makes it: a short pass of one that keeps its length, or promises another."""
 
-    def __init__(self, whole: DataLoader, batches: int) -> None:
+    def __init__(self, whole: DataLoader, batches: int, promised: int | None = None) -> None:
         self.batches = list(whole)[:batches]
-        self.length = len(whole)
+        self.length = len(whole) if promised is None else promised
 
     def __len__(self) -> int:
         return self.length
@@ -56,32 +56,29 @@ def one_epoch(run: common.Run, train: Any, test: Any) -> list[int]:
     return seen
 
 
-def test_a_full_epoch_is_not_cut(events: Any) -> None:
-    seen = one_epoch(run_with(), loader(10), loader(8))
+@pytest.mark.parametrize(
+    ("given", "train", "test", "seen", "cut"),
+    [
+        ([], loader(10), loader(8), [4, 4, 2], False),
+        (["--accumulate", "2"], loader(20), loader(4), [8, 8, 4], False),
+        (["--max-steps", "2"], loader(12), loader(4), [4, 4], True),
+        (["--max-steps", "3"], loader(12), loader(16), [4, 4, 4], True),
+        ([], CutLoader(loader(40), 3), loader(4), [4, 4, 4], True),
+        ([], CutLoader(loader(16), 2, promised=3), loader(4), [4, 4], True),
+        ([], loader(12), CutLoader(loader(40), 3), [4, 4, 4], True),
+    ],
+    ids=["whole", "accumulated", "max-steps", "max-steps in evaluation", "cut", "ends early", "cut evaluation"],
+)
+def test_an_epoch_tells_its_steps_and_a_shorter_one_is_cut(
+    events: Any, given: list[str], train: Any, test: Any, seen: list[int], cut: bool
+) -> None:
+    assert one_epoch(run_with(*given), train, test) == seen
 
     record = events()[-1]
-    assert seen == [4, 4, 2]
-    assert (record["steps"], record["steps_full"], record["cut"]) == (3, 3, False)
+    steps_full = -(-len(train) // (2 if "--accumulate" in given else 1))
+    assert (record["steps"], record["steps_full"], record["cut"]) == (len(seen), steps_full, cut)
     assert record["metrics"] == {"metric": 1.0}
     assert record["samples_per_s"] > 0
-
-
-@pytest.mark.parametrize(
-    ("given", "train", "test", "steps"),
-    [
-        (["--max-steps", "2"], loader(12), loader(4), 2),
-        (["--max-steps", "3"], loader(12), loader(16), 3),
-        ([], CutLoader(loader(40), 3), loader(4), 3),
-        ([], loader(12), CutLoader(loader(40), 3), 3),
-    ],
-    ids=["max-steps in training", "max-steps in evaluation", "cut training loader", "cut evaluation loader"],
-)
-def test_a_shorter_epoch_is_cut(events: Any, given: list[str], train: Any, test: Any, steps: int) -> None:
-    one_epoch(run_with(*given), train, test)
-
-    record = events()[-1]
-    assert (record["steps"], record["cut"]) == (steps, True)
-    assert record["steps_full"] == len(train)
 
 
 def test_an_optimizer_step_that_was_not_made_is_not_counted(events: Any) -> None:
@@ -93,33 +90,6 @@ def test_an_optimizer_step_that_was_not_made_is_not_counted(events: Any) -> None
         run.epoch_end({})
 
     assert (events()[-1]["steps"], events()[-1]["cut"]) == (1, True)
-
-
-def test_a_loader_that_ends_early_makes_a_cut_epoch(events: Any) -> None:
-    short = CutLoader(loader(16), 2)
-    short.batches = [*short.batches, None]  # promises three
-    short.__class__ = type("Promising", (CutLoader,), {"__iter__": lambda self: iter(self.batches[:2])})
-
-    assert one_epoch(run_with(), short, loader(4)) == [4, 4]
-    assert events()[-1]["cut"] is True
-
-
-def test_accumulation_makes_one_step_of_several_batches(events: Any) -> None:
-    seen = one_epoch(run_with("--accumulate", "2"), loader(20), loader(4))
-
-    assert seen == [8, 8, 4]
-    assert (events()[-1]["steps"], events()[-1]["steps_full"]) == (3, 3)
-
-
-def test_accumulated_gradients_are_those_of_the_large_batch() -> None:
-    """The trainings divide each loss by the number of batches of its step."""
-    weight, samples = torch.ones(1, requires_grad=True), torch.arange(8.0)
-    for step_batches in ([samples], [samples[:4], samples[4:]]):
-        weight.grad = None
-        for batch in step_batches:
-            ((weight * batch).pow(2).mean() / len(step_batches)).backward()
-        assert weight.grad is not None
-        assert weight.grad.item() == pytest.approx(2 * samples.pow(2).mean().item())
 
 
 def test_events_come_in_order_with_the_first_and_the_last_step(events: Any) -> None:
@@ -186,9 +156,6 @@ def test_repetitions_number_their_epochs_on_and_are_ready_once(events: Any) -> N
     reported = events()
     assert [event["epoch"] for event in reported if event["event"] == "epoch_end"] == [1, 2, 3, 4, 5, 6]
     assert [event["event"] for event in reported].count("ready") == 1
-
-
-def test_without_repeat_there_is_one_training() -> None:
     assert len(list(run_with().repeats())) == 1
 
 
@@ -207,37 +174,31 @@ OUT_OF_MEMORY = (
 )
 
 
-def test_running_out_of_memory_has_an_exit_code_and_a_last_line(events: Any, capfd: Any) -> None:
-    with pytest.raises(SystemExit) as ending, run_with():
-        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+@pytest.mark.parametrize(
+    ("error", "how", "requested_bytes"),
+    [
+        (torch.OutOfMemoryError(OUT_OF_MEMORY), "out_of_memory", 192 * 2**20),
+        (RuntimeError("CUDA error: out of memory"), "out_of_memory", None),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "out_of_memory", None),
+        (ZeroDivisionError("one by none"), "error", None),
+    ],
+)
+def test_running_out_of_memory_has_an_exit_code_and_a_last_line_and_any_other_error_passes_through(
+    events: Any, capfd: Any, error: Exception, how: str, requested_bytes: int | None
+) -> None:
+    with pytest.raises((SystemExit, ZeroDivisionError)) as ending, run_with():
+        raise error
 
-    error = events()[-1]
-    assert ending.value.code == common.EXIT_OUT_OF_MEMORY
-    assert (error["exit"], error["requested_bytes"], error["message"]) == (
-        "out_of_memory",
-        192 * 2**20,
-        OUT_OF_MEMORY,
-    )
-    lines = capfd.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("test: out of memory: asked for 192 MiB, held ")
-    assert "OutOfMemoryError" in "\n".join(lines[:-1])
-
-
-@pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"])
-def test_a_full_gpu_outside_the_allocator_is_out_of_memory_too(events: Any, words: str) -> None:
-    with pytest.raises(SystemExit), run_with():
-        raise RuntimeError(words)
-
-    assert events()[-1]["exit"] == "out_of_memory"
-    assert events()[-1]["requested_bytes"] is None
-
-
-def test_any_other_error_passes_through(events: Any) -> None:
-    with pytest.raises(ZeroDivisionError), run_with():
-        raise ZeroDivisionError("one by none")
-
-    assert events()[-1]["exit"] == "error"
-    assert events()[-1]["message"] == "ZeroDivisionError: one by none"
+    told, lines = events()[-1], capfd.readouterr().err.strip().splitlines()
+    assert (told["exit"], told.get("requested_bytes")) == (how, requested_bytes)
+    assert str(error) in told["message"]
+    if how == "error":
+        assert ending.value is error
+        return
+    assert ending.value.code == common.EXIT_OUT_OF_MEMORY  # type: ignore[union-attr]
+    asked = "192 MiB" if requested_bytes else "unknown"
+    assert lines[-1].startswith(f"test: out of memory: asked for {asked}, held ")
+    assert type(error).__name__ in "\n".join(lines[:-1])
 
 
 def test_without_an_events_file_nothing_is_written(
@@ -252,14 +213,7 @@ def test_without_an_events_file_nothing_is_written(
     assert capsys.readouterr() == ("", "")
 
 
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    torch.save({"foreign": torch.ones(1)}, tmp_path / "weights.pt")
-
-    with pytest.raises(ValueError, match="none that fits"):
-        common.load_weights(torch.nn.Linear(2, 2), tmp_path / "weights.pt")
-
-
-def test_weights_are_loaded_by_name_and_shape(tmp_path: Path) -> None:
+def test_weights_are_loaded_by_name_and_shape_and_those_of_another_model_are_refused(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
     stored = {"old.weight": torch.full((2, 2), 7.0), "old.bias": torch.ones(3)}
     torch.save(stored, tmp_path / "weights.pt")
@@ -268,6 +222,10 @@ def test_weights_are_loaded_by_name_and_shape(tmp_path: Path) -> None:
 
     assert model.weight.tolist() == [[7.0, 7.0], [7.0, 7.0]]
     assert model.bias.shape == (2,)
+    with pytest.raises(ValueError, match="none that fits"):
+        common.load_weights(torch.nn.Linear(2, 2), tmp_path / "weights.pt")
+    with pytest.raises(argparse.ArgumentTypeError, match="not including"):
+        common.fraction("1")  # a dropout of all
 
 
 def test_densenet_weights_under_their_old_names_fit() -> None:
@@ -286,11 +244,6 @@ def test_loaders_leave_a_core_to_the_training(monkeypatch: pytest.MonkeyPatch) -
 
     assert run.loader_options(workers=4)["num_workers"] == 2
     assert run.loader_options(workers=1) == {"num_workers": 1, "pin_memory": False, "persistent_workers": True}
-
-
-def test_a_dropout_of_one_is_refused() -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="not including"):
-        common.fraction("1")
 
 
 @pytest.mark.slow

@@ -20,12 +20,11 @@ def write_idx(path: Path, values: numpy.ndarray) -> None:
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-@pytest.mark.parametrize("folder", [".", "MNIST/raw"])
-def test_mnist_is_read_from_idx_files(tmp_path: Path, folder: str, suffix: str) -> None:
+@pytest.mark.parametrize("name", ["t10k-{}-idx{}-ubyte", "MNIST/raw/t10k-{}-idx{}-ubyte.gz"])
+def test_mnist_is_read_from_idx_files(tmp_path: Path, name: str) -> None:
     images = numpy.arange(3 * 28 * 28).reshape(3, 28, 28) % 256
-    write_idx(tmp_path / folder / f"t10k-images-idx3-ubyte{suffix}", images)
-    write_idx(tmp_path / folder / f"t10k-labels-idx1-ubyte{suffix}", numpy.array([7, 0, 9]))
+    write_idx(tmp_path / name.format("images", 3), images)
+    write_idx(tmp_path / name.format("labels", 1), numpy.array([7, 0, 9]))
 
     digits = samples.mnist(tmp_path, "t10k")
 
@@ -34,42 +33,27 @@ def test_mnist_is_read_from_idx_files(tmp_path: Path, folder: str, suffix: str) 
     assert [digits.label(index) for index in range(3)] == [7, 0, 9]
 
 
-def test_half_of_mnist_is_an_error_and_not_synthetic(tmp_path: Path) -> None:
-    write_idx(tmp_path / "train-images-idx3-ubyte", numpy.zeros((1, 28, 28)))
-
+def test_half_of_mnist_or_a_torn_file_is_an_error_and_not_synthetic(tmp_path: Path) -> None:
+    path = tmp_path / "train-images-idx3-ubyte"
+    write_idx(path, numpy.zeros((2, 28, 28)))
     with pytest.raises(FileNotFoundError, match="train-labels-idx1-ubyte"):
         samples.mnist(tmp_path, "train")
+    for content, said in (
+        (path.read_bytes()[:-1], "expected 1568 values, found 1567"),
+        (b"<html>not found</html>", "expected an idx file"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=said):
+            samples.mnist(tmp_path, "train")
 
 
-def test_a_torn_idx_file_is_an_error(tmp_path: Path) -> None:
-    write_idx(tmp_path / "train-images-idx3-ubyte", numpy.zeros((2, 28, 28)))
-    whole = (tmp_path / "train-images-idx3-ubyte").read_bytes()
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(whole[:-1])
-
-    with pytest.raises(ValueError, match="expected 1568 values, found 1567"):
-        samples.mnist(tmp_path, "train")
-
-
-def test_what_is_no_idx_file_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"<html>not found</html>")
-
-    with pytest.raises(ValueError, match="expected an idx file"):
-        samples.mnist(tmp_path, "train")
-
-
-@pytest.mark.parametrize(("split", "length"), [("train", 60_000), ("t10k", 10_000)])
-def test_synthetic_digits_stand_for_all(tmp_path: Path, split: str, length: int) -> None:
-    digits = samples.mnist(tmp_path, split)
-
-    assert (digits.kind, len(digits)) == (samples.SYNTHETIC, length)
-    assert digits.image(length - 1).shape == (28, 28)
-    assert digits.image(0).dtype == torch.uint8
-    assert {digits.label(index) for index in range(100)} == set(range(10))
-
-
-def test_synthetic_digits_of_both_splits_look_alike_but_are_not_the_same(tmp_path: Path) -> None:
+def test_synthetic_digits_stand_for_all_and_are_the_same_every_time(tmp_path: Path) -> None:
     train, test = samples.mnist(tmp_path, "train"), samples.mnist(tmp_path, "t10k")
-
+    for digits, length in ((train, 60_000), (test, 10_000)):
+        assert (digits.kind, len(digits)) == (samples.SYNTHETIC, length)
+        assert digits.image(length - 1).shape == (28, 28)
+        assert digits.image(0).dtype == torch.uint8
+        assert {digits.label(index) for index in range(100)} == set(range(10))
     assert not torch.equal(train.images, test.images)
     assert torch.equal(train.images, samples.mnist(tmp_path, "train").images)
 
