@@ -35,6 +35,12 @@ def test_the_interval_ends_with_the_workspaces_and_the_context_that_there_could_
         1344 * MIB,
         round(1300 * MIB * (1 + MORE)) + 494 * MIB,
     )
+    member = foreground(allocators=(allocator(), replace(allocator(), max_reserved_bytes=400 * MIB)))
+    assert member_range(member) == allocator_range(allocator()), "a training counts with its largest life"
+    below = allocator_range(allocator(max_reserved_bound_bytes=900 * MIB))
+    assert below is not None
+    fewer = "other requests can lead to less fragmentation: a bound below the peak itself is none"
+    assert below.high_bytes == round(1000 * MIB * (1 + MORE)) + 494 * MIB, fewer
 
 
 def test_the_range_is_as_wide_as_what_the_program_does_is_unknown() -> None:
@@ -54,22 +60,7 @@ def test_the_range_is_as_wide_as_what_the_program_does_is_unknown() -> None:
     assert half[1] > cached[1]
     assert compiled[0] < cached[0]
     assert compiled[1] > half[1]
-
-
-def test_convolutions_without_large_operands_widen_nothing() -> None:
-    """A 1x1 convolution used to cost a transformer 20 %."""
-    bare = allocator_range(allocator(max_reserved_bound_bytes=1000 * MIB))
-    convolved = allocator_range(allocator(max_reserved_bound_bytes=1000 * MIB, convolutions=True))
-
-    assert bare == convolved
-
-
-def test_a_bound_below_the_peak_itself_is_none() -> None:
-    """Other requests can lead to less fragmentation."""
-    range_ = allocator_range(allocator(max_reserved_bound_bytes=900 * MIB))
-
-    assert range_ is not None
-    assert range_.high_bytes == round(1000 * MIB * (1 + MORE)) + 494 * MIB
+    assert ends(convolutions=True) == cached, "without large operands; a 1x1 convolution cost a transformer 20 %"
 
 
 def test_records_without_a_bound_are_read_as_before() -> None:
@@ -79,12 +70,6 @@ def test_records_without_a_bound_are_read_as_before() -> None:
     assert range_ is not None
     assert range_.low_bytes == round(LEAST) + (344 - 100) * MIB
     assert range_.high_bytes == round(1000 * MIB * (1 + MORE_WITHOUT_BOUND)) + 494 * MIB
-
-
-def test_a_training_counts_with_its_largest_life() -> None:
-    member = foreground(allocators=(allocator(), replace(allocator(), max_reserved_bytes=400 * MIB)))
-
-    assert member_range(member) == allocator_range(allocator())
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -112,16 +97,8 @@ def test_only_a_whole_interval_on_one_side_decides(members, answer: Answer) -> N
     assert forecast.parts is not None
     assert forecast.parts.total == sum(one[1] for one in members) * MIB
 
-
-def test_a_member_without_a_prediction_leaves_the_group_without_one() -> None:
     failed = SimulatedRun("two", ("two",), 1.0, failure="expected the program to end well, found exit code 1")
     forecast = Forecast("group", (dry_run(1, 2, 3), failed), 0, 100 * MIB)
-
-    assert forecast.answer is Answer.UNKNOWN
-    assert forecast.peak is None
+    assert (forecast.answer, forecast.peak) == (Answer.UNKNOWN, None)
     assert forecast.failures == ("two expected the program to end well, found exit code 1",)
-
-
-def test_parts_add_up() -> None:
     assert Parts(1, 2, 3, 4, 5, 6, 7) + Parts(1, 1, 1, 1, 1, 1, 1) == Parts(2, 3, 4, 5, 6, 7, 8)
-    assert Parts(1, 2, 3, 4, 5, 6, 7).total == 28

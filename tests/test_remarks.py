@@ -124,26 +124,16 @@ def test_a_framework_is_known_by_the_libraries_of_its_processes(tmp_path: Path) 
     assert found == [("JAX", None), (None, None), (None, None), ("JAX", 0.3)]
 
 
-def test_contexts_of_many_processes_are_named() -> None:
+def test_what_costs_memory_without_need_is_named() -> None:
     """24 data-loader workers that touch CUDA: the peak is their contexts, not tensors."""
     workers = tuple(on_gpu(200 + number, "foreground", 300) for number in range(4))
-
-    assert (
-        "4 processes of examples_mnist are on the GPU at once, 1200 MiB together"
-        in (warnings(gpu_processes=workers)["many_contexts"])
-    )
+    said = warnings(gpu_processes=workers)["many_contexts"]
+    assert "4 processes of examples_mnist are on the GPU at once, 1200 MiB together" in said
     assert "many_contexts" not in warnings(gpu_processes=workers[:2])
 
-
-def test_a_peak_before_the_first_step_is_named() -> None:
-    held = ((9.0, 1400 * MIB), (10.0, 700 * MIB))
-
+    held = ((9.0, 1400 * MIB), (10.0, 700 * MIB))  # the most before the first step
     assert "map_location='cpu'" in warnings(foreground=foreground(held=held, held_by="allocator"))["peak_at_start"]
-
-
-def test_an_out_of_memory_that_pytorch_caught_itself_is_told_as_tight() -> None:
-    caught = Allocator(1, "cuda", optimizer_steps=3, num_ooms=2, ooms_raised=0)
-
+    caught = Allocator(1, "cuda", optimizer_steps=3, num_ooms=2, ooms_raised=0)  # by PyTorch itself
     assert "its convolutions may be slower" in warnings(foreground=foreground(allocators=(caught,)))["tight"]
 
 

@@ -58,13 +58,10 @@ def test_the_same_work_one_after_the_other() -> None:
     assert found.energy_saved is None
 
 
-def test_sharing_that_costs_time_is_advised_against() -> None:
+def test_several_runs_show_their_spread_and_sharing_that_costs_time_is_advised_against() -> None:
     found = group_speedup([(pair(), ())], solo_group("examples_mnist", 0.5), solo_group("resnet20", 0.3))
-
     assert str(found) == "don't: sharing takes 25% more time"
 
-
-def test_several_runs_show_their_spread() -> None:
     slow, fast = (group_speedup([(pair(), ())], solo_group("a", step_s), solo_group("b", 0.3)) for step_s in (0.6, 1))
     unclear = replace(slow, runs=slow.runs + fast.runs)
     assert str(unclear) == "no clear gain: from 11% more to 23% less time"
@@ -101,11 +98,7 @@ def test_what_is_not_the_same_work_is_not_compared(ours: SoloRun, theirs: SoloRu
 
     assert not found.runs
     assert why in str(found.unknown)
-
-
-def test_a_group_that_does_not_fit_is_not_compared() -> None:
     crashed = replace(foreground(), process_runs=(ProcessRun("training.log", 8.0, Exit(1, None, 21.0)),))
-
     runs = [(evidence(foreground=crashed), ())]
     assert "shown to fit" in str(group_speedup(runs, solo_group("a", 1.0), solo_group("b", 1.0)))
 
@@ -131,16 +124,9 @@ def test_every_step_is_counted_once_in_its_phase(phases: list[tuple[str, int]]) 
             assert found[phase] == pytest.approx(Pace(num, num / 2))
             assert sum(half[phase].steps for half in halves if phase in half) == pytest.approx(num)
 
-
-def test_steps_that_nobody_counts_are_no_steps() -> None:
-    """Lines of a log say that it goes on, not how far it is."""
+    assert paces((*steps(1, 0, 4), *steps(2, 4, 8)), (0.0, 8.0))["train"] == pytest.approx(Pace(8, 8)), "two processes"
     lines = [ProgressEvent(float(at), 1, "pattern") for at in range(5)]
-
-    assert paces(lines, (0.0, 5.0)) == {}
-
-
-def test_two_processes_are_counted_apart() -> None:
-    assert paces((*steps(1, 0, 4), *steps(2, 4, 8)), (0.0, 8.0))["train"] == pytest.approx(Pace(8, 8))
+    assert paces(lines, (0.0, 5.0)) == {}, "lines of a log say that it goes on, not how far it is"
 
 
 # Energy.

@@ -144,6 +144,14 @@ def test_what_proves_that_a_group_does_not_fit_is_infeasible(code: str, changes:
         ("background_off_gpu", {"background": background(held_gpu=False)}),
         ("too_little_overlap", {"background": background(progress_events=steps(100, 3.0, 15.0))}),
         ("background_no_step", {"background": background(progress_events=steps(100, 3.0, 9.0))}),
+        (
+            "implausible_record",
+            {
+                "foreground": foreground(
+                    allocators=(Allocator(200, "cuda", optimizer_steps=10, max_reserved_bytes=2**62),)
+                )
+            },
+        ),
         ("no_samples", {"trace": trace()}),
         ("no_baseline", {"baseline_bytes": None}),
         ("gpu_not_returned", {"returned_to_baseline": False, "final_bytes": 900 * MIB}),
@@ -235,18 +243,14 @@ def test_a_background_that_tells_no_phases_may_pause_as_it_usually_does() -> Non
     assert judge(evidence(background=usual)).feasible
 
 
-def test_an_out_of_memory_outweighs_a_missing_overlap() -> None:
-    dead = background(progress_events=steps(100, 3.0, 9.0), out_of_memory=(out_of_memory(),))
-
-    assert judge(evidence(background=dead)).codes == ("background_out_of_memory",)
-
-
-def test_a_foreign_process_outweighs_an_out_of_memory() -> None:
+def test_a_foreign_process_outweighs_an_out_of_memory_and_that_a_missing_overlap() -> None:
     """The out-of-memory may be the foreign process's doing."""
     foreign = GpuProcess(77, "foreign", "python other.py", 12.0, 14.0)
-    seen = evidence(foreground=foreground(out_of_memory=(out_of_memory(),)), gpu_processes=(foreign,))
+    verdict = judge(evidence(foreground=foreground(out_of_memory=(out_of_memory(),)), gpu_processes=(foreign,)))
+    assert (verdict.outcome, verdict.memory_class) == (Outcome.INCONCLUSIVE, None)
 
-    assert judge(seen).outcome is Outcome.INCONCLUSIVE
+    dead = background(progress_events=steps(100, 3.0, 9.0), out_of_memory=(out_of_memory(),))
+    assert judge(evidence(background=dead)).codes == ("background_out_of_memory",)
 
 
 def test_a_swallowed_out_of_memory_is_infeasible_although_the_program_exits_0() -> None:
@@ -283,17 +287,12 @@ def test_exit_code_0_after_a_traceback_or_without_the_metric_is_not_an_epoch(cha
     )
 
 
-def test_a_group_without_background_needs_no_overlap() -> None:
-    verdict = judge(evidence(background=None))
-
-    assert verdict.feasible
-    assert verdict.overlap is None
-
-
-def test_a_cpu_training_need_not_hold_the_gpu() -> None:
+def test_a_cpu_training_need_not_hold_the_gpu_and_a_group_without_background_needs_no_overlap() -> None:
     assert judge(evidence(background=background(uses_gpu=False, held_gpu=False))).feasible
     on_the_host = foreground(uses_gpu=False, held_gpu=False)
     assert "foreground_idle" not in judge(evidence(foreground=on_the_host)).codes
+    alone = judge(evidence(background=None))
+    assert (alone.feasible, alone.overlap) == (True, None)
 
 
 def test_phases_that_never_met_are_named() -> None:
@@ -324,19 +323,12 @@ def test_a_program_that_fails_on_the_virtual_gpu_may_fail_of_it() -> None:
         assert not verdict.epoch_finished
 
 
-def test_a_prediction_is_feasible_when_its_upper_end_stays_below_the_limit() -> None:
+def test_a_prediction_decides_where_its_whole_range_is_on_one_side_of_the_limit() -> None:
     verdict = judge(predicted_evidence(554, 600))
-
     assert (verdict.outcome, verdict.basis) == (Outcome.FEASIBLE, "predicted")
     assert verdict.epoch_cut
     assert verdict.peak_low_bytes < verdict.peak_bytes < verdict.peak_high_bytes < LIMIT_BYTES  # type: ignore[operator]
-
-
-def test_a_prediction_is_infeasible_when_its_lower_end_reaches_the_limit() -> None:
     assert judge(predicted_evidence(4500, 4000)).codes == ("peak_over_limit",)
-
-
-def test_a_prediction_across_the_limit_is_undecided() -> None:
     assert judge(predicted_evidence(3500, 3000)).codes == ("undecided",)
 
 
@@ -391,13 +383,6 @@ def test_an_epoch_that_passes_with_a_leak_says_when_a_later_one_will_not() -> No
     assert rates == [4000 * MIB, None, None]
     judged = judge(evidence(foreground=foreground(held=rising, held_by="allocator")))
     assert "epochs" in next(warning.text for warning in judged.warnings if warning.code == "memory_grew")
-
-
-def test_a_program_that_was_not_simulated_has_no_predicted_peak() -> None:
-    verdict = judge(predicted_evidence(500, 500, background=background()))
-
-    assert verdict.peak_bytes is None
-    assert "peak_unknown" in verdict.codes
 
 
 # Properties.
@@ -540,11 +525,6 @@ def test_classes_are_shares_of_the_limit_and_those_of_the_study_at_its_own(facto
         assert memory_class(mib * factor * MIB, 7500 * factor * MIB) == class_
 
 
-def test_a_group_without_an_answer_has_no_class() -> None:
-    seen = evidence(faults=(("foreign_process", "somebody"),))
-    assert (judge(seen).outcome, judge(seen).memory_class) == (Outcome.INCONCLUSIVE, None)
-
-
 def test_an_epoch_of_which_pytorch_saw_no_step_proves_nothing() -> None:
     """Nor does one of which no step was seen at all, and one of no steps, which was INFEASIBLE (epoch_unfinished)."""
     empty = tuple(replace(epoch, steps=0, steps_full=0) for epoch in foreground().epochs)
@@ -557,12 +537,6 @@ def test_an_epoch_of_which_pytorch_saw_no_step_proves_nothing() -> None:
     assert verdict.codes == ("epoch_contradicted",)
     counting = replace(silent, optimizer_steps=1)
     assert judge(evidence(foreground=foreground(allocators=(silent, counting)))).feasible, "one of its processes trains"
-
-
-def test_a_record_that_tells_more_than_the_gpu_has_is_no_witness() -> None:
-    boastful = Allocator(200, "cuda", optimizer_steps=10, max_reserved_bytes=2**62)
-
-    assert judge(evidence(foreground=foreground(allocators=(boastful,)))).codes == ("implausible_record",)
 
 
 def test_a_member_that_takes_what_the_gpu_gives_never_fits_by_that() -> None:
@@ -581,10 +555,7 @@ def test_a_member_that_takes_what_the_gpu_gives_never_fits_by_that() -> None:
     ):
         verdict = judge(replace(seen, foreground=member))
         assert (verdict.outcome, verdict.codes) == (Outcome.INCONCLUSIVE, (code,))
-
-
-def test_a_member_that_swallows_its_out_of_memory_but_wants_a_fixed_amount_is_infeasible() -> None:
-    seen = predicted_evidence(500, 900)
-    swallows = replace(seen.foreground, out_of_memory=(out_of_memory("probe"),), wanted=(simulated(9000),))
-
-    assert judge(replace(seen, foreground=swallows)).outcome is Outcome.INFEASIBLE
+    fixed = replace(searches, wanted=(simulated(9000),))
+    assert judge(replace(seen, foreground=fixed)).outcome is Outcome.INFEASIBLE, "it swallows, but wants a fixed amount"
+    verdict = judge(predicted_evidence(500, 500, background=background()))
+    assert (verdict.peak_bytes, "peak_unknown" in verdict.codes) == (None, True), "one that was not simulated"

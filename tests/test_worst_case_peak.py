@@ -233,34 +233,28 @@ def test_a_history_is_nowhere_below_what_was_held(changes: list[list[int]], most
         assert [size for begun, size in history.steps if begun <= at][-1] >= held
 
 
-def test_a_program_that_sets_its_counters_back_is_taken_at_its_highest() -> None:
-    history = History()
-    history.add(1.0, {"reserved_bytes": 100, "max_reserved_bytes": 900, "reserved_grown_bytes": 2000})
-    history.add(2.0, {"reserved_bytes": 100, "max_reserved_bytes": 900, "reserved_grown_bytes": 50})
-
-    assert history.steps == [(1.0, 900), (2.0, 100)]
+def told(reserved: int, most: int, grown: int) -> dict[str, int]:
+    return {"reserved_bytes": reserved, "max_reserved_bytes": most, "reserved_grown_bytes": grown}
 
 
-def test_an_allocator_that_does_not_count_its_growth_is_taken_at_its_highest() -> None:
-    """``backend:cudaMallocAsync`` tells 0 for it."""
-    history = History()
-    history.add(1.0, {"reserved_bytes": 100, "max_reserved_bytes": 100, "reserved_grown_bytes": 0})
-    history.add(2.0, {"reserved_bytes": 100, "max_reserved_bytes": 900, "reserved_grown_bytes": 0})
-
-    assert history.steps == [(1.0, 900), (2.0, 100)]
+def test_counters_that_are_set_back_or_do_not_count_growth_are_taken_at_their_highest() -> None:
+    """``backend:cudaMallocAsync`` tells 0 for its growth."""
+    for first, second in ((told(100, 900, 2000), told(100, 900, 50)), (told(100, 100, 0), told(100, 900, 0))):
+        history = History()
+        history.add(1.0, first)
+        history.add(2.0, second)
+        assert history.steps == [(1.0, 900), (2.0, 100)]
 
 
 def test_a_reading_that_takes_long_hides_nothing() -> None:
     """Begun at 2 and over at 3: what it tells may have been so at any time between."""
     history = History()
-    history.add(1.0, {"reserved_bytes": 100, "max_reserved_bytes": 100, "reserved_grown_bytes": 100})
-    history.add(2.0, {"reserved_bytes": 100, "max_reserved_bytes": 900, "reserved_grown_bytes": 900}, 3.0)
-    history.add(4.0, {"reserved_bytes": 100, "max_reserved_bytes": 900, "reserved_grown_bytes": 1500}, 4.1)
-
+    history.add(1.0, told(100, 100, 100))
+    history.add(2.0, told(100, 900, 900), 3.0)
+    history.add(4.0, told(100, 900, 1500), 4.1)
     assert history.steps == [(1.0, 900), (3.0, 700), (4.1, 100)]
 
-    history.add(5.0, {"reserved_bytes": 100, "max_reserved_bytes": 1500, "reserved_grown_bytes": 3000}, 5.1)
-
+    history.add(5.0, told(100, 1500, 3000), 5.1)
     assert history.steps == [(1.0, 900), (3.0, 700), (4.0, 1500), (5.1, 100)], "from the begin of the reading before"
 
 
