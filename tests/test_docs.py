@@ -107,10 +107,10 @@ def test_endings_without_a_verdict_stand_in_the_reference():
     assert all(f"`{ending}`" in REFERENCE for ending in (NOT_RUN, INTERRUPTED, CRASHED, ERROR))
 
 
-@pytest.mark.parametrize("model", [PlanFile, Limits, Entry, TrainingSpec, CatalogFile, Repository, Hyperparameter])
-def test_every_key_of_the_settings_is_explained(model):
-    keys = {field.alias or name for name, field in model.model_fields.items()}
-    assert not [key for key in keys if f"`{key}`" not in SETTINGS]
+def test_every_key_of_the_settings_is_explained():
+    for model in (PlanFile, Limits, Entry, TrainingSpec, CatalogFile, Repository, Hyperparameter):
+        keys = {field.alias or name for name, field in model.model_fields.items()}
+        assert not [key for key in keys if f"`{key}`" not in SETTINGS]
 
 
 # Links and blocks.
@@ -122,28 +122,28 @@ def anchors(text):
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
-def test_every_relative_link_leads_somewhere(path):
-    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith(("https://", "http://", "mailto:")):
-            continue
-        name, _, anchor = target.partition("#")
-        there = (path.parent / name).resolve() if name else path
-        assert there.exists(), target
-        assert not anchor or anchor in anchors(there.read_text()), target
+def test_every_relative_link_leads_somewhere():
+    for path in DOCS:
+        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith(("https://", "http://", "mailto:")):
+                continue
+            name, _, anchor = target.partition("#")
+            there = (path.parent / name).resolve() if name else path
+            assert there.exists(), (path.name, target)
+            assert not anchor or anchor in anchors(there.read_text()), (path.name, target)
 
 
 def blocks(path, language):
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
-def test_every_block_of_python_and_json_can_be_read(path):
-    for block in blocks(path, "python"):
-        ast.parse(block)
-    for block in blocks(path, "json"):
-        json.loads(block)
+def test_every_block_of_python_and_json_can_be_read():
+    for path in DOCS:
+        for block in blocks(path, "python"):
+            ast.parse(block, path.name)
+        for block in blocks(path, "json"):
+            json.loads(block)
 
 
 def commands_of(path):
@@ -156,9 +156,11 @@ def known_words():
     return {f"--{name}" for name in OPTIONS} | {"--html", "--junitxml", "--collect-only", "--lf", "--setup-plan"}
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
-def test_every_command_has_only_options_that_there_are(path):
-    for words in commands_of(path):
+PROGRAMS = ("docker", "sudo", "git", "cd", "uv", "pip", "python", "pytest", "nvidia-smi", "salloc")
+
+
+def test_every_command_has_only_options_that_there_are():
+    for words in (words for path in DOCS for words in commands_of(path)):
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words = words[1:]
         if words[:2] in (["pytest", "feasibility"], ["colocate", "run"]) or words[0] == "scripts/feasibility":
@@ -173,18 +175,7 @@ def test_every_command_has_only_options_that_there_are(path):
         elif words[0].startswith("scripts/"):
             assert (ROOT / words[0]).exists(), words
         else:
-            assert words[0] in (
-                "docker",
-                "sudo",
-                "git",
-                "cd",
-                "uv",
-                "pip",
-                "python",
-                "pytest",
-                "nvidia-smi",
-                "salloc",
-            ), words
+            assert words[0] in PROGRAMS, words
 
 
 # The tutorial and the how-tos, done.

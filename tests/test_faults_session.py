@@ -65,21 +65,25 @@ def test_a_disk_that_fills_up_ends_the_trainings_and_keeps_the_records(fake_nvml
         assert alive_below(tmp_path) == []
 
 
-def test_a_disk_without_room_for_records_is_one_line(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    with mounted(tmp_path / "results", "size=1m") as results:
-        session = run(plan(tmp_path / "plan.json", [pair(EPOCH)]), tmp_path)
+def test_what_keeps_a_run_from_starting_is_one_line_with_the_cure(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """A disk without room for records, results that cannot be written, a driver that is not loaded."""
+    path = plan(tmp_path / "plan.json", [pair(EPOCH)])
+    for options, said in (
+        ("size=1m", "expected room for 8 MiB of records, got No space left on device; make room"),
+        ("ro", ": Read-only file system"),
+    ):
+        with mounted(tmp_path / "results", options) as results:
+            session = run(path, tmp_path)
+            assert session.code == 4
+            assert said in session.output
+            assert list(results.iterdir()) == []
+        results.rmdir()
 
-        assert session.code == 4
-        assert "expected room for 8 MiB of records, got No space left on device; make room" in session.output
-        assert list(results.iterdir()) == []
-
-
-def test_results_that_cannot_be_written_are_one_line(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    with mounted(tmp_path / "results", "ro"):
-        session = run(plan(tmp_path / "plan.json", [pair(EPOCH)]), tmp_path)
-
+    fake_nvml.fail("nvmlInit*", 9)
+    session = run(path, tmp_path)
     assert session.code == 4
-    assert ": Read-only file system" in session.output
+    assert "sudo modprobe nvidia" in session.output
+    assert not (tmp_path / "results").exists()
 
 
 def test_results_that_vanish_are_never_a_success(fake_nvml: FakeNvml, tmp_path: Path) -> None:
@@ -151,15 +155,6 @@ def test_on_the_only_gpu_the_rest_is_refused(fake_nvml: FakeNvml, tmp_path: Path
 def summary(session: Session) -> list[dict[str, str]]:
     with (session.run / "summary.csv").open() as file:
         return list(csv.DictReader(file))
-
-
-def test_a_driver_that_is_not_loaded_is_one_line_with_the_cure(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    fake_nvml.fail("nvmlInit*", 9)
-    session = run(plan(tmp_path / "plan.json", [pair(EPOCH)]), tmp_path)
-
-    assert session.code == 4
-    assert "sudo modprobe nvidia" in session.output
-    assert not (tmp_path / "results").exists()
 
 
 # --- hostile input

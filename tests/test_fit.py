@@ -243,19 +243,21 @@ def test_an_inconclusive_run_is_repeated_once_and_then_counts_as_neither() -> No
     assert scripted(once).undecided is None
 
 
-def test_a_confirmation_that_fails_moves_the_answer_down() -> None:
+def test_a_run_that_contradicts_the_forecast_decides() -> None:
     """On one day in two the group peaks higher: a value is only believed in every run."""
+    script = Script(steady, lambda value, _: verdict("FEASIBLE" if value <= 11 else "INFEASIBLE", "peak_over_limit"))
+    found = scripted(script, basis="predicted")
+    assert (found.largest, found.refused) == (11, 12)
+
     script = Script(steady, lambda value, number: verdict("INFEASIBLE" if value > 15 and number > 1 else "FEASIBLE"))
     found = scripted(script)
     assert found.largest is not None
     assert found.largest <= 15
     assert found.confirmations >= 1
 
-
-def test_a_run_that_contradicts_the_forecast_decides() -> None:
-    script = Script(steady, lambda value, _: verdict("FEASIBLE" if value <= 11 else "INFEASIBLE", "peak_over_limit"))
+    script = Script(lambda value: Answer.DOES_NOT_FIT, lambda value, _: verdict("INFEASIBLE"))
     found = scripted(script, basis="predicted")
-    assert (found.largest, found.refused) == (11, 12)
+    assert (found.largest, found.refused, found.undecided, script.ran) == (None, 1, None, [])
 
 
 def test_where_no_run_carries_a_verdict_nothing_is_claimed_and_the_search_ends() -> None:
@@ -265,48 +267,32 @@ def test_where_no_run_carries_a_verdict_nothing_is_claimed_and_the_search_ends()
     assert len(set(script.ran)) == 3
 
 
-def test_nothing_fits_where_the_least_does_not() -> None:
-    script = Script(lambda value: Answer.DOES_NOT_FIT, lambda value, _: verdict("INFEASIBLE"))
-    found = scripted(script, basis="predicted")
-    assert (found.largest, found.refused, found.undecided, script.ran) == (None, 1, None, [])
-
-
 # --- what may vary ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("number", "text", "message"),
     [
-        ("batch_size", "expected such as foreground.batch_size"),
-        ("foreground.attention", "expected a number of VulBERTa_mlp"),
-        ("foreground.batchsize", "got 'batchsize'"),
-        ("other.batch_size", "expected such as foreground.batch_size"),
+        (7, "batch_size", "expected such as foreground.batch_size"),
+        (7, "foreground.attention", "expected a number of VulBERTa_mlp"),
+        (7, "foreground.batchsize", "got 'batchsize'"),
+        (7, "other.batch_size", "expected such as foreground.batch_size"),
+        (11, "background.max_iter", "uses the GPU"),
+        (None, "background.--batch", "has none"),
     ],
 )
-def test_what_is_no_number_of_the_training_is_refused(text: str, message: str) -> None:
+def test_what_is_no_number_of_the_training_is_refused(number: int | None, text: str, message: str) -> None:
     from colocate.plan.catalog import load_catalog
 
     plan = load_plan(SETTINGS / "parallel_feasibility_test.json")
-    (seventh,) = (one for one in plan.groups if one.id == "group07")
+    given = group(training("own"), None) if number is None else plan.groups[number - 1]
     with pytest.raises(PlanError, match=message):
-        variable(seventh, text, load_catalog(SETTINGS / "models.json"))
+        variable(given, text, load_catalog(SETTINGS / "models.json"))
 
-
-def test_a_training_that_uses_no_gpu_and_a_member_that_is_not_there_are_refused() -> None:
-    plan = load_plan(SETTINGS / "parallel_feasibility_test.json")
-    (eleventh,) = (one for one in plan.groups if one.id == "group11")
-    with pytest.raises(PlanError, match="uses the GPU"):
-        variable(eleventh, "background.max_iter", None)
-    with pytest.raises(PlanError, match="has none"):
-        variable(group(training("own"), None), "background.--batch", None)
-
-
-def test_an_option_that_is_no_number_is_refused() -> None:
     with pytest.raises(PlanError, match="found 'many'"):
         option_value(["train", "--batch", "many"], "--batch")
-    assert option_value(["train", "--batch=4"], "--batch") == 4
-    assert option_value(["train", "--rate", "0.5"], "--rate") == 0.5
-    assert option_value(["train"], "--batch") is None
+    found = [option_value(["train", *words], "--batch") for words in (["--batch=4"], ["--batch", "0.5"], [])]
+    assert found == [4, 0.5, None]
 
 
 def test_a_grid_of_fractions_has_its_values() -> None:

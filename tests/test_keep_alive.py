@@ -55,12 +55,15 @@ def looped(
     return looping, starts
 
 
-def test_a_training_that_finishes_is_started_again_at_once() -> None:
+def test_a_training_that_finishes_is_started_again_at_once_and_one_failure_is_survived() -> None:
     looping, starts = looped((60.0, 0), for_s=1000)
-
     assert looping.gave_up is None
     assert len(looping.process_runs) == 15
     assert {later - earlier for earlier, later in pairwise(starts)} <= {60.0, 60.25}
+
+    looping, _ = looped((1.0, 1), (1.0, 1), (60.0, 0), (1.0, 1), (60.0, 0), for_s=1000)
+    assert looping.gave_up is None
+    assert len(looping.process_runs) > 10
 
 
 @pytest.mark.parametrize(
@@ -97,13 +100,6 @@ def test_what_ends_again_and_again_is_given_up(
     looping, starts = looped(process_run, **options)
 
     assert (looping.gave_up, len(starts), looping.current) == (said, starts_made, None)
-
-
-def test_one_failure_is_survived() -> None:
-    looping, _ = looped((1.0, 1), (1.0, 1), (60.0, 0), (1.0, 1), (60.0, 0), for_s=1000)
-
-    assert looping.gave_up is None
-    assert len(looping.process_runs) > 10
 
 
 def test_the_delay_grows_to_a_limit_and_ends_with_a_good_life() -> None:

@@ -23,12 +23,8 @@ def test_a_hyperparameter_of_the_catalog_reaches_the_command_line() -> None:
     assert changed.foreground.hyperparameters["batch_size"] == 2
     assert changed.background == given.background
     assert changed.content_hash != given.content_hash
-
-
-def test_an_unknown_hyperparameter_names_the_training() -> None:
-    plan = load_plan(SETTINGS / "parallel_feasibility_test.json")
     with pytest.raises(PlanError, match="batchsize"):
-        varied(plan.groups[0], Override("foreground", {"batchsize": 2}), load_catalog(SETTINGS / "models.json"))
+        varied(given, Override("foreground", {"batchsize": 2}), load_catalog(SETTINGS / "models.json"))
 
 
 def test_a_command_has_options_and_no_hyperparameters() -> None:
@@ -38,11 +34,8 @@ def test_a_command_has_options_and_no_hyperparameters() -> None:
     assert changed.foreground.env == {"A": "b"}
     with pytest.raises(PlanError, match="own is a command"):
         varied(given, Override("foreground", {"batch_size": 2}), None)
-
-
-def test_a_group_without_a_background_has_none_to_change() -> None:
     with pytest.raises(PlanError, match="expected a background"):
-        varied(group(training("own"), None), Override("background"), None)
+        varied(given, Override("background"), None)
 
 
 def test_a_training_alone_keeps_the_limits_of_its_group() -> None:

@@ -170,8 +170,3 @@ def test_what_was_measured_on_a_gpu_of_another_size_is_not_known(tmp_path: Path)
 
     assert remembered(asked, solos, run, seen.device.total_bytes).known == {(0, 1): True}
     assert remembered(asked, solos, run, 2 * seen.device.total_bytes).known == {}
-
-
-def test_a_catalog_and_a_plan_are_one_too_many(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said = pack(capsys, "settings/models.json", f"--from={plan}")
-    assert (code, "expected a catalog or a plan" in said) == (2, True)

@@ -50,34 +50,23 @@ def test_every_mig_instance_gets_a_worker_and_their_gpu_none(fake_machine, tmp_p
     assert set(gpus_of(tmp_path, "group01", "group02")) == {fake_machine.uuid(1), fake_machine.uuid(2)}
 
 
-def test_more_workers_than_gpus_are_refused(fake_machine, tmp_path):
-    """Two groups on one GPU would judge each other."""
+def test_what_a_machine_cannot_give_is_refused_before_anything_starts(fake_machine, tmp_path):
+    """Two groups on one GPU would judge each other; a MIG instance is no whole GPU to make a smaller one of."""
     fake_machine.add_gpu()
-    run = Project(tmp_path, {}, 2).run("feasibility", "--device=nvidia", "-n2")
-    assert run.exit_code == 4
-    assert "-n: expected at most 1 workers, one per GPU, got 2" in run.out
+    project = Project(tmp_path, {}, 2)
 
+    def refused(*words):
+        run = project.run("feasibility", "--device=nvidia", *words)
+        assert run.exit_code == 4
+        assert "Traceback" not in run.out
+        return run.out
 
-def test_a_machine_whose_gpus_are_all_in_use_is_told_by_whom(fake_machine, tmp_path):
-    fake_machine.add_gpu()
+    assert "-n: expected at most 1 workers, one per GPU, got 2" in refused("-n2")
+    too_large = "--gpu: expected a GPU of at least 12 GB, found NVIDIA GeForce RTX 2070 (simulated) of 8 GB"
+    assert too_large in refused("--gpu=12GB")
     with locked(fake_machine.uuid(), "the run of somebody else"):
-        run = Project(tmp_path, {}, 2).run("feasibility", "--device=nvidia", "-n", "auto")
-    assert run.exit_code == 4
-    assert "expected a free one, found none" in run.out
-    assert "the run of somebody else" in run.out
-    assert "Traceback" not in run.out
-
-
-def test_a_gpu_larger_than_the_gpu_is_refused_before_anything_starts(fake_machine, tmp_path):
-    fake_machine.add_gpu()
-    run = Project(tmp_path, {}, 1).run("feasibility", "--device=nvidia", "--gpu=12GB")
-    assert run.exit_code == 4
-    assert "--gpu: expected a GPU of at least 12 GB, found NVIDIA GeForce RTX 2070 (simulated) of 8 GB" in run.out
-
-
-def test_a_smaller_gpu_of_a_mig_instance_is_refused_before_anything_starts(fake_machine, tmp_path):
-    fake_machine.add_gpu()
+        out = refused("-n", "auto")
+    assert "expected a free one, found none" in out
+    assert "the run of somebody else" in out
     fake_machine.add_instance("3g.4gb", total_bytes=4096 * MIB)
-    run = Project(tmp_path, {}, 1).run("feasibility", "--device=nvidia", "--gpu=2GB")
-    assert run.exit_code == 4
-    assert "expected a whole GPU to make a smaller one of, found a MIG instance of it" in run.out
+    assert "expected a whole GPU to make a smaller one of, found a MIG instance of it" in refused("--gpu=2GB")

@@ -91,14 +91,18 @@ def test_another_model_loses_the_hyperparameters_that_it_does_not_know() -> None
     assert model.text() == 'VulBERTa_mlp: "model": "cnn" in its place, without attention, fp16'
 
 
-def test_what_is_set_already_is_not_proposed_again() -> None:
-    found = proposals(of_the_plan("group12"), demand(1000, 9500), catalog())
-    assert not {Kind.ATTENTION, Kind.PRECISION} & {one.kind for one in found}
-
-
-def test_a_member_without_which_the_others_are_too_much_already_is_left_alone() -> None:
-    found = proposals(of_the_plan("group12"), demand(9000, 3000), catalog())
-    assert {one.role for one in found} == {"foreground"}
+def test_only_what_may_help_is_proposed() -> None:
+    twelfth = of_the_plan("group12")
+    found = proposals(twelfth, demand(1000, 9500), catalog())
+    assert not {Kind.ATTENTION, Kind.PRECISION} & {one.kind for one in found}, "what is set already"
+    found = proposals(twelfth, demand(9000, 3000), catalog())
+    assert {one.role for one in found} == {"foreground"}, "without the other it is too much already"
+    first, *_ = proposals(twelfth, demand(3400, 3300), catalog())
+    assert (first.kind, first.steps) == (Kind.MEASURE, ()), "an undecided prediction is to be measured first"
+    found = proposals(group(training("own"), training("other")), demand(9500, 500), None)
+    assert [(one.kind, one.steps, one.text()) for one in found] == [
+        (Kind.BATCH, (), "own: a smaller batch with gradient accumulation, in its own command")
+    ]
 
 
 def test_fragments_ask_for_expandable_segments_beside_what_is_set() -> None:
@@ -124,27 +128,10 @@ def test_options_of_a_command_of_ones_own_are_read() -> None:
     assert changed.foreground.argv[-3:] == ("--batch-size", "5", "--gradient_accumulation_steps=4")
 
 
-def test_a_command_without_such_an_option_gets_the_advice_alone() -> None:
-    found = proposals(group(training("own"), training("other")), demand(9500, 500), None)
-    assert [(one.kind, one.steps, one.text()) for one in found] == [
-        (Kind.BATCH, (), "own: a smaller batch with gradient accumulation, in its own command")
-    ]
-
-
-def test_an_undecided_prediction_is_to_be_measured_first() -> None:
-    found = proposals(of_the_plan("group12"), demand(3400, 3300), catalog())
-    assert found[0].kind is Kind.MEASURE
-    assert found[0].steps == ()
-
-
-def test_halvings_stay_near_divisors_of_the_effective_batch() -> None:
-    assert list(halvings(24, 24)) == [12, 6, 3, 1]
-    assert list(halvings(25, 25)) == [12, 5, 2, 1]
-    assert list(halvings(30, 30)) == [15, 6, 3, 1]
+def test_halvings_stay_near_divisors_of_the_effective_batch_and_say_where_they_do_not_divide_it() -> None:
+    found = {batch: list(halvings(batch, batch)) for batch in (24, 25, 30)}
+    assert found == {24: [12, 6, 3, 1], 25: [12, 5, 2, 1], 30: [15, 6, 3, 1]}
     assert list(halvings(1, 8)) == []
-
-
-def test_a_batch_that_does_not_divide_says_what_becomes_of_the_effective_one() -> None:
     own = training("own", "--bs", "25", "--accumulate", "1")
     batch, *_ = proposals(group(own, None), replace(demand(9500, 1), background=None), None)
     assert "has an effective batch of 24 in place of 25" in batch.text()

@@ -64,12 +64,6 @@ def play(scheduler, workers, minutes):
         scheduler.mark_test_complete(worker, index, 0.0)
 
 
-def test_the_longest_groups_start_first_and_on_different_workers():
-    scheduler, workers = scheduler_with(2, [1, 40, 5, 30])
-    scheduler.schedule()
-    assert [worker.queue[0] for worker in workers] == [1, 3]
-
-
 def test_twelve_groups_on_four_gpus_take_hardly_longer_than_the_longest():
     """xdist's own schedulers took 70 minutes for this plan when it was sorted: the two longest met on one GPU."""
     minutes = [40, 30, 20, 15, 12, 10, 9, 8, 7, 4, 3, 2]
@@ -111,19 +105,17 @@ def test_the_group_of_a_dead_worker_is_named_and_its_replacement_takes_the_rest(
     assert sorted(order) == [1, 2, 3]
 
 
-def test_a_worker_that_died_idle_has_no_group():
-    scheduler, workers = scheduler_with(2, [1])
-    scheduler.schedule()
-    assert scheduler.remove_node(workers[1]) is None
-
-
-def test_a_worker_that_dies_before_anything_was_collected_ends_no_other():
+def test_a_worker_that_dies_idle_or_before_anything_was_collected_has_no_group_and_ends_no_other():
     scheduler = OneGroupAtATime(1, lambda nodeid: 1.0)
     first, second = FakeWorker("gw0"), FakeWorker("gw1")
     scheduler.add_node(first)
     scheduler.add_node(second)
     assert scheduler.remove_node(first) is None
     assert not second.shutting_down
+
+    scheduler, workers = scheduler_with(2, [1])
+    scheduler.schedule()
+    assert scheduler.remove_node(workers[1]) is None
 
 
 def test_workers_that_collected_different_groups_are_refused():

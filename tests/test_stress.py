@@ -59,25 +59,17 @@ def test_a_guess_that_is_nearly_right_takes_few_trials(breaking_point: int, off:
     assert search.asked <= 5
 
 
-def test_a_spoiled_trial_is_repeated_once() -> None:
+def test_a_spoiled_trial_is_repeated_once_and_two_end_the_search_with_what_is_known() -> None:
     answers = iter([Ending.SPOILED, Ending.HOLDS, Ending.BREAKS])
     search = searched(lambda more: next(answers), 100, 10)
-
     assert (search.holds_bytes, search.breaks_bytes) == (10 * STEP, 11 * STEP)
 
-
-def test_two_spoiled_trials_end_the_search_with_what_is_known() -> None:
     answers = iter([Ending.HOLDS, Ending.SPOILED, Ending.SPOILED])
     search = searched(lambda more: next(answers), 100, 10)
-
     assert (search.holds_bytes, search.breaks_bytes) == (10 * STEP, None)
     assert search.unfinished == "two trials in a row were spoiled"
 
-
-def test_a_group_that_never_agrees_with_itself_ends() -> None:
-    search = searched(lambda more: Ending.HOLDS, 10**6, 1)
-
-    assert search.asked <= MOST_TRIALS + 1
+    assert searched(lambda more: Ending.HOLDS, 10**6, 1).asked <= MOST_TRIALS + 1, "it never agrees with itself"
 
 
 # --- real trials of stand-ins
@@ -164,10 +156,6 @@ def test_the_answer_is_shown_wherever_the_verdict_is(tmp_path: Path) -> None:
     assert len(done.verdicts) == 1, "trials are no groups of the run"
     assert list(done.run.glob("run_*_stress/*/verdict.json"))
 
-
-@pytest.mark.slow
-def test_a_resolution_that_no_driver_has_is_refused(tmp_path: Path) -> None:
-    done = session(tmp_path, "--stress=1MB")
-
-    assert done.code == 4
-    assert "expected at least 2 MiB, got '1MB'" in done.output
+    refused = session(tmp_path, "--stress=1MB")
+    assert refused.code == 4
+    assert "expected at least 2 MiB, got '1MB'" in refused.output, "which no driver has"

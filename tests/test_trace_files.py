@@ -45,33 +45,27 @@ def test_every_torn_last_line_is_dropped_and_told(path):
         assert (stored.torn is None) == (length == header or whole[length - 1 : length] == b"\n")
 
 
-def test_a_damaged_line_in_the_middle_is_an_error(path):
-    path.write_text("elapsed_s,used_bytes\n0.0,1\n0.05,\n0.1,2\n")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *(
+            (f"elapsed_s,used_bytes\n0.0,1\n{line}\n0.1,2\n", f"line 3: expected elapsed_s,used_bytes, got '{line}'")
+            for line in ("0.05,", "nan,2", "inf,2", "-inf,2", "0.05,-1", "0.05,9223372036854775808")
+        ),
+        ("time,memory\n0,1\n", "expected the columns"),
+    ],
+)
+def test_what_is_no_reading_of_a_gpu_is_an_error(path, text, said):
+    path.write_text(text)
 
-    with pytest.raises(ValueError, match=r"trace.csv: line 3: expected elapsed_s,used_bytes, got '0.05,'"):
+    with pytest.raises(ValueError, match=f"trace.csv: {said}"):
         read_trace(path)
 
 
-@pytest.mark.parametrize("line", ["nan,2", "inf,2", "-inf,2", "0.05,-1", "0.05,9223372036854775808"])
-def test_what_is_no_reading_of_a_gpu_is_an_error(path, line):
-    path.write_text(f"elapsed_s,used_bytes\n0.0,1\n{line}\n0.1,2\n")
-
-    with pytest.raises(ValueError, match=f"line 3: expected elapsed_s,used_bytes, got '{line}'"):
-        read_trace(path)
-
-
-@pytest.mark.parametrize("cell", ["nan", "inf"])
-def test_an_energy_that_is_no_number_is_no_energy(tmp_path, cell):
-    (tmp_path / "gpu_energy.csv").write_text(f"elapsed_s,timestamp,energy_j,power_draw_w\n0.1,1,{cell},5\n")
-
-    assert read_energy(tmp_path) == ()
-
-
-def test_another_file_is_no_trace(path):
-    path.write_text("time,memory\n0,1\n")
-
-    with pytest.raises(ValueError, match="expected the columns"):
-        read_trace(path)
+def test_an_energy_that_is_no_number_is_no_energy(tmp_path):
+    for cell in ("nan", "inf"):
+        (tmp_path / "gpu_energy.csv").write_text(f"elapsed_s,timestamp,energy_j,power_draw_w\n0.1,1,{cell},5\n")
+        assert read_energy(tmp_path) == ()
 
 
 def test_vitals_become_three_files_with_empty_fields_for_the_unknown(tmp_path):

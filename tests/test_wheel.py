@@ -146,10 +146,7 @@ def test_init_writes_a_plan_and_a_workflow_once(tmp_path, monkeypatch, capsys):
     from colocate.plan import load_plan
 
     assert load_plan(tmp_path / "plan.json").ids == ("group01",)
-    assert main(["init"]) == 2
-    assert "found plan.json and .github/workflows/colocate.yml" in capsys.readouterr().err
-
-
-def test_colocate_alone_shows_what_it_can_do(capsys):
     assert main([]) == 0
     assert "colocate run plan.json" in capsys.readouterr().out
+    assert main(["init"]) == 2
+    assert "found plan.json and .github/workflows/colocate.yml" in capsys.readouterr().err
