@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from colocate.probe.virtual_gpu import pacing
 
 
@@ -69,3 +71,20 @@ def test_a_background_whose_peak_is_known_makes_a_step_for_every_step_of_its_for
     ready.write_text("")
     pacing.Rest(ready, tmp_path / "no optimizer", -1.0, sleep).step()
     assert len(waited) == 5, "a foreground that makes none is not waited for any longer"
+
+
+def test_two_steps_of_a_foreground_seen_at_once_let_the_background_make_the_two_it_waits_for(tmp_path):
+    """A foreground with two quick steps waited for the background, and that for a third one: ten seconds, sometimes."""
+    (tmp_path / "ready").touch()
+    foreground = tmp_path / "7.json"
+
+    def stuck(seconds):
+        raise AssertionError("it waits")
+
+    rest = pacing.Rest(tmp_path / "ready", tmp_path, 60.0, stuck)
+    for steps in (2, 1000):
+        foreground.write_text(json.dumps({"optimizer_steps": steps}))
+        for _ in range(pacing.STEPS):
+            rest.step()
+        with pytest.raises(AssertionError, match="it waits"):
+            rest.step()

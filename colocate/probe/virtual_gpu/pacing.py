@@ -47,7 +47,8 @@ class Rest:
         while self._is_on() and time.monotonic() < until_t:
             steps = steps_of(self._beside)
             if steps > self._before:
-                self._before = steps
+                # As many steps as the foreground waits for may follow at once: else each would wait for the other.
+                self._before = max(self._before + 1, steps - STEPS)
                 return
             self._sleep(LOOK_S)
 
