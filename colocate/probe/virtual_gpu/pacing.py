@@ -48,7 +48,7 @@ class Rest:
             steps = steps_of(self._beside)
             if steps > self._before:
                 # As many steps as the foreground waits for may follow at once: else each would wait for the other.
-                self._before = max(self._before + 1, steps - STEPS)
+                self._before = max(self._before + 1, steps - STEPS + 1)
                 return
             self._sleep(LOOK_S)
 
