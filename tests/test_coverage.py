@@ -30,6 +30,7 @@ def peak_mib(run: Run, loop: str) -> int:
     return next(int(line.split()[2]) for line in run.output.splitlines() if line.startswith(f"-- {loop} "))
 
 
+@pytest.mark.slow
 def test_nothing_that_is_computed_from_a_length_or_a_number_breaks(run: Run) -> None:
     """``len(loader)`` used to be 3: ten logs per epoch divided by zero, and arrays were filled in the wrong places."""
     assert run.exit_code == 0, run.output[-3000:]
@@ -38,6 +39,7 @@ def test_nothing_that_is_computed_from_a_length_or_a_number_breaks(run: Run) -> 
     assert next(one for one in loops if one["batches_whole"] == 9001)["passes"] == 1
 
 
+@pytest.mark.slow
 def test_what_is_reached_late_is_in_the_peak(run: Run) -> None:
     """Accumulation, a phase at a step, the longest batch: three batches a pass used to show none of them."""
     assert peak_mib(run, "accumulated") > 4 * 6 * 16, "parameters, gradients, and two states of Adam"
@@ -47,6 +49,7 @@ def test_what_is_reached_late_is_in_the_peak(run: Run) -> None:
     assert peak_mib(run, "longest") > 4 * 30_000 * 512 * 4 // MIB
 
 
+@pytest.mark.slow
 def test_memory_that_grows_is_told_with_its_line_and_its_steps(run: Run) -> None:
     """A leak used to fit: three batches of it are small."""
     coverage = run.record["coverage"]

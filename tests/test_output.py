@@ -118,6 +118,7 @@ def test_how_the_output_was_cut_into_reads_does_not_matter(data: list[bytes], cu
     assert counts({"ab": "ab"}, *pieces) == {"ab": expected}
 
 
+@pytest.mark.slow
 def test_a_pattern_that_backtracks_without_end_is_given_up() -> None:
     """It used to hang the supervisor, which was then killed, and the group was run again."""
     scanner = Scanner({"slow": "(a+)+$", "sound": "b"})

@@ -228,6 +228,7 @@ def test_weights_are_loaded_by_name_and_shape_and_those_of_another_model_are_ref
         common.fraction("1")  # a dropout of all
 
 
+@pytest.mark.slow
 def test_densenet_weights_under_their_old_names_fit() -> None:
     from workloads.densenet121 import modern_name
 
