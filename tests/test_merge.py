@@ -114,49 +114,33 @@ def test_one_file_of_the_whole_run_gives_the_same(carried, tmp_path):
         assert (directory / path.parent.name / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_torn_last_line_costs_its_group_only(carried, tmp_path):
-    _, journal = carried
-    first, second, *_ = split(journal, tmp_path / "journals")
-    lines = second.read_bytes().splitlines(keepends=True)
-    place = next(place for place, line in enumerate(lines) if b'"event": "group"' in line)
-    second.write_bytes(b"".join(lines[:place]) + lines[place][: len(lines[place]) // 2])
-    done, (directory,) = merged(tmp_path / "merged", first, second)
-    assert done.code == 1
-    assert re.search(r"group02.jsonl: line \d+ is torn and left out", done.output)
-    assert "group02: begun and without an outcome (group02.jsonl)" in done.output
-    assert "in no archive: group03, group04" in done.output
-    assert [row["group"] for row in summary(directory)] == ["group01"]
+def with_second(carried, folder, change):
+    """What is made of the journals of two groups, the second one's bytes changed."""
+    first, second, *_ = split(carried[1], folder / "journals")
+    second.write_bytes(change(second.read_bytes()))
+    return merged(folder / "merged", first, second)
 
 
-def test_a_damaged_file_of_a_group_costs_its_group_only(carried, tmp_path):
-    _, journal = carried
-    first, second, *_ = split(journal, tmp_path / "journals")
-    text = second.read_text().replace('"path": "stand_in_parallel_002/trace.csv", "gzip": "', '"gzip": "!!')
-    second.write_text(text)
-    done, (directory,) = merged(tmp_path / "merged", first, second)
-    assert "group02 is left out, stand_in_parallel_002/trace.csv cannot be read" in done.output
-    assert [row["group"] for row in summary(directory)] == ["group01"]
+def torn(data):
+    """In the middle of the group's own line, the one behind its files."""
+    place = data.index(b'"event": "group"')
+    return data[: (place + data.index(b"\n", place)) // 2]
 
 
-def test_what_was_left_out_does_not_come_in_by_its_files(carried, tmp_path):
-    """Its verdict and record were sound, only a log was not: then all of it is missing, not the half."""
-    _, journal = carried
-    first, second, *_ = split(journal, tmp_path / "journals")
-    second.write_text(
-        second.read_text().replace('"path": "stand_in_parallel_002/training.log", "gzip": "', '"gzip": "!!')
-    )
-    done, (directory,) = merged(tmp_path / "merged", first, second)
-    assert "group02 is left out, stand_in_parallel_002/training.log cannot be read" in done.output
-    assert [row["group"] for row in summary(directory)] == ["group01"]
-    assert not (directory / "stand_in_parallel_002").exists()
+def damaged(name):
+    return lambda data: data.replace(b'"path": "stand_in_parallel_002/' + name + b'", "gzip": "', b'"gzip": "!!')
 
 
-def changed(journal, change):
-    """The journal with one line of every group changed."""
-    lines = lines_of(journal)
-    for line in lines:
-        change(line)
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines if line))
+def lines_changed(change):
+    """Every line changed; one that nothing is left of is gone."""
+
+    def whole(data):
+        lines = [json.loads(line) for line in data.splitlines()]
+        for line in lines:
+            change(line)
+        return "".join(json.dumps(line) + "\n" for line in lines if line).encode()
+
+    return whole
 
 
 def say_feasible(line):
@@ -183,20 +167,24 @@ def carry_nothing(line):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (say_feasible, "it says FEASIBLE, its record INFEASIBLE"),
-        (judge_feasible, "its record does not agree: expected INFEASIBLE"),
-        (carry_nothing, "it carries no record of its verdict, FEASIBLE"),
+        (torn, r"group02.jsonl: line \d+ is torn and left out"),
+        (damaged(b"trace.csv"), "group02 is left out, stand_in_parallel_002/trace.csv cannot be read"),
+        # Its verdict and record are sound, only a log is not: then all of it is missing, not the half.
+        (damaged(b"training.log"), "group02 is left out, stand_in_parallel_002/training.log cannot be read"),
+        (lines_changed(say_feasible), "group02 is left out, it says FEASIBLE, its record INFEASIBLE"),
+        (lines_changed(judge_feasible), "group02 is left out, its record does not agree: expected INFEASIBLE"),
+        (lines_changed(carry_nothing), "group02 is left out, it carries no record of its verdict, FEASIBLE"),
     ],
+    ids=["torn", "trace", "log", "says", "judges", "carries nothing"],
 )
-def test_a_verdict_that_does_not_follow_from_the_record_it_carries_is_left_out(carried, tmp_path, change, why):
-    _, journal = carried
-    first, second, *_ = split(journal, tmp_path / "journals")
-    changed(second, change)
-    done, (directory,) = merged(tmp_path / "merged", first, second)
+def test_what_is_damaged_or_does_not_follow_from_its_record_costs_its_group_only(carried, tmp_path, change, why):
+    done, (directory,) = with_second(carried, tmp_path, change)
     assert done.code == 1
-    assert f"group02 is left out, {why}" in done.output
-    assert "1 of 4 groups can share" in done.output
+    assert re.search(why, done.output), done.output
+    assert "in no archive: group03, group04" in done.output
+    assert change is not torn or "group02: begun and without an outcome (group02.jsonl)" in done.output
     assert [row["group"] for row in summary(directory)] == ["group01"]
+    assert not (directory / "stand_in_parallel_002").exists()
 
 
 def test_of_a_group_that_was_run_twice_the_later_counts_and_the_page_says_so(carried, tmp_path):
@@ -263,40 +251,35 @@ def test_a_bad_line_costs_itself_only_and_is_told(carried, tmp_path):
     assert max(path.stat().st_size for path in directory.rglob("*") if path.is_file()) < 8 << 20
 
 
-def test_journals_of_different_plans_are_refused(carried, tmp_path):
-    _, journal = carried
-    first, second, *_ = split(journal, tmp_path / "journals")
-    other = second.read_text().replace('"content_hash": "', '"content_hash": "0')
-    second.write_text(other)
-    done, runs = merged(tmp_path / "merged", first, second)
-    assert done.code == 2
+def test_journals_of_different_plans_are_refused_and_what_is_none_is_told_in_a_line(carried, tmp_path):
+    done, runs = with_second(carried, tmp_path, lambda data: data.replace(b'"content_hash": "', b'"content_hash": "0'))
+    assert (done.code, runs) == (2, [])
     assert "expected archives of one plan with the same settings, found 2" in done.output
-    assert runs == []
+
+    (tmp_path / "x.jsonl").write_text("{}\n")
+    done, _ = merged(tmp_path, tmp_path / "x.jsonl")
+    assert done.code == 2
+    assert "expected a journal file, found no session in it" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_machines_may_keep_the_programs_in_different_places(carried, tmp_path):
     """A group's hash knows the paths of its machine, and every machine's run.json has those of the whole plan."""
-    _, journal = carried
-    first, second, *_ = split(journal, tmp_path / "journals")
-    reported = lines_of(first)
-    for line in reported:
+
+    def move(line):
         if line["event"] == "run":
-            line["record"]["plan"]["asked"]["group02"]["content_hash"] = "of another folder"
-    first.write_text("".join(json.dumps(line) + "\n" for line in reported))
-    _, (directory,) = merged(tmp_path / "merged", first, second)
-    with (directory / "summary.csv").open() as file:
-        assert [row["group"] for row in csv.DictReader(file)] == ["group01", "group02"]
+            line["record"]["plan"]["asked"]["group01"]["content_hash"] = "of another folder"
+
+    _, (directory,) = with_second(carried, tmp_path, lines_changed(move))
+    assert [row["group"] for row in summary(directory)] == ["group01", "group02"]
 
 
 def test_groups_on_different_kinds_of_gpus_become_runs_of_their_own(carried, tmp_path):
-    _, journal = carried
-    first, second, *_ = split(journal, tmp_path / "journals")
-    lines = lines_of(second)
-    for line in lines:
+    def rename(line):
         if line["event"] == "group":
             line["record"]["device_name"] = "NVIDIA A100"
-    second.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    _, runs = merged(tmp_path / "merged", first, second)
+
+    _, runs = with_second(carried, tmp_path, lines_changed(rename))
     assert [[row["group"] for row in summary(run)] for run in runs] == [["group01"], ["group02"]]
 
 
@@ -319,19 +302,11 @@ def test_a_session_that_is_repeated_into_its_file_goes_on_after_the_torn_line(ca
     assert set(found[1].groups) == {"group01", "group02", "group03", "group04"}
 
 
-@pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "a/../../b", ".hidden/x"])
-def test_no_file_is_written_outside_of_the_run(carried, tmp_path, path):
+def test_no_file_is_written_outside_of_the_run(carried, tmp_path):
     _, journal = carried
-    file = tmp_path / "evil.jsonl"
-    file.write_text(journal.read_text() + json.dumps({"event": "file", "path": path, "gzip": ""}) + "\n")
+    file, paths = tmp_path / "evil.jsonl", ("../outside", "/etc/passwd", "a/../../b", ".hidden/x")
+    evil = "".join(json.dumps({"event": "file", "path": path, "gzip": ""}) + "\n" for path in paths)
+    file.write_text(journal.read_text() + evil)
     done, (directory,) = merged(tmp_path / "merged", file)
-    assert "expected a path inside a run directory" in done.output
+    assert done.output.count("expected a path inside a run directory") == len(paths)
     assert not (directory.parent / "outside").exists()
-
-
-def test_what_is_no_journal_is_told_in_a_line(tmp_path):
-    (tmp_path / "x.jsonl").write_text("{}\n")
-    done, _ = merged(tmp_path, tmp_path / "x.jsonl")
-    assert done.code == 2
-    assert "expected a journal file, found no session in it" in done.output
-    assert "Traceback" not in done.output

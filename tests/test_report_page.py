@@ -108,21 +108,12 @@ def body(run, *more):
 
 def test_numbers_are_given_as_numbers_to_sort_by_and_the_unknown_as_nothing():
     assert 'data-v="-327155712"' in cells(headroom_bytes=-312 * MIB)["headroom"]
-    assert 'data-v=""' in cells(headroom_bytes=None)["headroom"]
     assert 'data-v="10"' in cells(group="group10", number=10)["group"]
-
-
-def test_a_predicted_peak_is_an_interval_and_a_measured_one_a_number():
     assert "4800-5900" in cells(basis="predicted", peak_low_bytes=4800 * MIB, peak_high_bytes=5900 * MIB)["peak"]
-    assert ">5000<" in cells()["peak"]
-
-
-def test_every_verdict_stands_beside_its_basis():
+    assert ">5000<" in cells()["peak"], "one that was measured is a number"
     assert re.search(r'✓</span> FEASIBLE</span>\s*<span class="basis">measured', cells()["verdict"])
-
-
-def test_what_is_unknown_is_an_empty_cell():
     empty = cells(peak_bytes=None, headroom_bytes=None, expected_bytes=None, basis=None, outcome="NOT RUN")
+    assert 'data-v=""' in empty["headroom"]
     for name in ("peak", "headroom", "expected"):
         assert re.sub(r"<.*?>", "", empty[name]).strip() == ""
 
@@ -147,14 +138,22 @@ def test_foreign_text_stays_text_everywhere(run):
 # The whole.
 
 
-def test_the_verdict_of_the_plan_is_one_sentence_on_top(run):
-    begin(run, ["group01", "group02"])
+def test_the_verdict_of_the_plan_is_one_sentence_on_top_and_each_tier_has_what_was_expected_of_it(run):
+    begin(run, ["group01", "group02"], tiers={"low": 1.0, "high": 0.5})
     finish(run, 1)
     finish(run, 2, evidence(group="group02", foreground=foreground(out_of_memory=(out_of_memory(),))))
     found = body(run)
     assert "1 of 2 groups share an 8 GB GPU; 1 needed: the plan holds</h2>" in found
     assert "measured on Test 8 GB" in found
     assert "banner" not in found
+    assert 'class="unsplit"' in found, "a measured peak of which nobody is known stays whole"
+    assert folds(found) == [], "begun once"
+    row = re.search(r"<tr><th scope=\"row\">low</th>.*?</tr>", found, re.DOTALL)[0]
+    assert "100 % (2 of 2)" in row
+    assert ">1 (50%)<" in row
+    assert ">below<" in row
+    assert all(more.get("scope") for tag, more in tags(found) if tag == "th")
+    assert all(more.get("aria-label") and more.get("role") == "img" for tag, more in tags(found) if tag == "svg")
 
 
 def test_an_incomplete_page_says_so_on_top(run):
@@ -176,33 +175,36 @@ def test_a_run_that_goes_on_says_so_on_top(run):
     assert "NOT ENDED" not in body(run)
 
 
-def test_a_predicted_page_says_so_on_top(run):
-    begin(run, ["group01"])
+def test_a_predicted_page_says_so_on_top_splits_its_peaks_and_says_who_needed_what_and_what_to_try(run):
+    begin(run, ["group01", "group02"])
     finish(run, 1, predicted_evidence(1000, 800))
-    assert "PREDICTED:" in body(run)
-    assert "1 of 1 groups are predicted to share" in body(run)
+    finish(run, 2, predicted_evidence(6000, 2000, group="group02"))
+    found = body(run)
+    assert "PREDICTED:" in found
+    assert "1 of 2 groups are predicted to share" in found
+    said = [more["aria-label"] for tag, more in tags(found) if more.get("class") == "bar-svg"]
+    assert "foreground 1350 MiB; background 1150 MiB; baseline and other 230 MiB" in "".join(said)
+    assert all("the plan expected 3500 MiB" in one for one in said)
+    assert "is expected to need 8930 MiB, 1430 MiB above the limit: examples_mnist 6350 MiB, resnet20 2350 MiB" in found
+    assert "this command says what could be tried" in found
+    assert "<code>colocate report results/run_20261124_053000 --predict</code>" in found
 
 
-def test_a_simulated_driver_is_stamped_loudly(run):
+def test_a_simulated_driver_is_stamped_loudly_and_a_restart_of_the_background_is_marked(run):
     begin(run, ["group01"])
-    finish(run, 1, evidence(device=device_info(driver_version="550.54 simulated")))
-    assert "SIMULATED NVML:" in body(run)
-
-
-def test_the_picture_splits_a_predicted_peak_into_its_parts(run):
-    begin(run, ["group01"])
-    finish(run, 1, predicted_evidence(1000, 800))
-    (svg,) = [attributes for tag, attributes in tags(body(run)) if attributes.get("class") == "bar-svg"]
-    said = svg["aria-label"]
-    assert "foreground 1350 MiB; background 1150 MiB; baseline and other 230 MiB" in said
-    assert "the plan expected 3500 MiB" in said
-    assert svg["role"] == "img"
-
-
-def test_a_measured_peak_of_which_nobody_is_known_stays_whole(run):
-    begin(run, ["group01"])
-    finish(run, 1)
-    assert 'class="unsplit"' in body(run)
+    process_runs = (
+        ProcessRun("a", 1.0, Exit(1, None, 9.0)),
+        ProcessRun("b", 10.0, Exit(None, "SIGTERM", 23.0, stopped=True)),
+    )
+    never_ended = foreground(process_runs=(ProcessRun("training.log", 8.0),))
+    device = device_info(driver_version="550.54 simulated")
+    restarted = background(process_runs=process_runs)
+    finish(run, 1, evidence(device=device, foreground=never_ended, background=restarted))
+    found = body(run)
+    assert "SIMULATED NVML:" in found
+    assert "background started again at 10.0 s" in found
+    assert re.search(r'<td class="num" data-label="background">2, 1</td>', found)
+    assert "foreground ran" not in found, "one that never ended has no span"
 
 
 def test_a_tier_that_is_expected_to_fit_is_not_as_expected_without_a_group_that_does(run):
@@ -212,25 +214,6 @@ def test_a_tier_that_is_expected_to_fit_is_not_as_expected_without_a_group_that_
     found = body(run)
     assert "95 % (1 of 1)" in found
     assert "below</b>" in found
-
-
-def test_what_was_expected_of_a_tier_stands_beside_what_came_out(run):
-    begin(run, ["group01", "group02"], tiers={"low": 1.0, "high": 0.5})
-    finish(run, 1)
-    finish(run, 2, evidence(group="group02", foreground=foreground(out_of_memory=(out_of_memory(),))))
-    row = re.search(r"<tr><th scope=\"row\">low</th>.*?</tr>", body(run), re.DOTALL)[0]
-    assert "100 % (2 of 2)" in row
-    assert ">1 (50%)<" in row
-    assert ">below<" in row
-
-
-def test_an_infeasible_group_says_what_it_needed_who_needed_it_and_what_to_try(run):
-    begin(run, ["group01"])
-    finish(run, 1, predicted_evidence(6000, 2000))
-    found = body(run)
-    assert "is expected to need 8930 MiB, 1430 MiB above the limit: examples_mnist 6350 MiB, resnet20 2350 MiB" in found
-    assert "this command says what could be tried" in found
-    assert "<code>colocate report results/run_20261124_053000 --predict</code>" in found
 
 
 def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_run(run):
@@ -336,12 +319,6 @@ def test_every_group_is_drawn_against_its_own_limit(run):
     assert "3200 of 5000" in found
 
 
-def test_a_group_that_was_begun_once_has_no_list_of_attempts(run):
-    begin(run, ["group01"])
-    finish(run, 1)
-    assert folds(body(run)) == []
-
-
 def test_what_a_training_wanted_beyond_a_full_gpu_is_its_own_part_of_the_peak(run):
     """It used to stand under baseline and other, for what was held before the GPU was full counted as all."""
     begin(run, ["group01"])
@@ -375,16 +352,6 @@ def test_pairs_are_recommended_by_their_class(run):
     lists = re.findall(r'<div class="next (v-\w+)">(.*?)</div>', body(run), re.DOTALL)
     groups = [re.findall(r">(group\d\d)</a>", text) for _, text in lists]
     assert groups == [["group01"], ["group02"], ["group03"], []], "what fits is never among what does not"
-
-
-def test_tables_have_heads_and_pictures_have_words(run):
-    begin(run, ["group01"])
-    finish(run, 1)
-    found = tags(body(run))
-    assert all(attributes.get("scope") for tag, attributes in found if tag == "th")
-    assert all(
-        attributes.get("aria-label") and attributes.get("role") == "img" for tag, attributes in found if tag == "svg"
-    )
 
 
 # Details.
@@ -441,32 +408,20 @@ def test_a_damaged_trace_is_told_and_not_drawn(run):
     assert "expected elapsed_s,used_bytes" in found
 
 
-def test_a_member_that_never_ended_has_no_span(run):
-    begin(run, ["group01"])
-    finish(run, 1, evidence(foreground=foreground(process_runs=(ProcessRun("training.log", 8.0),)), background=None))
-    assert "foreground ran" not in body(run)
-    assert Exit(0, None, 1.0).ok
-
-
-def test_a_restart_of_the_background_is_marked(run):
-    begin(run, ["group01"])
-    process_runs = (
-        ProcessRun("a", 1.0, Exit(1, None, 9.0)),
-        ProcessRun("b", 10.0, Exit(None, "SIGTERM", 23.0, stopped=True)),
-    )
-    finish(run, 1, evidence(background=background(process_runs=process_runs)))
-    assert "background started again at 10.0 s" in body(run)
-    assert re.search(r'<td class="num" data-label="background">2, 1</td>', body(run))
-
-
 # What is read.
 
 
-def test_a_run_of_which_only_the_records_are_left_has_the_same_rows(run):
+def test_a_run_of_which_only_the_records_are_left_or_that_was_moved_has_the_same_rows(run, tmp_path):
     begin(run, ["group01"])
-    finish(run, 1)
-    run.record.unlink()
-    (row,) = read_run(run.path).results
+    directory = finish(run, 1)
+    journal.append(run.path, "group", record=record(directory=str(directory.path)))
+    run.path.rename(tmp_path / "elsewhere")
+    moved = RunDirectory(tmp_path / "elsewhere")
+    (row,) = read_run(moved.path).results
+    assert row.deciding.group.id == "group01"
+    (moved.path / journal.NAME).unlink()
+    moved.record.unlink()
+    (row,) = read_run(moved.path).results
     assert (row.peak_bytes, row.outcome) == (3200 * MIB, "FEASIBLE")
 
 
@@ -474,15 +429,6 @@ def test_a_record_of_another_version_is_shown_as_far_as_it_is_known(run):
     begin(run, ["group01"])
     finish(run, 1).verdict.write_text('{"outcome": "FEASIBLE"}')
     assert [(row.group, row.outcome) for row in read_run(run.path).results] == [("group01", "FEASIBLE")]
-
-
-def test_a_moved_run_is_read_where_it_is_now(run, tmp_path):
-    begin(run, ["group01"])
-    directory = finish(run, 1)
-    journal.append(run.path, "group", record=record(directory=str(directory.path)))
-    run.path.rename(tmp_path / "elsewhere")
-    (row,) = read_run(tmp_path / "elsewhere").results
-    assert row.deciding.group.id == "group01"
 
 
 def test_a_torn_line_of_the_journal_costs_that_line(run):
@@ -493,35 +439,28 @@ def test_a_torn_line_of_the_journal_costs_that_line(run):
     assert [row.group for row in read_run(run.path).results] == ["group01"]
 
 
-def test_runs_on_other_gpus_are_counted_apart(run, tmp_path):
-    other = RunDirectory(tmp_path / "results/run_20261125_053000")
-    other.path.mkdir()
-    for one, seen in ((run, evidence()), (other, evidence(device=device_info(name="Other 8 GB")))):
+@pytest.fixture
+def other(tmp_path):
+    """A second run beside the first."""
+    found = RunDirectory(tmp_path / "results/run_20261125_053000")
+    found.path.mkdir(parents=True)
+    return found
+
+
+@pytest.mark.parametrize("device", [{"name": "Other 8 GB"}, {"driver_version": "570.86"}], ids=["gpu", "driver"])
+def test_runs_on_other_gpus_or_with_other_drivers_are_counted_apart(run, other, device):
+    for one, seen in ((run, evidence()), (other, evidence(device=device_info(**device)))):
         begin(one, ["group01"])
         finish(one, 1, seen)
     found = parts([read_run(run.path), read_run(other.path)])
     assert [part.plan_verdict.feasible for part in found] == [1, 1]
+    assert [part.driver for part in found] == [None, device.get("driver_version")]
     whole = body(run, other)
     assert whole.count('class="headline') == 2
-    assert 'data-sort="gpu"' in whole
+    assert ('data-sort="gpu"' in whole) is ("name" in device)
 
 
-def test_runs_with_other_drivers_are_counted_apart(run, tmp_path):
-    other = RunDirectory(tmp_path / "results/run_20261125_053000")
-    other.path.mkdir()
-    for one, driver in ((run, "550.54"), (other, "570.86")):
-        begin(one, ["group01"])
-        finish(one, 1, evidence(device=device_info(driver_version=driver)))
-    found = parts([read_run(run.path), read_run(other.path)])
-    assert [(part.plan_verdict.feasible, part.driver) for part in found] == [
-        (1, "550.54"),
-        (1, "570.86"),
-    ]
-
-
-def test_shards_of_one_plan_on_one_gpu_are_counted_together(run, tmp_path):
-    other = RunDirectory(tmp_path / "results/run_20261125_053000")
-    other.path.mkdir()
+def test_shards_of_one_plan_on_one_gpu_are_counted_together(run, other):
     for one, number in ((run, 1), (other, 2)):
         begin(one, ["group01", "group02"], needed=2)
         finish(one, number)
@@ -529,9 +468,7 @@ def test_shards_of_one_plan_on_one_gpu_are_counted_together(run, tmp_path):
     assert part.plan_verdict.holding == "holds"
 
 
-def test_two_runs_that_disagree_are_told(run, tmp_path):
-    other = RunDirectory(tmp_path / "results/run_20261125_053000")
-    other.path.mkdir()
+def test_two_runs_that_disagree_are_told(run, other):
     begin(run, ["group01"])
     begin(other, ["group01"])
     finish(run, 1)

@@ -59,16 +59,13 @@ def test_a_running_group_tells_progress_memory_peak_and_time_left(run):
     assert status_line.line_of(state, 92.0, 100).endswith("0:30 left")
 
 
-@pytest.mark.parametrize("width", [60, 40, 20])
-def test_with_less_room_a_line_tells_less_and_never_breaks(run, width):
+def test_with_less_room_a_line_tells_less_and_never_breaks(run):
     directory = beat(run)
     tell(directory, phase="train", epoch=1, step=25, steps=100)
     (state,) = status.running(run)
-    line = status_line.line_of(state, None, width)
-    assert len(line) <= width
-    assert line.startswith("group01")
-    if width == 60:
-        assert "GPU 3000/7500 MiB  peak 3200" in line
+    lines = {width: status_line.line_of(state, None, width) for width in (60, 40, 20)}
+    assert all(len(line) <= width and line.startswith("group01") for width, line in lines.items())
+    assert "GPU 3000/7500 MiB  peak 3200" in lines[60]
 
 
 def test_a_group_that_is_begun_again_says_so_and_why(run):
@@ -80,11 +77,6 @@ def test_a_group_that_is_begun_again_says_so_and_why(run):
     assert (state.attempt, state.again_because) == (2, ("foreign_process",))
     assert status_line.again(state).endswith(" is begun again, attempt 2: foreign_process")
     assert "attempt 2: foreground starts" in status_line.line_of(state, None, 120)
-
-
-def test_a_finished_group_does_not_run(run):
-    beat(run).verdict.write_text("{}")
-    assert status.running(run) == []
 
 
 def test_a_group_whose_heart_stopped_is_told_as_silent(run):
@@ -206,14 +198,13 @@ def test_a_long_first_line_is_folded_between_words_and_a_path_stays_whole():
     ]
 
 
-def test_lines_are_cut_to_the_width(terminal):
+def test_lines_are_cut_to_the_width_and_a_terminal_that_cannot_move_gets_plain_ones(terminal):
     screen = Screen(terminal.slave, terminal.environment)
     screen.draw(["x" * 500, "y" * 500])
     assert terminal.shown() == ["x" * 79, "y" * 79]
     screen.close()
+    terminal.received()
 
-
-def test_a_terminal_that_cannot_move_gets_plain_lines(terminal):
     screen = Screen(terminal.slave, {**terminal.environment, "TERM": "dumb"})
     screen.draw(["never shown"])
     screen.line("shown")
@@ -225,6 +216,8 @@ def test_a_terminal_that_cannot_move_gets_plain_lines(terminal):
 
 
 def test_watch_shows_the_moment_and_ends_with_the_run(run, capfd):
+    assert main(["watch", str(run.parent)]) == 2
+    assert "expected a run directory, found no run.json in it" in capfd.readouterr().err
     beat(run)
     journal.append(run, "started", groups=["group01", "group02"], estimates={"group01": 100.0, "group02": 60.0})
     assert main(["watch", str(run), "--once"]) == 0
@@ -253,11 +246,6 @@ def test_watch_tells_what_waits_in_a_queue_and_since_when_nobody_says_so(run, ca
         run / progress_file.QUEUE, {"place": "partition gpu", "waiting": rows[:1], "at": time.time() - 75}
     )
     assert status_line.waiting(run) == ["1 group waits in partition gpu: Resources (job 12), no news for 1:15"]
-
-
-def test_watch_of_what_is_no_run_is_one_line(tmp_path, capfd):
-    assert main(["watch", str(tmp_path)]) == 2
-    assert "expected a run directory, found no run.json in it" in capfd.readouterr().err
 
 
 # The run's own terminal.
