@@ -263,11 +263,15 @@ def test_blocks_above_the_split_limit_are_kept_for_large_requests():
 
 def test_options_are_read_and_unknown_ones_become_notes():
     configuration, notes = Settings.parse(
-        "expandable_segments:True, max_split_size_mb:128,garbage_collection_threshold:0.8"
+        "expandable_segments:True, max_split_size_mb:128,garbage_collection_threshold:0.8,large_segment_size_mb:40,"
+        "roundup_power2_divisions:4,backend:native,backend:cudaMallocAsync,max_split_size_mb:much"
     )
 
-    assert configuration == Settings(expandable_segments=True, max_split_bytes=128 * MIB)
-    assert notes == ["allocator option not simulated: 'garbage_collection_threshold:0.8'"]
+    assert configuration == Settings(
+        expandable_segments=True, max_split_bytes=128 * MIB, large_segment_bytes=40 * MIB, roundup_power2_divisions=4
+    )
+    unknown = ("garbage_collection_threshold:0.8", "backend:cudaMallocAsync", "max_split_size_mb:much")
+    assert notes == [f"allocator option not simulated: {option!r}" for option in unknown]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_groups_without_a_verdict_are_named_with_the_reason():
     assert plan_verdict(FEASIBLE=1).missing() == many
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.sampled_from(["FEASIBLE", "INFEASIBLE", "INCONCLUSIVE", "NOT RUN"]), max_size=12), st.integers(0, 12)
 )

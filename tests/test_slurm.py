@@ -34,7 +34,6 @@ TOO_LARGE = entry("--hold=7000", "--steps=20")
 FAILS = entry("--hold=100", "--fail-at=2")
 QUICK = entry("--hold=300", "--steps=4", "--probe")
 STEADY = entry("--hold=300", "--steps=60", "--step-s=0.1")
-LONG = entry("--hold=300", "--steps=50", "--step-s=0.1")
 ENDLESS = entry("--hold=300", "--steps=5000", "--step-s=0.1")
 
 
@@ -243,27 +242,16 @@ def test_what_a_killed_session_has_submitted_goes_on_and_a_resumed_one_takes_it_
     assert idle.jobs() == []
 
 
-@pytest.mark.parametrize(
-    ("option", "said"),
-    [
-        (
-            "--executor=slurm:fast",
-            "--executor=slurm:fast: expected a partition of this cluster, found none of that name",
-        ),
-        ("--executor=slurm:closed", "--executor=slurm: expected partition closed to take jobs, found it down"),
-    ],
-)
-def test_what_slurm_cannot_give_is_a_usage_error(idle, tmp_path, option, said):
-    run = Running(idle, tmp_path, [FITS], option).finish()
-    assert run.code == 4
-    assert said in run.output
-    assert "Traceback" not in run.output
-
-
-def test_what_sbatch_refuses_at_once_is_told_in_its_words(idle, tmp_path):
-    run = Running(idle, tmp_path, [FITS, FITS], "--slurm=--nonsense").finish()
-    assert run.code == 2
-    assert "sbatch: unrecognized option '--nonsense'" in run.output
+def test_what_slurm_cannot_give_is_told_in_a_line(idle, tmp_path):
+    for place, (option, code, said) in enumerate((
+        ("--executor=slurm:fast", 4, "slurm:fast: expected a partition of this cluster, found none of that name"),
+        ("--executor=slurm:closed", 4, "slurm: expected partition closed to take jobs, found it down"),
+        ("--slurm=--nonsense", 2, "sbatch: unrecognized option '--nonsense'"),
+    )):  # fmt: skip
+        run = Running(idle, tmp_path / str(place), [FITS, FITS], option).finish()
+        assert run.code == code
+        assert said in run.output
+        assert "Traceback" not in run.output
     assert run.junit == {"group01": "skipped", "group02": "skipped"}
 
 
@@ -301,32 +289,19 @@ def on_path(cluster, folder):
     return {**found, "PATH": f"{folder}/bin:{found['PATH']}"}
 
 
-@pytest.mark.parametrize(
-    ("reported", "count"),
-    [
-        ("gpu:2", 2),
-        ("gpu:a100:4(S:0-1)", 4),
-        ("gpu:a100:4(S:0,1),gpu:v100:2", 6),
-        ("gpu:1g.5gb:14", 14),
-        ("shard:8,gpu:1", 1),
-        ("(null)", 0),
-        ("shard:8", 0),
-        ("N/A", 0),
-    ],
-)
-def test_gpus_are_counted_in_what_slurm_tells(reported, count):
-    assert slurm.Node("n1", 8, slurm.gpus(reported)).gpus == count
+def test_gpus_are_counted_in_what_slurm_tells():
+    told = {"gpu:2": 2, "gpu:a100:4(S:0-1)": 4, "gpu:a100:4(S:0,1),gpu:v100:2": 6, "gpu:1g.5gb:14": 14}
+    told |= {"shard:8,gpu:1": 1, "(null)": 0, "shard:8": 0, "N/A": 0}
+    assert {text: slurm.Node("n1", 8, slurm.gpus(text)).gpus for text in told} == told
 
 
-def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch):
+def test_a_machine_without_slurm_is_told_so_and_inside_of_a_job_the_way_to_use_its_gpus(tmp_path, monkeypatch):
+    """A session there used to start its groups as steps of that job."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ColocateError, match="expected sinfo on this machine, found none; run this on a login node"):
         slurm.nodes("gpu")
     assert slurm.version() is None
 
-
-def test_inside_of_a_job_the_way_to_use_its_gpus_is_told(monkeypatch):
-    """A session there used to start its groups as steps of that job."""
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     with pytest.raises(ColocateError, match="found job 12; to use the GPUs of this one, leave --executor away"):
         SlurmArrays("slurm:gpu", "", gpu=True)
