@@ -1,5 +1,4 @@
 import csv
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -34,10 +33,18 @@ def written(run):
     return rows_of(run)
 
 
-def test_a_row_has_the_numbers_of_the_record_and_its_basis(run):
+def test_a_row_has_the_numbers_of_the_record_and_its_basis_and_what_is_unknown_stays_empty(run):
+    """In the order of the plan; a group that has not ended has none, and nothing is left beside the file."""
+    finish(run, 10, predicted_evidence(1000, 800, group="group10"))
+    finish(run, 9, evidence(group="group09", trace=replace(trace(), samples=()), gpu_energy_j=None))
+    write_summary(run)
     finish(run, 2, evidence(group="group02", duration_s=12.5, gpu_energy_j=100.0))
-    (row,) = written(run)
-    assert list(row) == list(COLUMNS)
+    run.group("mnist", 1, parallel=True).create()
+    rows = written(run)
+    assert [row["group"] for row in rows] == ["group02", "group09", "group10"]
+    assert sorted(path.name for path in run.path.iterdir() if path.is_file()) == ["summary.csv"]
+    known, unknown, predicted = rows
+    assert list(known) == list(COLUMNS)
     expected = {
         "group": "group02",
         "experiment_id": "mnist_parallel_002",
@@ -56,30 +63,13 @@ def test_a_row_has_the_numbers_of_the_record_and_its_basis(run):
         "gpu_energy_joules": "100.0",
         "directory": "mnist_parallel_002",
     }
-    assert {name: row[name] for name in expected} == expected
-
-
-def test_what_is_unknown_stays_empty_and_is_no_number(run):
-    finish(run, 1, evidence(trace=replace(trace(), samples=()), gpu_energy_j=None))
-    (row,) = written(run)
+    assert {name: known[name] for name in expected} == expected
     for name in ("peak_mib", "peak_low_mib", "headroom_mib", "memory_class", "gpu_energy_joules", "driver_version"):
-        assert row[name] == ""
-    assert "no_samples" in row["codes"].split()
-    assert "never read" in row["reason"]
-
-
-def test_a_predicted_peak_keeps_its_interval(run):
-    finish(run, 1, predicted_evidence(1000, 800))
-    (row,) = written(run)
-    assert row["basis"] == "predicted"
-    assert float(row["peak_low_mib"]) < float(row["peak_mib"]) < float(row["peak_high_mib"])
-
-
-def test_rows_are_in_the_order_of_the_plan_and_only_finished_groups_have_one(run):
-    for number in (10, 9, 2):
-        finish(run, number)
-    run.group("mnist", 1, parallel=True).create()
-    assert [row["group"] for row in written(run)] == ["group02", "group09", "group10"]
+        assert unknown[name] == ""
+    assert "no_samples" in unknown["codes"].split()
+    assert "never read" in unknown["reason"]
+    assert predicted["basis"] == "predicted"
+    assert float(predicted["peak_low_mib"]) < float(predicted["peak_mib"]) < float(predicted["peak_high_mib"])
 
 
 def test_a_damaged_record_does_not_take_the_others_with_it(run):
@@ -119,15 +109,6 @@ def test_two_that_rebuild_the_file_take_turns_so_that_no_row_is_lost(run):
         assert [row["group"] for row in csv.DictReader(file)] == ["group01", "group02"]
 
 
-def test_an_old_summary_is_replaced_and_no_file_is_left_beside_it(run):
-    finish(run, 1)
-    write_summary(run)
-    finish(run, 2)
-    assert len(written(run)) == 2
-    assert sorted(path.name for path in run.path.iterdir() if path.is_file()) == ["summary.csv"]
-    assert json.loads(run.group("mnist", 1, parallel=True).verdict.read_text())["outcome"] == "FEASIBLE"
-
-
 def rows_of(run):
     with run.summary.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -148,16 +129,6 @@ def test_rows_added_one_by_one_are_those_of_the_whole_file(run):
     assert added == write_summary(run).read_text()
 
 
-def test_only_the_record_of_the_group_that_ended_is_read(run):
-    summary = Summary(run)
-    finish(run, 1)
-    summary.take(planned(1))
-    finish(run, 2)
-    run.group("mnist", 1, parallel=True).experiment.write_text("{")
-    summary.take(planned(2))
-    assert [row["group"] for row in rows_of(run)] == ["group01", "group02"]
-
-
 def test_a_group_that_ends_again_has_one_row(run):
     finish(run, 1)
     summary = Summary(run)
@@ -170,10 +141,15 @@ def test_a_group_that_ends_again_has_one_row(run):
     assert row["attempts"] == "2"
 
 
-def test_the_first_group_of_a_resumed_run_has_its_row_at_once(run):
+def test_the_first_group_of_a_resumed_run_has_its_row_at_once_and_only_what_ended_is_read(run):
     """Its record was on the disk already when the rows of the others were read: it counted as known."""
     finish(run, 1)
     write_summary(run)
     finish(run, 2)
-    Summary(run).take(planned(2))
+    summary = Summary(run)
+    summary.take(planned(2))
     assert [row["group"] for row in rows_of(run)] == ["group01", "group02"]
+    finish(run, 3)
+    run.group("mnist", 1, parallel=True).experiment.write_text("{")
+    summary.take(planned(3))
+    assert [row["group"] for row in rows_of(run)] == ["group01", "group02", "group03"]
