@@ -107,21 +107,15 @@ def test_of_what_was_measured_both_members_are_predicted_anew() -> None:
     assert asking.asked[:2] == [8, 1], "the changed foreground and the background"
 
 
-def test_nothing_is_predicted_of_a_program_that_tells_nothing_of_an_allocator() -> None:
-    given, _ = too_large()
-    evidence = builders.evidence(foreground=builders.foreground(held_bytes=9000 * MIB))
-    batch, *_ = forecasts_of_proposals(given, evidence, proposals(given, evidence, None), None, predictor())
-    assert batch.answer is Answer.UNKNOWN
-    assert batch.why_not == "examples_mnist, resnet20 told nothing of a PyTorch allocator"
-
-
-def test_without_time_the_proposals_stand_without_figures() -> None:
+def test_without_time_or_an_allocator_that_tells_the_proposals_stand_without_figures() -> None:
     given, evidence = too_large()
-    batch, *_ = forecasts_of_proposals(
-        given, evidence, proposals(given, evidence, None), None, predictor(until_t=time.monotonic())
-    )
-    assert batch.forecast is None
-    assert batch.why_not == "there was no time left to predict it"
+    silent = builders.evidence(foreground=builders.foreground(held_bytes=9000 * MIB))
+    for seen, asking, why_not in (
+        (evidence, predictor(until_t=time.monotonic()), "there was no time left to predict it"),
+        (silent, predictor(), "examples_mnist, resnet20 told nothing of a PyTorch allocator"),
+    ):
+        batch, *_ = forecasts_of_proposals(given, seen, proposals(given, seen, None), None, asking)
+        assert (batch.forecast, batch.why_not, batch.answer) == (None, why_not, Answer.UNKNOWN)
 
 
 def test_the_gpu_is_that_of_the_evidence() -> None:

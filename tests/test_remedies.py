@@ -40,35 +40,21 @@ def proposed(kind: str, role: str, settings: str, answer: Answer | None) -> Prop
 
 
 def test_what_is_predicted_to_fit_comes_first_and_then_what_nobody_could_predict() -> None:
+    """What is predicted not to fit is not tried, and only a GPU can decide what a prediction leaves open."""
     given, evidence = too_large()
-    known = [
-        proposed("smaller batch", "foreground", "--bs 16", None),
-        proposed("smaller batch", "background", "--bs 4", Answer.FITS),
-    ]
-    found = candidates(given, evidence, None, known)
-    assert found[0].step.settings == "--bs 4"
-    assert [one.step.settings for one in found[1:]] == ["--bs 32", "--bs 16", "--bs 8"], "from the mildest on"
+
+    def tried(seen: Evidence, *known: tuple[str, str, Answer | None]) -> list[str]:
+        entries = [proposed("smaller batch", role, settings, answer) for role, settings, answer in known]
+        return [str(one.step.settings) for one in candidates(given, seen, None, entries)]
+
+    found = tried(evidence, ("foreground", "--bs 16", None), ("background", "--bs 4", Answer.FITS))
+    assert found == ["--bs 4", "--bs 32", "--bs 16", "--bs 8"], "from the mildest on"
     assert len(found) == MOST_TRIALS
-
-
-def test_what_is_predicted_not_to_fit_is_not_tried() -> None:
-    given, evidence = too_large()
-    known = [
-        proposed("smaller batch", role, settings, Answer.DOES_NOT_FIT)
-        for role, settings in (("foreground", "--bs 1"), ("background", "--bs 1"))
-    ]
-    assert candidates(given, evidence, None, known) == []
-
-
-def test_only_a_gpu_can_decide_what_a_prediction_leaves_open() -> None:
-    given, evidence = too_large()
-    known = [
-        proposed("smaller batch", "foreground", "--bs 16", Answer.UNDECIDED),
-        proposed("smaller batch", "background", "--bs 4", Answer.DOES_NOT_FIT),
-    ]
-    assert candidates(given, evidence, None, known) == []
-    measured = replace(evidence, device=builders.device_info())
-    assert [one.step.settings for one in candidates(given, measured, None, known)] == ["--bs 16"]
+    no = Answer.DOES_NOT_FIT
+    assert tried(evidence, ("foreground", "--bs 1", no), ("background", "--bs 1", no)) == []
+    open_ = (("foreground", "--bs 16", Answer.UNDECIDED), ("background", "--bs 4", no))
+    assert tried(evidence, *open_) == []
+    assert tried(replace(evidence, device=builders.device_info()), *open_) == ["--bs 16"]
 
 
 def _is_of_memory(evidence: Evidence) -> bool:
