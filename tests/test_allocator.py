@@ -94,6 +94,8 @@ def test_blocks_tile_their_segments_bytes_balance_and_all_that_is_freed_goes_bac
         assert allocator.reserved.current == mapped == gpu.taken_bytes
         assert allocator.reserved.grown == gpu.ever_bytes
         assert allocator.allocations.current == len(live)
+        if not configuration.expandable_segments:
+            assert allocator.segments.current == sum(block.preceding is None for block in blocks)
         assert allocator.requested.current <= allocator.allocated.current <= allocator.reserved.current
         for level in (allocator.allocated, allocator.reserved, allocator.requested):
             assert 0 <= level.current <= level.peak <= level.highest
@@ -103,7 +105,7 @@ def test_blocks_tile_their_segments_bytes_balance_and_all_that_is_freed_goes_bac
         allocator.free(block)
     allocator.empty_cache()
     assert allocator.allocated.current == allocator.requested.current == 0
-    assert allocator.reserved.current == gpu.taken_bytes == 0
+    assert allocator.reserved.current == gpu.taken_bytes == allocator.segments.current == 0
 
 
 @quickly

@@ -114,3 +114,5 @@ def test_a_background_whose_allocators_gave_their_memory_back_is_no_load() -> No
     assert missing == "it held at most 100 MiB while the foreground trained, 1500 MiB before"
     kept = ((2.0, 1500 * MIB), (9.0, 400 * MIB), (22.0, 0))
     assert memory_missing_beside(evidence(background=background(held_at_least=kept))) is None
+    short = (*told[:2], (14.0, 0))
+    assert memory_missing_beside(evidence(background=background(held_at_least=short))) is None, "told of 4 s in 10"
