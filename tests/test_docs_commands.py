@@ -26,8 +26,8 @@ from groups import STAND_IN, group, training
 from sessions import Session
 from test_docs import known_words
 
+import colocate.advice.predictor
 import colocate.advice.solo_profiles
-import colocate.harness
 from colocate.cli.main import main
 from colocate.harness.simulation import NOTHING, Program, SimulatedRun
 from colocate.plan.plan import load_plan
@@ -266,7 +266,7 @@ def test_a_command_around_a_run_does_its_work(line: str, folder: Path, done: set
 
 @pytest.mark.parametrize("line", of_kind("colocate predict"))
 def test_a_prediction_of_the_docs_answers(line: str, folder: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(colocate.harness, "simulate", simulated)
+    monkeypatch.setattr(colocate.advice.predictor, "simulate", simulated)
     monkeypatch.chdir(ROOT)
     assert main(shlex.split(line)[1:]) in (0, 1), "what fits and what does not are both answers"
     assert "predicted for a" in capsys.readouterr().out

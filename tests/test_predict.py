@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from emulated import PROGRAMS
 
-import colocate.harness
+import colocate.advice.predictor
+import colocate.harness.simulation
 from colocate.advice import Answer, Forecast
 from colocate.cli.main import main
 from colocate.harness.simulation import NOTHING, Cache, Program, SimulatedRun
@@ -147,7 +148,7 @@ def several_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         half = PeakRange(*[gpu.total_bytes // 2] * 3)
         return [SimulatedRun(one.name, one.argv, 1.0, peak=half, parts=NOTHING) for one in programs]
 
-    monkeypatch.setattr(colocate.harness, "simulate", simulate)
+    monkeypatch.setattr(colocate.advice.predictor, "simulate", simulate)
     member = {"command": ["{python}", "train.py"], "name": "solo", "mode": "default"}
     wishes = [{}, {"gpu": "2GB"}, {"gpu": "2GB", "limit": "1900MB"}, {"gpu": "RTX 3080"}, {"gpu": "Nothing 9"}]
     plan = {

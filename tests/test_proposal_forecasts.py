@@ -7,9 +7,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import builders
 import pytest
@@ -17,9 +18,11 @@ import sessions
 from emulated import PROGRAMS
 from groups import group, training
 
+from colocate.advice import predictor as predictor_module
 from colocate.advice import proposal_forecasts
-from colocate.advice.forecast import Answer, keyed
-from colocate.advice.proposal_forecasts import Abandoned, Behind, Predictor, advise, forecasts_of_proposals, gpu_of
+from colocate.advice.forecast import Answer
+from colocate.advice.predictor import Abandoned, Behind, Predictor
+from colocate.advice.proposal_forecasts import advise, forecasts_of_proposals, gpu_of
 from colocate.advice.proposals import Kind, proposals
 from colocate.cli.main import main
 from colocate.harness.simulation import Program, SimulatedRun
@@ -41,8 +44,8 @@ class Scripted(Predictor):
     asked: list[int] = field(default_factory=list)
     failing: tuple[int, ...] = ()
 
-    def simulated(self, programs: Sequence[Program]) -> None:
-        for program in map(keyed, programs):
+    def simulated(self, programs: Iterable[Program], tell: Any = None) -> None:
+        for program in programs:
             if program in self.known or self.is_over:
                 continue
             size = int(program.argv[program.argv.index("--bs") + 1]) if "--bs" in program.argv else 1
@@ -212,9 +215,7 @@ def test_a_signal_ends_the_predictions_and_nothing_else(tmp_path: Path, monkeypa
     run = RunDirectory(tmp_path / "run_20261124_053000")
     given, evidence = too_large()
     wanted = [(given, finished(run, given, evidence))]
-    monkeypatch.setattr(
-        proposal_forecasts, "simulate", lambda *programs, **settings: os.kill(os.getpid(), signal.SIGINT)
-    )
+    monkeypatch.setattr(predictor_module, "simulate", lambda *programs, **settings: os.kill(os.getpid(), signal.SIGINT))
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with skippable():
         found = list(advise(run, wanted, None, budget_s=60.0))

@@ -5,12 +5,13 @@ Nothing of it enters a verdict, and nothing below it knows of it: neither `coloc
 """
 
 from colocate.advice.fit import Fit, Grid, LargestValue, Tried, Variable, variable
-from colocate.advice.forecast import Answer, Forecast, forecast, keyed, needed, program_of
+from colocate.advice.forecast import Answer, Forecast, forecast, needed, program_of
 from colocate.advice.next_plan import Next, follow_up, what_next
 from colocate.advice.packing import PackingProblem, best_pairs
 from colocate.advice.pairing import TIERS, UNKNOWN, OrderedPair, ordered_pairs
 from colocate.advice.prediction import predict
-from colocate.advice.proposal_forecasts import OUT_OF_TIME, Abandoned, Behind, ProposalForecast, advise
+from colocate.advice.predictor import Abandoned, Behind, Predictor
+from colocate.advice.proposal_forecasts import OUT_OF_TIME, ProposalForecast, advise
 from colocate.advice.proposals import is_unfit
 from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
 from colocate.advice.solo_profiles import SoloProfile, known_of, of_catalog, of_plan, predicted, rank, remembered
@@ -33,6 +34,7 @@ __all__ = [
     "Next",
     "OrderedPair",
     "PackingProblem",
+    "Predictor",
     "ProposalForecast",
     "Remedied",
     "Remedies",
@@ -46,7 +48,6 @@ __all__ = [
     "forecast",
     "is_of_memory",
     "is_unfit",
-    "keyed",
     "known_of",
     "needed",
     "of_catalog",

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forecast from dry runs whether a training or a group fits a GPU.
 
-Arithmetic over `colocate.harness.simulation`; runs programs only through it.
+Arithmetic over results of `colocate.harness.simulation`; runs nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from colocate.errors import PlanError
@@ -95,7 +95,7 @@ def needed(groups: Sequence[Group]) -> list[Training]:
     for group in groups:
         for training in group.trainings:
             if training.uses_gpu:
-                found.setdefault(keyed(program_of(training)), training)
+                found.setdefault(program_of(training), training)
     missing = [training.missing for training in found.values() if training.missing]
     if missing:
         raise PlanError(*missing)
@@ -104,17 +104,5 @@ def needed(groups: Sequence[Group]) -> list[Training]:
 
 def forecast(group: Group, known: Mapping[Program, SimulatedRun], base_bytes: int, limit_bytes: int) -> Forecast:
     """A group out of its members' dry runs."""
-    members = tuple(known[keyed(program_of(training))] for training in group.trainings if training.uses_gpu)
+    members = tuple(known[program_of(training)] for training in group.trainings if training.uses_gpu)
     return Forecast(group.id, members, base_bytes, limit_bytes)
-
-
-def keyed(program: Program) -> Program:
-    """The same program, with an environment that can be part of a key."""
-    return replace(program, env=_Frozen(program.env))
-
-
-class _Frozen(dict[str, str]):
-    """Variables that can be part of a key."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(frozenset(self.items()))

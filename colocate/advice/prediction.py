@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from colocate.advice.forecast import Forecast, forecast, keyed, needed, program_of
+from colocate.advice.forecast import Forecast
+from colocate.advice.predictor import Predictor
 from colocate.errors import PlanError
 from colocate.harness import Cache, Program, simulate
 from colocate.plan import GpuModel, Group, gpu_model, model_of_size
@@ -40,10 +41,7 @@ def predict(
     if isinstance(what, Group):
         wanted = gpu or what.gpu
         model = gpu_model(wanted) if wanted else model_of_size(what.limits.gpu_bytes)
-        programs = [program_of(training) for training in needed([what])]
-        runs = simulate(programs, model, cache=cache, timeout_s=timeout_s)
-        known = {keyed(program): run for program, run in zip(programs, runs, strict=True)}
-        return forecast(what, known, model.baseline_bytes, _limit_bytes(what, model))
+        return Predictor(model, cache=cache, timeout_s=timeout_s).forecast(what, _limit_bytes(what, model))
     model = gpu_model(gpu) if gpu else model_of_size(8 * GIB)
     (run,) = simulate([_program(what, Path(cwd))], model, cache=cache, timeout_s=timeout_s)
     return Forecast(run.name, (run,), model.baseline_bytes, model.total_bytes)

@@ -5,16 +5,16 @@ Owns the search for the mildest setting that fits, and ``proposals.json`` of a r
 the same without running anything. What is proposed is `colocate.advice.proposals`' business.
 """
 
-import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 
-from colocate.advice.forecast import Answer, Forecast, keyed, program_of
+from colocate.advice.forecast import Answer, Forecast, program_of
+from colocate.advice.predictor import Behind, Predictor
 from colocate.advice.proposals import Proposal, Step, held_bytes, proposals
 from colocate.errors import ColocateError, PlanError
-from colocate.harness import Cache, Program, SimulatedRun, simulate
+from colocate.harness import Cache, Program, SimulatedRun
 from colocate.plan import (
     ROLES,
     Catalog,
@@ -30,7 +30,6 @@ from colocate.plan import (
 from colocate.results import Attempt, GroupDirectory, RunDirectory, advice_files, read_attempt
 from colocate.verdict import Evidence, member_range
 
-TIMEOUT_S = 600.0
 OUT_OF_TIME = "there was no time left to predict it"
 
 
@@ -51,67 +50,6 @@ class ProposalForecast:
     def answer(self) -> Answer:
         """Return whether the group is predicted to fit with the proposal."""
         return Answer.UNKNOWN if self.forecast is None else self.forecast.answer
-
-
-class Abandoned(Exception):
-    """Predictions behind something else were ended."""
-
-
-@dataclass
-class Behind:
-    """Says to predictions behind something else when they are to end: after the program that is run, or at once."""
-
-    over: bool = False
-    abandoned: bool = False
-
-    def tell(self, program: Program, stage: str, elapsed_s: float) -> None:
-        """Called while a program is run.
-
-        Raises:
-            Abandoned: it is to end at once.
-        """
-        if self.abandoned:
-            raise Abandoned
-
-
-@dataclass
-class Predictor:
-    """Dry-runs what it is asked about, as long as there is time; every program once.
-
-    Args:
-        GPU: The GPU whose figures the programs see.
-        until_t: Instant of `time.monotonic` after which nothing more is started; None is never.
-        cache: Where results of earlier calls are, and go.
-        behind: Predict behind something else, one program at a time, as long as this does not say "over".
-    """
-
-    gpu: GpuModel
-    until_t: float | None = None
-    cache: Cache | None = None
-    behind: "Behind | None" = None
-    known: dict[Program, SimulatedRun] = field(default_factory=dict)
-
-    def simulated(self, programs: Sequence[Program]) -> None:
-        """Dry-run these in their order, as many at once as there are processors, until the time is up.
-
-        Raises:
-            TrainingError: a program could not be started.
-        """
-        waiting = [one for one in dict.fromkeys(map(keyed, programs)) if one not in self.known]
-        at_once = 1 if self.behind else os.cpu_count() or 1
-        while waiting and not self.is_over:
-            some, waiting = waiting[:at_once], waiting[at_once:]
-            tell = self.behind.tell if self.behind else lambda program, stage, elapsed_s: None
-            behind = self.behind is not None
-            found = simulate(some, self.gpu, cache=self.cache, timeout_s=TIMEOUT_S, tell=tell, behind=behind)
-            self.known.update(zip(some, found, strict=True))
-
-    @property
-    def is_over(self) -> bool:
-        """The time is up."""
-        if self.behind is not None and self.behind.over:
-            return True
-        return self.until_t is not None and time.monotonic() >= self.until_t
 
 
 def gpu_of(evidence: Evidence) -> GpuModel:
@@ -193,7 +131,7 @@ class _Forecaster:
 
     def _member(self, training: Training, role: Role, is_changed: bool) -> SimulatedRun | None:
         seen = None if is_changed else self._seen(role)
-        return seen or self._predictor.known.get(keyed(program_of(training)))
+        return seen or self._predictor.known.get(program_of(training))
 
     def _seen(self, role: Role) -> SimulatedRun | None:
         """A member as the virtual GPU saw it; on a real GPU nothing was predicted."""

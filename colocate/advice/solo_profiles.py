@@ -8,7 +8,7 @@ Runs programs through `colocate.harness.simulation`; what follows from the figur
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from colocate.advice.forecast import keyed, program_of
+from colocate.advice.forecast import program_of
 from colocate.advice.packing import PackingProblem, Pair
 from colocate.harness import Cache, SimulatedRun, Watcher, simulate
 from colocate.plan import Catalog, GpuModel, Mistakes, Plan, Training, is_of_size
@@ -49,7 +49,7 @@ def of_catalog(catalog: Catalog, epochs: int) -> list[Training]:
 
 def of_plan(plan: Plan) -> list[Training]:
     """The different trainings of a plan, in order of their first appearance."""
-    return list({keyed(program_of(one)): one for group in plan.groups for one in group.trainings}.values())
+    return list({program_of(one): one for group in plan.groups for one in group.trainings}.values())
 
 
 def predicted(

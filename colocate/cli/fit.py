@@ -132,17 +132,13 @@ def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":
 
 
 def _forecasts(options: argparse.Namespace, gpu: "GpuModel") -> "Callable[[Group], Forecast]":
-    from colocate.advice import forecast, keyed, program_of
-    from colocate.harness import Program, SimulatedRun, simulate
+    from colocate.advice import Predictor
 
-    known: dict[Program, SimulatedRun] = {}
-    cache = command.cache(options)
+    predictor = Predictor(gpu, cache=command.cache(options), timeout_s=options.timeout)
 
     def foresee(group: "Group") -> "Forecast":
-        programs = [keyed(program_of(training)) for training in group.trainings if training.uses_gpu]
-        new = [one for one in dict.fromkeys(programs) if one not in known or known[one].failure is not None]
-        known.update(zip(new, simulate(new, gpu, cache=cache, timeout_s=options.timeout), strict=True))
-        return forecast(group, known, gpu.baseline_bytes, group.limits.peak_bytes)
+        predictor.forget_failures()
+        return predictor.forecast(group, group.limits.peak_bytes)
 
     return foresee
 

@@ -100,7 +100,7 @@ def _groups(request: PredictRequest) -> int:
 
 def _by_gpu(request: PredictRequest, groups: "Sequence[Group]") -> "Iterator[words.Predicted]":
     """The groups by the GPUs that they are for, each on its own; those that are refused stand with the first."""
-    from colocate.advice import Forecast, forecast, keyed, needed, program_of
+    from colocate.advice import Forecast, forecast, needed, program_of
 
     own: dict[GpuModel | None, list[Group]] = {}
     for group in groups:
@@ -115,7 +115,7 @@ def _by_gpu(request: PredictRequest, groups: "Sequence[Group]") -> "Iterator[wor
         assert gpu is not None
         programs = [program_of(training) for training in needed(some)]
         dry_runs = request.simulated(programs, gpu)
-        known = {keyed(program): one for program, one in zip(programs, dry_runs, strict=True)}
+        known = request.predictors[gpu].known
         found = [forecast(group, known, gpu.baseline_bytes, request.limit_for(group)) for group in some]
         yield words.Predicted(gpu, dry_runs, [*found, *refused])
         refused = []

@@ -17,7 +17,7 @@ from colocate.cli.progress import Progress
 from colocate.errors import PlanError
 
 if TYPE_CHECKING:
-    from colocate.advice import Forecast
+    from colocate.advice import Forecast, Predictor
     from colocate.harness import Cache, Program, SimulatedRun
     from colocate.plan import GpuModel, Group, Plan, Training
 
@@ -32,7 +32,7 @@ class PredictRequest:
     plan: "Plan | None"
     command: "Program | None"
     cache: "Cache | None"
-    known: "dict[tuple[GpuModel, Program], SimulatedRun]" = field(default_factory=dict)
+    predictors: "dict[GpuModel, Predictor]" = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "PredictRequest":
@@ -78,22 +78,14 @@ class PredictRequest:
 
     def simulated(self, programs: "Iterable[Program]", gpu: "GpuModel | None" = None) -> "list[SimulatedRun]":
         """The programs' dry runs on a GPU, that of the question without one; run now unless they are known."""
-        from colocate.advice import keyed
-        from colocate.harness import simulate
+        from colocate.advice import Predictor
 
-        gpu = gpu or self.gpu
-        wanted = [(gpu, keyed(program)) for program in programs]
-        new = [one for one in dict.fromkeys(wanted) if one not in self.known]
-        with Progress(len(new), sys.stderr) as progress:
-            found = simulate(
-                [program for _, program in new],
-                gpu,
-                cache=self.cache,
-                timeout_s=self.options.timeout,
-                tell=progress.tell,
-            )
-        self.known.update(zip(new, found, strict=True))
-        return [self.known[one] for one in wanted]
+        gpu, wanted = gpu or self.gpu, list(programs)
+        new = Predictor(gpu, cache=self.cache, timeout_s=self.options.timeout)
+        predictor = self.predictors.setdefault(gpu, new)
+        with Progress(len(predictor.new(wanted)), sys.stderr) as progress:
+            predictor.simulated(wanted, progress.tell)
+        return [predictor.known[program] for program in wanted]
 
     def title(self, name: str) -> str:
         """The first line of an answer."""

@@ -81,4 +81,4 @@ class Program:
     name: str
     argv: tuple[str, ...]
     cwd: Path
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, hash=False)  # a table has no hash

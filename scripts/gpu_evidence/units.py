@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate import __version__
-from colocate.advice import forecast, keyed, needed, program_of
+from colocate.advice import forecast, needed, program_of
 from colocate.harness import simulate
 from colocate.plan import VIRTUAL, Group, model_called, model_of_size, solo_group, table
 from colocate.results import Attempt, packages
@@ -201,7 +201,7 @@ def predictions(bench: Bench) -> Result:
     trainings = needed(groups)
     gpu = _row_of(bench)
     found = simulate([program_of(one) for one in trainings], gpu, cache=None, timeout_s=max(30.0, bench.left_s / 2))
-    known = {keyed(program_of(one)): result for one, result in zip(trainings, found, strict=True)}
+    known = {program_of(one): result for one, result in zip(trainings, found, strict=True)}
     names = {name: training for name, (training, _) in distinct(groups).items()}
     base = 0 if bench.gpu.kind == "nvidia" else gpu.baseline_bytes
     said: Result = {
@@ -213,7 +213,7 @@ def predictions(bench: Bench) -> Result:
         "groups": {},
     }
     for name, training in names.items():
-        result = known.get(keyed(program_of(training)))
+        result = known.get(program_of(training))
         if result is not None:
             said["programs"][name] = {"peak": _range(result.peak), "failure": result.failure}
     for group in groups:
