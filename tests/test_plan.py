@@ -3,7 +3,6 @@ import json
 import re
 import sys
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colocate.errors import PlanError
-from colocate.plan.groups import _sha256
 from colocate.plan.plan import Group, Plan, load_plan
 from colocate.plan.schema import Entry, Limits, PlanFile, TrainingSpec
 from colocate.units import GIB, MIB
@@ -400,18 +398,6 @@ def test_the_hash_of_a_group_changes_with_what_decides_its_run_and_with_nothing_
     assert group_of(tmp_path, pair(), limits={"stall_s": 9}).content_hash != original
     wishes = ({}, {"gpu": "some GPU"}, {"gpu": "RTX 3090"}, {"gpu": "24GB"}, {"gpu": "8GB"})
     assert len({group_of(tmp_path, CAR | asked).content_hash for asked in wishes}) == 5
-
-
-def test_a_limit_that_came_later_leaves_the_runs_of_before_as_they_are(tmp_path: Path) -> None:
-    """Else every group of an earlier version's run would be told to have other settings, and be run again."""
-    group = group_of(tmp_path, pair())
-    before = group.limits.model_dump(exclude={"success_rate", "max_processes"})
-    trainings = [asdict(training) | {"missing": None} for training in group.trainings]
-    for training in trainings:
-        del training["written"]
-
-    assert group.content_hash == _sha256({"trainings": trainings, "limits": before})
-    assert group_of(tmp_path, pair(), limits={"max_processes": 9}).content_hash != group.content_hash
 
 
 def test_the_hash_of_a_plan_is_the_same_wherever_it_lies_and_changes_with_what_it_asks_for(tmp_path: Path) -> None:

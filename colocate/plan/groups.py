@@ -15,7 +15,6 @@ from typing import Any
 from colocate.plan.catalog import Catalog, Training, load_catalog
 from colocate.plan.roles import ROLES, Role
 from colocate.plan.schema import Limits, PlanFile
-from colocate.process import MAX_PROCESSES
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,6 @@ class Group:
 
     def _hash(self, trainings: list[dict[str, Any]]) -> str:
         limits = self.limits.model_dump(exclude={"success_rate"})
-        if self.limits.max_processes == MAX_PROCESSES:
-            del limits["max_processes"]  # runs from before this limit existed hold as they are
         asked = {} if self.gpu is None else {"gpu": self.gpu}
         return _sha256({"trainings": trainings, "limits": limits, **asked})
 

@@ -6,12 +6,11 @@ from colocate.results.archive import Writer
 from colocate.results.durations import Estimate, estimate
 from colocate.results.group_result import GroupResult, combine_attempts
 from colocate.results.layout import GroupDirectory, RunDirectory
-from colocate.results.lenient import read_leniently
 from colocate.results.merge import merge
 from colocate.results.progress_file import QUEUE, Heartbeat, tell
 from colocate.results.reader import Part, StoredRun, group_result_of, group_results, instant, parts, read_run
 from colocate.results.record import Attempt, glance, read_attempt, read_evidence, write_record
-from colocate.results.run_record import PlanRecord, RunRecord
+from colocate.results.run_record import RunRecord
 from colocate.results.status import SILENT_S, GroupState, read_document
 from colocate.results.text import (
     basis_of,
@@ -40,7 +39,6 @@ __all__ = [
     "GroupState",
     "Heartbeat",
     "Part",
-    "PlanRecord",
     "RunDirectory",
     "RunRecord",
     "StoredRun",
@@ -72,7 +70,6 @@ __all__ = [
     "read_document",
     "read_energy",
     "read_evidence",
-    "read_leniently",
     "read_run",
     "read_trace",
     "status",

@@ -156,7 +156,10 @@ def _experiment(directory: GroupDirectory) -> Experiment:
 
 def glance(directory: GroupDirectory) -> Attempt:
     """Whatever of a record can be read, for a view; see `colocate.results.lenient` for what the rest becomes."""
-    documents = []
+    try:
+        return read_attempt(directory)
+    except ColocateError:
+        documents: list[Any] = []
     for path in (directory.experiment, directory.verdict):
         try:
             documents.append(read_json(path))

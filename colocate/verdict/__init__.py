@@ -25,7 +25,7 @@ from colocate.verdict.evidence import (
     Sample,
     Trace,
 )
-from colocate.verdict.measured_peak import PeakReading, measured_peak, own_peak_bytes
+from colocate.verdict.measured_peak import measured_peak, own_peak_bytes
 from colocate.verdict.memory_history import at_least, by_allocators, by_lists
 from colocate.verdict.memory_words import of_weight
 from colocate.verdict.overlap import foreground_window
@@ -34,7 +34,6 @@ from colocate.verdict.predicted_peak import LESS, MORE, PeakRange, allocator_ran
 from colocate.verdict.reasons import Reason, ReasonCode
 from colocate.verdict.rules import judge
 from colocate.verdict.verdict import MemoryClass, Outcome, Verdict, memory_class
-from colocate.verdict.worst_case_peak import WorstCasePeak
 
 __all__ = [
     "AGAIN",
@@ -62,7 +61,6 @@ __all__ = [
     "Owner",
     "PassCoverage",
     "PeakRange",
-    "PeakReading",
     "PlanVerdict",
     "ProcessPeak",
     "ProcessRun",
@@ -72,7 +70,6 @@ __all__ = [
     "Sample",
     "Trace",
     "Verdict",
-    "WorstCasePeak",
     "allocator_range",
     "at_least",
     "by_allocators",
