@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -22,7 +22,15 @@ from colocate.plugin.options import option
 from colocate.plugin.outcomes import properties
 from colocate.plugin.session import Session, folder, group_of, session_of
 from colocate.process import boot_id
-from colocate.results import GroupDirectory, GroupResult, RunDirectory, group_results, read_attempt, read_run
+from colocate.results import (
+    GroupDirectory,
+    GroupResult,
+    PlanRecord,
+    RunDirectory,
+    group_results,
+    read_attempt,
+    read_run,
+)
 from colocate.verdict import AGAIN, Outcome
 
 _PHASES: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
@@ -140,10 +148,10 @@ def hold(config: pytest.Config, run: RunDirectory) -> None:
         raise
 
 
-def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> RunDirectory:
+def take_over(config: pytest.Config, session: Session) -> RunDirectory:
     """The run that ``--resume`` names, locked, made fit to go on, and with a decision for each group.
 
-    Its record has the ``plan`` as it is now: what was run with other settings counts no more.
+    Its record has the plan as it is now: what was run with other settings counts no more.
 
     Raises:
         ColocateError: there is no such run, or somebody is at it.
@@ -159,7 +167,7 @@ def take_over(config: pytest.Config, session: Session, plan: dict[str, Any]) -> 
     if any(decision.reused for decision in decisions):
         asked = [f"--{name}" for name in ("stress", "compare-solo") if option(config, name.replace("-", "_"))]
         session.notes += [f"resume: {name} is for groups that are run, not for those kept" for name in asked]
-    _record_session(config, run, decisions, plan)
+    _record_session(config, session, run, decisions)
     return run
 
 
@@ -169,17 +177,20 @@ def _standing(decision: Decision | None) -> str:
 
 
 def _record_session(
-    config: pytest.Config, run: RunDirectory, decisions: tuple[Decision, ...], plan: dict[str, Any]
+    config: pytest.Config, session: Session, run: RunDirectory, decisions: tuple[Decision, ...]
 ) -> None:
     document = read_json(run.record)
-    session = {
+    entry = {
         "resumed_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "boot_id": boot_id(),
         "arguments": [str(argument) for argument in config.invocation_params.args],
         "reused": [decision.group for decision in decisions if decision.reused],
         "again": {decision.group: decision.why for decision in decisions if not decision.reused},
     }
-    write_json(run.record, {**document, "plan": plan, "sessions": [*document.get("sessions", []), session]})
+    write_json(
+        run.record,
+        {**document, "plan": asdict(PlanRecord.of(session.plan)), "sessions": [*document.get("sessions", []), entry]},
+    )
 
 
 def explain(config: pytest.Config) -> int:

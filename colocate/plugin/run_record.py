@@ -4,8 +4,8 @@
 What came of it stands in the groups' records.
 """
 
-import os
 import platform
+from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -16,33 +16,14 @@ import pytest
 from colocate import __version__
 from colocate.errors import ColocateError
 from colocate.files import write_json
-from colocate.plan import Plan
 from colocate.plugin import devices, resume
 from colocate.plugin.invocation import is_worker, only_looks
 from colocate.plugin.options import option
 from colocate.plugin.session import Session, folder, session_of
 from colocate.process import boot_id
-from colocate.results import RunDirectory
+from colocate.results import PlanRecord, RunDirectory
 
 SCHEMA = 1
-
-
-def plan_record(plan: Plan) -> dict[str, Any]:
-    """Return what is stored of a plan; ``asked`` tells which records of the run have these settings."""
-    return {
-        "name": plan.name,
-        "path": os.path.abspath(plan.path),  # noqa: PTH100 - keeps links
-        "content_hash": plan.content_hash,
-        "groups": list(plan.ids),
-        "asked": {group.id: {"content_hash": group.content_hash, "runs": group.runs} for group in plan.groups},
-        "needed": plan.needed(len(plan.groups)),
-        "success_rate": plan.limits.success_rate,
-        "limits": {"peak_bytes": plan.limits.peak_bytes, "gpu_bytes": plan.limits.gpu_bytes},
-        "tiers": dict(plan.tiers),
-        "expected_minutes": {group.id: group.expected_minutes for group in plan.groups},
-        "catalog": None if plan.catalog is None else os.path.abspath(plan.catalog),  # noqa: PTH100 - keeps links
-        "document": plan.published(),
-    }
 
 
 def run_record(config: pytest.Config, session: Session) -> dict[str, Any]:
@@ -51,7 +32,7 @@ def run_record(config: pytest.Config, session: Session) -> dict[str, Any]:
         "schema": SCHEMA,
         "boot_id": boot_id(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "plan": plan_record(session.plan),
+        "plan": asdict(PlanRecord.of(session.plan)),
         "gpu": {"choice": session.choice, "gpus": [devices.sendable(gpu) for gpu in session.gpus]},
         "arguments": [str(argument) for argument in config.invocation_params.args],
         "versions": {"colocate": __version__, "python": platform.python_version(), "pytest": pytest.__version__},
@@ -85,7 +66,7 @@ def register(config: pytest.Config) -> None:
         return
     try:
         if option(config, "resume") is not None:
-            session.run_directory = resume.take_over(config, session, plan_record(session.plan))
+            session.run_directory = resume.take_over(config, session)
             return
         # pytest-html writes into a folder of its own, unless somebody named a file.
         own = getattr(config.option, "htmlpath", "elsewhere") is None

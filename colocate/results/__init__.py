@@ -10,7 +10,7 @@ from colocate.results.merge import merge
 from colocate.results.progress_file import QUEUE, Heartbeat, tell
 from colocate.results.reader import Part, StoredRun, group_result_of, group_results, instant, parts, read_run
 from colocate.results.record import Attempt, glance, read_attempt, read_evidence, write_record
-from colocate.results.run_record import RunRecord
+from colocate.results.run_record import PlanRecord, RunRecord
 from colocate.results.status import SILENT_S, GroupState, read_document
 from colocate.results.text import (
     basis_of,
@@ -39,6 +39,7 @@ __all__ = [
     "GroupState",
     "Heartbeat",
     "Part",
+    "PlanRecord",
     "RunDirectory",
     "RunRecord",
     "StoredRun",

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``run.json`` read back: what was asked for. What of it is damaged or missing is empty or None."""
+"""``run.json``: what was asked for. What of it is damaged or missing when it is read back is empty or None."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from colocate.errors import ColocateError
 from colocate.files import read_json
+from colocate.plan import Plan
 from colocate.results.layout import RunDirectory
 from colocate.results.lenient import read_leniently
 
@@ -33,6 +35,7 @@ class PlanRecord:
 
     name: str | None = None
     path: str | None = None
+    content_hash: str | None = None
     groups: tuple[str, ...] = ()
     asked: Mapping[str, AskedGroup] = field(default_factory=dict)
     needed: int | None = None
@@ -41,6 +44,23 @@ class PlanRecord:
     tiers: Mapping[str, float] = field(default_factory=dict)
     catalog: str | None = None
     document: Any = None
+
+    @classmethod
+    def of(cls, plan: Plan) -> "PlanRecord":
+        """What is stored of a plan, with its values of ``env`` left out."""
+        return cls(
+            name=plan.name,
+            path=os.path.abspath(plan.path),  # noqa: PTH100 - keeps links
+            content_hash=plan.content_hash,
+            groups=plan.ids,
+            asked={group.id: AskedGroup(group.content_hash, group.runs) for group in plan.groups},
+            needed=plan.needed(len(plan.groups)),
+            success_rate=plan.limits.success_rate,
+            limits=PlannedLimits(plan.limits.peak_bytes, plan.limits.gpu_bytes),
+            tiers=dict(plan.tiers),
+            catalog=None if plan.catalog is None else os.path.abspath(plan.catalog),  # noqa: PTH100 - keeps links
+            document=plan.published(),
+        )
 
     def has_outdated(self, group: str, content_hash: str | None) -> bool:
         """Return whether a group was run with other settings than the plan has now."""
