@@ -9,7 +9,7 @@ from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.merge import merge
 from colocate.results.progress_file import QUEUE, Heartbeat, tell
 from colocate.results.reader import Part, StoredRun, group_result_of, group_results, instant, parts, read_run
-from colocate.results.record import Attempt, glance, read_attempt, read_evidence, write_record
+from colocate.results.record import Attempt, glance, read_attempt, read_evidence, whole, write_record
 from colocate.results.run_record import PlanRecord, RunRecord
 from colocate.results.status import SILENT_S, GroupState, read_document
 from colocate.results.text import (
@@ -76,5 +76,6 @@ __all__ = [
     "status",
     "tell",
     "verify",
+    "whole",
     "write_record",
 ]

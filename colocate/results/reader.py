@@ -22,6 +22,9 @@ from colocate.results.record import Attempt, glance, read_attempt, without_bulk
 from colocate.results.run_record import PlanRecord, RunRecord
 from colocate.verdict import AGAIN, PlanVerdict
 
+MOST_WHOLE = 100
+"""Of more attempts than these what is bulky is left out, and read again where it is shown."""
+
 
 @dataclass(frozen=True)
 class StoredRun:
@@ -117,11 +120,12 @@ def group_results(run: RunDirectory, *, every: bool = False) -> dict[str, GroupR
     So is one of other settings than the run's plan has by now, as after an edit and ``--resume``, but with ``every``.
     """
     plan = PlanRecord() if every else RunRecord.of(run).plan
+    directories = list(run.groups())
     found: dict[str, list[Attempt]] = {}
-    for attempt in _whole(run.groups()):
+    for attempt in _whole(directories):
         name = attempt.group.id
         if not plan.has_outdated(name, attempt.group.content_hash):
-            found.setdefault(name, []).append(without_bulk(attempt))
+            found.setdefault(name, []).append(without_bulk(attempt) if len(directories) > MOST_WHOLE else attempt)
     return {
         name: replace(combine_attempts(attempts, plan.asked[name].runs if name in plan.asked else 1), run=run.name)
         for name, attempts in found.items()

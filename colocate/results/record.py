@@ -64,6 +64,8 @@ class Attempt:
     directory: GroupDirectory
     experiment: Experiment
     verdict: Verdict
+    is_light: bool = False
+    """Progress events and copied lines of logs were left out."""
 
     @property
     def group(self) -> Asked:
@@ -169,14 +171,19 @@ def glance(directory: GroupDirectory) -> Attempt:
 
 
 def without_bulk(attempt: Attempt) -> Attempt:
-    """The same without progress events and copied lines of logs, so that ten thousand fill no memory."""
+    """The same without progress events and copied lines of logs, so that ten thousand fill no memory; see `whole`."""
     evidence = attempt.evidence
     light = replace(
         evidence,
         foreground=_light(evidence.foreground),
         background=None if evidence.background is None else _light(evidence.background),
     )
-    return replace(attempt, experiment=replace(attempt.experiment, evidence=light))
+    return replace(attempt, experiment=replace(attempt.experiment, evidence=light), is_light=True)
+
+
+def whole(attempt: Attempt) -> Attempt:
+    """The same with what was left out, read again."""
+    return glance(attempt.directory) if attempt.is_light else attempt
 
 
 def _light(member: Member) -> Member:

@@ -21,10 +21,10 @@ from colocate.results import (
     GroupResult,
     StoredRun,
     carries_peak,
-    glance,
     headroom_text,
     over_budget_bytes,
     peak_text,
+    whole,
 )
 from colocate.units import GIB, duration_text, energy_text, format_mib, plural
 from colocate.verdict import Member
@@ -58,8 +58,7 @@ _SPEEDUP_HEADS = (
 
 def details(row: GroupResult, run: StoredRun | None, folder: Path, *, many: bool = False) -> Markup:
     """Render everything below one row; ``folder`` is where the page lies, for its links."""
-    if row.folder is not None:  # only the light part of the record was kept
-        row = replace(row, deciding=glance(row.folder))
+    row = replace(row, deciding=None if row.deciding is None else whole(row.deciding))
     points = POINTS_OF_MANY if many else memory_chart.NUM_POINTS
     directory = row.folder
     return render(
@@ -165,10 +164,9 @@ def _speedup(directory: GroupDirectory | None) -> dict[str, Any] | None:
 
 def _attempts(row: GroupResult, folder: Path, points: int) -> dict[str, Any] | None:
     """Every attempt at a group in the order in which they ended; None where there was only one."""
-    seen = [glance(attempt.directory) for attempt in row.attempts]
-    found = [GroupResult.of(one, one.verdict, (one,)) for one in seen if one.group.id and one.verdict.outcome]
-    if len(found) < 2:
+    if len(row.attempts) < 2:
         return None
+    found = [GroupResult.of(one, one.verdict, (one,)) for one in map(whole, row.attempts)]
     places = [one.attempts[0].place for one in found]
     runs = len({run for run, _ in places})
     begun = f"begun {plural(len(found), 'time')}"
