@@ -55,12 +55,12 @@ class Replay:
         """Do in their order, and in a shorter time, all that the program did; then train on if it did not end."""
         print(f"colocate: {self._recording['note']}", flush=True)
         self._record.keep_writing()
-        began_t, whole_s = self._recording["began_t"], self._recording["ended_t"] - self._recording["began_t"]
+        last_t, whole_s = self._recording["began_t"], self._recording["ended_t"] - self._recording["began_t"]
         shorter = min(1.0, LONGEST_S / whole_s) if whole_s else 0.0
-        started_t = time.monotonic()
         for at_t, act in sorted(self._acts(), key=lambda one: one[0]):
-            time.sleep(max(0.0, started_t + (at_t - began_t) * shorter - time.monotonic()))
+            time.sleep(max(0.0, at_t - last_t) * shorter)  # from act to act, for one may have to wait for its turn
             act()
+            last_t = at_t
         self._record.fields.update({name: self._last.get(name) for name in ("allocated_bytes", "max_allocated_bytes")})
         self._record.write()
         while not self._recording["ends"]:
