@@ -47,10 +47,11 @@ class Proposals:
             self.config, "try_fixes"
         ):  # a remedy runs for as long as its group: a guess would cost more
             budget_s = max(budget_s, REMEDY_BUDGET_S)
+        until_t = time.monotonic() + budget_s
         if self._ahead is not None:
             self._ahead.end(wait_s=budget_s)
         try:
-            self._advise(budget_s)
+            self._advise(max(0.0, until_t - time.monotonic()))
         except Exception as error:  # whatever it is: the verdicts are on disk and do not need this
             warn(self.config, f"could not make proposals: {type(error).__name__}: {error}")
 
@@ -59,22 +60,29 @@ class Proposals:
         run = self.session.run_directory
         if not wanted or run is None:
             return
-        if budget_s:
+        ahead = self._ahead.found if self._ahead is not None else {}
+        for group, found in ahead.values():
+            self._tell(group, found)
+        if budget_s and len(ahead) < len(wanted):
             say(self.config, f"predicting what could be tried, for at most {budget_s:.0f} s; Ctrl-C goes on without it")
         catalog = self.session.plan.load_catalog()
         with skippable():
             for group, found in advise(run, wanted, catalog, budget_s=budget_s, cache=Cache.of_user()):
-                for line in lines(group, found):
-                    say(self.config, line)
+                self._tell(group, found)
+
+    def _tell(self, group: Group, found: list[ProposalForecast]) -> None:
+        for line in lines(group, found):
+            say(self.config, line)
 
 
 class Ahead(threading.Thread):
-    """Predicts proposals while groups run, with the least priority; what it found is not predicted again at the end."""
+    """Predicts proposals while groups run, with the least priority; what is not ``found`` is left to the end."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(name="colocate-proposals", daemon=True)
         self._session = session
         self._behind = Behind()
+        self.found: dict[str, tuple[Group, list[ProposalForecast]]] = {}
 
     def run(self) -> None:
         """Predict for every group that does not fit, the later ones as they come."""
@@ -85,8 +93,11 @@ class Ahead(threading.Thread):
             while not self._behind.over:
                 wanted = [one for one in unfit(self._session) if one[0].id not in done]
                 done |= {group.id for group, _ in wanted}
-                for _ in advise(run, wanted, catalog, budget_s=inf, cache=Cache.of_user(), behind=self._behind):
-                    continue
+                for group, found in advise(
+                    run, wanted, catalog, budget_s=inf, cache=Cache.of_user(), behind=self._behind
+                ):
+                    if not self._behind.over:
+                        self.found[group.id] = (group, found)
                 time.sleep(LOOK_S)
 
     def end(self, wait_s: float) -> None:
