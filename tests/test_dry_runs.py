@@ -71,7 +71,7 @@ def test_where_the_gpu_is_too_full_for_what_was_recorded_the_program_itself_is_r
         "ended_t": 1.0,
         "ends": True,
         "record": {"torch": "2", "history": [[0.5, 9000 * MIB]], "optimizer_steps": 0, "first_step_t": None}
-        | {"last_step_t": None, "max_allocated_bytes": 1, "allocated_bytes": 1, "notes": []},
+        | {"last_step_t": None, "context_bytes": 1, "max_allocated_bytes": 1, "allocated_bytes": 1, "notes": []},
         "events": [],
         "output": [],
     }

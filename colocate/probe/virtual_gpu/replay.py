@@ -83,7 +83,7 @@ class Replay:
 
     def _hold(self, reserved_bytes: int) -> None:
         fields = self._record.fields
-        self._gpu.claim(self._gpu.context_bytes + reserved_bytes)
+        self._gpu.claim(self._last["context_bytes"] + reserved_bytes)
         fields["reserved_grown_bytes"] += max(0, reserved_bytes - (fields["reserved_bytes"] or 0))
         fields["reserved_bytes"] = reserved_bytes
         fields["max_reserved_bytes"] = max(reserved_bytes, fields["max_reserved_bytes"] or 0)
