@@ -49,16 +49,21 @@ def test_a_plan_that_cannot_be_used_is_no_run(no_driver, tmp_path, capsys):
     assert "no run is possible before this is mended: plan" in capsys.readouterr().out
 
 
-def test_a_driver_that_fails_is_never_passed_over(monkeypatch):
+def test_a_driver_that_fails_is_never_passed_over_and_without_gpu_and_emulation_nothing_is_possible(
+    tmp_path, monkeypatch
+):
     findings = [*BARE, Finding("GPU", "error", "NVML: driver not loaded"), Finding("virtual GPU", "ok", "")]
-    worst_case, text = verdict_of(findings)
-    assert not worst_case
+    possible, text = verdict_of(findings)
+    assert not possible
     assert "--device=virtual" in text
-
-
-def test_without_gpu_and_emulation_nothing_is_possible():
     findings = [*BARE, Finding("GPU", "warning", "none"), Finding("virtual GPU", "error", "")]
-    assert verdict_of(findings) == (False, "no run is possible: there is no GPU, and the virtual GPU does not work")
+    possible, text = verdict_of(findings)
+    assert not possible
+    assert text.startswith("no run is possible: there is no GPU, and the virtual GPU does not ")
+
+    monkeypatch.setattr(diagnostics, "ROOM_BYTES", 2**62)
+    finding = diagnostics._disk(tmp_path / "not/there/yet")
+    assert (finding.state, "make room" in finding.cure) == ("warning", True)
 
 
 def test_a_gpu_is_named_with_its_driver_and_a_simulated_one_stamped(fake_nvml: FakeNvml, tmp_path):
@@ -67,12 +72,6 @@ def test_a_gpu_is_named_with_its_driver_and_a_simulated_one_stamped(fake_nvml: F
     assert "1 free" in finding.text
     assert "(SIMULATED)" in finding.text
     assert found("accounting", None, tmp_path).state in ("ok", "warning")
-
-
-def test_a_small_disk_names_the_cure(tmp_path, monkeypatch):
-    monkeypatch.setattr(diagnostics, "ROOM_BYTES", 2**62)
-    finding = diagnostics._disk(tmp_path / "not/there/yet")
-    assert (finding.state, "make room" in finding.cure) == ("warning", True)
 
 
 def test_a_reader_that_has_seen_enough_is_no_fault(tmp_path):
