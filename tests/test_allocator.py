@@ -263,6 +263,15 @@ def test_blocks_above_the_split_limit_are_kept_for_large_requests():
     assert allocator.reserved.current == 84 * MIB, "one of nearly its size takes it"
 
 
+def test_of_blocks_above_the_split_limit_no_more_are_given_back_than_a_request_needs():
+    allocator = CachingAllocator(FoundGpu(220 * MIB), Settings(max_split_bytes=32 * MIB))
+    for block in [allocator.malloc(size * MIB) for size in (40, 50, 60)]:
+        allocator.free(block)
+
+    allocator.malloc(100 * MIB)
+    assert allocator.reserved.current == 140 * MIB, "the largest two make room, the third stays"
+
+
 def test_options_are_read_and_unknown_ones_become_notes():
     configuration, notes = Settings.parse(
         "expandable_segments:True, max_split_size_mb:128,garbage_collection_threshold:0.8,large_segment_size_mb:40,"
