@@ -120,7 +120,7 @@ def free_gpu(options: argparse.Namespace, virtual: "GpuModel", asked: str | None
     """A GPU to run on, and a sentence about the choice; a GPU with a size is used as a GPU of that size.
 
     Args:
-        options: With ``device`` and ``gpu``.
+        options: With ``device``, ``gpu`` and ``wait``.
         virtual: The GPU where there is no GPU, and the size that a GPU is to have where ``--gpu`` asks for one.
         asked: The GPU that the group is for.
 
@@ -130,9 +130,11 @@ def free_gpu(options: argparse.Namespace, virtual: "GpuModel", asked: str | None
     """
     from colocate.device import as_asked, find_gpus
 
-    found = find_gpus(options.device, gpu_bytes=virtual.total_bytes, name=virtual.name, small=bool(options.gpu))
+    size, name, small, waits = virtual.total_bytes, virtual.name, bool(options.gpu), bool(options.wait)
+    found = find_gpus(options.device, gpu_bytes=size, name=name, small=small, waits=waits)
     if not found.free:
-        raise PlanError(f"GPU: expected a free one, found none ({'; '.join(found.busy)})")
+        held = "; ".join(found.busy)
+        raise PlanError(f"GPU: expected a free one, found none ({held}); wait for one with --wait=SECONDS")
     # Not the first by next(): in this package that name is the subcommand's module once it has been imported.
     suited = [gpu for one in found.free if (gpu := as_asked(one, asked)) is not None]
     if not suited:

@@ -7,10 +7,8 @@ from colocate.device.acquire import (
     as_asked,
     find_gpus,
     fresh,
-    gpu,
     new_virtual,
     opened,
-    refuse_instance,
     smaller,
 )
 from colocate.device.base import BalloonInfo, Basis, Device, DeviceInfo, DeviceProcess, Memory, Vitals
@@ -19,7 +17,7 @@ from colocate.device.deadline import Deadline
 from colocate.device.lock import locked
 from colocate.device.nvml import NvidiaDevice, is_simulated
 from colocate.device.nvml_library import LIBRARY, library_present
-from colocate.device.nvml_survey import list_devices, survey_devices
+from colocate.device.nvml_survey import survey_devices
 from colocate.device.quarantine import Quarantine
 from colocate.device.select import choose_device, refuse_hidden_library
 
@@ -42,15 +40,12 @@ __all__ = [
     "choose_device",
     "find_gpus",
     "fresh",
-    "gpu",
     "is_simulated",
     "library_present",
-    "list_devices",
     "locked",
     "new_virtual",
     "opened",
     "refuse_hidden_library",
-    "refuse_instance",
     "smaller",
     "survey_devices",
 ]

@@ -93,7 +93,9 @@ class FoundGpus:
     sentence: str
 
 
-def find_gpus(kind: Kind, *, gpu_bytes: int, name: str | None = None, small: bool = False) -> FoundGpus:
+def find_gpus(
+    kind: Kind, *, gpu_bytes: int, name: str | None = None, small: bool = False, waits: bool = False
+) -> FoundGpus:
     """The GPUs that this run may use; ``gpu_bytes`` and ``name`` are those of the virtual one.
 
     Args:
@@ -101,17 +103,33 @@ def find_gpus(kind: Kind, *, gpu_bytes: int, name: str | None = None, small: boo
         gpu_bytes: The size of a virtual GPU.
         name: The name of a virtual GPU.
         small: ``--gpu`` says so: GPUs are to be used as GPUs of ``gpu_bytes`` too.
+        waits: GPUs that others hold count as free, after those that are.
 
     Raises:
-        DeviceError: no GPU can be used. Names the cure.
+        DeviceError: no GPU can be used, or one is too small. Names the cure.
     """
     choice = choose_device(kind)
     if choice.kind == "virtual":
         return FoundGpus((FoundGpu("virtual", total_bytes=gpu_bytes, name=name, given=small),), (), choice.sentence)
     refusals = {device: _refusal(device.uuid) for device in choice.devices}
-    size = gpu_bytes if small else None
-    free = tuple(gpu(device, size) for device, refusal in refusals.items() if refusal is None)
+    usable = [device for device, refusal in refusals.items() if refusal is None]
+    usable += [device for device in refusals if waits and device not in usable]
+    for device in usable if small else ():
+        _expect_room(device, gpu_bytes)
+    free = tuple(gpu(device, gpu_bytes if small else None) for device in usable)
     return FoundGpus(free, tuple(filter(None, refusals.values())), choice.sentence)
+
+
+def _expect_room(device: DeviceInfo, wanted_bytes: int) -> None:
+    """A GPU that can never be the wanted one is known before anything starts."""
+    if is_of_size(device.total_bytes, wanted_bytes):
+        return
+    refuse_instance(device)
+    if device.total_bytes < wanted_bytes:
+        raise DeviceError(
+            f"--gpu: expected a GPU of at least {format_size(wanted_bytes)}, found {device.name} of "
+            f"{format_size(device.total_bytes)}; leave --gpu away, or predict with --device=virtual"
+        )
 
 
 def _refusal(uuid: str) -> str | None:

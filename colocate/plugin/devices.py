@@ -24,44 +24,20 @@ def find(config: pytest.Config, gpu_bytes: int) -> "FoundGpus":
     Raises:
         pytest.UsageError: no GPU can be used; names the cure.
     """
-    from colocate.device import choose_device, find_gpus, gpu
+    from colocate.device import find_gpus
     from colocate.plan import gpu_model, model_of_size
 
     try:
         asked = option(config, "gpu") is not None
         wanted = gpu_model(option(config, "gpu")) if asked else model_of_size(gpu_bytes)
-        size, kind = wanted.total_bytes, option(config, "device")
-        gpus = find_gpus(kind, gpu_bytes=size, name=wanted.name, small=asked)
-        if gpus.busy and option(config, "wait"):
-            free = {gpu.uuid for gpu in gpus.free}
-            busy = [device for device in choose_device(kind).devices if device.uuid not in free]
-            later = [gpu(device, size if asked else None) for device in busy]
-            gpus = dataclasses.replace(gpus, free=(*gpus.free, *later))
-        _refuse_too_small(gpus)
+        kind, waits = option(config, "device"), bool(option(config, "wait"))
+        gpus = find_gpus(kind, gpu_bytes=wanted.total_bytes, name=wanted.name, small=asked, waits=waits)
     except ColocateError as error:
         raise pytest.UsageError(str(error)) from error
     if not gpus.free:
         held = "; ".join(gpus.busy)
         raise pytest.UsageError(f"GPU: expected a free one, found none ({held}); wait for one with --wait=SECONDS")
     return gpus
-
-
-def _refuse_too_small(gpus: "FoundGpus") -> None:
-    """A GPU that can never be the wanted one is known before anything starts."""
-    from colocate.device import list_devices, refuse_instance
-    from colocate.plan import is_of_size
-
-    sized = {gpu.uuid: gpu.total_bytes for gpu in gpus.free if gpu.kind == "nvidia" and gpu.total_bytes}
-    for device in list_devices() if sized else ():
-        wanted = sized.get(device.uuid)
-        if not wanted or is_of_size(device.total_bytes, wanted):
-            continue
-        refuse_instance(device)
-        if device.total_bytes < wanted:
-            raise pytest.UsageError(
-                f"--gpu: expected a GPU of at least {format_size(wanted)}, found {device.name} of "
-                f"{format_size(device.total_bytes)}; leave --gpu away, or predict with --device=virtual"
-            )
 
 
 def register(config: pytest.Config) -> None:
