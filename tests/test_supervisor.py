@@ -111,6 +111,7 @@ def test_a_signal_ends_the_tree_and_the_harness_learns_how(tmp_path: Path) -> No
         assert (reported["code"], reported["stopped"]) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_harness_that_does_not_listen_holds_up_nothing(tmp_path: Path) -> None:
     """Nobody reads while more is told than a pipe holds; the training goes on and the counts are exact all the same."""
     with spoken() as it:
