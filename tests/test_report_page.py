@@ -460,6 +460,18 @@ def test_runs_on_other_gpus_or_with_other_drivers_are_counted_apart(run, other, 
     assert ('data-sort="gpu"' in whole) is ("name" in device)
 
 
+def test_a_group_that_asks_for_another_gpu_counts_where_it_had_it_and_a_run_ends_with_its_last_group(run):
+    plan = {"experiments": [{"id": "group01"}, {"id": "group02", "gpu": "24GB"}]}
+    begin(run, ["group01", "group02"], needed=2, document=plan)
+    finish(run, 1, evidence(started_at="2026-11-24T05:30:00+00:00", duration_s=90.0))
+    finish(run, 2, evidence(group="group02", device=device_info(name="Other 24 GB")))
+    stored = read_run(run.path)
+    ours, theirs = (part.plan_verdict.missing() for part in parts([stored]))
+    assert ours is None
+    assert theirs == "INCOMPLETE: 1 group has no verdict (not selected: group01)"
+    assert (stored.ended_at, stored.duration_s) == ("2026-11-24T05:31:30+00:00", 90.0)
+
+
 def test_shards_of_one_plan_on_one_gpu_are_counted_together(run, other):
     for one, number in ((run, 1), (other, 2)):
         begin(one, ["group01", "group02"], needed=2)
