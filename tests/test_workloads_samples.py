@@ -1,4 +1,7 @@
-"""Readers of real data, on small files of the same form; and the stand-ins where there are none."""
+"""Readers of real data, on small files of the same form; and the stand-ins where there are none.
+
+What loads torchvision or scikit-learn is imported where it is used, for every worker collects every file.
+"""
 
 import gzip
 import json
@@ -10,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from workloads import bug_localization, mrt_oast, pcb, resnet20, samples, siamese
+from workloads import mrt_oast, samples
 
 
 def write_idx(path: Path, values: numpy.ndarray) -> None:
@@ -59,6 +62,8 @@ def test_synthetic_digits_stand_for_all_and_are_the_same_every_time(tmp_path: Pa
 
 
 def test_siamese_pairs_are_of_one_digit_at_even_numbers() -> None:
+    from workloads import siamese
+
     images = torch.arange(200, dtype=torch.uint8)[:, None, None].expand(200, 28, 28)  # each shows its own number
     pairs = siamese.Pairs(samples.Digits(images, torch.arange(200) % 10, 10_000, samples.SYNTHETIC))
 
@@ -70,6 +75,8 @@ def test_siamese_pairs_are_of_one_digit_at_even_numbers() -> None:
 
 
 def test_cifar_is_read_from_its_python_batches(tmp_path: Path) -> None:
+    from workloads import resnet20
+
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     for number in range(1, 6):
@@ -85,6 +92,8 @@ def test_cifar_is_read_from_its_python_batches(tmp_path: Path) -> None:
 
 
 def test_market_is_read_from_a_folder_per_identity(tmp_path: Path) -> None:
+    from workloads import pcb
+
     for split in ("train_all", "val"):
         for identity in ("0002", "0007"):
             folder = tmp_path / "Market-1501" / "pytorch" / split / identity
@@ -188,6 +197,8 @@ def test_shuffled_batches_drop_the_incomplete_one() -> None:
 
 
 def test_features_are_read_by_column_name(tmp_path: Path) -> None:
+    from workloads import bug_localization
+
     folder = tmp_path / "bug-localization"
     folder.mkdir()
     (folder / "features.csv").write_text(
@@ -203,6 +214,8 @@ def test_features_are_read_by_column_name(tmp_path: Path) -> None:
 
 
 def test_hit_rates_look_at_the_best_files_of_each_report() -> None:
+    from workloads import bug_localization
+
     class ByFirstFeature:
         def predict(self, features: numpy.ndarray) -> numpy.ndarray:
             return features[:, 0]
