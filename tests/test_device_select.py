@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from fake_nvml import DRIVER_NOT_LOADED, GPU_IS_LOST
 
+from colocate.device.acquire import find_gpus
+from colocate.device.lock import locked
 from colocate.device.select import choose_device
 from colocate.errors import DeviceError
 
@@ -102,3 +104,12 @@ def test_a_gpu_without_its_library_is_an_error_and_not_a_virtual_gpu(tmp_path):
     )
 
     assert f"expected beside {tmp_path}/nvidia0, found no library that loads; add {tmp_path} to LD" in done.stderr
+
+
+def test_a_gpu_that_is_too_small_is_refused_and_a_busy_one_counts_for_who_waits(fake_nvml):
+    with pytest.raises(DeviceError, match=r"--gpu: expected a GPU of at least 1024 GB, found .*; leave --gpu away"):
+        find_gpus("nvidia", gpu_bytes=2**40, small=True)
+    with locked(fake_nvml.uuid(), "somebody else"):
+        found = find_gpus("nvidia", gpu_bytes=2**33)
+        assert (found.free, len(found.busy)) == ((), 1)
+        assert [gpu.uuid for gpu in find_gpus("nvidia", gpu_bytes=2**33, waits=True).free] == [fake_nvml.uuid()]
