@@ -168,6 +168,7 @@ class EmulatedDevice:
         # must see them before they are patched.
         self.emulator = Emulator(self.memory, record, workspace_bytes)
         self.awake = False
+        self._went_backward = False
         self._watcher: AfterImport | None = None
         record.fields["notes"].extend(notes)
         record.read = self.readings
@@ -235,6 +236,7 @@ class EmulatedDevice:
 
     def _prove(self) -> None:
         """The self-test; not earlier, because its backward pass needs torch's import to be over."""
+        self._went_backward = True
         failures: list[Exception] = []
 
         def prove_or_tell() -> None:
@@ -299,7 +301,7 @@ class EmulatedDevice:
 
         If the interpreter ends meanwhile, the process dies of std::terminate and its exit code is lost.
         """
-        if self.awake:
+        if self._went_backward:
             time.sleep(BACKWARD_THREAD_S)
 
     def _run_threads_under_emulation(self) -> None:
