@@ -1,10 +1,10 @@
 """The twelve trainings have the sizes of their originals, and learn."""
 
 import importlib
+import json
 import math
 import os
 import shlex
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 import torch
 from test_docs_commands import of_kind
 from torch import nn
+from torch.utils.data import DataLoader
 
 from workloads import common
 
@@ -74,7 +75,7 @@ def test_the_common_arguments_exist() -> None:
 
 def test_a_command_of_the_docs_has_arguments_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     """`test_workloads_processes` starts some; here every one is parsed."""
-    for param in of_kind("python "):
+    for param in of_kind("python -m workloads.", "python workloads/"):
         line = str(param.values[0]).replace("-m workloads.", "").replace("workloads/", "")
         _, name, *words = shlex.split(line)
         with pytest.raises(SystemExit) as ending:
@@ -134,38 +135,28 @@ def test_a_model_has_the_parameters_of_its_original() -> None:
         assert (sum(counts), sum(trained)) == PARAMETERS[name]
 
 
-class Seen(Exception):
-    """The loaders of a training are known; it need not go on."""
+class Ready(Exception):
+    """A training has made its loaders; it need not go on."""
 
 
-class LoaderRun(common.Run):
-    """Lets a training set itself up, notes its loaders and ends it before the first step."""
+def loaders_of(name: str) -> tuple[DataLoader, DataLoader, int]:
+    """The training loader and the evaluation loader of a training on synthetic samples, and the steps of its epoch."""
+    module, made = workload(name), []
 
-    def __init__(self, args: Namespace) -> None:
-        super().__init__("loaders", args)
-        self.train_loader: Any = None
-        self.passes = 0
+    def make(*args: Any, **options: Any) -> DataLoader:
+        made.append(DataLoader(*args, **options))
+        return made[-1]
 
-    def train(self, loader: Any, *, part: int = 1, parts: int = 1) -> Iterator[common.Step]:
-        self.train_loader = loader
-        self.passes += 1
-        if parts == 1:
-            return iter(())
-        return super().train(loader, part=part, parts=parts)
+    def ready(progress: common.Progress, data: str, parameters: int, steps: int) -> None:
+        raise Ready(steps)
 
-    def evaluate(self, loader: Any) -> Iterator[Any]:
-        raise Seen(loader)
-
-
-def loaders_of(name: str) -> tuple[LoaderRun, Any]:
-    """The training loader (in the run) and the evaluation loader of a training on synthetic samples."""
-    arguments = ["--device=cpu", "--workers=0", "--epochs=1", "--max-steps=1", "--data-dir=none"]
-    run = LoaderRun(workload(name).arguments(arguments))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "Run", lambda *_: run)
-        with pytest.raises(Seen) as seen:
-            workload(name).main(arguments)
-    return run, seen.value.args[0]
+        patch.setattr(module, "DataLoader", make)
+        patch.setattr(common.Progress, "ready", ready)
+        with pytest.raises(Ready) as ending:
+            module.main(["--device=cpu", "--workers=0", "--data-dir=none"])
+    train_loader, evaluation_loader = made
+    return train_loader, evaluation_loader, ending.value.args[0]
 
 
 # Steps of training, batches of evaluation, and a training batch: shape and type of each tensor.
@@ -188,16 +179,47 @@ LOADERS = {
 def test_an_epoch_has_the_batches_of_its_original() -> None:
     """resnet20 keeps its short last batch of 80; the person trainings drop theirs in both passes."""
     found = {name: loaders_of(name) for name in TORCH_WORKLOADS}
-    for name, (run, evaluation) in found.items():
-        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in next(iter(run.train_loader))]
-        assert (len(run.train_loader), len(evaluation), shapes) == LOADERS[name]
+    for name, (train, evaluation, steps) in found.items():
+        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in next(iter(train))]
+        assert (len(train), len(evaluation), shapes) == LOADERS[name]
+        assert steps == len(train) * (2 if name == "mnist_ff" else 1), "mnist_ff trains both layers with all samples"
 
-    run, evaluation = found["resnet20"]
-    assert not run.train_loader.drop_last
-    assert (len(run.train_loader.dataset) % 128, len(evaluation.dataset)) == (80, 10_000)
-    # mnist_ff trains both layers with all samples, and not with as many as its batch size says: two steps an epoch.
-    run, evaluation = found["mnist_ff"]
-    assert (run.passes, len(run.train_loader.dataset), evaluation.batch_size) == (2, 60_000, 10_000)
+    train, evaluation, _ = found["resnet20"]
+    assert not train.drop_last
+    assert (len(train.dataset) % 128, len(evaluation.dataset)) == (80, 10_000)  # type: ignore[arg-type]
+    train, evaluation, _ = found["mnist_ff"]
+    assert (len(train.dataset), evaluation.batch_size) == (60_000, 10_000)  # type: ignore[arg-type]
+
+
+def test_a_step_takes_several_batches_and_tells_the_loss_of_them_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a loss that says 1 for the first batch, 2 for the second and so on."""
+    for name in TORCH_WORKLOADS:
+        module, gradients = workload(name), []
+
+        def loss(model: nn.Module, *_: Any, gradients: list[float] = gradients) -> torch.Tensor:
+            weights = next(one for one in model.parameters() if one.requires_grad)
+            gradients.append(0.0 if weights.grad is None else float(weights.grad.sum()))
+            return len(gradients) + weights.sum() - weights.sum().detach()
+
+        monkeypatch.setenv("COLOCATE_EVENTS", str(tmp_path / name))
+        monkeypatch.setattr(module, "batch_loss", loss)
+        monkeypatch.setattr(module, "evaluate", lambda *_, name=name: 0.5 if name == "mnist_ff" else {"accuracy": 0.5})
+        options = ["--device=cpu", "--workers=0", "--data-dir=none", "--epochs=1", f"--save={tmp_path / 'saved'}"]
+        module.main([*options, "--batch-size=2", "--accumulate=3", "--max-steps=2"])
+
+        parts = 2 if name == "mnist_ff" else 1
+        events = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        steps = [event for event in events if event["event"] == "step"]
+        assert [steps[at]["step"] for at in (0, -1)] == [1, 2 * parts]
+        assert [steps[at]["loss"] for at in (0, -1)] == pytest.approx([2, 6 * parts - 1])
+        record = events[-2]
+        assert (record["steps"], record["samples"], record["cut"]) == (2 * parts, 12 * parts, True)
+        assert [event["phase"] for event in events if event["event"] == "phase"][-1] == "save"
+        first, second, third, fourth = gradients[:4]
+        assert first == fourth == 0, "a step begins without gradients"
+        assert second == pytest.approx(third / 2) != 0, "and sums those of its batches"
 
 
 # ---- memory: what sets the peak in the originals --------------------------------------------------------------------

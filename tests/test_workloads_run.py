@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 
-from workloads import common
+from workloads import common, mnist_rnn
 
 
-def run_with(*given: str) -> common.Run:
+def arguments(*given: str) -> argparse.Namespace:
     parser = common.torch_parser("a test", epochs=1, batch_size=4, lr=0.1, seed=0)
-    return common.Run("test", parser.parse_args(["--device", "cpu", "--workers", "0", *given]))
+    return parser.parse_args(["--device", "cpu", *given])
+
+
+def progress_with(*given: str) -> common.Progress:
+    return common.Progress("test", arguments(*given))
 
 
 @pytest.fixture
@@ -25,77 +28,58 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda: [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def loader(samples: int, **options: Any) -> DataLoader:
-    return DataLoader(TensorDataset(torch.arange(samples)), 4, **options)
+def one_epoch(progress: common.Progress, train: int, test: int, *, made: int | None = None) -> None:
+    """So many steps, of which fewer may be made."""
+    progress.begin("train", train)
+    for _ in range(train if made is None else made):
+        progress.batch(4, torch.tensor(1.0))
+        progress.step()
+    progress.begin("evaluate", test)
+    for _ in range(test):
+        progress.step()
+    progress.end_epoch({"metric": 1.0})
 
 
-class CutLoader:
-    """A loader as the virtual GPU makes it: a short pass of one that keeps its length, or promises another."""
+def test_an_epoch_with_fewer_steps_is_cut(events: Any) -> None:
+    progress = progress_with()
+    one_epoch(progress, 3, 2)
+    one_epoch(progress, 3, 2, made=1)
 
-    def __init__(self, whole: DataLoader, batches: int, promised: int | None = None) -> None:
-        self.batches = list(whole)[:batches]
-        self.length = len(whole) if promised is None else promised
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Any:
-        return iter(self.batches)
-
-
-def one_epoch(run: common.Run, train: Any, test: Any) -> list[int]:
-    """Samples of each step."""
-    seen = []
-    for _ in run.epochs():
-        for step in run.train(train):
-            seen.append(sum(len(batch[0]) for batch in step.batches))
-            step.done(torch.tensor(1.0))
-        for _ in run.evaluate(test):
-            pass
-        run.epoch_end({"metric": 1.0})
-    return seen
+    whole, cut = (event for event in events() if event["event"] == "epoch_end")
+    assert [whole[name] for name in ("epoch", "steps", "steps_full", "samples", "cut")] == [1, 3, 3, 12, False]
+    assert [cut[name] for name in ("epoch", "steps", "steps_full", "samples", "cut")] == [2, 1, 3, 4, True]
+    assert whole["metrics"] == {"metric": 1.0}
+    assert whole["samples_per_s"] > 0
 
 
 @pytest.mark.parametrize(
-    ("given", "train", "test", "seen", "cut"),
+    ("given", "steps", "samples", "cut"),
     [
-        ([], loader(10), loader(8), [4, 4, 2], False),
-        (["--accumulate", "2"], loader(20), loader(4), [8, 8, 4], False),
-        (["--max-steps", "2"], loader(12), loader(4), [4, 4], True),
-        (["--max-steps", "3"], loader(12), loader(16), [4, 4, 4], True),
-        ([], CutLoader(loader(40), 3), loader(4), [4, 4, 4], True),
-        ([], CutLoader(loader(16), 2, promised=3), loader(4), [4, 4], True),
-        ([], loader(12), CutLoader(loader(40), 3), [4, 4, 4], True),
+        (["--accumulate=1"], 3, 10, False),
+        (["--accumulate=2"], 2, 10, False),
+        (["--accumulate=2", "--max-steps=1"], 1, 8, True),
+        (["--max-steps=3"], 3, 10, True),  # one of four steps of the evaluation is missing
     ],
-    ids=["whole", "accumulated", "max-steps", "max-steps in evaluation", "cut", "ends early", "cut evaluation"],
 )
-def test_an_epoch_tells_its_steps_and_a_shorter_one_is_cut(
-    events: Any, given: list[str], train: Any, test: Any, seen: list[int], cut: bool
+def test_a_training_makes_its_steps(
+    events: Any, monkeypatch: pytest.MonkeyPatch, given: list[str], steps: int, samples: int, cut: bool
 ) -> None:
-    assert one_epoch(run_with(*given), train, test) == seen
+    """Ten samples in batches of four, the last one of two."""
+    monkeypatch.setattr("workloads.samples.MNIST_LENGTH", {"train": 10, "t10k": 4})
+    monkeypatch.setattr(mnist_rnn, "TEST_BATCH_SIZE", 1)
 
-    record = events()[-1]
-    steps_full = -(-len(train) // (2 if "--accumulate" in given else 1))
-    assert (record["steps"], record["steps_full"], record["cut"]) == (len(seen), steps_full, cut)
-    assert record["metrics"] == {"metric": 1.0}
-    assert record["samples_per_s"] > 0
+    mnist_rnn.main(["--device=cpu", "--workers=0", "--data-dir=none", "--epochs=1", "--batch-size=4", *given])
 
-
-def test_an_optimizer_step_that_was_not_made_is_not_counted(events: Any) -> None:
-    run = run_with()
-    for _ in run.epochs():
-        for step in run.train(loader(8)):
-            if not step.batches[0][0][0]:  # only the first
-                step.done()
-        run.epoch_end({})
-
-    assert (events()[-1]["steps"], events()[-1]["cut"]) == (1, True)
+    record = events()[-2]
+    assert (record["steps"], record["samples"], record["cut"]) == (steps, samples, cut)
+    assert record["steps_full"] == (2 if "--accumulate=2" in given else 3)
 
 
 def test_events_come_in_order_with_the_first_and_the_last_step(events: Any) -> None:
-    with run_with() as run:
-        run.ready("synthetic", torch.nn.Linear(2, 3), loader(400))
-        one_epoch(run, loader(400), loader(400))
+    with progress_with() as progress:
+        for _ in range(2):  # told once
+            progress.ready("synthetic", common.num_parameters(torch.nn.Linear(2, 3)), 100)
+        one_epoch(progress, 100, 100)
 
     reported = events()
     assert [event["event"] for event in reported if event["event"] != "step"] == [
@@ -122,50 +106,16 @@ def test_events_come_in_order_with_the_first_and_the_last_step(events: Any) -> N
     assert reported[-1]["exit"] == "ok"
 
 
-def test_parts_of_an_epoch_number_their_steps_on(events: Any) -> None:
-    run = run_with()
-    for _ in run.epochs():
-        for part in (1, 2):
-            for step in run.train(loader(4), part=part, parts=2):
-                step.done()
-        run.epoch_end({})
-
-    assert [(event["step"], event["steps"]) for event in events() if event["event"] == "step"] == [(1, 2), (2, 2)]
-    assert [event["event"] for event in events()].count("phase") == 1
-    assert (events()[-1]["steps"], events()[-1]["steps_full"]) == (2, 2)
-
-
 def test_what_is_not_finite_is_missing(events: Any) -> None:
-    run = run_with()
-    for _ in run.epochs():
-        for step in run.train(loader(4)):
-            step.done(torch.tensor(math.nan))
-        run.epoch_end({"loss": math.inf, "accuracy": 0.5})
+    progress = progress_with()
+    progress.begin("train", 1)
+    progress.batch(4, torch.tensor(math.nan))
+    progress.step()
+    progress.end_epoch({"loss": math.inf, "accuracy": 0.5})
 
     step, record = (event for event in events() if event["event"] in ("step", "epoch_end"))
     assert "loss" not in step
     assert record["metrics"] == {"accuracy": 0.5}
-
-
-def test_repetitions_number_their_epochs_on_and_are_ready_once(events: Any) -> None:
-    run = run_with("--repeat", "--epochs", "2")
-    for _, _ in zip(range(3), run.repeats(), strict=False):
-        run.ready("real", torch.nn.Linear(1, 1), loader(4))
-        one_epoch(run, loader(4), loader(4))
-
-    reported = events()
-    assert [event["epoch"] for event in reported if event["event"] == "epoch_end"] == [1, 2, 3, 4, 5, 6]
-    assert [event["event"] for event in reported].count("ready") == 1
-    assert len(list(run_with().repeats())) == 1
-
-
-def test_a_checkpoint_is_a_phase(events: Any, tmp_path: Path) -> None:
-    run = run_with("--save", str(tmp_path / "checkpoint.pt"))
-    for _ in run.epochs():
-        run.save(model={"weight": torch.ones(2)})
-
-    assert events()[-1]["phase"] == "save"
-    assert torch.load(tmp_path / "checkpoint.pt")["model"]["weight"].tolist() == [1.0, 1.0]
 
 
 OUT_OF_MEMORY = (
@@ -186,7 +136,7 @@ OUT_OF_MEMORY = (
 def test_running_out_of_memory_has_an_exit_code_and_a_last_line_and_any_other_error_passes_through(
     events: Any, capfd: Any, error: Exception, how: str, requested_bytes: int | None
 ) -> None:
-    with pytest.raises((SystemExit, ZeroDivisionError)) as ending, run_with():
+    with pytest.raises((SystemExit, ZeroDivisionError)) as ending, progress_with():
         raise error
 
     told, lines = events()[-1], capfd.readouterr().err.strip().splitlines()
@@ -239,18 +189,15 @@ def test_densenet_weights_under_their_old_names_fit() -> None:
 
 
 def test_loaders_leave_a_core_to_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_with()
-    run.arguments.workers = None
     monkeypatch.setattr(common.os, "sched_getaffinity", lambda _: {0, 1, 2})
 
-    assert run.loader_options(workers=4)["num_workers"] == 2
-    assert run.loader_options(workers=1) == {"num_workers": 1, "pin_memory": False, "persistent_workers": True}
+    assert common.loader_options(arguments(), workers=4)["num_workers"] == 2
+    expected = {"num_workers": 1, "pin_memory": False, "persistent_workers": True}
+    assert common.loader_options(arguments(), workers=1) == expected
 
 
 @pytest.mark.slow
 def test_one_seed_gives_one_result(events: Any) -> None:
-    from workloads import mnist_rnn
-
     for seed in (7, 7, 8):
         mnist_rnn.main(
             ["--device=cpu", "--workers=0", "--data-dir=none", "--max-steps=2", "--epochs=1", f"--seed={seed}"]

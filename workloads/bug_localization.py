@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """bug_localization: ranks source files by their likely guilt in a bug report (bug-localization-by-dnn-and-rvsm).
 
+Start   python -m workloads.bug_localization --epochs 1
 Data    262,599 rows of five similarities: 5,149 Eclipse bug reports with one buggy and 50 innocent files each.
         k = 10 contiguous folds of the shuffled rows; 236,339 rows train a fold, every 51st of them ten times, which
         makes 278,054. (Meant to repeat the buggy files; after the shuffle it repeats arbitrary rows.)
@@ -17,7 +18,6 @@ The study's ten processes starved a training on the GPU beside them. Here one co
 import argparse
 import contextlib
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -28,9 +28,6 @@ from pathlib import Path
 import joblib
 import numpy
 from sklearn.neural_network import MLPRegressor
-
-if not __package__:  # started as a file: the package lies in the folder above
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from workloads import common
 
@@ -43,7 +40,7 @@ TOPS = (1, 5, 10, 20)
 POLL_S = 0.2
 PARENT_POLL_S = 0.5
 
-# What a worker process writes into its row of the progress file, for the parent to tell.
+# What a worker process writes into its row of the counts file, for the parent to tell.
 ITERATIONS, STATE = 0, 1
 WAITING, TRAINING, EVALUATING, DONE = range(4)
 
@@ -65,7 +62,9 @@ def arguments(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--max-iter", type=common.positive_int, default=10_000, help="iterations (default 10000)")
     parser.add_argument("--jobs", type=common.positive_int, help="processes (default: folds, below the cores)")
     parser.add_argument("--rows", type=common.positive_int, help="use only so many rows (a cut epoch)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.device = "cpu"
+    return args
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -133,23 +132,23 @@ def end_with(parent: int) -> None:
         threading.Thread(target=watch, name=watch.__qualname__, daemon=True).start()
 
 
-def train_fold(args: Namespace, rows: Rows, fold: int, progress_file: Path, parent: int) -> dict[str, float]:
+def train_fold(args: Namespace, rows: Rows, fold: int, counts_file: Path, parent: int) -> dict[str, float]:
     """Trains and evaluates one fold: its last training loss and its hit rates."""
-    progress = numpy.memmap(progress_file, dtype=numpy.int64, mode="r+", shape=(args.kfold, 2))[fold]
+    counts = numpy.memmap(counts_file, dtype=numpy.int64, mode="r+", shape=(args.kfold, 2))[fold]
     train, test = split(len(rows), args.kfold, fold)
     end_with(parent)
-    progress[STATE] = TRAINING
+    counts[STATE] = TRAINING
     model = build_model(args)
     best, waited = numpy.inf, 0
     limit = args.max_iter if args.max_steps is None else min(args.max_iter, args.max_steps)
-    while progress[ITERATIONS] < limit and waited <= PATIENCE:  # as MLPRegressor.fit, one iteration at a time
+    while counts[ITERATIONS] < limit and waited <= PATIENCE:  # as MLPRegressor.fit, one iteration at a time
         model.partial_fit(rows.features[train], rows.matches[train])
         waited = waited + 1 if model.loss_ > best - TOLERANCE else 0
         best = min(best, model.loss_)
-        progress[ITERATIONS] += 1
-    progress[STATE] = EVALUATING
+        counts[ITERATIONS] += 1
+    counts[STATE] = EVALUATING
     rates = hit_rates(model, rows, numpy.unique(rows.reports[test]))
-    progress[STATE] = DONE
+    counts[STATE] = DONE
     return {"train_loss": float(model.loss_), **rates}
 
 
@@ -169,90 +168,79 @@ def hit_rates(model: MLPRegressor, rows: Rows, reports: numpy.ndarray) -> dict[s
 # ---- the parent tells what the folds do -----------------------------------------------------------------------------
 
 
-class Watcher:
-    """Reads the folds' progress and tells it as phases and steps."""
+def tell(counts: numpy.ndarray, progress: common.Progress) -> None:
+    """Tells the steps that the folds have made since the last call, and the phase in which they are."""
+    train, states = progress.phases["train"], counts[:, STATE].copy()
+    steps = int(counts[:, ITERATIONS].sum())
+    ended_early = bool((states >= EVALUATING).all()) and steps < train.planned
+    if ended_early:  # only now it is known how many steps there are
+        train.planned = steps
+    if ended_early or steps > train.steps:
+        progress.begin("train")
+        progress.step(steps - train.steps)
+    if (states == TRAINING).any():
+        progress.begin("train")
+    elif (states == EVALUATING).any():
+        progress.begin("evaluate", steps=1, passes=len(counts))
 
-    def __init__(self, progress: numpy.ndarray, run: common.Run, most_steps: int) -> None:
-        self.progress, self.run, self.most_steps = progress, run, most_steps
-        self.reported = 0
-        self.report = common.PhaseReport(run, "train", total=most_steps)
 
-    def look(self) -> None:
-        steps, states = int(self.progress[:, ITERATIONS].sum()), self.progress[:, STATE]
-        if steps > self.reported:
-            self.report.number, self.reported = steps - 1, steps
-            self.report.step(None)
-        if (states == TRAINING).any():
-            self.run.phase("train")
-        elif (states == EVALUATING).any():
-            self.run.phase("evaluate")
+@contextlib.contextmanager
+def watched(counts: numpy.ndarray, progress: common.Progress) -> Iterator[None]:
+    stop = threading.Event()
 
-    def end(self) -> None:
-        """All folds are done: only now it is known how many steps that took."""
-        self.look()
-        if self.reported != self.report.total:
-            self.report.total, self.report.number = self.reported, self.reported - 1
-            self.report.step(None)
-        self.run.phase("evaluate")
-        common.PhaseReport(self.run, "evaluate", total=len(self.progress), before=len(self.progress) - 1).step(None)
+    def watch() -> None:
+        while not stop.wait(POLL_S):
+            tell(counts, progress)
 
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        stop = threading.Event()
-
-        def watch() -> None:
-            while not stop.wait(POLL_S):
-                self.look()
-
-        thread = threading.Thread(target=watch, name="progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    tell(counts, progress)
 
 
 # ---- loop -----------------------------------------------------------------------------------------------------------
 
 
-def train(args: Namespace, rows: Rows, run: common.Run) -> None:
+def train(args: Namespace, rows: Rows, progress: common.Progress) -> None:
     order = numpy.random.default_rng(args.seed).permutation(len(rows))
     used = order[: args.rows]
     shuffled = Rows(rows.features[used], rows.matches[used], rows.reports[used], rows.kind)
     jobs = args.jobs or max(1, min(args.kfold, len(os.sched_getaffinity(0)) - 1))
-    most_steps = args.kfold * args.max_iter
     weights = (len(FEATURES) + 1) * HIDDEN + HIDDEN + 1
 
-    run.ready_with(rows.kind, weights, most_steps)
-    for _ in run.epochs():
-        run.phase("train")
+    progress.ready(rows.kind, weights, args.kfold * args.max_iter)
+    for _ in range(args.epochs):
+        progress.begin("train", args.max_iter, passes=args.kfold)
         with tempfile.TemporaryDirectory() as folder:
-            progress_file = Path(folder) / "progress"
-            progress = numpy.memmap(progress_file, dtype=numpy.int64, mode="w+", shape=(args.kfold, 2))
-            watcher = Watcher(progress, run, most_steps)
-            with watcher.watching():
+            counts_file = Path(folder) / "counts"
+            counts = numpy.memmap(counts_file, dtype=numpy.int64, mode="w+", shape=(args.kfold, 2))
+            with watched(counts, progress):
                 fold = joblib.delayed(train_fold)
                 results = joblib.Parallel(n_jobs=jobs)(
-                    fold(args, shuffled, number, progress_file, os.getpid()) for number in range(args.kfold)
+                    fold(args, shuffled, number, counts_file, os.getpid()) for number in range(args.kfold)
                 )
-            watcher.end()
-        epoch = run.epoch
-        epoch.steps = epoch.steps_full = watcher.reported
-        if args.max_steps is not None and args.max_steps < args.max_iter:
-            epoch.steps_full = most_steps
-        epoch.is_cut = len(shuffled) < len(rows)
-        epoch.samples = epoch.steps * len(split(len(shuffled), args.kfold, 0)[0])
-        epoch.train_s = time.monotonic() - epoch.started
-        run.epoch_end({name: float(numpy.mean([result[name] for result in results])) for name in results[0]})
+        progress.begin("evaluate", steps=1, passes=args.kfold)
+        progress.step(args.kfold)
+
+        phase = progress.phases["train"]
+        phase.samples = phase.steps * len(split(len(shuffled), args.kfold, 0)[0])
+        if args.max_steps is None or args.max_steps >= args.max_iter:
+            phase.full = phase.steps
+        metrics = {name: float(numpy.mean([result[name] for result in results])) for name in results[0]}
+        progress.end_epoch(metrics, is_cut=len(shuffled) < len(rows))
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    with common.Run("bug_localization", args) as run:
+    with common.Progress("bug_localization", args) as progress:
         rows = load(args.data_dir)
-        for _ in run.repeats():
-            train(args, rows, run)
+        train(args, rows, progress)
+        while args.repeat:
+            train(args, rows, progress)
 
 
 if __name__ == "__main__":

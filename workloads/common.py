@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What surrounds the loop of every training: arguments, events, the progress line, seeds and endings.
+"""What surrounds the loops of the trainings: arguments, events, the progress line, seeds and endings.
 
 Knows nothing of any one training, and of the harness only the events file named in ``COLOCATE_EVENTS``.
 Imports torch only inside functions, because ``bug_localization`` runs without it.
@@ -8,8 +8,6 @@ Imports torch only inside functions, because ``bug_localization`` runs without i
 from __future__ import annotations
 
 import argparse
-import gc
-import itertools
 import json
 import math
 import os
@@ -18,7 +16,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -74,7 +72,8 @@ def parser(doc: str | None, *, epochs: int, seed: int) -> argparse.ArgumentParse
 def torch_parser(doc: str | None, *, epochs: int, batch_size: int, lr: float, seed: int) -> argparse.ArgumentParser:
     """The arguments that every PyTorch program has."""
     arguments = parser(doc, epochs=epochs, seed=seed)
-    arguments.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="auto: cuda if there is")
+    devices = ["auto", "cuda", "cpu"]
+    arguments.add_argument("--device", type=pick_device, choices=devices, default="auto", help="auto: cuda if there is")
     arguments.add_argument(
         "--batch-size",
         type=positive_int,
@@ -88,74 +87,39 @@ def torch_parser(doc: str | None, *, epochs: int, batch_size: int, lr: float, se
     return arguments
 
 
-def checkpointing_argument(arguments: argparse.ArgumentParser) -> None:
-    """Adds ``--checkpointing``: activations are computed again for the backward pass, in place of being kept."""
-    arguments.add_argument("--checkpointing", choices=["on", "off"], default="off", help="default off")
+# ---- what a training tells ------------------------------------------------------------------------------------------
 
 
-def weights_argument(arguments: argparse.ArgumentParser, what: str) -> None:
-    """Adds ``--weights``: nothing is ever downloaded, a file is used when it is named."""
-    arguments.add_argument("--weights", type=Path, help=f"state dict of {what} to start from (default: random)")
+class Progress:
+    """Tells how a training goes: events for the harness, lines for people, and how it ended.
 
-
-# ---- one run --------------------------------------------------------------------------------------------------------
-
-
-class Run:
-    """Tells what a training does: events for the harness, a progress line for people, and how it ended.
-
-    Used as a context manager around the whole program, so that every ending leaves its ``end`` event.
+    It controls nothing: the loops call ``begin``, ``batch``, ``step`` and ``end_epoch`` where these happen. Used as a
+    context manager around the whole program, so that every ending leaves its ``end`` event.
     """
 
-    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name = name
-        self.arguments = arguments
-        self.device = pick_device(getattr(arguments, "device", "cpu"))
+        self.device = args.device
+        self.max_steps = args.max_steps
         self.is_ready = False
-        self.epochs_before = 0  # epochs of earlier repetitions: numbers go on, so that no epoch appears twice
-        self.epoch: Epoch | None = None
+        self.epoch = 1  # goes on with --repeat, so that no number appears twice
+        self.began_s = 0.0
+        self.phases: dict[str, Phase] = {}
+        self.phase: Phase | None = None
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None:
             write_event("end", exit="ok")
         elif is_out_of_memory(error):
-            self._end_out_of_memory(error)
+            end_out_of_memory(self.name, error)
         else:
             write_event("end", exit="error", message=f"{type(error).__name__}: {error}")
 
-    def repeats(self) -> Iterator[None]:
-        """Once, or with ``--repeat`` without end; what one training held is freed before the next one starts."""
-        yield
-        while self.arguments.repeat:
-            gc.collect()
-            self.epochs_before += self.arguments.epochs
-            yield
-
-    def loader_options(self, workers: int) -> dict[str, Any]:
-        """DataLoader options: the original's number of workers where the machine has the cores, pinned for CUDA."""
-        if self.arguments.workers is not None:
-            workers = self.arguments.workers
-        else:
-            workers = min(workers, len(os.sched_getaffinity(0)) - 1)
-        return {"num_workers": workers, "pin_memory": self.device == "cuda", "persistent_workers": workers > 0}
-
-    def ready(self, data: str, model: Any, loader: Any, passes: int = 1) -> None:
-        """Everything is there and the first step is about to start; told once per process.
-
-        Args:
-            data: "real" or "synthetic".
-            model: the module whose parameters are counted, frozen and unused ones included.
-            loader: the training loader.
-            passes: how often an epoch goes through it.
-        """
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.ready_with(data, parameters, passes * full_steps(loader, self.arguments))
-
-    def ready_with(self, data: str, parameters: int, steps_per_epoch: int) -> None:
-        """As ``ready``, from numbers."""
+    def ready(self, data: str, parameters: int, steps_per_epoch: int) -> None:
+        """The first step is about to start; told once per process. ``data`` is "real" or "synthetic"."""
         if self.is_ready:
             return
         self.is_ready = True
@@ -164,169 +128,100 @@ class Run:
             f"{self.name}: {data} data, {parameters:,} parameters, {steps_per_epoch} steps per epoch, on {self.device}"
         )
 
-    def epochs(self) -> Iterator[int]:
-        """The epochs of one training, from 1."""
-        for number in range(1, self.arguments.epochs + 1):
-            self.epoch = Epoch(self.epochs_before + number)
-            yield number
+    def begin(self, name: str, steps: int = 0, passes: int = 1) -> None:
+        """The phase "train", "evaluate" or "save" of the epoch begins, or goes on.
 
-    def phase(self, name: str) -> None:
-        """The phase "train", "evaluate" or "save" begins, unless it is on already."""
-        assert self.epoch is not None
-        if self.epoch.phase != name:
-            self.epoch.phase = name
-            write_event("phase", phase=name, epoch=self.epoch.number)
-
-    def train(self, loader: Any, *, part: int = 1, parts: int = 1) -> Iterator[Step]:
-        """One training pass over a loader, as optimizer steps; the loop must call ``done`` on each of them.
-
-        A training that goes several times over its data per epoch says which of its parts this pass is.
+        Args:
+            name: the phase.
+            steps: those of a full pass over the data; ``--max-steps`` may cut it.
+            passes: how often the phase goes through the data.
         """
-        assert self.epoch is not None
-        accumulate = self.arguments.accumulate
-        planned = self._planned(math.ceil(len(loader) / accumulate))
-        self.epoch.steps_full += full_steps(loader, self.arguments)
-        self.phase("train")
-        report = PhaseReport(self, "train", total=planned * parts, before=planned * (part - 1))
-        batches = iter(loader)
-        started = time.monotonic()
-        for _ in range(planned):
-            step = Step(list(itertools.islice(batches, accumulate)), report)
-            if not step.batches:  # the loader had promised more
-                break
-            yield step
-            if step.is_done:
-                self.epoch.steps += 1
-                self.epoch.samples += sum(batch_length(batch) for batch in step.batches)
-                self.epoch.train_s += time.monotonic() - started
-                started = time.monotonic()
+        if not self.phases:
+            self.began_s = time.monotonic()
+        planned = min(steps, self.max_steps or steps)
+        phase = self.phases.setdefault(name, Phase(name, passes * steps, passes * planned))
+        if phase is not self.phase:
+            self.phase = phase
+            write_event("phase", phase=name, epoch=self.epoch)
 
-    def evaluate(self, loader: Any) -> Iterator[Any]:
-        """One evaluation pass over a loader, batch by batch."""
-        assert self.epoch is not None
-        planned = self._planned(len(loader))
-        self.phase("evaluate")
-        report = PhaseReport(self, "evaluate", total=planned)
-        for batch in itertools.islice(loader, planned):
-            yield batch
-            report.step(None)
-        self.epoch.is_cut = self.epoch.is_cut or report.number < len(loader)
+    def batch(self, samples: int, loss: Any) -> None:
+        """A batch was computed; the loss of a step is the mean of those of its batches."""
+        assert self.phase is not None
+        self.phase.samples += samples
+        self.phase.losses.append(loss.detach())
 
-    def save(self, **state: Any) -> None:
-        """Writes a checkpoint with these entries, in a phase of its own, when ``--save`` names a file."""
-        if self.arguments.save is None:
-            return
-        import torch
+    def step(self, count: int = 1) -> None:
+        """So many more steps are done: an event at most ten times a second, but always for the first and the last."""
+        phase = self.phase
+        assert phase is not None
+        phase.steps += count
+        now = time.monotonic()
+        if now >= phase.event_due_s or phase.steps == phase.planned:
+            phase.event_due_s = now + EVENT_INTERVAL_S
+            self._tell_step(phase, phase.mean_loss(), now)
+        phase.losses.clear()
+        phase.ended_s = time.monotonic()
 
-        self.phase("save")
-        torch.save(state, self.arguments.save)
+    def _tell_step(self, phase: Phase, loss: float | None, now: float) -> None:
+        known = {} if loss is None or not math.isfinite(loss) else {"loss": loss}
+        write_event("step", phase=phase.name, epoch=self.epoch, step=phase.steps, steps=phase.planned, **known)
+        if sys.stdout.isatty() or phase.steps == phase.planned or now >= phase.line_due_s:
+            phase.line_due_s = now + LINE_INTERVAL_S
+            reported = "" if loss is None else f", loss {loss:.4f}"
+            line = f"{self.name}: epoch {self.epoch}: {phase.name} step {phase.steps} of {phase.planned}{reported}"
+            print_line(line, stays=False)
 
-    def epoch_end(self, metrics: dict[str, float]) -> None:
-        """The record of one epoch. A metric that is not finite is missing from the event, never a number."""
-        epoch = self.epoch
-        assert epoch is not None
-        is_cut = epoch.is_cut or epoch.steps < epoch.steps_full
-        samples_per_s = epoch.samples / max(epoch.train_s, 1e-9)
-        duration_s = time.monotonic() - epoch.started
+    def end_epoch(self, metrics: dict[str, float], *, is_cut: bool = False) -> None:
+        """The record of one epoch. A metric that is not finite is missing from the event, never a number.
+
+        Args:
+            metrics: numbers by name.
+            is_cut: the epoch is not a full one even if all of its steps were made.
+        """
+        train = self.phases["train"]
+        is_cut = is_cut or any(phase.steps < phase.full for phase in self.phases.values())
+        samples_per_s = train.samples / max(train.ended_s - train.began_s, 1e-9)
+        duration_s = time.monotonic() - self.began_s
         write_event(
             "epoch_end",
-            epoch=epoch.number,
-            steps=epoch.steps,
-            steps_full=epoch.steps_full,
+            epoch=self.epoch,
+            steps=train.steps,
+            steps_full=train.full,
             cut=is_cut,
             metrics={name: float(value) for name, value in metrics.items() if math.isfinite(value)},
-            samples=epoch.samples,
+            samples=train.samples,
             samples_per_s=samples_per_s,
             duration_s=duration_s,
         )
         reported = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        steps = f"{epoch.steps} of {epoch.steps_full} steps{' (cut)' if is_cut else ''}"
+        steps = f"{train.steps} of {train.full} steps{' (cut)' if is_cut else ''}"
         print_line(
-            f"{self.name}: epoch {epoch.number}: {steps}, {duration_s:.1f} s, {samples_per_s:.0f} samples/s, {reported}"
+            f"{self.name}: epoch {self.epoch}: {steps}, {duration_s:.1f} s, {samples_per_s:.0f} samples/s, {reported}"
         )
-
-    def _planned(self, steps: int) -> int:
-        limit = self.arguments.max_steps
-        return steps if limit is None else min(steps, limit)
-
-    def _end_out_of_memory(self, error: BaseException) -> None:
-        """Leaves the numbers behind, in the event and as the last line, and ends the program."""
-        numbers = memory_numbers(error)
-        write_event("end", exit="out_of_memory", message=str(error), **numbers)
-        traceback.print_exception(error)
-        reported = {name: "unknown" if value is None else f"{value / 2**20:.0f} MiB" for name, value in numbers.items()}
-        line = (
-            f"{self.name}: out of memory: asked for {reported['requested_bytes']}, "
-            f"held {reported['allocated_bytes']} in tensors, {reported['reserved_bytes']} with PyTorch's cache"
-        )
-        print(line, file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_OUT_OF_MEMORY) from error
+        self.epoch += 1
+        self.phases, self.phase = {}, None
 
 
 @dataclass
-class Epoch:
-    """What is counted during one epoch; only steps that were really done count."""
+class Phase:
+    """What is counted during one phase; only steps that were really done count."""
 
-    number: int
-    started: float = field(default_factory=time.monotonic)
-    phase: str | None = None
+    name: str
+    full: int  # steps of a full epoch
+    planned: int  # steps with --max-steps
     steps: int = 0
-    steps_full: int = 0
     samples: int = 0
-    train_s: float = 0.0
-    is_cut: bool = False
+    losses: list[Any] = field(default_factory=list)  # of the batches since the last step
+    began_s: float = field(default_factory=time.monotonic)
+    ended_s: float = 0.0
+    event_due_s: float = -math.inf
+    line_due_s: float = -math.inf
 
-
-class Step:
-    """One optimizer step: the batches whose gradients it sums (one, unless ``--accumulate`` asks for more)."""
-
-    def __init__(self, batches: list[Any], report: PhaseReport) -> None:
-        self.batches = batches
-        self.is_done = False
-        self._report = report
-
-    def done(self, loss: Any = None) -> None:
-        """The optimizer has made this step. The loss is fetched from the device only when it is told."""
-        self.is_done = True
-        self._report.step(loss)
-
-
-class PhaseReport:
-    """Tells the steps of one phase: at most ten events a second, but always the first and the last."""
-
-    def __init__(self, run: Run, phase: str, *, total: int, before: int = 0) -> None:
-        assert run.epoch is not None
-        self.run = run
-        self.phase = phase
-        self.epoch = run.epoch.number
-        self.total = total
-        self.number = before
-        self.event_due = self.line_due = -math.inf
-
-    def step(self, loss: Any) -> None:
-        """One more step is done."""
-        self.number += 1
-        now = time.monotonic()
-        is_last = self.number == self.total
-        if now < self.event_due and not is_last:
-            return
-        self.event_due = now + EVENT_INTERVAL_S
-        value = None if loss is None else float(loss.detach())  # waits for the device
-        known = {} if value is None or not math.isfinite(value) else {"loss": value}
-        write_event("step", phase=self.phase, epoch=self.epoch, step=self.number, steps=self.total, **known)
-        self._line(value, now, is_last)
-
-    def _line(self, loss: float | None, now: float, is_last: bool) -> None:
-        is_terminal = sys.stdout.isatty()
-        if not (is_terminal or is_last or now >= self.line_due):
-            return
-        self.line_due = now + LINE_INTERVAL_S
-        reported = "" if loss is None else f", loss {loss:.4f}"
-        line = f"{self.run.name}: epoch {self.epoch}: {self.phase} step {self.number} of {self.total}{reported}"
-        if is_terminal:
-            print(f"\r{line}\x1b[K", end="", flush=True)
-        else:
-            print(line, flush=True)
+    def mean_loss(self) -> float | None:
+        """The loss of the step, None if it has none. Waits for the device."""
+        if not self.losses:
+            return None
+        return sum(float(loss) for loss in self.losses) / len(self.losses)
 
 
 # ---- events and lines -----------------------------------------------------------------------------------------------
@@ -348,9 +243,10 @@ def write_event(event: str, **values: Any) -> None:
         os.close(descriptor)
 
 
-def print_line(line: str) -> None:
-    """Prints a line of its own, over the progress line where there is one."""
-    print(f"\r{line}\x1b[K" if sys.stdout.isatty() else line, flush=True)
+def print_line(line: str, *, stays: bool = True) -> None:
+    """Prints a line; on a terminal it takes the place of the latest one that does not stay."""
+    is_terminal = sys.stdout.isatty()
+    print(f"\r{line}\x1b[K" if is_terminal else line, end="\n" if stays or not is_terminal else "", flush=True)
 
 
 # ---- helpers --------------------------------------------------------------------------------------------------------
@@ -378,16 +274,20 @@ def set_seed(seed: int, *, deterministic: bool = False) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def full_steps(loader: Any, arguments: argparse.Namespace) -> int:
-    """Optimizer steps of a full pass."""
-    return math.ceil(len(loader) / arguments.accumulate)
+def loader_options(args: argparse.Namespace, *, workers: int) -> dict[str, Any]:
+    """DataLoader options: the original's number of workers where the machine has the cores, pinned for CUDA."""
+    workers = min(workers, len(os.sched_getaffinity(0)) - 1) if args.workers is None else args.workers
+    return {"num_workers": workers, "pin_memory": args.device == "cuda", "persistent_workers": workers > 0}
 
 
-def batch_length(batch: Any) -> int:
-    """Samples of a batch: the first dimension of its first tensor."""
-    while not hasattr(batch, "shape"):
-        batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
-    return int(batch.shape[0])
+def full_steps(loader: Any, args: argparse.Namespace) -> int:
+    """Optimizer steps of a full pass over a loader."""
+    return math.ceil(len(loader) / args.accumulate)
+
+
+def num_parameters(model: Any) -> int:
+    """Parameters of a module, frozen and unused ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def load_weights(module: Any, path: Path, rename: Callable[[str], str] = str) -> None:
@@ -411,6 +311,23 @@ def load_weights(module: Any, path: Path, rename: Callable[[str], str] = str) ->
         raise ValueError(f"{path}: expected tensors of {type(module).__name__}, found none that fits")
     module.load_state_dict(fitting, strict=False)
     print_line(f"weights: {len(fitting)} of {len(own)} tensors from {path}")
+
+
+# ---- endings --------------------------------------------------------------------------------------------------------
+
+
+def end_out_of_memory(name: str, error: BaseException) -> None:
+    """Leaves the numbers behind, in the event and as the last line, and ends the program."""
+    numbers = memory_numbers(error)
+    write_event("end", exit="out_of_memory", message=str(error), **numbers)
+    traceback.print_exception(error)
+    reported = {key: "unknown" if value is None else f"{value / 2**20:.0f} MiB" for key, value in numbers.items()}
+    line = (
+        f"{name}: out of memory: asked for {reported['requested_bytes']}, "
+        f"held {reported['allocated_bytes']} in tensors, {reported['reserved_bytes']} with PyTorch's cache"
+    )
+    print(line, file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_OUT_OF_MEMORY) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

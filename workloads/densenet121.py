@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """densenet121: recognises persons with a DenseNet (layumi/Person_reID_baseline_pytorch, ft_net_dense).
 
+Start   python -m workloads.densenet121 --epochs 1
 Data    Market-1501, 751 identities: 12,936 training and 751 validation images, 3x256x128 float32, padded, cropped and
         flipped at random. 539 steps of 24, then a validation of 31 batches; incomplete batches are dropped in both.
 Model   torchvision's densenet121, pooled; head 1024 -> 512, batch-norm, dropout, -> 751. 8,889,943 parameters.
@@ -14,8 +15,8 @@ The study's launcher forced batch size 24.
 Left out: the later processes that extract and match features of the test set.
 """
 
+import gc
 import re
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -28,9 +29,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.models import densenet121
 
-if not __package__:  # started as a file: the package lies in the folder above
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from workloads import common, samples
 
 SIZE = (256, 128)
@@ -40,8 +38,10 @@ def arguments(argv: list[str] | None = None) -> Namespace:
     parser = common.torch_parser(__doc__, epochs=60, batch_size=24, lr=0.05, seed=1334)
     parser.add_argument("--weight-decay", type=float, default=5e-4, help="default 5e-4")
     parser.add_argument("--dropout", type=common.fraction, default=0.5, help="in the head (default 0.5)")
-    common.checkpointing_argument(parser)
-    common.weights_argument(parser, "torchvision's densenet121")
+    parser.add_argument("--checkpointing", choices=["on", "off"], default="off", help="default off")
+    parser.add_argument(
+        "--weights", type=Path, help="state dict of torchvision's densenet121 to start from (default: random)"
+    )
     return parser.parse_args(argv)
 
 
@@ -115,51 +115,67 @@ def build_optimizer(model: nn.Module, args: Namespace) -> Optimizer:
 # ---- loop -----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model: nn.Module, loader: DataLoader, run: common.Run) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: DataLoader, args: Namespace, progress: common.Progress) -> dict[str, float]:
     model.eval()
+    progress.begin("evaluate", len(loader))
     loss, correct, seen = 0.0, 0.0, 0
     with torch.no_grad():
-        for images, labels in run.evaluate(loader):
-            images, labels = images.to(run.device), labels.to(run.device)
+        for number, (images, labels) in enumerate(loader, 1):
+            images, labels = images.to(args.device), labels.to(args.device)
             output = model(images)
             loss += F.cross_entropy(output, labels).item() * len(labels)
             correct += (output.argmax(dim=1) == labels).sum().item()
             seen += len(labels)
+            progress.step()
+            if number == args.max_steps:
+                break
     return {"val_loss": loss / seen, "val_accuracy_percent": 100 * correct / seen}
 
 
-def train(args: Namespace, train_set: Dataset, val_set: Dataset, kind: str, run: common.Run) -> None:
+def train(args: Namespace, train_set: Dataset, val_set: Dataset, kind: str, progress: common.Progress) -> None:
     common.set_seed(args.seed, deterministic=True)
-    options = run.loader_options(workers=2)
+    options = common.loader_options(args, workers=2)
     train_loader = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=True, **options)
     val_loader = DataLoader(val_set, args.batch_size, shuffle=True, drop_last=True, **options)
 
-    model = build_model(args).to(run.device)
+    model = build_model(args).to(args.device)
     optimizer = build_optimizer(model, args)
     schedule = StepLR(optimizer, step_size=max(1, args.epochs * 2 // 3), gamma=0.1)
 
-    run.ready(kind, model, train_loader)
-    for _ in run.epochs():
+    steps = common.full_steps(train_loader, args)
+    progress.ready(kind, common.num_parameters(model), steps)
+    for _ in range(args.epochs):
         model.train()
-        for step in run.train(train_loader):
-            optimizer.zero_grad()
-            for batch in step.batches:
-                loss = batch_loss(model, batch, run.device)
-                (loss / len(step.batches)).backward()
-            optimizer.step()
-            step.done(loss)
-        metrics = evaluate(model, val_loader, run)
+        progress.begin("train", steps)
+        for index, batch in enumerate(train_loader):
+            step, part = divmod(index, args.accumulate)  # a step takes so many batches
+            parts = min(args.accumulate, len(train_loader) - index + part)  # the last one those that are left
+            if part == 0:
+                optimizer.zero_grad()
+            loss = batch_loss(model, batch, args.device)
+            (loss / parts).backward()
+            progress.batch(len(batch[0]), loss)
+            if part + 1 == parts:
+                optimizer.step()
+                progress.step()
+                if step + 1 == args.max_steps:
+                    break
+        metrics = evaluate(model, val_loader, args, progress)
         schedule.step()
-        run.save(model=model.state_dict())
-        run.epoch_end(metrics)
+        if args.save:
+            progress.begin("save")
+            torch.save({"model": model.state_dict()}, args.save)
+        progress.end_epoch(metrics)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    with common.Run("densenet121", args) as run:
+    with common.Progress("densenet121", args) as progress:
         train_set, val_set, kind = load(args.data_dir)
-        for _ in run.repeats():
-            train(args, train_set, val_set, kind, run)
+        train(args, train_set, val_set, kind, progress)
+        while args.repeat:
+            gc.collect()  # frees what the last training held
+            train(args, train_set, val_set, kind, progress)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """hrnet18: recognises persons with a high-resolution network (layumi/Person_reID_baseline_pytorch, HRNet-W18).
 
+Start   python -m workloads.hrnet18 --epochs 1
 Data    Market-1501, 751 identities: 12,936 training and 751 validation images, 3x256x128 float32, padded, cropped and
         flipped at random. 539 steps of 24, then a validation of 31 batches; incomplete batches are dropped in both.
 Model   timm's hrnet_w18 without its classifier, pooled; head 2048 -> 512, batch-norm, dropout, -> 751.
@@ -12,7 +13,7 @@ The study's launcher forced batch size 24. Its run failed when timm asked its hu
 Left out: the later processes that extract and match features of the test set.
 """
 
-import sys
+import gc
 from argparse import Namespace
 from pathlib import Path
 
@@ -25,9 +26,6 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-if not __package__:  # started as a file: the package lies in the folder above
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from workloads import common, samples
 
 SIZE = (256, 128)
@@ -37,7 +35,7 @@ def arguments(argv: list[str] | None = None) -> Namespace:
     parser = common.torch_parser(__doc__, epochs=60, batch_size=24, lr=0.05, seed=1334)
     parser.add_argument("--weight-decay", type=float, default=5e-4, help="default 5e-4")
     parser.add_argument("--dropout", type=common.fraction, default=0.5, help="in the head (default 0.5)")
-    common.weights_argument(parser, "timm's hrnet_w18")
+    parser.add_argument("--weights", type=Path, help="state dict of timm's hrnet_w18 to start from (default: random)")
     return parser.parse_args(argv)
 
 
@@ -107,51 +105,67 @@ def build_optimizer(model: nn.Module, args: Namespace) -> Optimizer:
 # ---- loop -----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model: nn.Module, loader: DataLoader, run: common.Run) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: DataLoader, args: Namespace, progress: common.Progress) -> dict[str, float]:
     model.eval()
+    progress.begin("evaluate", len(loader))
     loss, correct, seen = 0.0, 0.0, 0
     with torch.no_grad():
-        for images, labels in run.evaluate(loader):
-            images, labels = images.to(run.device), labels.to(run.device)
+        for number, (images, labels) in enumerate(loader, 1):
+            images, labels = images.to(args.device), labels.to(args.device)
             output = model(images)
             loss += F.cross_entropy(output, labels).item() * len(labels)
             correct += (output.argmax(dim=1) == labels).sum().item()
             seen += len(labels)
+            progress.step()
+            if number == args.max_steps:
+                break
     return {"val_loss": loss / seen, "val_accuracy_percent": 100 * correct / seen}
 
 
-def train(args: Namespace, train_set: Dataset, val_set: Dataset, kind: str, run: common.Run) -> None:
+def train(args: Namespace, train_set: Dataset, val_set: Dataset, kind: str, progress: common.Progress) -> None:
     common.set_seed(args.seed, deterministic=True)
-    options = run.loader_options(workers=2)
+    options = common.loader_options(args, workers=2)
     train_loader = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=True, **options)
     val_loader = DataLoader(val_set, args.batch_size, shuffle=True, drop_last=True, **options)
 
-    model = build_model(args).to(run.device)
+    model = build_model(args).to(args.device)
     optimizer = build_optimizer(model, args)
     schedule = StepLR(optimizer, step_size=max(1, args.epochs * 2 // 3), gamma=0.1)
 
-    run.ready(kind, model, train_loader)
-    for _ in run.epochs():
+    steps = common.full_steps(train_loader, args)
+    progress.ready(kind, common.num_parameters(model), steps)
+    for _ in range(args.epochs):
         model.train()
-        for step in run.train(train_loader):
-            optimizer.zero_grad()
-            for batch in step.batches:
-                loss = batch_loss(model, batch, run.device)
-                (loss / len(step.batches)).backward()
-            optimizer.step()
-            step.done(loss)
-        metrics = evaluate(model, val_loader, run)
+        progress.begin("train", steps)
+        for index, batch in enumerate(train_loader):
+            step, part = divmod(index, args.accumulate)  # a step takes so many batches
+            parts = min(args.accumulate, len(train_loader) - index + part)  # the last one those that are left
+            if part == 0:
+                optimizer.zero_grad()
+            loss = batch_loss(model, batch, args.device)
+            (loss / parts).backward()
+            progress.batch(len(batch[0]), loss)
+            if part + 1 == parts:
+                optimizer.step()
+                progress.step()
+                if step + 1 == args.max_steps:
+                    break
+        metrics = evaluate(model, val_loader, args, progress)
         schedule.step()
-        run.save(model=model.state_dict())
-        run.epoch_end(metrics)
+        if args.save:
+            progress.begin("save")
+            torch.save({"model": model.state_dict()}, args.save)
+        progress.end_epoch(metrics)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    with common.Run("hrnet18", args) as run:
+    with common.Progress("hrnet18", args) as progress:
         train_set, val_set, kind = load(args.data_dir)
-        for _ in run.repeats():
-            train(args, train_set, val_set, kind, run)
+        train(args, train_set, val_set, kind, progress)
+        while args.repeat:
+            gc.collect()  # frees what the last training held
+            train(args, train_set, val_set, kind, progress)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """mnist_ff: digits by the forward-forward algorithm (pytorch/examples, mnist_forward_forward).
 
+Start   python -m workloads.mnist_ff --epochs 1
 Data    60,000 + 10,000 images as 784 float32, normalised; a digit's label is written into its first ten pixels.
 Model   linear layers 784 -> 500 -> 500, each trained for itself: no gradient passes between them. 643,000 parameters.
 Train   one Adam per layer pushes the goodness (mean squared activation) of rightly labelled images above 2 and that of
@@ -15,19 +16,15 @@ batch_size 32 into the size of that training set, so that an epoch was two steps
 here both train within each epoch, so that an epoch has an end. With one epoch that is the same.
 """
 
+import gc
 import itertools
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.utils.data import DataLoader, Dataset
-
-if not __package__:  # started as a file: the package lies in the folder above
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from workloads import common, samples
 
@@ -121,44 +118,61 @@ def error_rate(model: nn.Module, batch: tuple[Tensor, Tensor], device: str) -> f
     return 1.0 - (model.predict(images) == labels).float().mean().item()
 
 
-def evaluate(model: nn.Module, loader: DataLoader, run: common.Run) -> float:
-    errors = [error_rate(model, batch, run.device) for batch in run.evaluate(loader)]
+def evaluate(model: nn.Module, loader: DataLoader, args: Namespace, progress: common.Progress) -> float:
+    errors = []
+    for number, batch in enumerate(loader, 1):
+        errors.append(error_rate(model, batch, args.device))
+        progress.step()
+        if number == args.max_steps:
+            break
     return sum(errors) / len(errors)
 
 
-def train(args: Namespace, train_set: FlatImages, test_set: FlatImages, run: common.Run) -> None:
+def train(args: Namespace, train_set: FlatImages, test_set: FlatImages, progress: common.Progress) -> None:
     common.set_seed(args.seed)
-    options = run.loader_options(workers=1)
+    options = common.loader_options(args, workers=1)
     train_loader = DataLoader(train_set, args.batch_size, shuffle=True, **options)
     test_loader = DataLoader(test_set, TEST_BATCH_SIZE, **options)
 
-    model = build_model(args).to(run.device)
+    model = build_model(args).to(args.device)
     optimizers = [Adam(layer.parameters(), lr=args.lr) for layer in model.layers]
 
-    run.ready(train_set.digits.kind, model, train_loader, passes=len(optimizers))
-    for _ in run.epochs():
+    steps = common.full_steps(train_loader, args)
+    progress.ready(train_set.digits.kind, common.num_parameters(model), len(optimizers) * steps)
+    for _ in range(args.epochs):
+        progress.begin("train", steps, passes=len(optimizers))
         for depth, optimizer in enumerate(optimizers):
-            for step in run.train(train_loader, part=depth + 1, parts=len(optimizers)):
-                optimizer.zero_grad()
-                for batch in step.batches:
-                    loss = batch_loss(model, batch, run.device, depth)
-                    (loss / len(step.batches)).backward()
-                optimizer.step()
-                step.done(loss)
-        run.phase("evaluate")
-        train_error = error_rate(model, batch, run.device)  # upstream too: on the batch it was trained with
-        test_error = evaluate(model, test_loader, run)
-        run.save(model=model.state_dict())
-        run.epoch_end({"train_error": train_error, "test_error": test_error})
+            for index, batch in enumerate(train_loader):
+                step, part = divmod(index, args.accumulate)  # a step takes so many batches
+                parts = min(args.accumulate, len(train_loader) - index + part)  # the last one those that are left
+                if part == 0:
+                    optimizer.zero_grad()
+                loss = batch_loss(model, batch, args.device, depth)
+                (loss / parts).backward()
+                progress.batch(len(batch[0]), loss)
+                if part + 1 == parts:
+                    optimizer.step()
+                    progress.step()
+                    if step + 1 == args.max_steps:
+                        break
+        progress.begin("evaluate", len(test_loader))
+        train_error = error_rate(model, batch, args.device)  # upstream too: on the batch it was trained with
+        test_error = evaluate(model, test_loader, args, progress)
+        if args.save:
+            progress.begin("save")
+            torch.save({"model": model.state_dict()}, args.save)
+        progress.end_epoch({"train_error": train_error, "test_error": test_error})
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    with common.Run("mnist_ff", args) as run:
+    with common.Progress("mnist_ff", args) as progress:
         train_set = FlatImages(samples.mnist(args.data_dir, "train"))
         test_set = FlatImages(samples.mnist(args.data_dir, "t10k"))
-        for _ in run.repeats():
-            train(args, train_set, test_set, run)
+        train(args, train_set, test_set, progress)
+        while args.repeat:
+            gc.collect()  # frees what the last training held
+            train(args, train_set, test_set, progress)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """mrt_oast: tells whether two programs are clones, with transformers over syntax trees (MRT-OAST on OJClone).
 
+Start   python -m workloads.mrt_oast --epochs 1
 Data    7,500 programs, each as 256 token ids in pre-order, 256 in post-order and a mask; 40,000 training and 5,000
         validation pairs, half of them clones. 625 steps of 64 pairs (an incomplete batch is dropped), reshuffled per
         epoch; then a validation: the features of all programs in 118 batches of 64, and a cosine per pair.
@@ -18,8 +19,8 @@ older checkpoint. Here every epoch ends with a validation. The detailed test aft
 again on the other 5,000 pairs, is left out, and CUDA launches stay asynchronous.
 """
 
+import gc
 import math
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,9 +33,6 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, Sampler
-
-if not __package__:  # started as a file: the package lies in the folder above
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from workloads import common, samples
 
@@ -51,7 +49,7 @@ def arguments(argv: list[str] | None = None) -> Namespace:
     parser = common.torch_parser(__doc__, epochs=10, batch_size=64, lr=1e-4, seed=1334)
     parser.add_argument("--dropout", type=common.fraction, default=0.2, help="outside the attention (default 0.2)")
     parser.add_argument("--weight-decay", type=float, default=0.0, help="default 0")
-    common.checkpointing_argument(parser)
+    parser.add_argument("--checkpointing", choices=["on", "off"], default="off", help="default off")
     return parser.parse_args(argv)
 
 
@@ -260,16 +258,22 @@ def learning_rate(step: int, total_steps: int, peak: float) -> float:
 # ---- loop -----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model: nn.Module, programs: DataLoader, pairs: Pairs, run: common.Run) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, programs: DataLoader, pairs: Pairs, args: Namespace, progress: common.Progress
+) -> dict[str, float]:
     model.eval()
+    progress.begin("evaluate", len(programs))
     features, row = [], 0
     with torch.no_grad():
-        for batch in run.evaluate(programs):
-            features.append(model.features(*(tensor.to(run.device) for tensor in batch)))
+        for number, batch in enumerate(programs, 1):
+            features.append(model.features(*(tensor.to(args.device) for tensor in batch)))
             row += len(batch[0])
+            progress.step()
+            if number == args.max_steps:
+                break
         # A cut pass saw fewer programs: the pairs of those that it saw, by position.
         table = torch.cat(features)  # (P, 512)
-        first, second, is_clone = pairs.rows.to(run.device).unbind(1)
+        first, second, is_clone = pairs.rows.to(args.device).unbind(1)
         predicted = similarity(table[first % row], table[second % row]) > THRESHOLD
         is_clone = is_clone == 1
         hits = (predicted & is_clone).sum().item()
@@ -286,40 +290,54 @@ def scores(hits: float, found: float, clones: float) -> dict[str, float]:
     return {"precision": precision, "recall": recall, "f1": f1}
 
 
-def train(args: Namespace, programs: Programs, train_pairs: Pairs, valid_pairs: Pairs, run: common.Run) -> None:
+def train(
+    args: Namespace, programs: Programs, train_pairs: Pairs, valid_pairs: Pairs, progress: common.Progress
+) -> None:
     common.set_seed(args.seed, deterministic=True)
-    options = run.loader_options(workers=0)
+    options = common.loader_options(args, workers=0)
     batches = ShuffledBatches(len(train_pairs), args.batch_size, args.seed)
     train_loader = DataLoader(train_pairs, batch_sampler=batches, **options)
     program_loader = DataLoader(programs, FEATURE_BATCH_SIZE, **options)
 
-    model = build_model(args).to(run.device)
+    model = build_model(args).to(args.device)
     optimizer = Adam(model.parameters(), lr=1.0, weight_decay=args.weight_decay)
-    total_steps = args.epochs * common.full_steps(train_loader, args)
+    steps = common.full_steps(train_loader, args)
+    total_steps = args.epochs * steps
     schedule = LambdaLR(optimizer, lambda step: learning_rate(step, total_steps, args.lr))
 
-    run.ready(programs.kind, model, train_loader)
-    for _ in run.epochs():
+    progress.ready(programs.kind, common.num_parameters(model), steps)
+    for _ in range(args.epochs):
         model.train()
-        for step in run.train(train_loader):
-            optimizer.zero_grad()
-            for batch in step.batches:
-                loss = batch_loss(model, batch, run.device)
-                (loss / len(step.batches)).backward()
-            optimizer.step()
-            schedule.step()
-            step.done(loss)
-        metrics = evaluate(model, program_loader, valid_pairs, run)
-        run.save(model=model.state_dict())
-        run.epoch_end(metrics)
+        progress.begin("train", steps)
+        for index, batch in enumerate(train_loader):
+            step, part = divmod(index, args.accumulate)  # a step takes so many batches
+            parts = min(args.accumulate, len(train_loader) - index + part)  # the last one those that are left
+            if part == 0:
+                optimizer.zero_grad()
+            loss = batch_loss(model, batch, args.device)
+            (loss / parts).backward()
+            progress.batch(len(batch[0]), loss)
+            if part + 1 == parts:
+                optimizer.step()
+                schedule.step()
+                progress.step()
+                if step + 1 == args.max_steps:
+                    break
+        metrics = evaluate(model, program_loader, valid_pairs, args, progress)
+        if args.save:
+            progress.begin("save")
+            torch.save({"model": model.state_dict()}, args.save)
+        progress.end_epoch(metrics)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    with common.Run("mrt_oast", args) as run:
+    with common.Progress("mrt_oast", args) as progress:
         programs, train_pairs, valid_pairs = ojclone(args.data_dir)
-        for _ in run.repeats():
-            train(args, programs, train_pairs, valid_pairs, run)
+        train(args, programs, train_pairs, valid_pairs, progress)
+        while args.repeat:
+            gc.collect()  # frees what the last training held
+            train(args, programs, train_pairs, valid_pairs, progress)
 
 
 if __name__ == "__main__":

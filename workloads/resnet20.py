@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """resnet20: CIFAR-10 with the ResNet-20 of the ResNet paper (akamaster/pytorch_resnet_cifar10).
 
+Start   python -m workloads.resnet20 --epochs 1
 Data    50,000 + 10,000 images, 3x32x32 float32; training ones flipped and cropped at random. 391 steps of 128 (the
         last has 80), then a validation pass of 79.
 Model   three stages of three basic blocks with 16, 32 and 64 channels; shortcuts without parameters. 269,722.
@@ -11,8 +12,8 @@ Left out: DataParallel, which on one GPU only passes calls on, and the second pr
 once more.
 """
 
+import gc
 import pickle
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -24,9 +25,6 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-
-if not __package__:  # started as a file: the package lies in the folder above
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from workloads import common, samples
 
@@ -133,51 +131,67 @@ def batch_loss(model: nn.Module, batch: tuple[Tensor, Tensor], device: str) -> T
 # ---- loop -----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model: nn.Module, loader: DataLoader, run: common.Run) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: DataLoader, args: Namespace, progress: common.Progress) -> dict[str, float]:
     model.eval()
+    progress.begin("evaluate", len(loader))
     loss, correct, seen = 0.0, 0.0, 0
     with torch.no_grad():
-        for images, labels in run.evaluate(loader):
-            images, labels = images.to(run.device), labels.to(run.device)
+        for number, (images, labels) in enumerate(loader, 1):
+            images, labels = images.to(args.device), labels.to(args.device)
             output = model(images)
             loss += F.cross_entropy(output, labels, reduction="sum").item()
             correct += (output.argmax(dim=1) == labels).sum().item()
             seen += len(images)
+            progress.step()
+            if number == args.max_steps:
+                break
     return {"val_loss": loss / seen, "val_accuracy_percent": 100 * correct / seen}
 
 
-def train(args: Namespace, train_set: Images, val_set: Images, run: common.Run) -> None:
+def train(args: Namespace, train_set: Images, val_set: Images, progress: common.Progress) -> None:
     common.set_seed(args.seed, deterministic=True)
-    options = run.loader_options(workers=4)
+    options = common.loader_options(args, workers=4)
     train_loader = DataLoader(train_set, args.batch_size, shuffle=True, **options)
     val_loader = DataLoader(val_set, 128, **options)
 
-    model = build_model(args).to(run.device)
+    model = build_model(args).to(args.device)
     optimizer = SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
     schedule = MultiStepLR(optimizer, milestones=[100, 150], gamma=0.1)
 
-    run.ready(train_set.kind, model, train_loader)
-    for _ in run.epochs():
+    steps = common.full_steps(train_loader, args)
+    progress.ready(train_set.kind, common.num_parameters(model), steps)
+    for _ in range(args.epochs):
         model.train()
-        for step in run.train(train_loader):
-            optimizer.zero_grad()
-            for batch in step.batches:
-                loss = batch_loss(model, batch, run.device)
-                (loss / len(step.batches)).backward()
-            optimizer.step()
-            step.done(loss)
-        metrics = evaluate(model, val_loader, run)
+        progress.begin("train", steps)
+        for index, batch in enumerate(train_loader):
+            step, part = divmod(index, args.accumulate)  # a step takes so many batches
+            parts = min(args.accumulate, len(train_loader) - index + part)  # the last one those that are left
+            if part == 0:
+                optimizer.zero_grad()
+            loss = batch_loss(model, batch, args.device)
+            (loss / parts).backward()
+            progress.batch(len(batch[0]), loss)
+            if part + 1 == parts:
+                optimizer.step()
+                progress.step()
+                if step + 1 == args.max_steps:
+                    break
+        metrics = evaluate(model, val_loader, args, progress)
         schedule.step()
-        run.save(model=model.state_dict())
-        run.epoch_end(metrics)
+        if args.save:
+            progress.begin("save")
+            torch.save({"model": model.state_dict()}, args.save)
+        progress.end_epoch(metrics)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    with common.Run("resnet20", args) as run:
+    with common.Progress("resnet20", args) as progress:
         train_set, val_set = Images(args.data_dir, "train"), Images(args.data_dir, "test")
-        for _ in run.repeats():
-            train(args, train_set, val_set, run)
+        train(args, train_set, val_set, progress)
+        while args.repeat:
+            gc.collect()  # frees what the last training held
+            train(args, train_set, val_set, progress)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vulberta_cnn: finds vulnerable C functions with convolutions over frozen embeddings (ICL-ml4csec/VulBERTa, CNN).
 
+Start   python -m workloads.vulberta_cnn --epochs 1
 Data    D2A, functions: 4,643 + 596 token sequences of 1024, without a mask. 37 steps of 128 in the order of the file,
         then a validation of 5 batches.
 Model   the 50,000 x 768 word embeddings of VulBERTa, frozen (38,400,000 values); three 1-D convolutions of 200
@@ -14,7 +15,7 @@ In the study this training was an empty function that returned at once and passe
 the authors' notebook. With --weights FILE the embeddings are read from there, under "embedding.weight".
 """
 
-import sys
+import gc
 from argparse import Namespace
 from pathlib import Path
 
@@ -23,9 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.utils.data import DataLoader
-
-if not __package__:  # started as a file: the package lies in the folder above
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from workloads import common, samples
 
@@ -38,7 +36,7 @@ def arguments(argv: list[str] | None = None) -> Namespace:
     parser = common.torch_parser(__doc__, epochs=20, batch_size=128, lr=5e-4, seed=1234)
     parser.add_argument("--weight-decay", type=float, default=0.0, help="default 0")
     parser.add_argument("--dropout", type=common.fraction, default=0.5, help="default 0.5")
-    common.weights_argument(parser, "the model")
+    parser.add_argument("--weights", type=Path, help="state dict of the model to start from (default: random)")
     return parser.parse_args(argv)
 
 
@@ -79,53 +77,71 @@ def batch_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], device: s
 # ---- loop -----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model: nn.Module, loader: DataLoader, run: common.Run, class_weights: Tensor) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, loader: DataLoader, args: Namespace, progress: common.Progress, class_weights: Tensor
+) -> dict[str, float]:
     model.eval()
+    progress.begin("evaluate", len(loader))
     losses, correct, seen = [], 0.0, 0
     with torch.no_grad():
-        for tokens, _, labels in run.evaluate(loader):
-            logits, labels = model(tokens.to(run.device)), labels.to(run.device)
+        for number, (tokens, _, labels) in enumerate(loader, 1):
+            logits, labels = model(tokens.to(args.device)), labels.to(args.device)
             losses.append(F.cross_entropy(logits, labels, weight=class_weights).item())
             correct += (logits.argmax(dim=1) == labels).sum().item()
             seen += len(labels)
+            progress.step()
+            if number == args.max_steps:
+                break
     return {"val_loss": sum(losses) / len(losses), "val_accuracy_percent": 100 * correct / seen}
 
 
-def train(args: Namespace, train_set: samples.Functions, dev_set: samples.Functions, run: common.Run) -> None:
+def train(args: Namespace, train_set: samples.Functions, dev_set: samples.Functions, progress: common.Progress) -> None:
     common.set_seed(args.seed, deterministic=True)
-    options = run.loader_options(workers=0)
+    options = common.loader_options(args, workers=0)
     train_loader = DataLoader(train_set, args.batch_size, **options)
     dev_loader = DataLoader(dev_set, args.batch_size, **options)
 
     model = build_model(args)
     if args.weights:
         common.load_weights(model, args.weights)
-    model.to(run.device)
-    class_weights = train_set.class_weights().to(run.device)
+    model.to(args.device)
+    class_weights = train_set.class_weights().to(args.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = Adam(trained, lr=args.lr, weight_decay=args.weight_decay)
 
-    run.ready(train_set.kind, model, train_loader)
-    for _ in run.epochs():
+    steps = common.full_steps(train_loader, args)
+    progress.ready(train_set.kind, common.num_parameters(model), steps)
+    for _ in range(args.epochs):
         model.train()
-        for step in run.train(train_loader):
-            optimizer.zero_grad()
-            for batch in step.batches:
-                loss = batch_loss(model, batch, run.device, class_weights)
-                (loss / len(step.batches)).backward()
-            optimizer.step()
-            step.done(loss)
-        metrics = evaluate(model, dev_loader, run, class_weights)
-        run.save(model=model.state_dict(), optimizer=optimizer.state_dict())
-        run.epoch_end(metrics)
+        progress.begin("train", steps)
+        for index, batch in enumerate(train_loader):
+            step, part = divmod(index, args.accumulate)  # a step takes so many batches
+            parts = min(args.accumulate, len(train_loader) - index + part)  # the last one those that are left
+            if part == 0:
+                optimizer.zero_grad()
+            loss = batch_loss(model, batch, args.device, class_weights)
+            (loss / parts).backward()
+            progress.batch(len(batch[0]), loss)
+            if part + 1 == parts:
+                optimizer.step()
+                progress.step()
+                if step + 1 == args.max_steps:
+                    break
+        metrics = evaluate(model, dev_loader, args, progress, class_weights)
+        if args.save:
+            progress.begin("save")
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, args.save)
+        progress.end_epoch(metrics)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    with common.Run("vulberta_cnn", args) as run:
+    with common.Progress("vulberta_cnn", args) as progress:
         train_set, dev_set = samples.d2a(args.data_dir, "train"), samples.d2a(args.data_dir, "dev")
-        for _ in run.repeats():
-            train(args, train_set, dev_set, run)
+        train(args, train_set, dev_set, progress)
+        while args.repeat:
+            gc.collect()  # frees what the last training held
+            train(args, train_set, dev_set, progress)
 
 
 if __name__ == "__main__":

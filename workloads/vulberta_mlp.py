@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vulberta_mlp: finds vulnerable C functions with a RoBERTa encoder (ICL-ml4csec/VulBERTa, MLP head).
 
+Start   python -m workloads.vulberta_mlp --epochs 1
 Data    D2A, functions: 4,643 + 596 token sequences of 1024, padded, with a mask. 2322 steps of 2, then an evaluation
         of 75 batches of 8.
 Model   RobertaForSequenceClassification, 12 layers of 768, vocabulary 50,000, 1026 positions. 124,836,866 parameters,
@@ -15,7 +16,7 @@ The original starts from the authors' pre-trained encoder (--weights) and evalua
 latter is left out. Its launcher reported success whatever happened, since the program swallowed every exception.
 """
 
-import sys
+import gc
 from argparse import Namespace
 from pathlib import Path
 
@@ -27,9 +28,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-if not __package__:  # started as a file: the package lies in the folder above
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from workloads import common, samples
 
 EVALUATION_BATCH_SIZE = 8
@@ -40,8 +38,8 @@ def arguments(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.0, help="not on biases and LayerNorm (default 0)")
     parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa", help="default sdpa")
     parser.add_argument("--fp16", choices=["on", "off"], default="on", help="mixed precision on the GPU (default on)")
-    common.checkpointing_argument(parser)
-    common.weights_argument(parser, "the model")
+    parser.add_argument("--checkpointing", choices=["on", "off"], default="off", help="default off")
+    parser.add_argument("--weights", type=Path, help="state dict of the model to start from (default: random)")
     return parser.parse_args(argv)
 
 
@@ -94,60 +92,77 @@ def build_optimizer(model: nn.Module, args: Namespace) -> Optimizer:
 # ---- loop -----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model: nn.Module, loader: DataLoader, run: common.Run, fp16: bool, weights: Tensor) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, loader: DataLoader, args: Namespace, progress: common.Progress, fp16: bool, weights: Tensor
+) -> dict[str, float]:
     model.eval()
+    progress.begin("evaluate", len(loader))
     losses, correct, seen = [], 0.0, 0
     with torch.no_grad():
-        for batch in run.evaluate(loader):
-            logits, labels = batch_logits(model, batch, run.device, fp16).float(), batch[2].to(run.device)
+        for number, batch in enumerate(loader, 1):
+            logits, labels = batch_logits(model, batch, args.device, fp16).float(), batch[2].to(args.device)
             losses.append(F.cross_entropy(logits, labels, weight=weights).item())
             correct += (logits.argmax(dim=1) == labels).sum().item()
             seen += len(labels)
+            progress.step()
+            if number == args.max_steps:
+                break
     return {"eval_loss": sum(losses) / len(losses), "eval_accuracy_percent": 100 * correct / seen}
 
 
-def train(args: Namespace, train_set: samples.Functions, dev_set: samples.Functions, run: common.Run) -> None:
+def train(args: Namespace, train_set: samples.Functions, dev_set: samples.Functions, progress: common.Progress) -> None:
     common.set_seed(args.seed, deterministic=True)
-    options = run.loader_options(workers=0)
+    options = common.loader_options(args, workers=0)
     train_loader = DataLoader(train_set, args.batch_size, shuffle=True, **options)
     dev_loader = DataLoader(dev_set, EVALUATION_BATCH_SIZE, **options)
 
     model = build_model(args)
     if args.weights:
         common.load_weights(model, args.weights)
-    model.to(run.device)
-    class_weights = train_set.class_weights().to(run.device)
-    fp16 = args.fp16 == "on" and run.device == "cuda"
+    model.to(args.device)
+    class_weights = train_set.class_weights().to(args.device)
+    fp16 = args.fp16 == "on" and args.device == "cuda"
     optimizer = build_optimizer(model, args)
     scaler = torch.amp.GradScaler("cuda", enabled=fp16)
-    total_steps = args.epochs * common.full_steps(train_loader, args)
+    steps = common.full_steps(train_loader, args)
+    total_steps = args.epochs * steps
     schedule = LambdaLR(optimizer, lambda done: max(0.0, 1 - done / total_steps))
 
-    run.ready(train_set.kind, model, train_loader)
-    for _ in run.epochs():
+    progress.ready(train_set.kind, common.num_parameters(model), steps)
+    for _ in range(args.epochs):
         model.train()
-        for step in run.train(train_loader):
-            for batch in step.batches:
-                loss = batch_loss(model, batch, run.device, fp16, class_weights)
-                scaler.scale(loss / len(step.batches)).backward()
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-            optimizer.zero_grad()
-            step.done(loss)
-        metrics = evaluate(model, dev_loader, run, fp16, class_weights)
-        run.save(model=model.state_dict(), optimizer=optimizer.state_dict())
-        run.epoch_end(metrics)
+        progress.begin("train", steps)
+        for index, batch in enumerate(train_loader):
+            step, part = divmod(index, args.accumulate)  # a step takes so many batches
+            parts = min(args.accumulate, len(train_loader) - index + part)  # the last one those that are left
+            loss = batch_loss(model, batch, args.device, fp16, class_weights)
+            scaler.scale(loss / parts).backward()
+            progress.batch(len(batch[0]), loss)
+            if part + 1 == parts:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                scaler.step(optimizer)
+                scaler.update()
+                schedule.step()
+                optimizer.zero_grad()
+                progress.step()
+                if step + 1 == args.max_steps:
+                    break
+        metrics = evaluate(model, dev_loader, args, progress, fp16, class_weights)
+        if args.save:
+            progress.begin("save")
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, args.save)
+        progress.end_epoch(metrics)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    with common.Run("vulberta_mlp", args) as run:
+    with common.Progress("vulberta_mlp", args) as progress:
         train_set, dev_set = samples.d2a(args.data_dir, "train"), samples.d2a(args.data_dir, "dev")
-        for _ in run.repeats():
-            train(args, train_set, dev_set, run)
+        train(args, train_set, dev_set, progress)
+        while args.repeat:
+            gc.collect()  # frees what the last training held
+            train(args, train_set, dev_set, progress)
 
 
 if __name__ == "__main__":
