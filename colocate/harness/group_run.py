@@ -158,16 +158,6 @@ class GroupRun(ObservedGroup):
         self._keep_dry_runs()
         return self._write()
 
-    def _keep_dry_runs(self) -> None:
-        """Let later groups of the session replay what was run to its end here."""
-        if self._dry_runs is None or self._virtual_gpu is None:
-            return
-        for training in self._members:
-            ends = [process.exit for process in training.processes]
-            finished = training.ready_t is not None or all(end is not None and end.ok for end in ends)
-            if finished and not training.replayed:
-                self._dry_runs.keep(training, self.directory, self.group.id)
-
     def _see_who_else_is_there(self) -> None:
         """After a failure: a foreign process who came since the last list of processes may be the reason."""
         ends = [process.exit for training in self._members for process in training.processes]

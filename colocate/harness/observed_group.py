@@ -133,6 +133,16 @@ class ObservedGroup:
         self.verdict = write_record(self.directory, self.group, evidence, self._monitor.vitals(), self._run.name)
         return self.verdict
 
+    def _keep_dry_runs(self) -> None:
+        """Let later groups of the session replay what was run to its end here."""
+        if self._dry_runs is None or self._virtual_gpu is None:
+            return
+        for training in self._members:
+            ends = [process.exit for process in training.processes]
+            finished = training.ready_t is not None or all(end is not None and end.ok for end in ends)
+            if finished and not training.replayed:
+                self._dry_runs.keep(training, self.directory, self.group.id)
+
     def evidence(self) -> Evidence:
         """Everything that was seen, as a record."""
         origin_t = self._monitor.started_s
