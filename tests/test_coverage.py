@@ -45,6 +45,7 @@ def test_what_is_reached_late_is_in_the_peak(run: Run) -> None:
     assert peak_mib(run, "accumulated") > 4 * 6 * 16, "parameters, gradients, and two states of Adam"
     assert peak_mib(run, "late_phase") > 4 * 64
     assert peak_mib(run, "late_phase_of_an_object") > 4 * 64, "its counter is an attribute, tested in a method"
+    assert peak_mib(run, "late_phases_by_a_length_and_by_a_buffer") > 5 * 64, "`number == len(loader) // 2`, a buffer"
     assert peak_mib(run, "epochs") > 4 * 64, "of 5,000 turns those that repeat others were left out"
     assert peak_mib(run, "longest") > 4 * 30_000 * 512 * 4 // MIB
 
@@ -55,18 +56,23 @@ def test_memory_that_grows_is_told_with_its_line_and_its_steps(run: Run) -> None
     coverage = run.record["coverage"]
     source = (PROGRAMS / "covered.py").read_text().splitlines()
     line = next(number for number, text in enumerate(source, 1) if "# kept here" in text)
-    leak, streamed, turns = coverage["growth"]
+    leak, now_and_then, replaced, streamed, turns = coverage["growth"]
 
     assert leak["place"] == f"covered.py:{line}"
     assert leak["bytes_per_step"] >= 512 * 512 * 4
     assert leak["steps_seen"] + leak["steps_left"] == 1 << 14
     assert coverage["growth_bytes"] > 15_000 * MIB
     assert coverage["certain_growth_bytes"] > 15_000 * MIB, "each step goes through that line"
+    assert now_and_then["bytes_per_step"] == 4 * MIB
+    assert 3_270 < now_and_then["steps_left"] < 3_277, "every fifth"
+    assert replaced["bytes_per_step"] == MIB, "a bank that torch.cat makes anew"
     assert streamed["steps_left"] is None
     assert turns["bytes_per_step"] >= 512 * 512 * 4
     assert 4_900 < turns["steps_left"] < 5_000
     doubts = sorted(code for code, _ in coverage["doubts"])
     assert doubts == ["longest_batch_unseen", "memory_grows"], "of the two streams, whose batches nobody knows ahead"
+    told = dict(coverage["doubts"])["longest_batch_unseen"]
+    assert "collects on the host" in told, "features of all data, of which a cut pass has some"
 
 
 # Without a program.

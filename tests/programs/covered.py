@@ -96,6 +96,51 @@ def late_phase_of_an_object():
         trainer.train_step(x)
 
 
+class Meter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(0))
+
+    def is_due(self):
+        self.calls += 1
+        return self.calls % 7_000 == 0
+
+
+def late_phases_by_a_length_and_by_a_buffer():
+    net, adam = network()
+    loader, meter = DataLoader(TensorDataset(torch.randn(1 << 17, 512)), 8), Meter()
+    for number, (x,) in enumerate(loader):
+        step(net, adam, x)
+        if number == len(loader) // 2:
+            network(4096, 4)
+        if meter.is_due():
+            network(4096, 5)
+
+
+def kept_now_and_then():
+    net, adam = network()
+    kept = []
+    for number, (x,) in enumerate(DataLoader(TensorDataset(torch.randn(1 << 17, 512)), 8)):
+        step(net, adam, x)
+        if number % 5 == 0:
+            kept.append(torch.zeros(1 << 20, device="cuda"))  # now and then
+
+
+def replaced_by_larger():
+    net, adam = network()
+    bank = torch.zeros(0, 512, device="cuda")
+    for (x,) in DataLoader(TensorDataset(torch.randn(1 << 17, 512)), 8):
+        step(net, adam, x)
+        bank = torch.cat([bank, torch.zeros(512, 512, device="cuda")])
+
+
+def collected_on_the_host():
+    net, adam = network()
+    loader = DataLoader(TensorDataset(torch.randn(1 << 17, 512)), 8)
+    kept = [step(net, adam, x).detach().cpu().expand(8, 512) for (x,) in loader]
+    torch.cat(kept).cuda()
+
+
 def accumulated():
     net, adam = network(2048, 6)
     for number, (x,) in enumerate(DataLoader(TensorDataset(torch.randn(40_000, 2048)), 2)):
@@ -156,6 +201,10 @@ for loop in (
     healthy,
     late_phase,
     late_phase_of_an_object,
+    late_phases_by_a_length_and_by_a_buffer,
+    kept_now_and_then,
+    replaced_by_larger,
+    collected_on_the_host,
     accumulated,
     longest,
     stream,

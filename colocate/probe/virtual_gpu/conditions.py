@@ -15,13 +15,16 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .branches import does_work
 from .decisions import UnknownFloat, UnknownInt
+from .values import UNKNOWN
+from .weighing import PURE_CALLS, keeps, weighs
 
-PURE_CALLS = {"len": len, "min": min, "max": max, "int": int, "round": round, "abs": abs, "bool": bool}
-PLAIN = (int, float, str, bool, type(None), list, tuple, dict, set, range)
+PLAIN = (int, float, str, bool, type(None), range)
+CONTAINERS = (list, tuple, dict, set)
+MOST_COPIED = 100  # elements of a container whose values are remembered
 EVALUATED = (
     ast.BoolOp,
     ast.BinOp,
@@ -42,9 +45,7 @@ EVALUATED = (
     ast.expr_context,
 )
 
-# In names of outcomes by which a library only tells something, such as Lightning's `should_log`.
-TELLS = {"log", "logs", "logging", "print", "save", "progress"}
-
+KNOWN_TIMES = 3  # that an outcome came: at first, and twice for what it keeps
 NOTES = 4  # of the latest steps, from which a counter is recognised
 SAME_STEPS = 2  # differences that must be equal; of unequal ones one more must have the same sign
 
@@ -70,6 +71,10 @@ class Leaf:
             ValueError: it is no plain value, so that comparing it would have an effect.
         """
         value = eval(self._code, scope, dict(variables))
+        if _is_whole_number(value):
+            return int(value)
+        if isinstance(value, (*HOLDS_DATA, *CONTAINERS)):
+            return _snapshot(value)
         if not isinstance(value, PLAIN) or isinstance(value, UnknownFloat | UnknownInt):
             raise ValueError(self.name)
         return value
@@ -109,6 +114,24 @@ class Leaf:
     def release(self) -> None:
         """Hold nothing of the program any more."""
         self._place = None
+
+
+def _snapshot(value: Any) -> Any:
+    """What a test may ask of a container: its few plain values, or its length; nothing of the program stays alive."""
+    few = isinstance(value, CONTAINERS) and len(value) <= MOST_COPIED
+    if not few or not all(isinstance(one, PLAIN) for one in value):
+        return range(len(value))
+    return set(value) if isinstance(value, dict | set) else list(value) if isinstance(value, list) else tuple(value)
+
+
+def _is_whole_number(value: Any) -> bool:
+    """A tensor of the host that counts, as a buffer ``steps`` of a module does."""
+    return (
+        type(value) is torch.Tensor
+        and value.numel() == 1
+        and value.device.type == "cpu"
+        and not (value.is_floating_point() or value.is_complex() or UNKNOWN in value.__dict__)
+    )
 
 
 class Level(Protocol):
@@ -172,14 +195,17 @@ class Condition:
         place: file and line.
         test: the test.
         pure: the part of it that can be evaluated without calling the program.
-        weighs: work of the device may hang on it.
+        weighs: work of the device may hang on it, or memory that is kept.
+        returns: an outcome that came once is awaited once more, for what it keeps each time.
     """
 
-    def __init__(self, place: str, test: ast.expr, pure: ast.expr, weighs: bool) -> None:
+    def __init__(self, place: str, test: ast.expr, pure: ast.expr, weighs: bool, returns: bool = False) -> None:
         self.place = place
         self.text = ast.unparse(test)
         self.weighs = weighs
         self.seen: set[bool] = set()
+        self.times = [0, 0]  # that it was found false, and true
+        self._returns = returns and weighs
         self.leaves: list[Leaf] = []
         self.ends: str | None = None  # the loop that is left where it comes true
         self.latest: tuple[int, int] | None = None
@@ -236,6 +262,7 @@ class Condition:
         if held is None:
             return
         self.seen.add(held)
+        self.times[held] += 1
         for series in several:
             series.add(values)
         for index, leaf in enumerate(self.leaves):
@@ -243,11 +270,24 @@ class Condition:
                 with contextlib.suppress(Exception):  # what holds it is gone by now
                     leaf.find(scope, variables, cells, own)
 
+    @property
+    def is_known(self) -> bool:
+        """Both outcomes were seen, and so often that what each of them keeps is known."""
+        return len(self.seen) > 1 and not (self._returns and min(self.times) < KNOWN_TIMES)
+
     def news(self, at: Level, steps: int) -> list[int]:
         """The steps of a loop, counted from here, at which it has an outcome that it has not had yet."""
+        return self._ahead(at, steps, {False, True} - self.seen)
+
+    def returning(self, at: Level, steps: int) -> list[int]:
+        """Those at which it has the outcome again that it has had only in the first steps of all."""
+        rare = self.times[True] < self.times[False]
+        return [] if self.is_known or len(self.seen) < 2 else self._ahead(at, steps, {rare})
+
+    def _ahead(self, at: Level, steps: int, wanted: set[bool]) -> list[int]:
         series = self.series_in(at)
         moving = [] if series is None else [(index, by) for index, by in enumerate(series.moves) if by]
-        if series is None or not moving or len(self.seen) > 1:
+        if series is None or not moving or not wanted:
             return []
         found, latest = [], series.notes[-1][1]
         values = list(latest)
@@ -257,7 +297,7 @@ class Condition:
             held = self._holds(values)
             if held is None:
                 return []
-            if held not in self.seen:
+            if held in wanted:
                 found.append(round(ahead * series.steps_per_note))
         return found
 
@@ -282,7 +322,8 @@ def condition_of(place: str, node: ast.AST, test: ast.expr, scope: ast.AST, *, o
     pure = pure_part(test)
     if pure is None or not any(isinstance(one, ast.Compare | ast.Mod) for one in ast.walk(pure)):
         return None
-    condition = Condition(place, test, pure, _weighs(node, scope, own))
+    keeping = own and keeps(node)
+    condition = Condition(place, test, pure, keeping or weighs(node, scope, own), returns=own)
     return condition if condition.leaves else None
 
 
@@ -316,42 +357,6 @@ def _is_evaluated(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id in PURE_CALLS
     return isinstance(node, EVALUATED)
-
-
-def _weighs(node: ast.AST, scope: ast.AST, own: bool) -> bool:
-    """Work of the device may hang on it, as far as names tell; the way out of a loop is none."""
-    if isinstance(node, ast.While) or _gives_a_rate(scope):
-        return False
-    if not isinstance(node, ast.If):
-        names = [one.id for one in getattr(node, "targets", ()) if isinstance(one, ast.Name)]
-        names += [scope.name] if isinstance(scope, ast.FunctionDef) and isinstance(node, ast.Return) else []
-        return own or not any(TELLS & set(name.lower().split("_")) for name in names)
-    sides = [*node.body, *node.orelse]
-    if isinstance(node.body[-1], ast.Continue | ast.Return) or does_work(scope, sides):
-        return True
-    stored = (one for side in sides for one in ast.walk(side) if isinstance(getattr(one, "ctx", None), ast.Store))
-    return any(isinstance(one, ast.Attribute | ast.Subscript) for one in stored)
-
-
-def _gives_a_rate(scope: ast.AST) -> bool:
-    """A function that returns a quotient and calls nothing but arithmetic, such as the learning rate of a step."""
-    if not isinstance(scope, ast.FunctionDef):
-        return False
-    nodes = list(ast.walk(scope))
-    returned = [one.value for one in nodes if isinstance(one, ast.Return) and one.value is not None]
-    quotients = (one for value in returned for one in ast.walk(value) if isinstance(one, ast.BinOp))
-    stored = (one for one in nodes if isinstance(getattr(one, "ctx", None), ast.Store))
-    return (
-        any(isinstance(one.op, ast.Div) for one in quotients)
-        and all(_is_arithmetic(one) for one in nodes if isinstance(one, ast.Call))
-        and all(isinstance(one, ast.Name) for one in stored)
-    )
-
-
-def _is_arithmetic(call: ast.Call) -> bool:
-    if isinstance(call.func, ast.Attribute):
-        return isinstance(call.func.value, ast.Name) and call.func.value.id == "math"
-    return isinstance(call.func, ast.Name) and call.func.id in {*PURE_CALLS, "float", "pow"}
 
 
 class _Named(ast.NodeTransformer):

@@ -17,8 +17,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..origin import is_own
 from ..record import Record
+from .collected import Collected
 from .conditions import Condition, move_counters
-from .growth import LEAST_GROWTH_BYTES, Kept, StepMemory
+from .growth import FOREVER, LEAST_GROWTH_BYTES, Kept, StepMemory
 from .loop_source import Loop
 from .own_loops import OwnLoops
 from .passes import (
@@ -73,6 +74,7 @@ class Coverage:
         self.has_optimizer = False
         self.ended_early = False
         self.own_loops = OwnLoops(self)
+        self.collected = Collected(self.doubt)
 
     @property
     def look_s(self) -> float:
@@ -158,6 +160,7 @@ class Coverage:
         known = one.known
         assert known is not None
         self.passes_cut += 1
+        one.is_cut = True
         known.settled = known.settled or not self._is_unsettled(one, known)
         targets = set(one.largest[:MOST_TARGETS]) if known.passes <= KNOWN_PASSES else set()
         targets |= self._news(one)
@@ -210,6 +213,7 @@ class Coverage:
         if highest > RISE * max(one.highest, default=0):
             one.last_rise = one.given
         one.highest.append(highest)
+        self.collected.look(one, frame)
         if one.loop is not None:
             self.watch.look(one.loop, frame)
         known.steps += self.steps - one.counted
@@ -229,9 +233,17 @@ class Coverage:
         self.highest = max(self.highest, highest)
         self.highest_of_turn = max(self.highest_of_turn, highest)
         self._extrapolated = max(self._extrapolated, highest + round(self._more()))
+        self._tell_events()
         sure = sum(self._in_the_pass(left) for left in self.left if left.is_certain)
         self._surely_more = max(self._surely_more, highest + round(sure))
         return highest
+
+    def _tell_events(self) -> None:
+        """What conditions kept, each time that they set something off, counts as growth."""
+        for event in self.events:
+            left, place = len(event.positions) - len(event.steps), event.condition.place
+            if len(event.steps) > 1 and (kept := self._kept_by(event)) * left >= LEAST_GROWTH_BYTES:
+                self.growth.setdefault(place, _growth(place, kept, len(event.steps), left))
 
     def _more(self) -> float:
         """What all that was left out would hold now."""
@@ -280,6 +292,9 @@ class Coverage:
             after = condition.news(one, ahead) if condition.weighs else []
             if after:
                 self.expected.append(condition)
+            elif not self._kept(one).matters(self._left_of(one)):  # what each step keeps is reckoned with as it is
+                after = condition.returning(one, ahead)
+            if after:
                 # A counter may be moved before or after the test, and batches of a step may be taken ahead of it.
                 ahead_of_it = math.ceil(condition.steps_per_note(one)) - 1
                 positions = [max(one.given, one.given - 1 + more - ahead_of_it) for more in after]
@@ -311,7 +326,7 @@ class Coverage:
         """What the steps that are left out would keep, if those that were run kept something."""
         kept = self._kept(one)
         if kept.grows and kept.matters(self._left_of(one)):
-            known.slope = max(known.slope, kept.bytes_per_step)
+            known.slope, known.moves = max(known.slope, kept.bytes_per_step), kept.moves
         last = self.memory.step - 1
         if not known.slope or skipped == 0:
             return
@@ -320,7 +335,8 @@ class Coverage:
             return
         held = round(known.slope * max(1, last - one.first_step - 1))
         is_certain = kept.steps == kept.of_steps >= CERTAIN_STEPS and known.keeper.is_steady
-        one.left = Left(one.first_step, last, held, more, (skipped or 0) / run, is_certain=is_certain)
+        until = FOREVER if known.moves else last
+        one.left = Left(one.first_step, until, held, more, (skipped or 0) / run, is_certain=is_certain)
         self.left.append(one.left)
         self.grows(known.place, known.kept_at, known.slope, run, skipped)
         self.close_step()
@@ -335,12 +351,6 @@ class Coverage:
         """The coverage as the record has it."""
         highest = max(self.highest, self.memory.highest_bytes)
         extrapolated = max(self._extrapolated, self.memory.highest_bytes + round(self._more()))
-        for event in self.events:
-            left = len(event.positions) - len(event.steps)
-            if len(event.steps) > 1 and (kept := self._kept_by(event)) * left >= LEAST_GROWTH_BYTES:
-                self.growth.setdefault(
-                    event.condition.place, _growth(event.condition.place, kept, len(event.steps), left)
-                )
         loops = [*self.loops.values(), *self.own_loops.told()]
         return {
             "loops": [

@@ -8,6 +8,7 @@ what is known in `operators`, true values in `values`, blocks in `memory`.
 import functools
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -117,6 +118,7 @@ class Emulator:
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.fake_mode.cache_enabled = False  # its memory of results costs more than it saves behind ours
         self._shapes = KnownShapes(self.fake_mode)
+        self.moved: Callable[[Any], None] = lambda tensor: None  # told of each tensor of the host that comes
         self._workspace_bytes = workspace_bytes
         self._handles_with_workspace: set[tuple[int, int]] = set()
 
@@ -353,6 +355,7 @@ def _with_stand_ins(emulator: Emulator, function: Any, args: Any) -> Any:
     if len(args) > 1 and any(isinstance(arg, FakeTensor) for arg in args[1:]):
         return args
     real = args[0]
+    emulator.moved(real)
     with emulator.fake_mode:
         stand_in = torch.empty_strided(real.size(), real.stride(), dtype=real.dtype, device="cpu")
     return (stand_in, *args[1:])

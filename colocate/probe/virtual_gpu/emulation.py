@@ -112,6 +112,7 @@ def emulate(gpu_path: str, record: Record, watcher: AfterImport, batches_per_pas
         effort = EFFORTS[os.environ.get(EFFORT, "normal")]
         coverage = Coverage(record, device.steps, device.memory.settle, effort, may_end=device.trace is not None)
         coverage.install()
+        device.emulator.moved = coverage.collected.moved
         cut_loaders(batches_per_pass, record, coverage)
         if coverage.may_end:
             install_turns(coverage)

@@ -6,11 +6,12 @@ that growth is told from memory that merely moves: what a step allocated and two
 """
 
 import ast
+import inspect
 import itertools
 import statistics
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,11 @@ LEAST_BYTES = 512
 # Steps that must each have left something before it is called growth. The first ones make gradients, the optimizer's
 # state, averages; a queue of batches keeps two or three.
 CONFIRMED_STEPS = 4
+
+# A level that rises with each step by amounts that differ by no more than this share: what is kept is replaced by a
+# larger copy, as `bank = torch.cat([bank, features])` does.
+EQUAL_RISES = 1.25
+FOREVER = 1 << 62
 
 # What a step keeps may be so many times what it usually is; what is made once, such as an optimizer's state, is not.
 ALIKE = 4
@@ -42,17 +48,21 @@ class Kept(NamedTuple):
     """What steps left behind: how many of the last steps did, out of how many, and how much together.
 
     ``is_old``: the oldest of them did, too; a queue of batches, such as those of one optimizer step, holds the latest.
+    ``is_regular``: every third or rarer step did, from the first to the last at equal distances. ``moves``: it is not
+    where it was left, but in a larger copy that each step makes.
     """
 
     steps: int
     of_steps: int
     num_bytes: int
     is_old: bool
+    is_regular: bool = False
+    moves: bool = False
 
     def matters(self, steps_left: int | None) -> bool:
         """Most steps left something, and as much in each of those to come would be seen in the peak."""
         left = UNKNOWN_STEPS if steps_left is None else steps_left
-        several = self.is_old and self.steps * 3 >= self.of_steps > 0
+        several = self.is_regular or (self.is_old and self.steps * 3 >= self.of_steps > 0)
         return several and self.bytes_per_step * left >= LEAST_GROWTH_BYTES
 
     @property
@@ -75,6 +85,7 @@ class StepMemory:
         self.blocks = self.blocks_before = 0  # allocated in this step, and in the one before
         self._step_of: dict[int, tuple[int, int]] = {}
         self._left: dict[int, int] = {}
+        self._levels: list[int] = []  # at the end of each step
 
     def allocated(self, number: int, num_bytes: int, stream: int) -> None:
         """A block was handed out."""
@@ -102,6 +113,7 @@ class StepMemory:
         highest, self.highest_bytes = self.highest_bytes, self.current_bytes
         self.blocks_before, self.blocks = self.blocks, 0
         self.step += 1
+        self._levels.append(self.current_bytes)
         for step in [step for step, left in list(self._left.items()) if not left]:
             self._left.pop(step, None)
         return highest
@@ -116,11 +128,33 @@ class StepMemory:
         count = until - since + 1
         oldest = max(1, count // 3)
         is_old = sum(step < since + oldest for step in alike) * 3 >= oldest
-        return Kept(len(alike), count, sum(alike.values()), is_old)
+        if len(alike) * 3 < count and (rise := self.rise(range(since, self.step))):
+            return Kept(count, count, rise * count, is_old=True, moves=True)
+        return Kept(len(alike), count, sum(alike.values()), is_old, _are_regular(sorted(alike), since, until))
+
+    def rise(self, steps: Sequence[int]) -> int:
+        """By how much the level rises from each of these steps to the next, in bytes; 0 unless most rise alike.
+
+        A larger copy may live beside the one that it replaces until the garbage collector has seen both.
+        """
+        levels = [self._levels[step] for step in steps]
+        rises = [after - before for before, after in itertools.pairwise(levels)]
+        usual = statistics.median_low(rises) if rises else 0
+        alike = [one for one in rises if usual <= EQUAL_RISES * one and one <= EQUAL_RISES * usual]
+        return usual if usual >= LEAST_BYTES and len(alike) * 2 > len(rises) else 0
 
     def still_held(self, first: int, last: int) -> int:
         """What the steps from ``first`` to ``last`` have left and still lives, in bytes."""
         return sum(size for step, size in list(self._left.items()) if first <= step <= last)
+
+
+def _are_regular(steps: list[int], since: int, until: int) -> bool:
+    """Say whether steps lie at equal distances of three or more, from the first to the last."""
+    distances = {after - before for before, after in itertools.pairwise(steps)}
+    if len(steps) < CONFIRMED_STEPS or len(distances) > 1:
+        return False
+    (distance,) = distances
+    return distance > 2 and steps[0] - since < distance and until - steps[-1] < distance
 
 
 class Keeper:
@@ -137,7 +171,7 @@ class Keeper:
         """Remember the sizes of containers in sight; ``file:line`` of one that has grown since the last look."""
         found: tuple[str, ast.AST] | None = None
         sizes: dict[tuple[int, str], int] = {}
-        for owner, name, value in _variables(frame):
+        for owner, name, value in variables_in_sight(frame):
             size = _size(value)
             if size is None:
                 continue
@@ -153,7 +187,7 @@ class Keeper:
         return found[0] if found else None
 
 
-def _variables(frame: Any) -> Iterator[tuple[Any, str, Any]]:
+def variables_in_sight(frame: Any) -> Iterator[tuple[Any, str, Any]]:
     """The variables of the program's frames from here on down the stack, and the attributes of their objects."""
     seen: set[int] = set()
     while frame is not None:
@@ -163,7 +197,7 @@ def _variables(frame: Any) -> Iterator[tuple[Any, str, Any]]:
                 if hasattr(value, "__dict__") and not isinstance(value, type(sys) | type) and id(value) not in seen:
                     seen.add(id(value))
                     yield from ((value, attribute, one) for attribute, one in list(vars(value).items()))
-            if id(frame.f_globals) not in seen and frame.f_globals is not frame.f_locals:
+            if id(frame.f_globals) not in seen and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
                 seen.add(id(frame.f_globals))
                 yield from ((frame.f_code, name, value) for name, value in list(frame.f_globals.items()))
         frame = frame.f_back

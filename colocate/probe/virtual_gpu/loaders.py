@@ -63,6 +63,7 @@ def cut_loaders(batches: int, record: Record, coverage: Coverage) -> None:
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             indices.waited((time.monotonic() - began_t) * iterator._num_workers)
         indices.measured(batch)
+        coverage.collected.came(batch)
         Enumerate.jumped += indices.gave(frame)
         return batch
 
@@ -216,6 +217,9 @@ class Indices:
             indices = next(itertools.islice(self._indices, position - self._next, None))
         self._next = position + 1
         self._out.append(position)
+        if isinstance(indices, list):
+            self._pass.samples += len(indices)
+            self._coverage.collected.batch_sizes.add(len(indices))
         return indices
 
     def _near(self, position: int) -> Any:

@@ -61,6 +61,7 @@ class LoopCoverage:
     unit: str = "batches"
     settled: bool = False
     slope: float = 0.0
+    moves: bool = False
     spent_s: float = 0.0
     keeper: Keeper = field(default_factory=Keeper)
     kept_at: str | None = None
@@ -89,6 +90,9 @@ class Pass:
     left: "Left | None" = None
     loop: Loop | None = None
     targets: list[int] = field(default_factory=list)
+    is_cut: bool = False
+    samples: int = 0  # in the batches that were run
+    containers: dict[tuple[int, str], int] = field(default_factory=dict)  # their lengths after its first step
     events: "list[Event]" = field(default_factory=list)
     place: str = "?"
     outer: Level | None = None

@@ -18,10 +18,10 @@ import torch
 from ..origin import is_own
 from .conditions import Level, move_counters
 from .coverage import Coverage
-from .growth import CONFIRMED_STEPS, LEAST_BYTES, LEAST_GROWTH_BYTES, Keeper
+from .growth import CONFIRMED_STEPS, FOREVER, LEAST_BYTES, LEAST_GROWTH_BYTES, Keeper
 from .loaders import Enumerate, looping
 from .loop_source import Loop
-from .passes import EFFORTS, MOST_AHEAD, MOST_TARGETS, RISE, Left, LoopCoverage
+from .passes import EFFORTS, MOST_AHEAD, MOST_TARGETS, RISE, Event, Left, LoopCoverage
 
 # Turns that are run at least: the first is a warm-up, what the second keeps shows in the third.
 LEAST_TURNS = 3
@@ -79,6 +79,7 @@ class Turns:
         self._keeper = Keeper()
         self._turns: list[Turn] = []
         self._targets: list[int] | None = None
+        self._events: list[Event] = []
         self._is_cheap = False
         self._since = 0, 0, 0.0, 0
 
@@ -128,6 +129,9 @@ class Turns:
         trained, last = self._trained - steps, coverage.memory.step - 1
         turn = Turn(first, last, trained, spent_s, coverage.highest, own_peak)
         self._turns.append(turn)
+        for event in self._events:
+            if self.given - 1 in event.positions[:2]:
+                event.steps.append((first, last))
         self._known.batches_run += 1
         self._known.steps += turn.optimizer_steps
         if len(self._turns) > 1 and self._kept_by(self._turns[-2]) > LEAST_BYTES:
@@ -168,7 +172,7 @@ class Turns:
     def _cut(self, frame: Any) -> None:
         """Leave out the turns that repeat others; what they would keep is reckoned with."""
         coverage, count = self._coverage, len(self.range)
-        targets = sorted({*self._news()[:MOST_TARGETS], count - 1})
+        targets = sorted({*self._news(), count - 1})
         self._targets = targets
         coverage.passes_cut += 1
         coverage.loops.setdefault(self.place, self._known)
@@ -179,13 +183,19 @@ class Turns:
         if peaks and max(peaks) > DIFFERENT * min(peaks):
             text = f"steps of the loop at {self.place} differ in memory, and only {self.given} of {count} were run"
             coverage.doubt("longest_batch_unseen", text)
-        known = self._turns[1:-1][-CONFIRMED_STEPS:]
+        self._extrapolate(skipped)
+
+    def _extrapolate(self, skipped: int) -> None:
+        """What the turns that are left out would keep, if those that were run kept something."""
+        coverage, known = self._coverage, self._turns[1:-1][-CONFIRMED_STEPS:]
         kept = [size for one in known if (size := self._kept_by(one)) > LEAST_BYTES]
-        slope = sum(kept) / len(known)
-        if len(kept) * 2 > len(known) and slope * skipped >= LEAST_GROWTH_BYTES:
+        slope, until = sum(kept) / len(known), self._turns[-1].last_step
+        if len(kept) * 2 <= len(known):
+            rise = coverage.memory.rise([one.last_step for one in self._turns[-CONFIRMED_STEPS - 1 :]])
+            slope, until = rise, FOREVER
+        if slope * skipped >= LEAST_GROWTH_BYTES:
             coverage.grows(self.place, self._known.kept_at, slope, len(self._turns), skipped)
-            first, last = self._turns[1].first_step, self._turns[-1].last_step
-            coverage.left.append(Left(first, last, 0, slope * skipped))
+            coverage.left.append(Left(self._turns[1].first_step, until, 0, slope * skipped))
 
     def _news(self) -> list[int]:
         """Turns at which a condition says something new: by what moves from turn to turn, or within the turns."""
@@ -201,7 +211,11 @@ class Turns:
             if turns and min(turns) <= left:
                 self._coverage.expected.append(condition)
                 found.append(self.given - 1 + min(turns))
-        return sorted(set(found))
+            elif returning := [self.given - 1 + ahead for ahead in condition.returning(self, left)]:
+                self._events.append(Event(condition, returning, 1))
+        self._coverage.events += self._events
+        again = [position for event in self._events[:MOST_TARGETS] for position in event.positions[:2]]
+        return [*sorted(found)[:MOST_TARGETS], *again]
 
     def _skip(self, skipped: int, frame: Any) -> None:
         if not skipped:

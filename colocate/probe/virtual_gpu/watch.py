@@ -109,7 +109,7 @@ class Watch:
         if type(value) is bool or type(value) is int or value is None:
             condition.seen.add(bool(value))
         at = self.at
-        if at is None or len(condition.seen) > 1 or condition.latest == (id(at), at.given):
+        if at is None or condition.is_known or condition.latest == (id(at), at.given):
             return value
         condition.latest = id(at), at.given
         levels = [one for one in self._levels() if not condition.is_noted(one)]

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells by the source whether memory may hang on a test that compares numbers: by work, or by what is kept.
+
+Standard library only; names are believed only where they are a library's.
+"""
+
+import ast
+from collections.abc import Iterator
+
+from .branches import does_work
+
+PURE_CALLS = {"len": len, "min": min, "max": max, "int": int, "round": round, "abs": abs, "bool": bool}
+
+# In names of outcomes by which a library only tells something, such as Lightning's `should_log`.
+TELLS = {"log", "logs", "logging", "print", "save", "progress"}
+
+# Calls by which a container takes something, and those whose results are no tensors of the device.
+TAKING = {"append", "appendleft", "add", "extend", "insert"}
+OF_THE_HOST = {"cpu", "item", "tolist", "numpy", "float", "int", "len", "str", "round", "format", "time"}
+
+
+def weighs(node: ast.AST, scope: ast.AST, own: bool) -> bool:
+    """Work of the device may hang on it, as far as names tell; the way out of a loop is none."""
+    if isinstance(node, ast.While) or _gives_a_rate(scope):
+        return False
+    if not isinstance(node, ast.If):
+        names = [one.id for one in getattr(node, "targets", ()) if isinstance(one, ast.Name)]
+        names += [scope.name] if isinstance(scope, ast.FunctionDef) and isinstance(node, ast.Return) else []
+        return own or not any(TELLS & set(name.lower().split("_")) for name in names)
+    sides = [*node.body, *node.orelse]
+    if isinstance(node.body[-1], ast.Continue | ast.Return) or does_work(scope, sides):
+        return True
+    stored = (one for side in sides for one in ast.walk(side) if isinstance(getattr(one, "ctx", None), ast.Store))
+    return any(isinstance(one, ast.Attribute | ast.Subscript) for one in stored)
+
+
+def _gives_a_rate(scope: ast.AST) -> bool:
+    """A function that returns a quotient and calls nothing but arithmetic, such as the learning rate of a step."""
+    if not isinstance(scope, ast.FunctionDef):
+        return False
+    nodes = list(ast.walk(scope))
+    returned = [one.value for one in nodes if isinstance(one, ast.Return) and one.value is not None]
+    quotients = (one for value in returned for one in ast.walk(value) if isinstance(one, ast.BinOp))
+    stored = (one for one in nodes if isinstance(getattr(one, "ctx", None), ast.Store))
+    return (
+        any(isinstance(one.op, ast.Div) for one in quotients)
+        and all(_is_arithmetic(one) for one in nodes if isinstance(one, ast.Call))
+        and all(isinstance(one, ast.Name) for one in stored)
+    )
+
+
+def _is_arithmetic(call: ast.Call) -> bool:
+    if isinstance(call.func, ast.Attribute):
+        return isinstance(call.func.value, ast.Name) and call.func.value.id == "math"
+    return isinstance(call.func, ast.Name) and call.func.id in {*PURE_CALLS, "float", "pow"}
+
+
+def keeps(node: ast.AST) -> bool:
+    """A side of an ``if`` puts something into a container that may be a tensor."""
+    sides = [*node.body, *node.orelse] if isinstance(node, ast.If) else []
+    calls = (one for side in sides for one in ast.walk(side) if isinstance(one, ast.Call))
+    taking = (one for one in calls if isinstance(one.func, ast.Attribute) and one.func.attr in TAKING)
+    return any(True for call in taking for given in call.args for _ in _tensors(given))
+
+
+def _tensors(given: ast.expr) -> Iterator[ast.expr]:
+    """The parts of an argument that may be tensors: names, results of calls, and those in tuples and lists."""
+    if isinstance(given, ast.Tuple | ast.List | ast.Set):
+        for one in given.elts:
+            yield from _tensors(one)
+    elif isinstance(given, ast.Name | ast.Attribute | ast.Subscript):
+        yield given
+    elif isinstance(given, ast.Call):
+        name = getattr(given.func, "attr", getattr(given.func, "id", ""))
+        if name not in OF_THE_HOST:
+            yield given
