@@ -114,6 +114,9 @@ class Trainer:
             print(number)
         if self.every and number > 50:
             unfreeze()
+        self.kept.append(torch.ones(1))
+        if len(self.kept) >= 90:
+            evaluate()
         return len(self.seen) > 3
 
 def counting():
@@ -133,10 +136,10 @@ def test_a_condition_on_a_counter_is_asked_ahead_without_calling_the_program(tmp
     path = tmp_path / "own.py"
     path.write_text(CONDITIONS)
     monkeypatch.setattr(colocate.probe.virtual_gpu.watch, "is_own", lambda name: name == str(path))
-    scope: dict = {}
+    scope: dict = {"torch": torch}
     exec(compile(CONDITIONS, str(path), "exec"), scope)
     trainer, step, watch = scope["Trainer"](), scope["counting"](), Watch()
-    trainer.steps, trainer.every, trainer.seen = 0, 100, []
+    trainer.steps, trainer.every, trainer.seen, trainer.kept = 0, 100, [], []
     watch.put_into_functions("loop", None)
     level = SimpleNamespace(place="loop", given=0, whole=500, outer=None)
     watch.begin(level)
@@ -149,12 +152,15 @@ def test_a_condition_on_a_counter_is_asked_ahead_without_calling_the_program(tmp
         "self.steps % self.every == 0": ([97], True),
         "number % 10 == 9": ([7], False),
         "self.every and number > 50": ([49], True),
+        "len(self.kept) >= 90": ([87], True),
         "len(self.seen) > 3": ([], True),
         "is_main() and count == 70": ([67], True),
     }
     move_counters(watch.noted_in(level), level, 66)
     scope["evaluate"] = [].append
     assert (trainer.steps, step.__closure__[0].cell_contents) == (69, 69)
+    (filled,) = [one for one in watch.conditions() if "kept" in one.text]
+    assert filled.news(level, 500)[:1] == [21], "of 66 steps that were left out nothing is in the list"
     with pytest.raises(TypeError):
         step()  # the phase at step 70
 

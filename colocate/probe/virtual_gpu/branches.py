@@ -30,7 +30,7 @@ eval train zero_grad detach cpu numpy tolist mean sum avg any all append extend 
 collect empty_cache synchronize memory_allocated max_memory_allocated memory_reserved max_memory_reserved
 memory_summary add_scalar add_scalars add_text set_description set_description_str set_postfix set_postfix_str
 get_last_lr lr getLogger report display tqdm close exit makedirs mkdir exists remove rename copyfile copy2
-system __colocate_told__
+pop popleft popitem clear discard system __colocate_told__
 """
 LIGHT_CALLS = frozenset(_LIGHT.split())
 LIGHT_PREFIXES = ("save", "log_", "print")

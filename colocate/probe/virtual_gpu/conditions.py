@@ -65,11 +65,7 @@ class Leaf:
         self._place: tuple[Any, Any] | None = None
 
     def read(self, scope: dict[str, Any], variables: Mapping[str, Any]) -> Any:
-        """Return the value.
-
-        Raises:
-            ValueError: it is no plain value, so that comparing it would have an effect.
-        """
+        """Return the value, or raise ValueError: it is no plain one, so that comparing it would have an effect."""
         value = eval(self._code, scope, dict(variables))
         if _is_whole_number(value):
             return int(value)
@@ -134,6 +130,11 @@ def _is_whole_number(value: Any) -> bool:
     )
 
 
+def _moved(value: Any, by: float) -> Any:
+    """A number, or the length of a container, as it will be."""
+    return range(max(0, len(value) + round(by))) if type(value) is range else value + by
+
+
 class Level(Protocol):
     """A loop that is under way: where it stands, how many of how many steps have begun, and the loop around it."""
 
@@ -152,6 +153,8 @@ class Series:
         self.steps_per_note = 1.0
         self.has_jumped = False
         self.moves: list[float] = [0] * leaves
+        self.lacks: list[float] = [0] * leaves  # elements that steps which were left out would have added
+        self._latest: list[Any] = [0] * leaves
         self.notes: deque[tuple[int, list[Any]]] = deque(maxlen=NOTES)
 
     def begin(self, at: Level) -> None:
@@ -168,12 +171,23 @@ class Series:
             self.notes.clear()
             self.has_jumped = False
         self.notes.append((self.number, values))
+        for index, (before, now) in enumerate(zip(self._latest, values, strict=True)):
+            if type(before) is type(now) is range and len(now) < len(before):  # emptied
+                self.lacks[index] = 0
+        self._latest = values
         numbers, rows = [one for one, _ in self.notes], [one for _, one in self.notes]
         if len(rows) > 1:
             self.steps_per_note = max(1.0, (numbers[-1] - numbers[0]) / (len(numbers) - 1))
         if len(rows) > SAME_STEPS:
             for index, column in enumerate(zip(*rows, strict=True)):
-                self.moves[index] = _move_of(column) if all(type(one) in (int, float) for one in column) else 0
+                numbers = tuple(len(one) if type(one) is range else one for one in column)
+                self.moves[index] = _move_of(numbers) if all(type(one) in (int, float) for one in numbers) else 0
+
+    @property
+    def whole(self) -> list[Any]:
+        """The latest values, as if no step had been left out."""
+        latest = self.notes[-1][1]
+        return [_moved(one, by) if by else one for one, by in zip(latest, self.lacks, strict=True)]
 
 
 def _move_of(column: tuple[float, ...]) -> float:
@@ -289,11 +303,11 @@ class Condition:
         moving = [] if series is None else [(index, by) for index, by in enumerate(series.moves) if by]
         if series is None or not moving or not wanted:
             return []
-        found, latest = [], series.notes[-1][1]
+        found, latest = [], series.whole
         values = list(latest)
         for ahead in range(1, int(steps / series.steps_per_note) + 1):
             for index, by in moving:
-                values[index] = latest[index] + ahead * by
+                values[index] = _moved(latest[index], ahead * by)
             held = self._holds(values)
             if held is None:
                 return []
@@ -336,6 +350,8 @@ def move_counters(conditions: Iterable[Condition], at: Level, steps: int) -> Non
             continue
         series.has_jumped = True
         notes = int(steps / series.steps_per_note)
+        for index, value in enumerate(series.notes[-1][1]):
+            series.lacks[index] += notes * series.moves[index] * (type(value) is range)
         for leaf, by in condition.moving(at) if condition.weighs else ():
             if leaf.place is not None and leaf.place not in moved and by == int(by):
                 moved.add(leaf.place)

@@ -135,13 +135,15 @@ class StepMemory:
     def rise(self, steps: Sequence[int]) -> int:
         """By how much the level rises from each of these steps to the next, in bytes; 0 unless most rise alike.
 
-        A larger copy may live beside the one that it replaces until the garbage collector has seen both.
+        A larger copy may live beside the one that it replaces until the garbage collector has seen both; what is given
+        back now and then, as at the end of an episode, does not grow.
         """
         levels = [self._levels[step] for step in steps]
         rises = [after - before for before, after in itertools.pairwise(levels)]
         usual = statistics.median_low(rises) if rises else 0
         alike = [one for one in rises if usual <= EQUAL_RISES * one and one <= EQUAL_RISES * usual]
-        return usual if usual >= LEAST_BYTES and len(alike) * 2 > len(rises) else 0
+        most = len(alike) * 2 > len(rises) and 2 * sum(rises) > usual * len(rises)
+        return usual if most and usual >= LEAST_BYTES else 0
 
     def still_held(self, first: int, last: int) -> int:
         """What the steps from ``first`` to ``last`` have left and still lives, in bytes."""
