@@ -36,6 +36,8 @@ def test_nothing_that_is_computed_from_a_length_or_a_number_breaks(run: Run) -> 
     assert run.exit_code == 0, run.output[-3000:]
     loops = run.record["coverage"]["loops"]
     assert sum(one["batches_run"] for one in loops) < 1500, "the passes were cut"
+    evaluated = next(one for one in loops if one["batches_whole"] == 3_000)
+    assert evaluated["batches_run"] < 1500, "turns of an evaluation that are alike to the byte"
     assert next(one for one in loops if one["batches_whole"] == 9001)["passes"] == 1
 
 

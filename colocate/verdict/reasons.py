@@ -71,7 +71,7 @@ class ReasonCode(StrEnum):
     )
     LONGEST_BATCH_UNSEEN = (
         "longest_batch_unseen",
-        "batches differ in shape, and the dry run may not have run the largest one",
+        "batches differ in shape, and the largest one may not have been run; or what a cut pass collected is too short",
     )
     PHASE_NOT_REACHED = (
         "phase_not_reached",

@@ -185,6 +185,19 @@ def uneven_stream():
         step(net, adam, x)
 
 
+@torch.no_grad()
+def evaluation_without_a_loader():
+    net, _ = network(1024, 8)
+    losses, words = torch.zeros(3_000), torch.zeros(4, 8, dtype=torch.long, device="cuda")
+    for number in range(3_000):
+        losses[number] = net(torch.randn(1024, 1024).cuda()).mean().item()
+    assert number == 2_999
+    for _ in range(40):  # a text grows with each turn
+        words = torch.cat([words, net(words[:, -1:].expand(-1, 1024).float()).argmax(1, keepdim=True)], 1)
+        net(torch.zeros(words.shape[1] * 512, 1024, device="cuda"))
+    assert words.shape[1] == 48
+
+
 def epochs():
     net, adam = network()
     kept = []
@@ -209,6 +222,7 @@ for loop in (
     longest,
     stream,
     uneven_stream,
+    evaluation_without_a_loader,
     epochs,
 ):
     peak_of(loop)

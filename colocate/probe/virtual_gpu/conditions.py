@@ -180,8 +180,8 @@ class Series:
             self.steps_per_note = max(1.0, (numbers[-1] - numbers[0]) / (len(numbers) - 1))
         if len(rows) > SAME_STEPS:
             for index, column in enumerate(zip(*rows, strict=True)):
-                numbers = tuple(len(one) if type(one) is range else one for one in column)
-                self.moves[index] = _move_of(numbers) if all(type(one) in (int, float) for one in numbers) else 0
+                counts = tuple(len(one) if type(one) is range else one for one in column)
+                self.moves[index] = _move_of(counts) if all(type(one) in (int, float) for one in counts) else 0
 
     @property
     def whole(self) -> list[Any]:

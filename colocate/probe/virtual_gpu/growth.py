@@ -205,6 +205,12 @@ def variables_in_sight(frame: Any) -> Iterator[tuple[Any, str, Any]]:
         frame = frame.f_back
 
 
+def lengths_in_sight(frame: Any) -> dict[tuple[int, str], int]:
+    """How long the containers are that the program's frames can see."""
+    seen = variables_in_sight(frame)
+    return {(id(owner), name): len(one) for owner, name, one in seen if isinstance(one, list | deque | dict | set)}
+
+
 def _size(value: Any) -> int | None:
     """How much a container of tensors holds, one level of containers deep; None for everything else."""
     if isinstance(value, dict):

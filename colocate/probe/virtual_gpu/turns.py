@@ -18,7 +18,7 @@ import torch
 from ..origin import is_own
 from .conditions import Level, move_counters
 from .coverage import Coverage
-from .growth import CONFIRMED_STEPS, FOREVER, LEAST_BYTES, LEAST_GROWTH_BYTES, Keeper
+from .growth import CONFIRMED_STEPS, FOREVER, LEAST_BYTES, LEAST_GROWTH_BYTES, Keeper, lengths_in_sight
 from .loaders import Enumerate, looping
 from .loop_source import Loop
 from .passes import EFFORTS, MOST_AHEAD, MOST_TARGETS, RISE, Event, Left, LoopCoverage
@@ -80,6 +80,7 @@ class Turns:
         self._turns: list[Turn] = []
         self._targets: list[int] | None = None
         self._events: list[Event] = []
+        self._lengths: dict[tuple[int, str], int] = {}
         self._is_cheap = False
         self._since = 0, 0, 0.0, 0
 
@@ -97,7 +98,7 @@ class Turns:
         else:
             self._loop.forget()
             self._coverage.watch.begin(self)
-        if self._targets is None and self._may_be_cut():
+        if self._targets is None and self._may_be_cut(frame):
             self._cut(frame)
         following = [self.given] if self._targets is None else self._targets
         position = following.pop(0) if following else len(self.range)
@@ -129,6 +130,8 @@ class Turns:
         trained, last = self._trained - steps, coverage.memory.step - 1
         turn = Turn(first, last, trained, spent_s, coverage.highest, own_peak)
         self._turns.append(turn)
+        if len(self._turns) == SETTLED_TURNS:
+            self._lengths = lengths_in_sight(frame)
         for event in self._events:
             if self.given - 1 in event.positions[:2]:
                 event.steps.append((first, last))
@@ -137,7 +140,7 @@ class Turns:
         if len(self._turns) > 1 and self._kept_by(self._turns[-2]) > LEAST_BYTES:
             self._known.kept_at = self._keeper.look(frame) or self._known.kept_at
 
-    def _may_be_cut(self) -> bool:
+    def _may_be_cut(self, frame: Any) -> bool:
         """Whether enough was seen, and the rest would take long."""
         left = len(self.range) - self.given
         is_step = bool(self._turns) and self._turns[-1].peak_bytes is not None
@@ -148,7 +151,8 @@ class Turns:
         trained = [one.optimizer_steps > 0 for one in self._turns[-least:]]
         if not coverage.may_end or coverage.effort is EFFORTS["full"]:
             return False
-        if not (any(trained) if is_step else all(trained[-SETTLED_TURNS:])):  # steps may be accumulated
+        # steps may be accumulated
+        if not (any(trained) if is_step else all(trained[-SETTLED_TURNS:])) and not self._only_evaluates(frame):
             return False
         rest_s = left * sum(one.spent_s for one in latest) / len(latest)
         if rest_s <= coverage.cheap_left_s:
@@ -162,6 +166,15 @@ class Turns:
             return False
         rising = latest[-1].highest_bytes > RISE * self._turns[-SETTLED_TURNS - 1].highest_bytes
         return not ((unclear or rising) and sum(one.spent_s for one in self._turns) < coverage.effort.unsettled_s)
+
+    def _only_evaluates(self, frame: Any) -> bool:
+        """The turns work on the device without gradients, are alike to the byte, and nothing grows, here or there.
+
+        A text that is generated word by word would differ by the logits of each word.
+        """
+        peaks = {one.peak_bytes for one in self._turns[1:]}
+        works = self._coverage.memory.blocks_before > 0 and not torch.is_grad_enabled()
+        return works and len(peaks) == 1 and None not in peaks and self._lengths == lengths_in_sight(frame)
 
     def _kept_by(self, turn: Turn) -> float:
         """What a turn allocated and still lives, and what the batches that it left out would add to it."""
@@ -220,7 +233,8 @@ class Turns:
     def _skip(self, skipped: int, frame: Any) -> None:
         if not skipped:
             return
-        self._coverage.own_loops.steps = 0
+        if self._known.steps:
+            self._coverage.own_loops.steps = 0
         self._loop.advance(frame, skipped)
         move_counters(self._coverage.watch.noted_in(self), self, skipped)
         Enumerate.jumped += skipped
