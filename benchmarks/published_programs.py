@@ -7,6 +7,8 @@ own. Arguments are a row's columns, as text.
 from collections.abc import Callable
 from typing import Any
 
+import published_detectors
+import published_transformers
 import torch
 from torch import nn
 from torch.nn import functional
@@ -378,4 +380,4 @@ PROGRAMS: dict[str, Callable[..., None]] = {
     for one in (
         timm_script, images, language, bert_large, vit_large, gpt_from_scratch, mlp, segmentation,
     )
-}  # fmt: skip
+} | published_transformers.PROGRAMS | published_detectors.PROGRAMS  # fmt: skip

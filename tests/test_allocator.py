@@ -147,6 +147,17 @@ def test_rounding_never_shrinks_and_is_stable(num_bytes, divisions):
     assert [documented.rounded(size * MIB) for size in (1200, 84)] == [1280 * MIB, 96 * MIB]
 
 
+def test_divisions_may_differ_by_size():
+    """The list of PyTorch's notes; what follows ``>`` goes from the last size on (``AllocatorConfig.cpp``)."""
+    configuration, notes = Settings.parse("roundup_power2_divisions:[256:1,512:2,1024:4,>:8],max_split_size_mb:512")
+
+    assert (notes, configuration.max_split_bytes) == ([], 512 * MIB)
+    assert configuration.roundup_power2_divisions == (*[1] * 9, 2, *[8] * 6)
+    sizes = {130: 130, 300: 300, 520: 768, 1030: 1152, 2100: 2304}
+    assert {size: configuration.rounded(size * MIB) // MIB for size in sizes} == sizes
+    assert Settings.parse("roundup_power2_divisions:[256:x]")[1] != []
+
+
 @pytest.mark.parametrize(
     ("num_bytes", "reserved_bytes"),
     [

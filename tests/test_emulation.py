@@ -218,6 +218,52 @@ def test_a_gpu_without_room_for_cudnn_is_out_of_memory_too(tmp_path):
     assert run.record["num_ooms"] == 1
 
 
+def test_a_mask_of_ones_is_known_to_be_one(tmp_path):
+    """Transformers leaves such a mask out, and takes another kernel of attention, which holds other tensors."""
+    program = 'import torch\nmask = torch.ones(4, 2048, device="cuda")\nprint(bool(torch.all(mask == 1)))'
+
+    assert Bench(tmp_path).run_source(program).output.strip() == "True"
+
+
+def test_the_step_of_torchao_is_taken_as_compiled(tmp_path):
+    """It is compiled into kernels that write in place, so that its temporaries in single precision never exist."""
+    package = tmp_path / "torchao" / "optim"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package.parent / "__init__.py").touch()
+    step = "def single_param_adam(p, grad):\n    p.copy_(p.float() + grad.float())\n"
+    (package / "adam.py").write_text(step)
+    program = (
+        "import torch\nfrom torchao.optim import adam\n"
+        'p = torch.zeros(1 << 24, device="cuda", dtype=torch.bfloat16)\n'
+        "adam.single_param_adam(p, p)\nprint(torch.cuda.max_memory_allocated() >> 20)"
+    )
+
+    run = Bench(tmp_path).run_source(program)
+
+    assert run.output.strip() == "32", run.output
+
+
+BENCHMARK = """
+import torch
+torch.backends.cudnn.benchmark = {benchmark}
+layer, x = torch.nn.Conv2d(4, 4, 3).cuda(), torch.ones(1, 4, 8, 8, device="cuda")
+for _ in range(2):
+    cached = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+    del cached
+    layer(x)
+    print(torch.cuda.memory_reserved() >> 20, end=" ")
+"""
+
+
+@pytest.mark.parametrize(("benchmark", "reserved_mib"), [(False, "66 66"), (True, "2 66")])
+def test_cudnn_benchmark_gives_the_cache_back_at_the_first_call_of_a_convolution(tmp_path, benchmark, reserved_mib):
+    """``run_single_conv`` of PyTorch's ``Conv_v8.cpp``: the workspaces of all plans were in the cache."""
+    run = Bench(tmp_path).run_source(BENCHMARK.format(benchmark=benchmark))
+
+    assert run.output.split() == reserved_mib.split(), run.output
+
+
 # --- short passes ----------------------------------------------------------------------------------------------------
 
 LOADERS = """

@@ -11,12 +11,14 @@ from colocate.units import MIB
 from colocate.verdict.evidence import Allocator, Evidence, Member
 
 # Shares of the allocator's reserved memory; docs/prediction-accuracy.md says how often ranges with them held. Upwards
-# they are what workspaces do not explain, and more where a program computes in half precision; downwards, what is left
-# when fragmentation is less. Of what is cached beyond the live memory, a GPU did without up to a share of CACHED_LESS.
+# they are what workspaces do not explain, and more where a program computes in half precision. Of what is cached beyond
+# the live memory, which is a matter of the order of all requests, a GPU did without up to a share of CACHED_LESS, or
+# took CACHED_MORE on top.
 LESS = 0.02
-MORE = 0.05
-MORE_IN_HALF = 0.07
+MORE = 0.03
+MORE_IN_HALF = 0.05
 CACHED_LESS = 0.65
+CACHED_MORE = 0.15
 
 # Of compiled programs, whose memory plan is not known: measured between a third less and a twentieth more than eager.
 COMPILED_LESS = 0.5
@@ -25,6 +27,7 @@ COMPILED_MORE = 0.06
 # Of a record without a bound for the workspaces of convolutions, or without the live memory, as older ones are.
 MORE_WITHOUT_BOUND = 0.20
 LESS_WITHOUT_LIVE = 0.12
+CACHED_MORE_WITHOUT_LIVE = 0.02
 
 # A CUDA context beyond the estimate written into the GPU, where a record does not say: see settings/gpu_models.json.
 CONTEXT_LESS_BYTES = 100 * MIB
@@ -120,11 +123,15 @@ def allocator_range(allocator: Allocator) -> PeakRange | None:
 
 def _least_share(allocator: Allocator, reserved: int) -> float:
     """The share of its reserved memory that a program takes at least."""
-    share = 1 - LESS_WITHOUT_LIVE
-    if allocator.max_allocated_bytes is not None:
-        cached = max(0, reserved - allocator.max_allocated_bytes)
-        share = (1 - CACHED_LESS * cached / reserved) * (1 - LESS)
+    cached = _cached_share(allocator, reserved)
+    share = 1 - LESS_WITHOUT_LIVE if cached is None else (1 - CACHED_LESS * cached) * (1 - LESS)
     return share * (1 - COMPILED_LESS) if allocator.compiled else share
+
+
+def _cached_share(allocator: Allocator, reserved: int) -> float | None:
+    """The share of its reserved memory that lay unused at the fullest instant; None where a record does not say."""
+    live = allocator.max_allocated_bytes
+    return None if live is None else max(0, reserved - live) / reserved
 
 
 def _context_range(allocator: Allocator, context_bytes: int) -> tuple[int, int]:
@@ -137,7 +144,9 @@ def _context_range(allocator: Allocator, context_bytes: int) -> tuple[int, int]:
 
 def _bound(allocator: Allocator, reserved: int) -> int:
     """The most that the allocator may reserve, with the workspaces that convolutions could take."""
+    cached = _cached_share(allocator, reserved)
     more = (MORE_IN_HALF if allocator.half else MORE) + (COMPILED_MORE if allocator.compiled else 0)
+    more += CACHED_MORE_WITHOUT_LIVE if cached is None else CACHED_MORE * cached
     if allocator.max_reserved_bound_bytes is not None:
         return round(max(reserved, allocator.max_reserved_bound_bytes) * (1 + more))
     return round(reserved * (1 + (MORE_WITHOUT_BOUND if allocator.convolutions else more)))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sizes that PyTorch's native allocator works with, and the options that change them. Sizes are bytes."""
 
+import re
 from dataclasses import dataclass, replace
 
 KIB = 1024
@@ -12,15 +13,16 @@ SMALL_SEGMENT_BYTES = 2 * MIB  # kSmallBuffer
 LARGE_SEGMENT_BYTES = 20 * MIB  # kLargeBuffer: what requests below kMinLargeAlloc share
 MIN_LARGE_BYTES = 10 * MIB  # kMinLargeAlloc: from here on a request gets a segment of its own
 ROUND_LARGE_BYTES = 2 * MIB  # kRoundLarge: ... rounded up to this
+ROUNDUP_INTERVALS = 16  # kRoundUpPowerOfTwoIntervals: from 1 MiB on, one for each power of two
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options of ``PYTORCH_ALLOC_CONF`` that move a peak."""
+    """The options of ``PYTORCH_ALLOC_CONF`` that move a peak; divisions are one number or one for each interval."""
 
     expandable_segments: bool = False
     max_split_bytes: int | None = None
-    roundup_power2_divisions: int = 0
+    roundup_power2_divisions: int | tuple[int, ...] = 0
     large_segment_bytes: int = LARGE_SEGMENT_BYTES
 
     @classmethod
@@ -31,7 +33,7 @@ class Settings:
             The settings, and one sentence for each option that the simulation leaves out.
         """
         settings, notes = cls(), []
-        for option in filter(None, (part.strip() for part in text.split(","))):
+        for option in filter(None, (part.strip() for part in re.split(r",(?![^\[]*\])", text))):
             name, _, value = option.partition(":")
             try:
                 settings = settings._with(name.strip(), value.strip())
@@ -45,7 +47,8 @@ class Settings:
         if name == "max_split_size_mb":
             return replace(self, max_split_bytes=int(value) * MIB)
         if name == "roundup_power2_divisions":
-            return replace(self, roundup_power2_divisions=int(value))
+            divisions = _divisions(value[1:-1]) if value.startswith("[") else int(value)
+            return replace(self, roundup_power2_divisions=divisions)
         if name == "large_segment_size_mb":
             return replace(self, large_segment_bytes=int(value) * MIB)
         if name == "backend" and value == "native":
@@ -56,10 +59,16 @@ class Settings:
         """The size of the block that a request is served with."""
         if num_bytes < MIN_BLOCK_BYTES:
             return MIN_BLOCK_BYTES
-        divisions = self.roundup_power2_divisions
+        divisions = self._divisions_at(num_bytes)
         if divisions > 1 and num_bytes > MIN_BLOCK_BYTES * divisions:
             return _next_division(num_bytes, divisions)
         return round_up(num_bytes, MIN_BLOCK_BYTES)
+
+    def _divisions_at(self, num_bytes: int) -> int:
+        given = self.roundup_power2_divisions
+        if isinstance(given, int):
+            return given
+        return given[min(max(0, num_bytes.bit_length() - MIB.bit_length()), ROUNDUP_INTERVALS - 1)]
 
     def segment_bytes(self, size: int) -> int:
         """The size of the segment that is requested for a block of this size."""
@@ -68,6 +77,26 @@ class Settings:
         if size < MIN_LARGE_BYTES:
             return self.large_segment_bytes
         return round_up(size, ROUND_LARGE_BYTES)
+
+
+def _divisions(text: str) -> tuple[int, ...]:
+    """The numbers of a list such as ``256:1,512:2,>:4``, sizes in MiB (``parseRoundUpPower2Divisions``).
+
+    The first goes for smaller sizes too; what follows ``>`` goes from the last size on, that one included.
+    """
+    found: list[int] = []
+    table = [0] * ROUNDUP_INTERVALS
+    for entry in text.split(","):
+        size, _, number = entry.partition(":")
+        if size.strip() == ">":
+            first = found[-1] if found else 0
+            table[first:] = [int(number)] * (ROUNDUP_INTERVALS - first)
+            continue
+        place = min(int(size).bit_length() - 1, ROUNDUP_INTERVALS - 1)
+        start = place if found else 0
+        table[start : place + 1] = [int(number)] * (place + 1 - start)
+        found.append(place)
+    return tuple(table)
 
 
 def round_up(size: int, multiple: int) -> int:

@@ -31,8 +31,17 @@ def prepare_libraries(watcher: AfterImport, unsupported: Callable[[str], Excepti
     watcher.when("triton.runtime.jit", lambda jit: _refuse_kernels(jit, unsupported))
     watcher.when("torch.utils.cpp_extension", lambda module: _refuse_extensions(module, unsupported))
     watcher.when("torch.distributed.fsdp", lambda module: _refuse_sharding(module, unsupported))
+    watcher.when("torchao.optim.adam", _step_in_place)
     watcher.when("cupy", lambda module: _refuse_import(module, unsupported))
     watcher.when("numba.cuda", lambda module: _refuse_kernel_decorator(module, unsupported))
+
+
+def _step_in_place(module: Any) -> None:
+    """Its step is always compiled, into kernels that write in place; run eagerly, it would hold six copies of a weight.
+
+    The states that it writes are there before it is called, and nobody knows their values.
+    """
+    module.single_param_adam = lambda *operands, **options: None
 
 
 def _tolerate_missing_operators() -> None:

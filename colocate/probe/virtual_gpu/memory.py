@@ -142,6 +142,7 @@ class DeviceMemory:
         self._observers = observers if trace is None else (*observers, trace)
         self._streams = threading.local()
         self._num_blocks = 0
+        self._tried: set[Convolution] = set()
         self._held: dict[int, Held] = {}
         self._dead: deque[int] = deque()
         self._lock = threading.Lock()
@@ -246,7 +247,14 @@ class DeviceMemory:
                 self.trace.kinds[held.block.number] = kind
 
     def convolved(self, call: Convolution) -> None:
-        """A convolution ran; its workspace is up to the observers."""
+        """A convolution ran; its workspace is up to the observers.
+
+        With cudnn.benchmark, cuDNN tries every plan of a call that is new, and PyTorch then gives the cache back, in
+        which their workspaces were (``run_single_conv`` of ``Conv_v8.cpp``). One filter per channel is torch's own.
+        """
+        if call.benchmark and not call.depthwise and call not in self._tried:
+            self._tried.add(call)
+            self.empty_cache()
         with self._lock:
             self._bury()
             for observer in self._observers:

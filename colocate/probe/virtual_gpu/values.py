@@ -22,6 +22,7 @@ aten = torch.ops.aten
 MOST_TRANSFERRED = 1 << 24
 MOST_INTEGERS = 1 << 22
 MOST_FLOATS = 1 << 10
+MOST_CONSTANTS = 1 << 18  # fractions that are all alike: masks of ones, which transformers used to make so
 MOST_VERDICTS = 1 << 26  # results of isfinite and the like, which are known whatever their input
 
 # Set on tensors of the host whose values came from an unknown one.
@@ -34,6 +35,7 @@ UNDEFINED = {
     aten.new_empty.default,
     aten.new_empty_strided.default,
 }
+CONSTANTS = {aten.ones.default, aten.zeros.default, aten.full.default}
 # "No gradient is infinite": what the kernel would write into its second argument is what already stands there.
 LEAVES_VALUES = {aten._amp_foreach_non_finite_check_and_unscale_.default}
 
@@ -155,7 +157,7 @@ class KnownValues:
         facts = self._facts_of(function)
         if facts.mutates:
             self._follow_mutation(function, args, kwargs, facts)
-        elif fresh and facts.predictable and isinstance(result, FakeTensor) and _small(result):
+        elif fresh and facts.predictable and isinstance(result, FakeTensor) and _small(result, function):
             self._met_assumed = False
             values = self.compute(function, args, kwargs)
             assumed = self._met_assumed
@@ -215,7 +217,7 @@ class KnownValues:
     def _overwrite(self, target: Any, source: Any) -> bool:
         """A whole small storage is written: its values are known afterwards if the source's are."""
         of_host = not isinstance(source, FakeTensor)
-        if not isinstance(target, FakeTensor) or not _small(target, of_host):
+        if not isinstance(target, FakeTensor) or not _small(target, of_host=of_host):
             return False
         values = source if of_host else self.of(source)
         if values is None:
@@ -293,9 +295,9 @@ class _OperatorFacts:
         return [tensor for one in found for tensor in (one if isinstance(one, list | tuple) else (one,))]
 
 
-def _small(tensor: Any, of_host: bool = False) -> bool:
+def _small(tensor: Any, function: Any = None, *, of_host: bool = False) -> bool:
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
-        return bool(tensor.numel() <= MOST_FLOATS)
+        return bool(tensor.numel() <= (MOST_CONSTANTS if function in CONSTANTS else MOST_FLOATS))
     return bool(tensor.numel() <= (MOST_TRANSFERRED if of_host else MOST_INTEGERS))
 
 
