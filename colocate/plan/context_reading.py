@@ -16,8 +16,8 @@ from colocate.units import MIB, format_mib
 # 22 (GPUMemNet). Bare processes have not loaded cuBLAS's kernels.
 VARIES_BYTES = 30 * MIB
 
-# What cuDNN adds: on chips of the RTX 3080 and 3090, 88 MiB; on an A100 under cudnn.benchmark from 226 to 420 in small
-# networks of timm, 366 in the median of all (GPUMemNet).
+# What cuDNN adds: on chips of the RTX 3080 and 3090, 88 MiB; on an A100 under cudnn.benchmark from 226 to 420 in 65 of
+# 67 small programs of timm, 366 in the median of all (GPUMemNet).
 CUDNN_ADDS_BYTES = 88 * MIB
 CUDNN_ADDS_MOST_BYTES = 420 * MIB
 
