@@ -134,7 +134,7 @@ def test_a_comparison_names_verdicts_peaks_and_what_it_comes_to(run, later, tmp_
     assert lines[1].startswith("group01 FEASIBLE (predicted): peak +600 to 2402-3225 MiB")
     assert lines[2].startswith("group02 INFEASIBLE -> FEASIBLE (predicted)")
     assert "1 verdict changed; 1 peak grew, most group01 by 600 MiB; 1 fell" in lines
-    assert max(len(line) for line in lines if str(page) not in line) <= 80
+    assert max(len(line) for line in lines if page.name not in line) <= 80
     assert 'id="comparison"' in page.read_text()
     assert ">+600<" in page.read_text()
 
