@@ -91,8 +91,7 @@ def simulate(
                     assert answers is not None, "a program that waits has a run to make"
                     running[index] = _Running(programs[index], gpu, Path(folder, uuid.uuid4().hex), timeout_s, answers)
                     if behind:
-                        with suppress(OSError):  # it has ended already
-                            os.setpriority(os.PRIO_PROCESS, running[index].process.pid, LEAST_PRIORITY)
+                        _give_way(running[index].process.pid)
                 for index, one in list(running.items()):
                     tell(one.program, "running", time.monotonic() - one.process.started_t)
                     if not one.ended():
@@ -110,6 +109,17 @@ def simulate(
         finally:
             stop_all([one.process for one in running.values()], 2.0)
     return [results[index] for index in range(len(programs))]
+
+
+def _give_way(pid: int) -> None:
+    """Give a process, and what it will start, the least priority, also beside processes of other sessions.
+
+    Where the kernel groups processes by session (sched(7), autogrouping), the priority of a process says something
+    within its session only, and a training has one of its own.
+    """
+    with suppress(OSError):  # it has ended already, or the kernel has no such groups
+        os.setpriority(os.PRIO_PROCESS, pid, LEAST_PRIORITY)
+        Path(f"/proc/{pid}/autogroup").write_text(str(LEAST_PRIORITY))
 
 
 class _Running:

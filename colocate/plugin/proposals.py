@@ -42,7 +42,7 @@ class Proposals:
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Called before pytest-html writes; a session that was interrupted is to end, so nothing is predicted in it."""
         most_s = 0.0 if exitstatus == pytest.ExitCode.INTERRUPTED else float(option(self.config, "predict"))
-        budget_s = min(most_s, (time.monotonic() - self.began_t) / 2)  # whoever asked for verdicts waits for them
+        budget_s = min(most_s, (time.monotonic() - self.began_t) / 4)  # whoever asked for verdicts waits for them
         if budget_s and option(
             self.config, "try_fixes"
         ):  # a remedy runs for as long as its group: a guess would cost more
