@@ -243,3 +243,24 @@ def test_what_only_a_learning_rate_or_a_log_hangs_on_needs_no_memory(source, wei
     assert condition_of("trainer.py:2", node, test, function, own=False).weighs == weighs
     if "log" in function.name:
         assert condition_of("train.py:2", node, test, function, own=True).weighs, "it may make images to be logged"
+
+
+def test_what_a_module_moves_was_not_collected_however_many_rows_it_has() -> None:
+    """Encodings of 256 positions, moved after four batches of 64, left a group of the study undecided."""
+    torch = pytest.importorskip("torch")
+    from colocate.probe.virtual_gpu.collected import Collected, Grown
+
+    told: list[str] = []
+    collected = Collected(lambda code, text: told.append(code))
+    collected._grown[0, "loop"] = Grown({256}, "loop", 4, 625)
+    module = torch.nn.Module()
+    module.register_buffer("positions", torch.zeros(256, 1024))
+
+    def move(tensor: object) -> object:
+        collected.moved(tensor)
+        return tensor
+
+    module._apply(move)
+    assert not told
+    move(module.positions)
+    assert told == ["longest_batch_unseen"]

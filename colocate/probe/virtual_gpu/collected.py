@@ -5,8 +5,11 @@ Features of a whole data set, say, that are compared with each other on the GPU.
 that grows from batch to batch; it is recognised on its way to the device by its number of rows.
 """
 
+import os
+import sys
 from collections import deque
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +19,8 @@ from .growth import LEAST_GROWTH_BYTES, UNKNOWN_STEPS, variables_in_sight
 from .passes import Pass
 
 Key = tuple[int, str]
+
+MODULES = os.path.join("torch", "nn", "modules", "module.py")  # noqa: PTH118
 
 
 class Grown(NamedTuple):
@@ -72,9 +77,18 @@ class Collected:
         for one in self._grown.values():
             if one.lengths & {*tensor.shape[:1]} - self.batch_sizes:
                 left = UNKNOWN_STEPS if one.whole is None else one.whole - one.run
-                if tensor.numel() * tensor.element_size() * left / one.run >= LEAST_GROWTH_BYTES:
+                grows = tensor.numel() * tensor.element_size() * left / one.run >= LEAST_GROWTH_BYTES
+                if grows and not _is_of_module():
                     text = f"what the loop at {one.place} collects on the host comes to the GPU after {one.run} of"
                     self._doubt("longest_batch_unseen", f"{text} {one.whole or 'an unknown number of'} batches")
+
+
+def _is_of_module() -> bool:
+    """A module is moved, with buffers such as encodings of positions, whose rows are as many by chance."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not frame.f_code.co_filename.endswith(MODULES):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name in ("_apply", "convert")
 
 
 def _rows(container: Any) -> int:
