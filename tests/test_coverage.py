@@ -247,7 +247,6 @@ def test_what_only_a_learning_rate_or_a_log_hangs_on_needs_no_memory(source, wei
 
 def test_what_a_module_moves_was_not_collected_however_many_rows_it_has() -> None:
     """Encodings of 256 positions, moved after four batches of 64, left a group of the study undecided."""
-    torch = pytest.importorskip("torch")
     from colocate.probe.virtual_gpu.collected import Collected, Grown
 
     told: list[str] = []
