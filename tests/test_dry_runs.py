@@ -8,14 +8,17 @@ from types import SimpleNamespace
 import pytest
 import sessions
 from emulated import Bench
+from groups import group, training
 
 from colocate.harness import DryRuns
+from colocate.harness.dry_runs import is_sound
 from colocate.harness.training_monitor import TrainingMonitor
 from colocate.plan import Training
 from colocate.probe.virtual_gpu import VirtualGpu
 from colocate.process import Exit
 from colocate.results import RunDirectory
 from colocate.units import MIB
+from colocate.verdict import ReasonCode
 
 TRAINS = """
 import sys, torch
@@ -94,7 +97,7 @@ def shown(tmp_path):
     """Tells a session's dry runs of a training that ended well, with changes to its record, and gives the command."""
     directory = RunDirectory(tmp_path).group("a", 1, parallel=True).create()
     VirtualGpu.create(directory.virtual_gpu, name="GPU", total_bytes=8192 * MIB)
-    training = Training("a", (sys.executable, "a.py"), tmp_path)
+    program = Training("a", (sys.executable, "a.py"), tmp_path)
     directory.foreground_log.write_text("done\n")
     file = tmp_path / "a.py"
     file.write_text("1")
@@ -110,15 +113,15 @@ def shown(tmp_path):
                 "notes": [],
             }
             (directory.probe("foreground") / f"{pid}.json").write_text(json.dumps(record | changes))
-        monitor = TrainingMonitor("foreground", training, directory)
+        monitor = TrainingMonitor("foreground", program, directory)
         started = SimpleNamespace(pids=pids, exit=exits, log=directory.foreground_log, started_t=1.0)
-        monitor.processes = [SimpleNamespace(**vars(started), command=SimpleNamespace(argv=training.argv))]
+        monitor.processes = [SimpleNamespace(**vars(started), command=SimpleNamespace(argv=program.argv))]
         dry_runs = DryRuns(tmp_path / "dry_runs")
         dry_runs.keep(monitor, directory, "group01")
         if edited:
             file.write_text("2")
-        wanted = dry_runs.allocator(training, "foreground", directory.virtual_gpu)
-        words = dry_runs.replayed(training, "foreground", 0, directory.virtual_gpu)
+        wanted = dry_runs.allocator(program, "foreground", directory.virtual_gpu)
+        words = dry_runs.replayed(program, "foreground", 0, directory.virtual_gpu)
         assert (wanted is None) == (words is None)
         assert wanted is None or (wanted.max_reserved_bytes, wanted.optimizer_steps) == (5, 3)
         return words
@@ -150,3 +153,20 @@ def test_a_program_is_replayed_as_long_as_its_files_are_the_same(shown):
 )
 def test_what_may_depend_on_others_or_was_not_seen_whole_is_run_again(shown, unlike):
     assert shown(**unlike) is None
+
+
+@pytest.mark.parametrize(
+    ("overlap", "codes", "sound"),
+    [
+        (0.9, [], True),
+        (0.9, [ReasonCode.UNDECIDED], True),
+        (0.3, [], False),
+        (None, [ReasonCode.PEAK_OVER_LIMIT], False),
+        (0.9, [ReasonCode.TOO_LITTLE_OVERLAP], False),
+        (0.9, [ReasonCode.FOREIGN_PROCESS, ReasonCode.UNDECIDED], False),
+    ],
+)
+def test_only_programs_that_trained_beside_each_other_are_replayed(overlap, codes, sound):
+    """A background that stood still would make steps without end in a replay, and the next group would fit."""
+    verdict = SimpleNamespace(overlap=overlap, codes=codes)
+    assert is_sound(verdict, group(training("a"), training("b"))) is sound

@@ -17,11 +17,14 @@ from colocate.harness.prediction_cache import digest, identity
 from colocate.harness.probe_records import allocator_of
 from colocate.harness.simulated_run import Program
 from colocate.harness.training_monitor import TrainingMonitor
-from colocate.plan import Training
+from colocate.plan import Group, Training
 from colocate.probe.virtual_gpu import VirtualGpu
 from colocate.process import Process
 from colocate.results import GroupDirectory
-from colocate.verdict import Allocator
+from colocate.verdict import Allocator, ReasonCode, Verdict
+
+# All that may be wrong with a group whose programs are replayed elsewhere: together they need too much.
+TOO_LARGE = frozenset({ReasonCode.UNDECIDED, ReasonCode.PEAK_OVER_LIMIT, ReasonCode.FOREGROUND_OUT_OF_MEMORY})
 
 _BOOT = "from colocate_probe.virtual_gpu.replay import main; main()"
 
@@ -57,7 +60,12 @@ class DryRuns:
         return allocator_of(record["pid"], record["optimizer_steps"], record)
 
     def keep(self, monitor: TrainingMonitor, directory: GroupDirectory, group: str) -> None:
-        """Record what a training of a group has shown, if each of its process runs can be replayed."""
+        """Record what a training of a group has shown, if each of its process runs can be replayed.
+
+        A replay prints what was printed and no more, so one that is followed by its output is run each time.
+        """
+        if monitor.training.progress_pattern:
+            return
         try:
             recordings = _recordings(monitor, directory)
             self.folder.mkdir(exist_ok=True)
@@ -72,6 +80,12 @@ class DryRuns:
         figures = {name: value for name, value in vars(VirtualGpu.open(gpu)).items() if name not in ("path", "uuid")}
         name = identity(Program(training.name, argv, training.cwd, training.env), repr(figures))
         return self.folder / f"{name}_{process_run}.json"
+
+
+def is_sound(verdict: Verdict, group: Group) -> bool:
+    """Whether the programs of a group trained beside each other as they should: a replay makes steps without end."""
+    overlaps = group.background is None or (verdict.overlap or 0.0) >= group.limits.overlap
+    return overlaps and TOO_LARGE.issuperset(verdict.codes)
 
 
 def _known(path: Path) -> dict[str, Any] | None:

@@ -155,8 +155,8 @@ class GroupRun(ObservedGroup):
         self.stop()
         self.settle()
         self._learn_what_was_wanted()
-        self._keep_dry_runs()
-        return self._write()
+        self._keep_dry_runs(verdict := self._write())
+        return verdict
 
     def _see_who_else_is_there(self) -> None:
         """After a failure: a foreign process who came since the last list of processes may be the reason."""
@@ -223,7 +223,7 @@ class GroupRun(ObservedGroup):
         whole = self._whole or (training.role == "background" and training.simulated_t is not None)
         command = self._command(training.role, training.training, whole=whole)
         known = self._known(training)
-        training.replayed = known is not None
+        training.replayed = training.replayed or known is not None
         return start(
             command if known is None else replace(command, argv=known),
             log=log,

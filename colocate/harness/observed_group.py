@@ -16,7 +16,7 @@ from colocate.device import CpuEnergyMeter, Device, Quarantine
 from colocate.errors import ColocateError
 from colocate.harness import environment
 from colocate.harness.device_state import DeviceState
-from colocate.harness.dry_runs import DryRuns
+from colocate.harness.dry_runs import DryRuns, is_sound
 from colocate.harness.sampler import Sampler
 from colocate.harness.throttling import throttling
 from colocate.harness.training_monitor import TrainingMonitor
@@ -133,9 +133,9 @@ class ObservedGroup:
         self.verdict = write_record(self.directory, self.group, evidence, self._monitor.vitals(), self._run.name)
         return self.verdict
 
-    def _keep_dry_runs(self) -> None:
-        """Let later groups of the session replay what was run to its end here."""
-        if self._dry_runs is None or self._virtual_gpu is None:
+    def _keep_dry_runs(self, verdict: Verdict) -> None:
+        """Let later groups of the session replay what was run to its end here, and is sound but for its size."""
+        if self._dry_runs is None or self._virtual_gpu is None or not is_sound(verdict, self.group):
             return
         for training in self._members:
             ends = [process.exit for process in training.processes]
