@@ -19,7 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from colocate.verdict.step_function import Steps, worst_alignment
+from colocate.verdict.memory_history import Steps
+from colocate.verdict.worst_case_peak import worst_alignment
 
 HZ = 20
 BY_HAND_SAMPLES = 2000

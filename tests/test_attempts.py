@@ -19,9 +19,9 @@ from colocate.results.layout import RunDirectory
 from colocate.results.reader import group_result_of, group_results, read_run
 from colocate.results.record import write_record
 from colocate.units import MIB
-from colocate.verdict.aggregate import combine
 from colocate.verdict.evidence import Evidence
 from colocate.verdict.rules import Outcome, judge
+from colocate.verdict.verdict import combine
 
 GROUP = group(training("mnist"), training("resnet20"))
 INTERRUPTED = evidence(faults=(("foreign_process", "somebody was there"),))

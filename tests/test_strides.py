@@ -8,9 +8,8 @@ from builders import background, evidence, foreground, steps
 from colocate.process.exit_status import Exit
 from colocate.units import MIB
 from colocate.verdict.evidence import Member, ProcessRun, ProgressEvent
-from colocate.verdict.overlap import foreground_window, memory_missing_beside, overlap, steps_beside
+from colocate.verdict.overlap import foreground_window, memory_missing_beside, neighbours, overlap
 from colocate.verdict.rules import judge
-from colocate.verdict.strides import neighbours
 
 # The foreground of `builders` trains from 10 to 20 s; the background makes steps of a quarter of a second here.
 QUICK_S = 0.25
@@ -73,8 +72,7 @@ def test_a_long_evaluation_that_covers_the_foreground_has_no_step_of_it() -> Non
     ours = replace(ours, epochs=(replace(ours.epochs[0], elapsed_s=33.0),))
     seen = evidence(foreground=ours, background=background(progress_events=tuple(events)))
 
-    assert overlap(seen) == 1.0
-    assert steps_beside(seen) == 0
+    assert overlap(seen) == (1.0, 0)
 
 
 def test_the_foreground_trains_until_its_last_step() -> None:

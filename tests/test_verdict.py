@@ -30,8 +30,8 @@ from colocate.verdict.evidence import (
     ProcessRun,
     Sample,
 )
-from colocate.verdict.leak import steady_growth_bytes
 from colocate.verdict.memory_words import counted_none, weight
+from colocate.verdict.remarks import steady_growth_bytes
 from colocate.verdict.rules import Outcome, Verdict, judge
 from colocate.verdict.verdict import memory_class
 

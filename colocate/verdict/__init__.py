@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evidence becomes a verdict. Pure: reads no file, no clock and no GPU."""
 
-from colocate.verdict.aggregate import WORST_LAST, combine
 from colocate.verdict.coverage import Coverage, Growth, PassCoverage
 from colocate.verdict.evidence import (
     SCHEMA,
@@ -33,7 +32,7 @@ from colocate.verdict.plan_verdict import AGAIN, PlanVerdict
 from colocate.verdict.predicted_peak import LESS, MORE, PeakRange, allocator_range, member_range
 from colocate.verdict.reasons import Reason, ReasonCode
 from colocate.verdict.rules import judge
-from colocate.verdict.verdict import MemoryClass, Outcome, Verdict, memory_class
+from colocate.verdict.verdict import WORST_LAST, MemoryClass, Outcome, Verdict, combine, memory_class
 
 __all__ = [
     "AGAIN",

@@ -5,10 +5,12 @@ Times are seconds since the monitor started (``elapsed_s`` and names ending in `
 nobody could tell. Knows neither how the readings were taken nor what they mean: `colocate.verdict.rules` judges them.
 """
 
-import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import inf
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
@@ -19,10 +21,6 @@ from colocate.process import Exit
 from colocate.verdict.coverage import Coverage
 
 SCHEMA = 1
-
-# The last line of a traceback, such as `torch.OutOfMemoryError: CUDA out of memory.`, and how much of it is quoted.
-_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)\b")
-_WORD_CHARS = 200
 
 EVENT_KINDS = frozenset({"ready", "phase", "step", "epoch_end", "end"})
 STEP_KINDS = frozenset({"step", "optimizer", "pattern"})
@@ -40,10 +38,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A stretch without a sample, and why.
-
-    ``asleep_s`` is time that the monotonic clock did not see, because the machine was suspended.
-    """
+    """A stretch without a sample, and why; ``asleep_s`` is time of a suspension, which no monotonic clock counts."""
 
     start_s: float
     end_s: float
@@ -73,10 +68,18 @@ class Trace:
         """The sample with the most memory in use, the first of equals; None without samples."""
         return max(self.samples, key=lambda sample: sample.used_bytes, default=None)
 
+    def between(self, start_s: float, end_s: float) -> tuple[Sample, ...]:
+        """The samples between two instants, both included."""
+        at = attrgetter("elapsed_s")
+        return self.samples[bisect_left(self.samples, start_s, key=at) : bisect_right(self.samples, end_s, key=at)]
+
+    def used_between(self, start_s: float, end_s: float) -> list[int]:
+        """What was in use between two instants, both included, in bytes."""
+        return [sample.used_bytes for sample in self.between(start_s, end_s)]
+
     def longest_gap_s(self, start_s: float, end_s: float) -> float:
         """The longest time without a sample between two instants; all of it when there was no sample at all."""
-        inside = [sample.elapsed_s for sample in self.samples if start_s <= sample.elapsed_s <= end_s]
-        instants = [start_s, *inside, end_s]
+        instants = [start_s, *(sample.elapsed_s for sample in self.between(start_s, end_s)), end_s]
         asleep = [gap.asleep_s for gap in self.gaps if start_s <= gap.end_s and gap.start_s <= end_s]
         return max([later - earlier for earlier, later in pairwise(instants)] + asleep)
 
@@ -85,8 +88,8 @@ class Trace:
 class ProgressEvent:
     """A sign of progress of a training, and when.
 
-    ``kind`` is the event's name (``ready``, ``phase``, ``step``, ``epoch_end``), ``optimizer`` for steps that the
-    probe counted, or ``pattern`` for a line of the log that matched the catalog's progress pattern.
+    ``kind`` is the event's name (see `EVENT_KINDS`), ``optimizer`` for steps that the probe counted, or ``pattern`` for
+    a line of the log that matched the catalog's progress pattern.
     """
 
     elapsed_s: float
@@ -178,10 +181,7 @@ class Allocator:
 
 @dataclass(frozen=True, slots=True)
 class ProcessRun:
-    """One process of a training from start to end; a background that is restarted has several.
-
-    ``leftovers`` are descriptions of processes that outlived the first one and were ended by us.
-    """
+    """One process of a training; ``leftovers`` describe processes that outlived the first one and were ended by us."""
 
     log: str
     started_s: float
@@ -190,10 +190,14 @@ class ProcessRun:
     leftovers: tuple[str, ...] = ()
 
     @property
-    def last_word(self) -> str:
-        """The line of its log that best tells why it failed: the last that names an exception, else the last of all."""
-        said = [line.strip() for line in self.last_lines if line.strip()]
-        return next((line for line in reversed(said) if _EXCEPTION.match(line)), said[-1] if said else "")[:_WORD_CHARS]
+    def span(self) -> Interval:
+        """From its start to its end, which is infinite where none is known."""
+        return self.started_s, inf if self.exit is None else self.exit.ended_s
+
+    @property
+    def failed(self) -> bool:
+        """It ended badly, and this harness did not end it."""
+        return self.exit is not None and not self.exit.ok and not self.exit.stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +261,11 @@ class Member:
         return None if end is None else (self.process_runs[0].started_s, end.ended_s)
 
     @property
+    def reserved_bytes(self) -> list[int]:
+        """The maximum of each of its allocators that held memory."""
+        return [one.max_reserved_bytes for one in self.allocators if one.max_reserved_bytes]
+
+    @property
     def tells_events(self) -> bool:
         """Return whether it writes events, so that the end of an epoch need not be guessed."""
         return any(event.kind in EVENT_KINDS for event in self.progress_events)
@@ -274,8 +283,7 @@ class GpuProcess:
     ``start_time`` (clock ticks since boot) tells it from a later process of the same number. An ``unknown`` one is on
     the driver's list but not among the processes that can be seen here, as in a container that gets the host's numbers.
     ``framework`` names one that takes memory in advance, ``share`` how much of the GPU where its environment says so.
-    The ``balloon`` is what makes a large GPU a small one; no
-    reading of memory counts it.
+    The ``balloon`` is what makes a large GPU a small one; no reading of memory counts it.
     """
 
     pid: int
@@ -375,9 +383,7 @@ class Evidence:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the samples, which go into ``trace.csv``, as JSON types."""
-        bare = replace(self, trace=replace(self.trace, samples=()))
-        document: dict[str, Any] = _ADAPTER.dump_python(bare, mode="json")
-        return document
+        return dict(_ADAPTER.dump_python(replace(self, trace=replace(self.trace, samples=())), mode="json"))
 
     @classmethod
     def from_json(cls, document: Any, samples: Iterable[Sample]) -> "Evidence":

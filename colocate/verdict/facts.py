@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from colocate.units import format_mib
 from colocate.verdict.evidence import Evidence, Interval
 from colocate.verdict.measured_peak import PeakReading, left_no_trace, measured_peak, readings
-from colocate.verdict.overlap import PhasePairs, foreground_window, overlap, phases_met, steps_beside
+from colocate.verdict.overlap import PhasePairs, foreground_window, overlap, phases_met
 from colocate.verdict.predicted_peak import PeakRange, predicted_peak
 from colocate.verdict.worst_case_peak import WorstCasePeak, worst_case_peak
 
@@ -36,13 +36,14 @@ class Facts:
     def of(cls, evidence: Evidence) -> "Facts":
         """Compute all facts of a group."""
         together, apart = phases_met(evidence)
+        share, num_steps = overlap(evidence)
         return cls(
             evidence=evidence,
             peak=predicted_peak(evidence) if evidence.device.basis == "predicted" else measured_peak(evidence),
             readings=readings(evidence),
             window=foreground_window(evidence),
-            overlap=overlap(evidence),
-            steps_beside=steps_beside(evidence),
+            overlap=share,
+            steps_beside=num_steps,
             phases_together=together,
             phases_apart=apart,
             worst_case=worst_case_peak(evidence),

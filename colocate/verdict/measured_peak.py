@@ -4,13 +4,12 @@
 A sample is exact but may miss what happens between two of them. The driver's accounting and PyTorch's allocator keep
 maxima of a single process and miss nothing, but do not tell what the others held at that moment. Put together they
 give the peak's bounds. Where the allocators also told what they held when, maxima that never met in this run are not
-added: that they might meet in another one is `verdict.worst_case_peak`'s business. Pure;
+added: that they might meet in another one is for `verdict.worst_case_peak`. Pure;
 `verdict.predicted_peak` does the same for a GPU that does not exist.
 """
 
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
@@ -19,8 +18,8 @@ from colocate.plan import Role
 from colocate.probe.virtual_gpu import CONTEXT_RANGE_BYTES
 from colocate.units import MIB
 from colocate.verdict.evidence import Evidence, Member
+from colocate.verdict.memory_history import Steps, summed
 from colocate.verdict.predicted_peak import PeakRange
-from colocate.verdict.step_function import Steps, summed
 
 # What samples may miss without a word: an allocator's smallest segments come and go.
 SPIKE_BYTES = 64 * MIB
@@ -42,19 +41,13 @@ class PeakReading:
 
 def readings(evidence: Evidence) -> tuple[PeakReading, ...]:
     """List the maximum of each source, the GPU's first; a source without one is left out."""
-    return tuple(_readings(evidence))
-
-
-def _readings(evidence: Evidence) -> Iterator[PeakReading]:
-    if evidence.trace.peak is not None:
-        yield PeakReading("samples", "gpu", evidence.trace.peak.used_bytes)
+    sampled = evidence.trace.peak
+    found = [] if sampled is None else [PeakReading("samples", "gpu", sampled.used_bytes)]
     for member in evidence.members:
-        accounted = max((peak.used_bytes for peak in member.process_peaks), default=None)
-        if accounted is not None:
-            yield PeakReading("accounting", member.role, accounted)
-        reserved = max((allocator.max_reserved_bytes or 0 for allocator in member.allocators), default=0)
-        if reserved:
-            yield PeakReading("allocator", member.role, reserved)
+        accounted = [peak.used_bytes for peak in member.process_peaks]
+        sources: dict[Source, list[int]] = {"accounting": accounted, "allocator": member.reserved_bytes}
+        found += [PeakReading(source, member.role, max(sizes)) for source, sizes in sources.items() if sizes]
+    return tuple(found)
 
 
 def measured_peak(evidence: Evidence) -> PeakRange | None:
@@ -81,10 +74,8 @@ def measured_peak(evidence: Evidence) -> PeakRange | None:
 def _at_one_time_bytes(evidence: Evidence) -> int:
     """The most that the members can have held at one time; who did not tell when counts with its most all along."""
     holding = [member for member in evidence.members if own_peak_bytes(member)]
-    reported = summed(
-        own_steps(member, end_s(evidence)) if member.held_by == "allocator" else _at_most(member, end_s(evidence))
-        for member in holding
-    )
+    until_s = end_s(evidence)
+    reported = summed((own_steps if one.held_by == "allocator" else _at_most)(one, until_s) for one in holding)
     return reported.highest + unreported_bytes(evidence, reported) if holding else 0
 
 
@@ -94,10 +85,8 @@ def own_steps(member: Member, until_s: float) -> Steps:
     ``until_s`` is the end of one that is not known to have ended.
     """
     outside = _outside_bytes(member)
-    started_s = min(
-        [process_run.started_s for process_run in member.process_runs[:1]] + [at for at, _ in member.held[:1]],
-        default=0.0,
-    )
+    starts = [run.started_s for run in member.process_runs[:1]] + [at for at, _ in member.held[:1]]
+    started_s = min(starts, default=0.0)
     ended_s = until_s if member.last_exit is None else min(member.last_exit.ended_s, until_s)
     return Steps.of([(started_s, outside), *((at, size + outside) for at, size in member.held)], ended_s)
 
@@ -124,16 +113,14 @@ def _outside_bytes(member: Member) -> int:
     """The most that the accounting of one process run knows beyond what was told of that process run."""
     reported = Steps.of(member.held, inf)
     missing = [(own_peak_bytes(member) or 0) - reported.highest]
-    for number, used in _by_process_run(member).items():
-        process_run = member.process_runs[number] if number < len(member.process_runs) else None
-        if process_run is not None:
-            ended_s = inf if process_run.exit is None else process_run.exit.ended_s
-            missing.append(used - reported.cut(process_run.started_s, ended_s).highest)
+    by_run = _by_process_run(member)
+    missing += [by_run[number] - reported.cut(*run.span).highest for number, run in enumerate(member.process_runs)]
     return max(0, *missing)
 
 
-def _by_process_run(member: Member) -> Mapping[int, int]:
-    process_runs: defaultdict[int, int] = defaultdict(int)
+def _by_process_run(member: Member) -> Counter[int]:
+    """What the driver accounted for the processes of each process run together."""
+    process_runs = Counter[int]()
     for peak in member.process_peaks:
         process_runs[peak.process_run] += peak.used_bytes
     return process_runs
@@ -149,8 +136,7 @@ def own_peak_bytes(member: Member) -> int | None:
 
     Of its allocators only the largest counts, because nobody tells which of them lived at the same time.
     """
-    reserved = [allocator.max_reserved_bytes for allocator in member.allocators if allocator.max_reserved_bytes]
-    return max([*_by_process_run(member).values(), *reserved], default=None)
+    return max([*_by_process_run(member).values(), *member.reserved_bytes], default=None)
 
 
 def _at_most(member: Member, until_s: float) -> Steps:
@@ -158,8 +144,7 @@ def _at_most(member: Member, until_s: float) -> Steps:
 
     Allocators do not tell of their CUDA contexts, which the driver's accounting does.
     """
-    reserved = [allocator.max_reserved_bytes for allocator in member.allocators if allocator.max_reserved_bytes]
-    met = reserved if len(member.process_runs) == 1 else [max(reserved, default=0)] * bool(reserved)
+    met = member.reserved_bytes if len(member.process_runs) == 1 else sorted(member.reserved_bytes)[-1:]
     contexts = 0 if member.process_peaks else len(met) * CONTEXT_RANGE_BYTES[1]
     started_s, ended_s = member.process_run or (0.0, until_s)
     return Steps.of([(started_s, max(own_peak_bytes(member) or 0, sum(met) + contexts))], ended_s)
@@ -170,20 +155,20 @@ def left_no_trace(evidence: Evidence) -> bool:
 
     As where a program chooses its GPU itself; its allocator's word says how much it holds, not where.
     """
-    process_run, background = evidence.foreground.process_run, evidence.background
+    process_run = evidence.foreground.process_run
     listed = any(gpu_process.owner == "foreground" for gpu_process in evidence.gpu_processes)
     if evidence.device.basis != "measured" or process_run is None or listed or evidence.foreground.process_peaks:
         return False
-    since_s = process_run[0] - BEGINNING_S if background is None or background.ready_s is None else background.ready_s
-    before, beside = (
-        _sampled(evidence, since_s, min(process_run[0] + BEGINNING_S, process_run[1])),
-        _sampled(evidence, *process_run),
-    )
+    until_s = min(process_run[0] + BEGINNING_S, process_run[1])
+    before = evidence.trace.used_between(settled_s(evidence, process_run[0]), until_s)
+    beside = evidence.trace.used_between(*process_run)
     return bool(before and beside) and max(beside) <= min(before) + SPIKE_BYTES
 
 
-def _sampled(evidence: Evidence, start_s: float, end_s: float) -> list[int]:
-    return [sample.used_bytes for sample in evidence.trace.samples if start_s <= sample.elapsed_s <= end_s]
+def settled_s(evidence: Evidence, started_s: float) -> float:
+    """From when on the GPU holds what it holds without the foreground, which was started at an instant."""
+    ready_s = None if evidence.background is None else evidence.background.ready_s
+    return started_s - BEGINNING_S if ready_s is None else ready_s
 
 
 def _floor_bytes(evidence: Evidence) -> int:
@@ -197,8 +182,6 @@ def _beside_bytes(evidence: Evidence, member: Member) -> int | None:
     if own is None or not member.process_runs:
         return None
     start_s = member.process_runs[0].started_s - evidence.trace.interval_s  # the last sample without it counts
-    end = member.last_exit
-    end_s = float("inf") if end is None else end.ended_s
-    inside = _sampled(evidence, start_s, end_s)
+    inside = evidence.trace.used_between(start_s, member.process_runs[-1].span[1])
     # Of a member that ran between two samples nothing can be said but that the GPU held at least its floor.
     return own + min(inside, default=_floor_bytes(evidence))

@@ -19,7 +19,7 @@ COUNTED = "PyTorch"
 def weight(words: MemoryWords, process_runs: Sequence[ProcessRun], counted: bool) -> Weight:
     """What such a line weighs; ``counted``: a probe followed the allocator to the end, and counted no out-of-memory."""
     end = process_runs[words.process_run].exit if words.process_run < len(process_runs) else None
-    failed = end is not None and not end.ok and not end.stopped
+    failed = end is not None and process_runs[words.process_run].failed
     if words.certainty == "mentioned":
         return "warning"
     if words.memory == "host":

@@ -196,3 +196,7 @@ class Reason:
 
     def __str__(self) -> str:
         return f"{self.text} [{self.code}]"
+
+
+Finding = tuple[str, str]
+"""A reason before it is one: the value of a `ReasonCode`, and the sentence."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verdict on one group as a record: the outcome, its reasons, and the numbers it rests on."""
+"""The verdict on one group as a record: the outcome, its reasons, and the numbers it rests on; that of several runs."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
 from typing import Any, Literal
@@ -9,9 +10,10 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from colocate.device import Basis
+from colocate.units import format_mib
 from colocate.verdict.measured_peak import PeakReading
 from colocate.verdict.overlap import PhasePairs
-from colocate.verdict.reasons import Reason
+from colocate.verdict.reasons import Reason, ReasonCode
 from colocate.verdict.worst_case_peak import WorstCasePeak
 
 # The study's classes change at 3000 and 4000 MiB of its limit of 7500 MiB; another limit has the same shares.
@@ -29,6 +31,9 @@ class Outcome(StrEnum):
     INCONCLUSIVE = "INCONCLUSIVE"
 
 
+WORST_LAST = (Outcome.FEASIBLE, Outcome.INCONCLUSIVE, Outcome.INFEASIBLE)
+
+
 def memory_class(peak_bytes: int, limit_bytes: int) -> MemoryClass:
     """Classify a peak by its share of the limit: stable below 40 %, usable up to 53.3 %, high-risk above."""
     if peak_bytes < STABLE_BELOW * limit_bytes:
@@ -36,7 +41,7 @@ def memory_class(peak_bytes: int, limit_bytes: int) -> MemoryClass:
     return "usable" if peak_bytes <= USABLE_UP_TO * limit_bytes else "high-risk"
 
 
-def class_of(outcome: "Outcome", peak_bytes: int | None, limit_bytes: int) -> MemoryClass | None:
+def class_of(outcome: Outcome, peak_bytes: int | None, limit_bytes: int) -> MemoryClass | None:
     """Classify what carries a verdict; a group without an answer has no class."""
     if peak_bytes is None or outcome is Outcome.INCONCLUSIVE:
         return None
@@ -101,8 +106,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as JSON types."""
-        document: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
-        return document
+        return dict(_ADAPTER.dump_python(self, mode="json"))
 
     @classmethod
     def from_json(cls, document: Any) -> "Verdict":
@@ -115,3 +119,31 @@ class Verdict:
 
 
 _ADAPTER = TypeAdapter(Verdict)
+
+
+def combine(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict of a group that was run several times: it rests on the worst run, and the spread is shown.
+
+    A group that fits by less than its runs differ among themselves is inconclusive: the next run may not fit.
+    """
+    worst = max(verdicts, key=lambda verdict: (WORST_LAST.index(verdict.outcome), verdict.peak_bytes or 0))
+    peaks = [verdict.peak_bytes for verdict in verdicts if verdict.peak_bytes is not None]
+    if len(verdicts) == 1 or not peaks:
+        return worst
+    highs = [verdict.peak_high_bytes for verdict in verdicts if verdict.peak_high_bytes is not None]
+    lows = [verdict.peak_low_bytes for verdict in verdicts if verdict.peak_low_bytes is not None]
+    spread, headroom = max(peaks) - min(peaks), worst.limit_bytes - max(highs)
+    text = f"{len(verdicts)} runs peaked at {', '.join(map(format_mib, peaks))}: a spread of {format_mib(spread)}"
+    together = replace(
+        worst,
+        peak_bytes=max(peaks),
+        peak_low_bytes=max(lows),
+        peak_high_bytes=max(highs),
+        headroom_bytes=headroom,
+        memory_class=class_of(worst.outcome, max(peaks), worst.limit_bytes),
+        warnings=(*worst.warnings, Reason(ReasonCode.SPREAD, text)),
+    )
+    if worst.outcome is Outcome.FEASIBLE and headroom < spread:
+        reason = Reason(ReasonCode.SPREAD, f"{text}, more than the headroom of {format_mib(headroom, beside=spread)}")
+        return replace(together, outcome=Outcome.INCONCLUSIVE, memory_class=None, reasons=(reason,))
+    return together

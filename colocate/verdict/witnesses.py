@@ -21,15 +21,14 @@ The bounds, and why:
   both show a training, tells another unit.
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from math import inf
 
 from colocate.units import MIB, format_mib
-from colocate.verdict.evidence import Evidence, Listing, Member
-from colocate.verdict.measured_peak import BEGINNING_S, SPIKE_BYTES, left_no_trace
-from colocate.verdict.step_function import Steps, summed
+from colocate.verdict.evidence import Evidence, Member
+from colocate.verdict.measured_peak import SPIKE_BYTES, left_no_trace, settled_s
+from colocate.verdict.memory_history import Steps, summed
 
 TOLERANCE_BYTES = SPIKE_BYTES
 LEAST_CONTEXT_BYTES = 16 * MIB
@@ -49,8 +48,7 @@ def contradictions(evidence: Evidence) -> tuple[str, ...]:
     """Where two witnesses cannot both be right, in words; one sentence of each kind. None for a virtual GPU."""
     if evidence.device.basis != "measured" or not evidence.trace.samples:
         return ()
-    level = _Level(evidence)
-    kinds: tuple[Callable[[Evidence, _Level], Iterator[str]], ...] = (
+    kinds: tuple[Callable[[Evidence], Iterator[str]], ...] = (
         _lists_above_level,
         _allocators_above_level,
         _allocators_above_lists,
@@ -60,7 +58,7 @@ def contradictions(evidence: Evidence) -> tuple[str, ...]:
         _did_not_fall,
         _accounting_below,
     )
-    return tuple(text for kind in kinds if (text := next(kind(evidence, level), None)) is not None)
+    return tuple(text for kind in kinds if (text := next(kind(evidence), None)) is not None)
 
 
 def unaccounted(evidence: Evidence) -> str | None:
@@ -71,11 +69,11 @@ def unaccounted(evidence: Evidence) -> str | None:
     """
     if evidence.device.basis != "measured" or not evidence.trace.samples or evidence.baseline_bytes is None:
         return None
-    level, earlier = _Level(evidence), None
+    earlier = None
     for listing in evidence.listings:
-        around = level.between(listing.elapsed_s - level.around_s, listing.elapsed_s + level.around_s)
-        more = min(around, default=0) - evidence.baseline_bytes - listing.used_bytes
-        known = [listing.of(member.role) for member in evidence.members if _runs_at(member, listing.elapsed_s)]
+        at_s = listing.elapsed_s
+        more = min(_around(evidence, at_s, at_s), default=0) - evidence.baseline_bytes - listing.used_bytes
+        known = [listing.of(one.role) for one in evidence.members if one.uses_gpu and _runs(one, at_s, at_s)]
         if not known or more <= UNACCOUNTED_BYTES or any(one.processes == 0 or one.used_bytes is None for one in known):
             earlier = None
         elif earlier is None:
@@ -88,37 +86,30 @@ def unaccounted(evidence: Evidence) -> str | None:
     return None
 
 
-def _runs_at(member: Member, at_s: float) -> bool:
-    """A training of the group that uses the GPU was alive at an instant."""
-    ends = ((run.started_s, inf if run.exit is None else run.exit.ended_s) for run in member.process_runs)
-    return member.uses_gpu and any(start <= at_s <= end for start, end in ends)
+def _runs(member: Member, start_s: float, until_s: float) -> bool:
+    """One process run of a member lasted from before one instant until after another."""
+    return any(run.span[0] <= start_s and until_s <= run.span[1] for run in member.process_runs)
 
 
-class _Level:
-    """The samples of a run, asked by time."""
-
-    def __init__(self, evidence: Evidence) -> None:
-        self.times_s = [sample.elapsed_s for sample in evidence.trace.samples]
-        self.used_bytes = [sample.used_bytes for sample in evidence.trace.samples]
-        self.around_s = max(AROUND_S, 2 * evidence.trace.interval_s)
-
-    def between(self, start_s: float, end_s: float) -> list[int]:
-        """What was in use between two instants, both included."""
-        return self.used_bytes[bisect_left(self.times_s, start_s) : bisect_right(self.times_s, end_s)]
-
-    def highest(self, start_s: float, end_s: float) -> int | None:
-        """The most around a stretch of time; None without a sample there."""
-        return max(self.between(start_s - self.around_s, end_s + self.around_s), default=None)
+def _around_s(evidence: Evidence) -> float:
+    """How far what is read at the same time may be apart."""
+    return max(AROUND_S, 2 * evidence.trace.interval_s)
 
 
-def _lists_above_level(evidence: Evidence, level: _Level) -> Iterator[str]:
+def _around(evidence: Evidence, start_s: float, end_s: float) -> list[int]:
+    """What was in use in every sample around a stretch of time."""
+    around_s = _around_s(evidence)
+    return evidence.trace.used_between(start_s - around_s, end_s + around_s)
+
+
+def _lists_above_level(evidence: Evidence) -> Iterator[str]:
     """One list alone may have seen a spike between two samples, which `measured_peak` takes into account."""
     above = []
     for listing in evidence.listings:
-        highest = level.highest(listing.elapsed_s, listing.elapsed_s)
+        highest = max(_around(evidence, listing.elapsed_s, listing.elapsed_s), default=None)
         if highest is not None and listing.used_bytes > highest + TOLERANCE_BYTES:
             above.append((listing, highest))
-    if above and above[-1][0].elapsed_s - above[0][0].elapsed_s >= level.around_s:
+    if above and above[-1][0].elapsed_s - above[0][0].elapsed_s >= _around_s(evidence):
         listing, highest = above[0]
         yield (
             f"at {listing.elapsed_s:.1f} s, and not only then, the driver's list of processes adds up to "
@@ -126,13 +117,13 @@ def _lists_above_level(evidence: Evidence, level: _Level) -> Iterator[str]:
         )
 
 
-def _allocators_above_level(evidence: Evidence, level: _Level) -> Iterator[str]:
+def _allocators_above_level(evidence: Evidence) -> Iterator[str]:
     """What PyTorch says that it holds must be in use on the GPU, on top of what was there before."""
     if left_no_trace(evidence):  # it trains on another GPU, which is said elsewhere
         return
     base = _base_bytes(evidence)
     for start_s, until_s, held in (span for span in _held(evidence.members).spans() if span[2]):
-        highest = level.highest(start_s, until_s)
+        highest = max(_around(evidence, start_s, until_s), default=None)
         seen_often = until_s - start_s >= max(_SAMPLES * evidence.trace.interval_s, AROUND_S / 2)
         if seen_often and highest is not None and base + held > highest + TOLERANCE_BYTES:
             yield (
@@ -141,14 +132,15 @@ def _allocators_above_level(evidence: Evidence, level: _Level) -> Iterator[str]:
             )
 
 
-def _allocators_above_lists(evidence: Evidence, level: _Level) -> Iterator[str]:
+def _allocators_above_lists(evidence: Evidence) -> Iterator[str]:
+    around_s = _around_s(evidence)
     for member in evidence.members:
         held = _held((member,))
         for listing in evidence.listings:
             listed = listing.of(member.role)
             if not listed.processes or listed.used_bytes is None:
                 continue
-            least = _least(held, listing.elapsed_s - level.around_s, listing.elapsed_s + level.around_s)
+            least = _least(held, listing.elapsed_s - around_s, listing.elapsed_s + around_s)
             if least > listed.used_bytes + TOLERANCE_BYTES:
                 yield (
                     f"at {listing.elapsed_s:.1f} s the driver's list has {format_mib(listed.used_bytes)} for the "
@@ -156,10 +148,10 @@ def _allocators_above_lists(evidence: Evidence, level: _Level) -> Iterator[str]:
                 )
 
 
-def _below_baseline(evidence: Evidence, level: _Level) -> Iterator[str]:
+def _below_baseline(evidence: Evidence) -> Iterator[str]:
     floor = _base_bytes(evidence) - TOLERANCE_BYTES
     starts = [run.started_s for member in evidence.members for run in member.process_runs]
-    lowest = min(level.between(min(starts), inf), default=None) if starts else None
+    lowest = min(evidence.trace.used_between(min(starts), inf), default=None) if starts else None
     if lowest is not None and lowest < floor:
         yield (
             f"the GPU had {format_mib(lowest)} in use while the trainings ran, and "
@@ -167,13 +159,13 @@ def _below_baseline(evidence: Evidence, level: _Level) -> Iterator[str]:
         )
 
 
-def _below_contexts(evidence: Evidence, level: _Level) -> Iterator[str]:
+def _below_contexts(evidence: Evidence) -> Iterator[str]:
     for member in evidence.members:
         for earlier, later in pairwise(evidence.listings):
             both = earlier.of(member.role).processes and later.of(member.role).processes
-            if not both or not _one_run(member, earlier, later):
+            if not both or not _runs(member, earlier.elapsed_s, later.elapsed_s):
                 continue
-            lowest = [max(pair) for pair in pairwise(level.between(earlier.elapsed_s, later.elapsed_s))]
+            lowest = [max(pair) for pair in pairwise(evidence.trace.used_between(earlier.elapsed_s, later.elapsed_s))]
             if lowest and min(lowest) < LEAST_CONTEXT_BYTES:
                 yield (
                     f"the GPU had {min(lowest):,} bytes in use between {earlier.elapsed_s:.1f} and "
@@ -181,43 +173,41 @@ def _below_contexts(evidence: Evidence, level: _Level) -> Iterator[str]:
                 )
 
 
-def _did_not_rise(evidence: Evidence, level: _Level) -> Iterator[str]:
+def _did_not_rise(evidence: Evidence) -> Iterator[str]:
     """A training came onto the GPU, by the driver's word, and nothing more was in use."""
     foreground, background = evidence.foreground, evidence.background
     if background is not None and background.process_runs and evidence.baseline_bytes is not None:
         until_s = foreground.process_runs[0].started_s if foreground.process_runs else inf
-        beside = level.between(background.process_runs[0].started_s, until_s)
-        if (
-            beside
-            and max(beside) <= evidence.baseline_bytes + TOLERANCE_BYTES
-            and _listed(evidence, background, until_s)
-        ):
+        beside = evidence.trace.used_between(background.process_runs[0].started_s, until_s)
+        stood = beside and max(beside) <= evidence.baseline_bytes + TOLERANCE_BYTES
+        if stood and _listed(evidence, background, until_s):
             yield _stood_still(max(beside), "background", "came")
     span = foreground.process_run
     if span is None:
         return
-    since_s = span[0] - BEGINNING_S if background is None or background.ready_s is None else background.ready_s
-    before, beside = level.between(since_s, span[0]), level.between(*span)
+    before = evidence.trace.used_between(settled_s(evidence, span[0]), span[0])
+    beside = evidence.trace.used_between(*span)
     if before and beside and max(beside) <= min(before) + TOLERANCE_BYTES and _listed(evidence, foreground, inf):
         yield _stood_still(max(beside), "foreground", "came")
 
 
-def _did_not_fall(evidence: Evidence, level: _Level) -> Iterator[str]:
+def _did_not_fall(evidence: Evidence) -> Iterator[str]:
     """The foreground has ended, and as much is in use as before; the background goes on, so it is not that."""
-    foreground, background = evidence.foreground, evidence.background
-    span = foreground.process_run
+    foreground, background, span = evidence.foreground, evidence.background, evidence.foreground.process_run
     if span is None or background is None or foreground.process_runs[-1].leftovers:
         return
-    last_exit = background.last_exit
-    until_s = min(span[1] + RELEASE_S, inf if last_exit is None else last_exit.ended_s - level.around_s / 2)
-    before, after = level.between(span[1] - 2 * level.around_s, span[1]), level.between(span[1], until_s)
-    grew = any(at >= span[1] - 2 * level.around_s for at, _ in background.held)
+    around_s = _around_s(evidence)
+    stopped_s = background.process_runs[-1].span[1] if background.process_runs else inf
+    until_s = min(span[1] + RELEASE_S, stopped_s - around_s / 2)
+    before = evidence.trace.used_between(span[1] - 2 * around_s, span[1])
+    after = evidence.trace.used_between(span[1], until_s)
+    grew = any(at >= span[1] - 2 * around_s for at, _ in background.held)
     stood = before and after and min(after) > max(before) - TOLERANCE_BYTES
     if stood and not grew and _listed(evidence, foreground, inf):
         yield _stood_still(min(after), "foreground", "went")
 
 
-def _accounting_below(evidence: Evidence, level: _Level) -> Iterator[str]:
+def _accounting_below(evidence: Evidence) -> Iterator[str]:
     listed = {process.pid: process.max_used_bytes or 0 for process in evidence.gpu_processes}
     for member in evidence.members:
         reserved = {one.pid: one.max_reserved_bytes or 0 for one in member.allocators}
@@ -246,12 +236,6 @@ def _base_bytes(evidence: Evidence) -> float:
     """What others hold at least all the time."""
     known = [one for one in (evidence.baseline_bytes, evidence.final_bytes) if one is not None]
     return BASELINE_SHARE * min(known, default=0)
-
-
-def _one_run(member: Member, earlier: Listing, later: Listing) -> bool:
-    """One process run of a member lasted from before a list until after another."""
-    ends = [(run.started_s, inf if run.exit is None else run.exit.ended_s) for run in member.process_runs]
-    return any(start <= earlier.elapsed_s and later.elapsed_s <= end for start, end in ends)
 
 
 def _listed(evidence: Evidence, member: Member, until_s: float) -> bool:
