@@ -3,6 +3,7 @@ import stat
 import subprocess
 import sys
 import threading
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_waiting_ends_when_the_holder_lets_go(folder, other_run):
     timer = threading.Timer(0.2, other_run.stdin.close)
     timer.start()
 
-    with locked("GPU-1", "mine", wait_s=None, folder=folder):
+    with locked("GPU-1", "mine", wait_s=inf, folder=folder):
         assert other_run.wait() == 0
     timer.join()
 
@@ -115,7 +116,7 @@ def test_many_processes_take_turns(folder, tmp_path):
     program = (
         "import sys; from pathlib import Path; from colocate.device.lock import locked\n"
         "for _ in range(20):\n"
-        "    with locked('GPU-1', 'turn', None, Path(sys.argv[1])):\n"
+        "    with locked('GPU-1', 'turn', float('inf'), Path(sys.argv[1])):\n"
         "        path = Path(sys.argv[2]); path.write_text(str(int(path.read_text()) + 1))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}

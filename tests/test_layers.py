@@ -31,7 +31,7 @@ RANK = {name: rank for rank, name in enumerate(LAYERS)}
 # training and imports nothing, and the modules at the root are faces themselves.
 FACES = {"probe": "colocate.probe.virtual_gpu"}
 LIBRARIES = {
-    "pynvml": {f"colocate/device/{name}.py" for name in ("nvml", "nvml_library", "nvml_processes", "nvml_survey")},
+    "pynvml": {f"colocate/device/{name}.py" for name in ("nvml", "nvml_library", "nvml_processes")},
     "torch": set(),
     "pytest": set(),
 }

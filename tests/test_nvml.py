@@ -13,9 +13,8 @@ from doubles import FakeDevice
 from fake_nvml import MIB, NOT_AVAILABLE, NOT_SUPPORTED, UNSUPPORTED
 
 from colocate.device.base import DeviceProcess
-from colocate.device.nvml import NvidiaDevice, is_simulated
-from colocate.device.nvml_survey import list_devices, survey_devices
-from colocate.device.visible_devices import visible_devices
+from colocate.device.nvml import NvidiaDevice, is_simulated, survey_devices
+from colocate.device.select import choose_device, visible_devices
 from colocate.errors import DeviceError, DeviceLost, ImplausibleReading
 
 MEMORY = "nvmlDeviceGetMemoryInfo_v2"
@@ -80,10 +79,9 @@ def keeps_contract(device):
 REAL_GPU = """
 import sys
 sys.path[:0] = sys.argv[1:]
-from colocate.device.nvml import NvidiaDevice, is_simulated
-from colocate.device.nvml_survey import list_devices
+from colocate.device.nvml import NvidiaDevice, is_simulated, survey_devices
 from test_nvml import keeps_contract
-for info in list_devices():
+for info in survey_devices().devices:
     assert not is_simulated(info), info
     with NvidiaDevice(info.uuid) as device:
         keeps_contract(device)
@@ -95,7 +93,7 @@ for info in list_devices():
 def test_a_real_gpu_keeps_the_contract():
     """In a process of its own: this one may have the fake library loaded."""
     tests = Path(__file__).parent
-    look = "from colocate.device.nvml_survey import list_devices; raise SystemExit(0 if list_devices() else 1)"
+    look = "from colocate.device.nvml import survey_devices; raise SystemExit(0 if survey_devices().devices else 1)"
     if subprocess.run([sys.executable, "-c", look], capture_output=True, check=False, cwd=tests.parent).returncode:
         pytest.skip("no NVIDIA GPU with a working driver")
     done = subprocess.run(
@@ -196,7 +194,7 @@ def test_what_cannot_be_opened_says_why_and_lets_go_of_nvml(fake_nvml):
         fake_nvml.fail("nvmlInitWithFlags", code)
         said = rf"^NVML: expected a working NVIDIA driver, NVML said .* \({code}\); .*{cure}"
         with pytest.raises(DeviceError, match=said):
-            list_devices()
+            survey_devices()
 
 
 def test_a_gpu_in_mig_mode_is_no_gpu(fake_nvml):
@@ -220,7 +218,7 @@ def divided(fake_nvml):
 
 def test_the_instances_of_a_gpu_are_listed_in_its_place(divided):
     whole = divided.add_gpu()
-    devices = list_devices()
+    devices = survey_devices().devices
 
     assert [(device.uuid, device.index) for device in devices] == [
         (divided.uuid(1), None),
@@ -356,7 +354,7 @@ def test_a_driver_without_a_process_list_tells_none_and_not_nobody(fake_nvml, de
 def test_every_gpu_is_listed_in_the_drivers_order(fake_machine):
     for total in (8192, 40960):
         fake_machine.add_gpu(total_bytes=total * MIB)
-    devices = list_devices()
+    devices = survey_devices().devices
 
     assert [device.total_bytes // MIB for device in devices] == [8192, 40960]
     assert [device.index for device in devices] == [0, 1]
@@ -374,7 +372,7 @@ def test_a_gpu_that_does_not_answer_leaves_the_others_and_none_at_all_is_an_erro
 
     fake_machine.fail("nvmlDeviceGetUUID", fakes.GPU_IS_LOST)
     with pytest.raises(DeviceLost):
-        list_devices()
+        choose_device("nvidia")
 
 
 def test_gpus_are_selected_as_cuda_does(fake_machine):
@@ -383,7 +381,7 @@ def test_gpus_are_selected_as_cuda_does(fake_machine):
     expected = {None: [0, 1, 2], "": [], "-1": [], "0": [0], "2,0": [2, 0], "1,-1,0": [1], "1,7,0": [1], "1,1": []}
     expected |= {"1gpu, 2": [1, 2], "GPU-bb": [1], "GPU-bb,GPU-aa-1": [1, 0], "GPU-aa": [], "GPU-bb,GPU-bb": []}
     expected |= {"GPU-bb,GPU-no,GPU-aa-1": [1], "GPU-bb,0": [1], "none": []}
-    devices = list_devices()
+    devices = survey_devices().devices
 
     assert {one: [device.index for device in visible_devices(devices, one)] for one in expected} == expected
 
@@ -394,18 +392,19 @@ def test_indices_of_different_gpus_are_ambiguous_without_an_order(fake_machine):
     fake_machine.add_gpu(name="fast (simulated)")
 
     with pytest.raises(DeviceError, match="CUDA_DEVICE_ORDER=PCI_BUS_ID"):
-        visible_devices(list_devices(), "0")
-    assert [device.index for device in visible_devices(list_devices(), "0", order="PCI_BUS_ID")] == [0]
-    assert [device.index for device in visible_devices(list_devices(), fake_machine.uuid(1))] == [1]
+        visible_devices(survey_devices().devices, "0")
+    assert [device.index for device in visible_devices(survey_devices().devices, "0", order="PCI_BUS_ID")] == [0]
+    assert [device.index for device in visible_devices(survey_devices().devices, fake_machine.uuid(1))] == [1]
 
 
 def test_a_selector_names_instances_by_uuid_and_by_nothing_else(divided):
     first, second = divided.uuid(1), divided.uuid(2)
 
-    assert [device.uuid for device in visible_devices(list_devices(), f"{second},{first[:12]}")] == [second, first]
-    assert visible_devices(list_devices(), divided.uuid(0)) == ()
+    devices = survey_devices().devices
+    assert [device.uuid for device in visible_devices(devices, f"{second},{first[:12]}")] == [second, first]
+    assert visible_devices(devices, divided.uuid(0)) == ()
     with pytest.raises(DeviceError, match="expected UUIDs on a machine with MIG instances, found '0'"):
-        visible_devices(list_devices(), "0")
+        visible_devices(devices, "0")
 
 
 def test_a_library_that_does_not_load_is_told_from_none(tmp_path):

@@ -15,9 +15,8 @@ from colocate.device.base import BalloonInfo, Basis, Device, DeviceInfo, DeviceP
 from colocate.device.cpu_energy import CpuEnergyMeter
 from colocate.device.deadline import Deadline
 from colocate.device.lock import locked
-from colocate.device.nvml import NvidiaDevice, is_simulated
+from colocate.device.nvml import NvidiaDevice, is_simulated, survey_devices
 from colocate.device.nvml_library import LIBRARY, library_present
-from colocate.device.nvml_survey import survey_devices
 from colocate.device.quarantine import Quarantine
 from colocate.device.select import choose_device, refuse_hidden_library
 

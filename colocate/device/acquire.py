@@ -2,8 +2,8 @@
 """Find the GPUs that a run may use, and open one of them for the time of a group."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -62,12 +62,6 @@ class FoundGpu:
         return satisfies(name or "", size, asked)
 
 
-def gpu(info: DeviceInfo, total_bytes: int | None = None) -> FoundGpu:
-    """A GPU, or a GPU of this size that is made of it."""
-    product, size, given = info.name, info.total_bytes, total_bytes is not None
-    return FoundGpu("nvidia", info.uuid, total_bytes, product=product, memory_bytes=size, given=given)
-
-
 def as_asked(gpu: FoundGpu, asked: str | None) -> FoundGpu | None:
     """The GPU for a group that asks for one: a virtual GPU is made so unless ``--gpu`` says what it is.
 
@@ -116,7 +110,11 @@ def find_gpus(
     usable += [device for device in refusals if waits and device not in usable]
     for device in usable if small else ():
         _expect_room(device, gpu_bytes)
-    free = tuple(gpu(device, gpu_bytes if small else None) for device in usable)
+    given_bytes = gpu_bytes if small else None
+    free = tuple(
+        FoundGpu("nvidia", info.uuid, given_bytes, product=info.name, memory_bytes=info.total_bytes, given=small)
+        for info in usable
+    )
     return FoundGpus(free, tuple(filter(None, refusals.values())), choice.sentence)
 
 
@@ -154,23 +152,13 @@ def opened(gpu: FoundGpu, state: Path, *, holder: str, wait_s: float = 0.0, run:
     if gpu.uuid is not None:
         with (
             locked(gpu.uuid, holder, wait_s),
-            closing(NvidiaDevice(gpu.uuid)) as whole,
+            NvidiaDevice(gpu.uuid) as whole,
             _sized(whole, gpu.total_bytes, state, f"{run}/{holder}/{ROLE}") as device,
         ):
             yield device
         return
     assert gpu.total_bytes is not None, "a GPU has a UUID or a size"
     yield new_virtual(gpu.figures, state)
-
-
-@contextmanager
-def _sized(whole: NvidiaDevice, total_bytes: int | None, state: Path, cookie: str) -> Iterator[Device]:
-    """The GPU as one of this size; the GPU itself where it has that size anyway."""
-    if total_bytes is None or is_of_size(whole.info.total_bytes, total_bytes):
-        yield whole
-        return
-    with _sized_to(whole, total_bytes, state, cookie) as small:
-        yield small
 
 
 def refuse_instance(info: DeviceInfo) -> None:
@@ -181,6 +169,16 @@ def refuse_instance(info: DeviceInfo) -> None:
     """
     if info.instance_of is not None:
         raise DeviceError(f"{info.uuid}: expected a whole GPU to make a smaller one of, found a MIG instance of it")
+
+
+@contextmanager
+def _sized(whole: NvidiaDevice, total_bytes: int | None, state: Path, cookie: str) -> Iterator[Device]:
+    """The GPU as one of this size; the GPU itself where it has that size anyway."""
+    if total_bytes is None or is_of_size(whole.info.total_bytes, total_bytes):
+        yield whole
+        return
+    with _sized_to(whole, total_bytes, state, cookie) as small:
+        yield small
 
 
 @contextmanager
@@ -223,17 +221,7 @@ def fresh(device: Device, state: Path) -> Device:
 
 def new_virtual(gpu: GpuModel, state: Path, *, refuses: bool = True) -> VirtualDevice:
     """An empty virtual GPU in the file ``state``; one that does not refuse lets programs hold more than there is."""
-    VirtualGpu.create(
-        state,
-        name=gpu.name,
-        total_bytes=gpu.total_bytes,
-        baseline_bytes=gpu.baseline_bytes,
-        context_bytes=gpu.context_bytes,
-        context_range_bytes=gpu.context_range_bytes,
-        cudnn_context_bytes=gpu.cudnn_context_bytes,
-        cudnn_context_range_bytes=gpu.cudnn_context_range_bytes,
-        capability=gpu.capability,
-        workspace_bytes=gpu.workspace_bytes,
-        refuses=refuses,
-    )
+    figures = asdict(gpu)
+    del figures["sources"]
+    VirtualGpu.create(state, **figures, refuses=refuses)
     return VirtualDevice(state)

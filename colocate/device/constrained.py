@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +63,9 @@ class Balloon:
         self._orders = os.open(orders, os.O_RDWR | os.O_CLOEXEC)
         try:
             argv = (sys.executable, "-I", "-S", str(PROGRAM), uuid, str(orders), str(self._state))
-            command = Command(argv, *_at(uuid))
-            self.process: Process = start(command, log=log, cookie=cookie)
+            env = {name: value for name, value in os.environ.items() if not name.startswith(("COLOCATE_", "PYTHON"))}
+            env |= {"CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+            self.process: Process = start(Command(argv, Path("/"), env), log=log, cookie=cookie)
         except TrainingError as error:
             self._let_go()
             raise BalloonError(f"{uuid}: expected a balloon, {error}") from error
@@ -76,11 +76,6 @@ class Balloon:
             raise
 
     @property
-    def pid(self) -> int:
-        """The process."""
-        return self.process.pid
-
-    @property
     def runs(self) -> bool:
         """The process is there. Some 20 microseconds; may be asked from any thread."""
         return procfs.identify(self.process.pid) == self.process.id
@@ -89,15 +84,13 @@ class Balloon:
         """Hold so many bytes; why fewer are held, or None.
 
         Raises:
-            NoBalloon: the process has ended or does not answer.
+            BalloonError: the process has ended or does not answer.
         """
         self._order += 1
-        line = json.dumps({"order": self._order, "hold_bytes": num_bytes}) + "\n"
-        os.write(self._orders, line.encode())
+        os.write(self._orders, json.dumps({"order": self._order, "hold_bytes": num_bytes}).encode() + b"\n")
         state = self._wait()
-        self.held_bytes = state["held_bytes"]
-        failed: str | None = state["failed"]
-        return failed
+        self.held_bytes, failed = state["held_bytes"], state["failed"]
+        return None if failed is None else str(failed)
 
     def close(self) -> None:
         """End the process; the driver gives back what it held. May be called again."""
@@ -113,7 +106,7 @@ class Balloon:
     def _wait(self) -> dict[str, Any]:
         """The answer to the latest order."""
         deadline = time.monotonic() + ANSWER_S
-        while (state := self._read()) is None or state["order"] < self._order:
+        while (state := self._read())["order"] < self._order:
             if self.process.poll() is not None:
                 said = "; ".join(self.process.last_lines(3)) or "nothing"
                 raise BalloonError(f"balloon: expected it to run, it ended with {self.process.exit} and said: {said}")
@@ -122,18 +115,11 @@ class Balloon:
             time.sleep(_POLL_S)
         return state
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> dict[str, Any]:
         try:
-            state: dict[str, Any] = json.loads(self._state.read_text())
+            return dict(json.loads(self._state.read_text()))
         except FileNotFoundError:
-            return None
-        return state
-
-
-def _at(uuid: str) -> tuple[Path, dict[str, str]]:
-    """Return the balloon's command: our interpreter and environment, with exactly one GPU visible."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("COLOCATE_", "PYTHON"))}
-    return Path("/"), {**env, "CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+            return {"order": -1}  # not even order 0, its start
 
 
 class ConstrainedDevice:
@@ -144,7 +130,7 @@ class ConstrainedDevice:
     processes, marked.
 
     Args:
-        GPU: The large GPU, locked by the caller.
+        gpu: The large GPU, locked by the caller.
         total_bytes: The size of the small one.
         log: Where the balloon's output goes.
         cookie: Marks the balloon as ours.
@@ -165,12 +151,8 @@ class ConstrainedDevice:
     def info(self) -> DeviceInfo:
         """The large GPU's, under the small one's name and size."""
         whole = self._gpu.info
-        balloon = BalloonInfo(
-            pid=None if self._balloon is None else self._balloon.pid,
-            held_bytes=self._taken_bytes,
-            gpu_name=whole.name,
-            gpu_bytes=whole.total_bytes,
-        )
+        pid = None if self._balloon is None else self._balloon.process.pid
+        balloon = BalloonInfo(pid, self._taken_bytes, gpu_name=whole.name, gpu_bytes=whole.total_bytes)
         source = f"{whole.memory_source}, less the balloon"
         return replace(whole, name=self._name, total_bytes=self._total_bytes, memory_source=source, balloon=balloon)
 
@@ -180,7 +162,7 @@ class ConstrainedDevice:
         May be called again, before every group: what has changed since is put right.
 
         Raises:
-            NoBalloon: the GPU is too small, holds too much, or CUDA does not work. Says which.
+            BalloonError: the GPU is too small, holds too much, or CUDA does not work. Says which.
         """
         with self._lock:
             if self._balloon is not None and not self._balloon.runs:
@@ -242,13 +224,13 @@ class ConstrainedDevice:
             if balloon is None:
                 return
             taken_bytes, self._taken_bytes, self._listed = self._taken_bytes, 0, frozenset()
-            if not balloon.runs:
-                balloon.close()
-                return
             with contextlib.suppress(DeviceError):
-                most_bytes = self._gpu.memory().used_bytes - taken_bytes + GRANULE_BYTES
+                # What one that has ended held was given back already, and nobody knows since when.
+                most_bytes = self._gpu.memory().used_bytes - (taken_bytes if balloon.runs else 0) + GRANULE_BYTES
                 balloon.close()
-                _wait_until(lambda: self._gpu.memory().used_bytes <= most_bytes, RELEASE_S)
+                deadline = time.monotonic() + RELEASE_S
+                while self._gpu.memory().used_bytes > most_bytes and time.monotonic() < deadline:
+                    time.sleep(_POLL_S)
             balloon.close()
 
     def close(self) -> None:
@@ -261,19 +243,19 @@ class ConstrainedDevice:
         balloon = self._balloon
         if balloon is None:
             return False
-        return pid == balloon.pid or (balloon.pid not in self._listed and pid in self._listed)
+        return pid == balloon.process.pid or (balloon.process.pid not in self._listed and pid in self._listed)
 
     def _pids(self) -> frozenset[int]:
         return frozenset(process.pid for process in self._gpu.processes() or ())
 
     def _refuse_impossible(self, used_bytes: int) -> None:
-        capacity_bytes = _capacity_bytes(self._gpu.memory())
-        uuid = self._gpu.info.uuid
+        uuid, size = self._gpu.info.uuid, format_mib(self._total_bytes)
         if used_bytes >= self._total_bytes:
-            size, held = format_mib(self._total_bytes), format_mib(used_bytes)
+            held = format_mib(used_bytes)
             raise BalloonError(f"{uuid}: expected less than {size} in use to make a GPU of that size, found {held}")
+        capacity_bytes = _capacity_bytes(self._gpu.memory())
         if capacity_bytes < self._total_bytes:
-            size, room = format_mib(self._total_bytes), format_mib(capacity_bytes)
+            room = format_mib(capacity_bytes)
             raise BalloonError(f"{uuid}: expected at least {size} for a GPU of that size, found a GPU of {room}")
 
     def _settle(self, balloon: Balloon, wanted_bytes: int) -> None:
@@ -311,8 +293,6 @@ def _steady_free_bytes(gpu: Device) -> int:
 
 
 def _free_bytes(memory: Memory) -> int:
-    if memory.free_bytes is not None:
-        return memory.free_bytes
     return _capacity_bytes(memory) - memory.used_bytes
 
 
@@ -321,9 +301,3 @@ def _capacity_bytes(memory: Memory) -> int:
     if memory.free_bytes is not None:
         return memory.used_bytes + memory.free_bytes
     return memory.total_bytes - (memory.reserved_bytes or 0)
-
-
-def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(_POLL_S)

@@ -3,6 +3,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from colocate.errors import DeviceLost
@@ -29,23 +30,18 @@ class Deadline:
         """
         if self.unresponsive is not None:
             raise DeviceLost(self.unresponsive)
-        answers: list[T] = []
-        errors: list[BaseException] = []
+        answer = Future[T]()
 
         def work() -> None:
             try:
-                answers.append(question())
+                answer.set_result(question())
             except BaseException as error:
-                errors.append(error)
+                answer.set_exception(error)
 
-        thread = threading.Thread(target=work, name="asking-the-GPU", daemon=True)
-        thread.start()
-        thread.join(ANSWER_S)
-        if errors:
-            raise errors[0]
-        if not answers:
-            self.unresponsive = (
-                f"{self._uuid}: expected an answer within {ANSWER_S:g} s, found the driver silent; see dmesg"
-            )
+        # No executor: it would wait for a driver that never answers when the interpreter ends.
+        threading.Thread(target=work, name="asking-the-GPU", daemon=True).start()
+        if wait([answer], ANSWER_S).not_done:
+            silent = f"expected an answer within {ANSWER_S:g} s, found the driver silent; see dmesg"
+            self.unresponsive = f"{self._uuid}: {silent}"
             raise DeviceLost(self.unresponsive)
-        return answers[0]
+        return answer.result()

@@ -27,13 +27,13 @@ _POLL_S = 0.1
 
 
 @contextlib.contextmanager
-def locked(uuid: str, holder: str, wait_s: float | None = 0.0, folder: Path | None = None) -> Iterator[None]:
+def locked(uuid: str, holder: str, wait_s: float = 0.0, folder: Path | None = None) -> Iterator[None]:
     """Holds a GPU for as long as the context lasts. Not inherited by the programs that this process starts.
 
     Args:
         uuid: The GPU.
         holder: Who holds it, told to others that want it: the run and its plan, say.
-        wait_s: Seconds to wait while somebody else holds it; None waits for as long as it takes.
+        wait_s: Seconds to wait while somebody else holds it, which may be infinite.
         folder: Where the lock files are, if not in the folder of this machine.
 
     Raises:
@@ -45,26 +45,28 @@ def locked(uuid: str, holder: str, wait_s: float | None = 0.0, folder: Path | No
     try:
         _wait_for_lock(file, uuid, path, wait_s)
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same, and only its words are missing
-            _write(file, {"pid": os.getpid(), "user": _user(), "since": time.time(), "holder": holder})
+            record = {"pid": os.getpid(), "user": _user(), "since": time.time(), "holder": holder}
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(record).encode(), 0)
         yield
         os.ftruncate(file, 0)
     finally:
         os.close(file)
 
 
-def _wait_for_lock(file: int, uuid: str, path: Path, wait_s: float | None) -> None:
-    deadline_s = None if wait_s is None else time.monotonic() + wait_s
+def _wait_for_lock(file: int, uuid: str, path: Path, wait_s: float) -> None:
+    deadline_s = time.monotonic() + wait_s
     while True:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if deadline_s is not None and time.monotonic() >= deadline_s:
+            if time.monotonic() >= deadline_s:
                 raise DeviceError(
                     f"{uuid}: expected a GPU that no other run uses, found it held by {_read_holder(path)}; "
                     "wait for it to end, or choose another GPU with CUDA_VISIBLE_DEVICES"
                 ) from None
         # flock has no time limit of its own, and a blocking one could not be interrupted from a thread.
-        time.sleep(_POLL_S if deadline_s is None else min(_POLL_S, max(0.0, deadline_s - time.monotonic())))
+        time.sleep(min(_POLL_S, max(0.0, deadline_s - time.monotonic())))
 
 
 def _open(path: Path, uuid: str) -> int:
@@ -74,7 +76,9 @@ def _open(path: Path, uuid: str) -> int:
     (fs.protected_regular, see proc_sys_fs(5)).
     """
     try:
-        _make_folder(path.parent)
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(parents=True)
+            path.parent.chmod(0o1777)  # mkdir obeys the umask; sticky, so that nobody can remove somebody else's lock
         for _ in range(2):
             with contextlib.suppress(FileNotFoundError):
                 return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -88,23 +92,10 @@ def _open(path: Path, uuid: str) -> int:
         ) from error
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return
-    folder.chmod(0o1777)  # mkdir obeys the umask; sticky, so that nobody can remove somebody else's lock
-
-
 def _create(path: Path) -> int:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     os.fchmod(file, 0o666)
     return file
-
-
-def _write(file: int, record: dict[str, object]) -> None:
-    os.ftruncate(file, 0)
-    os.pwrite(file, json.dumps(record).encode(), 0)
 
 
 def _read_holder(path: Path) -> str:

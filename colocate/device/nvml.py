@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An NVIDIA GPU, read through NVML. Knows nothing of trainings.
+"""An NVIDIA GPU, read through NVML, and a survey of all of a machine. Knows nothing of trainings.
 
 NVML orders GPUs by PCI bus and CUDA by speed, and ``CUDA_VISIBLE_DEVICES`` renumbers them again. A GPU is therefore
 known by its UUID, and an index only serves for display.
@@ -11,6 +11,7 @@ temperature and the throttling of the GPU that it is a part of.
 import contextlib
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from colocate.device.nvml_library import (
     NO_SECOND_STRUCT,
     NOT_ESSENTIAL,
     NOT_REPORTED,
+    ask_library,
     failure,
     init,
     instances,
     is_divided,
+    reported,
     shutdown,
     within,
 )
@@ -73,7 +76,7 @@ class NvidiaDevice:
             self._instance = self._find_instance()
             self._refuse_divided()
             self._refuse_exclusive()
-            self._read_memory, source = self._choose_memory()
+            self._struct, source = self._choose_struct()
             self._total_bytes = 0
             self._total_bytes = self.memory().total_bytes
             self._refuse_unified()
@@ -108,16 +111,16 @@ class NvidiaDevice:
             DeviceError: NVML did not answer. Names the GPU's UUID and NVML's own message.
         """
         try:
-            memory = self._read_memory()
+            found = pynvml.nvmlDeviceGetMemoryInfo(self._handle, *self._struct)
         except pynvml.NVMLError as error:
             raise failure(f"{self._uuid}: expected memory", error) from error
-        total_bytes = self._total_bytes or memory.total_bytes
-        if total_bytes <= 0 or memory.total_bytes != total_bytes or not 0 <= memory.used_bytes <= total_bytes:
+        total_bytes = self._total_bytes or found.total
+        if total_bytes <= 0 or found.total != total_bytes or not 0 <= found.used <= total_bytes:
             raise ImplausibleReading(
                 f"{self._uuid}: expected memory in use between 0 and {total_bytes} bytes, "
-                f"found {memory.used_bytes} of {memory.total_bytes}"
+                f"found {found.used} of {found.total}"
             )
-        return memory
+        return Memory(found.used, found.total, getattr(found, "reserved", None), found.free)
 
     def vitals(self) -> Vitals:
         """Power, temperatures, utilisation, throttling and the energy counter; None for what the GPU does not tell.
@@ -132,15 +135,22 @@ class NvidiaDevice:
             DeviceError: NVML was let go of.
         """
         utilization = self._if_told("utilisation", pynvml.nvmlDeviceGetUtilizationRates)
+        memory_c = self._of_the_board("memory temperature", ["FieldValues"], [pynvml.NVML_FI_DEV_MEMORY_TEMP])
+        # nvmlDeviceGetTemperature goes away with CUDA 14; drivers, and pynvml, before R570 have nothing else.
+        temperature_c = self._of_the_board("temperature", ["TemperatureV", "Temperature"], pynvml.NVML_TEMPERATURE_GPU)
+        # Renamed in CUDA 12.2; the old name stays for drivers that lack the new one.
+        reasons = self._of_the_board("throttle reasons", ["CurrentClocksEventReasons", "CurrentClocksThrottleReasons"])
         # The widest bounds that a GPU can need: today's largest take 1.4 kW and throttle below 110 degrees Celsius.
         return Vitals(
             power_mw=within(0, 10_000_000, self._of_a_whole_gpu("power", pynvml.nvmlDeviceGetPowerUsage)),
-            temperature_c=within(0, 150, self._temperature_c()),
-            memory_temperature_c=within(1, 150, self._memory_temperature_c()),
+            temperature_c=within(0, 150, temperature_c),
+            memory_temperature_c=(
+                within(1, 150, int(memory_c[0].value.uiVal)) if memory_c and not memory_c[0].nvmlReturn else None
+            ),
             utilization_percent=within(0, 100, utilization.gpu if utilization else None),
             memory_utilization_percent=within(0, 100, utilization.memory if utilization else None),
             energy_mj=self._of_a_whole_gpu("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption),
-            throttle_reasons=self._throttle_reasons(),
+            throttle_reasons=reasons,
         )
 
     def processes(self) -> tuple[DeviceProcess, ...] | None:
@@ -221,39 +231,36 @@ class NvidiaDevice:
         self, what: str, function: Callable[..., Any], *arguments: Any, not_reported: frozenset[int] = NOT_REPORTED
     ) -> Any:
         """The answer about this GPU, or None where NVML says that it has none."""
-        try:
-            return function(self._handle, *arguments)
-        except pynvml.NVMLError as error:
-            if error.value in not_reported:
-                return None
-            raise failure(f"{self._uuid}: expected {what}", error) from error
+        return self._ask(what, reported, self._handle, function, not_reported, *arguments)
 
-    def _if_told(self, what: str, function: Callable[..., Any] | None, *arguments: Any) -> Any:
-        """The answer of a reading that no verdict rests on, or None; also for a function that pynvml has not."""
-        return None if function is None else self._reported(what, function, *arguments, not_reported=NOT_ESSENTIAL)
+    def _if_told(self, what: str, function: Callable[..., Any]) -> Any:
+        """The answer of a reading that no verdict rests on, or None."""
+        return self._reported(what, function, not_reported=NOT_ESSENTIAL)
 
-    def _of_the_board(self, what: str, function: Callable[..., Any] | None, *arguments: Any) -> Any:
-        """The answer about the GPU that this is, or is an instance of, if there is one; see `_if_told`."""
-        handle = self._whole or self._handle
-        return self._if_told(what, function and (lambda _, *rest: function(handle, *rest)), *arguments)
+    def _of_the_board(self, what: str, names: list[str], *arguments: Any) -> Any:
+        """As `_if_told`, about the GPU that this is, or is an instance of: of the first function that has an answer."""
+        for function in (getattr(pynvml, f"nvmlDeviceGet{name}", None) for name in names):
+            handle = self._whole or self._handle
+            found = function and self._ask(what, reported, handle, function, NOT_ESSENTIAL, *arguments)
+            if found is not None:
+                return found
+        return None
 
     # --- memory
 
-    def _choose_memory(self) -> tuple[Callable[[], Memory], str]:
+    def _choose_struct(self) -> tuple[tuple[int, ...], str]:
         """The struct that this driver answers: the second keeps what the driver reserves apart, the first does not."""
         memory = self._reported(
             "memory", pynvml.nvmlDeviceGetMemoryInfo, pynvml.nvmlMemory_v2, not_reported=NO_SECOND_STRUCT
         )
         if memory is not None:
-            return self._memory_v2, "nvml v2"
+            return (pynvml.nvmlMemory_v2,), "nvml v2"
         if self._reported("memory", pynvml.nvmlDeviceGetMemoryInfo) is None:
-            raise DeviceError(f"{self._uuid}: expected a GPU that tells its memory, {self._without_memory_text()}")
-        return self._memory_v1, "nvml v1, used includes what the driver keeps"
-
-    def _without_memory_text(self) -> str:
-        """A GPU that has none of its own is the usual reason."""
-        name = self._if_told("name", pynvml.nvmlDeviceGetName) or "its name unknown"
-        return f"NVML said 'Not Supported' ({name}): {_UNIFIED_TEXT}"
+            name = self._if_told("name", pynvml.nvmlDeviceGetName) or "its name unknown"
+            # A GPU that has none of its own is the usual reason.
+            text = f"NVML said 'Not Supported' ({name}): {_UNIFIED_TEXT}"
+            raise DeviceError(f"{self._uuid}: expected a GPU that tells its memory, {text}")
+        return (), "nvml v1, used includes what the driver keeps"
 
     def _refuse_unified(self) -> None:
         name = str(self._if_told("name", pynvml.nvmlDeviceGetName) or "")
@@ -261,14 +268,6 @@ class NvidiaDevice:
         same = machine_bytes is not None and abs(self._total_bytes - machine_bytes) <= _SAME_SIZE * machine_bytes
         if self._whole is None and (_UNIFIED.search(name) or same):
             raise DeviceError(f"{self._uuid}: expected a GPU with memory of its own ({name}), {_UNIFIED_TEXT}")
-
-    def _memory_v2(self) -> Memory:
-        found = pynvml.nvmlDeviceGetMemoryInfo(self._handle, pynvml.nvmlMemory_v2)
-        return Memory(found.used, found.total, found.reserved, found.free)
-
-    def _memory_v1(self) -> Memory:
-        found = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
-        return Memory(found.used, found.total, None, found.free)
 
     # --- the rest
 
@@ -308,7 +307,7 @@ class NvidiaDevice:
 
     def _refuse_exclusive(self) -> None:
         """A group is two processes: in a mode for one the second would fail, and look as if it had not fitted."""
-        mode = _COMPUTE_MODES.get(self._of_the_board("compute mode", pynvml.nvmlDeviceGetComputeMode) or 0)
+        mode = _COMPUTE_MODES.get(self._of_the_board("compute mode", ["ComputeMode"]) or 0)
         if mode is not None:
             raise DeviceError(
                 f"{self._uuid}: expected compute mode default, found {mode}: two trainings cannot share the GPU; "
@@ -336,27 +335,6 @@ class NvidiaDevice:
     def _system(self, what: str, function: Callable[[], Any]) -> Any:
         return self._if_told(what, lambda handle: function())
 
-    def _temperature_c(self) -> int | None:
-        # nvmlDeviceGetTemperature goes away with CUDA 14; drivers before R570 have nothing else.
-        newer = getattr(pynvml, "nvmlDeviceGetTemperatureV", None)  # pynvml knows it since R570
-        reported: int | None = self._of_the_board("temperature", newer, pynvml.NVML_TEMPERATURE_GPU)
-        if reported is None:
-            reported = self._of_the_board("temperature", pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)
-        return reported
-
-    def _memory_temperature_c(self) -> int | None:
-        reported = self._of_the_board(
-            "memory temperature", pynvml.nvmlDeviceGetFieldValues, [pynvml.NVML_FI_DEV_MEMORY_TEMP]
-        )
-        return None if reported is None or reported[0].nvmlReturn else int(reported[0].value.uiVal)
-
-    def _throttle_reasons(self) -> int | None:
-        # Renamed in CUDA 12.2; the old name stays for drivers that lack the new one.
-        reported: int | None = self._of_the_board("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
-        if reported is None:
-            reported = self._of_the_board("throttle reasons", pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
-        return reported
-
 
 def _machine_bytes() -> int | None:
     """The memory of the machine, None where it cannot be read."""
@@ -364,3 +342,50 @@ def _machine_bytes() -> int | None:
         return int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1]) * 1024
     except (OSError, ValueError, IndexError):
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The GPUs of a machine in NVML's order, and for each that does not answer the reason."""
+
+    devices: tuple[DeviceInfo, ...]
+    failures: tuple[DeviceError, ...]
+
+
+def survey_devices() -> Survey:
+    """Every GPU that NVML knows, in place of one in MIG mode its instances.
+
+    One that does not answer is no reason to do without the others.
+
+    Raises:
+        DeviceError: NVML itself does not work. Names the cure.
+    """
+    init()
+    try:
+        count = ask_library("the number of GPUs", pynvml.nvmlDeviceGetCount)
+        found = [gpu for index in range(count) for gpu in _look_at(index)]
+    finally:
+        shutdown()
+    failures = tuple(gpu for gpu in found if isinstance(gpu, DeviceError))
+    return Survey(tuple(gpu for gpu in found if isinstance(gpu, DeviceInfo)), failures)
+
+
+def _look_at(index: int) -> list[DeviceInfo | DeviceError]:
+    """The GPU with this index, or its instances; for each that does not answer the reason."""
+    try:
+        handle = ask_library(f"GPU {index}", pynvml.nvmlDeviceGetHandleByIndex, index)
+        divided = instances(handle) if is_divided(handle) else []
+        if divided:
+            return [_opened(instance, None) for instance in divided]
+        return [_opened(handle, index)]
+    except DeviceError as error:
+        return [error]
+
+
+def _opened(handle: Any, index: int | None) -> DeviceInfo | DeviceError:
+    try:
+        name = "its UUID" if index is None else f"the UUID of GPU {index}"
+        with NvidiaDevice(ask_library(name, pynvml.nvmlDeviceGetUUID, handle)) as device:
+            return replace(device.info, index=index)
+    except DeviceError as error:
+        return error

@@ -82,11 +82,8 @@ def init() -> None:
 
 def shutdown() -> None:
     """Let go of NVML once."""
-    # Nothing depends on it and the reason is known already: a lost GPU makes this fail too.
-    try:
+    with contextlib.suppress(pynvml.NVMLError):  # as a lost GPU makes it fail: the reason is known already
         pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return
 
 
 def ask_library(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -106,6 +103,20 @@ def failure(expectation: str, error: Any) -> DeviceError:
     cure = CURES.get(error.value)
     message = f"{expectation}, NVML said {str(error)!r} ({error.value})" + (f"; {cure}" if cure else "")
     return DeviceLost(message) if error.value in _LOST else DeviceError(message)
+
+
+def reported(handle: Any, function: Callable[..., Any], not_reported: frozenset[int], *arguments: Any) -> Any:
+    """The answer about a GPU, or None where NVML says with one of these errors that it has none.
+
+    Raises:
+        pynvml.NVMLError: any other error.
+    """
+    try:
+        return function(handle, *arguments)
+    except pynvml.NVMLError as error:
+        if error.value in not_reported:
+            return None
+        raise
 
 
 def within(least: int, most: int, value: int | None) -> int | None:

@@ -4,13 +4,13 @@
 Knows how drivers differ: which of NVML's functions they have, and which of them fill the rows wrongly.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pynvml
 
 from colocate.device.base import DeviceProcess
-from colocate.device.nvml_library import NOT_ESSENTIAL, NOT_REPORTED, within
+from colocate.device.nvml_library import NOT_ESSENTIAL, NOT_REPORTED, reported, within
 
 # What a row has in place of an instance's number where there are no instances (nvml.h), and the most that there are.
 _NO_INSTANCE = 0xFFFFFFFF
@@ -58,19 +58,14 @@ def computing_pids(handle: Any) -> tuple[int, ...]:
     """
 
     def ask(what: str, function: Any, *, not_reported: frozenset[int]) -> Any:
-        try:
-            return function(handle)
-        except pynvml.NVMLError as error:
-            if error.value in not_reported:
-                return None
-            raise
+        return reported(handle, function, not_reported)
 
     return tuple(row.pid for row in _rows(ask, _COMPUTING, NOT_REPORTED) or ())
 
 
 def is_shuffled(ask: Ask) -> bool:
     """The driver has a list now, and in none of its versions one that can be true."""
-    found = [_asked(ask, name, NOT_REPORTED) for name in _COMPUTING]
+    found = [*_lists(ask, _COMPUTING, NOT_REPORTED)]
     return any(rows is not None for rows in found) and not any(rows is not None and _credible(rows) for rows in found)
 
 
@@ -86,27 +81,21 @@ def peak_bytes(ask: Ask, pid: int, total_bytes: int, since: float | None) -> int
         pid,
         not_reported=NOT_REPORTED | {pynvml.NVML_ERROR_NOT_FOUND},
     )
-    if stats is None or (since is not None and not _is_since(stats, since)):
+    if stats is None:
         return None
+    is_its = stats.startTime / 1e6 >= (since or 0.0) - _CLOCK_S if stats.startTime else stats.isRunning
     # A process on the list has a context, so none can have held nothing.
-    return within(1, total_bytes, stats.maxMemoryUsage)
-
-
-def _is_since(stats: Any, since: float) -> bool:
-    if not stats.startTime:
-        return bool(stats.isRunning)
-    return bool(stats.startTime / 1e6 >= since - _CLOCK_S)
+    return within(1, total_bytes, stats.maxMemoryUsage) if since is None or is_its else None
 
 
 def _rows(ask: Ask, names: Iterable[str], not_reported: frozenset[int]) -> Sequence[Any] | None:
     """The first list that is told and can be true."""
-    answers = (_asked(ask, name, not_reported) for name in names)
+    answers = _lists(ask, names, not_reported)
     return next((rows for rows in answers if rows is not None and _credible(rows)), None)
 
 
-def _asked(ask: Ask, name: str, not_reported: frozenset[int]) -> Sequence[Any] | None:
-    rows: Sequence[Any] | None = ask("processes", getattr(pynvml, name), not_reported=not_reported)
-    return rows
+def _lists(ask: Ask, names: Iterable[str], not_reported: frozenset[int]) -> Iterator[Sequence[Any] | None]:
+    return (ask("processes", getattr(pynvml, name), not_reported=not_reported) for name in names)
 
 
 def _credible(rows: Sequence[Any]) -> bool:
