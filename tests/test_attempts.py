@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colocate.files import write_json
-from colocate.harness.attempt import free_directory
-from colocate.harness.retries import retry_cause
+from colocate.harness.attempt import free_directory, retry_cause
 from colocate.report import summary_csv
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import group_result_of, group_results, read_run

@@ -20,10 +20,9 @@ from waiting import wait_until
 from colocate.device.acquire import FoundGpu, opened
 from colocate.device.base import DeviceProcess, Vitals
 from colocate.device.quarantine import Quarantine
-from colocate.harness.attempt import free_directory
+from colocate.harness.attempt import Retries, free_directory
 from colocate.harness.gpu_processes import GpuProcesses, unlisted
 from colocate.harness.group_run import GroupRun
-from colocate.harness.retries import Retries
 from colocate.harness.sampler import Sampler
 from colocate.harness.throttling import throttling
 from colocate.plan.catalog import Training
@@ -302,7 +301,7 @@ def test_a_training_of_another_run_that_goes_on_is_not_touched_and_may_be_waited
 
 
 def settle(fake: FakeNvml, folder: Path, plan_group: Group, meanwhile: Any = None, retries: int = 2) -> GroupResult:
-    """A group with what `colocate.harness.retries` makes of its first attempt."""
+    """A group with what `colocate.harness.attempt.Retries` makes of its first attempt."""
     with observing(plan_group, fake.uuid(), folder) as observation:
         if meanwhile is not None:
             meanwhile(observation)

@@ -13,8 +13,8 @@ from groups import RUN, group, observing, training
 from seen import note_verdict
 from waiting import wait_until
 
+from colocate.harness.attempt import Retries
 from colocate.harness.group_run import GroupRun
-from colocate.harness.retries import Retries
 from colocate.results.layout import RunDirectory
 from colocate.verdict.rules import Outcome, Verdict
 

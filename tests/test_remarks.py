@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from builders import background, evidence, foreground
@@ -12,6 +13,7 @@ from builders import background, evidence, foreground
 from colocate.device.base import DeviceProcess
 from colocate.harness.gpu_processes import GpuProcesses
 from colocate.process.exit_status import Exit
+from colocate.process.procfs import ProcessId
 from colocate.units import MIB
 from colocate.verdict.ended_by import killed_from_outside
 from colocate.verdict.evidence import Allocator, GpuProcess, Member, ProcessRun
@@ -145,11 +147,11 @@ def seen(monkeypatch: pytest.MonkeyPatch, *lists: tuple[float, tuple[int, ...]],
     monkeypatch.setattr("colocate.process.procfs.sees_all_processes", lambda: not container)
     monkeypatch.setattr("colocate.harness.gpu_processes.procfs.has_open", lambda *_: False)
     processes = GpuProcesses("run", "group01")
-    monkeypatch.setattr(
-        GpuProcesses, "_tree", lambda *_: dict.fromkeys(range(5_000_000, 5_000_000 + ours), "foreground")
-    )
+    tree = [ProcessId(5_000_000 + number, 0) for number in range(ours)]
+    members = {"foreground": [SimpleNamespace(tree=lambda: tree)]}
     for number in range(len(lists)):
-        processes.take([(at, tuple(DeviceProcess(pid, 100) for pid in pids)) for at, pids in lists[: number + 1]], {})
+        told = [(at, tuple(DeviceProcess(pid, 100) for pid in pids)) for at, pids in lists[: number + 1]]
+        processes.take(told, members)
     return next((one.name for one in processes.seen if one.owner == "foreign"), "")
 
 

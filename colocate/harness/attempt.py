@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one attempt at a group, from an open GPU to its record: what a pytest case repeats and what commands try out.
+"""Runs attempts at a group, from an open GPU to a record: what a pytest case repeats and what commands try out.
 
-Knows no pytest, and not why a group is tried; what its record means is `colocate.verdict.rules`'s business.
+Knows no pytest; what a record means is `colocate.verdict.rules`'s business.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,18 @@ from colocate.files import make_folder
 from colocate.harness.group_run import GroupRun
 from colocate.harness.sampler import Sampler
 from colocate.plan import Group
-from colocate.results import Attempt, GroupDirectory, RunDirectory, read_attempt
+from colocate.results import Attempt, GroupDirectory, GroupResult, RunDirectory, combine_attempts, read_attempt
+from colocate.verdict import Outcome, Verdict
+
+# What spoils one attempt and may be gone in the next. An out-of-memory, a failed foreground or a background that is no
+# load would only come again.
+RETRY_CAUSES = ("foreign_process", "sensor_gap", "supervisor_lost", "killed_from_outside")
+
+# On the virtual GPU a foreground trains for a second: a background that was saving then is told by the next attempt.
+RETRY_CAUSES_OF_DRY_RUNS = frozenset({"background_no_step", "too_little_overlap"})
+
+# A program that fails in a dry run may count on passes over its data that were cut: the next attempt cuts none.
+CUT = "dry_run_failed"
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class AttemptRunner:
     Args:
         run: Where the records go.
         plan: The name that they bear.
-        GPU: The GPU, not open yet; a virtual one is made anew for every group.
+        gpu: The GPU, not open yet; a virtual one is made anew for every group.
         wait_s: How long to wait for a GPU that others use.
     """
 
@@ -42,21 +53,14 @@ class AttemptRunner:
             OSError: the record cannot be written.
             ColocateError: there is no room for it.
         """
-        directory = new_directory(self.run, group, repeat)
-        with (
-            self._quarantine_respected(),
-            opened(self.gpu, directory.virtual_gpu, holder=group.id, wait_s=self.wait_s, run=self.run.name) as device,
-            observing(group, device, directory, plan=self.plan) as observation,
-        ):
-            run_to_the_end(observation, self.wait_s)
-        return read_attempt(directory)
-
-    @contextmanager
-    def _quarantine_respected(self) -> Iterator[None]:
-        with Quarantine(self.run.quarantine).watching(self.gpu.uuid) as why:
+        directory, gpu = new_directory(self.run, group, repeat), self.gpu
+        with Quarantine(self.run.quarantine).watching(gpu.uuid) as why:
             if why is not None:
-                raise DeviceError(f"{self.gpu.uuid}: expected a GPU in order, found it in quarantine: {why}")
-            yield
+                raise DeviceError(f"{gpu.uuid}: expected a GPU in order, found it in quarantine: {why}")
+            state = directory.virtual_gpu
+            with opened(gpu, state, holder=group.id, wait_s=self.wait_s, run=self.run.name) as device:
+                _attempted(group, device, directory, plan=self.plan, wait_s=self.wait_s)
+        return read_attempt(directory)
 
 
 def attempt_on(device: Device, group: Group, run: RunDirectory, *, plan: str, asks: bool = True) -> Attempt:
@@ -70,10 +74,78 @@ def attempt_on(device: Device, group: Group, run: RunDirectory, *, plan: str, as
         ColocateError: there is no room for it.
     """
     directory = new_directory(run, group)
-    gpu = fresh(device, directory.virtual_gpu)
-    with observing(group, gpu, directory, plan=plan, asks=asks) as observation:
-        run_to_the_end(observation)
+    _attempted(group, fresh(device, directory.virtual_gpu), directory, plan=plan, asks=asks)
     return read_attempt(directory)
+
+
+@dataclass(frozen=True)
+class Retries:
+    """Runs a group again after its first attempt: as often as the plan asks for, and after what is worth another try.
+
+    Args:
+        group: What is to share the GPU.
+        device: The GPU of the first attempt. A GPU is used again, a virtual GPU is made anew.
+        run: Where the records go.
+        plan: Its name.
+        max_retries: The most attempts that may be added because of what spoiled one.
+        wait_s: How long to wait for a GPU that others use.
+        done: Attempts of an earlier session that hold: their runs are not repeated.
+    """
+
+    group: Group
+    device: Device
+    run: RunDirectory
+    plan: str
+    max_retries: int
+    wait_s: float = 0.0
+    done: tuple[Attempt, ...] = ()
+
+    def settle(self, first: GroupRun) -> GroupResult:
+        """Repeat what is to be repeated; what all attempts of this session come to.
+
+        Every cause is tried again once: what spoils two attempts in a row will spoil the third.
+
+        Raises:
+            OSError: a record cannot be written.
+            DeviceError: the GPU does not answer.
+        """
+        done = {attempt.place[0] for attempt in self.done}
+        made = [first]
+        for number in (number for number in range(1, self.group.runs + 1) if number not in done):
+            latest, spoiled = first, list[str]()
+            if number != first.directory.repeat:
+                made.append(latest := self._attempt(number))
+            while (cause := self._cause(latest)) and cause not in spoiled and len(spoiled) < self.max_retries:
+                spoiled.append(cause)
+                made.append(latest := self._attempt(number, whole=cause == CUT))
+        attempts = [*self.done, *(read_attempt(one.directory) for one in made)]
+        return combine_attempts(attempts, self.group.runs)
+
+    def _cause(self, attempt: GroupRun) -> str | None:
+        """Return why an attempt is worth a repetition on this GPU."""
+        assert attempt.verdict is not None, "an attempt is concluded"
+        if Quarantine(self.run.quarantine).why(self.device.info.uuid) is not None:
+            return None
+        return retry_cause(attempt.verdict, started=attempt.started, cut=attempt.was_cut)
+
+    def _attempt(self, number: int, *, whole: bool = False) -> GroupRun:
+        directory = new_directory(self.run, self.group, number)
+        device = fresh(self.device, directory.virtual_gpu)
+        return _attempted(self.group, device, directory, plan=self.plan, wait_s=self.wait_s, whole=whole)
+
+
+def retry_cause(verdict: Verdict, *, started: bool, cut: bool = False) -> str | None:
+    """Return why it makes sense to repeat an attempt at once, or None if it does not.
+
+    What kept it from starting at all was waited for already. ``cut``: passes of the foreground over its data were cut.
+    """
+    if verdict.outcome is not Outcome.INCONCLUSIVE or not started:
+        return None
+    if verdict.basis == "predicted" and RETRY_CAUSES_OF_DRY_RUNS.issuperset(verdict.codes):
+        return verdict.codes[0]
+    if cut and CUT in verdict.codes:
+        return CUT
+    return next((code for code in RETRY_CAUSES if code in verdict.codes), None)
 
 
 def new_directory(run: RunDirectory, group: Group, repeat: int = 1) -> GroupDirectory:
@@ -87,15 +159,16 @@ def new_directory(run: RunDirectory, group: Group, repeat: int = 1) -> GroupDire
     return free_directory(run, group, repeat).create()
 
 
+def free_directory(run: RunDirectory, group: Group, repeat: int) -> GroupDirectory:
+    """The folder of the next attempt at a run of a group: the first that is not there, not even half written."""
+    name, parallel = group.foreground.name, group.background is not None
+    places = (run.group(name, group.number, parallel=parallel, repeat=repeat, attempt=n) for n in count(1))
+    return next(directory for directory in places if not directory.path.exists())
+
+
 @contextmanager
 def observing(
-    group: Group,
-    device: Device,
-    directory: GroupDirectory,
-    *,
-    plan: str,
-    asks: bool = True,
-    whole: bool = False,
+    group: Group, device: Device, directory: GroupDirectory, *, plan: str, asks: bool = True, whole: bool = False
 ) -> Iterator[GroupRun]:
     """A group under watch, before anything has started; leaving early writes a record that says so.
 
@@ -115,20 +188,20 @@ def observing(
             raise
 
 
-def run_to_the_end(observation: GroupRun, wait_s: float = 0.0) -> None:
-    """Everything that happens to a group, in order, up to its record.
-
-    Raises:
-        OSError: the record cannot be written.
-    """
-    observation.preflight(wait_s)
-    observation.start_background()
-    observation.run_foreground()
-    observation.conclude()
-
-
-def free_directory(run: RunDirectory, group: Group, repeat: int) -> GroupDirectory:
-    """The folder of the next attempt at a run of a group: the first that is not there, not even half written."""
-    name, parallel = group.foreground.name, group.background is not None
-    places = (run.group(name, group.number, parallel=parallel, repeat=repeat, attempt=n) for n in count(1))
-    return next(directory for directory in places if not directory.path.exists())
+def _attempted(
+    group: Group,
+    device: Device,
+    directory: GroupDirectory,
+    *,
+    plan: str,
+    wait_s: float = 0.0,
+    asks: bool = True,
+    whole: bool = False,
+) -> GroupRun:
+    """Everything that happens to a group, in order, up to its record."""
+    with observing(group, device, directory, plan=plan, asks=asks, whole=whole) as observation:
+        observation.preflight(wait_s)
+        observation.start_background()
+        observation.run_foreground()
+        observation.conclude()
+    return observation

@@ -7,6 +7,7 @@ Says what it finds in words and codes; what follows from that is `colocate.verdi
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from colocate.device import Deadline, Device, DeviceProcess
@@ -84,16 +85,12 @@ class DeviceState:
                 self._monitor.ask_for_processes()  # or the balloon of a short group would be on no list
             self.baseline_bytes = self._ask(self._device.memory).used_bytes
             self._note_unexplained(self.baseline_bytes)
-        except BalloonError as error:
-            self.faults.append(("no_balloon", str(error)))
-            return
         except DeviceError as error:
-            self.faults.append(("sensor_lost", str(error)))
+            self.faults.append(("no_balloon" if isinstance(error, BalloonError) else "sensor_lost", str(error)))
             return
         if foreign_processes:
-            text = f"expected a GPU that nobody uses, found {'; '.join(foreign_processes)}; end them, or wait"
-            text += " with --wait=SECONDS"
-            self.faults.append(("foreign_process", text))
+            text = f"expected a GPU that nobody uses, found {'; '.join(foreign_processes)}"
+            self.faults.append(("foreign_process", f"{text}; end them, or wait with --wait=SECONDS"))
 
     def _listed(self) -> tuple[DeviceProcess, ...]:
         """List who holds memory by the driver's list; empty if it has none."""
@@ -105,12 +102,15 @@ class DeviceState:
     def _strangers(self) -> list[str]:
         """Whoever else computes on the GPU, in words; one who cannot be seen only if two lists in a row have it."""
         listed = self._listed()
-        unseen = self.gpu_processes.unseen(listed)
-        if unseen:
+        if unseen := self.gpu_processes.unseen(listed):
             unseen &= self.gpu_processes.unseen(self._listed())
         seen = [process for process in self.gpu_processes.foreign_processes(listed) if process.pid not in unseen]
-        elsewhere = dict((pid, uuid) for uuid, pid in self._ask(self._device.processes_elsewhere)) if seen else {}
-        names = [describe(process.pid) + _context_only(elsewhere.get(process.pid)) for process in seen]
+        elsewhere = {pid: uuid for uuid, pid in self._ask(self._device.processes_elsewhere)} if seen else {}
+        names = []
+        for pid in (process.pid for process in seen):
+            cause = "as pin_memory=True does, which opens the first GPU that a program sees"
+            there = f", which computes on {elsewhere.get(pid)} and has a context here too, {cause}"
+            names.append(describe(pid) + (f"{there}; start it with CUDA_VISIBLE_DEVICES" if pid in elsewhere else ""))
         cause = "of another user or container, or left by a process that has ended"
         return names + [f"pid {pid}, which cannot be seen from here ({cause})" for pid in sorted(unseen)]
 
@@ -132,8 +132,9 @@ class DeviceState:
         if self._virtual or unexplained <= UNEXPLAINED_BYTES:
             return
         unseen = [str(process.pid) for process in listed if process not in seen]
-        by = f"processes that cannot be seen from here, pid {', '.join(unseen)}" if unseen else ""
-        text = f"{format_mib(unexplained)} were in use before the group, by {by or 'no process that the driver lists'}"
+        pids = ", ".join(unseen)
+        by = f"processes that cannot be seen from here, pid {pids}" if unseen else "no process that the driver lists"
+        text = f"{format_mib(unexplained)} were in use before the group, by {by}"
         self.notes.append(("unexplained_baseline", text + self._hidden_gpu_processes()))
 
     # During.
@@ -157,22 +158,19 @@ class DeviceState:
 
     def process_peak_bytes(self, pid: int, since: float | None = None) -> int | None:
         """The driver's own maximum for a process that began at a Unix time, where it answers."""
-        try:
+        with suppress(DeviceError):
             return self._ask(lambda: self._device.process_peak_bytes(pid, since))
-        except DeviceError:
-            return None
+        return None
 
     def _look_elsewhere(self) -> None:
         """A member on another GPU does not put its whole load on ours."""
-        try:
-            found = [
-                (uuid, pid) for uuid, pid in self._ask(self._device.processes_elsewhere) if self.gpu_processes.ours(pid)
-            ]
-        except DeviceError:
+        if any(code == "other_gpu" for code, _ in self.faults):
             return
-        for uuid, pid in found:
-            if not any(code == "other_gpu" for code, _ in self.faults):
-                self.faults.append(("other_gpu", f"the {self.gpu_processes.ours(pid)} used another GPU too, {uuid}"))
+        with suppress(DeviceError):
+            for uuid, pid in self._ask(self._device.processes_elsewhere):
+                if role := self.gpu_processes.ours(pid):
+                    self.faults.append(("other_gpu", f"the {role} used another GPU too, {uuid}"))
+                    return
 
     # After.
 
@@ -207,11 +205,3 @@ class DeviceState:
         except DeviceError:
             found = unlisted(())
         return "; not on it but with the GPU open: " + "; ".join(describe(one.pid) for one in found) if found else ""
-
-
-def _context_only(other_uuid: str | None) -> str:
-    """Why a process that computes on another GPU may be on this one too."""
-    if other_uuid is None:
-        return ""
-    cause = "as pin_memory=True does, which opens the first GPU that a program sees"
-    return f", which computes on {other_uuid} and has a context here too, {cause}; start it with CUDA_VISIBLE_DEVICES"

@@ -78,13 +78,12 @@ class GpuProcesses:
 
     def foreign_processes(self, listed: Iterable[DeviceProcess]) -> list[ProcessId]:
         """The processes on the GPU that are not ours. One that only draws is part of the baseline."""
-        found = (procfs.identify(one.pid) for one in listed if not (one.draws or one.balloon))
+        found = map(procfs.identify, _computing(listed))
         return [one for one in found if one is not None and self._owner(one.pid, {}) == "foreign"]
 
     def unseen(self, listed: Iterable[DeviceProcess]) -> frozenset[int]:
         """The numbers on a list that compute and belong to nobody who can be seen here."""
-        numbers = {one.pid for one in listed if not (one.draws or one.balloon)}
-        return frozenset(pid for pid in numbers if procfs.identify(pid) is None or self._is_by_chance(pid))
+        return frozenset(pid for pid in _computing(listed) if procfs.identify(pid) is None or self._is_by_chance(pid))
 
     def begin(self, elapsed_s: float) -> None:
         """Forget the processes that were there before the group."""
@@ -98,29 +97,27 @@ class GpuProcesses:
         if not new:
             return False
         self._taken, self.listed_s = len(lists), lists[-1][0]
-        pids = self._tree(members)
-        for elapsed_s, listed in ((elapsed_s, listed) for elapsed_s, listed in new if elapsed_s >= self._since_s):
-            for process in listed:
-                if not process.draws:
+        pids = {one.pid: role for role, ours in members.items() for latest in ours[-1:] for one in latest.tree()}
+        for elapsed_s, listed in new:
+            if elapsed_s >= self._since_s:
+                for process in (process for process in listed if not process.draws):
                     self._enter(elapsed_s, process, pids)
-            self._add_up(elapsed_s, listed)
+                self._add_up(elapsed_s, listed)
         self._count(*new[-1], {**self._tree_before, **pids})
         self._tree_before = pids
         return True
 
-    def _tree(self, members: Mapping[Role, Sequence[Process]]) -> dict[int, Role]:
-        """The processes of the members' latest runs."""
-        return {one.pid: role for role, ours in members.items() for p in ours[-1:] for one in p.tree()}
-
     def _add_up(self, elapsed_s: float, listed: Iterable[DeviceProcess]) -> None:
-        """Return what each training holds by this list; unknown if the driver does not report one process."""
+        """Enter what each training holds by this list; unknown if the driver does not report one process."""
         listed = [process for process in listed if not process.balloon]
-        by_role = {role: _together(process for process in listed if process.pid in self.pids(role)) for role in ROLES}
-        for role, own in by_role.items():
-            if own.used_bytes is not None:
-                self._listed[role].append((elapsed_s, own.used_bytes))
+        by_role: dict[Role, Listed] = {}
+        for role in ROLES:
+            sizes = [process.used_bytes for process in listed if process.pid in self.pids(role)]
+            known = [size for size in sizes if size is not None]
+            by_role[role] = Listed(len(sizes), sum(known) if len(known) == len(sizes) else None)
+            self._listed[role] += [(elapsed_s, sum(known))] if len(known) == len(sizes) else []
         used_bytes = sum(process.used_bytes or 0 for process in listed)
-        self.listings.append(Listing(elapsed_s, used_bytes, by_role["foreground"], by_role["background"]))
+        self.listings.append(Listing(elapsed_s, used_bytes, **by_role))
         if len(self.listings) > MOST_LISTINGS:
             del self.listings[1::2]
 
@@ -141,11 +138,11 @@ class GpuProcesses:
     @property
     def attributed(self) -> bool:
         """The driver named a process that we know."""
-        return any(gpu_process.owner not in ("unknown", "balloon") for gpu_process in self._seen.values())
+        return any(one.owner not in ("unknown", "balloon") for one in self._seen.values())
 
     def pids(self, role: Role) -> frozenset[int]:
         """The processes of this member that were seen on the GPU."""
-        return frozenset(gpu_process.pid for gpu_process in self._seen.values() if gpu_process.owner == role)
+        return frozenset(one.pid for one in self._seen.values() if one.owner == role)
 
     def held_bytes(self, role: Role) -> int | None:
         """The most that one process of this member held by the driver's list; None where it does not tell."""
@@ -157,11 +154,9 @@ class GpuProcesses:
         earlier = self._seen.get(key)
         if earlier is None:
             owner = "balloon" if process.balloon else self._owner(process.pid, pids)
-            name = procfs.describe(process.pid)
-            framework, share = _framework(process.pid)
-            earlier = GpuProcess(
-                process.pid, owner, name, elapsed_s, elapsed_s, start_time=key[1], framework=framework, share=share
-            )
+            name, (framework, share) = procfs.describe(process.pid), _framework(process.pid)
+            seen = GpuProcess(process.pid, owner, name, elapsed_s, elapsed_s, start_time=key[1])
+            earlier = replace(seen, framework=framework, share=share)
         elif earlier.owner == "unknown" and self._is_foreign_now(earlier, elapsed_s):
             earlier = replace(earlier, owner="foreign", name=f"{earlier.name}, which cannot be seen from here")
         known = [used for used in (earlier.max_used_bytes, process.used_bytes) if used is not None]
@@ -171,10 +166,9 @@ class GpuProcesses:
         """Where the driver tells the host's numbers: more of them than we have processes on GPUs."""
         if not self._numbers_of_the_host:
             return
-        numbers = sorted(process.pid for process in listed if not (process.draws or process.balloon))
-        opened = [procfs.has_open(pid, DEVICE_FILES) for pid in pids]
-        ours = sum(map(bool, opened)) or len(pids)
-        if len(numbers) <= ours or any(self._is_ours(pid, pids) for pid in numbers):
+        numbers = sorted(_computing(listed))
+        ours = sum(bool(procfs.has_open(pid, DEVICE_FILES)) for pid in pids) or len(pids)
+        if len(numbers) <= ours or any(pid in pids or self.ours(pid) is not None for pid in numbers):
             self._too_many_since_s = None
             return
         since_s = self._too_many_since_s
@@ -182,12 +176,9 @@ class GpuProcesses:
         if since_s is None or elapsed_s - since_s < SEEN_AGAIN_S:
             return  # one of ours may have ended between the list and the look at it
         name = f"one of {len(numbers)} processes, pids {', '.join(map(str, numbers))}, which cannot be seen from here"
-        key = (0, None)
-        first_s = self._seen[key].first_s if key in self._seen else since_s
-        self._seen[key] = GpuProcess(numbers[0], "foreign", f"{name}; ours are {ours}", first_s, elapsed_s)
-
-    def _is_ours(self, pid: int, pids: Mapping[int, Role]) -> bool:
-        return pid in pids or self.ours(pid) is not None
+        found = GpuProcess(numbers[0], "foreign", f"{name}; ours are {ours}", since_s, elapsed_s)
+        first_s = self._seen.setdefault((0, None), found).first_s
+        self._seen[0, None] = replace(found, first_s=first_s)
 
     def _is_by_chance(self, pid: int) -> bool:
         """In a container: a process of this number is here and has no GPU open, so the number is the host's."""
@@ -209,22 +200,19 @@ class GpuProcesses:
         return elapsed_s > looked_s and not self._numbers_of_the_host
 
     def _owner(self, pid: int, pids: Mapping[int, Role]) -> Owner:
-        if pid in pids:
-            return pids[pid]
-        role = self.ours(pid)
+        role = pids.get(pid) or self.ours(pid)
         if role is not None:
             return role
         if procfs.is_hidden(pid):
             return "foreign"
-        if procfs.identify(pid) is None:
+        is_unseen = procfs.identify(pid) is None
+        if (is_unseen and not procfs.sees_all_processes()) or self._is_by_chance(pid):
             # Inside a container such a number is the host's, and from then on one that exists here is so by chance.
             known = any(one.owner in ROLES for one in self._seen.values())
-            self._numbers_of_the_host = self._numbers_of_the_host or not (known or procfs.sees_all_processes())
+            self._numbers_of_the_host = self._numbers_of_the_host or not known
+        if is_unseen:
             self._unseen_s.setdefault(pid, self._clock())
-            return "unknown"
-        if self._is_by_chance(pid) and not any(one.owner in ROLES for one in self._seen.values()):
-            self._numbers_of_the_host = True
-        return "unknown" if self._numbers_of_the_host else "foreign"
+        return "unknown" if is_unseen or self._numbers_of_the_host else "foreign"
 
 
 def _framework(pid: int) -> tuple[str | None, float | None]:
@@ -239,9 +227,9 @@ def _framework(pid: int) -> tuple[str | None, float | None]:
     return name, float(told) if re.fullmatch(r"0?\.\d{1,6}|1(\.0*)?", told) else None
 
 
-def _together(processes: Iterable[DeviceProcess]) -> Listed:
-    sizes = [process.used_bytes for process in processes]
-    return Listed(len(sizes), None if None in sizes else sum(size for size in sizes if size is not None))
+def _computing(listed: Iterable[DeviceProcess]) -> list[int]:
+    """The numbers on a list that neither draw only nor are the balloon's."""
+    return [process.pid for process in listed if not (process.draws or process.balloon)]
 
 
 def is_left_behind(process: ProcessId, run: str) -> bool:
@@ -257,7 +245,8 @@ def is_unwatched(process: ProcessId) -> bool:
     """
     if procfs.cookie_of(process.pid) is None or procfs.owner_of(process.pid) != os.getuid():
         return False
-    return not any(_supervises(pid) for pid in procfs.ancestors(process.pid))
+    above = (word for pid in procfs.ancestors(process.pid) for word in procfs.arguments(pid))
+    return not any(word.startswith(SUPERVISES) for word in above)
 
 
 def is_being_ended(process: ProcessId) -> bool:
@@ -269,7 +258,3 @@ def unlisted(listed: Iterable[DeviceProcess], folder: str = DEVICE_FILES) -> lis
     """Processes that use a GPU but are not on the driver's list, such as a forked data loader with its memory."""
     known = {process.pid for process in listed}
     return [process for process in procfs.with_open(folder) if process.pid not in known]
-
-
-def _supervises(pid: int) -> bool:
-    return any(word.startswith(SUPERVISES) for word in procfs.arguments(pid))

@@ -106,8 +106,8 @@ class ObservedGroup:
     @property
     def gpu_fault(self) -> str | None:
         """Return why nothing more may be measured on this GPU, or None as long as it may."""
-        if self._monitor.lost is not None or self._gpu.unresponsive is not None:
-            return self._monitor.lost or self._gpu.unresponsive
+        if (silent := self._monitor.lost or self._gpu.unresponsive) is not None:
+            return silent
         if any(process.unkillable for training in self._members for process in training.processes):
             return "a process on it could not be ended"
         if self._gpu.returned is False and self._virtual_gpu is None:  # a virtual GPU ends with its group
@@ -116,21 +116,19 @@ class ObservedGroup:
 
     def _write(self) -> Verdict:
         """Without its record nothing of the group is known, whatever was seen."""
+        path = self.directory.path
         try:
-            return self._written()
+            if self.gpu_fault is not None:
+                Quarantine(self._run.quarantine).add(self._device.info.uuid, self.gpu_fault)
+            if shutil.disk_usage(path).free < LEAST_ROOM_BYTES:
+                text = f"{path}: expected room on the disk, found it full, which a training may have met too"
+                self._faults.append(("disk_full", text))
+            evidence = self.evidence()
+            self.was_cut = any(one.passes_cut for one in evidence.foreground.allocators)
+            self.verdict = write_record(self.directory, self.group, evidence, self._monitor.vitals(), self._run.name)
         except OSError as error:
-            text = f"could not write the record of {self.group.id} to {self.directory.path}: {error.strerror}"
+            text = f"could not write the record of {self.group.id} to {path}: {error.strerror}"
             raise ColocateError(f"{text}; nothing is concluded without it") from error
-
-    def _written(self) -> Verdict:
-        if self.gpu_fault is not None:
-            Quarantine(self._run.quarantine).add(self._device.info.uuid, self.gpu_fault)
-        if shutil.disk_usage(self.directory.path).free < LEAST_ROOM_BYTES:
-            text = f"{self.directory.path}: expected room on the disk, found it full, which a training may have met too"
-            self._faults.append(("disk_full", text))
-        evidence = self.evidence()
-        self.was_cut = any(one.passes_cut for one in evidence.foreground.allocators)
-        self.verdict = write_record(self.directory, self.group, evidence, self._monitor.vitals(), self._run.name)
         return self.verdict
 
     def _keep_dry_runs(self, verdict: Verdict) -> None:
@@ -153,13 +151,12 @@ class ObservedGroup:
         foreground = self._foreground.member(origin_t)
         background = None if self._background is None else self._background.member(origin_t)
         limits = self.group.limits
+        judged = limits.peak_bytes, limits.gpu_bytes, limits.overlap, limits.longest_gap_s, limits.stall_s
         return Evidence(
             group=self.group.id,
             plan=self._plan,
             device=self._device.info,
-            limits=JudgedLimits(
-                limits.peak_bytes, limits.gpu_bytes, limits.overlap, limits.longest_gap_s, limits.stall_s
-            ),
+            limits=JudgedLimits(*judged),
             baseline_bytes=self._gpu.baseline_bytes,
             trace=self._monitor.trace(),
             foreground=foreground,
@@ -211,7 +208,11 @@ class ObservedGroup:
         """Yield the faults around the trainings, not in them."""
         for training in self._members:
             yield from training.process_faults()
-        yield from self._mixed_faults()
+        # Events of one training that a process of the other wrote prove nothing of either.
+        for training, other in permutations(self._members, 2):
+            if strange := training.reported_by & (other.pids - training.pids):
+                theirs = f"processes of {other.training.name}, {sorted(strange)}"
+                yield "events_mixed_up", f"{theirs}, wrote events of {training.training.name}"
 
     def _notes(self, foreground: Member) -> Iterator[tuple[str, str]]:
         """Yield remarks about the trainings and the GPU while the foreground ran."""
@@ -219,19 +220,8 @@ class ObservedGroup:
             yield from training.notes()
         if not foreground.process_runs:
             return
-        end = foreground.last_exit
-        ended_s = float("inf") if end is None else end.ended_s
-        found = throttling(self._monitor.vitals(), foreground.process_runs[0].started_s, ended_s)
+        started_s, ended_s = foreground.process_runs[0].started_s, foreground.process_runs[-1].span[1]
+        found = throttling(self._monitor.vitals(), started_s, ended_s)
         if found is not None:
             text = f"the GPU was slowed down while the foreground ran, {found}: its times are of such a GPU"
             yield "throttled", text
-
-    def _mixed_faults(self) -> Iterator[tuple[str, str]]:
-        """Events of one training that a process of the other wrote prove nothing of either."""
-        for training, other in permutations(self._members, 2):
-            strange = training.reported_by & (other.pids - training.pids)
-            if strange:
-                text = (
-                    f"processes of {other.training.name}, {sorted(strange)}, wrote events of {training.training.name}"
-                )
-                yield "events_mixed_up", text

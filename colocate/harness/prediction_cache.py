@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from colocate.errors import ColocateError
+from colocate.files import read_json, write_json
 from colocate.harness.simulated_run import Program, SimulatedRun
 from colocate.plan import GpuModel
 
@@ -44,11 +47,11 @@ class Cache:
     def find(self, program: Program, gpu: GpuModel) -> SimulatedRun | None:
         """Return the stored dry run of a program, or None if there is none or something has changed since."""
         try:
-            document = json.loads(self._path(program, gpu).read_text())
+            document = read_json(self._path(program, gpu))
             if any(digest(Path(name)) != content for name, content in document["files"].items()):
                 return None
             return replace(_ADAPTER.validate_python(document["result"]), cached=True, name=program.name)
-        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        except (ColocateError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def keep(
@@ -65,14 +68,9 @@ class Cache:
             "files": {name: digest(Path(name)) for name in files},
             "packages": list(packages),
         }
-        path = self._path(program, gpu)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(f".{os.getpid()}.new")
-            aside.write_text(json.dumps(document))
-            aside.replace(path)
-        except OSError:
-            return
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self._path(program, gpu), document)
 
     def _path(self, program: Program, gpu: GpuModel) -> Path:
         return self.folder / f"{identity(program, repr(gpu))}.json"
@@ -82,15 +80,8 @@ def identity(program: Program, gpu: str) -> str:
     """A name for a program on a GPU, other than that of any program that could need other memory."""
     settings = {k: v for k, v in os.environ.items() if not k.startswith(ASIDE) and k not in ASIDE_ALONE}
     named = {word: digest(program.cwd / word) for word in program.argv[1:] if (program.cwd / word).is_file()}
-    parts = [
-        list(program.argv),
-        str(program.cwd),
-        sorted({**settings, **program.env}.items()),
-        named,
-        gpu,
-        _ours(),
-        _packages_of(program.argv[0]),
-    ]
+    env, packages = sorted({**settings, **program.env}.items()), _packages_of(program.argv[0])
+    parts = [list(program.argv), str(program.cwd), env, named, gpu, _ours(), packages]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -6,12 +6,13 @@ A record may be replaced while it is read, and nothing in it is trusted to be wh
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from colocate.files import content, line, number, parse, whole
-from colocate.harness.training_events import Progress, instant
+from colocate.harness.training_events import Progress, instant, out_of_memory
 from colocate.verdict import Allocator, Coverage, Growth, OutOfMemory, PassCoverage, ProgressEvent, ReasonCode
 
 MOST_LOOPS = 64  # of a program, of which the coverage is told
@@ -20,6 +21,10 @@ _MOST_STEPS = 1024  # of a process's history; the probe keeps 256
 # Readings of an allocator that are kept of each process: a change of this size, and no more than so many.
 _CHANGE_BYTES = 16 * 1024**2
 _MOST_READINGS = 1024
+
+# What a record tells as it is: whole numbers, or nothing.
+_WHOLE = ("max_allocated_bytes", "max_reserved_bytes", "max_reserved_bound_bytes", "context_bytes", "ooms_raised")
+_MAXIMA = ("max_allocated_bytes", "max_reserved_bytes", "num_ooms", "num_alloc_retries", "ooms_raised")
 
 _LARGEST_RECORD_BYTES = 1024**2
 _STARTED = "started"  # written by colocate/probe/inject/sitecustomize.py
@@ -48,11 +53,6 @@ class ProbeReader:
         self.started: frozenset[int] = frozenset()
         self.lost: dict[int, str] = {}
         self._started_bytes = 0
-
-    @property
-    def recorded(self) -> frozenset[int]:
-        """The processes that imported PyTorch and have a record."""
-        return frozenset(self._allocators)
 
     def poll(self) -> None:
         """Read every record again that has changed."""
@@ -88,13 +88,11 @@ class ProbeReader:
         if len(entries) > MOST_RECORDS:
             self.trouble = f"{self._folder}: expected at most {MOST_RECORDS} records of processes, found {len(entries)}"
         for entry in sorted(entries, key=lambda entry: entry.name)[:MOST_RECORDS]:
-            try:
+            with suppress(OSError):
                 status = entry.stat()
-            except OSError:
-                continue
-            version = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if self._versions.get(entry.name) != version:
-                yield self._folder / entry.name, version
+                version = (status.st_ino, status.st_mtime_ns, status.st_size)
+                if self._versions.get(entry.name) != version:
+                    yield self._folder / entry.name, version
 
     def _take(self, path: Path, record: Mapping[str, Any]) -> None:
         pid, steps = int(record["pid"]), whole(record.get("optimizer_steps")) or 0
@@ -104,7 +102,8 @@ class ProbeReader:
         if record.get("lost"):
             self.lost[pid] = line(record["lost"]) or "it gave up"
         if record.get("num_ooms") and record.get("ooms_raised") != 0:
-            self._ooms[pid] = _probe_out_of_memory(int(record["num_ooms"]), record.get("last_oom") or {})
+            last = record.get("last_oom") or {}
+            self._ooms[pid] = out_of_memory("probe", number(last.get("t")), last, int(record["num_ooms"]))
         if steps > self._steps.get(pid, 0) and record.get("last_step_t") is not None:
             last_step_s = instant(record["last_step_t"], self._since_t)
             if pid not in self._steps and record.get("first_step_t") is not None:
@@ -147,17 +146,6 @@ class ProbeReader:
         )
 
 
-def _probe_out_of_memory(count: int, last: Mapping[str, Any]) -> OutOfMemory:
-    return OutOfMemory(
-        source="probe",
-        message=line(last.get("message")) or "out of memory",
-        count=count,
-        elapsed_s=number(last.get("t")),
-        requested_bytes=whole(last.get("requested_bytes")),
-        reserved_bytes=whole(last.get("reserved_bytes")),
-    )
-
-
 def _history(value: Any, since_t: float) -> tuple[tuple[float, int], ...]:
     """Read what a process held over time; empty if the probe would not have written such a list."""
     if not isinstance(value, list) or len(value) > _MOST_STEPS:
@@ -169,30 +157,26 @@ def _history(value: Any, since_t: float) -> tuple[tuple[float, int], ...]:
 
 def allocator_of(pid: int, steps: int, record: Mapping[str, Any]) -> Allocator:
     """Read what a record tells of a process's allocator."""
+    passes_cut = whole(record.get("passes_cut")) or 0
+    told: dict[str, Any] = {name: whole(record.get(name)) for name in _WHOLE}
+    told |= {name: bool(record.get(name)) for name in ("convolutions", "compiled", "half")}
     return Allocator(
         pid=pid,
         mode="virtual" if record.get("mode") == "virtual" else "cuda",
         torch=line(record.get("torch")),
         optimizer_steps=steps,
-        max_allocated_bytes=whole(record.get("max_allocated_bytes")),
-        max_reserved_bytes=whole(record.get("max_reserved_bytes")),
+        batches_per_pass=whole(record.get("batches_per_pass")),
+        **told,
         num_ooms=whole(record.get("num_ooms")) or 0,
-        ooms_raised=whole(record.get("ooms_raised")),
         num_alloc_retries=whole(record.get("num_alloc_retries")) or 0,
-        context_bytes=whole(record.get("context_bytes")),
         context_range_bytes=_pair(record.get("context_range_bytes")),
-        max_reserved_bound_bytes=whole(record.get("max_reserved_bound_bytes")),
         certain_reserved_bytes=_certain_bytes(record),
         open_branches=_open_branches(record.get("decisions")),
         sized_by_free=_sized_by_free(record),
-        convolutions=bool(record.get("convolutions")),
-        compiled=bool(record.get("compiled")),
-        half=bool(record.get("half")),
-        batches_per_pass=whole(record.get("batches_per_pass")),
-        passes_cut=whole(record.get("passes_cut")) or 0,
+        passes_cut=passes_cut,
         notes=tuple(line(note, 300) or "" for note in record.get("notes") or ()),
         unsupported=line(record.get("unsupported")),
-        coverage=_coverage(record.get("coverage"), whole(record.get("passes_cut")) or 0),
+        coverage=_coverage(record.get("coverage"), passes_cut),
     )
 
 
@@ -216,9 +200,8 @@ def _open_branches(told: Any) -> tuple[str, ...]:
 
 def _sized_by_free(record: Mapping[str, Any]) -> bool:
     """The process asked how much is free, and from then on took at least half of that."""
-    asked, held, most = (
-        whole(record.get(name)) for name in ("asked_free_bytes", "asked_reserved_bytes", "max_reserved_bytes")
-    )
+    names = ("asked_free_bytes", "asked_reserved_bytes", "max_reserved_bytes")
+    asked, held, most = (whole(record.get(name)) for name in names)
     return asked is not None and most is not None and 2 * (most - (held or 0)) >= asked
 
 
@@ -226,45 +209,37 @@ def _coverage(told: Any, passes_cut: int) -> Coverage | None:
     """Read how much of the program was executed, or None if the probe did not say."""
     if not isinstance(told, dict):
         return None
-    loops = [
-        PassCoverage(
-            line(one["place"]) or "?",
-            whole(one["passes"]) or 0,
-            whole(one["batches_run"]) or 0,
-            whole(one["batches_whole"]),
-            whole(one["steps"]) or 0,
-            line(one.get("unit"), 20) or "batches",
-        )
-        for one in told["loops"]
-    ]
-    growth = [
-        Growth(
-            line(one["place"]),
-            whole(one["bytes_per_step"]) or 0,
-            whole(one["steps_seen"]) or 0,
-            whole(one["steps_left"]),
-        )
-        for one in told["growth"]
-    ]
     doubts = [(str(code), line(text, 300) or "") for code, text in told["doubts"] if code in set(ReasonCode)]
     return Coverage(
-        loops=tuple(loops[:MOST_LOOPS]),
+        loops=tuple(map(_loop, told["loops"][:MOST_LOOPS])),
         passes_cut=passes_cut,
-        growth=tuple(growth[:MOST_LOOPS]),
+        growth=tuple(map(_growth, told["growth"][:MOST_LOOPS])),
         growth_bytes=whole(told["growth_bytes"]) or 0,
         doubts=tuple(doubts[:MOST_LOOPS]),
         ended_early=bool(told["ended_early"]),
     )
 
 
+def _loop(told: Mapping[str, Any]) -> PassCoverage:
+    passes, run, steps = (whole(told[name]) or 0 for name in ("passes", "batches_run", "steps"))
+    place, unit = line(told["place"]) or "?", line(told.get("unit"), 20) or "batches"
+    return PassCoverage(place, passes, run, whole(told["batches_whole"]), steps, unit)
+
+
+def _growth(told: Mapping[str, Any]) -> Growth:
+    a_step, seen = (whole(told[name]) or 0 for name in ("bytes_per_step", "steps_seen"))
+    return Growth(line(told["place"]), a_step, seen, whole(told["steps_left"]))
+
+
 def _with_maxima_of(earlier: Allocator | None, latest: Allocator) -> Allocator:
     """Keep each maximum, whatever a later record says."""
     if earlier is None:
         return latest
-    names = ("max_allocated_bytes", "max_reserved_bytes", "num_ooms", "num_alloc_retries", "ooms_raised")
-    both = {name: (getattr(earlier, name), getattr(latest, name)) for name in names}
-    known = {name: [value for value in two if value is not None] for name, two in both.items()}
-    return replace(latest, **{name: max(values) for name, values in known.items() if values})
+    both = {name: (getattr(earlier, name), getattr(latest, name)) for name in _MAXIMA}
+    maxima: dict[str, Any] = {
+        name: max((one for one in two if one is not None), default=None) for name, two in both.items()
+    }
+    return replace(latest, **maxima)
 
 
 def _pair(value: Any) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ spoiled by something that may be gone now, is run again; what was never started 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -26,10 +27,9 @@ from colocate.results import (
     RunRecord,
     combine_attempts,
     group_results,
+    judge_record,
     packages,
-    read_evidence,
 )
-from colocate.verdict import judge
 
 # Ends of an attempt that say nothing about the group and that somebody may have mended meanwhile.
 SPOILED = frozenset(
@@ -66,25 +66,19 @@ def find_run(results: Path, name: str, plan: str) -> RunDirectory:
     if name:
         for path in (results / name, Path(name)):
             if (path / "run.json").is_file():
-                return _of_plan(RunDirectory(path.resolve()), plan)
+                run = RunDirectory(path.resolve())
+                if (found := RunRecord.of(run).plan.name) != plan:
+                    raise ColocateError(f"{run.path}: expected a run of {plan}, found one of {found}")
+                return run
         raise ColocateError(
             f"--resume={name}: expected a run directory, found no run.json in it or in {results / name}"
         )
     records = sorted(results.glob("run_*/run.json"), key=lambda it: (it.stat().st_mtime_ns, it.parent.name))
     runs = [RunDirectory(record.parent.resolve()) for record in records]
-    found = next((run for run in reversed(runs) if RunRecord.of(run).plan.name == plan), None)
-    if found is None:
-        raise ColocateError(
-            f"--resume: expected a run of {plan} below {results}, found none; start one without --resume"
-        )
-    return found
-
-
-def _of_plan(run: RunDirectory, plan: str) -> RunDirectory:
-    found = RunRecord.of(run).plan.name
-    if found != plan:
-        raise ColocateError(f"{run.path}: expected a run of {plan}, found one of {found}")
-    return run
+    for run in reversed(runs):
+        if RunRecord.of(run).plan.name == plan:
+            return run
+    raise ColocateError(f"--resume: expected a run of {plan} below {results}, found none; start one without --resume")
 
 
 def take_up(run: RunDirectory) -> list[str]:
@@ -103,20 +97,13 @@ def take_up(run: RunDirectory) -> list[str]:
         end(orphans, _GRACE_S)
     for experiment in sorted(run.path.glob("*/experiment.json")):
         directory = GroupDirectory(experiment.parent)
-        if not directory.verdict.exists() and _judge(directory):
-            lines.append(f"{directory.path.name}: judged from its record, which was whole")
+        with suppress(ColocateError):
+            if not directory.verdict.exists():
+                write_json(directory.verdict, judge_record(directory.path).to_json())
+                lines.append(f"{directory.path.name}: judged from its record, which was whole")
     Quarantine(run.quarantine).lift()
     (run.path / QUEUE).unlink(missing_ok=True)
     return lines
-
-
-def _judge(directory: GroupDirectory) -> bool:
-    try:
-        evidence = read_evidence(directory)
-    except ColocateError:
-        return False
-    write_json(directory.verdict, judge(evidence).to_json())
-    return True
 
 
 def decide(run: RunDirectory, groups: Iterable[Group], gpus: Iterable[FoundGpu]) -> tuple[Decision, ...]:
@@ -144,17 +131,12 @@ def _decide(
 ) -> Decision:
     if found is None:
         return Decision(group.id, _why_without_verdict(run, group, rebooted))
-    sound, reasons = [], []
-    for attempt in found.last:
-        reason = _why_again(attempt, group, gpus)
-        if reason is None:
-            sound.append(attempt)
-        else:
-            reasons.append(reason)
-    if reasons:
-        return Decision(group.id, reasons[0], done=tuple(sound))
+    why = [_why_again(attempt, group, gpus) for attempt in found.last]
+    sound = tuple(attempt for attempt, reason in zip(found.last, why, strict=True) if reason is None)
+    if len(sound) < len(why):
+        return Decision(group.id, next(filter(None, why)), done=sound)
     if len(sound) < group.runs:
-        return Decision(group.id, f"{len(sound)} of its {group.runs} runs are done", done=tuple(sound))
+        return Decision(group.id, f"{len(sound)} of its {group.runs} runs are done", done=sound)
     reused = combine_attempts([attempt for attempt in found.attempts if attempt.place[0] <= group.runs], group.runs)
     return Decision(group.id, f"{reused.outcome}, and nothing changed since", reused=reused)
 
@@ -173,17 +155,21 @@ def _why_again(attempt: Attempt, group: Group, gpus: tuple[FoundGpu, ...]) -> st
     """Say why an attempt no longer counts, or None if it does."""
     if attempt.group.content_hash != group.content_hash:
         return f"its settings changed{_changed_words(attempt, group)}"
-    changed = _changed_versions(attempt.evidence.versions)
-    if changed:
+    if changed := _changed_versions(attempt.evidence.versions):
         return f"versions changed: {', '.join(changed)}"
     device = attempt.evidence.device
     suited = [found for gpu in gpus if (found := as_asked(gpu, group.gpu)) is not None]
     if gpus and not any(_is_same(gpu, device) for gpu in suited):
         return f"it ran on another GPU, {device.name}"
-    spoiled = [code for code in attempt.verdict.codes if code in SPOILED]
-    if spoiled:
+    if spoiled := [code for code in attempt.verdict.codes if code in SPOILED]:
         return f"it was spoiled: {', '.join(spoiled)}"
-    return _damage(attempt)
+    try:
+        again = judge_record(attempt.directory.path)
+    except ColocateError:
+        return "its record is damaged"
+    if "record_damaged" in again.codes:
+        return "its record is damaged"
+    return None if again == attempt.verdict else "its verdict does not follow from its record"
 
 
 def _changed_words(attempt: Attempt, group: Group) -> str:
@@ -197,24 +183,10 @@ def _changed_words(attempt: Attempt, group: Group) -> str:
     return ""
 
 
-def _damage(attempt: Attempt) -> str | None:
-    try:
-        again = judge(read_evidence(attempt.directory))
-    except ColocateError:
-        return "its record is damaged"
-    if "record_damaged" in again.codes:
-        return "its record is damaged"
-    return None if again == attempt.verdict else "its verdict does not follow from its record"
-
-
 def _changed_versions(then: Mapping[str, str]) -> list[str]:
     now = packages()
-    names = sorted((now.keys() | then.keys()) - {"kernel"})
-    return [
-        f"{name} {then.get(name, 'none')} to {now.get(name, 'none')}"
-        for name in names
-        if then.get(name) != now.get(name)
-    ]
+    names = (name for name in sorted((now.keys() | then.keys()) - {"kernel"}) if then.get(name) != now.get(name))
+    return [f"{name} {then.get(name, 'none')} to {now.get(name, 'none')}" for name in names]
 
 
 def _is_same(gpu: FoundGpu, device: DeviceInfo) -> bool:

@@ -9,7 +9,6 @@ What could not be read is a gap with its reason, never a number. A failure that 
 ours included, is kept as ``lost``: a trace that stops early would otherwise look like a low peak.
 """
 
-import contextlib
 import threading
 import time
 from array import array
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from colocate.device import CpuEnergyMeter, Device, DeviceProcess, Memory, Vitals
+from colocate.device import CpuEnergyMeter, Device, DeviceProcess, Vitals
 from colocate.errors import DeviceError, DeviceLost, ImplausibleReading
 from colocate.verdict import Gap, Sample, Trace
 
@@ -30,6 +29,7 @@ SHORTEST_PROCESSES_INTERVAL_S = 1.0
 
 T = TypeVar("T")
 
+_POLL_S = 0.005
 _JOIN_S = 1.0  # A thread that a driver holds longer at the end is left behind: it is a daemon and records nothing more.
 _SUSPENDED_S = 0.1  # CLOCK_BOOTTIME goes on while the machine sleeps, CLOCK_MONOTONIC stands still.
 
@@ -60,6 +60,10 @@ class Sampler:
         vitals_interval_s: Seconds between two readings of power, temperature and utilisation.
         processes_interval_s: Seconds between two lists of processes, unless :meth:`ask_for_processes` is called.
         cpu_energy: Updated with the vitals, because its counter wraps around within minutes.
+
+    Attributes:
+        started_s: When the sampling began, by the monotonic clock.
+        lost: Why it ended before it was stopped, None while it goes on.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Sampler:
     ) -> None:
         self.interval_s = interval_s
         self.started_s = 0.0
+        self.lost: str | None = None
         self._device = device
         self._total_bytes = device.info.total_bytes
         self._vitals_interval_s = vitals_interval_s
@@ -84,16 +89,13 @@ class Sampler:
         self._failing: Gap | None = None
         self._asking_since_s: float | None = None
         self._missed = self._rejected = 0
-        self._lost: str | None = None
         self._vitals: list[tuple[float, float, Vitals]] = []
         self._processes_read_s = 0.0
         self._process_lists: list[tuple[float, tuple[DeviceProcess, ...]]] = []
-        self._clocks: list[int] = []
-        self._ended_cpu_s = 0.0
+        self._cpu_s: dict[str, float] = {}
         self._ended_s: float | None = None
         self._suspended_s = 0.0
         self._lock = threading.Lock()
-        self._changed, self._waiting = threading.Condition(self._lock), 0
         self._vitals_asked = False
         self._stop, self._wake = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
@@ -102,7 +104,9 @@ class Sampler:
         self.started_s = time.monotonic()
         self._suspended_s = _asleep_s()
         self._processes_due = _Schedule(self.started_s, self._processes_interval_s)
-        for name, work in (("monitor-memory", self._watch_memory), ("monitor-slow", self._watch_slowly)):
+        works = {"monitor-memory": self._watch_memory, "monitor-slow": self._watch_slowly}
+        self._cpu_s = dict.fromkeys(works, 0.0)
+        for name, work in works.items():
             thread = threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -121,11 +125,6 @@ class Sampler:
             self._ended_s = ended_s
 
     # --- what was seen
-
-    @property
-    def lost(self) -> str | None:
-        """Return why the sampling ended before it was stopped, or None while it goes on."""
-        return self._lost
 
     def latest(self) -> Sample | None:
         """The newest sample, None before the first."""
@@ -149,26 +148,26 @@ class Sampler:
 
     def wait_for_sample(self, timeout_s: float) -> Sample | None:
         """Waits for a sample newer than those there are now; None when the time is over or the GPU is lost."""
-        with self._changed:
-            before = len(self._used_bytes)
-            self._waiting += 1
-            self._changed.wait_for(lambda: len(self._used_bytes) > before or self._lost, timeout_s)
-            self._waiting -= 1
-            return Sample(self._elapsed_s[-1], self._used_bytes[-1]) if len(self._used_bytes) > before else None
+        before, deadline_s = len(self._used_bytes), time.monotonic() + timeout_s
+        while len(self._used_bytes) == before:
+            if self.lost is not None or time.monotonic() > deadline_s:
+                return None
+            time.sleep(_POLL_S)
+        return self.latest()
 
     def trace(self) -> Trace:
         """Everything sampled so far. Copies all samples: milliseconds for a long run."""
         with self._lock:
-            end_s = self._end_s()
+            end_s = self._now_s() if self._ended_s is None else self._ended_s
             return Trace(
                 samples=tuple(map(Sample, self._elapsed_s, self._used_bytes)),
                 interval_s=self.interval_s,
                 gaps=(*self._gaps, *self._gaps_until(end_s)),
                 missed_ticks=self._missed,
                 rejected=self._rejected,
-                reading_s=self._reading_s(),
+                reading_s=sum(self._cpu_s.values()),
                 duration_s=end_s,
-                lost=self._lost,
+                lost=self.lost,
             )
 
     def vitals(self) -> list[tuple[float, float, Vitals]]:
@@ -209,34 +208,29 @@ class Sampler:
     def _watch_memory(self) -> None:
         schedule = _Schedule(self.started_s, self.interval_s)
         too_late_s = max(SLOW_ANSWER_S, 2 * self.interval_s)
-        while not self._stop.wait(schedule.wait_s()) and self._lost is None:
+        while not self._stop.wait(schedule.wait_s()) and self.lost is None:
             now_s = time.monotonic()
             if now_s - schedule.due_s > too_late_s:
                 self._add_gap(f"the monitor had no processor time for {now_s - schedule.due_s:.1f} s")
             self._sample(now_s - self.started_s)
             self._missed += schedule.advance(time.monotonic())
+            self._cpu_s[threading.current_thread().name] = time.thread_time()
 
     def _sample(self, asked_s: float) -> None:
         self._asking_since_s = asked_s
         try:
-            memory = self._plausible(self._device.memory())
+            used_bytes = self._device.memory().used_bytes
+            if not 0 <= used_bytes <= self._total_bytes:  # whatever a device itself has checked
+                expected = f"expected memory in use between 0 and {self._total_bytes} bytes"
+                raise ImplausibleReading(f"{self._device.info.uuid}: {expected}, found {used_bytes}")
         except DeviceLost as error:
             self._lose(str(error))
         except DeviceError as error:
             self._fail(str(error), rejected=isinstance(error, ImplausibleReading))
         else:
-            self._record(asked_s, self._now_s(), memory.used_bytes)
+            self._record(asked_s, self._now_s(), used_bytes)
         finally:
             self._asking_since_s = None
-
-    def _plausible(self, memory: Memory) -> Memory:
-        """The same reading; devices check their own numbers, and this holds for every kind of them."""
-        if not 0 <= memory.used_bytes <= self._total_bytes:
-            raise ImplausibleReading(
-                f"{self._device.info.uuid}: expected memory in use between 0 and {self._total_bytes} bytes, "
-                f"found {memory.used_bytes}"
-            )
-        return memory
 
     def _record(self, asked_s: float, answered_s: float, used_bytes: int) -> None:
         # Twenty times a second with cold caches every call costs: the rare cases are asked for in place.
@@ -246,12 +240,11 @@ class Sampler:
             if self._failing is not None:
                 self._close_gap(answered_s)
             if answered_s - asked_s > SLOW_ANSWER_S and answered_s - asked_s > 2 * self.interval_s:
-                self._gaps.append(_slow_gap(asked_s, answered_s))
+                text = f"the GPU took {answered_s - asked_s:.1f} s to answer"
+                self._gaps.append(Gap(asked_s, answered_s, text))
             # The reading is as old as the question or as new as the answer; nobody knows, so the later one counts.
             self._elapsed_s.append(answered_s)
             self._used_bytes.append(used_bytes)
-            if self._waiting:
-                self._changed.notify_all()
 
     def _fail(self, reason: str, rejected: bool) -> None:
         with self._lock:
@@ -271,7 +264,7 @@ class Sampler:
 
     def _watch_slowly(self) -> None:
         vitals_due = _Schedule(self.started_s, self._vitals_interval_s)
-        while not self._stop.is_set() and self._lost is None:
+        while not self._stop.is_set() and self.lost is None:
             if self._vitals_asked or not vitals_due.wait_s():
                 self._vitals_asked = False
                 self._note_suspension()
@@ -282,9 +275,10 @@ class Sampler:
                 self._read_processes()
                 with self._lock:
                     self._processes_due.due_s = time.monotonic() + self._processes_interval_s
+            self._cpu_s[threading.current_thread().name] = time.thread_time()
             self._wake.wait(min(vitals_due.wait_s(), self._processes_due.wait_s()))
             self._wake.clear()
-        if self._lost is None:
+        if self.lost is None:
             self._read_vitals()  # so that the energy counter covers the whole time
 
     def _note_suspension(self) -> None:
@@ -322,38 +316,23 @@ class Sampler:
     # --- both threads
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        clock = time.pthread_getcpuclockid(threading.get_ident())
-        self._clocks.append(clock)
+        name = threading.current_thread().name
         try:
             work()
         except Exception as error:  # Whatever it is, it must not look like a trace that simply ended.
-            self._lose(f"{threading.current_thread().name} failed: {type(error).__name__}: {error}")
-        finally:
-            self._ended_cpu_s += time.thread_time()
-            self._clocks.remove(clock)
-
-    def _reading_s(self) -> float:
-        """Processor time of both threads; a thread that ends meanwhile is missed by this one reading at most."""
-        running_s = 0.0
-        for clock in list(self._clocks):
-            with contextlib.suppress(OSError):
-                running_s += time.clock_gettime(clock)
-        return self._ended_cpu_s + running_s
+            self._lose(f"{name} failed: {type(error).__name__}: {error}")
+        self._cpu_s[name] = time.thread_time()
 
     def _lose(self, reason: str) -> None:
         with self._lock:
-            if self._ended_s is None and self._lost is None:
-                self._lost = reason
-            self._changed.notify_all()
+            if self._ended_s is None and self.lost is None:
+                self.lost = reason
         self._wake.set()
 
     # --- clock and gaps; the callers hold the lock
 
     def _now_s(self) -> float:
         return time.monotonic() - self.started_s
-
-    def _end_s(self) -> float:
-        return self._now_s() if self._ended_s is None else self._ended_s
 
     def _last_s(self) -> float:
         return self._elapsed_s[-1] if self._elapsed_s else 0.0
@@ -368,15 +347,11 @@ class Sampler:
         if self._ended_s is not None:
             return []
         gaps = [Gap(self._failing.start_s, end_s, self._failing.reason)] if self._failing else []
-        if self._lost is not None:
-            gaps.append(Gap(self._last_s(), end_s, self._lost))
+        if self.lost is not None:
+            gaps.append(Gap(self._last_s(), end_s, self.lost))
         elif self._asking_since_s is not None and end_s - self._asking_since_s > SLOW_ANSWER_S:
             gaps.append(Gap(self._asking_since_s, end_s, "the GPU has not answered yet"))
         return gaps
-
-
-def _slow_gap(asked_s: float, answered_s: float) -> Gap:
-    return Gap(asked_s, answered_s, f"the GPU took {answered_s - asked_s:.1f} s to answer")
 
 
 def _asleep_s() -> float:

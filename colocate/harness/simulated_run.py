@@ -2,7 +2,8 @@
 """The programs that are dry-run, and what a dry run says of one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add
 from pathlib import Path
 
 from colocate.verdict import Coverage, PeakRange
@@ -27,19 +28,11 @@ class Parts:
     @property
     def total(self) -> int:
         """The expected peak."""
-        return (
-            self.parameters
-            + self.gradients
-            + self.optimizer
-            + self.activations
-            + self.workspaces
-            + self.fragmentation
-            + self.context
-        )
+        return sum(astuple(self))
 
     def __add__(self, other: "Parts") -> "Parts":
         """Both at once."""
-        return Parts(**{name: getattr(self, name) + getattr(other, name) for name in Parts.__slots__})
+        return Parts(*map(add, astuple(self), astuple(other)))
 
 
 NOTHING = Parts(0, 0, 0, 0, 0, 0, 0)

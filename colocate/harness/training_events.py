@@ -9,16 +9,12 @@ Times are monotonic seconds here; `colocate.harness.group_run` makes them relati
 import os
 import time
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from colocate.files import line, number, opened, parse, whole
-from colocate.verdict import (
-    STEP_KINDS,
-    Epoch,
-    OutOfMemory,
-    ProgressEvent,
-)
+from colocate.verdict import STEP_KINDS, Epoch, OutOfMemory, ProgressEvent
 
 # Two signs of progress a second are enough to prove overlap, and keep the record of a long run small.
 _PROGRESS_EVERY_S = 0.5
@@ -40,38 +36,30 @@ class Progress:
         self.longest_pause_s = 0.0
         self.overflowed = False
         self._by_pid: dict[int, list[ProgressEvent]] = {}
-        self._kept = 0
+        self._num_kept = 0
 
-    def add(self, progress_event: ProgressEvent) -> None:
+    def add(self, event: ProgressEvent) -> None:
         """Take one more sign of progress of its process."""
-        progress_events = self._by_pid.setdefault(progress_event.pid, [])
-        if progress_events:
-            self.longest_pause_s = max(self.longest_pause_s, progress_event.elapsed_s - progress_events[-1].elapsed_s)
-        if len(progress_events) > 1 and all(_close(progress_event, other) for other in progress_events[-2:]):
-            progress_events[-1] = progress_event
-        elif self._kept < MOST_PROGRESS_EVENTS:
-            progress_events.append(progress_event)
-            self._kept += 1
+        kept = self._by_pid.setdefault(event.pid, [])
+        if kept:
+            self.longest_pause_s = max(self.longest_pause_s, event.elapsed_s - kept[-1].elapsed_s)
+        if len(kept) > 1 and all(_close(event, other) for other in kept[-2:]):
+            kept[-1] = event
+        elif self._num_kept < MOST_PROGRESS_EVENTS:
+            kept.append(event)
+            self._num_kept += 1
         else:
             self.overflowed = True
 
     @property
     def progress_events(self) -> tuple[ProgressEvent, ...]:
         """Return all stored progress events by time."""
-        return tuple(
-            sorted(
-                (progress_event for progress_events in self._by_pid.values() for progress_event in progress_events),
-                key=lambda m: m.elapsed_s,
-            )
-        )
+        return tuple(sorted(chain.from_iterable(self._by_pid.values()), key=lambda event: event.elapsed_s))
 
     @property
     def latest_s(self) -> float | None:
         """Return when the last progress event came."""
-        return max(
-            (progress_events[-1].elapsed_s for progress_events in self._by_pid.values() if progress_events),
-            default=None,
-        )
+        return max((events[-1].elapsed_s for events in self._by_pid.values()), default=None)
 
 
 class EventReader:
@@ -153,23 +141,19 @@ class EventReader:
             self.bad_lines += 1
 
     def _record(self, time_s: float, pid: int, kind: str, event: Mapping[str, Any]) -> None:
-        progress_event = ProgressEvent(time_s, pid, kind, line(event.get("phase")), whole(event.get("step")))
         if kind == "epoch_end":
             self.epochs.append(_epoch(time_s, event))
         elif kind == "end" and event.get("exit") == "out_of_memory":
-            self.out_of_memory.append(_out_of_memory("event", time_s, event))
+            self.out_of_memory.append(out_of_memory("event", time_s, event))
         elif kind == "ready":
             self.data = line(event.get("data"))
         self.num_steps += kind == "step"
-        self.progress.add(progress_event)
+        self.progress.add(ProgressEvent(time_s, pid, kind, line(event.get("phase")), whole(event.get("step"))))
 
 
-def _close(progress_event: ProgressEvent, earlier: ProgressEvent) -> bool:
-    same = progress_event.kind in STEP_KINDS and (progress_event.kind, progress_event.phase) == (
-        earlier.kind,
-        earlier.phase,
-    )
-    return same and progress_event.elapsed_s - earlier.elapsed_s < _PROGRESS_EVERY_S
+def _close(event: ProgressEvent, earlier: ProgressEvent) -> bool:
+    same = event.kind in STEP_KINDS and (event.kind, event.phase) == (earlier.kind, earlier.phase)
+    return same and event.elapsed_s - earlier.elapsed_s < _PROGRESS_EVERY_S
 
 
 def instant(value: Any, since_t: float) -> float:
@@ -181,25 +165,22 @@ def instant(value: Any, since_t: float) -> float:
 
 
 def _epoch(time_s: float, event: Mapping[str, Any]) -> Epoch:
-    reported = event.get("metrics")
-    metrics = (
-        {line(name) or "": number(value) for name, value in reported.items()} if isinstance(reported, dict) else {}
-    )
-    finite = {name: value for name, value in metrics.items() if value is not None}
+    told = event.get("metrics")
+    known = ((line(name) or "", number(value)) for name, value in (told.items() if isinstance(told, dict) else ()))
+    metrics = {name: value for name, value in known if value is not None}
     place, steps, full = (whole(event[name]) for name in ("epoch", "steps", "steps_full"))
     if place is None or steps is None or full is None:
         raise ValueError("an epoch is counted in whole numbers")
     cut = bool(event["cut"]) or steps < full
-    return Epoch(
-        time_s, place, steps, full, cut, finite, number(event.get("samples_per_s")), whole(event.get("samples"))
-    )
+    samples = number(event.get("samples_per_s")), whole(event.get("samples"))
+    return Epoch(time_s, place, steps, full, cut, metrics, *samples)
 
 
-def _out_of_memory(source: Any, time_s: float, event: Mapping[str, Any]) -> OutOfMemory:
+def out_of_memory(
+    source: Literal["event", "probe"], time_s: float | None, told: Mapping[str, Any], count: int = 1
+) -> OutOfMemory:
+    """An out-of-memory that a training, or the probe in it, has told of."""
+    message = line(told.get("message")) or "out of memory"
     return OutOfMemory(
-        source=source,
-        message=line(event.get("message")) or "out of memory",
-        elapsed_s=time_s,
-        requested_bytes=whole(event.get("requested_bytes")),
-        reserved_bytes=whole(event.get("reserved_bytes")),
+        source, message, count, time_s, whole(told.get("requested_bytes")), whole(told.get("reserved_bytes"))
     )

@@ -6,7 +6,9 @@ Knows no GPU: which member holds memory there is told by `colocate.harness.group
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +16,7 @@ from colocate.harness.environment import PROBE
 from colocate.harness.probe_records import ProbeReader
 from colocate.harness.training_events import EventReader, Progress
 from colocate.plan import Role, Training
-from colocate.process import Match, Process, describe, has_own_numbers, out_of_memory, variable_of
+from colocate.process import Process, describe, has_own_numbers, out_of_memory, variable_of
 from colocate.results import GroupDirectory
 from colocate.verdict import (
     Allocator,
@@ -27,7 +29,8 @@ from colocate.verdict import (
     at_least,
     by_allocators,
     by_lists,
-    of_weight,
+    counted_none,
+    weight,
 )
 
 LAST_LINES = 20
@@ -69,15 +72,13 @@ class TrainingMonitor:
         self._with_own_numbers: set[int] = set()
         self._events = EventReader(directory.events(role), time.monotonic())
         self._probe = ProbeReader(directory.probe(role), time.monotonic())
-        self._lines = Progress()
         self._looked_at: dict[int, bool] = {}
         self._bare_since_s: dict[int, float] = {}
 
     @property
     def patterns(self) -> dict[str, str]:
         """What to look for in the training's output besides out-of-memories: tracebacks, progress and metrics."""
-        patterns = {_TRACEBACK: r"^Traceback \(most recent call last\):"}
-        patterns[_PROBE_LOST] = PROBE_FAILED
+        patterns = {_TRACEBACK: r"^Traceback \(most recent call last\):", _PROBE_LOST: PROBE_FAILED}
         if self.training.progress_pattern:
             patterns[_PROGRESS] = self.training.progress_pattern
         # As in the study's catalogs, letters of either case match and the last match wins.
@@ -90,12 +91,11 @@ class TrainingMonitor:
             process.poll()
         self._events.poll()
         self._probe.poll()
-        told = {allocator.pid for allocator in self._probe.allocators} - self._told
-        if told:
-            self._told |= told
+        told = {allocator.pid for allocator in self._probe.allocators}
+        if told - self._told:
+            self._told = told
             self._elsewhere = self._elsewhere or any(map(has_own_numbers, self.pids))
-        if any(allocator.max_reserved_bytes for allocator in self._probe.allocators):
-            self.held_gpu = True
+        self.held_gpu = self.held_gpu or any(allocator.max_reserved_bytes for allocator in self._probe.allocators)
 
     def ask_for_peaks(self, listed: Iterable[int], peak_bytes: Callable[[int, float], int | None]) -> None:
         """Have the driver's own maximum of every process of this training that is known, also of ended ones.
@@ -172,15 +172,12 @@ class TrainingMonitor:
             if process.log_failed:
                 yield "log_failed", process.log_failed
             for name in process.slow_patterns:
-                yield "slow_pattern", self._slow_text(name)
+                pattern = self.training.progress_pattern if name == _PROGRESS else self.patterns.get(name)
+                expected = "expected a pattern that a log can be searched for, found one that takes too long"
+                text = f"{self.training.name}: {expected}: {pattern!r} ({name}); write it without nested repeats"
+                yield "slow_pattern", text
             if process.supervisor_lost:
                 yield "supervisor_lost", process.supervisor_lost
-
-    def _slow_text(self, name: str) -> str:
-        """Which of the plan's or the catalog's patterns takes too long, and what to do."""
-        pattern = self.training.progress_pattern if name == _PROGRESS else self.patterns.get(name)
-        told = f"{self.training.name}: expected a pattern that a log can be searched for, found one that takes too long"
-        return f"{told}: {pattern!r} ({name}); write it without nested repeats"
 
     def notes(self) -> Iterator[tuple[str, str]]:
         """Yield remarks that harm no verdict."""
@@ -209,9 +206,8 @@ class TrainingMonitor:
     @property
     def stepping_s(self) -> float:
         """Return for how long it has made steps, by PyTorch or its log."""
-        signs = [event.elapsed_s for event in self._probe.progress.progress_events] + [
-            line.t for line in self._progress_lines()
-        ]
+        events = (*self._probe.progress.progress_events, *self._progress_lines())
+        signs = [event.elapsed_s for event in events]
         return max(signs) - min(signs) if signs else 0.0
 
     @property
@@ -224,7 +220,7 @@ class TrainingMonitor:
     def stepped_since(self, time_t: float) -> bool:
         """Return whether it made progress after an instant."""
         signs = [self._events.progress.latest_s, self._probe.progress.latest_s]
-        signs += [match.t for match in self._progress_lines()[-1:]]
+        signs += [event.elapsed_s for event in self._progress_lines()[-1:]]
         return any(sign is not None and sign > time_t for sign in signs)
 
     @property
@@ -258,14 +254,10 @@ class TrainingMonitor:
             process_peaks=self.process_peaks,
             held=held,
             held_by=held_by,
-            held_at_least=at_least(
-                [(at - origin_t, size) for at, size in readings] for readings in self._probe.readings.values()
-            ),
-            probe_lost=self._probe_lost,
+            held_at_least=at_least(since(origin_t, readings) for readings in self._probe.readings.values()),
+            probe_lost=self._probe_lost_why is not None,
             probe_lost_why=self._probe_lost_why,
-            progress_events=tuple(
-                replace(event, elapsed_s=event.elapsed_s - origin_t) for event in self.progress_events
-            ),
+            progress_events=tuple(replace(one, elapsed_s=one.elapsed_s - origin_t) for one in self.progress_events),
             epochs=tuple(replace(epoch, elapsed_s=epoch.elapsed_s - origin_t) for epoch in self._events.epochs),
             out_of_memory=tuple(self._out_of_memory(origin_t)),
             memory_words=self._words(origin_t),
@@ -282,18 +274,12 @@ class TrainingMonitor:
     ) -> tuple[tuple[tuple[float, int], ...], Literal["allocator", "processes"] | None]:
         """Return what it held over time, by its allocators or else by the driver's lists."""
         end_s = time.monotonic() - origin_t
-        histories = {
-            pid: tuple((at - origin_t, size) for at, size in steps) for pid, steps in self._probe.histories.items()
-        }
+        histories = {pid: since(origin_t, steps) for pid, steps in self._probe.histories.items()}
         reported = by_allocators(histories, self._probe.allocators, process_runs, end_s)
-        if reported and not self._probe_lost:  # a record that was given up says nothing of what came later
+        if reported and self._probe_lost_why is None:  # a record that was given up says nothing of what came later
             return reported, "allocator"
         listed = by_lists(self.listed, end_s)
         return listed, "processes" if listed else None
-
-    @property
-    def _probe_lost(self) -> bool:
-        return self._probe_lost_why is not None
 
     @property
     def _probe_lost_why(self) -> str | None:
@@ -302,41 +288,34 @@ class TrainingMonitor:
         return next(iter([*self._probe.lost.values(), *said]), None) or self.probe_missing
 
     def _process_run(self, process: Process, origin_t: float) -> ProcessRun:
-        end = process.exit
-        ended = None if end is None else replace(end, ended_s=end.ended_s - origin_t)
-        log = process.log.relative_to(self._directory.path)
-        return ProcessRun(
-            str(log), process.started_t - origin_t, ended, process.last_lines(LAST_LINES), process.leftovers
-        )
+        ended = None if process.exit is None else replace(process.exit, ended_s=process.exit.ended_s - origin_t)
+        log, lines = process.log.relative_to(self._directory.path), process.last_lines(LAST_LINES)
+        return ProcessRun(str(log), process.started_t - origin_t, ended, lines, process.leftovers)
 
     @property
     def progress_events(self) -> tuple[ProgressEvent, ...]:
         """Its own events where it writes any, else lines of its log, else the steps that the probe counted."""
         if self.tells_events:
             return self._events.progress.progress_events
-        return self._line_events() or self._probe.progress.progress_events
+        lines = Progress()
+        for event in self._progress_lines():
+            lines.add(event)
+        return lines.progress_events or self._probe.progress.progress_events
 
-    def _line_events(self) -> tuple[ProgressEvent, ...]:
-        progress = Progress()
-        for process in self.processes:
-            for match in process.matches:
-                if match.name == _PROGRESS:
-                    progress.add(ProgressEvent(match.t, process.pid, "pattern"))
-        return progress.progress_events
-
-    def _progress_lines(self) -> list[Match]:
-        return [match for process in self.processes for match in process.matches if match.name == _PROGRESS]
+    def _progress_lines(self) -> list[ProgressEvent]:
+        found = ((match, process.pid) for process in self.processes for match in process.matches)
+        return [ProgressEvent(match.t, pid, "pattern") for match, pid in found if match.name == _PROGRESS]
 
     def _out_of_memory(self, origin_t: float) -> list[OutOfMemory]:
         reported = [*self._events.out_of_memory, *self._probe.out_of_memory]
         if any(process.exit and not process.exit.ok and not process.exit.stopped for process in self.processes):
             reported += self._probe.caught_by_pytorch  # it failed all the same
         if not reported:
-            process_runs = tuple(self._process_run(process, 0.0) for process in self.processes)
-            proof = of_weight(
-                "proof", self._words(0.0), process_runs, self._probe.allocators, probe_lost=self._probe_lost
-            )
-            reported = [OutOfMemory("log", words.text, words.count, words.elapsed_s) for words in proof][:1]
+            # Asked twenty times a second, so without the last lines of the logs.
+            runs = [ProcessRun(process.log.name, process.started_t, process.exit) for process in self.processes]
+            counted = counted_none(self._probe.allocators, probe_lost=self._probe_lost_why is not None)
+            proof = [words for words in self._words(0.0) if weight(words, runs, counted) == "proof"]
+            reported = [OutOfMemory("log", words.text, words.count, words.elapsed_s) for words in proof[:1]]
         return [replace(o, elapsed_s=None if o.elapsed_s is None else o.elapsed_s - origin_t) for o in reported]
 
     def _words(self, origin_t: float) -> tuple[MemoryWords, ...]:
@@ -345,23 +324,19 @@ class TrainingMonitor:
         for number, process in enumerate(self.processes):
             first = {match.name: match for match in reversed(process.matches)}
             for name, match in sorted(first.items(), key=lambda item: item[1].t):
-                judged = out_of_memory.parsed(name)
-                if judged is not None:
+                if (judged := out_of_memory.parsed(name)) is not None:
+                    kind = judged.framework, judged.certainty, judged.memory
                     count = process.match_counts.get(name, 1)
-                    at_s = match.t - origin_t
-                    found.append(
-                        MemoryWords(judged.framework, judged.certainty, judged.memory, match.text, count, at_s, number)
-                    )
+                    found.append(MemoryWords(*kind, match.text, count, match.t - origin_t, number))
         return tuple(found)
 
     def _metrics(self) -> dict[str, float]:
         """The last value of every metric that the catalog looks for in the log."""
         found: dict[str, float] = {}
-        for process in self.processes:
-            for match in process.matches:
-                name = match.name.removeprefix(_METRIC)
-                if name != match.name and match.value is not None:
-                    found |= _number(name, match.value)
+        for match in chain.from_iterable(process.matches for process in self.processes):
+            if match.name.startswith(_METRIC) and match.value is not None:
+                with suppress(ValueError):  # the pattern may fit what is no number
+                    found[match.name.removeprefix(_METRIC)] = float(match.value)
         return found
 
 
@@ -378,8 +353,6 @@ def probe_expected(pid: int) -> bool:
         return False
 
 
-def _number(name: str, text: str) -> dict[str, float]:
-    try:
-        return {name: float(text)}
-    except ValueError:
-        return {}
+def since(origin_t: float, steps: Iterable[tuple[float, int]]) -> tuple[tuple[float, int], ...]:
+    """What was held over time, by a clock that begins at an instant."""
+    return tuple((at - origin_t, size) for at, size in steps)

@@ -26,7 +26,7 @@ from colocate.verdict.evidence import (
 )
 from colocate.verdict.measured_peak import measured_peak, own_peak_bytes
 from colocate.verdict.memory_history import at_least, by_allocators, by_lists
-from colocate.verdict.memory_words import of_weight
+from colocate.verdict.memory_words import counted_none, weight
 from colocate.verdict.overlap import foreground_window
 from colocate.verdict.plan_verdict import AGAIN, PlanVerdict
 from colocate.verdict.predicted_peak import LESS, MORE, PeakRange, allocator_range, member_range
@@ -74,11 +74,12 @@ __all__ = [
     "by_allocators",
     "by_lists",
     "combine",
+    "counted_none",
     "foreground_window",
     "judge",
     "measured_peak",
     "member_range",
     "memory_class",
-    "of_weight",
     "own_peak_bytes",
+    "weight",
 ]

@@ -5,7 +5,7 @@ Words are one witness. With a second one, a failed process, they are proof; agai
 went on, which counted nothing, they are a warning; alone they prove only where they are the message itself. Pure.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from colocate.verdict.evidence import Allocator, Member, MemoryWords, ProcessRun
@@ -40,22 +40,9 @@ def counted_none(allocators: Sequence[Allocator], probe_lost: bool) -> bool:
     return bool(held) and not probe_lost and not any(one.num_ooms and one.ooms_raised != 0 for one in allocators)
 
 
-def of_weight(
-    wanted: Weight,
-    words: Sequence[MemoryWords],
-    process_runs: Sequence[ProcessRun],
-    allocators: Sequence[Allocator],
-    *,
-    probe_lost: bool,
-) -> Iterator[MemoryWords]:
-    """The lines of a member that weigh so much."""
-    counted = counted_none(allocators, probe_lost)
-    return (one for one in words if weight(one, process_runs, counted) == wanted)
-
-
 def words_of(member: Member, wanted: Weight) -> tuple[MemoryWords, ...]:
     """The lines of a member's log that weigh so much; none where an out-of-memory is known anyway."""
     if member.out_of_memory:
         return ()
-    found = of_weight(wanted, member.memory_words, member.process_runs, member.allocators, probe_lost=member.probe_lost)
-    return tuple(found)
+    counted = counted_none(member.allocators, member.probe_lost)
+    return tuple(one for one in member.memory_words if weight(one, member.process_runs, counted) == wanted)
