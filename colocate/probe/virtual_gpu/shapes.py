@@ -5,7 +5,7 @@ A training repeats its operators in every step, and a fake kernel takes ten time
 such a memory of its own, which looks at much more than can differ here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -74,16 +74,17 @@ class KnownShapes:
         if torch.Tag.inplace_view in tags or torch.Tag.dynamic_output_shape in tags:
             return None
         several = type(result) in (tuple, list)
+        results, taken = result if several else [result], set(_storages(args))
         try:
-            recipes = [self._recipe(function, args, one) for one in (result if several else [result])]
+            recipes = [self._recipe(function, args, one, taken) for one in results]
         except Unlike:
             return None
-        storages = [one.untyped_storage()._cdata for one in (result if several else [result]) if _is_fake(one)]
+        storages = list(_storages(results))
         if len(set(storages)) < len(storages) and not function.is_view:  # results that share memory of their own
             return None
         return type(result) if several else None, recipes
 
-    def _recipe(self, function: Any, args: Any, result: Any) -> Recipe:
+    def _recipe(self, function: Any, args: Any, result: Any, taken: set[int]) -> Recipe:
         if type(result) in PLAIN:
             return lambda args: result
         if not _is_fake(result) or result.constant is not None:
@@ -105,7 +106,7 @@ class KnownShapes:
 
             return view
         new = EMPTY_STRIDED(shape, stride, dtype=dtype, device=META)
-        if offset or new.untyped_storage().nbytes() != storage.nbytes() or _shares(storage, args):
+        if offset or new.untyped_storage().nbytes() != storage.nbytes() or storage._cdata in taken:
             raise Unlike
 
         return lambda args: fake(EMPTY_STRIDED(shape, stride, dtype=dtype, device=META))
@@ -137,10 +138,12 @@ def _is_fake(one: Any) -> bool:
     return type(one) is FakeTensor and one.layout is torch.strided
 
 
-def _shares(storage: Any, args: Any) -> bool:
-    """One of the arguments lies in this storage."""
-    flat = [one for arg in args for one in (arg if type(arg) in (tuple, list) else (arg,))]
-    return any(_is_fake(one) and one.untyped_storage()._cdata == storage._cdata for one in flat)
+def _storages(args: Any) -> Iterator[int]:
+    """The storages of fake tensors among these and in their lists: an optimizer's operators have thousands."""
+    for arg in args:
+        for one in arg if type(arg) in (tuple, list) else (arg,):
+            if _is_fake(one):
+                yield one.untyped_storage()._cdata
 
 
 def _described(args: Any) -> tuple[Any, ...]:
