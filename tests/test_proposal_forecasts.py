@@ -82,6 +82,15 @@ def test_the_largest_batch_that_is_predicted_to_fit_is_the_one_to_take() -> None
     assert asking.asked == [32, 4, 8, 16], "half first, then bisection; the background counts as it was seen"
 
 
+def test_whoever_waits_gets_the_first_proposal_that_fits_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    given, evidence = too_large()
+    batch, *_ = proposals(given, evidence, None)
+    found = forecasts_of_proposals(given, evidence, [batch, batch], None, predictor(), first=True)
+    assert [one.answer for one in found] == [Answer.FITS, Answer.UNKNOWN]
+    assert found[1].why_not == proposal_forecasts.NOT_YET
+
+
 def test_what_does_not_fit_even_at_its_smallest_says_how_far_it_comes() -> None:
     given, _ = too_large(4)
     evidence = builders.predicted_evidence(1200, 6300)
@@ -114,7 +123,7 @@ def test_without_time_or_an_allocator_that_tells_the_proposals_stand_without_fig
     given, evidence = too_large()
     silent = builders.evidence(foreground=builders.foreground(held_bytes=9000 * MIB))
     for seen, asking, why_not in (
-        (evidence, predictor(until_t=time.monotonic()), "there was no time left to predict it"),
+        (evidence, predictor(until_t=time.monotonic()), "not predicted yet"),
         (silent, predictor(), "examples_mnist, resnet20 told nothing of a PyTorch allocator"),
     ):
         batch, *_ = forecasts_of_proposals(given, seen, proposals(given, seen, None), None, asking)
@@ -140,7 +149,7 @@ def test_proposals_of_a_run_are_kept_and_completed_when_there_is_time(tmp_path: 
     list(advise(run, wanted, None, budget_s=0.0))
     (batch,) = advice_files.read(run.proposals, advice_files.Proposals)["group01"].proposals
     assert batch.settings == "--bs 32 --accumulate 2"
-    assert (batch.answer, batch.why_not) == (None, "there was no time left to predict it")
+    assert (batch.answer, batch.why_not) == (None, "not predicted yet")
     run.proposals.write_text(json.dumps({"schema": 1, "groups": {"group01": complete(given)}}))
     assert list(advise(run, wanted, None, budget_s=0.0)) == []
     other = replace(given, limits=given.limits.model_copy(update={"peak_bytes": 7000 * MIB}))
@@ -220,7 +229,7 @@ def test_a_signal_ends_the_predictions_and_nothing_else(tmp_path: Path, monkeypa
     with skippable():
         found = list(advise(run, wanted, None, budget_s=60.0))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    assert [one.why_not for one in found[0][1]] == [proposal_forecasts.OUT_OF_TIME]
+    assert [one.why_not for one in found[0][1]] == [proposal_forecasts.NOT_YET]
     assert (
         advice_files.read(run.proposals, advice_files.Proposals)["group01"].proposals[0].settings
         == "--bs 32 --accumulate 2"

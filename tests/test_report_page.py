@@ -333,16 +333,16 @@ def test_what_a_training_wanted_beyond_a_full_gpu_is_its_own_part_of_the_peak(ru
     assert "examples_mnist 7350 MiB, resnet20 2350 MiB, baseline 230 MiB" in found
 
 
-def test_what_there_was_no_time_for_is_said_once_with_the_command_that_goes_on(run):
+def test_what_is_not_predicted_yet_is_said_once_with_the_command_that_goes_on(run):
     begin(run, ["group01"])
     directory = finish(run, 1, predicted_evidence(6000, 2000))
-    known = {"text": "x", "settings": "x", "why": "y", "peak": None, "why_not": "there was no time left to predict it"}
+    known = {"text": "x", "settings": "x", "why": "y", "peak": None, "why_not": "not predicted yet"}
     content_hash = json.loads(directory.experiment.read_text())["group"]["content_hash"]
     groups = {"group01": {"content_hash": content_hash, "proposals": [known, known]}}
     run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
     found = body(run)
-    assert "not predicted" not in found
-    assert "For 2 proposals there was no time; this command predicts them too" in found
+    assert found.count("not predicted") == 1
+    assert "2 proposals not predicted yet; this command does it" in found
 
 
 def test_pairs_are_recommended_by_their_class(run):

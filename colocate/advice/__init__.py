@@ -11,7 +11,7 @@ from colocate.advice.packing import PackingProblem, best_pairs
 from colocate.advice.pairing import TIERS, UNKNOWN, OrderedPair, ordered_pairs
 from colocate.advice.prediction import predict
 from colocate.advice.predictor import Abandoned, Behind, Predictor
-from colocate.advice.proposal_forecasts import OUT_OF_TIME, ProposalForecast, advise
+from colocate.advice.proposal_forecasts import NOT_YET, ProposalForecast, advise
 from colocate.advice.proposals import is_unfit
 from colocate.advice.remedies import KIND, Remedied, Remedies, is_of_memory
 from colocate.advice.solo_profiles import SoloProfile, known_of, of_catalog, of_plan, predicted, rank, remembered
@@ -21,7 +21,7 @@ from colocate.advice.stress import LEAST_RESOLUTION_BYTES, Stress, stress
 __all__ = [
     "KIND",
     "LEAST_RESOLUTION_BYTES",
-    "OUT_OF_TIME",
+    "NOT_YET",
     "TIERS",
     "UNKNOWN",
     "Abandoned",

@@ -62,8 +62,7 @@ class Predictor:
             TrainingError: a program could not be started.
         """
         waiting, tell = self.new(programs), self.behind.tell if self.behind else tell
-        at_once = len(waiting) if self.until_t is None else os.cpu_count() or 1
-        at_once = 1 if self.behind else at_once
+        at_once = len(waiting) if self.until_t is None else self.at_once
         while waiting and not self.is_over:
             some, waiting = waiting[:at_once], waiting[at_once:]
             behind = self.behind is not None
@@ -83,6 +82,11 @@ class Predictor:
     def forget_failures(self) -> None:
         """Let what failed be run again."""
         self.known = {program: run for program, run in self.known.items() if run.failure is None}
+
+    @property
+    def at_once(self) -> int:
+        """How many programs are run at a time where time is short."""
+        return 1 if self.behind else os.cpu_count() or 1
 
     @property
     def is_over(self) -> bool:

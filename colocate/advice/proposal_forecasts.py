@@ -30,7 +30,7 @@ from colocate.plan import (
 from colocate.results import Attempt, GroupDirectory, RunDirectory, advice_files, read_attempt
 from colocate.verdict import Evidence, member_range
 
-OUT_OF_TIME = "there was no time left to predict it"
+NOT_YET = "not predicted yet"
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,15 @@ def gpu_of(evidence: Evidence) -> GpuModel:
 
 
 def forecasts_of_proposals(
-    group: Group, evidence: Evidence, found: Sequence[Proposal], catalog: Catalog | None, predictor: Predictor
+    group: Group,
+    evidence: Evidence,
+    found: Sequence[Proposal],
+    catalog: Catalog | None,
+    predictor: Predictor,
+    *,
+    first: bool = False,
 ) -> list[ProposalForecast]:
-    """Predict the peaks of the proposals for a group, in their order.
+    """Predict the peaks of the proposals for a group, in their order; with ``first`` no further than to one that fits.
 
     The member that a proposal leaves alone counts as it was seen, where it was predicted already; everything that was
     measured is predicted anew, so that the figures can be compared with each other only.
@@ -81,10 +87,14 @@ def forecasts_of_proposals(
         ]
     searches = [_Search(one) for one in found]
     forecaster = _Forecaster(group, evidence, catalog, predictor)
-    while asked := [(search, step) for search in searches if (step := search.next()) is not None]:
-        predictor.simulated([program for _, step in asked for program in forecaster.programs(step)])
-        for search, step in asked:
-            search.take(forecaster.forecast(step))
+    for place in range(0, len(searches), predictor.at_once):
+        some = searches[place : place + predictor.at_once]
+        while asked := [(search, step) for search in some if (step := search.next()) is not None]:
+            predictor.simulated([program for _, step in asked for program in forecaster.programs(step)])
+            for search, step in asked:
+                search.take(forecaster.forecast(step))
+        if first and any(search.proposal_forecast.answer is Answer.FITS for search in some):
+            break
     return [search.proposal_forecast for search in searches]
 
 
@@ -180,7 +190,7 @@ class _Search:
         known = [place for place, one in self._tried.items() if one.peak is not None]
         place = min(fitting, default=max(known, default=max(self._tried, default=None)))
         if place is None:
-            return ProposalForecast(self._proposal, steps[0], why_not=OUT_OF_TIME)
+            return ProposalForecast(self._proposal, steps[0], why_not=NOT_YET)
         forecast = self._tried[place]
         return ProposalForecast(self._proposal, steps[place], forecast, "; ".join(forecast.failures) or None)
 
@@ -199,6 +209,7 @@ def advise(
     budget_s: float,
     cache: Cache | None = None,
     behind: Behind | None = None,
+    first: bool = False,
 ) -> Iterator[tuple[Group, list[ProposalForecast]]]:
     """Proposals for the groups of a run that do not fit, each with what is predicted of it, and into the run's file.
 
@@ -211,6 +222,7 @@ def advise(
         budget_s: Seconds for all predictions together, shared among the groups; 0 predicts nothing.
         cache: As in `Predictor`.
         behind: As in `Predictor`.
+        first: Predict of each group no further than to a proposal that fits.
 
     Raises:
         ColocateError: a program could not be started.
@@ -231,7 +243,7 @@ def advise(
             predictor = Predictor(gpu_of(evidence), now_t + (until_t - now_t) / (len(wanted) - place), cache, behind)
             found = proposals(group, evidence, catalog, known)
             try:
-                proposal_forecasts_ = forecasts_of_proposals(group, evidence, found, catalog, predictor)
+                proposal_forecasts_ = forecasts_of_proposals(group, evidence, found, catalog, predictor, first=first)
             except KeyboardInterrupt:
                 until_t = 0.0
                 predictor.until_t = until_t
@@ -264,10 +276,10 @@ def _attempt(directory: GroupDirectory) -> Attempt | None:
 
 
 def _is_complete(entry: advice_files.Proposals | None, group: Group) -> bool:
-    """The group is still the same, and nothing was left out for want of time."""
+    """The group is still the same, and all was predicted."""
     if entry is None or entry.content_hash != group.content_hash:
         return False
-    return all(one.why_not != OUT_OF_TIME for one in entry.proposals)
+    return all(one.why_not != NOT_YET for one in entry.proposals)
 
 
 def _document(group: Group, found: Sequence[ProposalForecast], gpu: GpuModel) -> advice_files.Proposals:

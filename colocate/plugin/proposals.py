@@ -66,8 +66,9 @@ class Proposals:
         if budget_s and len(ahead) < len(wanted):
             say(self.config, f"predicting what could be tried, for at most {budget_s:.0f} s; Ctrl-C goes on without it")
         catalog = self.session.plan.load_catalog()
+        first = not option(self.config, "try_fixes")  # fixes are tried one after the other until one holds
         with skippable():
-            for group, found in advise(run, wanted, catalog, budget_s=budget_s, cache=Cache.of_user()):
+            for group, found in advise(run, wanted, catalog, budget_s=budget_s, cache=Cache.of_user(), first=first):
                 self._tell(group, found)
 
     def _tell(self, group: Group, found: list[ProposalForecast]) -> None:

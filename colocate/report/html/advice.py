@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from colocate.advice import OUT_OF_TIME, Answer, Next, Stress
+from colocate.advice import NOT_YET, Answer, Next, Stress
 from colocate.report.html.peak_shares import own_bytes
 from colocate.report.html.templating import macro
 from colocate.results import GroupResult, Part, advice_files, headroom_text, peak_text
@@ -75,8 +75,8 @@ def _proposals(entry: advice_files.Proposals | None, row: GroupResult) -> Iterat
             "proposal": one,
             "forecast": f"{span} MiB: {one.answer}" if span else "",
             "kind": _KINDS.get(one.answer or "", "v-warn"),
-            "why_not": one.why_not if one.peak is None and one.why_not != OUT_OF_TIME else None,
-            "out_of_time": one.why_not == OUT_OF_TIME,
+            "why_not": one.why_not if one.peak is None and one.why_not != NOT_YET else None,
+            "out_of_time": one.why_not == NOT_YET,
         }
 
 
