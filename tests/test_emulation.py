@@ -404,3 +404,32 @@ assert sum(int(batch.cuda().sum()) for batch in loader) == 28
     assert run.exit_code == 0, run.output
     assert [record["max_reserved_bytes"] > 0 for record in run.records] == [True, True]
     assert {holding.pid for holding in bench.gpu.holdings()} == {record["pid"] for record in run.records}
+
+
+DETECTOR = """
+import torch, torchvision
+network = torchvision.models.detection.maskrcnn_resnet50_fpn(
+    weights=None, weights_backbone=None, num_classes=3, min_size=256, max_size=256
+).cuda()
+heads = network.roi_heads
+heads.box_head.register_forward_hook(lambda module, given, found: print("boxes", found.shape[0]))
+heads.mask_head.register_forward_hook(lambda module, given, found: print("masks", found.shape[0]))
+target = {
+    "boxes": torch.tensor([[10.0, 10.0, 60.0, 60.0]]).cuda(),
+    "labels": torch.ones(1, dtype=torch.int64).cuda(),
+    "masks": torch.ones(1, 256, 256, dtype=torch.uint8).cuda(),
+}
+images = [torch.rand(3, 256, 256).cuda() for _ in range(2)]
+sum(network(images, [target, target]).values()).backward()
+"""
+
+
+def test_a_detector_samples_no_more_proposals_than_its_settings_say(tmp_path):
+    """A Mask R-CNN was predicted with masks of all 2,000 proposals: 16 GiB where a GPU needs 5."""
+    pytest.importorskip("torchvision")
+
+    ran = Bench(tmp_path).run_source(DETECTOR)
+
+    assert ran.exit_code == 0, ran.output
+    assert "boxes 1024" in ran.output  # 512 of each image
+    assert "masks 256" in ran.output  # of which at most a quarter are objects

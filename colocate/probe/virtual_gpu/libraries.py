@@ -24,6 +24,7 @@ def prepare_libraries(watcher: AfterImport, unsupported: Callable[[str], Excepti
     # By its modules: torchvision itself may be half imported now, when it is what imports torch.
     watcher.when("torchvision._meta_registrations", lambda module: None, before=_tolerate_missing_operators)
     watcher.when("torchvision.ops", _finish_torchvision)
+    watcher.when("torchvision.models.detection.roi_heads", _sample_as_many_as_may_be)
     watcher.when("transformers.utils.import_utils", _hide_fake_tensors)
     watcher.when("safetensors", _load_onto_the_device)
     watcher.when("safetensors.torch", _save_from_the_device)
@@ -75,6 +76,38 @@ def _finish_torchvision(ops: ModuleType) -> None:
     library.impl("nms", lambda boxes, scores, threshold: torch.arange(boxes.shape[0]), "CPU")
     ops.boxes._assert_has_ops = lambda: None
     _kept.append(library)
+
+
+def _sample_as_many_as_may_be(roi_heads: Any) -> None:
+    """A detector samples proposals by values that nobody knows, and never more of them than its settings say.
+
+    Else each of its masks would count as many as there are proposals, of which suppression may leave thousands.
+    """
+    sampler, heads = roi_heads.det_utils.BalancedPositiveNegativeSampler, roi_heads.RoIHeads
+    sample, select = sampler.__call__, heads.select_training_samples
+
+    def most_positive(balanced: Any) -> int:
+        return int(balanced.batch_size_per_image * balanced.positive_fraction)
+
+    def sample_most(self: Any, matched_idxs: Any) -> Any:
+        if not all(isinstance(one, FakeTensor) for one in matched_idxs):
+            return sample(self, matched_idxs)
+        places = [(torch.arange(one.shape[0]), one.device) for one in matched_idxs]
+        until, most = most_positive(self), self.batch_size_per_image
+        positive = [(place < until).to(torch.uint8).to(device) for place, device in places]
+        negative = [((place >= until) & (place < most)).to(torch.uint8).to(device) for place, device in places]
+        return positive, negative
+
+    def select_most(self: Any, *args: Any) -> Any:
+        proposals, matched_idxs, labels, targets = select(self, *args)
+        most = most_positive(self.fg_bg_sampler)
+        labels = [
+            (torch.arange(one.shape[0]) < most).to(one.dtype).to(one.device) if isinstance(one, FakeTensor) else one
+            for one in labels
+        ]
+        return proposals, matched_idxs, labels, targets
+
+    sampler.__call__, heads.select_training_samples = sample_most, select_most
 
 
 def _hide_fake_tensors(import_utils: Any) -> None:
