@@ -172,6 +172,7 @@ WARNING: batch skipped: CUDA out of memory. Tried to allocate 2.00 GiB
 [TensorRT] ERROR: ../rtSafe/safeRuntime.cpp (25) - Cuda Error in allocate: 2 (out of memory)
 darknet: ./src/cuda.c:36: check_error: Assertion failed. CUDA Error: out of memory
 Error using gpuArray: Out of memory on device. To view more detail, use 'gpuDevice()'.
+recovered after an out-of-memory
 ran out of memory, retrying batch
 Skipping step 12 because of CUDA out of memory
 allocating 1024.00 MiB on device 0: cudaMalloc failed: out of memory

@@ -7,12 +7,3 @@ Only what the pytest layer needs is imported here, for that is loaded in everybo
 from colocate.cli import arguments
 from colocate.cli.arguments import DEFAULT_PLAN, GROUP, group_named
 from colocate.cli.run_options import OPTIONS, PREFIX
-
-__all__ = [
-    "DEFAULT_PLAN",
-    "GROUP",
-    "OPTIONS",
-    "PREFIX",
-    "arguments",
-    "group_named",
-]

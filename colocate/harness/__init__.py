@@ -10,27 +10,3 @@ from colocate.harness.resume import Decision, decide, find_run, reported, take_u
 from colocate.harness.sampler import Sampler
 from colocate.harness.simulated_run import Parts, Program, SimulatedRun
 from colocate.harness.simulation import NOT_MODELLED, Watcher, simulate
-
-__all__ = [
-    "NOT_MODELLED",
-    "AttemptRunner",
-    "Cache",
-    "Decision",
-    "DryRuns",
-    "GroupRun",
-    "Parts",
-    "Program",
-    "Retries",
-    "Sampler",
-    "SimulatedRun",
-    "Watcher",
-    "attempt_on",
-    "decide",
-    "environment",
-    "find_run",
-    "new_directory",
-    "observing",
-    "reported",
-    "simulate",
-    "take_up",
-]

@@ -4,7 +4,6 @@
 from colocate.process import out_of_memory, procfs, slurm
 from colocate.process.exit_status import Exit
 from colocate.process.keep_alive import KeepAlive, RestartPolicy
-from colocate.process.output import Match
 from colocate.process.procfs import (
     ProcessId,
     boot_id,
@@ -19,29 +18,3 @@ from colocate.process.procfs import (
 from colocate.process.runner import SUPERVISES, Command, Process, start, stop_all
 from colocate.process.slurm import Node
 from colocate.process.supervisor import MAX_PROCESSES
-
-__all__ = [
-    "MAX_PROCESSES",
-    "SUPERVISES",
-    "Command",
-    "Exit",
-    "KeepAlive",
-    "Match",
-    "Node",
-    "Process",
-    "ProcessId",
-    "RestartPolicy",
-    "boot_id",
-    "describe",
-    "end",
-    "has_own_numbers",
-    "identify",
-    "out_of_memory",
-    "procfs",
-    "sees_all_processes",
-    "slurm",
-    "start",
-    "stop_all",
-    "variable_of",
-    "with_cookie",
-]

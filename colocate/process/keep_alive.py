@@ -73,17 +73,6 @@ class KeepAlive:
         self._quick_exits = self._bad_exits = self._failures = 0
         self._begin()
 
-    def __enter__(self) -> "KeepAlive":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    @property
-    def current(self) -> Process | None:
-        """The process run that runs, as far as is known; None between two process runs and after the last."""
-        return self.process_runs[-1] if self.process_runs and self.process_runs[-1].exit is None else None
-
     def tend(self) -> None:
         """Take in what happened, and start the next process run when its time has come."""
         if self._stopped or self.gave_up is not None:
@@ -94,7 +83,10 @@ class KeepAlive:
                 return
             self._judge(self.process_runs[-1], found)
         if self.gave_up is None and self._due_t is not None and self._clock() >= self._due_t:
-            self._restart()
+            try:
+                self._begin()
+            except TrainingError as error:
+                self.gave_up = f"process run {len(self.process_runs)} could not be started: {error}"
 
     def request_stop(self, grace_s: float = GRACE_S) -> None:
         """No further process run, and the current one is asked to end."""
@@ -110,12 +102,6 @@ class KeepAlive:
     def _begin(self) -> None:
         self.process_runs.append(self._make(len(self.process_runs)))
         self._due_t = None
-
-    def _restart(self) -> None:
-        try:
-            self._begin()
-        except TrainingError as error:
-            self.gave_up = f"process run {len(self.process_runs)} could not be started: {error}"
 
     def _judge(self, process_run: Process, found: Exit) -> None:
         quick = found.ended_s - process_run.started_t < self._policy.min_lifetime_s

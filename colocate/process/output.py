@@ -30,11 +30,7 @@ _WINDOW_BYTES = 4096
 _BLANK = b" \t|"
 _NUMBER = re.compile(rb"\d+")
 _MOST_INNOCENT = 1000
-_RARE = (
-    *(b"memory", b"alloc", b"oom", b"exhausted", b"bus error", b"no space left", b"dst tensor", b"pool size", b"rmm"),
-    *(b"not_initialized", b"out_of_resources", b"cudnn algorithm", b"find an engine", b"nvml_success"),
-)
-"""One of these is in every message of `out_of_memory`, in lower case."""
+_HINTS = tuple(hint.encode() for hint in out_of_memory.HINTS)
 _PLACE = re.compile(r'\s*File ".*", line \d+|\s*\S+\.(?:py|pyx|cc|cpp|cu|h):\d+: in ')  # source follows
 
 PATTERN_S = 1.0
@@ -203,7 +199,7 @@ class Scanner:
         """Judges each line alone and, where that says nothing, together with the two in front of it."""
         block = out_of_memory.uncoloured(block)
         lines, low = block.split(b"\n"), b"\n".join((*self._before, block)).lower()
-        if not any(word in low for word in _RARE):
+        if not any(hint in low for hint in _HINTS):
             lines = lines[-2:]  # nothing to be found, and what comes may go on with these
         for number, line in enumerate(lines):
             if line.strip(_BLANK):
@@ -318,7 +314,7 @@ def _windows(line: bytes) -> Iterator[str]:
         yield out_of_memory.plain(line)
         return
     low, start = line.lower(), 0
-    while positions := [at for word in _RARE if (at := low.find(word, start)) >= 0]:
+    while positions := [at for hint in _HINTS if (at := low.find(hint, start)) >= 0]:
         first = max(0, min(positions) - _WINDOW_BYTES // 2)
         yield out_of_memory.plain(line[first : first + _WINDOW_BYTES])
         start = first + _WINDOW_BYTES

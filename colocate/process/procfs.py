@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +74,7 @@ def descendants(*pids: int) -> frozenset[ProcessId]:
     Ask again, or wait for children, before concluding that nothing is left.
     """
     children: dict[int, list[ProcessId]] = {}
-    for stat in _all():
+    for stat in filter(None, map(_stat, _pids())):
         children.setdefault(stat.parent, []).append(stat.id)
     found: set[ProcessId] = set()
     waiting = list(pids)
@@ -97,7 +97,9 @@ def with_cookie(prefix: str) -> list[ProcessId]:
     Prefixes end at a slash: ``run/group01`` finds ``run/group01/foreground`` but nothing of ``run/group010``; the
     empty prefix finds every process that carries a cookie. Only processes of the same user can be read.
     """
-    return [process for process, value in _with_variable(COOKIE) if _is_below(value, prefix)]
+    below = prefix.rstrip("/") + "/"
+    found = _with_variable(COOKIE)
+    return [process for process, value in found if not prefix or value == prefix or value.startswith(below)]
 
 
 def with_variable(name: str, value: str) -> list[ProcessId]:
@@ -121,10 +123,10 @@ def variable_of(pid: int, name: str) -> str | None:
 
 def owner_of(pid: int) -> int | None:
     """The user id that a process belongs to; None when it is gone."""
-    try:
-        return Path(f"/proc/{pid}").stat().st_uid
-    except OSError:
-        return None
+    for line in (read(f"/proc/{pid}/status") or b"").splitlines():
+        if line.startswith(b"Uid:"):
+            return int(line.split()[1])
+    return None
 
 
 def ancestors(pid: int) -> Iterator[int]:
@@ -166,9 +168,8 @@ def has_own_numbers(pid: int) -> bool:
 def is_hidden(pid: int) -> bool:
     """There is a process of this number, and /proc does not show it: another user's, mounted with hidepid."""
     try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return identify(pid) is None
+        with suppress(PermissionError):
+            os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     return identify(pid) is None
@@ -280,20 +281,12 @@ def _pids() -> Iterator[int]:
                 yield int(entry.name)
 
 
-def _all() -> Iterator[_Stat]:
-    return (stat for stat in map(_stat, _pids()) if stat)
-
-
 def _with_variable(name: str) -> Iterator[tuple[ProcessId, str]]:
     for pid in sorted(_pids()):
         value = None if pid == os.getpid() else variable_of(pid, name)
         process = None if value is None else identify(pid)
         if value is not None and process is not None:
             yield process, value
-
-
-def _is_below(cookie: str, prefix: str) -> bool:
-    return not prefix or cookie == prefix or cookie.startswith(prefix.rstrip("/") + "/")
 
 
 def _send_by_number(process: ProcessId, signal_number: int) -> bool:
@@ -328,30 +321,26 @@ def _wait_until_gone(processes: set[ProcessId], timeout_s: float) -> set[Process
 
 def _command(pid: int) -> str:
     """The program and its script or module, without arguments: those of other people may hold what is secret."""
-    words = (read(f"/proc/{pid}/cmdline") or b"").decode(errors="replace").split("\0")
+    words = (*arguments(pid), "")
     title = words[0].split(" ")[0]  # a program that gave itself a title has all in one word
-    shown = [title.rpartition("/")[2]]
-    for word, following in pairwise(words):
-        if word == "-m":
-            shown.append(f"-m {following}")
-        elif following.endswith(_SCRIPTS):
-            shown.append(following.rpartition("/")[2])
-        else:
-            continue
-        break
+    names = (
+        f"-m {following}" if word == "-m" else following.rpartition("/")[2]
+        for word, following in pairwise(words)
+        if word == "-m" or following.endswith(_SCRIPTS)
+    )
+    shown = [title.rpartition("/")[2], *islice(names, 1)]
     text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(shown))
     return text if len(text) <= _PRINTED_COMMAND else text[: _PRINTED_COMMAND - 3] + "..."
 
 
 def _user(pid: int) -> str:
-    for line in (read(f"/proc/{pid}/status") or b"").splitlines():
-        if line.startswith(b"Uid:"):
-            number = int(line.split()[1])
-            try:
-                return f"user {pwd.getpwuid(number).pw_name}"
-            except KeyError:  # usual in containers
-                return f"user {number}"
-    return ""
+    number = owner_of(pid)
+    if number is None:
+        return ""
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:  # usual in containers
+        return f"user {number}"
 
 
 def _started(process: ProcessId) -> str:

@@ -77,21 +77,17 @@ def nodes(partition: str | None) -> tuple[Node, ...]:
     if not partition:
         rows = [row for row in rows if row[4].endswith("*")]  # sinfo marks the default partition so
     elif not rows:
-        raise ColocateError(
-            f"--executor=slurm:{partition}: expected a partition of this cluster, found none of that name"
-        )
+        text = f"--executor=slurm:{partition}: expected a partition of this cluster, found none of that name"
+        raise ColocateError(text)
     closed = next((row[6] for row in rows if row[6] != "up"), None)
     if closed is not None:
-        raise ColocateError(
-            f"--executor=slurm: expected partition {rows[0][4].strip('*')} to take jobs, found it {closed}"
-        )
-    found = {row[0]: _node(*row[:6]) for row in rows if not _DOWN.search(row[3])}
+        name = rows[0][4].strip("*")
+        raise ColocateError(f"--executor=slurm: expected partition {name} to take jobs, found it {closed}")
+    found = {}
+    for name, cpus, gres, _, _, features, _ in (row for row in rows if not _DOWN.search(row[3])):
+        named = tuple(word for word in features.split(",") if word and word != "(null)")
+        found[name] = Node(name, int(cpus), gpus(gres), named)
     return tuple(found.values())
-
-
-def _node(name: str, cpus: str, gres: str, state: str, partition: str, features: str) -> Node:
-    named = tuple(word for word in features.split(",") if word and word != "(null)")
-    return Node(name, int(cpus), gpus(gres), named)
 
 
 def gpus(gres: str) -> tuple[tuple[str, int], ...]:

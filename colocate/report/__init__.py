@@ -9,23 +9,3 @@ from colocate.report.html.memory_chart import downsampled
 from colocate.report.html.page import Report, document, headline, write
 from colocate.report.summary_csv import Summary, write_summary
 from colocate.report.terminal import Lasting, Screen, Through
-
-__all__ = [
-    "Comparison",
-    "Following",
-    "Lasting",
-    "Report",
-    "Screen",
-    "Summary",
-    "Through",
-    "compare",
-    "document",
-    "downsampled",
-    "github",
-    "headline",
-    "lines",
-    "page",
-    "status_line",
-    "write",
-    "write_summary",
-]

@@ -9,7 +9,7 @@ from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.merge import merge
 from colocate.results.progress_file import QUEUE, Heartbeat, tell
 from colocate.results.reader import Part, StoredRun, group_result_of, group_results, instant, parts, read_run
-from colocate.results.record import Attempt, glance, read_attempt, read_evidence, whole, write_record
+from colocate.results.record import Attempt, read_attempt, read_evidence, whole, write_record
 from colocate.results.run_record import PlanRecord, RunRecord
 from colocate.results.status import SILENT_S, GroupState, read_document
 from colocate.results.text import (
@@ -26,56 +26,3 @@ from colocate.results.text import (
 from colocate.results.trace_files import EnergyReading, VitalsReading, read_energy, read_trace
 from colocate.results.verify import judge_record, verify
 from colocate.results.versions import MOVE_MEMORY, packages
-
-__all__ = [
-    "MOVE_MEMORY",
-    "QUEUE",
-    "SILENT_S",
-    "Attempt",
-    "EnergyReading",
-    "Estimate",
-    "GroupDirectory",
-    "GroupResult",
-    "GroupState",
-    "Heartbeat",
-    "Part",
-    "PlanRecord",
-    "RunDirectory",
-    "RunRecord",
-    "StoredRun",
-    "VitalsReading",
-    "Writer",
-    "advice_files",
-    "basis_of",
-    "carries_peak",
-    "colour",
-    "combine_attempts",
-    "estimate",
-    "glance",
-    "group_result_of",
-    "group_results",
-    "headroom_text",
-    "instant",
-    "journal",
-    "judge_record",
-    "judged_text",
-    "line_of",
-    "merge",
-    "over_budget_bytes",
-    "over_budget_text",
-    "packages",
-    "parts",
-    "peak_text",
-    "progress_file",
-    "read_attempt",
-    "read_document",
-    "read_energy",
-    "read_evidence",
-    "read_run",
-    "read_trace",
-    "status",
-    "tell",
-    "verify",
-    "whole",
-    "write_record",
-]

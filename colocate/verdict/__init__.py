@@ -24,7 +24,7 @@ from colocate.verdict.evidence import (
     Sample,
     Trace,
 )
-from colocate.verdict.measured_peak import measured_peak, own_peak_bytes
+from colocate.verdict.measured_peak import own_peak_bytes
 from colocate.verdict.memory_history import at_least, by_allocators, by_lists
 from colocate.verdict.memory_words import counted_none, weight
 from colocate.verdict.overlap import foreground_window
@@ -33,53 +33,3 @@ from colocate.verdict.predicted_peak import LESS, MORE, PeakRange, allocator_ran
 from colocate.verdict.reasons import Reason, ReasonCode
 from colocate.verdict.rules import judge
 from colocate.verdict.verdict import WORST_LAST, MemoryClass, Outcome, Verdict, combine, memory_class
-
-__all__ = [
-    "AGAIN",
-    "LESS",
-    "MORE",
-    "SCHEMA",
-    "STEP_KINDS",
-    "WORST_LAST",
-    "Allocator",
-    "Coverage",
-    "Epoch",
-    "Evidence",
-    "Gap",
-    "GpuProcess",
-    "Growth",
-    "Interval",
-    "JudgedLimits",
-    "Listed",
-    "Listing",
-    "Member",
-    "MemoryClass",
-    "MemoryWords",
-    "OutOfMemory",
-    "Outcome",
-    "Owner",
-    "PassCoverage",
-    "PeakRange",
-    "PlanVerdict",
-    "ProcessPeak",
-    "ProcessRun",
-    "ProgressEvent",
-    "Reason",
-    "ReasonCode",
-    "Sample",
-    "Trace",
-    "Verdict",
-    "allocator_range",
-    "at_least",
-    "by_allocators",
-    "by_lists",
-    "combine",
-    "counted_none",
-    "foreground_window",
-    "judge",
-    "measured_peak",
-    "member_range",
-    "memory_class",
-    "own_peak_bytes",
-    "weight",
-]
