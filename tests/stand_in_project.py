@@ -18,7 +18,8 @@ from colocate.errors import DeviceError, InconclusiveError
 from colocate.files import write_json
 from colocate.plugin.session import cases, run_directory_of
 from colocate.plugin.outcomes import attach
-from colocate.results import GroupResult, glance
+from colocate.results import GroupResult
+from colocate.results.record import glance
 from colocate.units import MIB
 from colocate.verdict import Outcome, Reason, ReasonCode, Verdict
 
