@@ -46,6 +46,7 @@ from .one_process import install_one_process
 from .operators import DEVICE, matrix_workspace_bytes
 from .pacing import pace_of_environment
 from .passes import EFFORTS
+from .quantised import prepare_quantisation
 from .saving import install_saving
 from .state import GpuFull, VirtualGpu
 from .trace import AllocationTrace, Twin
@@ -184,6 +185,7 @@ class EmulatedDevice:
         replace_compilers(self.record, watcher)
         install_saving(self.emulator)
         prepare_libraries(watcher, self.emulator.unsupported)
+        prepare_quantisation(watcher, self.emulator)
         if self.trace is not None and self.record.path is not None:
             self._keep_trace(self.trace, self.record.path.with_suffix(".trace"))
         self._run_threads_under_emulation()
