@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import groupby, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colocate.probe.virtual_gpu.allocator import CachingAllocator, OutOfMemory
@@ -75,6 +75,9 @@ def run(
 
 
 @quickly
+@example(
+    [(MALLOC, 1049089), (MALLOC, 19921921)], Settings(expandable_segments=True)
+)  # counted once each, given back as one
 @given(programs, configurations)
 def test_blocks_tile_their_segments_bytes_balance_and_all_that_is_freed_goes_back(program, configuration):
     gpu = FoundGpu(200 * MIB)

@@ -198,12 +198,10 @@ class CachingAllocator:
         if not self.backing.obtain(num_bytes):
             return False
         self.reserved.change(num_bytes)
-        self.segments.change(1)
         return True
 
     def _give_back(self, num_bytes: int) -> None:
         self.reserved.change(-num_bytes)
-        self.segments.change(-1)
         self.backing.give_back(num_bytes)
 
     def _merged(self, block: Block) -> Block:
@@ -230,6 +228,7 @@ class CachingAllocator:
         num_bytes = self.settings.segment_bytes(size)
         if not self._obtain(num_bytes):
             return None
+        self.segments.change(1)  # PyTorch counts none that are expandable
         block = Block(pool, self._next_address, num_bytes, State.FREE)
         self._next_address += num_bytes + ROUND_LARGE_BYTES
         pool.segments[block.start] = block
@@ -241,6 +240,7 @@ class CachingAllocator:
         elif block.pool.segment_starting_with(block):
             block.pool.remove(block)
             del block.pool.segments[block.start]
+            self.segments.change(-1)
             self._give_back(block.size)
 
     def _release_oversized(self, pool: Pool, size: int) -> bool:
