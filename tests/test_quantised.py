@@ -99,3 +99,12 @@ def test_states_that_the_driver_may_move_to_the_host_are_not_certain(bench):
 
     assert record["certain_reserved_bytes"] == 0
     assert any(note.startswith("states of a paged optimizer are counted on the GPU") for note in record["notes"])
+
+
+def test_without_the_parts_quantised_weights_are_refused(bench):
+    """With PyTorch 2.4 the library's fake kernels ran, and the full weights of each product were not counted."""
+    older = "import torch\ndel torch.library.register_torch_dispatch\n"
+    run = bench.run_source(older + WEIGHTS_OF_4_BITS.replace("gemm_4bit(", "gemm_4bit.default("))
+
+    assert run.exit_code != 0
+    assert run.record["unsupported"].startswith("expected PyTorch 2.5 or newer for the quantised weights")

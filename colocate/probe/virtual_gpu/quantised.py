@@ -24,13 +24,15 @@ IN_PARTS = {
 
 
 def prepare_quantisation(watcher: AfterImport, emulator: Emulator) -> None:
-    """Wait for the library. Versions without operators, before 0.46, need a driver and fail as they do without."""
+    """Wait for the library. Versions without operators, before 0.46, need a driver and fail as they do without one."""
     watcher.when("bitsandbytes._ops", lambda module: _run_in_parts(module, emulator))
     watcher.when("bitsandbytes.functional", lambda module: _keep_pages_on_the_device(module, emulator))
 
 
 def _run_in_parts(module: Any, emulator: Emulator) -> None:
-    if not hasattr(torch.library, "register_torch_dispatch"):
+    if not hasattr(torch.library, "register_torch_dispatch"):  # what its kernels hold would be left out
+        for operator, _ in IN_PARTS:
+            setattr(torch.ops.bitsandbytes, operator.partition("::")[2], _Refused(emulator))
         return
     register = module.register_kernel
 
@@ -44,6 +46,19 @@ def _run_in_parts(module: Any, emulator: Emulator) -> None:
     module.register_kernel = register_kernel
     _compose("bitsandbytes::int8_vectorwise_quant", lambda *args, **kwargs: _rows_of_8_bits(emulator, *args, **kwargs))
     _compose("bitsandbytes::int8_mm_dequant", _sums_in_half_precision)
+
+
+class _Refused:
+    """Stands for an operator of a PyTorch that cannot run it as its parts."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+
+    def __getattr__(self, overload: str) -> Any:
+        if overload.startswith("__"):
+            raise AttributeError(overload)
+        expected = "expected PyTorch 2.5 or newer for the quantised weights of bitsandbytes"
+        raise self._emulator.unsupported(f"{expected}, found {torch.__version__}")
 
 
 def _compose(operator: str, function: Callable[..., Any]) -> None:
