@@ -20,13 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VERDICT = (
     *("verdict", "remarks", "strides", "witnesses", "worst_case_peak", "measured_peak", "predicted_peak"),
-    *("step_function", "attempts"),
+    *("memory_history", "attempts"),
 )
 AREAS = {
     "judge": (["verdict/rules.py"], VERDICT),
     "peaks": (["verdict/measured_peak.py", "verdict/predicted_peak.py", "verdict/worst_case_peak.py"], VERDICT),
     "overlap": (["verdict/overlap.py"], VERDICT),
-    "reader": (["results/reader.py"], ("report_page", "commands_report", "budgets", "attempts", "slim")),
+    "reader": (["results/reader.py"], ("report_page", "commands_report", "budgets", "attempts")),
     "allocator": (["probe/virtual_gpu/allocator.py"], ("allocator", "trace")),
 }
 SWAPS = {
@@ -134,6 +134,8 @@ def main() -> None:
         shutil.copytree(options.tests, copy / "tests")
         for area, (names, files) in AREAS.items():
             tests = [path for one in files if (path := copy / "tests" / f"test_{one}.py").exists()]
+            if not tests or is_caught(copy, tests):
+                parser.error(f"{area}: expected tests that pass before anything is broken, found others: {files}")
             drawn = chosen([copy / "colocate" / name for name in names], options.each, random.Random(options.seed))
             caught = 0
             for path, (number, text) in drawn:
