@@ -62,7 +62,7 @@ def needs(part: Part) -> dict[str, Any] | None:
         "intro": intro,
         "found": found,
         "figures": figures or bool(offered),
-        "left": sum(one["out_of_time"] for one in offered),
+        "left": sum(one["not_yet"] for one in offered),
         "more": f"colocate report {part.runs[-1].place} --predict",
     }
 
@@ -76,7 +76,7 @@ def _proposals(entry: advice_files.Proposals | None, row: GroupResult) -> Iterat
             "forecast": f"{span} MiB: {one.answer}" if span else "",
             "kind": _KINDS.get(one.answer or "", "v-warn"),
             "why_not": one.why_not if one.peak is None and one.why_not != NOT_YET else None,
-            "out_of_time": one.why_not == NOT_YET,
+            "not_yet": one.why_not == NOT_YET,
         }
 
 
