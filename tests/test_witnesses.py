@@ -10,6 +10,7 @@ from colocate.process.exit_status import Exit
 from colocate.units import MIB
 from colocate.verdict.evidence import Evidence, GpuProcess, Listed, Listing, ProcessPeak, ProcessRun, Sample, Trace
 from colocate.verdict.memory_history import at_least
+from colocate.verdict.overlap import memory_missing_beside
 from colocate.verdict.rules import judge
 from colocate.verdict.verdict import Outcome
 from colocate.verdict.witnesses import contradictions, unaccounted
@@ -129,6 +130,20 @@ def test_memory_of_somebody_on_no_list_is_no_proof_that_a_group_does_not_fit(run
     verdict = judge(replace(seen, trace=replace(seen.trace, samples=samples)))
 
     assert (verdict.outcome, verdict.codes) == (Outcome.INCONCLUSIVE, ("foreign_process",))
+
+
+@settings(max_examples=40, deadline=None)
+@given(runs)
+def test_a_background_on_no_list_beside_the_foreground_was_no_load(run: Run) -> None:
+    """A process is listed as long as it lives with a CUDA context, whether lists tell memory or not."""
+    seen = run.evidence()
+    listings = tuple(
+        replace(one, background=Listed()) if CAME_S < one.elapsed_s < WENT_S else one for one in seen.listings
+    )
+    left = replace(seen, listings=listings)
+
+    assert "was not on the driver's list" in (memory_missing_beside(left) or "it was a load")
+    assert not judge(left).feasible
 
 
 def frozen(samples: tuple[Sample, ...], from_s: float, to_s: float) -> tuple[Sample, ...]:
