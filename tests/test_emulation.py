@@ -110,6 +110,21 @@ def test_every_feature_of_the_program_works(tmp_path):
     ]
 
 
+def test_imports_are_spared_garbage_collection_and_the_compiler(bench):
+    """From the first use of the GPU on, garbage may hold its memory, and is collected when a GPU's would be."""
+    run = bench.run_source("""
+import gc, sys, torch
+assert torch._dynamo.allow_in_graph(print) is torch._dynamo.assume_constant_result(print) is print
+torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+print(gc.get_threshold()[0], "torch._dynamo.symbolic_convert" in sys.modules)
+torch.ones(1, device="cuda")
+print(gc.get_threshold())
+""")
+
+    usual = subprocess.run([PYTHON, "-c", "import gc; print(gc.get_threshold())"], capture_output=True, text=True)
+    assert run.output.splitlines() == ["100000 False", usual.stdout.strip()]
+
+
 # --- a full GPU -----------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@ Owns the names of the environment variables. Knows torch only as the module it i
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from types import ModuleType
@@ -23,6 +25,10 @@ EVENTS = "COLOCATE_EVENTS"
 # Other frameworks: they would silently train on the processor, and seem to need nothing of the GPU.
 OTHERS = {"jax": "JAX", "tensorflow": "TensorFlow"}
 
+# How many objects a dry run makes before it collects garbage, until it uses its GPU: imports leave hardly any.
+RARELY = 100_000
+USUAL = gc.get_threshold()
+
 EXIT_UNSUPPORTED = 69  # EX_UNAVAILABLE of sysexits.h: the emulation cannot run this program
 
 watcher = AfterImport()
@@ -33,10 +39,23 @@ def wait_for_torch() -> None:
     watcher.install()
     watcher.when("torch", begin)
     if os.environ.get(VIRTUAL_GPU):
+        _collect_rarely()
         _keep_apart()
         watcher.when("torch._compile", _leave_dynamo_out)
         for name in OTHERS:
             watcher.when(name, _refuse_unless_beside_torch)
+
+
+def _collect_rarely() -> None:
+    """Spare a dry run a fifth of its imports' time, and the collection at its end, which goes through all imports."""
+    gc.set_threshold(RARELY, *USUAL[1:])
+    atexit.register(gc.freeze)  # registered first, called last
+
+
+def collect_as_usual() -> None:
+    """Collect garbage as Python does: from here on it may hold memory of the GPU, and when it goes decides on peaks."""
+    if gc.get_threshold()[0] == RARELY:
+        gc.set_threshold(*USUAL)
 
 
 def _keep_apart() -> None:
@@ -57,10 +76,14 @@ def _leave_dynamo_out(module: ModuleType) -> None:
     def undecorated(fn: Any = None, recursive: bool = True, **options: Any) -> Any:
         return fn if fn is not None else lambda function: function
 
+    def as_it_is(function: Any) -> Any:
+        return function
+
     module._disable_dynamo = undecorated  # type: ignore[attr-defined]
     # The masks of transformers and the operators of torchvision want one name each of these.
     but = ("config", "utils", "_trace_wrapped_higher_order_op")
-    watcher.defer("torch._dynamo", but, graph_break=lambda *args, **kwargs: None, disable=undecorated)
+    names = {"disable": undecorated, "allow_in_graph": as_it_is, "assume_constant_result": as_it_is}
+    watcher.defer("torch._dynamo", but, graph_break=lambda *args, **kwargs: None, **names)
     watcher.defer("torch._dynamo.utils", is_compile_supported=lambda device_type: False)
 
 

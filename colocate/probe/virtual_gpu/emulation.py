@@ -27,6 +27,7 @@ from ..counting import count_steps
 from ..imports import AfterImport
 from ..origin import files_of_program, installed_packages
 from ..record import Record
+from ..start import collect_as_usual
 from . import guard, kernels
 from .allocator import CachingAllocator
 from .allocator_settings import Settings
@@ -123,6 +124,7 @@ def emulate(gpu_path: str, record: Record, watcher: AfterImport, batches_per_pas
 def _tell_files(record: Record) -> None:
     """Say with the first step which files the program consists of; by then nearly all are imported."""
     if "files" not in record.fields:
+        collect_as_usual()
         record.fields["files"] = files_of_program()
 
 
@@ -214,6 +216,7 @@ class EmulatedDevice:
             self.memory.allocator.num_ooms += 1
             raise getattr(torch, "AcceleratorError", RuntimeError)(message) from full
         self.awake = True
+        collect_as_usual()
         if threading.current_thread() is not threading.main_thread():
             self.record.note("the device was first used outside the main thread, whose operators are not seen")
         else:
