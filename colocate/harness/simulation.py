@@ -260,6 +260,8 @@ class _Running:
     def _notes(self, gpu_processes: Sequence[Allocator], together: Sequence[Allocator]) -> Iterable[str]:
         if len(together) > 1:
             yield f"{len(together)} processes held memory at once; their peaks are added"
+        for place in dict.fromkeys(one["assumed_at"] for one in self._records() if "assumed_at" in one):
+            yield f"{place} decides by a value that nobody knows: the range goes down to what was held before"
         if len(gpu_processes) > len(together):
             yield f"of {len(gpu_processes)} processes that held memory at different times, those count that need most"
         if not any(one.optimizer_steps for one in gpu_processes):

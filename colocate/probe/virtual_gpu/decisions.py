@@ -24,7 +24,7 @@ from .branches import Branch, branch_at, compares, number_decides
 ANSWERS = "COLOCATE_ANSWERS"  # JSON: places to answer the other way, and whether numbers rise
 
 FALLS = 0.8  # a loss that is read again at the same place, as a share of before
-LOWEST = 1e-4
+SLOWEST = 1e-3  # later by less and less, and never to nothing: what each improvement keeps is kept in every step
 
 # A loop over a truth value goes on for so many turns; any other answer is given for so long, then changes once.
 TURNS = 20
@@ -63,7 +63,7 @@ class Decisions:
     """The decisions of one process.
 
     Args:
-        record: where they are told, as ``decisions``.
+        record: where they are told, as ``decisions``; ``assumed_at`` is the first with work that is perhaps not done.
         assume_more: called ahead of work that the program does because of an answer.
     """
 
@@ -94,8 +94,11 @@ class Decisions:
         if frame is None or not compares(frame.f_code, frame.f_lasti):
             return natural  # min(), max() and sorted() choose values, not ways
         place = self._place(frame)
-        if place.branch.healthy is not None:
-            return place.branch.healthy
+        branch = place.branch
+        if branch.healthy is not None:
+            return branch.healthy
+        if branch.stays is None and branch.true_weighs is not branch.false_weighs:
+            natural = branch.true_weighs  # nobody knows how often a score is better than the best so far
         return self._answered(place, natural)
 
     def number(self, value: float) -> float:
@@ -104,8 +107,8 @@ class Decisions:
         where = _where(frame) if frame is not None else ""
         times = self._reads[where] = self._reads.get(where, -1) + 1
         if self._rising:
-            return value * (1 - max(FALLS ** (times + 1), LOWEST))
-        return value * max(FALLS**times, LOWEST)
+            return value * (1 - _fallen(times + 1))
+        return value * _fallen(times)
 
     def escaped(self) -> None:
         """A number left as a plain one (``float(loss)``): its comparisons will not be seen, only the source tells."""
@@ -136,6 +139,8 @@ class Decisions:
             place.last, place.same, place.since_t = answer, 1, time.monotonic()
         if answer not in place.answers:
             if place.branch.true_weighs if answer else place.branch.false_weighs:
+                if self._record.fields.get("certain_reserved_bytes") is None:
+                    self._record.fields["assumed_at"] = place.where
                 self._assume_more()
             place.answers.add(answer)
             self._tell()
@@ -160,6 +165,10 @@ class Decisions:
 
     def _tell_numbers(self, where: str) -> None:
         self._record.fields["numbers_decide"] = [*self._record.fields.get("numbers_decide", ()), where][:MOST_PLACES]
+
+
+def _fallen(times: int) -> float:
+    return max(FALLS**times, SLOWEST / (1 + times))
 
 
 def calling_frame() -> FrameType | None:
