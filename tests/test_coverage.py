@@ -9,9 +9,10 @@ import torch
 from emulated import PROGRAMS, Bench, Run
 
 import colocate.probe.virtual_gpu.watch
-from colocate.probe.virtual_gpu.conditions import _move_of, condition_of, move_counters
+from colocate.probe.virtual_gpu.conditions import condition_of, move_counters
 from colocate.probe.virtual_gpu.growth import StepMemory
 from colocate.probe.virtual_gpu.longest import Longest, _are_bounded
+from colocate.probe.virtual_gpu.series import _move_of
 from colocate.probe.virtual_gpu.watch import Watch
 
 MIB = 1 << 20
@@ -167,6 +168,42 @@ def test_a_condition_on_a_counter_is_asked_ahead_without_calling_the_program(tmp
         step()  # the phase at step 70
 
 
+BY_THE_CLOCK = """
+import time
+class Trainer:
+    last = reported = time.time()
+    def step(self):
+        now = time.time()
+        if now - self.reported > 10:
+            self.report()
+        if time.time() - self.last > 60:
+            self.look()
+        if now - self.last > 3600:
+            return True
+    def report(self):
+        print("evaluated", now)
+    def look(self):
+        evaluate()
+"""
+
+
+def test_a_phase_by_the_clock_is_awaited_and_a_line_in_a_log_is_not(tmp_path, monkeypatch) -> None:
+    """A dry run is over in seconds: an evaluation every minute was never seen, and the program said to fit."""
+    path = tmp_path / "own.py"
+    path.write_text(BY_THE_CLOCK)
+    monkeypatch.setattr(colocate.probe.virtual_gpu.watch, "is_own", lambda name: name == str(path))
+    scope: dict = {}
+    exec(compile(BY_THE_CLOCK, str(path), "exec"), scope)
+    trainer, watch = scope["Trainer"](), Watch()
+    watch.put_into_functions("loop", None)
+    level = SimpleNamespace(place="loop", given=0, whole=500, outer=None)
+    watch.begin(level)
+    for level.given in range(1, 6):
+        trainer.step()
+
+    assert [one.text for one in watch.conditions() if one.comes_with_time(level)] == ["time.time() - self.last > 60"]
+
+
 class Texts(torch.utils.data.Dataset):
     def __init__(self, lengths, generator=None) -> None:
         self.lengths = lengths
@@ -237,12 +274,15 @@ def test_a_clock_is_no_counter():
 )
 def test_what_only_a_learning_rate_or_a_log_hangs_on_needs_no_memory(source, weighs):
     """A warm-up that a schedule of PyTorch counts, or a log of Lightning, used to leave a program undecided."""
-    function = ast.parse(source).body[0]
+    tree = ast.parse(source)
+    function = tree.body[0]
     node = function.body[0]
     test = getattr(node, "test", None) or node.value
-    assert condition_of("trainer.py:2", node, test, function, own=False).weighs == weighs
+    assert condition_of("trainer.py:2", node, test, function, tree, own=False).weighs == weighs
     if "log" in function.name:
-        assert condition_of("train.py:2", node, test, function, own=True).weighs, "it may make images to be logged"
+        assert condition_of("train.py:2", node, test, function, tree, own=True).weighs, (
+            "it may make images to be logged"
+        )
 
 
 def test_what_a_module_moves_was_not_collected_however_many_rows_it_has() -> None:

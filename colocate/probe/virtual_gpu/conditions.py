@@ -9,18 +9,16 @@ and arithmetic are evaluated.
 import ast
 import contextlib
 import copy
-import itertools
-import math
-from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .decisions import UnknownFloat, UnknownInt
+from .series import Level, Series, moved
 from .values import UNKNOWN
-from .weighing import PURE_CALLS, keeps, weighs
+from .weighing import PURE_CALLS, evaluates, keeps, weighs
 
 PLAIN = (int, float, str, bool, type(None), range)
 CONTAINERS = (list, tuple, dict, set)
@@ -46,20 +44,20 @@ EVALUATED = (
 )
 
 KNOWN_TIMES = 3  # that an outcome came: at first, and twice for what it keeps
-NOTES = 4  # of the latest steps, from which a counter is recognised
-SAME_STEPS = 2  # differences that must be equal; of unequal ones one more must have the same sign
+
+CLOCKS = ("time.time()", "time.monotonic()", "time.perf_counter()", "time()", "perf_counter()", "datetime.now()")
 
 # Objects whose counters say which of their data was handed out; batches that are left out were not.
 HOLDS_DATA = (Dataset, DataLoader, Sampler)
 
 
 class Leaf:
-    """A name, attribute or subscript that a condition reads, and where its value can be changed."""
+    """A name, attribute, subscript or clock that a condition reads, and where its value can be changed."""
 
-    def __init__(self, node: ast.Name | ast.Attribute | ast.Subscript) -> None:
+    def __init__(self, node: ast.Name | ast.Attribute | ast.Subscript | ast.Call) -> None:
         self.name = node.id if isinstance(node, ast.Name) else None
         self._code = _compiled(node)
-        self._base = None if isinstance(node, ast.Name) else _compiled(node.value)
+        self._base = None if isinstance(node, ast.Name | ast.Call) else _compiled(node.value)
         self._attribute = node.attr if isinstance(node, ast.Attribute) else None
         self._key = _compiled(node.slice) if isinstance(node, ast.Subscript) else None
         self._place: tuple[Any, Any] | None = None
@@ -130,78 +128,6 @@ def _is_whole_number(value: Any) -> bool:
     )
 
 
-def _moved(value: Any, by: float) -> Any:
-    """A number, or the length of a container, as it will be."""
-    return range(max(0, len(value) + round(by))) if type(value) is range else value + by
-
-
-class Level(Protocol):
-    """A loop that is under way: where it stands, how many of how many steps have begun, and the loop around it."""
-
-    place: str
-    given: int
-    whole: int | None
-    outer: "Level | None"
-
-
-class Series:
-    """The values of a condition in the latest steps of one loop, and by how much each step moves them."""
-
-    def __init__(self, leaves: int) -> None:
-        self.at: Level | None = None
-        self.number: int | None = None
-        self.steps_per_note = 1.0
-        self.has_jumped = False
-        self.moves: list[float] = [0] * leaves
-        self.lacks: list[float] = [0] * leaves  # elements that steps which were left out would have added
-        self._latest: list[Any] = [0] * leaves
-        self.notes: deque[tuple[int, list[Any]]] = deque(maxlen=NOTES)
-
-    def begin(self, at: Level) -> None:
-        """Another step; in another pass of the loop what was measured before still holds."""
-        if self.at is not at:
-            self.at = at
-            self.notes.clear()
-        self.number = at.given
-
-    def add(self, values: list[Any]) -> None:
-        """The values in this step."""
-        assert self.number is not None
-        if self.has_jumped:  # what is seen next is no step
-            self.notes.clear()
-            self.has_jumped = False
-        self.notes.append((self.number, values))
-        for index, (before, now) in enumerate(zip(self._latest, values, strict=True)):
-            if type(before) is type(now) is range and len(now) < len(before):  # emptied
-                self.lacks[index] = 0
-        self._latest = values
-        numbers, rows = [one for one, _ in self.notes], [one for _, one in self.notes]
-        if len(rows) > 1:
-            self.steps_per_note = max(1.0, (numbers[-1] - numbers[0]) / (len(numbers) - 1))
-        if len(rows) > SAME_STEPS:
-            for index, column in enumerate(zip(*rows, strict=True)):
-                counts = tuple(len(one) if type(one) is range else one for one in column)
-                self.moves[index] = _move_of(counts) if all(type(one) in (int, float) for one in counts) else 0
-
-    @property
-    def whole(self) -> list[Any]:
-        """The latest values, as if no step had been left out."""
-        latest = self.notes[-1][1]
-        return [_moved(one, by) if by else one for one, by in zip(latest, self.lacks, strict=True)]
-
-
-def _move_of(column: tuple[float, ...]) -> float:
-    """By how much each step moves a number; 0 for one that does not move, or in no order, as a clock does."""
-    if not all(map(math.isfinite, column)):
-        return 0
-    moves = [after - before for before, after in itertools.pairwise(column)]
-    if all(abs(one - moves[-1]) <= 1e-6 * abs(moves[-1]) for one in moves[-SAME_STEPS:]):
-        return moves[-1]
-    whole = all(type(one) is int for one in column)
-    in_order = whole and len(moves) > SAME_STEPS and all(moves) and len({one > 0 for one in moves}) == 1
-    return (column[-1] - column[0]) / len(moves) if in_order else 0
-
-
 class Condition:
     """A test that compares numbers, such as that of an ``if``.
 
@@ -211,15 +137,19 @@ class Condition:
         pure: the part of it that can be evaluated without calling the program.
         weighs: work of the device may hang on it, or memory that is kept.
         returns: an outcome that came once is awaited once more, for what it keeps each time.
+        evaluates: a phase of its own hangs on it.
     """
 
-    def __init__(self, place: str, test: ast.expr, pure: ast.expr, weighs: bool, returns: bool = False) -> None:
+    def __init__(
+        self, place: str, test: ast.expr, pure: ast.expr, weighs: bool, returns: bool = False, evaluates: bool = False
+    ) -> None:
         self.place = place
         self.text = ast.unparse(test)
         self.weighs = weighs
         self.seen: set[bool] = set()
         self.times = [0, 0]  # that it was found false, and true
         self._returns = returns and weighs
+        self._evaluates = evaluates
         self.leaves: list[Leaf] = []
         self.ends: str | None = None  # the loop that is left where it comes true
         self.latest: tuple[int, int] | None = None
@@ -295,6 +225,14 @@ class Condition:
         """The steps of a loop, counted from here, at which it has an outcome that it has not had yet."""
         return self._ahead(at, steps, {False, True} - self.seen)
 
+    def comes_with_time(self, at: Level) -> bool:
+        """Whether an outcome that it has not had yet comes by the clock, however fast a dry run is."""
+        series = self.series_in(at)
+        if series is None or not any(series.rising) or not self._evaluates:
+            return False
+        outcome = self._holds(series.later)
+        return outcome is not None and outcome not in self.seen
+
     def returning(self, at: Level, steps: int) -> list[int]:
         """Those at which it has the outcome again that it has had only in the first steps of all."""
         rare = self.times[True] < self.times[False]
@@ -309,7 +247,7 @@ class Condition:
         values = list(latest)
         for ahead in range(1, int(steps / series.steps_per_note) + 1):
             for index, by in moving:
-                values[index] = _moved(latest[index], ahead * by)
+                values[index] = moved(latest[index], ahead * by)
             held = self._holds(values)
             if held is None:
                 return []
@@ -329,8 +267,10 @@ class Condition:
             return None
 
 
-def condition_of(place: str, node: ast.AST, test: ast.expr, scope: ast.AST, *, own: bool) -> Condition | None:
-    """The condition in a statement or expression, if it compares numbers; ``scope`` is the function around.
+def condition_of(
+    place: str, node: ast.AST, test: ast.expr, scope: ast.AST, tree: ast.AST, *, own: bool
+) -> Condition | None:
+    """The condition in a statement or expression, if it compares numbers, in a function or loop and a file.
 
     ``own``: it is in the program's files, whose names tell nothing: at its ``log_images`` it may make images.
     """
@@ -338,7 +278,8 @@ def condition_of(place: str, node: ast.AST, test: ast.expr, scope: ast.AST, *, o
     if pure is None or not any(isinstance(one, ast.Compare | ast.Mod) for one in ast.walk(pure)):
         return None
     keeping = own and keeps(node)
-    condition = Condition(place, test, pure, keeping or weighs(node, scope, own), returns=own)
+    weighing = keeping or weighs(node, scope, own)
+    condition = Condition(place, test, pure, weighing, returns=own, evaluates=evaluates(node, tree))
     return condition if condition.leaves else None
 
 
@@ -372,8 +313,12 @@ def pure_part(node: ast.expr) -> ast.expr | None:
 
 def _is_evaluated(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Name) and node.func.id in PURE_CALLS
+        return _is_clock(node) or (isinstance(node.func, ast.Name) and node.func.id in PURE_CALLS)
     return isinstance(node, EVALUATED)
+
+
+def _is_clock(node: ast.Call) -> bool:
+    return ast.unparse(node) in CLOCKS
 
 
 class _Named(ast.NodeTransformer):
@@ -387,6 +332,10 @@ class _Named(ast.NodeTransformer):
         return ast.Name(f"_{len(self._leaves) - 1}", ast.Load())
 
     visit_Attribute = visit_Subscript = _leaf
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """A clock, or a function of numbers."""
+        return self._leaf(node) if _is_clock(node) else self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         """A variable, but for the functions that may be called."""

@@ -290,7 +290,7 @@ class Coverage:
         ahead = MOST_AHEAD if one.whole is None else min(MOST_AHEAD, one.whole - one.given)
         for condition in self.watch.noted_in(one):
             after = condition.news(one, ahead) if condition.weighs else []
-            if after:
+            if after or condition.comes_with_time(one):
                 self.expected.append(condition)
             elif not self._kept(one).matters(self._left_of(one)):  # what each step keeps is reckoned with as it is
                 after = condition.returning(one, ahead)

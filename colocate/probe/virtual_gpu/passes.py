@@ -4,9 +4,10 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .conditions import Condition, Level
+from .conditions import Condition
 from .growth import Keeper
 from .loop_source import Loop
+from .series import Level
 
 
 class Effort(NamedTuple):

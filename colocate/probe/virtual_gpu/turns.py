@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ..origin import is_own
-from .conditions import Level, move_counters
+from .conditions import move_counters
 from .coverage import Coverage
 from .growth import CONFIRMED_STEPS, FOREVER, LEAST_BYTES, LEAST_GROWTH_BYTES, Keeper, lengths_in_sight
 from .loaders import Enumerate, looping
 from .loop_source import Loop
 from .passes import EFFORTS, MOST_AHEAD, MOST_TARGETS, RISE, Event, Left, LoopCoverage
+from .series import Level
 
 # Turns that are run at least: the first is a warm-up, what the second keeps shows in the third.
 LEAST_TURNS = 3
@@ -224,6 +225,8 @@ class Turns:
             if turns and min(turns) <= left:
                 self._coverage.expected.append(condition)
                 found.append(self.given - 1 + min(turns))
+            elif condition.comes_with_time(self):
+                self._coverage.expected.append(condition)
             elif returning := [self.given - 1 + ahead for ahead in condition.returning(self, left)]:
                 self._events.append(Event(condition, returning, 1))
         self._coverage.events += self._events

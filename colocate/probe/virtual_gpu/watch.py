@@ -19,9 +19,10 @@ import torch
 
 from ..origin import OURS, is_own
 from .branches import TELL
-from .conditions import Condition, Level, condition_of, pure_part
+from .conditions import Condition, condition_of, pure_part
 from .loop_source import Loop, variables_of
 from .passes import MOST_AHEAD
+from .series import Level
 
 # Torch's own functions know nothing of a program's steps, and a progress bar's only of their display.
 NEVER_WATCHED = ("torch", "tqdm", "numpy", "accelerate")
@@ -100,7 +101,9 @@ class Watch:
         key = path, test.lineno, test.col_offset
         if key not in self._conditions:
             place = f"{path.rpartition('/')[2]}:{test.lineno}"
-            self._conditions[key] = condition_of(place, node, test, scope, own=is_own(path))
+            self._conditions[key] = condition_of(
+                place, node, test, scope, Loop.tree_of(path) or scope, own=is_own(path)
+            )
         return self._conditions[key]
 
     def told(self, index: int, value: Any, around: Any = None) -> Any:

@@ -5,6 +5,7 @@ Standard library only; names are believed only where they are a library's.
 """
 
 import ast
+import functools
 from collections.abc import Iterator
 
 from .branches import does_work
@@ -17,6 +18,9 @@ TELLS = {"log", "logs", "logging", "print", "save", "progress"}
 # Calls by which a container takes something, and those whose results are no tensors of the device.
 TAKING = {"append", "appendleft", "add", "extend", "insert"}
 OF_THE_HOST = {"cpu", "item", "tolist", "numpy", "float", "int", "len", "str", "round", "format", "time"}
+
+# How calls begin that make a phase of its own, and not a line in a log.
+EVALUATING = ("eval", "valid", "test", "infer", "generate", "sample", "no_grad", "backward")
 
 
 def weighs(node: ast.AST, scope: ast.AST, own: bool) -> bool:
@@ -32,6 +36,25 @@ def weighs(node: ast.AST, scope: ast.AST, own: bool) -> bool:
         return True
     stored = (one for side in sides for one in ast.walk(side) if isinstance(getattr(one, "ctx", None), ast.Store))
     return any(isinstance(one, ast.Attribute | ast.Subscript) for one in stored)
+
+
+def evaluates(node: ast.AST, tree: ast.AST) -> bool:
+    """A side of an ``if`` calls for a phase of its own, itself or by functions of the same file."""
+    functions = dict(_functions_of(tree))
+    waiting: list[ast.AST] = [*node.body, *node.orelse] if isinstance(node, ast.If) else []
+    while waiting:
+        for call in [one for one in ast.walk(waiting.pop()) if isinstance(one, ast.Call)]:
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            if name.startswith(EVALUATING):
+                return True
+            if name in functions:
+                waiting.append(functions.pop(name))
+    return False
+
+
+@functools.cache
+def _functions_of(tree: ast.AST) -> dict[str, ast.FunctionDef]:
+    return {one.name: one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef)}
 
 
 def _gives_a_rate(scope: ast.AST) -> bool:
