@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from colocate.probe.virtual_gpu import watch
-from colocate.probe.virtual_gpu.branches import Branch, branch_at, compares, number_decides
+from colocate.probe.coverage import watch
+from colocate.probe.coverage.branches import Branch, branch_at, compares, number_decides
 
 PROGRAM = """\
 def check(bad, fine, work):

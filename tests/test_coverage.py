@@ -8,12 +8,12 @@ import pytest
 import torch
 from emulated import PROGRAMS, Bench, Run
 
-import colocate.probe.virtual_gpu.watch
-from colocate.probe.virtual_gpu.conditions import condition_of, move_counters
-from colocate.probe.virtual_gpu.growth import StepMemory
-from colocate.probe.virtual_gpu.longest import Longest, _are_bounded
-from colocate.probe.virtual_gpu.series import _move_of
-from colocate.probe.virtual_gpu.watch import Watch
+import colocate.probe.coverage.watch
+from colocate.probe.coverage.conditions import condition_of, move_counters
+from colocate.probe.coverage.growth import StepMemory
+from colocate.probe.coverage.longest import Longest, _are_bounded
+from colocate.probe.coverage.series import _move_of
+from colocate.probe.coverage.watch import Watch
 
 MIB = 1 << 20
 
@@ -138,7 +138,7 @@ def test_a_condition_on_a_counter_is_asked_ahead_without_calling_the_program(tmp
     """Counters on objects and in closures gave no doubt: a phase at step 100 was silently left out."""
     path = tmp_path / "own.py"
     path.write_text(CONDITIONS)
-    monkeypatch.setattr(colocate.probe.virtual_gpu.watch, "is_own", lambda name: name == str(path))
+    monkeypatch.setattr(colocate.probe.coverage.watch, "is_own", lambda name: name == str(path))
     scope: dict = {"torch": torch}
     exec(compile(CONDITIONS, str(path), "exec"), scope)
     trainer, step, watch = scope["Trainer"](), scope["counting"](), Watch()
@@ -191,7 +191,7 @@ def test_a_phase_by_the_clock_is_awaited_and_a_line_in_a_log_is_not(tmp_path, mo
     """A dry run is over in seconds: an evaluation every minute was never seen, and the program said to fit."""
     path = tmp_path / "own.py"
     path.write_text(BY_THE_CLOCK)
-    monkeypatch.setattr(colocate.probe.virtual_gpu.watch, "is_own", lambda name: name == str(path))
+    monkeypatch.setattr(colocate.probe.coverage.watch, "is_own", lambda name: name == str(path))
     scope: dict = {}
     exec(compile(BY_THE_CLOCK, str(path), "exec"), scope)
     trainer, watch = scope["Trainer"](), Watch()
@@ -287,7 +287,7 @@ def test_what_only_a_learning_rate_or_a_log_hangs_on_needs_no_memory(source, wei
 
 def test_what_a_module_moves_was_not_collected_however_many_rows_it_has() -> None:
     """Encodings of 256 positions, moved after four batches of 64, left a group of the study undecided."""
-    from colocate.probe.virtual_gpu.collected import Collected, Grown
+    from colocate.probe.coverage.collected import Collected, Grown
 
     told: list[str] = []
     collected = Collected(lambda code, text: told.append(code))

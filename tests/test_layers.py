@@ -130,3 +130,14 @@ def test_private_apis_of_pytest_and_xdist_are_used_in_one_module_only() -> None:
     users = {path.name for path in modules("colocate/plugin") if private.search(path.read_text())}
 
     assert users == {"private_api.py"}
+
+
+def test_what_is_covered_knows_no_virtual_gpu():
+    """`colocate.probe.virtual_gpu` uses `colocate.probe.coverage`, and not the other way round."""
+    relative = (
+        node.module or ""
+        for path in modules("colocate/probe/coverage")
+        for node in nodes(path)
+        if isinstance(node, ast.ImportFrom) and node.level > 1
+    )
+    assert not [name for name in relative if name.startswith("virtual_gpu")]

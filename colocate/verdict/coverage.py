@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The share of a program that a dry run executed, and what the rest may still do to the peak.
 
-Written by the probe (`colocate.probe.virtual_gpu.coverage`), which cuts passes over the data short. A doubt is a reason
+Written by the probe (`colocate.probe.coverage`), which cuts passes over the data short. A doubt is a reason
 code and a sentence: something that the cut left out and that may need more memory than was seen. A program with doubts
 is never said to fit.
 """

@@ -25,10 +25,10 @@ from torch._subclasses.fake_tensor import (
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..coverage.decisions import Decisions, calling_frame
+from ..coverage.decisions import _where as place_of
 from ..record import Record
 from . import operators, sparse
-from .decisions import Decisions, calling_frame
-from .decisions import _where as place_of
 from .memory import DeviceMemory
 from .shapes import KnownShapes
 from .trace import WORKSPACES

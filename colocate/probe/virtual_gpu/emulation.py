@@ -24,6 +24,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data._utils import worker
 
 from ..counting import count_steps
+from ..coverage.coverage import Coverage
+from ..coverage.growth import StepMemory
+from ..coverage.loaders import cut_loaders
+from ..coverage.passes import EFFORTS
+from ..coverage.turns import install_turns
 from ..imports import AfterImport
 from ..origin import files_of_program, installed_packages
 from ..record import Record
@@ -34,24 +39,19 @@ from .allocator_settings import Settings
 from .attribution import Attribution
 from .compilers import replace_compilers
 from .convolutions import workspace_bound
-from .coverage import Coverage
 from .cuda_interface import capability_of, install_cuda_interface
 from .dispatch import EmulationMode, Emulator, UnsupportedError
 from .framework import install_framework_patches
-from .growth import StepMemory
 from .libraries import prepare_libraries
-from .loaders import cut_loaders
 from .memory import DeviceMemory
 from .moving import install_moving
 from .one_process import install_one_process
 from .operators import DEVICE, matrix_workspace_bytes
 from .pacing import pace_of_environment
-from .passes import EFFORTS
 from .quantised import prepare_quantisation
 from .saving import install_saving
 from .state import GpuFull, VirtualGpu
 from .trace import AllocationTrace, Twin
-from .turns import install_turns
 
 # PyTorch reads both; the first is the newer name.
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")

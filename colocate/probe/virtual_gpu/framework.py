@@ -19,10 +19,9 @@ from torch.optim.optimizer import _foreach_supported_types as optimizer_types
 from torch.utils import _pytree as pytree
 from torch.utils._foreach_utils import _foreach_supported_types as function_types
 
-from .decisions import tracked
+from ..coverage.decisions import UNKNOWN, tracked
 from .dispatch import Emulator
 from .operators import DEVICE
-from .values import UNKNOWN
 
 
 def install_framework_patches(emulator: Emulator) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .decisions import Decisions
+from ..coverage.decisions import UNKNOWN, Decisions
 from .memory import DeviceMemory
 
 aten = torch.ops.aten
@@ -24,9 +24,6 @@ MOST_INTEGERS = 1 << 22
 MOST_FLOATS = 1 << 10
 MOST_CONSTANTS = 1 << 18  # fractions that are all alike: masks of ones, which transformers used to make so
 MOST_VERDICTS = 1 << 26  # results of isfinite and the like, which are known whatever their input
-
-# Set on tensors of the host whose values came from an unknown one.
-UNKNOWN = "_colocate_unknown"
 
 UNDEFINED = {
     aten.empty.memory_format,

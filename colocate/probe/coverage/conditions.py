@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .decisions import UnknownFloat, UnknownInt
+from .decisions import UNKNOWN, UnknownFloat, UnknownInt
 from .series import Level, Series, moved
-from .values import UNKNOWN
 from .weighing import PURE_CALLS, evaluates, keeps, weighs
 
 PLAIN = (int, float, str, bool, type(None), range)

@@ -22,6 +22,7 @@ from ..record import Record
 from .branches import Branch, branch_at, compares, number_decides
 
 ANSWERS = "COLOCATE_ANSWERS"  # JSON: places to answer the other way, and whether numbers rise
+UNKNOWN = "_colocate_unknown"  # set on tensors of the host whose values came from an unknown one
 
 FALLS = 0.8  # a loss that is read again at the same place, as a share of before
 SLOWEST = 1e-3  # later by less and less, and never to nothing: what each improvement keeps is kept in every step

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 
 from ..origin import is_own
-from .convolutions import Convolution
 from .loop_source import Loop, variables_of
 
 # A step counts as having left something from this size on: an allocator's smallest block.
@@ -102,7 +101,7 @@ class StepMemory:
         self._left[step] = self._left.get(step, 0) - size
         self.current_bytes -= size
 
-    def convolved(self, call: Convolution) -> None:
+    def convolved(self, call: object) -> None:
         """Workspaces do not stay."""
 
     def emptied(self) -> None:
