@@ -67,7 +67,7 @@ def test_ctrl_c_that_reaches_controller_and_workers_is_one_interruption(tmp_path
     wait_until(lambda: (tmp_path / "group01.started").exists() and (tmp_path / "group02.started").exists())
     os.killpg(process.pid, signal.SIGINT)
     run = project.finish(process)
-    assert run.exit_code == 130
+    assert run.exit_code == 130, run.out
     assert (tmp_path / "group01.ended").exists()
     assert (tmp_path / "group02.ended").exists()
     assert run.rows() == {"group01": "Error", "group02": "Error", "group03": "Skipped"}

@@ -4,7 +4,8 @@ import execnet
 import pytest
 from groups import group, training
 
-from colocate.plugin.outcomes import Outcomes, properties
+from colocate.plugin import outcomes
+from colocate.plugin.outcomes import properties
 from colocate.results import GroupResult
 from colocate.units import MIB
 
@@ -22,12 +23,12 @@ def test_a_record_with_a_large_negative_number_travels_between_workers():
     """execnet sends no integer below -2**31: a headroom of -2537 MiB ended every session with workers."""
     result = GroupResult.without_verdict(group(training("mnist"), None), "NOT RUN", "")
     result = replace(result, headroom_bytes=-2537 * MIB)
-    sending = Outcomes().pytest_report_to_serializable()
+    sending = outcomes.pytest_report_to_serializable()
     next(sending)
     with pytest.raises(StopIteration) as sent:
         sending.send({"colocate": result})
 
     arrived = execnet.loads(execnet.dumps(sent.value.value))
-    next(Outcomes().pytest_report_from_serializable(arrived))
+    next(outcomes.pytest_report_from_serializable(arrived))
 
     assert arrived["colocate"] == result

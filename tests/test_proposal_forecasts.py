@@ -28,7 +28,7 @@ from colocate.cli.main import main
 from colocate.harness.simulation import Program, SimulatedRun
 from colocate.plan.gpu_models import gpu_model
 from colocate.plan.plan import Group, load_plan
-from colocate.plugin.signals import skippable
+from colocate.plugin.signals import Interruption
 from colocate.results import advice_files
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.record import write_record
@@ -226,8 +226,12 @@ def test_a_signal_ends_the_predictions_and_nothing_else(tmp_path: Path, monkeypa
     wanted = [(given, finished(run, given, evidence))]
     monkeypatch.setattr(predictor_module, "simulate", lambda *programs, **settings: os.kill(os.getpid(), signal.SIGINT))
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with skippable():
+    interruption = Interruption()
+    interruption.install()
+    with interruption.allowed():
         found = list(advise(run, wanted, None, budget_s=60.0))
+    interruption.restore()
+    assert interruption.received is None, "the session goes on"
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert [one.why_not for one in found[0][1]] == [proposal_forecasts.NOT_YET]
     assert (

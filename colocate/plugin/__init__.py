@@ -2,7 +2,7 @@
 """The pytest layer: options, the plan of a session, pytest's words for verdicts, scheduling, progress and the page.
 
 pytest loads it in every project in whose environment colocate is installed, and changes nothing there: until a plan is
-collected only the options exist. The other modules are imported and registered in `pytest_configure`.
+collected only the options exist. The other modules are plugins of their own, registered in `pytest_configure`.
 """
 
 import os
@@ -75,12 +75,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Called by pytest in every process once the arguments are read."""
     if not collects_a_plan(config):
         return
-    from colocate.plugin import session, tasks, workers
+    from colocate.plugin import handover, session, tasks, workers
 
     current = session.started(config)
-
     tasks.prepare(config, current)
     workers.run_virtual_groups_side_by_side(config, current)
+    if is_worker(config) and not only_looks(config):
+        handover.take_over(config, current)
     for name in MODULES:
         if (name not in OF_A_LEADER or leads(config)) and (name != "progress" or not is_worker(config)):
-            import_module(f"colocate.plugin.{name}").register(config)
+            config.pluginmanager.register(import_module(f"colocate.plugin.{name}"), f"colocate-{name}")

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``--archive FILE``: everything that a page needs of the groups of this session, in one file to take elsewhere."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,20 +8,19 @@ from pathlib import Path
 import pytest
 
 from colocate.errors import ColocateError
-from colocate.plugin.invocation import leads
+from colocate.plugin.invocation import absolute
 from colocate.plugin.options import option
 from colocate.plugin.outcomes import told_of
-from colocate.plugin.session import Session, group_of, run_directory_of, session_of, warn
-from colocate.results import RunDirectory, Writer
+from colocate.plugin.session import group_of, run_directory_of, session_of, warn
+from colocate.results import Writer
 
 
 class ArchiveWriting:
     """Hooks in the controller or the only process."""
 
-    def __init__(self, config: pytest.Config, session: Session, run: RunDirectory) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.session = session
-        self.writer = Writer(Path(os.path.abspath(config.invocation_params.dir / option(config, "archive"))), run)  # noqa: PTH100
+        self.writer = Writer(absolute(config, option(config, "archive")), run_directory_of(config))
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -30,7 +28,7 @@ class ArchiveWriting:
         group = group_of(self.config, report.nodeid)
         if group is None or report.when != "teardown":
             return
-        result = self.session.results.get(group.id) or told_of(report)
+        result = session_of(self.config).results.get(group.id) or told_of(report)
         with self._reported():
             self.writer.group(Path(result.directory or "").name if result else "")
 
@@ -48,17 +46,16 @@ class ArchiveWriting:
             warn(self.config, f"could not write the archive: {error}")
 
 
-def register(config: pytest.Config) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Take part in this session.
 
     Raises:
         pytest.UsageError: the file cannot be written.
     """
-    if option(config, "archive") is None or not leads(config):
+    if option(config, "archive") is None:
         return
     try:
-        carrying = ArchiveWriting(config, session_of(config), run_directory_of(config))
+        config.pluginmanager.register(ArchiveWriting(config))
     except ColocateError as error:
         run_directory_of(config).discard()
         raise pytest.UsageError(str(error)) from error
-    config.pluginmanager.register(carrying, "colocate-carrying")

@@ -56,61 +56,48 @@ class Sentinel(pytest.Item):
         """Do nothing."""
 
 
-class Collection:
-    """Hooks around collecting, in every process."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.plan = plan_argument(config)
-
-    def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-        """Called for every file that may be collected; the plan is one of them."""
-        if file_path != self.plan:
-            return None
-        node: Any = PlanCases.from_parent(parent, path=file_path, nodeid=plan_node(parent.config, file_path))
-        return node  # type: ignore[no-any-return]
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Every group is one case: a plugin that multiplies tests would let a later verdict cover an earlier one.
-
-        Raises:
-            pytest.UsageError: a case stands for no group of the plan, or a group has several.
-        """
-        prefix = session_of(config).cases
-        seen: set[str] = set()
-        for item in items:
-            if getattr(item, "originalname", None) == CASE and item.nodeid.startswith(prefix):
-                group = group_of(config, item.nodeid)
-                if group is None or group.id in seen:
-                    found = "one of no group" if group is None else "a second one"
-                    text = f"{item.nodeid}: expected one case for each group, found {found}"
-                    raise pytest.UsageError(f"{text}; runs_per_config of the plan repeats groups, nothing else may")
-                seen.add(group.id)
-
-    def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Let ``-k`` find a group by the models, repositories and tier in it."""
-        group = group_of(item.config, item.nodeid)
-        if group is not None:
-            item.extra_keyword_matches.update(selection.keywords(group))
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Called for every file that may be collected; the plan is one of them."""
+    if file_path != plan_argument(parent.config):
+        return None
+    node: Any = PlanCases.from_parent(parent, path=file_path, nodeid=plan_node(parent.config, file_path))
+    return node  # type: ignore[no-any-return]
 
 
-class WorkerCollection:
-    """Hooks around collecting in a worker."""
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every group is one case: a plugin that multiplies tests would let a later verdict cover an earlier one.
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Append the sentinel after xdist has told the controller what was collected: it never sees the sentinel."""
-        if session.items:
-            session.items.append(Sentinel.from_parent(session.items[-1].parent or session, name=SENTINEL))
+    Raises:
+        pytest.UsageError: a case stands for no group of the plan, or a group has several.
+    """
+    prefix = session_of(config).cases
+    seen: set[str] = set()
+    for item in items:
+        if getattr(item, "originalname", None) == CASE and item.nodeid.startswith(prefix):
+            group = group_of(config, item.nodeid)
+            if group is None or group.id in seen:
+                found = "one of no group" if group is None else "a second one"
+                text = f"{item.nodeid}: expected one case for each group, found {found}"
+                raise pytest.UsageError(f"{text}; runs_per_config of the plan repeats groups, nothing else may")
+            seen.add(group.id)
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Pass over the sentinel."""
-        return True if isinstance(item, Sentinel) else None
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let ``-k`` find a group by the models, repositories and tier in it."""
+    group = group_of(item.config, item.nodeid)
+    if group is not None:
+        item.extra_keyword_matches.update(selection.keywords(group))
 
 
-def register(config: pytest.Config) -> None:
-    """Take part in this session."""
-    config.pluginmanager.register(Collection(config), "colocate-collection")
-    if is_worker(config):
-        config.pluginmanager.register(WorkerCollection(), "colocate-worker-collection")
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """In a worker, append the sentinel after xdist has told the controller what was collected: it never sees it."""
+    if session.items and is_worker(session.config):
+        session.items.append(Sentinel.from_parent(session.items[-1].parent or session, name=SENTINEL))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Pass over the sentinel."""
+    return True if isinstance(item, Sentinel) else None

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from colocate.plugin import gate, private_api
+from colocate.plugin import gate, private_api, signals
 from colocate.plugin.invocation import is_worker, only_looks
 from colocate.plugin.options import option
 from colocate.plugin.outcomes import CRASHED, ERROR, INTERRUPTED, NOT_RUN, properties, told_of
-from colocate.plugin.session import Session, group_of, session_of
-from colocate.plugin.signals import Interruption, OneWorkerEnds
+from colocate.plugin.session import group_of, run_directory_of, session_of
 from colocate.results import GroupResult, group_result_of, journal
 from colocate.verdict import Outcome, ReasonCode
 
@@ -40,10 +39,10 @@ _CUT_OFF = (CRASHED, INTERRUPTED)
 class CompletenessCheck:
     """Track which groups were planned, started, judged and done, in the controller or the only process."""
 
-    def __init__(self, config: pytest.Config, interruption: Interruption) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.session: Session = session_of(config)
-        self.interruption = interruption
+        self.session = session_of(config)
+        self.interruption = signals.interruption_of(config)
         self.planned: list[str] = []
         self.started: set[str] = set()
         self.latest: dict[str, pytest.TestReport] = {}
@@ -83,7 +82,9 @@ class CompletenessCheck:
             if report.nodeid in self.setbacks and again not in result.warnings:
                 result = result.with_warning(again)
                 report.colocate = result  # type: ignore[attr-defined]
-            self.session.results[result.group] = self._worse(result, report.nodeid)
+            earlier = self.session.results.get(result.group) if report.nodeid in self.latest else None
+            if earlier is None or _badness(earlier) <= _badness(result):  # a plugin may judge a group twice
+                self.session.results[result.group] = result
         self.latest[report.nodeid] = report
         if report.when == "call" or not report.passed:
             self.judged[report.nodeid] = report
@@ -93,18 +94,12 @@ class CompletenessCheck:
         if result is not None and result.outcome in _CUT_OFF and report.when != "teardown":
             self.config.hook.pytest_runtest_logreport(report=self._report(report.nodeid, "passed"))
 
-    def _worse(self, result: GroupResult, nodeid: str) -> GroupResult:
-        """The result that counts of a group that some plugin has judged twice: no later one makes it look better."""
-        earlier = self.session.results.get(result.group)
-        if earlier is None or nodeid not in self.latest:
-            return result
-        return earlier if _badness(earlier) > _badness(result) else result
-
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
         """Called by xdist for the group whose worker died; as it comes, pytest-html would not show the report."""
         report.duration = 0.0
-        self._end_as_crashed(crashitem, report, report.longreprtext.splitlines()[-1])
+        if group_of(self.config, crashitem) is not None:
+            self._end_as_crashed(crashitem, report, report.longreprtext.splitlines()[-1])
 
     def crash(self, nodeid: str, why: str) -> None:
         """Report a group whose task elsewhere has ended without a report."""
@@ -117,18 +112,19 @@ class CompletenessCheck:
         if nodeid in self.judged:  # the verdict was there; what died was only the cleaning up
             report.when, report.outcome, report.longrepr = "teardown", "passed", None
         else:
-            told = self._was_told_to_end(nodeid)
+            group = self._group(nodeid)
+            found = group_result_of(run_directory_of(self.config), group)  # it may have recorded an interruption
+            told = found is not None and any(ReasonCode.INTERRUPTED in one.verdict.codes for one in found.last)
             died = "the process that ran this group was told to end" if told else "the process that ran this group died"
             died += f" ({why})"
             if nodeid in self.setbacks:
                 died += f"; before, {self.setbacks[nodeid]}"
             self._end_as(report, INTERRUPTED if told else CRASHED, died)
 
-    def _was_told_to_end(self, nodeid: str) -> bool:
-        """The process that ran a group has recorded that somebody interrupted it."""
-        group, run = group_of(self.config, nodeid), self.session.run_directory
-        found = None if group is None or run is None else group_result_of(run, group)
-        return found is not None and any(ReasonCode.INTERRUPTED in one.verdict.codes for one in found.last)
+    def _group(self, nodeid: str) -> "Group":
+        group = group_of(self.config, nodeid)
+        assert group is not None, "only groups are in the ledger"
+        return group
 
     # How a run ends.
 
@@ -143,7 +139,10 @@ class CompletenessCheck:
         self.interruption.ending = True
         if exitstatus == pytest.ExitCode.INTERRUPTED:
             wait_for_workers(self.config)
-        self._end_fixtures(session)
+        try:  # what was interrupted ends before it is reported, for its fixtures write its record
+            private_api.end_fixtures(session)
+        except Exception as error:  # whatever a fixture raises must not cost the reports of the other groups
+            self.cleaning_up = f"; cleaning up failed: {type(error).__name__}: {error}"
         for report in list(self._missing(session)):
             self.config.hook.pytest_runtest_logreport(report=report)
             if report.skipped:
@@ -157,13 +156,6 @@ class CompletenessCheck:
     def pytest_unconfigure(self) -> None:
         """Give the signals back."""
         self.interruption.restore()
-
-    def _end_fixtures(self, session: pytest.Session) -> None:
-        """End what was interrupted before it is reported: its fixtures write its record. pytest would do it later."""
-        try:
-            private_api.end_fixtures(session)
-        except Exception as error:  # whatever a fixture raises must not cost the reports of the other groups
-            self.cleaning_up = f"; cleaning up failed: {type(error).__name__}: {error}"
 
     def _missing(self, session: pytest.Session) -> Iterator[pytest.TestReport]:
         """A report for each planned group that has none that ends it."""
@@ -180,8 +172,7 @@ class CompletenessCheck:
 
     def _lost(self) -> Iterator[str]:
         """Groups whose record is not on the disk any more: a verdict without it is none, and is not counted as one."""
-        run = self.session.run_directory
-        told = set() if run is None else journal.read(run.path).results.keys()
+        told = journal.read(run_directory_of(self.config).path).results.keys()
         for group, directory, result in list(self.session.recorded()):
             if not result.is_judged:
                 continue
@@ -204,22 +195,17 @@ class CompletenessCheck:
         return report
 
     def _end_as(self, report: pytest.TestReport, outcome: str, why: str) -> pytest.TestReport:
-        group = group_of(self.config, report.nodeid)
-        assert group is not None, "only groups are in the ledger"
+        group = self._group(report.nodeid)
         text = f"{outcome}: {why}"
         report.longrepr = (report.nodeid.partition("::")[0], 0, text) if report.skipped else text
         result = GroupResult.without_verdict(group, outcome, why)
-        result = replace(result, directory=self._directory(group)) if report.failed else result
+        name, parallel = group.foreground.name, group.background is not None
+        path = run_directory_of(self.config).group(name, group.number, parallel=parallel).path
+        if report.failed and path.exists():  # what it wrote before it was cut off
+            result = replace(result, directory=str(path))
         report.colocate = result  # type: ignore[attr-defined]
         report.user_properties += properties(result)
         return report
-
-    def _directory(self, group: "Group") -> str | None:
-        """Return where the group wrote its record before it was cut off."""
-        run = self.session.run_directory
-        assert run is not None, "a ledger is kept of what is run"
-        path = run.group(group.foreground.name, group.number, parallel=group.background is not None).path
-        return str(path) if path.exists() else None
 
     def _why(self, session: pytest.Session) -> str:
         if self.interruption.received is not None:
@@ -297,35 +283,12 @@ def wait_for_workers(config: pytest.Config) -> None:
     distributed.nodemanager.teardown_nodes()
 
 
-class WorkerSignals:
-    """A worker ends its group cleanly when it is told to end."""
-
-    def __init__(self) -> None:
-        self.interruption = Interruption(kill=None)
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionstart(self) -> None:
-        """Take the signals over."""
-        self.interruption.install()
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_sessionfinish(self) -> Generator[None, None, None]:
-        """Do not interrupt what is ending anyway."""
-        self.interruption.ending = True
-        yield
-
-    def pytest_unconfigure(self) -> None:
-        """Give the signals back."""
-        self.interruption.restore()
-
-
-def register(config: pytest.Config) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Take part in this session."""
     if is_worker(config):
-        signals = WorkerSignals()
-        config.pluginmanager.register(signals, "colocate-signals")
-        config.pluginmanager.register(OneWorkerEnds(signals.interruption), "colocate-one-worker-ends")
+        config.pluginmanager.register(signals)
     elif not only_looks(config):
-        interruption = Interruption(kill=lambda: signal_workers(config, signal.SIGKILL))
+        interruption = signals.interruption_of(config)
+        interruption.kill = lambda: signal_workers(config, signal.SIGKILL)
         interruption.install()
-        config.pluginmanager.register(CompletenessCheck(config, interruption), "colocate-ledger")
+        config.pluginmanager.register(CompletenessCheck(config), "colocate-ledger")

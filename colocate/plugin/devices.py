@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the GPUs that this session may use before anything starts; the controller tells its workers."""
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,7 +12,7 @@ from colocate.plugin.session import Session, session_of
 from colocate.units import format_size
 
 if TYPE_CHECKING:
-    from colocate.device import FoundGpu, FoundGpus, Quarantine
+    from colocate.device import FoundGpus, Quarantine
     from colocate.plan import Group
     from colocate.verdict import Reason
 
@@ -31,26 +30,15 @@ def find(config: pytest.Config, gpu_bytes: int) -> "FoundGpus":
         asked = option(config, "gpu") is not None
         wanted = gpu_model(option(config, "gpu")) if asked else model_of_size(gpu_bytes)
         kind, waits = option(config, "device"), bool(option(config, "wait"))
-        gpus = find_gpus(kind, gpu_bytes=wanted.total_bytes, name=wanted.name, small=asked, waits=waits)
+        return find_gpus(kind, gpu_bytes=wanted.total_bytes, name=wanted.name, small=asked, waits=waits)
     except ColocateError as error:
         raise pytest.UsageError(str(error)) from error
-    if not gpus.free:
-        held = "; ".join(gpus.busy)
-        raise pytest.UsageError(f"GPU: expected a free one, found none ({held}); wait for one with --wait=SECONDS")
-    return gpus
 
 
-def register(config: pytest.Config) -> None:
-    """Find the GPUs of this session, or take over the one that the controller has for this worker."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Find the GPUs of this session, unless the controller has told this worker."""
     session = session_of(config)
-    if only_looks(config):
-        return
-    sent: dict[str, Any] | None = getattr(config, "workerinput", {}).get("colocate_gpu")
-    if sent is not None:
-        from colocate.device import FoundGpu
-
-        session.gpus = (FoundGpu(**sent),)
-        session.others = tuple(FoundGpu(**one) for one in config.workerinput["colocate_gpus"])  # type: ignore[attr-defined]
+    if only_looks(config) or session.gpus:
         return
     if session.executor is not None:  # each task finds its own where it runs
         session.choice = session.executor.sentence
@@ -73,8 +61,3 @@ def why_none(session: Session, group: "Group", quarantine: "Quarantine") -> "Rea
             return Reason(ReasonCode.GPU_QUARANTINED, f"{gpu.uuid}: {why}")
     found = ", ".join(dict.fromkeys(map(str, known)))
     return Reason(ReasonCode.NO_SUCH_GPU, f"the group asks for a GPU {group.gpu!r}, found {found}")
-
-
-def sendable(gpu: "FoundGpu") -> dict[str, Any]:
-    """A GPU as builtin types, for a worker."""
-    return dataclasses.asdict(gpu)

@@ -6,13 +6,12 @@ fit are tolerated: JUnit has them as expected failures, so that a CI system does
 """
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from colocate.plugin.invocation import leads
 from colocate.plugin.options import option
 from colocate.plugin.session import Session, session_of, terminal_of, warn
 from colocate.verdict import Outcome, PlanVerdict
@@ -28,42 +27,35 @@ OTHER_CODES = {
 }
 
 
-class Gate:
-    """The outermost hook around the end of a session, in the controller or the only process."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Once everybody has written and the exit code stands: make JUnit agree with it, and say why it is so."""
+    yield
+    config, code = session.config, int(session.exitstatus)
+    ours, by_plan = session_of(config), option(config, "gate") == PLAN_RULE
+    against = [name for name, found in selected(ours).outcomes.items() if found != Outcome.FEASIBLE]
+    tolerated = against if by_plan and code == pytest.ExitCode.OK else []
+    path = getattr(config.option, "xmlpath", None)
+    if path:
+        try:
+            agree(Path(os.path.abspath(os.path.expanduser(path))), ours, set(tolerated))  # noqa: PTH100, PTH111
+        except (OSError, ElementTree.ParseError) as error:
+            warn(config, f"{path}: could not add the plan's verdict: {error}")
+    terminal = terminal_of(config)
+    if terminal is not None:
+        terminal.write_line(f"exit {code}: {_why(code, selected(ours), against, by_plan=by_plan)}")
 
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        self.session: Session = session_of(config)
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
-        """Once everybody has written and the exit code stands: make JUnit agree with it, and say why it is so."""
-        yield
-        code = int(session.exitstatus)
-        path = getattr(self.config.option, "xmlpath", None)
-        if path:
-            try:
-                agree(Path(os.path.abspath(os.path.expanduser(path))), self.session, set(self._tolerated(code)))  # noqa: PTH100, PTH111
-            except (OSError, ElementTree.ParseError) as error:
-                warn(self.config, f"{path}: could not add the plan's verdict: {error}")
-        terminal = terminal_of(self.config)
-        if terminal is not None:
-            terminal.write_line(f"exit {code}: {self._why(code)}")
-
-    def _tolerated(self, code: int) -> Iterator[str]:
-        """The groups without a verdict that they fit, where the plan's rule holds all the same."""
-        if code == pytest.ExitCode.OK and option(self.config, "gate") == PLAN_RULE:
-            yield from (name for name, found in selected(self.session).outcomes.items() if found != Outcome.FEASIBLE)
-
-    def _why(self, code: int) -> str:
-        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            return OTHER_CODES.get(code, "the run was ended early")
-        verdict = selected(self.session)
-        against = [name for name, found in verdict.outcomes.items() if found != Outcome.FEASIBLE]
-        if option(self.config, "gate") == PLAN_RULE:
-            tolerated = f"; tolerated: {_named(against)}" if code == pytest.ExitCode.OK and against else ""
-            return f"the plan's rule {HELD[verdict.holding]} for the selected groups, {_counted(verdict)}{tolerated}"
-        return f"{_counted(verdict)}; not: {_named(against)}" if against else f"{_counted(verdict)}"
+def _why(code: int, verdict: PlanVerdict, against: list[str], *, by_plan: bool) -> str:
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return OTHER_CODES.get(code, "the run was ended early")
+    counted = f"{verdict.feasible} of {verdict.total} feasible, {verdict.needed} needed by the plan"
+    named = ", ".join(against[:MOST_NAMED])
+    named += f" and {len(against) - MOST_NAMED} more" if len(against) > MOST_NAMED else ""
+    if by_plan:
+        tolerated = f"; tolerated: {named}" if code == pytest.ExitCode.OK and against else ""
+        return f"the plan's rule {HELD[verdict.holding]} for the selected groups, {counted}{tolerated}"
+    return f"{counted}; not: {named}" if against else counted
 
 
 def selected(session: Session) -> PlanVerdict:
@@ -72,15 +64,6 @@ def selected(session: Session) -> PlanVerdict:
     ids = [group.id for group in session.selected] or list(plan.ids)
     found = {name: result.outcome for name, result in session.results.items()}
     return PlanVerdict.of(ids, session.earlier | found, plan.needed(len(ids)), plan.limits.success_rate)
-
-
-def _counted(verdict: PlanVerdict) -> str:
-    return f"{verdict.feasible} of {verdict.total} feasible, {verdict.needed} needed by the plan"
-
-
-def _named(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def agree(path: Path, session: Session, tolerated: set[str]) -> None:
@@ -117,9 +100,3 @@ def _describe(suite: ElementTree.Element, verdict: PlanVerdict) -> None:
     values = {"plan": verdict.holding, "feasible": verdict.feasible, "needed": verdict.needed, "groups": verdict.total}
     for name, value in values.items():
         ElementTree.SubElement(properties, "property", name=f"colocate_{name}", value=str(value))
-
-
-def register(config: pytest.Config) -> None:
-    """Take part in this session."""
-    if leads(config):
-        config.pluginmanager.register(Gate(config), "colocate-gate")

@@ -48,44 +48,44 @@ def attach(node: pytest.Item, result: GroupResult) -> None:
     node.stash[_RESULT] = result
 
 
-class Outcomes:
-    """The hooks around a case and its reports, in every process that runs cases."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse to run a group that was judged: whoever runs failed tests again would run it until it passes."""
+    if _RESULT in item.stash and group_of(item.config, item.nodeid) is not None:
+        judged = item.stash[_RESULT].outcome
+        raise ColocateError(f"{item.nodeid}: expected to be run once, found that it was judged: {judged}")
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Refuse to run a group that was judged: whoever runs failed tests again would run it until it passes."""
-        if _RESULT in item.stash and group_of(item.config, item.nodeid) is not None:
-            judged = item.stash[_RESULT].outcome
-            raise ColocateError(f"{item.nodeid}: expected to be run once, found that it was judged: {judged}")
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_report_to_serializable(self) -> Generator[None, dict[str, Any] | None, dict[str, Any] | None]:
-        """Send the result as JSON: execnet cannot send an integer below -2**31, such as a headroom of -2537 MiB."""
-        data = yield
-        if data is not None and "colocate" in data:
-            data["colocate"] = json.dumps(data["colocate"].to_json())
-        return data
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, dict[str, Any] | None, dict[str, Any] | None]:
+    """Send the result as JSON: execnet cannot send an integer below -2**31, such as a headroom of -2537 MiB."""
+    data = yield
+    if data is not None and "colocate" in data:
+        data["colocate"] = json.dumps(data["colocate"].to_json())
+    return data
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_report_from_serializable(self, data: dict[str, Any]) -> Generator[None, Any, Any]:
-        """Read the result that a worker sent as JSON."""
-        if isinstance(data.get("colocate"), str):
-            data["colocate"] = GroupResult.from_json(json.loads(data["colocate"]))
-        return (yield)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Say pytest's word for the outcome of a group, and put its result on the report."""
-        report = yield
-        group = group_of(item.config, item.nodeid)
-        if group is not None:
-            result = _settle(report, call, group, item.stash.get(_RESULT, None))
-            if result is not None:
-                item.stash[_RESULT] = result
-                _describe(report, result, option(item.config, "plan"))
-        return report
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_report_from_serializable(data: dict[str, Any]) -> Generator[None, Any, Any]:
+    """Read the result that a worker sent as JSON."""
+    if isinstance(data.get("colocate"), str):
+        data["colocate"] = GroupResult.from_json(json.loads(data["colocate"]))
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say pytest's word for the outcome of a group, and put its result on the report."""
+    report = yield
+    group = group_of(item.config, item.nodeid)
+    if group is not None:
+        result = _settle(report, call, group, item.stash.get(_RESULT, None))
+        if result is not None:
+            item.stash[_RESULT] = result
+            _describe(report, result, option(item.config, "plan"))
+    return report
 
 
 def _settle(
@@ -96,7 +96,8 @@ def _settle(
         del report.wasxfail
         report.outcome = "failed"
     if report.skipped:
-        return GroupResult.without_verdict(group, NOT_RUN, skip_reason(report))
+        text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+        return GroupResult.without_verdict(group, NOT_RUN, text.removeprefix("Skipped: "))
     if call.excinfo is not None:
         return _settle_error(report, call.excinfo.value, group, result)
     if report.when == "call" and (result is None or result.outcome != Outcome.FEASIBLE):
@@ -146,18 +147,15 @@ def _describe(report: pytest.TestReport, result: GroupResult, plan: Path | None)
     report.colocate = result  # type: ignore[attr-defined]
     report.user_properties += properties(result)
     if report.failed and result.directory:
-        report.sections.append((result.group, "\n".join(_where_to_look(result, plan))))
+        chosen = "" if plan is None else f" {shlex.quote(str(plan))}"
+        notes = [f"note:   {text}" for text in result.warnings]
+        lines = [*notes, f"record: {result.directory}", f"again:  colocate run{chosen} -k {result.group}"]
+        report.sections.append((result.group, "\n".join(lines)))
 
 
 def told_of(report: Any) -> GroupResult | None:
     """The result on a report; None on that of another test."""
     return getattr(report, "colocate", None)
-
-
-def skip_reason(report: pytest.TestReport) -> str:
-    """The sentence given to ``pytest.skip``."""
-    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
-    return text.removeprefix("Skipped: ")
 
 
 def properties(result: GroupResult) -> list[tuple[str, object]]:
@@ -171,14 +169,3 @@ def properties(result: GroupResult) -> list[tuple[str, object]]:
         else:
             found.append((name, " | ".join(value) if isinstance(value, list) else value))
     return found
-
-
-def _where_to_look(result: GroupResult, plan: Path | None) -> list[str]:
-    chosen = "" if plan is None else f" {shlex.quote(str(plan))}"
-    again = f"again:  colocate run{chosen} -k {result.group}"
-    return [*(f"note:   {text}" for text in result.warnings), f"record: {result.directory}", again]
-
-
-def register(config: pytest.Config) -> None:
-    """Take part in this session."""
-    config.pluginmanager.register(Outcomes(), "colocate-outcomes")

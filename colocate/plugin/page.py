@@ -16,23 +16,22 @@ import pytest
 
 from colocate.errors import ColocateError
 from colocate.files import make_folder, write_text
-from colocate.plan import Group
-from colocate.plugin.invocation import leads
 from colocate.plugin.outcomes import told_of
-from colocate.plugin.session import Session, folder, group_of, session_of, warn
+from colocate.plugin.session import folder, group_of, run_directory_of, session_of, warn
 from colocate.report import Summary, page
-from colocate.results import GroupResult, RunDirectory, journal, read_run
+from colocate.results import journal, read_run
 
 
 class Page:
     """Hooks of pytest-html and around it."""
 
-    def __init__(self, config: pytest.Config, session: Session) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.session = session
+        self.session = session_of(config)
+        self.run = run_directory_of(config)
         self.begun = False
         self.texts: dict[str, str] = {}
-        self.summary = None if session.run_directory is None else Summary(session.run_directory)
+        self.summary = Summary(self.run)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_report_title(self, report: Any) -> None:
@@ -76,33 +75,31 @@ class Page:
             self._begin()
             result = self.session.results.get(group.id, told)
             self._note("group", record=result.to_json(), text=self.texts.get(group.id))
-            self._summarise(group, result)
+            try:
+                self.summary.take(group, result)
+            except Exception as error:  # whatever it is: the records are what counts, and they are written
+                warn(self.config, f"could not write summary.csv: {error}")
 
     def _note(self, event: str, **fields: Any) -> None:
-        assert self.session.run_directory is not None, "a page is made of what is run"
         try:
-            journal.append(self.session.run_directory.path, event, **fields)
+            journal.append(self.run.path, event, **fields)
         except OSError as error:  # the records are what counts
             warn(self.config, f"could not write the journal: {error}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, prefix: list[str]) -> None:
         """Called once, at the end: everything of ours above pytest's own table, from what is on disk."""
-        assert self.session.run_directory is not None, "a page is made of what is run"
         assert self.session.report is not None, "pytest-html writes"
         try:
-            path = self.session.report
-            report = page.Report.of([read_run(self.session.run_directory.path)], path.parent, name=path.name)
-            prefix.append(page.body(report))
+            prefix.append(page.body(self._report(self.session.report)))
         except Exception as error:  # whatever it is: verdicts are on disk, and pytest would end in an internal error
-            reported = (
-                "".join(traceback.format_exception(error)) if not isinstance(error, ColocateError) else str(error)
-            )
-            warn(
-                self.config,
-                f"could not write the report: {type(error).__name__}: {error}; colocate report makes it again",
-            )
-            prefix.append(f"<pre>{escape(reported)}</pre>")
+            text = f"could not write the report: {type(error).__name__}: {error}; colocate report makes it again"
+            warn(self.config, text)
+            known = isinstance(error, ColocateError)
+            prefix.append(f"<pre>{escape(str(error) if known else ''.join(traceback.format_exception(error)))}</pre>")
+
+    def _report(self, path: Path) -> page.Report:
+        return page.Report.of([read_run(self.run.path)], path.parent, name=path.name)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
@@ -115,63 +112,44 @@ class Page:
             write_text(self.session.report, page.polished(text))
             self._point_latest_here(self.session.report.parent)
 
-    def _summarise(self, group: Group, result: GroupResult) -> None:
-        assert self.summary is not None, "a summary is made of what is run"
-        try:
-            self.summary.take(group, result)
-        except Exception as error:  # whatever it is: the records are what counts, and they are written
-            warn(self.config, f"could not write summary.csv: {error}")
-
     def pytest_unconfigure(self) -> None:
         """Take back what was prepared for a run in which no group came to run."""
+        path = self.session.report
         if self.session.results:
             return
-        if self.session.run_directory is not None:
-            self.session.run_directory.discard()  # no folder shall look as if something had been run
-        if self.session.report is not None:
+        self.run.discard()  # no folder shall look as if something had been run
+        if path is not None:
             with contextlib.suppress(OSError, ColocateError):
-                if self.session.run_directory is not None and self.session.run_directory.path.exists():
-                    self._restore(self.session.run_directory, self.session.report)
-                    return
-                self.session.report.unlink(missing_ok=True)
-                self.session.report.parent.rmdir()
-
-    def _restore(self, run: RunDirectory, path: Path) -> None:
-        """The page of a run that was to go on: pytest-html has put one of nothing in its place, or none."""
-        report = page.Report.of([read_run(run.path)], path.parent, name=path.name)
-        make_folder(path.parent)
-        write_text(path, page.document(report))
+                if self.run.path.exists():  # one that was to go on: pytest-html has put a page of nothing here, or none
+                    make_folder(path.parent)
+                    page.write(self._report(path))
+                else:
+                    path.unlink(missing_ok=True)
+                    path.parent.rmdir()
 
     def _point_latest_here(self, report_folder: Path) -> None:
         """``reports/latest`` is a link; where somebody put a real folder, it stays."""
         latest, aside = report_folder.parent / "latest", report_folder.parent / f".latest.{os.getpid()}"
-        if report_folder.name != self._run_name or (latest.exists() and not latest.is_symlink()):
+        if report_folder.name != self.run.name or (latest.exists() and not latest.is_symlink()):
             return
         with contextlib.suppress(OSError):
             aside.symlink_to(report_folder.name, target_is_directory=True)
             aside.replace(latest)
 
-    @property
-    def _run_name(self) -> str | None:
-        return self.session.run_directory.name if self.session.run_directory else None
 
-
-def register(config: pytest.Config) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Take part in this session: tell pytest-html where and how to write, before it is configured."""
-    if not leads(config):
-        return
-    session = session_of(config)
-    option = config.option
+    session, option = session_of(config), config.option
     if hasattr(option, "htmlpath"):  # else pytest-html is switched off
-        assert session.run_directory is not None
-        own = folder(config, "reports", session.home) / session.run_directory.name / "report.html"
+        run = run_directory_of(config)
+        own = folder(config, "reports", session.home) / run.name / "report.html"
         session.report = Path(os.path.abspath(option.htmlpath)) if option.htmlpath else own  # noqa: PTH100
         try:
             make_folder(session.report.parent)
         except ColocateError as error:
-            session.run_directory.discard()
+            run.discard()
             raise pytest.UsageError(f"--html: {error}") from error
         option.htmlpath = str(session.report)
         option.self_contained_html = True
         option.css = [*option.css, str(page.STYLESHEET)]
-    config.pluginmanager.register(Page(config, session), "colocate-page")
+    config.pluginmanager.register(Page(config))

@@ -17,7 +17,7 @@ import pytest
 
 from colocate.plan import Group
 from colocate.plugin import private_api
-from colocate.plugin.invocation import is_worker, only_looks
+from colocate.plugin.invocation import only_looks
 from colocate.plugin.options import option
 from colocate.plugin.outcomes import told_of
 from colocate.plugin.session import Session, folder, group_of, session_of, terminal_of
@@ -39,9 +39,9 @@ _COLOURS = {Outcome.FEASIBLE.value: "green", Outcome.INFEASIBLE.value: "red"}
 class Progress:
     """Hooks around pytest's terminal reporter, in the controller or the only process."""
 
-    def __init__(self, config: pytest.Config, session: Session) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.session = session
+        self.session = session_of(config)
         self.finished: set[str] = set()
         self.folders: set[str] = set()  # of finished groups, which the live view need not look into any more
         self.running: dict[str, float] = {}
@@ -370,19 +370,14 @@ def shown_path(config: pytest.Config, path: Path) -> str:
     return os.path.relpath(path, config.invocation_params.dir)
 
 
-class LastingTerminal:
-    """A run goes on to its page and JUnit file where nobody reads the terminal any more."""
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """Called before anything is written."""
-        terminal = terminal_of(session.config)
-        if terminal is not None:
-            private_api.write_through(terminal, Lasting(private_api.stream_of(terminal)))
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Called before anything is written: a run goes on to its page where nobody reads the terminal any more."""
+    terminal = terminal_of(session.config)
+    if terminal is not None:
+        private_api.write_through(terminal, Lasting(private_api.stream_of(terminal)))
 
 
-def register(config: pytest.Config) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Take part in this session."""
-    if not is_worker(config):
-        config.pluginmanager.register(LastingTerminal(), "colocate-lasting-terminal")
-        config.pluginmanager.register(Progress(config, session_of(config)), "colocate-progress")
+    config.pluginmanager.register(Progress(config))

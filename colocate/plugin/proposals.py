@@ -13,10 +13,9 @@ from colocate.advice import Abandoned, Answer, Behind, ProposalForecast, advise,
 from colocate.errors import ColocateError
 from colocate.harness import Cache
 from colocate.plan import Group
-from colocate.plugin.invocation import leads
 from colocate.plugin.options import option
 from colocate.plugin.session import Session, say, session_of, warn
-from colocate.plugin.signals import skippable
+from colocate.plugin.signals import interruption_of
 from colocate.results import GroupDirectory
 from colocate.units import span_text
 
@@ -27,9 +26,9 @@ LOOK_S = 0.5
 class Proposals:
     """The hook that predicts before the page is written; in the controller, or in the only process."""
 
-    def __init__(self, config: pytest.Config, session: Session) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.session = session
+        self.session = session_of(config)
         self.began_t = time.monotonic()
         self._ahead: Ahead | None = None
 
@@ -67,7 +66,7 @@ class Proposals:
             say(self.config, f"predicting what could be tried, for at most {budget_s:.0f} s; Ctrl-C goes on without it")
         catalog = self.session.plan.load_catalog()
         first = not option(self.config, "try_fixes")  # fixes are tried one after the other until one holds
-        with skippable():
+        with interruption_of(self.config).allowed():
             for group, found in advise(run, wanted, catalog, budget_s=budget_s, cache=Cache.of_user(), first=first):
                 self._tell(group, found)
 
@@ -133,7 +132,6 @@ def lines(group: Group, found: list[ProposalForecast]) -> list[str]:
     return textwrap.wrap(text, 79, subsequent_indent="    ", break_long_words=False)
 
 
-def register(config: pytest.Config) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Take part in this session."""
-    if leads(config):
-        config.pluginmanager.register(Proposals(config, session_of(config)), "colocate-proposals")
+    config.pluginmanager.register(Proposals(config))

@@ -8,7 +8,6 @@ import platform
 from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,8 @@ import pytest
 from colocate import __version__
 from colocate.errors import ColocateError
 from colocate.files import write_json
-from colocate.plugin import devices, resume
-from colocate.plugin.invocation import is_worker, only_looks
+from colocate.plugin import resume
+from colocate.plugin.invocation import leads
 from colocate.plugin.options import option
 from colocate.plugin.session import Session, folder, session_of
 from colocate.process import boot_id
@@ -33,7 +32,7 @@ def run_record(config: pytest.Config, session: Session) -> dict[str, Any]:
         "boot_id": boot_id(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "plan": asdict(PlanRecord.of(session.plan)),
-        "gpu": {"choice": session.choice, "gpus": [devices.sendable(gpu) for gpu in session.gpus]},
+        "gpu": {"choice": session.choice, "gpus": [asdict(gpu) for gpu in session.gpus]},
         "arguments": [str(argument) for argument in config.invocation_params.args],
         "versions": {"colocate": __version__, "python": platform.python_version(), "pytest": pytest.__version__},
     }
@@ -52,18 +51,15 @@ def keep_what_is_known(metadata: dict[str, Any], session: Session) -> None:
     metadata["Plan"] = escape(str(session.plan.path))
 
 
-def register(config: pytest.Config) -> None:
-    """Make the run directory, once it is known that something can be run; a worker gets its controller's.
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the run directory, once it is known that something can be run; a worker has its controller's.
 
     Raises:
         pytest.UsageError: the folder cannot be written.
     """
-    if only_looks(config):
+    if not leads(config):
         return
     session = session_of(config)
-    if is_worker(config):
-        session.run_directory = RunDirectory(Path(config.workerinput["colocate_run"]))  # type: ignore[attr-defined]
-        return
     try:
         if option(config, "resume") is not None:
             session.run_directory = resume.take_over(config, session)

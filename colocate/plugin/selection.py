@@ -7,7 +7,7 @@ Pure functions over words and ids. Imports no pytest: the hooks that call them a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from colocate.cli import GROUP, group_named
@@ -34,7 +34,8 @@ def normalise(expression: str, ids: Sequence[str]) -> str:
         word = match[0]
         named = group_named(word.strip("[]"), ids)
         if named is None and GROUP.fullmatch(word.strip("[]")):
-            mistakes.append(f"-k: no {word} in the plan ({_extent(ids)})")
+            extent = ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"
+            mistakes.append(f"-k: no {word} in the plan ({extent})")
         return word if named is None else _only(named, ids)
 
     rewritten = _WORD.sub(replaced, expression)
@@ -45,20 +46,13 @@ def normalise(expression: str, ids: Sequence[str]) -> str:
 
 def keywords(group: Group) -> set[str]:
     """The further names under which ``-k`` finds a group: its tier and its trainings' names, models, repositories."""
-    return {name for name in _names(group) if name}
-
-
-def _names(group: Group) -> Iterator[str | None]:
-    yield from (group.id, group.tier)
+    names = {group.id, group.tier}
     for training in group.trainings:
-        yield from (training.name, training.repository, training.model)
+        names |= {training.name, training.repository, training.model}
+    return {name for name in names if name}
 
 
 def _only(identifier: str, ids: Sequence[str]) -> str:
     """An expression for one id: ``-k`` looks for parts of names, so that longer ids around it must be excluded."""
     longer = [other for other in ids if identifier in other and other != identifier]
     return f"({identifier} and not ({' or '.join(longer)}))" if longer else identifier
-
-
-def _extent(ids: Sequence[str]) -> str:
-    return ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"

@@ -123,12 +123,10 @@ def group_of(config: pytest.Config, nodeid: str) -> "Group | None":
 
 def cases(config: pytest.Config) -> list[Any]:
     """Make one pytest parameter per group, with its tier as a mark, for ``metafunc.parametrize("group", ...)``."""
-    groups = plan_of(config).groups
-    return [pytest.param(group, id=group.id, marks=_marks(group)) for group in groups]
-
-
-def _marks(group: "Group") -> tuple[pytest.MarkDecorator, ...]:
-    return (getattr(pytest.mark, group.tier),) if group.tier else ()
+    return [
+        pytest.param(group, id=group.id, marks=getattr(pytest.mark, group.tier) if group.tier else ())
+        for group in plan_of(config).groups
+    ]
 
 
 def terminal_of(config: pytest.Config) -> Any:

@@ -8,10 +8,10 @@ started with ``&`` would ignore SIGINT.
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -19,14 +19,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
-    """The handlers of both signals, from `install` to `restore`.
+    """The handlers of these signals, from `install` to `restore`.
 
     ``kill`` is called on the second signal just before the process ends, without cleaning up. A worker has no second
     signal: Ctrl-C reaches it from the terminal and from its controller, and its controller kills it where needed.
     """
 
-    def __init__(self, kill: Callable[[], None] | None) -> None:
-        self._kill = kill
+    def __init__(self) -> None:
+        self.kill: Callable[[], None] | None = None
         self._old: dict[signal.Signals, Any] = {}
         self.received: signal.Signals | None = None
         self.ending = False
@@ -49,53 +49,56 @@ class Interruption:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._old = {}
 
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """A signal ends what is begun inside although the session is ending; after Ctrl-C the session goes on."""
+        self.ending = False
+        try:
+            yield
+        finally:
+            self.ending = True
+            self.received = None if self.received == signal.SIGINT else self.received
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first = self.received is None
         self.received = signal.Signals(number)
         if first and not self.ending:
             raise KeyboardInterrupt(self.received.name)
-        if not first and self._kill is not None:
-            self._kill()
+        if not first and self.kill is not None:
+            self.kill()
             os._exit(128 + number)
 
 
-class OneWorkerEnds:
-    """Lets a worker that is told to end by SIGTERM die of it, once its group is ended and recorded.
+_INTERRUPTION = pytest.StashKey[Interruption]()
 
-    xdist takes a worker that finishes early for a Ctrl-C of the whole session; one that dies is replaced.
+
+def interruption_of(config: pytest.Config) -> Interruption:
+    """The handlers of this process."""
+    return config.stash.setdefault(_INTERRUPTION, Interruption())
+
+
+# In a worker. xdist takes one that finishes early for a Ctrl-C of the whole session; one that dies is replaced.
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Take the signals over."""
+    interruption_of(session.config).install()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Interrupt nothing that ends anyway; die of a SIGTERM once the fixtures have ended and recorded the group.
+
+    The innermost wrapper, so that this is before xdist tells the controller that the worker has finished.
     """
-
-    def __init__(self, interruption: Interruption) -> None:
-        self._interruption = interruption
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
-        """Called after the fixtures were ended and before xdist tells the controller that the worker has finished."""
-        if self._interruption.received == signal.SIGTERM:
-            os._exit(128 + signal.SIGTERM)
+    interruption = interruption_of(session.config)
+    interruption.ending = True
+    yield
+    if interruption.received == signal.SIGTERM:
+        os._exit(128 + signal.SIGTERM)
 
 
-@contextmanager
-def skippable() -> Iterator[None]:
-    """SIGINT and SIGTERM end what is predicted and not the session, which has its page still to write.
-
-    At this time the session's own handler waits for a second signal, which would end it at once.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def skip(number: int, frame: FrameType | None) -> NoReturn:
-        own = before[signal.Signals(number)]
-        if number == signal.SIGTERM and callable(own):
-            own(number, frame)  # the exit code tells of it
-        raise KeyboardInterrupt
-
-    for number in before:
-        signal.signal(number, skip)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give the signals back."""
+    interruption_of(config).restore()

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ import pytest
 from colocate.errors import ColocateError
 from colocate.files import append_line, make_folder, parse, read_json, write_json
 from colocate.harness import environment
-from colocate.plugin import devices, resume
+from colocate.plugin import handover
 from colocate.plugin.invocation import leads
 from colocate.plugin.options import option
 from colocate.plugin.session import Session, group_of, run_directory_of, session_of, warn
@@ -100,9 +100,9 @@ class _Task:
 class RemoteGroups:
     """The loop of a session whose groups run elsewhere."""
 
-    def __init__(self, config: pytest.Config, session: Session, executor: SlurmArrays) -> None:
+    def __init__(self, config: pytest.Config, executor: SlurmArrays) -> None:
         self.config = config
-        self.session = session
+        self.session = session_of(config)
         self.executor = executor
         self.run = run_directory_of(config)
         self.folder = self.run.path / "tasks"
@@ -143,9 +143,7 @@ class RemoteGroups:
     def _submit(self, tasks: list[_Task]) -> None:
         make_folder(self.folder)
         known = self.folder / "session.json"
-        decisions = resume.sendable(self.session.decisions)
-        document = {"colocate_run": str(self.run.path), "colocate_decisions": decisions}
-        write_json(known, {**document, "colocate_plan": self.session.plan.content_hash})
+        write_json(known, {**handover.told(self.session), "colocate_plan": self.session.plan.content_hash})
         safe = ["-P"] if sys.flags.safe_path else []
         words = [sys.executable, *safe, "-m", "pytest", *map(str, self.config.invocation_params.args)]
         at_once = getattr(self.config.option, "numprocesses", None) or None
@@ -299,7 +297,7 @@ class TaskReports:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self._file = run_directory_of(config).path / "tasks" / f"{group}.{restarts}.jsonl"
         self._file.unlink(missing_ok=True)
-        sent = devices.sendable(gpu) if gpu.kind == "nvidia" else None
+        sent = asdict(gpu) if gpu.kind == "nvidia" else None
         self._append({"host": environment.host(), "job": f"{job}_{place}", "restarts": restarts, "gpu": sent})
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -322,11 +320,11 @@ class TaskReports:
         self._append({"ended": True})
 
 
-def register(config: pytest.Config) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Take part in this session."""
     session = session_of(config)
     task = getattr(config, "workerinput", {}).get("colocate_task")
     if task is not None:
-        config.pluginmanager.register(TaskReports(config, task), "colocate-task")
+        config.pluginmanager.register(TaskReports(config, task))
     elif session.executor is not None and leads(config):
-        config.pluginmanager.register(RemoteGroups(config, session, session.executor), "colocate-remote-groups")
+        config.pluginmanager.register(RemoteGroups(config, session.executor))

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from colocate.device import FoundGpu, Quarantine, as_asked
-from colocate.plugin import devices
+from colocate.plugin import devices, handover
 from colocate.plugin.invocation import leads
 from colocate.plugin.options import option
 from colocate.plugin.scheduler import OneGroupAtATime
-from colocate.plugin.session import Session, group_of, session_of
+from colocate.plugin.session import Session, group_of, run_directory_of, session_of
 from colocate.units import GIB
 
 # Two trainings on a virtual GPU and what watches them: the largest of the plan's groups take 3 GiB.
@@ -74,9 +74,9 @@ def _num_selected(config: pytest.Config, session: Session) -> int:
 class Workers:
     """Hooks of xdist in the controller."""
 
-    def __init__(self, config: pytest.Config, session: Session) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.session = session
+        self.session = session_of(config)
         self._bound: list[FoundGpu] = []  # the GPUs that have a worker
 
     @pytest.hookimpl(optionalhook=True)
@@ -98,11 +98,7 @@ class Workers:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Called before a worker is told what to do: hand over what was decided here."""
-        directory = self.session.run_directory
-        assert directory is not None, "a session with workers runs groups"
-        node.workerinput["colocate_run"] = str(directory.path)
-        node.workerinput["colocate_gpu"] = devices.sendable(self._gpu_of(node))
-        node.workerinput["colocate_gpus"] = [devices.sendable(gpu) for gpu in self._bound or self.session.gpus]
+        node.workerinput.update(handover.told(self.session, self._gpu_of(node), self._gpus))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> OneGroupAtATime:
@@ -112,7 +108,7 @@ class Workers:
         return OneGroupAtATime(
             num_workers=len(parse_tx_spec_config(config)),
             minutes=lambda nodeid: minutes(config, nodeid),
-            usable=self._usable,
+            usable=lambda node: self._in_order(node.gateway.spec.env.get(VISIBLE)),
             may_run=self._may_run,
             choices=self._choices,
             shows=self._shows,
@@ -146,18 +142,11 @@ class Workers:
         asked = None if group is None else group.gpu
         if asked is None or as_asked(self._gpu_of(node), asked) is not None:
             return True
-        return not any(self._will_do(gpu, asked) for gpu in self._gpus)
+        return not any(as_asked(gpu, asked) is not None and self._in_order(gpu.uuid) for gpu in self._gpus)
 
-    def _will_do(self, gpu: FoundGpu, asked: str) -> bool:
-        return as_asked(gpu, asked) is not None and self._why_not(gpu.uuid) is None
-
-    def _why_not(self, uuid: str | None) -> str | None:
-        directory = self.session.run_directory
-        return None if directory is None else Quarantine(directory.quarantine).why(uuid)
-
-    def _usable(self, node: Any) -> bool:
-        """The GPU of a worker is not quarantined."""
-        return self._why_not(node.gateway.spec.env.get(VISIBLE)) is None
+    def _in_order(self, uuid: str | None) -> bool:
+        """A GPU is not quarantined."""
+        return Quarantine(run_directory_of(self.config).quarantine).why(uuid) is None
 
 
 def minutes(config: pytest.Config, nodeid: str) -> float:
@@ -166,7 +155,6 @@ def minutes(config: pytest.Config, nodeid: str) -> float:
     return UNKNOWN_MINUTES if group is None or group.expected_minutes is None else group.expected_minutes
 
 
-def register(config: pytest.Config) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Take part in this session."""
-    if leads(config):
-        config.pluginmanager.register(Workers(config, session_of(config)), "colocate-workers")
+    config.pluginmanager.register(Workers(config))
