@@ -110,6 +110,8 @@ def test_a_gpu_that_is_too_small_is_refused_and_a_busy_one_counts_for_who_waits(
     with pytest.raises(DeviceError, match=r"--gpu: expected a GPU of at least 1024 GB, found .*; leave --gpu away"):
         find_gpus("nvidia", gpu_bytes=2**40, small=True)
     with locked(fake_nvml.uuid(), "somebody else"):
-        found = find_gpus("nvidia", gpu_bytes=2**33)
-        assert (found.free, len(found.busy)) == ((), 1)
+        with pytest.raises(
+            DeviceError, match=r"expected a free one, found none .*somebody.*; wait for one with --wait"
+        ):
+            find_gpus("nvidia", gpu_bytes=2**33)
         assert [gpu.uuid for gpu in find_gpus("nvidia", gpu_bytes=2**33, waits=True).free] == [fake_nvml.uuid()]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The subcommands of ``colocate``, one module each.
 
-A module has ``add(commands)``, which declares its arguments and sets ``run``, a function from the parsed options to an
-exit code: 0 success, 1 a check failed, 2 wrong input, 3 undecided. What it needs it imports when it runs, so that
+A module has ``add(commands)``, which declares its arguments, and ``run``, a function from the parsed options to an exit
+code: 0 success, 1 a check failed, 2 wrong input, 3 undecided. What it needs it imports when it runs, so that
 ``--help`` is quick.
 """
 
@@ -10,9 +10,9 @@ import argparse
 import contextlib
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from colocate.cli.arguments import whole
 from colocate.errors import ColocateError, PlanError
@@ -28,12 +28,15 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 SUCCESS, CHECK_FAILED, WRONG_INPUT, UNDECIDED = 0, 1, 2, 3
 
 
-def new(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+def new(
+    commands: Commands, run: Callable[[argparse.Namespace], int], name: str, summary: str, example: str
+) -> argparse.ArgumentParser:
     """Declare a subcommand; ``example`` is shown below its arguments in ``--help``: one line, or a whole text."""
-    if "\n" not in example:
-        return commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
-    raw = argparse.RawDescriptionHelpFormatter
-    return commands.add_parser(name, help=summary, description=summary, epilog=example, formatter_class=raw)
+    raw = argparse.RawDescriptionHelpFormatter if "\n" in example else argparse.HelpFormatter
+    epilog = example if "\n" in example else f"example: {example}"
+    parser = commands.add_parser(name, help=summary, description=summary, epilog=epilog, formatter_class=raw)
+    parser.set_defaults(run=run)
+    return parser
 
 
 def near(path: Path) -> str:
@@ -41,9 +44,21 @@ def near(path: Path) -> str:
     return os.path.relpath(path)
 
 
-def tell_plan(path: Path, what: str) -> None:
-    """Print where a plan was written, what is in it, and how to run it."""
-    print(f"plan: {near(path)}: {what}")
+def write_plan(document: dict[str, Any], path: Path, *, what: str | None = None) -> None:
+    """Write a plan, load it as a check, and print where it is, what is in it, and how to run it.
+
+    Raises:
+        ColocateError: it cannot be written.
+        PlanError: it does not load.
+    """
+    from colocate.files import make_folder, write_json
+    from colocate.plan import load_plan
+
+    make_folder(path.resolve().parent)
+    with writing(path):
+        write_json(path, document)
+    plan = load_plan(path)
+    print(f"plan: {near(path)}: {', '.join(plan.ids) if what is None else f'{len(plan.groups)} groups{what}'}")
     print(f"run:  colocate run {near(path)}")
 
 
@@ -125,21 +140,17 @@ def free_gpu(options: argparse.Namespace, virtual: "GpuModel", asked: str | None
         asked: The GPU that the group is for.
 
     Raises:
-        PlanError: none is free, or none is the one that was asked for.
-        DeviceError: there is none.
+        PlanError: none is the one that was asked for.
+        DeviceError: there is none, or none that is free.
     """
     from colocate.device import as_asked, find_gpus
 
     size, name, small, waits = virtual.total_bytes, virtual.name, bool(options.gpu), bool(options.wait)
     found = find_gpus(options.device, gpu_bytes=size, name=name, small=small, waits=waits)
-    if not found.free:
-        held = "; ".join(found.busy)
-        raise PlanError(f"GPU: expected a free one, found none ({held}); wait for one with --wait=SECONDS")
-    # Not the first by next(): in this package that name is the subcommand's module once it has been imported.
-    suited = [gpu for one in found.free if (gpu := as_asked(one, asked)) is not None]
-    if not suited:
-        raise PlanError(f"GPU: expected {asked!r} as the group asks, found {', '.join(map(str, found.free))}")
-    return suited[0], found.sentence
+    for one in found.free:
+        if (gpu := as_asked(one, asked)) is not None:
+            return gpu, found.sentence
+    raise PlanError(f"GPU: expected {asked!r} as the group asks, found {', '.join(map(str, found.free))}")
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
         commands,
+        run,
         "compare",
         "Say what changed between two runs: verdicts, peaks, times. Exit code 1 when a peak grew too much.",
         "colocate compare results/run_20261123_053000 results/run_20261124_053000 --fail-above 200MB",
@@ -28,7 +29,6 @@ def add(commands: command.Commands) -> None:
     parser.add_argument(
         "--page", type=Path, metavar="FILE", help="write the later run's page with the comparison in it"
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

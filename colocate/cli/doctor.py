@@ -14,6 +14,7 @@ def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
         commands,
+        run,
         "doctor",
         "Look at this machine: what is here, what works, what does not and how to mend it.",
         "colocate doctor",
@@ -29,7 +30,6 @@ def add(commands: command.Commands) -> None:
         "--gpu count with it from now on",
     )
     parser.add_argument("--gpu", metavar="NAME", help="the GPU of --context, a name of settings/gpu_models.json")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

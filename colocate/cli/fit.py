@@ -38,7 +38,7 @@ fits, 3 undecided, 2 wrong input
 def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
-        commands, "fit", "Find the largest batch, or other number, with which a group still fits.", EPILOG
+        commands, run, "fit", "Find the largest batch, or other number, with which a group still fits.", EPILOG
     )
     parser.add_argument("group", metavar="GROUP", help="id of a group of the plan")
     parser.add_argument("--vary", metavar="MEMBER.NAME", help="what varies (foreground.batch_size)")
@@ -55,7 +55,6 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("--wait", type=seconds, default=0.0, metavar="S", help="seconds to wait for a busy GPU (0)")
     command.takes_dry_runs(parser)
     command.takes_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

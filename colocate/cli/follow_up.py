@@ -12,6 +12,7 @@ def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
         commands,
+        run,
         "next",
         "Write the plan that follows from a run: its stable and usable pairs with full epochs, ready to run.",
         "colocate next results/run_20261124_053000",
@@ -31,14 +32,11 @@ def add(commands: command.Commands) -> None:
         metavar="N",
         help="epochs of every training (the catalog's default, else the program's own)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the plan, load it as a check, and tell how to run it; exit code 1 where nothing is recommended."""
     from colocate.advice import follow_up
-    from colocate.files import make_folder, write_json
-    from colocate.plan import load_plan
     from colocate.results import read_run
 
     stored = read_run(options.directory)
@@ -50,8 +48,5 @@ def run(options: argparse.Namespace) -> int:
     if not plan.document["experiments"]:
         print(f"{stored.name}: no group is {' or '.join(classes)}; no plan is written")
         return command.CHECK_FAILED
-    make_folder(out.resolve().parent)
-    with command.writing(out):
-        write_json(out, plan.document)
-    command.tell_plan(out, ", ".join(load_plan(out).ids))
+    command.write_plan(plan.document, out)
     return command.SUCCESS

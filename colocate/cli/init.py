@@ -23,12 +23,13 @@ examples:
 
 def add(commands: command.Commands) -> None:
     """Declare the arguments."""
-    parser = command.new(commands, "init", "Write a plan for two commands of your own, and a workflow for CI.", EPILOG)
+    parser = command.new(
+        commands, run, "init", "Write a plan for two commands of your own, and a workflow for CI.", EPILOG
+    )
     parser.add_argument("foreground", nargs="?", default=FOREGROUND, help=f"the training to judge ({FOREGROUND!r})")
     parser.add_argument("background", nargs="?", default=BACKGROUND, help=f"the training beside it ({BACKGROUND!r})")
     parser.add_argument("--plan", type=Path, default=Path("plan.json"), metavar="FILE", help="the plan (plan.json)")
     parser.add_argument("--no-workflow", action="store_true", help=f"leave out {WORKFLOW}")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

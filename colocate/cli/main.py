@@ -8,21 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from colocate import __version__
-from colocate.cli import (
-    compare,
-    doctor,
-    fit,
-    follow_up,
-    init,
-    merge,
-    pack,
-    pairs,
-    predict,
-    report,
-    run,
-    verify,
-    watch,
-)
+from colocate.cli import compare, doctor, fit, follow_up, init, merge, pack, pairs, predict, report, run, verify, watch
 from colocate.cli.common import SUCCESS, WRONG_INPUT
 from colocate.errors import ColocateError
 from colocate.files import open_closed_streams
@@ -36,21 +22,7 @@ to begin with:
 Each command shows an example with --help.
 """
 
-COMMANDS = (
-    run,
-    init,
-    doctor,
-    predict,
-    pairs,
-    pack,
-    fit,
-    watch,
-    report,
-    merge,
-    compare,
-    follow_up,
-    verify,
-)
+COMMANDS = (run, init, doctor, predict, pairs, pack, fit, watch, report, merge, compare, follow_up, verify)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
         commands,
+        run,
         "merge",
         "Make a run directory, its page and summary.csv of archives; exit code 1 when something is missing.",
         "colocate merge archives/*.jsonl",
@@ -27,7 +28,6 @@ def add(commands: command.Commands) -> None:
         default="complete",
         help="what makes the exit code 0: nothing is missing, or the plan's own rule holds (complete)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

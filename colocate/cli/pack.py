@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from colocate.cli import common as command
 from colocate.cli.arguments import whole
-from colocate.cli.training_set import DEFAULT_CATALOG, GPU, SOLO_HEAD, Task, save, solo_line, takes_epochs, takes_limit
+from colocate.cli.training_set import DEFAULT_CATALOG, Task, head_lines, takes_epochs, takes_gpu
 from colocate.errors import PlanError
-from colocate.units import format_mib, format_size, plural, span_text, to_mib
+from colocate.units import plural, span_text, to_mib
 
 if TYPE_CHECKING:
     from colocate.advice import PackingProblem, SoloProfile
@@ -34,19 +34,17 @@ exit codes: 0 a schedule, 1 nothing shares, 3 open pairs may still change it,
 
 def add(commands: command.Commands) -> None:
     """Declare the arguments."""
-    parser = command.new(commands, "pack", "Decide which of many trainings should share a GPU.", EPILOG)
+    parser = command.new(commands, run, "pack", "Decide which of many trainings should share a GPU.", EPILOG)
     parser.add_argument("catalog", nargs="?", type=Path, metavar="CATALOG", help=f"its models ({DEFAULT_CATALOG})")
     parser.add_argument("--from", dest="plan", type=Path, metavar="PLAN", help="the trainings of a plan instead")
     parser.add_argument("--gpus", type=whole, default=1, metavar="N", help="GPUs of the schedule (1)")
-    parser.add_argument("--gpu", metavar="GPU", help=GPU)
-    takes_limit(parser)
+    takes_gpu(parser)
     parser.add_argument(
         "--known", type=Path, action="append", default=[], metavar="RUN", help="take what an earlier run measured"
     )
     takes_epochs(parser)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="PLAN", help=f"the plan ({DEFAULT_OUT})")
     command.takes_dry_runs(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,9 +67,8 @@ def run(options: argparse.Namespace) -> int:
     for line in _lines(schedule, options.gpus):
         print(line)
     folder, why = options.out.resolve().parent, "Which trainings should share a GPU, by colocate pack."
-    written = save(task.document("pack", why, _entries(schedule, folder), folder), options.out)
     print()
-    command.tell_plan(options.out, f"{written} groups")
+    command.write_plan(task.document("pack", why, _entries(schedule, folder), folder), options.out, what="")
     if len(known) < len(solos):
         return command.WRONG_INPUT
     if open_left:
@@ -111,13 +108,8 @@ class Schedule:
 
 
 def _lines(schedule: Schedule, num_gpus: int) -> Iterator[str]:
-    task, problem, slots = schedule.task, schedule.problem, schedule.slots
-    yield f"{task.name}: {len(schedule.solos)} trainings on {format_size(task.gpu.total_bytes)} GPUs, predicted"
-    yield f"limit {format_mib(task.limits.peak_bytes)}, {format_mib(problem.base_bytes)} in use before anything starts"
-    yield ""
-    yield SOLO_HEAD
-    yield from map(solo_line, schedule.solos)
-    yield ""
+    problem, slots = schedule.problem, schedule.slots
+    yield from head_lines(schedule.task, schedule.solos)
     yield from command.wrapped(_count(schedule))
     yield from command.wrapped(
         "optimal among the pairs that surely fit; open ones may give more: measure them with colocate pairs"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colocate.cli import common as command
-from colocate.cli.training_set import GPU, SOLO_HEAD, Task, save, solo_line, takes_epochs, takes_limit
+from colocate.cli.training_set import Task, head_lines, takes_epochs, takes_gpu
 from colocate.errors import PlanError
-from colocate.units import format_mib, format_size, mib_text, span_text
+from colocate.units import format_mib, mib_text, span_text
 
 if TYPE_CHECKING:
     from colocate.advice import OrderedPair, SoloProfile
@@ -32,18 +32,18 @@ exit codes: 0 a plan was written, 1 no pair is left to be run, 2 wrong input
 
 def add(commands: command.Commands) -> None:
     """Declare the arguments."""
-    parser = command.new(commands, "pairs", "Write the plan of all ordered pairs of trainings, or of a choice.", EPILOG)
+    parser = command.new(
+        commands, run, "pairs", "Write the plan of all ordered pairs of trainings, or of a choice.", EPILOG
+    )
     parser.add_argument("--models", type=words, metavar="NAME,...", help="MODEL or REPOSITORY/MODEL (all there are)")
     parser.add_argument("--catalog", type=Path, metavar="FILE", help="where they are from (settings/models.json)")
     parser.add_argument("--from", dest="plan", type=Path, metavar="PLAN", help="the trainings of a plan instead")
     parser.add_argument("--with-itself", action="store_true", help="every training beside itself too")
     parser.add_argument("--all", action="store_true", help="run those too that cannot fit by their floor")
-    parser.add_argument("--gpu", metavar="GPU", help=GPU)
-    takes_limit(parser)
+    takes_gpu(parser)
     takes_epochs(parser)
     command.takes_dry_runs(parser)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FILE", help=f"the plan ({DEFAULT_OUT})")
-    parser.set_defaults(run=run)
 
 
 def words(text: str) -> list[str]:
@@ -75,7 +75,14 @@ def run(options: argparse.Namespace) -> int:
     if not chosen:
         print("\nno pair is left to be run; no plan is written")
         return command.CHECK_FAILED
-    _write(task, options.out, solos, chosen, left)
+    folder = options.out.resolve().parent
+    members = [task.member(solo.training, folder) for solo in solos]
+    entries = [_entry(pair, members, solos, task) for pair in chosen]
+    document = task.document("pairs", "Ordered pairs of trainings, by colocate pairs.", entries, folder)
+    if left:
+        document["not_run"] = [_entry(pair, members, solos, task) for pair in left]
+    print()
+    command.write_plan(document, options.out, what=f", {len(left)} not run" if left else "")
     return command.SUCCESS
 
 
@@ -114,13 +121,7 @@ def _lines(
     chosen: "Sequence[OrderedPair]",
     left: "Sequence[OrderedPair]",
 ) -> Iterator[str]:
-    limit, base = task.limits.peak_bytes, task.gpu.baseline_bytes
-    yield f"{task.name}: {len(solos)} trainings on {format_size(task.gpu.total_bytes)} GPUs, predicted"
-    yield f"limit {format_mib(limit)}, {format_mib(base)} in use before anything starts"
-    yield ""
-    yield SOLO_HEAD
-    yield from map(solo_line, solos)
-    yield ""
+    yield from head_lines(task, solos)
     yield f"{len(every)} ordered pairs"
     yield from _table(every, chosen)
     unknown = sum(pair.peak is None for pair in chosen)
@@ -131,7 +132,7 @@ def _lines(
     if left:
         yield ""
         yield from command.wrapped(
-            f"not run, {len(left)} pairs: the least that both need is not below {format_mib(limit)}"
+            f"not run, {len(left)} pairs: the least that both need is not below {format_mib(task.limits.peak_bytes)}"
         )
         for pair in left[:MOST_LISTED]:
             yield from command.wrapped(f"  {pair.id}: at least {mib_text(pair.floor_bytes)} MiB")
@@ -154,27 +155,6 @@ def _table(every: "Sequence[OrderedPair]", chosen: "Sequence[OrderedPair]") -> I
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
-
-
-def _write(
-    task: Task,
-    out: Path,
-    solos: "Sequence[SoloProfile]",
-    chosen: "Sequence[OrderedPair]",
-    left: "Sequence[OrderedPair]",
-) -> None:
-    folder = out.resolve().parent
-    members = [task.member(solo.training, folder) for solo in solos]
-
-    def entries(pairs: "Sequence[OrderedPair]") -> list[dict[str, Any]]:
-        return [_entry(pair, members, solos, task) for pair in pairs]
-
-    document = task.document("pairs", "Ordered pairs of trainings, by colocate pairs.", entries(chosen), folder)
-    if left:
-        document["not_run"] = entries(left)
-    written = save(document, out)
-    print()
-    command.tell_plan(out, f"{written} groups" + (f", {len(left)} not run" if left else ""))
 
 
 def _entry(

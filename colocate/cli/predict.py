@@ -37,7 +37,7 @@ lies across the limit, or not all was seen) or not predicted, 2 wrong input
 def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
-        commands, "predict", "Predict what trainings need of a GPU, and whether they fit; needs no GPU.", EPILOG
+        commands, run, "predict", "Predict what trainings need of a GPU, and whether they fit; needs no GPU.", EPILOG
     )
     parser.add_argument("words", nargs="*", metavar="PLAN | -- COMMAND", help=f"a plan ({DEFAULT_PLAN}), or a program")
     parser.add_argument("-k", "--group", action="append", metavar="NAME", help="only groups of this id or training")
@@ -50,7 +50,6 @@ def add(commands: command.Commands) -> None:
     parser.add_argument("--effort", choices=EFFORTS, help="how far dry runs go; full: every pass whole (normal)")
     command.takes_dry_runs(parser)
     command.takes_json(parser)
-    parser.set_defaults(run=run)
 
 
 def sizes(text: str) -> list[int]:

@@ -18,6 +18,7 @@ def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
         commands,
+        run,
         "report",
         "Rebuild the page and summary.csv from run directories; several runs become one page, GPUs kept apart.",
         "colocate report results/run_20261124_053000",
@@ -32,7 +33,6 @@ def add(commands: command.Commands) -> None:
         metavar="SECONDS",
         help="first predict what could be tried for groups that do not fit, for at most so long (600)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -32,12 +32,15 @@ def add(commands: command.Commands) -> None:
     width = max(map(len, OPTIONS)) + 4
     listed = [f"  --{name:{width}}{settings['help']}" for name, settings in OPTIONS.items()]
     parser = command.new(
-        commands, "run", "Run the groups of a plan: can these two trainings share one GPU?", EPILOG + "\n".join(listed)
+        commands,
+        run,
+        "run",
+        "Run the groups of a plan: can these two trainings share one GPU?",
+        EPILOG + "\n".join(listed),
     )
     parser.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="[PLAN] [OPTIONS and arguments of pytest]", help=argparse.SUPPRESS
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from colocate.cli import common as command
 from colocate.cli.arguments import size, whole
 from colocate.errors import PlanError
-from colocate.units import format_mib, mib_text, span_text, to_mib
+from colocate.units import format_mib, format_size, mib_text, span_text, to_mib
 
 if TYPE_CHECKING:
     from colocate.advice import SoloProfile
@@ -29,11 +29,10 @@ def default_catalog() -> Path:
     return DEFAULT_CATALOG if DEFAULT_CATALOG.is_file() else shipped(str(DEFAULT_CATALOG))
 
 
-GPU = "a size, or a name of settings/gpu_models.json (8GB)"
-
-
-def takes_limit(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--limit``."""
+def takes_gpu(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--gpu`` and ``--limit``."""
+    what = "a size, or a name of settings/gpu_models.json (8GB)"
+    parser.add_argument("--gpu", metavar="GPU", help=what)
     parser.add_argument("--limit", type=size, metavar="SIZE", help="a GPU's use stays below this (the plan's)")
 
 
@@ -183,29 +182,18 @@ def _own(training: "Training", folder: Path) -> dict[str, Any]:
     return {name: value for name, value in reported.items() if value not in (None, {}, [])}
 
 
-def save(document: dict[str, Any], out: Path) -> int:
-    """Write a plan, load it as a check; how many groups it has.
-
-    Raises:
-        ColocateError: it cannot be written.
-        PlanError: it does not load.
-    """
-    from colocate.files import make_folder, write_json
-    from colocate.plan import load_plan
-
-    make_folder(out.resolve().parent)
-    with command.writing(out):
-        write_json(out, document)
-    return len(load_plan(out).groups)
-
-
 # --- words ------------------------------------------------------------------------------------------------------------
 
-SOLO_HEAD = f"{'solo':44} {'peak':>6} {'range':>11}  MiB"
+
+def head_lines(task: Task, solos: "Sequence[SoloProfile]") -> Iterator[str]:
+    """The first lines of an answer: the trainings, the GPU, its limit, and what each training takes alone."""
+    yield f"{task.name}: {len(solos)} trainings on {format_size(task.gpu.total_bytes)} GPUs, predicted"
+    in_use = format_mib(task.gpu.baseline_bytes)
+    yield f"limit {format_mib(task.limits.peak_bytes)}, {in_use} in use before anything starts"
+    yield from ("", f"{'solo':44} {'peak':>6} {'range':>11}  MiB", *map(_solo_line, solos), "")
 
 
-def solo_line(solo: "SoloProfile") -> str:
-    """Format what a training takes alone as a line of the table below `SOLO_HEAD`."""
+def _solo_line(solo: "SoloProfile") -> str:
     name = solo.training.name if len(solo.training.name) <= 44 else solo.training.name[:43] + "…"
     if solo.peak is None:
         return f"{name:44} not known: {solo.why}"

@@ -11,6 +11,7 @@ def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
         commands,
+        run,
         "verify",
         "Judge recorded groups again from what is on disk; needs no GPU.",
         "colocate verify results/run_20261124_053000",
@@ -18,7 +19,6 @@ def add(commands: command.Commands) -> None:
     parser.add_argument(
         "directory", type=Path, nargs="+", metavar="RUN", help="a run directory, or the folder of one group in it"
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

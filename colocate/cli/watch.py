@@ -19,6 +19,7 @@ def add(commands: command.Commands) -> None:
     """Declare the arguments."""
     parser = command.new(
         commands,
+        run,
         "watch",
         "Show what a run is doing, until it ends: a line per running group, then its outcome.",
         "colocate watch results/run_20261124_053000",
@@ -27,7 +28,6 @@ def add(commands: command.Commands) -> None:
         "directory", type=Path, nargs="?", metavar="RUN", help="a run directory (the latest in results)"
     )
     parser.add_argument("--once", action="store_true", help="show the state of this moment and end")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

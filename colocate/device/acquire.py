@@ -80,10 +80,9 @@ def as_asked(gpu: FoundGpu, asked: str | None) -> FoundGpu | None:
 
 @dataclass(frozen=True)
 class FoundGpus:
-    """The GPUs of a run, those that others hold, and a sentence for the user about the choice."""
+    """The GPUs of a run, at least one, and a sentence for the user about the choice."""
 
     free: tuple[FoundGpu, ...]
-    busy: tuple[str, ...]
     sentence: str
 
 
@@ -100,14 +99,17 @@ def find_gpus(
         waits: GPUs that others hold count as free, after those that are.
 
     Raises:
-        DeviceError: no GPU can be used, or one is too small. Names the cure.
+        DeviceError: no GPU can be used, all are held, or one is too small. Names the cure.
     """
     choice = choose_device(kind)
     if choice.kind == "virtual":
-        return FoundGpus((FoundGpu("virtual", total_bytes=gpu_bytes, name=name, given=small),), (), choice.sentence)
+        return FoundGpus((FoundGpu("virtual", total_bytes=gpu_bytes, name=name, given=small),), choice.sentence)
     refusals = {device: _refusal(device.uuid) for device in choice.devices}
     usable = [device for device, refusal in refusals.items() if refusal is None]
     usable += [device for device in refusals if waits and device not in usable]
+    if not usable:
+        held = "; ".join(filter(None, refusals.values()))
+        raise DeviceError(f"GPU: expected a free one, found none ({held}); wait for one with --wait=SECONDS")
     for device in usable if small else ():
         _expect_room(device, gpu_bytes)
     given_bytes = gpu_bytes if small else None
@@ -115,7 +117,7 @@ def find_gpus(
         FoundGpu("nvidia", info.uuid, given_bytes, product=info.name, memory_bytes=info.total_bytes, given=small)
         for info in usable
     )
-    return FoundGpus(free, tuple(filter(None, refusals.values())), choice.sentence)
+    return FoundGpus(free, choice.sentence)
 
 
 def _expect_room(device: DeviceInfo, wanted_bytes: int) -> None:
