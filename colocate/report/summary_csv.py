@@ -20,53 +20,8 @@ from typing import Any
 from colocate.advice import Stress, read_speedup
 from colocate.files import write_text
 from colocate.plan import Group
-from colocate.results import GroupDirectory, GroupResult, RunDirectory, RunRecord, group_result_of, journal, read_run
+from colocate.results import GroupResult, RunDirectory, RunRecord, group_result_of, journal, read_run
 from colocate.units import to_mib
-
-COLUMNS = (
-    "group",
-    "experiment_id",
-    "timestamp",
-    "repository",
-    "model",
-    "tier",
-    "foreground",
-    "background",
-    "expected_mib",
-    "budget_mib",
-    "peak_mib",
-    "peak_low_mib",
-    "peak_high_mib",
-    "worst_case_mib",
-    "limit_mib",
-    "headroom_mib",
-    "memory_class",
-    "basis",
-    "outcome",
-    "codes",
-    "reason",
-    "overlap",
-    "duration_seconds",
-    "epoch_cut",
-    "gpu_energy_joules",
-    "cpu_energy_joules",
-    "time_saved_low",
-    "time_saved_high",
-    "energy_saved_low",
-    "energy_saved_high",
-    "device_name",
-    "device_uuid",
-    "device_total_mib",
-    "driver_version",
-    "directory",
-    "attempts",
-    "reused",
-    "margin_pass_mib",
-    "margin_fail_mib",
-    "effective_memory_class",
-    "host",
-)
-HEAD = ",".join(COLUMNS) + "\n"
 
 
 def write_summary(run: RunDirectory) -> Path:
@@ -90,12 +45,11 @@ def rows(run: RunDirectory) -> list[dict[str, Any]]:
 
 def _numbered(run: RunDirectory) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows in the plan's order, each with its group's number."""
-    if not run.path.is_dir():
-        return
-    reused = RunRecord.of(run).latest.reused
-    for result in read_run(run.path).results:
-        if result.outcome != journal.NOT_RUN:
-            yield result.number or 0, row(result, reused=result.group in reused)
+    if run.path.is_dir():
+        reused = RunRecord.of(run).latest.reused
+        for result in read_run(run.path).results:
+            if result.outcome != journal.NOT_RUN:
+                yield result.number or 0, row(result, reused=result.group in reused)
 
 
 class Summary:
@@ -137,67 +91,66 @@ class Summary:
 def _line(cells: dict[str, Any]) -> str:
     """Format one row as pandas writes it."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([cells[name] for name in COLUMNS])
+    csv.writer(text, lineterminator="\n").writerow(cells.values())
     return text.getvalue()
 
 
 def row(result: GroupResult, *, reused: bool) -> dict[str, Any]:
-    """The cells of one group; of one without a verdict what the run told of it."""
+    """The cells of one group by column, in their order; of a group without a verdict what the run told of it."""
     if not result.is_judged:
         result = replace(result, deciding=None, verdict=None, attempts=())
     evidence, attempt, verdict = result.evidence, result.deciding, result.verdict
     settings = None if attempt is None else attempt.experiment.foreground
     directory = None if attempt is None else attempt.directory
+    name = None if directory is None else directory.path.name
     worst_case = None if verdict is None else verdict.worst_case
     reasons = result.reasons if verdict is None else [reason.text for reason in verdict.reasons]
-    sizes = ("expected", "budget", "peak", "peak_low", "peak_high", "limit", "headroom")
-    alike = ("group", "tier", "foreground", "background", "memory_class", "basis", "outcome")
+    speedup = None if directory is None else read_speedup(directory)
+    time_saved = [run.time_saved for run in (speedup.runs if speedup else ())]
+    energy_saved = [run.energy_saved for run in (speedup.runs if speedup else ()) if run.energy_saved is not None]
+    stress = None if directory is None else Stress.read(directory)
     return {
-        **{name: getattr(result, name) for name in (*alike, "device_name", "device_uuid")},
-        **{f"{name}_mib": _mib(getattr(result, f"{name}_bytes")) for name in sizes},
-        "experiment_id": None if directory is None else directory.path.name,
+        "group": result.group,
+        "experiment_id": name,
         "timestamp": evidence.started_at,
         "repository": None if settings is None else settings.repository,
         "model": None if settings is None else settings.model,
+        "tier": result.tier,
+        "foreground": result.foreground,
+        "background": result.background,
+        "expected_mib": _mib(result.expected_bytes),
+        "budget_mib": _mib(result.budget_bytes),
+        "peak_mib": _mib(result.peak_bytes),
+        "peak_low_mib": _mib(result.peak_low_bytes),
+        "peak_high_mib": _mib(result.peak_high_bytes),
         "worst_case_mib": None if worst_case is None else _mib(worst_case.peak_bytes),
-        "epoch_cut": None if verdict is None else verdict.epoch_cut,
-        "overlap": _rounded(result.overlap, 4),
+        "limit_mib": _mib(result.limit_bytes),
+        "headroom_mib": _mib(result.headroom_bytes),
+        "memory_class": result.memory_class,
+        "basis": result.basis,
+        "outcome": result.outcome,
         "codes": " ".join(result.codes) or None,
         "reason": "; ".join(reasons) or None,
+        "overlap": _rounded(result.overlap, 4),
         "duration_seconds": _rounded(evidence.duration_s, 3),
+        "epoch_cut": None if verdict is None else verdict.epoch_cut,
         "gpu_energy_joules": _rounded(evidence.gpu_energy_j, 3),
         "cpu_energy_joules": _rounded(evidence.cpu_energy_j, 3),
+        "time_saved_low": _rounded(min(time_saved, default=None), 4),
+        "time_saved_high": _rounded(max(time_saved, default=None), 4),
+        "energy_saved_low": _rounded(min(energy_saved, default=None), 4),
+        "energy_saved_high": _rounded(max(energy_saved, default=None), 4),
+        "device_name": result.device_name,
+        "device_uuid": result.device_uuid,
         "device_total_mib": _mib(evidence.device.total_bytes),
         "driver_version": evidence.device.driver_version,
-        "directory": None if directory is None else directory.path.name,
+        "directory": name,
         "attempts": len(result.attempts) or None,
         "reused": f"reused from {result.run}" if reused and result.attempts else None,
+        "margin_pass_mib": None if stress is None else _mib(stress.holds_bytes),
+        "margin_fail_mib": None if stress is None else _mib(stress.breaks_bytes),
+        "effective_memory_class": None if stress is None else stress.memory_class,
         "host": evidence.host,
-        **_speedup(directory),
-        **_breaking_point(directory),
-    }
-
-
-def _speedup(directory: GroupDirectory | None) -> dict[str, float | None]:
-    """Return what sharing saved, the least and the most of all runs; empty if it was not measured."""
-    found = None if directory is None else read_speedup(directory)
-    runs = found.runs if found else ()
-    time = [run.time_saved for run in runs]
-    energy = [run.energy_saved for run in runs if run.energy_saved is not None]
-    return {
-        "time_saved_low": _rounded(min(time, default=None), 4),
-        "time_saved_high": _rounded(max(time, default=None), 4),
-        "energy_saved_low": _rounded(min(energy, default=None), 4),
-        "energy_saved_high": _rounded(max(energy, default=None), 4),
-    }
-
-
-def _breaking_point(directory: GroupDirectory | None) -> dict[str, Any]:
-    found = None if directory is None else Stress.read(directory)
-    return {
-        "margin_pass_mib": None if found is None else _mib(found.holds_bytes),
-        "margin_fail_mib": None if found is None else _mib(found.breaks_bytes),
-        "effective_memory_class": None if found is None else found.memory_class,
     }
 
 
@@ -207,6 +160,10 @@ def _mib(num_bytes: int | None) -> float | None:
 
 def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
+
+
+COLUMNS = tuple(row(GroupResult("", ""), reused=False))
+HEAD = ",".join(COLUMNS) + "\n"
 
 
 @contextmanager
