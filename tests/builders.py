@@ -101,3 +101,8 @@ def predicted_evidence(foreground_mib: float, background_mib: float, **changes: 
 
 def out_of_memory(source: str = "event") -> OutOfMemory:
     return OutOfMemory(source, "CUDA out of memory. Tried to allocate 192.00 MiB", requested_bytes=192 * MIB)  # type: ignore[arg-type]
+
+
+def too_large(**changes: Any) -> Evidence:
+    """The same group, whose foreground ran out of memory."""
+    return evidence(foreground=foreground(out_of_memory=(out_of_memory(),)), **changes)

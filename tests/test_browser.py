@@ -1,7 +1,6 @@
 """The page in a real browser. Skipped, with the reason, where there is none."""
 
 import base64
-import json
 import os
 import re
 from dataclasses import replace
@@ -10,7 +9,8 @@ from pathlib import Path
 import pytest
 from browser import MISSING, browser
 from builders import device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated
-from groups import group, training
+from groups import training
+from records import begin, finish, planned, propose, run_in
 from stand_in_project import Project
 from waiting import wait_until
 
@@ -19,7 +19,6 @@ from colocate.report.html import page
 from colocate.results import journal
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import read_run
-from colocate.results.record import write_record
 from colocate.units import MIB
 
 pytestmark = [
@@ -37,51 +36,34 @@ ENTER, TAB, SPACE = "\ue007", "\ue004", "\ue00d"
 
 def fill(run, num_groups):
     """A run of groups with peaks of 900 MiB, 1900 MiB and so on, of which the second does not fit."""
-    run.path.mkdir(parents=True)
-    names = [f"group{number:02}" for number in range(1, num_groups + 1)]
-    plan = {"name": f"plan {MARKUP}", "groups": [*names, "group99"], "needed": 1, "success_rate": 0.5}
-    plan["tiers"] = {"low": 1.0, "high": 0.8}
-    run.record.write_text(json.dumps({"plan": plan, "started_at": "2026-11-24T05:30:00+00:00"}))
-    for number, name in enumerate(names, start=1):
-        directory = run.group("mnist", number, parallel=True).create()
-        one = replace(group(training("mnist"), training("resnet20")), number=number, id=name, expected_bytes=3500 * MIB)
-        one = replace(one, tier="low" if number % 2 else "high")
-        seen = predicted_evidence(900 + 1000 * (number - 1) % 6000, 100, group=name)
+    name = f"plan {MARKUP}"
+    names = [f"group{number:02}" for number in (*range(1, num_groups + 1), 99)]
+    begin(run, name=name, groups=names, tiers={"low": 1.0, "high": 0.8})
+    for number in range(1, num_groups + 1):
+        seen = predicted_evidence(900 + 1000 * (number - 1) % 6000, 100, plan=name, duration_s=9.0 + number)
         if number == 2:
             wrong = foreground(out_of_memory=(out_of_memory(),), allocators=(simulated(9000),))
             seen = replace(seen, foreground=wrong)
         if number == 3:
             seen = replace(seen, faults=(("sensor_lost", f"the GPU is gone {MARKUP}"),))
-        write_record(directory, one, replace(seen, plan=plan["name"], duration_s=9.0 + number), [], run.name)
-        directory.foreground_log.write_text(f"epoch 1 {MARKUP}\n")
+        if number == 4:  # begun again, for the first attempt was spoiled by somebody else's doing
+            finish(run, 4, replace(seen, faults=(("foreign_process", f"pid 7 {MARKUP}"),)), tier="high")
+        given = planned(number, tier="low" if number % 2 else "high")
+        finish(run, number, seen, tier=given.tier).foreground_log.write_text(f"epoch 1 {MARKUP}\n")
         if number == 2:
-            propose(run, one)
-        if number == 4:
-            repeat(run, one, seen)
+            propose(run, given, *proposals())
     record = {**read_run(run.path).results[0].to_json(), "group": "group99", "number": 99, "outcome": "NOT RUN"}
     record |= {"peak_bytes": None, "headroom_bytes": None, "basis": None, "foreground": MARKUP, "reasons": [MARKUP]}
     journal.append(run.path, "group", record={**record, "directory": None, "device_name": None})
     return run
 
 
-def propose(run, one):
+def proposals():
     """What could be tried for a group that does not fit, with every kind of answer."""
     peak = {"low_bytes": 5000 * MIB, "expected_bytes": 5500 * MIB, "high_bytes": 6000 * MIB}
     known = {"training": f"mnist {MARKUP}", "text": "t", "settings": f'"batch_size": 16 {MARKUP}', "why": "why " * 30}
-    found = [{**known, "peak": peak, "answer": answer} for answer in ("fits", "undecided", "does not fit")]
-    found.append({**known, "peak": None, "answer": None, "why_not": f"not emulated {MARKUP}"})
-    groups = {one.id: {"content_hash": one.content_hash, "proposals": found}}
-    run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
-
-
-def repeat(run, one, seen):
-    """A second attempt at a group; the first was made by somebody else's doing."""
-    first = next(directory for directory in run.groups() if directory.path.name.endswith("_004"))
-    spoiled = replace(seen, faults=(("foreign_process", f"pid 7 {MARKUP}"),), started_at="2026-11-24T05:30:00+00:00")
-    write_record(first, one, spoiled, [], run.name)
-    second = run.group("mnist", one.number, parallel=True, attempt=2).create()
-    counted = replace(seen, attempt=2, started_at="2026-11-24T05:40:00+00:00")
-    write_record(second, one, counted, [], run.name)
+    yield from ({**known, "peak": peak, "answer": answer} for answer in ("fits", "undecided", "does not fit"))
+    yield {**known, "peak": None, "answer": None, "why_not": f"not emulated {MARKUP}"}
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +85,10 @@ def two_gpus(tmp_path_factory):
     """Two runs on one page, one of them measured, with what changed between them."""
     folder = tmp_path_factory.mktemp("two")
     first = fill(RunDirectory(folder / "run_20261124_053000"), 3)
-    second = RunDirectory(folder / "run_20261125_053000")
-    second.path.mkdir()
-    directory = second.group("mnist", 1, parallel=True).create()
+    second = run_in(folder, 25)
     seen = evidence(device=device_info(name="NVIDIA GeForce RTX 2070 SUPER", driver_version="580.95"))
     seen = replace(seen, gpu_energy_j=12345.0, foreground=foreground(allocators=(simulated(9000),)))
-    write_record(directory, group(training("a" * 60), training("resnet20")), seen, [], second.name)
+    directory = finish(second, 1, seen, foreground=training("a" * 60))
     watts = "".join(f"{1000 + second},{100 + second % 7}\n" for second in range(60))
     (directory.energy / "gpu_power.csv").write_text(f"timestamp,power_draw_w\n{watts}")
     runs = [read_run(first.path), read_run(second.path)]

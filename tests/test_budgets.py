@@ -1,19 +1,17 @@
 """Budgets of groups, and what a job of GitHub Actions is told of a run."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import evidence, foreground, out_of_memory
-from groups import group, training
+from builders import evidence, too_large
+from records import STARTED_AT, begin, finish, run_in
 
 from colocate.plan.plan import load_plan
 from colocate.report import github
 from colocate.report.html import page
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import parts, read_run
-from colocate.results.record import write_record
 from colocate.units import MIB
 
 
@@ -37,24 +35,14 @@ def test_a_budget_is_what_is_expected_and_the_tolerance_of_the_entry_or_the_plan
     assert without.groups[0].content_hash == plan.groups[0].content_hash, "it decides nothing"
 
 
-def finish(run: RunDirectory, number: int, tolerance_mib: int | None, **seen) -> None:
-    directory = run.group("mnist", number, parallel=True).create()
-    one = replace(group(training("mnist"), training("resnet20")), id=f"group{number:02}", number=number)
-    tolerance = None if tolerance_mib is None else tolerance_mib * MIB
-    one = replace(one, expected_bytes=3000 * MIB, tolerance_bytes=tolerance)
-    write_record(directory, one, evidence(group=one.id, **seen), [], run.name)
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     """Three groups that peaked at 3200 MiB: over budget, within it, and without one; a fourth that does not fit."""
-    found = RunDirectory(tmp_path / "run_20261124_053000")
-    found.path.mkdir()
-    names = [f"group{number:02}" for number in range(1, 5)]
-    found.record.write_text(json.dumps({"plan": {"name": "p", "groups": names, "needed": 3, "success_rate": 0.75}}))
-    for number, tolerance_mib in ((1, 100), (2, 200), (3, None)):
-        finish(found, number, tolerance_mib)
-    finish(found, 4, None, foreground=foreground(out_of_memory=(out_of_memory(),)))
+    found = run_in(tmp_path)
+    begin(found, 4, needed=3)
+    for number, tolerance in ((1, 100 * MIB), (2, 200 * MIB), (3, None)):
+        finish(found, number, expected_bytes=3000 * MIB, tolerance_bytes=tolerance)
+    finish(found, 4, too_large())
     return found
 
 
@@ -68,12 +56,11 @@ def test_a_group_over_its_budget_is_flagged_on_the_page_and_stays_feasible(run: 
 
 def test_a_run_read_back_knows_its_start_and_the_smaller_gpu_that_it_had(run: RunDirectory) -> None:
     document = json.loads(run.record.read_text())
-    document["started_at"] = "2026-11-24T05:30:00+00:00"
     document["plan"]["limits"] = {"gpu_bytes": 24576 * MIB, "peak_bytes": 24000 * MIB}
     run.record.write_text(json.dumps(document))
     found = read_run(run.path)
     (part,) = parts([found])
-    assert (found.started_at, part.gpu_bytes) == (document["started_at"], evidence().device.total_bytes)
+    assert (found.started_at, part.gpu_bytes) == (STARTED_AT, evidence().device.total_bytes)
 
 
 def test_the_summary_of_a_job_has_the_groups_that_do_not_fit_first(run: RunDirectory) -> None:

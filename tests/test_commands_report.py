@@ -6,20 +6,12 @@ from dataclasses import replace
 
 import pytest
 from builders import device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated
-from groups import group, training
+from records import begin, finish, run_in
 
 from colocate.cli.main import COMMANDS, main
 from colocate.plan.plan import load_plan
 from colocate.results import journal
-from colocate.results.layout import RunDirectory
-from colocate.results.record import write_record
 from colocate.units import MIB
-
-
-def finish(run, number, seen, **diffs):
-    directory = run.group("mnist", number, parallel=True).create()
-    one = replace(group(training("mnist"), training("resnet20")), number=number, id=f"group{number:02}")
-    write_record(directory, one, replace(seen, group=one.id, **diffs), [], run.name)
 
 
 @pytest.fixture
@@ -61,14 +53,12 @@ def plan(tmp_path):
 @pytest.fixture
 def run(tmp_path, plan):
     """A run of that plan: stable, infeasible, usable."""
-    found = RunDirectory(tmp_path / "results/run_20261124_053000")
-    found.path.mkdir(parents=True)
-    reported = {"name": plan.name, "path": str(plan.path), "groups": list(plan.ids), "needed": 2, "success_rate": 0.95}
-    reported |= {"document": plan.to_json(), "catalog": str(plan.catalog)}
-    found.record.write_text(json.dumps({"plan": reported, "started_at": "2026-11-24T05:30:00+00:00"}))
+    found = run_in(tmp_path / "results")
+    kept = {"path": str(plan.path), "document": plan.to_json(), "catalog": str(plan.catalog)}
+    begin(found, 3, needed=2, name=plan.name, **kept)
     wrong = foreground(out_of_memory=(out_of_memory(),), allocators=(simulated(9000),))
     finish(found, 1, predicted_evidence(800, 500))
-    finish(found, 2, predicted_evidence(9000, 500), foreground=wrong)
+    finish(found, 2, replace(predicted_evidence(9000, 500), foreground=wrong))
     finish(found, 3, predicted_evidence(1900, 800))
     return found
 
@@ -101,8 +91,7 @@ def test_a_folder_without_a_run_or_a_page_that_cannot_be_written_is_one_line(run
 
 
 def test_several_runs_become_one_page(run, tmp_path, capsys):
-    other = RunDirectory(tmp_path / "results/run_20261125_053000")
-    other.path.mkdir()
+    other = run_in(tmp_path / "results", 25)
     other.record.write_text(run.record.read_text())
     finish(other, 2, evidence(device=device_info(name="Other 8 GB")))
     out = tmp_path / "both/report.html"
@@ -117,8 +106,7 @@ def test_several_runs_become_one_page(run, tmp_path, capsys):
 @pytest.fixture
 def later(run, tmp_path):
     """The same plan once more: the first group needs 600 MiB more, the second fits."""
-    found = RunDirectory(tmp_path / "results/run_20261125_053000")
-    found.path.mkdir()
+    found = run_in(tmp_path / "results", 25)
     found.record.write_text(run.record.read_text())
     finish(found, 1, predicted_evidence(1400, 500))
     finish(found, 2, predicted_evidence(800, 500))
@@ -181,9 +169,8 @@ def test_a_job_of_github_gets_a_summary_and_annotations(run, later, capsys, tmp_
 
 
 def test_a_comparison_names_another_driver_and_other_versions(run, tmp_path, capsys):
-    before, after = RunDirectory(tmp_path / "run_1"), RunDirectory(tmp_path / "run_2")
+    before, after = run_in(tmp_path), run_in(tmp_path, 25)
     for found, driver, torch in ((before, "550.54", "2.13.0"), (after, "570.1", "2.14.1")):
-        found.path.mkdir()
         versions = {"torch": torch, "colocate": "0.1.0"}
         finish(found, 1, evidence(device=device_info(driver_version=driver), versions=versions))
     assert main(["compare", str(before.path), str(after.path)]) == 0
@@ -195,9 +182,8 @@ def test_a_comparison_names_another_driver_and_other_versions(run, tmp_path, cap
 def test_peaks_of_different_gpus_are_not_subtracted(tmp_path, capsys, monkeypatch):
     """A group of an 8 GB GPU used to have "grown" when the next run had one of 24 GB."""
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    before, after = RunDirectory(tmp_path / "run_1"), RunDirectory(tmp_path / "run_2")
+    before, after = run_in(tmp_path), run_in(tmp_path, 25)
     for found, name in ((before, "Test 8 GB"), (after, "Test 24 GB")):
-        found.path.mkdir()
         finish(found, 1, evidence(device=device_info(name=name)))
     page = tmp_path / "page.html"
     assert main(["compare", str(before.path), str(after.path), "--fail-above=1GB", f"--page={page}"]) == 1

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import builders
 import pytest
 import sessions
-from groups import STAND_IN, group, training
+from groups import STAND_IN
+from records import begin, finish
 from sessions import Session
 from test_docs import known_words
 
@@ -33,7 +33,6 @@ from colocate.harness.simulation import NOTHING, Program, SimulatedRun
 from colocate.plan.plan import load_plan
 from colocate.results import journal
 from colocate.results.layout import RunDirectory
-from colocate.results.record import write_record
 from colocate.units import MIB
 from colocate.verdict.predicted_peak import PeakRange
 
@@ -142,10 +141,8 @@ def finished_runs(made: Path) -> None:
     names = ("results/main", *(f"results/run_20261124_0{hour}3000" for hour in (5, 6)))
     for name in (*names, "shared/results/run_20261124_053000", "shared/results/run_20261124_054500"):
         run = RunDirectory(made / name)
-        directory = run.group("mnist", 1, parallel=True).create()
-        write_record(directory, group(training("mnist"), training("resnet20")), builders.evidence(), [], run.name)
-        plan = {"name": "tiny", "groups": ["group01"], "needed": 1, "success_rate": 0.95}
-        run.record.write_text(json.dumps({"plan": plan, "started_at": "2026-11-24T05:30:00+00:00"}))
+        begin(run)
+        finish(run)
         journal.append(run.path, "started", groups=["group01"])
         journal.append(run.path, "ended")
 

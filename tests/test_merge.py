@@ -26,8 +26,13 @@ def entry(*options):
     return {"mode": "parallel", "foreground": stand_in(*options), "background": LOAD}
 
 
+def paired(*options):
+    """A training whose steps take 20 ms alone and 30 beside another."""
+    return stand_in("--probe", "--step-s=0.02", "--shared-step-s=0.03", *options) | {"repeat_args": ["--repeat"]}
+
+
 PLAN = [
-    entry("--hold=2000", "--steps=20", "--probe"),
+    {"mode": "parallel", "foreground": paired("--hold=2000", "--steps=60"), "background": paired("--hold=900")},
     entry("--hold=7000", "--steps=20", "--probe"),
     entry("--hold=100", "--steps=20", "--flood=300000", "--oom-at=9"),
     entry("--stub"),
@@ -48,6 +53,17 @@ def carried(fake_nvml_library, tmp_path_factory):
         )
     assert len(run.verdicts) == 4, run.output
     return run, journal
+
+
+def test_a_feasible_group_says_whether_it_was_worth_it(carried):
+    run, _ = carried
+    assert "worth it? sharing saves" in run.output
+    assert (run.run / "stand_in_parallel_001/speedup.json").exists()
+    assert "Is sharing worth it?" in run.page
+    assert "sharing saves" in run.page
+    (saved, *_) = [row["time_saved_low"] for row in summary(run.run)]
+    assert float(saved) > 0
+    assert colocate(run.folder, "verify", run.run).code == 0, "runs alone are no groups of the run"
 
 
 def lines_of(journal):

@@ -5,11 +5,20 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from builders import background, device_info, evidence, foreground, out_of_memory, predicted_evidence, simulated, trace
-from groups import group, training
+from builders import (
+    background,
+    device_info,
+    evidence,
+    foreground,
+    out_of_memory,
+    predicted_evidence,
+    simulated,
+    too_large,
+    trace,
+)
 from markupsafe import escape
+from records import begin, finish, planned, propose, run_in
 
-from colocate.harness.attempt import free_directory
 from colocate.process.exit_status import Exit
 from colocate.report.html import details, page, table
 from colocate.report.html.templating import macro
@@ -17,7 +26,6 @@ from colocate.results import journal
 from colocate.results.group_result import GroupResult
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import parts, read_run
-from colocate.results.record import write_record
 from colocate.units import MIB
 from colocate.verdict.evidence import ProcessRun, ProgressEvent
 
@@ -72,30 +80,7 @@ def tags(text):
 
 @pytest.fixture
 def run(tmp_path):
-    found = RunDirectory(tmp_path / "results/run_20261124_053000")
-    found.path.mkdir(parents=True)
-    return found
-
-
-def finish(run, number=1, seen=None, tier="low", **settings):
-    """Write the record of one group as a run does, and its line in the journal."""
-    directory = run.group("mnist", number, parallel=True).create()
-    one = replace(group(training("mnist", **settings), training("resnet20")), number=number, tier=tier)
-    one = replace(one, id=f"group{number:02}", expected_bytes=3500 * MIB)
-    write_record(directory, one, seen or evidence(group=one.id), [], run.name)
-    return directory
-
-
-def begin(run, groups, needed=1, **plan):
-    document = {
-        "name": "a_plan",
-        "groups": groups,
-        "needed": needed,
-        "success_rate": 0.5,
-        "tiers": {"low": 1.0},
-        **plan,
-    }
-    run.record.write_text(json.dumps({"plan": document, "started_at": "2026-11-24T05:30:00+00:00"}))
+    return run_in(tmp_path / "results")
 
 
 def body(run, *more):
@@ -124,11 +109,11 @@ def test_numbers_are_given_as_numbers_to_sort_by_and_the_unknown_as_nothing():
 def test_foreign_text_stays_text_everywhere(run):
     foreign = {name: MARKUP for name in ("tier", "foreground", "background", "basis", "device_name", "memory_class")}
     foreign |= {"reasons": [MARKUP], "warnings": [MARKUP], "codes": [MARKUP], "outcome": MARKUP}
-    begin(run, [MARKUP, "group01"], name=MARKUP)
+    begin(run, groups=[MARKUP, "group01"], name=MARKUP)
     directory = finish(run)
     directory.foreground_log.write_text(MARKUP)
     journal.append(run.path, "group", record=record(**foreign, directory=str(directory.path)), text=MARKUP)
-    journal.append(run.path, "group", record=record(**foreign, group="group02", number=2))
+    journal.append(run.path, "group", record=record(**foreign, number=2))
     whole = page.document(page.Report.of([read_run(run.path)], run.path))
     scripts = [tag for tag, _ in tags(whole) if tag == "script"]
     assert len(scripts) == 1, "the page's own"
@@ -139,46 +124,42 @@ def test_foreign_text_stays_text_everywhere(run):
 
 
 def test_the_verdict_of_the_plan_is_one_sentence_on_top_and_each_tier_has_what_was_expected_of_it(run):
-    begin(run, ["group01", "group02"], tiers={"low": 1.0, "high": 0.5})
+    begin(run, 3, tiers={"low": 1.0, "medium": 0.95})
     finish(run, 1)
-    finish(run, 2, evidence(group="group02", foreground=foreground(out_of_memory=(out_of_memory(),))))
+    finish(run, 2, too_large())
+    finish(run, 3, too_large(), tier="medium")
     found = body(run)
-    assert "1 of 2 groups share an 8 GB GPU; 1 needed: the plan holds</h2>" in found
+    assert "1 of 3 groups share an 8 GB GPU; 1 needed: the plan holds</h2>" in found
     assert "measured on Test 8 GB" in found
     assert "banner" not in found
     assert 'class="unsplit"' in found, "a measured peak of which nobody is known stays whole"
     assert folds(found) == [], "begun once"
-    row = re.search(r"<tr><th scope=\"row\">low</th>.*?</tr>", found, re.DOTALL)[0]
-    assert "100 % (2 of 2)" in row
-    assert ">1 (50%)<" in row
-    assert ">below<" in row
+    low, medium = re.findall(r"<tr><th scope=\"row\">(?:low|medium)</th>.*?</tr>", found, re.DOTALL)
+    assert all(text in low for text in ("100 % (2 of 2)", ">1 (50%)<", ">below<"))
+    assert "95 % (1 of 1)" in medium, "rounded down it would be none"
+    assert ">below<" in medium
     assert all(more.get("scope") for tag, more in tags(found) if tag == "th")
     assert all(more.get("aria-label") and more.get("role") == "img" for tag, more in tags(found) if tag == "svg")
 
 
-def test_an_incomplete_page_says_so_on_top(run):
-    begin(run, ["group01", "group02", "group03"])
-    finish(run, 1)
-    journal.append(run.path, "group", record=record(group="group02", number=2, outcome="NOT RUN", basis=None))
-    found = body(run)
-    assert "INCOMPLETE:</b> 2 groups have no verdict (NOT RUN: group02; not selected: group03)" in found
-    assert found.index("INCOMPLETE") < found.index("headline")
-
-
-def test_a_run_that_goes_on_says_so_on_top(run):
-    begin(run, ["group01", "group02"])
+def test_a_page_of_a_run_that_is_incomplete_or_goes_on_says_so_on_top(run):
+    begin(run, 3)
     journal.append(run.path, "started", groups=["group01", "group02"])
     finish(run, 1)
     assert "NOT ENDED:</b> run_20261124_053000" in body(run)
     assert "not done: group02" in body(run)
+    journal.append(run.path, "group", record=record(group="group02", number=2, outcome="NOT RUN", basis=None))
     journal.append(run.path, "ended")
-    assert "NOT ENDED" not in body(run)
+    found = body(run)
+    assert "NOT ENDED" not in found
+    assert "INCOMPLETE:</b> 2 groups have no verdict (NOT RUN: group02; not selected: group03)" in found
+    assert found.index("INCOMPLETE") < found.index("headline")
 
 
 def test_a_predicted_page_says_so_on_top_splits_its_peaks_and_says_who_needed_what_and_what_to_try(run):
-    begin(run, ["group01", "group02"])
+    begin(run, 2)
     finish(run, 1, predicted_evidence(1000, 800))
-    finish(run, 2, predicted_evidence(6000, 2000, group="group02"))
+    finish(run, 2, predicted_evidence(6000, 2000))
     found = body(run)
     assert "PREDICTED:" in found
     assert "1 of 2 groups are predicted to share" in found
@@ -191,7 +172,7 @@ def test_a_predicted_page_says_so_on_top_splits_its_peaks_and_says_who_needed_wh
 
 
 def test_a_simulated_driver_is_stamped_loudly_and_a_restart_of_the_background_is_marked(run):
-    begin(run, ["group01"])
+    begin(run)
     process_runs = (
         ProcessRun("a", 1.0, Exit(1, None, 9.0)),
         ProcessRun("b", 10.0, Exit(None, "SIGTERM", 23.0, stopped=True)),
@@ -207,29 +188,18 @@ def test_a_simulated_driver_is_stamped_loudly_and_a_restart_of_the_background_is
     assert "foreground ran" not in found, "one that never ended has no span"
 
 
-def test_a_tier_that_is_expected_to_fit_is_not_as_expected_without_a_group_that_does(run):
-    """0.95 of one group, rounded down, would be none."""
-    begin(run, ["group01"], tiers={"medium": 0.95})
-    finish(run, 1, evidence(foreground=foreground(out_of_memory=(out_of_memory(),))), tier="medium")
-    found = body(run)
-    assert "95 % (1 of 1)" in found
-    assert "below</b>" in found
-
-
 def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_run(run):
-    begin(run, ["group01"])
-    directory = finish(run, 1, predicted_evidence(6000, 2000))
+    begin(run)
+    finish(run, 1, predicted_evidence(6000, 2000))
     peak = {"low_bytes": 5000 * MIB, "expected_bytes": 5500 * MIB, "high_bytes": 6000 * MIB}
     known = {"training": "mnist", "text": "mnist: x", "settings": f'"b": {MARKUP}', "why": "keeps the effective batch"}
-    entries = [
+    entries = (
         {**known, "peak": peak, "answer": "fits"},
         {**known, "peak": {**peak, "high_bytes": 9000 * MIB}, "answer": "undecided"},
         {**known, "peak": None, "answer": None, "why_not": "resnet20 told nothing of a PyTorch allocator"},
         {"text": "measure it", "settings": None},
-    ]
-    content_hash = json.loads(directory.experiment.read_text())["group"]["content_hash"]
-    groups = {"group01": {"content_hash": content_hash, "proposals": entries}}
-    run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
+    )
+    propose(run, planned(), *entries)
     found = body(run)
     assert '<b class="forecast v-ok">5000-6000 MiB: fits</b>' in found
     assert '<b class="forecast v-warn">5000-9000 MiB: undecided</b>' in found
@@ -237,18 +207,13 @@ def test_proposals_stand_with_what_is_predicted_of_them_for_the_group_as_it_was_
     assert "<li>measure it</li>" in found
     assert "The peaks of proposals are predicted on a virtual GPU, not measured." in found
     assert MARKUP not in found
-    groups["group01"]["content_hash"] = "other"
-    run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
-    assert "5000-6000 MiB: fits" not in body(run)
-
-
-def attempt(run, seen, repeat=1):
-    """One attempt more at a group, as a run records it."""
-    one = replace(group(training("mnist"), training("resnet20")), number=1, id="group01")
-    directory = free_directory(run, one, repeat).create()
-    counted = replace(seen, run=directory.repeat, attempt=directory.attempt, group=one.id)
-    write_record(directory, one, counted, [], run.name)
-    return directory
+    propose(run, planned(background=None), *entries)
+    assert "5000-6000 MiB: fits" not in body(run), "of a group with other settings"
+    not_yet = {**known, "peak": None, "why_not": "not predicted yet"}
+    propose(run, planned(), not_yet, not_yet)
+    found = body(run)
+    assert found.count("not predicted") == 1
+    assert "2 proposals not predicted yet; this command does it" in found
 
 
 def folds(text):
@@ -259,10 +224,10 @@ def folds(text):
 
 
 def test_every_attempt_at_a_group_is_shown_with_its_course_and_why_it_was_repeated(run):
-    begin(run, ["group01"])
+    begin(run)
     foreign = evidence(faults=(("foreign_process", f"pid 7 {MARKUP}"),), duration_s=61.0)
-    attempt(run, foreign)
-    attempt(run, evidence(duration_s=90.0))
+    finish(run, 1, foreign)
+    finish(run, 1, evidence(duration_s=90.0))
     found = body(run)
     assert folds(found) == [
         "attempt 1: INCONCLUSIVE, 1 min 01 s",
@@ -275,10 +240,10 @@ def test_every_attempt_at_a_group_is_shown_with_its_course_and_why_it_was_repeat
 
 
 def test_every_run_of_a_repeated_group_is_shown_and_the_worst_decides(run):
-    begin(run, ["group01"])
-    attempt(run, evidence(), repeat=1)
-    attempt(run, evidence(faults=(("foreign_process", "somebody"),)), repeat=2)
-    attempt(run, evidence(foreground=foreground(out_of_memory=(out_of_memory(),))), repeat=2)
+    begin(run)
+    finish(run)
+    finish(run, 1, evidence(faults=(("foreign_process", "somebody"),), run=2))
+    finish(run, 1, too_large(run=2))
     found = folds(body(run))
     assert [text.partition(", peak")[0] for text in found] == [
         "run 1: FEASIBLE",
@@ -291,9 +256,9 @@ def test_every_run_of_a_repeated_group_is_shown_and_the_worst_decides(run):
 
 def test_an_inconclusive_group_has_a_box_of_its_own_and_neither_class_nor_peak(run):
     """It used to be "not recommended", and its peak, which nothing carried, was the highest of the plan."""
-    begin(run, ["group01", "group02"])
+    begin(run, 2)
     finish(run, 1)
-    finish(run, 2, evidence(group="group02", faults=(("foreign_process", "somebody used the GPU"),)))
+    finish(run, 2, evidence(faults=(("foreign_process", "somebody used the GPU"),)))
     found = body(run)
     box = re.search(r'<section class="inconclusive">.*?</section>', found, re.DOTALL)[0]
     assert "No answer yet: fix this and run again" in box
@@ -308,9 +273,9 @@ def test_an_inconclusive_group_has_a_box_of_its_own_and_neither_class_nor_peak(r
 
 def test_every_group_is_drawn_against_its_own_limit(run):
     """The plan's limit used to be drawn for all, in colour and in words."""
-    begin(run, ["group01", "group02"])
+    begin(run, 2)
     finish(run, 1)
-    small = evidence(group="group02")
+    small = evidence()
     finish(run, 2, replace(small, limits=replace(small.limits, peak_bytes=5000 * MIB)))
     found = body(run)
     assert "peak 3200 MiB of 7500 MiB" in found
@@ -321,7 +286,7 @@ def test_every_group_is_drawn_against_its_own_limit(run):
 
 def test_what_a_training_wanted_beyond_a_full_gpu_is_its_own_part_of_the_peak(run):
     """It used to stand under baseline and other, for what was held before the GPU was full counted as all."""
-    begin(run, ["group01"])
+    begin(run)
     seen = predicted_evidence(6000, 2000)
     failed = (ProcessRun("training.log", 8.0, Exit(1, None, 21.0)),)
     wanted = replace(
@@ -333,22 +298,10 @@ def test_what_a_training_wanted_beyond_a_full_gpu_is_its_own_part_of_the_peak(ru
     assert "examples_mnist 7350 MiB, resnet20 2350 MiB, baseline 230 MiB" in found
 
 
-def test_what_is_not_predicted_yet_is_said_once_with_the_command_that_goes_on(run):
-    begin(run, ["group01"])
-    directory = finish(run, 1, predicted_evidence(6000, 2000))
-    known = {"text": "x", "settings": "x", "why": "y", "peak": None, "why_not": "not predicted yet"}
-    content_hash = json.loads(directory.experiment.read_text())["group"]["content_hash"]
-    groups = {"group01": {"content_hash": content_hash, "proposals": [known, known]}}
-    run.proposals.write_text(json.dumps({"schema": 1, "groups": groups}))
-    found = body(run)
-    assert found.count("not predicted") == 1
-    assert "2 proposals not predicted yet; this command does it" in found
-
-
 def test_pairs_are_recommended_by_their_class(run):
-    begin(run, ["group01", "group02", "group03"])
+    begin(run, 3)
     for number, reserved in ((1, 800), (2, 1900), (3, 4500)):
-        finish(run, number, predicted_evidence(reserved, 800, group=f"group{number:02}"))
+        finish(run, number, predicted_evidence(reserved, 800))
     lists = re.findall(r'<div class="next (v-\w+)">(.*?)</div>', body(run), re.DOTALL)
     groups = [re.findall(r">(group\d\d)</a>", text) for _, text in lists]
     assert groups == [["group01"], ["group02"], ["group03"], []], "what fits is never among what does not"
@@ -358,7 +311,7 @@ def test_pairs_are_recommended_by_their_class(run):
 
 
 def test_details_give_reason_numbers_picture_files_and_command(run):
-    begin(run, ["group01"])
+    begin(run)
     seen = evidence(foreground=foreground(out_of_memory=(out_of_memory(),), allocators=(simulated(700),)))
     directory = finish(run, 1, seen)
     directory.foreground_log.write_text("last words\n")
@@ -373,11 +326,9 @@ def test_details_give_reason_numbers_picture_files_and_command(run):
 
 
 def test_the_command_keeps_the_options_that_chose_the_plan(run):
-    begin(run, ["group01"])
-    document = json.loads(run.record.read_text())
-    run.record.write_text(
-        json.dumps({**document, "arguments": ["feasibility", "--plan", "a b.json", "-n2", "--gpu=8GB"]})
-    )
+    begin(run)
+    arguments = ["feasibility", "--plan", "a b.json", "-n2", "--gpu=8GB"]
+    run.record.write_text(json.dumps({**json.loads(run.record.read_text()), "arguments": arguments}))
     finish(run, 1)
     stored = read_run(run.path)
     assert details.command(stored.results[0], stored) == "colocate run 'a b.json' --gpu=8GB -k group01"
@@ -386,7 +337,7 @@ def test_the_command_keeps_the_options_that_chose_the_plan(run):
 
 
 def test_logs_are_shown_from_their_end_and_capped(run):
-    begin(run, ["group01"])
+    begin(run)
     directory = finish(run, 1)
     directory.foreground_log.write_text("".join(f"line {number} {'x' * 500}\n" for number in range(5000)))
     directory.background_log(1).write_text("first life\n")
@@ -401,7 +352,7 @@ def test_logs_are_shown_from_their_end_and_capped(run):
 
 
 def test_a_damaged_trace_is_told_and_not_drawn(run):
-    begin(run, ["group01"])
+    begin(run)
     finish(run, 1).trace.write_text("elapsed_s,used_bytes\nnonsense\n1.0,5\n")
     found = body(run)
     assert '<svg class="timeline' not in found
@@ -412,7 +363,7 @@ def test_a_damaged_trace_is_told_and_not_drawn(run):
 
 
 def test_a_run_of_which_only_the_records_are_left_or_that_was_moved_has_the_same_rows(run, tmp_path):
-    begin(run, ["group01"])
+    begin(run)
     directory = finish(run, 1)
     journal.append(run.path, "group", record=record(directory=str(directory.path)))
     run.path.rename(tmp_path / "elsewhere")
@@ -426,31 +377,21 @@ def test_a_run_of_which_only_the_records_are_left_or_that_was_moved_has_the_same
 
 
 def test_a_record_of_another_version_is_shown_as_far_as_it_is_known(run):
-    begin(run, ["group01"])
+    begin(run)
     finish(run, 1).verdict.write_text('{"outcome": "FEASIBLE"}')
     assert [(row.group, row.outcome) for row in read_run(run.path).results] == [("group01", "FEASIBLE")]
-
-
-def test_a_torn_line_of_the_journal_costs_that_line(run):
-    begin(run, ["group01", "group02"])
-    journal.append(run.path, "group", record=record(outcome="NOT RUN"))
-    with (run.path / journal.NAME).open("a") as file:
-        file.write('{"event": "group", "rec')
-    assert [row.group for row in read_run(run.path).results] == ["group01"]
 
 
 @pytest.fixture
 def other(tmp_path):
     """A second run beside the first."""
-    found = RunDirectory(tmp_path / "results/run_20261125_053000")
-    found.path.mkdir(parents=True)
-    return found
+    return run_in(tmp_path / "results", 25)
 
 
 @pytest.mark.parametrize("device", [{"name": "Other 8 GB"}, {"driver_version": "570.86"}], ids=["gpu", "driver"])
 def test_runs_on_other_gpus_or_with_other_drivers_are_counted_apart(run, other, device):
-    for one, seen in ((run, evidence()), (other, evidence(device=device_info(**device)))):
-        begin(one, ["group01"])
+    for one, seen in ((run, None), (other, evidence(device=device_info(**device)))):
+        begin(one)
         finish(one, 1, seen)
     found = parts([read_run(run.path), read_run(other.path)])
     assert [part.plan_verdict.feasible for part in found] == [1, 1]
@@ -462,9 +403,9 @@ def test_runs_on_other_gpus_or_with_other_drivers_are_counted_apart(run, other, 
 
 def test_a_group_that_asks_for_another_gpu_counts_where_it_had_it_and_a_run_ends_with_its_last_group(run):
     plan = {"experiments": [{"id": "group01"}, {"id": "group02", "gpu": "24GB"}]}
-    begin(run, ["group01", "group02"], needed=2, document=plan)
+    begin(run, 2, needed=2, document=plan)
     finish(run, 1, evidence(started_at="2026-11-24T05:30:00+00:00", duration_s=90.0))
-    finish(run, 2, evidence(group="group02", device=device_info(name="Other 24 GB")))
+    finish(run, 2, evidence(device=device_info(name="Other 24 GB")))
     stored = read_run(run.path)
     ours, theirs = (part.plan_verdict.missing() for part in parts([stored]))
     assert ours is None
@@ -474,34 +415,33 @@ def test_a_group_that_asks_for_another_gpu_counts_where_it_had_it_and_a_run_ends
 
 def test_shards_of_one_plan_on_one_gpu_are_counted_together(run, other):
     for one, number in ((run, 1), (other, 2)):
-        begin(one, ["group01", "group02"], needed=2)
+        begin(one, 2, needed=2)
         finish(one, number)
     (part,) = parts([read_run(run.path), read_run(other.path)])
     assert part.plan_verdict.holding == "holds"
 
 
 def test_two_runs_that_disagree_are_told(run, other):
-    begin(run, ["group01"])
-    begin(other, ["group01"])
+    begin(run)
+    begin(other)
     finish(run, 1)
-    finish(other, 1, evidence(foreground=foreground(out_of_memory=(out_of_memory(),))))
+    finish(other, 1, too_large())
     assert "SEVERAL RUNS DISAGREE:</b> group01" in body(run, other)
 
 
 @pytest.mark.slow
 def test_twelve_groups_of_an_hour_each_stay_below_a_megabyte(run, tmp_path):
     """Traces of 12,000 samples, a thousand marks and long logs: what a plan of long groups leaves."""
-    names = [f"group{number:02}" for number in range(1, 13)]
-    begin(run, names, needed=11)
+    begin(run, 12, needed=11)
     long = evidence(trace=trace(*(3000 + number % 97 for number in range(12_000)), interval_s=0.3), baseline_bytes=0)
     progress_events = tuple(ProgressEvent(3.0 * number, 100, "step", "train", number) for number in range(1200))
     long = replace(long, background=replace(long.background, progress_events=progress_events))
-    first = finish(run, 1, replace(long, group="group01"))
+    first = finish(run, 1, long)
     first.foreground_log.write_text("epoch 1 loss 0.123456 accuracy 0.9\n" * 20_000)
-    for number, name in enumerate(names[1:], start=2):
-        shutil.copytree(first.path, run.group("mnist", number, parallel=True).path)
+    for number in range(2, 13):
         copied = run.group("mnist", number, parallel=True)
-        copied.experiment.write_text(copied.experiment.read_text().replace('"group01"', f'"{name}"'))
+        shutil.copytree(first.path, copied.path)
+        copied.experiment.write_text(copied.experiment.read_text().replace('"group01"', f'"group{number:02}"'))
     page_text = page.document(page.Report.of([read_run(run.path)], run.path))
     assert page_text.count('class="timeline plot"') == 12
     assert len(page_text.encode()) < 1_000_000

@@ -6,26 +6,16 @@ from pathlib import Path
 
 import pytest
 from builders import evidence, predicted_evidence, trace
-from groups import group, training
+from groups import training
+from records import finish, planned, run_in
 from waiting import wait_until
 
 from colocate.report.summary_csv import COLUMNS, Summary, _alone, write_summary
-from colocate.results.layout import RunDirectory
-from colocate.results.record import write_record
-from colocate.units import MIB
 
 
 @pytest.fixture
 def run(tmp_path):
-    return RunDirectory(tmp_path / "run_20261124_053000")
-
-
-def finish(run, number, seen=None):
-    """Write the record of one group as a run does."""
-    directory = run.group("mnist", number, parallel=True).create()
-    one = replace(group(training("mnist", repository="examples", model="mnist"), training("resnet20")), number=number)
-    one = replace(one, id=f"group{number:02}", tier="low", expected_bytes=3500 * MIB)
-    return write_record(directory, one, seen or evidence(group=one.id), [], run.name)
+    return run_in(tmp_path)
 
 
 def written(run):
@@ -35,10 +25,11 @@ def written(run):
 
 def test_a_row_has_the_numbers_of_the_record_and_its_basis_and_what_is_unknown_stays_empty(run):
     """In the order of the plan; a group that has not ended has none, and nothing is left beside the file."""
-    finish(run, 10, predicted_evidence(1000, 800, group="group10"))
-    finish(run, 9, evidence(group="group09", trace=replace(trace(), samples=()), gpu_energy_j=None))
+    finish(run, 10, predicted_evidence(1000, 800))
+    finish(run, 9, evidence(trace=replace(trace(), samples=()), gpu_energy_j=None))
     write_summary(run)
-    finish(run, 2, evidence(group="group02", duration_s=12.5, gpu_energy_j=100.0))
+    given = training("mnist", repository="examples", model="mnist")
+    finish(run, 2, evidence(duration_s=12.5, gpu_energy_j=100.0), foreground=given)
     run.group("mnist", 1, parallel=True).create()
     rows = written(run)
     assert [row["group"] for row in rows] == ["group02", "group09", "group10"]
@@ -73,9 +64,8 @@ def test_a_row_has_the_numbers_of_the_record_and_its_basis_and_what_is_unknown_s
 
 
 def test_a_damaged_record_does_not_take_the_others_with_it(run):
-    finish(run, 1)
+    finish(run, 1).verdict.write_text("{")
     finish(run, 2)
-    run.group("mnist", 1, parallel=True).verdict.write_text("{")
     assert [row["group"] for row in written(run)] == ["group02"]
 
 
@@ -114,16 +104,11 @@ def rows_of(run):
         return list(csv.DictReader(file))
 
 
-def planned(number):
-    one = replace(group(training("mnist", repository="examples", model="mnist"), training("resnet20")), number=number)
-    return replace(one, id=f"group{number:02}")
-
-
 def test_rows_added_one_by_one_are_those_of_the_whole_file(run):
     """A run of ten thousand groups used to read all their records again after each of them."""
     summary = Summary(run)
     for number in (3, 1, 2):
-        finish(run, number, evidence(group=f"group{number:02}", duration_s=0.1 * number, gpu_energy_j=None))
+        finish(run, number, evidence(duration_s=0.1 * number, gpu_energy_j=None))
         summary.take(planned(number))
     added = run.summary.read_text()
     assert added == write_summary(run).read_text()
@@ -133,8 +118,7 @@ def test_a_group_that_ends_again_has_one_row(run):
     finish(run, 1)
     summary = Summary(run)
     summary.take(planned(1))
-    again = run.group("mnist", 1, parallel=True, attempt=2).create()
-    write_record(again, planned(1), evidence(group="group01", attempt=2), [], run.name)
+    finish(run, 1)
     summary.take(planned(1))
     (row,) = rows_of(run)
     assert row["directory"] == "mnist_parallel_001_attempt2"
