@@ -1,6 +1,7 @@
 """Whole pytest sessions as a user starts them, in a process of their own, and what they left behind."""
 
 import contextlib
+import html
 import io
 import json
 import os
@@ -53,14 +54,27 @@ class Session:
     @property
     def junit(self) -> dict[str, str]:
         """passed, failure, error or skipped by group, as JUnit has it."""
-        cases = ElementTree.parse(self.folder / "junit.xml").iter("testcase")
-        return {_group(case.get("name", "")): _word(case) for case in cases}
+        return {_group(case.get("name", "")): _word(case) for case in self._suite.iter("testcase")}
+
+    @property
+    def junit_counts(self) -> dict[str, int]:
+        return {name: int(self._suite.get(name, "")) for name in ("tests", "errors", "failures", "skipped")}
+
+    @property
+    def _suite(self) -> ElementTree.Element:
+        return ElementTree.parse(self.folder / "junit.xml").getroot()[0]
 
     @property
     def page(self) -> str:
-        """The report."""
-        (path,) = self.folder.glob("reports/run_*/report.html")
-        return path.read_text()
+        """The report; of several in this folder the latest."""
+        return max(self.folder.glob("reports/run_*/report.html")).read_text()
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """pytest-html's word for each group, by group."""
+        blob = html.unescape(re.search(r'data-jsonblob="(.*?)"', self.page, re.DOTALL)[1])  # type: ignore[index]
+        tests = json.loads(blob)["tests"].items()
+        return sorted((_group(nodeid), test["result"]) for nodeid, found in tests for test in found)
 
 
 @contextmanager
@@ -132,4 +146,4 @@ def _group(name: str) -> str:
 
 
 def _word(case: ElementTree.Element) -> str:
-    return next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
+    return "+".join(child.tag for child in case if child.tag in ("failure", "error", "skipped")) or "passed"

@@ -4,11 +4,9 @@ import json
 import os
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from sessions import LIGHT, ROOT, Session
 
 CASES = """
 import json, os, signal, time
@@ -95,53 +93,6 @@ def test_group(group, directory, request):
 """
 
 
-@dataclass(frozen=True)
-class Run:
-    """How a pytest session ended and what it wrote."""
-
-    exit_code: int
-    out: str
-    folder: Path
-
-    @property
-    def page(self) -> str:
-        return (self.folder / "reports/latest/report.html").read_text()
-
-    def rows(self) -> dict[str, str]:
-        """The page's verdict of each group."""
-        return {name: outcome for name, outcome in page_rows(self.page)}
-
-    def junit(self) -> dict[str, str]:
-        """JUnit's word for each group."""
-        suite = ElementTree.parse(self.folder / "junit.xml").getroot()[0]
-        return {_group(case.get("name", "")): _word(case) for case in suite.iter("testcase")}
-
-    def junit_counts(self) -> dict[str, int]:
-        suite = ElementTree.parse(self.folder / "junit.xml").getroot()[0]
-        return {name: int(suite.get(name, "")) for name in ("tests", "errors", "failures", "skipped")}
-
-
-def _group(name: str) -> str:
-    return name[name.index("[") + 1 : -1]
-
-
-def _word(case: ElementTree.Element) -> str:
-    words = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
-    return "+".join(words) or "passed"
-
-
-def page_rows(page: str) -> list[tuple[str, str]]:
-    """Group and pytest-html's result of every row of a page."""
-    import html
-    import re
-
-    blob = html.unescape(re.search(r'data-jsonblob="(.*?)"', page, re.DOTALL)[1])  # type: ignore[index]
-    rows = []
-    for nodeid, tests in json.loads(blob)["tests"].items():
-        rows += [(_group(nodeid), test["result"]) for test in tests]
-    return rows
-
-
 class Project:
     """The files of a stand-in project and ways to run pytest on it."""
 
@@ -185,8 +136,8 @@ class Project:
         device = [] if any(word.startswith("--device") for word in arguments) else ["--device=virtual"]
         chosen = any(word.startswith(("-n", "--executor", "no:xdist")) for word in arguments)
         workers = [] if chosen or "SIDE_BY_SIDE" in environment else ["-n0"]
-        plugins = ["-p", "no:hypothesispytest", "-p", "no:anyio"]
-        command = [sys.executable, "-m", "pytest", *plugins, *device, *workers, "--junitxml=junit.xml", *arguments]
+        light = LIGHT[2:]  # --lf goes on with an earlier run
+        command = [sys.executable, "-m", "pytest", *light, *device, *workers, "--junitxml=junit.xml", *arguments]
         return subprocess.Popen(
             command,
             cwd=self.folder,
@@ -197,9 +148,9 @@ class Project:
             start_new_session=True,
         )
 
-    def finish(self, process: "subprocess.Popen[str]") -> Run:
-        out, _ = process.communicate(timeout=600)
-        return Run(process.returncode, out, self.folder)
+    def finish(self, process: "subprocess.Popen[str]") -> Session:
+        output, _ = process.communicate(timeout=600)
+        return Session(process.returncode, output, self.folder)
 
-    def run(self, *arguments: str, **environment: str) -> Run:
+    def run(self, *arguments: str, **environment: str) -> Session:
         return self.finish(self.start(*arguments, **environment))

@@ -326,7 +326,7 @@ def test_without_scripts_everything_is_there(chromium, url):
 
 def test_the_page_of_a_run_is_the_same_with_pytests_own_table_folded_away(chromium, tmp_path):
     run = Project(tmp_path, {"group02": "infeasible", "group03": "bug"}, 3).run("feasibility")
-    assert run.exit_code == 1
+    assert run.code == 1
     chromium.open((tmp_path / "reports/latest/report.html").as_uri(), width=420)
     assert chromium.complaints() == []
     assert groups(chromium) == ["group01", "group02", "group03"]

@@ -3,20 +3,12 @@
 import argparse
 import ast
 import json
-import os
 import re
-import shlex
-import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
-
-import pytest
-import sessions
 
 from colocate.cli import OPTIONS
 from colocate.cli.main import _parser as colocate_parser
-from colocate.cli.main import main
 from colocate.plan.catalog import load_catalog
 from colocate.plan.catalog_schema import CatalogFile, Hyperparameter, Repository
 from colocate.plan.plan import load_plan
@@ -26,8 +18,7 @@ from colocate.report.summary_csv import COLUMNS
 from colocate.results import journal
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.progress_file import NAME as PROGRESS
-from colocate.results.record import read_evidence
-from colocate.verdict import ReasonCode, judge
+from colocate.verdict import ReasonCode
 
 ROOT = Path(__file__).parents[1]
 DOCS = [*sorted((ROOT / "docs").rglob("*.md")), *(path for path in [ROOT / "README.md"] if path.exists())]
@@ -144,92 +135,6 @@ def test_every_block_of_python_and_json_can_be_read():
             ast.parse(block, path.name)
         for block in blocks(path, "json"):
             json.loads(block)
-
-
-def commands_of(path):
-    """The command lines of a page, without what stands behind them."""
-    lines = [line[2:] for block in blocks(path, "console") for line in block.splitlines() if line.startswith("$ ")]
-    return [shlex.split(line, comments=True) for line in lines]
-
-
-def known_words():
-    return {f"--{name}" for name in OPTIONS} | {"--html", "--junitxml", "--collect-only", "--lf", "--setup-plan"}
-
-
-PROGRAMS = ("docker", "sudo", "git", "cd", "uv", "pip", "python", "pytest", "nvidia-smi", "salloc")
-
-
-def test_every_command_has_only_options_that_there_are():
-    for words in (words for path in DOCS for words in commands_of(path)):
-        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-            words = words[1:]
-        if words[:2] in (["pytest", "feasibility"], ["colocate", "run"]) or words[0] == "scripts/feasibility":
-            flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-            assert flags <= known_words(), words
-        elif words[0] == "colocate":
-            refused = [word for word in words[1:] if word != "--help"]
-            with pytest.raises(SystemExit) as ended:
-                main([*refused, "--help"])
-            assert ended.value.code == 0, words
-            colocate_parser().parse_args(words[1:])
-        elif words[0].startswith("scripts/"):
-            assert (ROOT / words[0]).exists(), words
-        else:
-            assert words[0] in PROGRAMS, words
-
-
-# The tutorial and the how-tos, done.
-
-
-def saved(path, folder):
-    """The files that a page tells its reader to save."""
-    found = re.findall(r"[Ss]ave this as `([\w./]+)`[^\n]*\n\n```\w+\n(.*?)```", path.read_text(), re.DOTALL)
-    for name, text in found:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return [name for name, _ in found]
-
-
-def do(words, folder):
-    assert words[0] == "colocate"
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "CI", "COLOCATE"))}
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=folder,
-        env={**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-@pytest.mark.slow
-def test_the_tutorial_does_what_it_says(tmp_path):
-    pytest.importorskip("torch")
-    page = ROOT / "docs/tutorial.md"
-    folder = tmp_path
-    assert saved(page, folder) == ["small.py", "large.py", "plan.json"]
-    first, verify, second = (words for words in commands_of(page) if words[0] == "colocate")
-
-    run = do([*first, "--device=virtual"], folder)
-    assert run.returncode == 0, run.stdout
-    line = r"group01 FEASIBLE \(predicted\) peak (\d+)-(\d+) MiB"
-    came, reported = (list(map(int, re.search(line, text).groups())) for text in (run.stdout, page.read_text()))
-    assert came == pytest.approx(reported, rel=0.1), "the page shows what comes out, whatever the build of torch"
-    assert (folder / "reports/latest/report.html").exists()
-
-    (directory,) = folder.glob("results/run_*")
-    verified = sessions.colocate(folder, *verify[1:2], directory)
-    assert verified.code == 0, verified.output
-
-    plan = folder / "plan.json"
-    plan.write_text(plan.read_text().replace('"peak": "7500MB"', '"peak": "2500MB"'))
-    assert second[:2] == ["colocate", "run"]
-    (record,) = directory.glob("*/experiment.json")
-    evidence = read_evidence(GroupDirectory(record.parent))
-    limits = replace(evidence.limits, peak_bytes=load_plan(plan).limits.peak_bytes)
-    assert judge(replace(evidence, limits=limits)).codes == ("peak_over_limit",)
 
 
 def test_the_plans_and_catalogs_of_the_how_tos_load(tmp_path):

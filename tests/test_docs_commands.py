@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,20 @@ import sessions
 from groups import STAND_IN
 from records import begin, finish
 from sessions import Session
-from test_docs import known_words
+from test_docs import blocks
 
 import colocate.advice.predictor
 import colocate.advice.solo_profiles
+from colocate.cli import OPTIONS
+from colocate.cli.main import _parser as colocate_parser
 from colocate.cli.main import main
 from colocate.harness.simulation import NOTHING, Program, SimulatedRun
 from colocate.plan.plan import load_plan
 from colocate.results import journal
-from colocate.results.layout import RunDirectory
+from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.record import read_evidence
 from colocate.units import MIB
+from colocate.verdict import judge
 from colocate.verdict.predicted_peak import PeakRange
 
 ROOT = Path(__file__).parents[1]
@@ -75,13 +80,10 @@ IN_ADDITION = {"--resume": ["--results=resumed"], "colocate doctor": ["--quick"]
 
 def commands(path: Path) -> list[str]:
     """The command lines of a page: what stands behind a prompt, and the lines of its bash blocks."""
-    blocks = re.findall(r"^```(console|bash)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
-    lines = [line.removeprefix("$ ") for kind, text in blocks for line in text.splitlines() if is_command(kind, line)]
-    return [shlex.join(shlex.split(line, comments=True)) for line in lines]
-
-
-def is_command(kind: str, line: str) -> bool:
-    return line.startswith("$ ") or (kind == "bash" and bool(line.strip()) and not line.startswith("#"))
+    shown = [line for block in blocks(path, "console") for line in block.splitlines() if line.startswith("$ ")]
+    shown += [line for block in blocks(path, "bash") for line in block.splitlines()]
+    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in shown]
+    return [shlex.join(line) for line in words if line]
 
 
 def why_not(line: str) -> str | None:
@@ -110,7 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     groups = [entry("group07", "medium", "vulberta"), entry("group12", "high", "densenet121")]
     plan = {"experiment_name": "tiny", "limits": {"settle_s": 3}, "experiments": groups}
     (made / "settings/parallel_feasibility_test.json").write_text(json.dumps(plan))
-    (own,) = [text for text in re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)]
+    (own,) = blocks(ROOT / "README.md", "json")
     (made / "my_plan.json").write_text(own)
     (made / "plan.json").write_text(own)
     for name, options in (
@@ -281,7 +283,7 @@ def test_a_plan_of_the_docs_is_written(line: str, tmp_path: Path, monkeypatch, c
 
 
 def test_the_plan_of_the_ci_page_loads(tmp_path: Path) -> None:
-    (plan,) = re.findall(r"^```json\n(.*?)^```", (ROOT / "docs/how-to/ci.md").read_text(), re.M | re.S)
+    (plan,) = blocks(ROOT / "docs/how-to/ci.md", "json")
     (tmp_path / "plan.json").write_text(plan)
     for name in ("train.py", "other.py"):
         (tmp_path / name).touch()
@@ -294,7 +296,7 @@ def test_the_loop_of_the_workloads_page_trains(tmp_path: Path, monkeypatch) -> N
     torch = pytest.importorskip("torch")
     from workloads import common
 
-    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "workloads/README.md").read_text(), re.M | re.S)
+    (block,) = blocks(ROOT / "workloads/README.md", "python")
     monkeypatch.setenv("COLOCATE_EVENTS", str(tmp_path / "events"))
     args = common.torch_parser("", epochs=1, batch_size=2, lr=0.1, seed=1).parse_args(["--device", "cpu"])
     model = torch.nn.Linear(3, 1)
@@ -317,16 +319,45 @@ def test_the_loop_of_the_workloads_page_trains(tmp_path: Path, monkeypatch) -> N
     assert events[-2:] == ["epoch_end", "end"]
 
 
-def test_the_lines_of_ci_have_only_options_that_there_are() -> None:
-    """Those of this repository's workflow, and of the one that `colocate init` writes."""
+def test_lines_that_are_not_done_here_have_only_options_that_there_are() -> None:
+    """With those of this repository's workflow, and of the one that `colocate init` writes."""
     pages = [ROOT / "README.md", ROOT / ".github/workflows/feasibility.yml"]
     found = [
-        line
-        for page in pages
-        for line in re.findall(r"run: (?:exec )?(?:scripts/feasibility|colocate run) (.*)", page.read_text())
+        line for page in pages for line in re.findall(r"run: (?:exec )?((?:scripts|colocate).*)", page.read_text())
     ]
     assert len(found) == len(pages)
-    for line in found:
-        flags = {word.partition("=")[0] for word in shlex.split(line) if word.startswith("--")}
-        assert flags <= known_words(), line
-        assert {"--device", "--gate", "--junitxml"} <= flags, "the same line everywhere, but for the selection"
+    found += [line for _, line in lines() if why_not(line) is not None]
+    known = {f"--{name}" for name in OPTIONS} | {"--html", "--junitxml", "--collect-only", "--lf", "--setup-plan"}
+    for words in map(shlex.split, found):
+        if words[:2] in (["pytest", "feasibility"], ["colocate", "run"]) or words[0] == "scripts/feasibility":
+            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, words
+        elif words[0] == "colocate":
+            colocate_parser().parse_args(words[1:])
+
+
+@pytest.mark.slow
+def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    page, plan = ROOT / "docs/tutorial.md", tmp_path / "plan.json"
+    saved = r"[Ss]ave this as `([\w./]+)`[^\n]*\n\n```\w+\n(.*?)```"
+    for name, text in re.findall(saved, page.read_text(), re.DOTALL):
+        (tmp_path / name).write_text(text)
+    assert {path.name for path in tmp_path.iterdir()} == {"small.py", "large.py", "plan.json"}
+    first, verify, second = (line.split() for line in commands(page) if line.startswith("colocate"))
+
+    run = do([*first, "--device=virtual"], tmp_path)
+    assert run.code == 0, run.output
+    line = r"group01 FEASIBLE \(predicted\) peak (\d+)-(\d+) MiB"
+    came, reported = (list(map(int, re.search(line, text).groups())) for text in (run.output, page.read_text()))
+    assert came == pytest.approx(reported, rel=0.1), "the page shows what comes out, whatever the build of torch"
+    assert (tmp_path / "reports/latest/report.html").exists()
+
+    verified = sessions.colocate(tmp_path, *verify[1:2], run.run)
+    assert verified.code == 0, verified.output
+
+    plan.write_text(plan.read_text().replace('"peak": "7500MB"', '"peak": "2500MB"'))
+    assert second[:2] == ["colocate", "run"]
+    (record,) = run.run.glob("*/experiment.json")
+    evidence = read_evidence(GroupDirectory(record.parent))
+    limits = replace(evidence.limits, peak_bytes=load_plan(plan).limits.peak_bytes)
+    assert judge(replace(evidence, limits=limits)).codes == ("peak_over_limit",)

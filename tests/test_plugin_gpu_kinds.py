@@ -124,7 +124,7 @@ def test_every_worker_gets_only_groups_for_its_gpu_also_after_one_has_died(mixed
     asking(project, "24GB", "RTX 3090", "10GB", "24GB", None)
     found = project.run("feasibility", "--device=nvidia", "-n", "auto")
 
-    assert found.rows() == {"group01": "Error", **{f"group0{number}": "Passed" for number in range(2, 6)}}
+    assert dict(found.rows) == {"group01": "Error", **{f"group0{number}": "Passed" for number in range(2, 6)}}
     assert [gpu_of(tmp_path, f"group0{number}") for number in range(1, 5)] == [large, large, small, large]
 
 
@@ -133,7 +133,7 @@ def test_one_worker_of_two_gpus_has_the_gpu_that_a_group_asks_for(mixed, tmp_pat
     project = asking(Project(tmp_path, {}, 2), "24GB", None)
     found = project.run("feasibility", "--device=nvidia", "-n1")
 
-    assert found.rows() == {"group01": "Passed", "group02": "Passed"}
+    assert dict(found.rows) == {"group01": "Passed", "group02": "Passed"}
     assert gpu_of(tmp_path, "group01") == gpu_of(tmp_path, "group02") == mixed.uuid(1)
 
 

@@ -23,8 +23,8 @@ def test_every_free_gpu_gets_a_worker_of_its_own_that_its_replacement_keeps(fake
     ways = {"group01": "die", "group02": "wait for group03"}
     with locked(busy, "somebody else"):
         run = Project(tmp_path, ways, 3).run("feasibility", "--device=nvidia", "-n", "auto")
-    assert "created: 2/2 workers" in run.out
-    assert run.rows() == {"group01": "Error", "group02": "Passed", "group03": "Passed"}
+    assert "created: 2/2 workers" in run.output
+    assert dict(run.rows) == {"group01": "Error", "group02": "Passed", "group03": "Passed"}
     first, second, third = gpus_of(tmp_path, "group01", "group02", "group03")
     assert {first, second} == set(free)
     assert third == first, "the replacement of the worker that died has its GPU"
@@ -34,11 +34,11 @@ def test_every_free_gpu_gets_a_worker_of_its_own_that_its_replacement_keeps(fake
 def test_virtual_groups_run_side_by_side_unless_one_at_a_time_is_asked_for(tmp_path):
     """They used to wait for each other although each has a GPU of its own."""
     run = Project(tmp_path, {"group01": "wait for group02"}, 2).run("feasibility", SIDE_BY_SIDE="1")
-    assert run.rows() == {"group01": "Passed", "group02": "Passed"}
-    assert "2/2 workers" in run.out
+    assert dict(run.rows) == {"group01": "Passed", "group02": "Passed"}
+    assert "2/2 workers" in run.output
     (tmp_path / "one").mkdir()
     one = Project(tmp_path / "one", {}, 2).run("feasibility", "-k", "group01", SIDE_BY_SIDE="1")
-    assert "workers" not in one.out
+    assert "workers" not in one.output
 
 
 def test_every_mig_instance_gets_a_worker_and_their_gpu_none(fake_machine, tmp_path):
@@ -46,7 +46,7 @@ def test_every_mig_instance_gets_a_worker_and_their_gpu_none(fake_machine, tmp_p
     for _ in range(2):
         fake_machine.add_instance("3g.4gb", total_bytes=4096 * MIB)
     run = Project(tmp_path, {"group01": "wait for group02"}, 2).run("feasibility", "--device=nvidia", "-n", "auto")
-    assert run.rows() == {"group01": "Passed", "group02": "Passed"}
+    assert dict(run.rows) == {"group01": "Passed", "group02": "Passed"}
     assert set(gpus_of(tmp_path, "group01", "group02")) == {fake_machine.uuid(1), fake_machine.uuid(2)}
 
 
@@ -57,9 +57,9 @@ def test_what_a_machine_cannot_give_is_refused_before_anything_starts(fake_machi
 
     def refused(*words):
         run = project.run("feasibility", "--device=nvidia", *words)
-        assert run.exit_code == 4
-        assert "Traceback" not in run.out
-        return run.out
+        assert run.code == 4
+        assert "Traceback" not in run.output
+        return run.output
 
     assert "-n: expected at most 1 workers, one per GPU, got 2" in refused("-n2")
     too_large = "--gpu: expected a GPU of at least 12 GB, found NVIDIA GeForce RTX 2070 (simulated) of 8 GB"

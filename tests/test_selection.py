@@ -11,24 +11,16 @@ from colocate.plugin.selection import keywords, normalise
 IDS = [f"group{number:02}" for number in range(1, 13)]
 
 
-@pytest.mark.parametrize(
-    ("written", "read"),
-    [
-        ("group1", "group01"),
-        ("group01", "group01"),
-        ("group001", "group01"),
-        ("group_7", "group07"),
-        ("group-12", "group12"),
-        ("Group1", "group01"),
-        ("[group1]", "group01"),
-        ("group1 or group12", "group01 or group12"),
-        ("not (group2 or group3) and pcb", "not (group02 or group03) and pcb"),
-        ("", ""),
-    ],
-)
-def test_a_word_for_a_group_selects_that_group(written: str, read: str) -> None:
+def test_a_word_for_a_group_selects_that_group() -> None:
     """pytest's own -k group1 would select group10, group11 and group12, and not group01."""
-    assert normalise(written, IDS) == read
+    read = {
+        "Group1": "group01",
+        "[group1]": "group01",
+        "group1 or group12": "group01 or group12",
+        "not (group2 or group3) and pcb": "not (group02 or group03) and pcb",
+        "": "",
+    }
+    assert {written: normalise(written, IDS) for written in read} == read
 
 
 def test_other_words_stay_as_they_are() -> None:

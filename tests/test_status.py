@@ -271,13 +271,13 @@ def test_where_the_output_is_no_terminal_a_plain_line_comes_now_and_then(tmp_pat
 def test_the_second_run_knows_what_the_first_took(tmp_path):
     project = Project(tmp_path, {}, 2)
     first = project.run("feasibility", "--progress=0")
-    assert not re.search(r"^group01  \d", first.out, re.MULTILINE), "no line of progress"
+    assert not re.search(r"^group01  \d", first.output, re.MULTILINE), "no line of progress"
     record = {"outcome": "FEASIBLE", "duration_s": 90.0, "device_name": "virtual 8 GB GPU"}
     (path,) = Path(tmp_path).glob("results/*/journal.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     reported = [{**line, "record": {**line["record"], **record}} if "record" in line else line for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in reported))
-    assert "time: about 3 min 00 s for 2 groups (2 by earlier runs)" in project.run("feasibility").out
+    assert "time: about 3 min 00 s for 2 groups (2 by earlier runs)" in project.run("feasibility").output
 
 
 def test_a_journal_that_grows_is_read_line_by_line_and_each_line_once(run):
