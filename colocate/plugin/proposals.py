@@ -94,7 +94,7 @@ class Ahead(threading.Thread):
                 wanted = [one for one in unfit(self._session) if one[0].id not in done]
                 done |= {group.id for group, _ in wanted}
                 for group, found in advise(
-                    run, wanted, catalog, budget_s=inf, cache=Cache.of_user(), behind=self._behind
+                    run, wanted, catalog, budget_s=inf, cache=Cache.of_user(), behind=self._behind, first=True
                 ):
                     if not self._behind.over:
                         self.found[group.id] = (group, found)
