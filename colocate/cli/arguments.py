@@ -7,7 +7,7 @@ Each function is a type for argparse; all say what they expected and what they g
 import argparse
 import re
 from collections.abc import Sequence
-from math import inf
+from math import inf, nan
 from pathlib import Path
 
 from colocate.files import shipped
@@ -49,24 +49,15 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def whole(text: str, least: int = 1) -> int:
+def whole(text: str) -> int:
     """A whole number from 1.
 
     Raises:
         argparse.ArgumentTypeError: the text is something else.
     """
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
-
-
-def count(text: str) -> int:
-    """A whole number from 0.
-
-    Raises:
-        argparse.ArgumentTypeError: the text is something else.
-    """
-    return whole(text, least=0)
 
 
 def number(text: str) -> int | float:
@@ -75,10 +66,7 @@ def number(text: str) -> int | float:
     Raises:
         argparse.ArgumentTypeError: the text is something else.
     """
-    try:
-        value = int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        value = 0
+    value = int(text) if text.isdecimal() else _float(text)
     if not 0 < value < inf:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return value
@@ -90,10 +78,14 @@ def seconds(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: the text is something else.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _float(text)
     if not 0 <= value < inf:
         raise argparse.ArgumentTypeError(f"expected a number of seconds from 0, got {text!r}")
     return value
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return nan

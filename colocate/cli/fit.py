@@ -18,7 +18,7 @@ from colocate.units import format_mib, mib_text, span_text
 if TYPE_CHECKING:
     from colocate.advice import Fit, Forecast, Grid, Tried, Variable
     from colocate.device import Basis
-    from colocate.plan import Catalog, GpuModel, Group, Plan
+    from colocate.plan import GpuModel, Group, Plan
 
 MOST = 1 << 16  # a larger batch is not looked for
 CONFIRMATIONS = {"measured": 2, "predicted": 1}  # a prediction comes out the same every time
@@ -69,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
     group, catalog = _group(plan, options.group), plan.load_catalog()
     if group.missing:
         raise PlanError(f"{group.id}: {group.missing}")
-    varies = variable(group, options.vary or _usual(group, catalog), catalog)
+    usual = "foreground.batch_size" if group.foreground.repository and catalog else "foreground.--batch-size"
+    varies = variable(group, options.vary or usual, catalog)
     grid = _grid(varies, options)
     gpu, sentence = command.free_gpu(options, command.gpu_model(options, plan.limits.gpu_bytes), group.gpu)
     basis: Basis = "measured" if gpu.kind == "nvidia" else "predicted"
@@ -107,11 +108,6 @@ def _group(plan: "Plan", name: str) -> "Group":
     if found is None:
         raise PlanError(f"group: expected one of {', '.join(plan.ids)}, got {name!r}")
     return plan.by_id[found]
-
-
-def _usual(group: "Group", catalog: "Catalog | None") -> str:
-    """The foreground's batch, by the catalog's name or the usual option."""
-    return "foreground.batch_size" if group.foreground.repository and catalog else "foreground.--batch-size"
 
 
 def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":

@@ -142,9 +142,10 @@ def _programs(request: PredictRequest) -> int:
     (dry_run,) = request.simulated([program])
     alone = Forecast(dry_run.name, (dry_run,), request.gpu.baseline_bytes, request.limit_bytes)
     if request.options.json:
-        print(json.dumps(request.document([dry_run], [alone]), indent=2))
+        print(json.dumps(words.document([words.Predicted(request.gpu, [dry_run], [alone])]), indent=2))
     else:
-        _show([request.title(dry_run.name), "", *words.parts_of(dry_run), *words.total(alone), ""])
+        title = words.title(request.gpu, request.limit_bytes, dry_run.name)
+        _show([title, "", *words.parts_of(dry_run), *words.total(alone), ""])
         _show([*words.explained([dry_run], [alone]), *words.not_modelled([alone])])
     return _exit_code([alone])
 
@@ -165,9 +166,10 @@ def _curve(request: PredictRequest) -> int:
         for size, one in sorted(zip(options.batch_size, request.simulated(programs), strict=True), key=itemgetter(0))
     }
     if options.json:
-        print(json.dumps({**request.document([], curve.values()), "flag": flag}, indent=2))
+        document = words.document([words.Predicted(request.gpu, [], list(curve.values()))])
+        print(json.dumps({**document, "flag": flag}, indent=2))
     else:
-        _show([request.title(program.name), "", *words.curve_table(curve), ""])
+        _show([words.title(request.gpu, request.limit_bytes, program.name), "", *words.curve_table(curve), ""])
         _show(words.explained([one.members[0] for one in curve.values()][:1], curve.values()))
         _show(words.not_modelled(curve.values()))
     unknown = any(one.answer is Answer.UNKNOWN for one in curve.values())

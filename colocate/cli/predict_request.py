@@ -8,17 +8,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from colocate.cli import common as command
-from colocate.cli import predict_text as words
 from colocate.cli.arguments import default_plan
 from colocate.cli.progress import Progress
 from colocate.errors import PlanError
 
 if TYPE_CHECKING:
-    from colocate.advice import Forecast, Predictor
-    from colocate.harness import Cache, Program, SimulatedRun
+    from colocate.advice import Predictor
+    from colocate.harness import Program, SimulatedRun
     from colocate.plan import GpuModel, Group, Plan, Training
 
 
@@ -31,7 +30,6 @@ class PredictRequest:
     limit_bytes: int
     plan: "Plan | None"
     command: "Program | None"
-    cache: "Cache | None"
     predictors: "dict[GpuModel, Predictor]" = field(default_factory=dict)
 
     @classmethod
@@ -48,13 +46,10 @@ class PredictRequest:
         path = Path(given[0]) if given and is_plan else default_plan()
         plan = load_plan(path) if is_plan else None
         program = None if is_plan else _program(given)
-        if options.gpu:
-            gpu = gpu_model(options.gpu)
-        else:
-            gpu = model_of_size(plan.limits.gpu_bytes) if plan else gpu_model("8GB")
+        gpu = model_of_size(plan.limits.gpu_bytes) if plan and not options.gpu else gpu_model(options.gpu or "8GB")
         of_plan = plan is not None and gpu.total_bytes == plan.limits.gpu_bytes
         limit_bytes = plan.limits.peak_bytes if plan and of_plan else gpu.total_bytes
-        return cls(options, gpu, limit_bytes, plan, program, command.cache(options))
+        return cls(options, gpu, limit_bytes, plan, program)
 
     def gpu_for(self, group: "Group") -> "GpuModel | None":
         """The GPU that a run on virtual ones has for a group; None where that is refused."""
@@ -81,19 +76,11 @@ class PredictRequest:
         from colocate.advice import Predictor
 
         gpu, wanted = gpu or self.gpu, list(programs)
-        new = Predictor(gpu, cache=self.cache, timeout_s=self.options.timeout)
+        new = Predictor(gpu, cache=command.cache(self.options), timeout_s=self.options.timeout)
         predictor = self.predictors.setdefault(gpu, new)
         with Progress(len(predictor.new(wanted)), sys.stderr) as progress:
             predictor.simulated(wanted, progress.tell)
         return [predictor.known[program] for program in wanted]
-
-    def title(self, name: str) -> str:
-        """The first line of an answer."""
-        return words.title(self.gpu, self.limit_bytes, name)
-
-    def document(self, dry_runs: "Iterable[SimulatedRun]", forecasts: "Iterable[Forecast]") -> dict[str, Any]:
-        """The answer as JSON types."""
-        return words.document([words.Predicted(self.gpu, list(dry_runs), list(forecasts))])
 
     def training(self, name: str) -> "Training":
         """The training of the plan that a name means.

@@ -20,7 +20,7 @@ from colocate.plugin import private_api
 from colocate.plugin.invocation import only_looks
 from colocate.plugin.options import option
 from colocate.plugin.outcomes import told_of
-from colocate.plugin.session import Session, folder, group_of, session_of, terminal_of
+from colocate.plugin.session import Session, folder, group_of, run_directory_of, session_of, terminal_of
 from colocate.report import Lasting, Screen, Through, status_line
 from colocate.results import Estimate, GroupResult, basis_of, estimate, line_of, over_budget_text, status
 from colocate.units import format_mib, format_size, plural
@@ -160,50 +160,42 @@ class Progress:
     def _start_ticking(self) -> None:
         if self.ticker is not None or self.terminal is None or self.config.option.verbose < -1:
             return
-        self.screen = Screen()
-        every_s = REDRAW_S if self.screen.moves else float(option(self.config, "progress"))
+        self.screen = screen = Screen()
+        every_s = REDRAW_S if screen.moves else float(option(self.config, "progress"))
         if every_s > 0:
-            private_api.write_through(self.terminal, Through(private_api.stream_of(self.terminal), self.screen))
-            self.ticker = threading.Thread(target=self._tick, args=(every_s,), name="colocate-progress", daemon=True)
+            private_api.write_through(self.terminal, Through(private_api.stream_of(self.terminal), screen))
+            self.ticker = threading.Thread(
+                target=self._tick, args=(screen, every_s), name="colocate-progress", daemon=True
+            )
             self.ticker.start()
 
-    def _tick(self, every_s: float) -> None:
+    def _tick(self, screen: Screen, every_s: float) -> None:
         while not self.stopping.wait(every_s):
-            assert self.screen is not None, "it is made before this thread"
             try:
-                lines = self._running_lines(self.screen.width)
+                lines = self._running_lines(screen)
             except Exception as error:  # whatever is wrong with a file that is being written, the run goes on
                 lines = [f"progress: {type(error).__name__}: {error}"]
-            if self.screen.moves:
-                self.screen.draw(lines)
+            if screen.moves:
+                screen.draw(lines)
             else:
                 for line in (lines[:-1] if self.session.selected else lines) or lines:
-                    self.screen.line(line)
+                    screen.line(line)
 
-    def _running_lines(self, width: int) -> list[str]:
-        assert self.session.run_directory is not None, "a session that runs groups has a run directory"
-        waiting = status_line.waiting(self.session.run_directory.path)
-        running = dict(self.running)
-        seen = status.running(self.session.run_directory.path, self.folders)
-        states = [state for state in seen if state.group in running]
-        lines = [status_line.line_of(state, self.estimate.seconds.get(state.group), width) for state in states]
-        for state in states:
-            if state.attempt > 1 and (state.group, state.attempt) not in self.told_again:
-                self.told_again.add((state.group, state.attempt))
-                assert self.screen is not None, "it is made before this thread"
-                self.screen.line(status_line.again(state)[:width])
-        reported = {state.group for state in states}
-        now = time.monotonic()
-        lines += [
-            f"{name}  {status_line.clock(now - since)}" for name, since in running.items() if name not in reported
-        ]
+    def _running_lines(self, screen: Screen) -> list[str]:
+        run, width = run_directory_of(self.config).path, screen.width
+        waiting, running = status_line.waiting(run), dict(self.running)
         if not self.session.selected:
             return waiting
-        return [
-            *lines,
-            *waiting,
-            status_line.status(len(self.finished), len(self.session.selected), len(running), self._left_s(running)),
-        ]
+        states = {one.group: one for one in status.running(run, self.folders) if one.group in running}
+        for state in states.values():
+            if state.attempt > 1 and (state.group, state.attempt) not in self.told_again:
+                self.told_again.add((state.group, state.attempt))
+                screen.line(status_line.again(state)[:width])
+        lines = [status_line.line_of(state, self.estimate.seconds.get(name), width) for name, state in states.items()]
+        now = time.monotonic()
+        lines += [f"{name}  {status_line.clock(now - since)}" for name, since in running.items() if name not in states]
+        whole = status_line.status(len(self.finished), len(self.session.selected), len(running), self._left_s(running))
+        return [*lines, *waiting, whole]
 
     def _left_s(self, running: dict[str, float]) -> float | None:
         """Seconds until the end of the run."""

@@ -25,7 +25,7 @@ from colocate.verdict.evidence import (
     Trace,
 )
 from colocate.verdict.measured_peak import own_peak_bytes
-from colocate.verdict.memory_history import at_least, by_allocators, by_lists
+from colocate.verdict.memory_history import Steps, at_least, by_allocators, by_lists, summed
 from colocate.verdict.memory_words import counted_none, weight
 from colocate.verdict.overlap import foreground_window
 from colocate.verdict.plan_verdict import AGAIN, PlanVerdict

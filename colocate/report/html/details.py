@@ -73,7 +73,7 @@ def details(row: GroupResult, run: StoredRun | None, folder: Path, *, many: bool
         epoch="" if many else evidence_table.last_epoch(row),
         logs=[] if directory is None else list(_logs(row, directory, LOG_LINES_OF_MANY if many else LOG_LINES)),
         traceback=[clean(line) for line in row.text.splitlines()[-60:]],
-        command=command(row, run),
+        command=again([row.group], run),
         curves=[] if directory is None else memory_chart.vitals(directory),
         **_timeline(row, points),
     )
@@ -263,11 +263,6 @@ def last_lines(path: Path, most: int = LOG_LINES) -> list[str]:
 def clean(line: str) -> str:
     """Return a line without control characters and of bounded length."""
     return _CONTROL.sub("", line)[:LOG_LINE_CHARACTERS]
-
-
-def command(row: GroupResult, run: StoredRun | None) -> str:
-    """Return the command that runs this group alone, with the options that the run had."""
-    return again([row.group], run)
 
 
 def again(groups: Sequence[str], run: StoredRun | None, *, measure: bool = False) -> str:

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from colocate.files import content, finite
 from colocate.plan import ROLES
 from colocate.results import GroupDirectory, GroupResult, read_trace
 from colocate.units import MIB, format_mib, plural, to_mib
-from colocate.verdict import Interval, ProcessRun, ProgressEvent, Sample
+from colocate.verdict import Interval, ProcessRun, ProgressEvent, Sample, Steps, summed
 
 NUM_POINTS = 300
 WIDTH, HEIGHT, _LANE = 1000, 200, 12
@@ -146,19 +147,12 @@ class _Drawing:
 
     def _stack(self) -> Iterator[tuple[str, str]]:
         """The areas of baseline, background and foreground, each on top of the one before."""
-        floor: list[Step] = [(0.0, 0), (self.end_s, 0)]
-        layers: list[tuple[str, Sequence[Step]]] = [("baseline", [(0.0, self.baseline_bytes)])]
-        layers += [
-            (role, member.held) for role in reversed(ROLES) if (member := self.members.get(role)) and member.held
-        ]
-        if len(layers) < 2:
-            return
-        for kind, steps in layers:
-            ceiling = _added(floor, steps)
-            upper = list(_corners(ceiling, self.end_s))
-            lower = list(_corners(floor, self.end_s))
-            points = [f"{self.x(at)},{self.y(size)}" for at, size in (*upper, *reversed(lower))]
-            yield kind, " ".join(points)
+        held = [(role, member.held) for role in reversed(ROLES) if (member := self.members.get(role)) and member.held]
+        floor, layers = Steps((), self.end_s), [("baseline", ((0.0, self.baseline_bytes),)), *held]
+        for kind, steps in layers if held else ():
+            ceiling = summed([floor, Steps.of(steps, self.end_s)])
+            corners = [*_corners(ceiling), *reversed(_corners(floor))]
+            yield kind, " ".join(f"{self.x(at)},{self.y(size)}" for at, size in corners)
             floor = ceiling
 
     def _legend(self) -> Iterator[tuple[str, str]]:
@@ -225,31 +219,9 @@ def _rounded(step: Step) -> list[float]:
     return [round(step[0], 2), round(to_mib(step[1]), 1)]
 
 
-def _added(floor: Sequence[Step], steps: Sequence[Step]) -> list[Step]:
-    """The sum of two step functions."""
-    times = sorted({at for at, _ in (*floor, *steps)})
-    found: list[Step] = []
-    values = [0, 0]
-    places = [0, 0]
-    for at in times:
-        for which, one in enumerate((floor, steps)):
-            while places[which] < len(one) and one[places[which]][0] <= at:
-                values[which] = one[places[which]][1]
-                places[which] += 1
-        found.append((at, sum(values)))
-    return found
-
-
-def _corners(steps: Sequence[Step], end_s: float) -> Iterator[Step]:
-    """The corners of a step function, up to the end."""
-    size = 0
-    for at, next_size in steps:
-        if at > end_s:
-            break
-        yield at, size
-        yield at, next_size
-        size = next_size
-    yield end_s, size
+def _corners(steps: Steps) -> list[Step]:
+    ends = [(0.0, 0), (steps.end_s, 0)]  # of one that is empty
+    return [(at, size) for start, end, size in steps.spans() for at in (start, end)] or ends
 
 
 def phase_name(phase: str) -> str:
@@ -295,19 +267,16 @@ def _process_run(process_run: ProcessRun) -> Interval | None:
     return None if process_run.exit is None else (process_run.started_s, process_run.exit.ended_s)
 
 
-def _phases(progress_events: Iterable[ProgressEvent]) -> Iterator[tuple[str, Interval]]:
+def _phases(progress_events: Iterable[ProgressEvent]) -> list[tuple[str, Interval]]:
     """Stretches of one phase of one process; neighbouring ones become one."""
-    current: tuple[str, int, float, float] | None = None
-    for event in progress_events:
-        at = event.elapsed_s
-        if current is not None and event.pid == current[1]:
-            current = (*current[:3], at)
-        if current is None or event.phase != current[0] or event.pid != current[1]:
-            if current is not None and current[3] > current[2]:
-                yield current[0], (current[2], current[3])
-            current = (event.phase, event.pid, at, at) if event.phase else None
-    if current is not None and current[3] > current[2]:
-        yield current[0], (current[2], current[3])
+    found: list[tuple[str, Interval]] = []
+    for event, following in pairwise(progress_events):
+        if event.phase and event.pid == following.pid:
+            start_s = event.elapsed_s
+            if found and (found[-1][0], found[-1][1][1]) == (event.phase, start_s):
+                start_s = found.pop()[1][0]
+            found.append((event.phase, (start_s, following.elapsed_s)))
+    return [(phase, span) for phase, span in found if span[1] > span[0]]
 
 
 # --- power and utilisation
