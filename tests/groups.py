@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from colocate.harness.group_run import GroupRun
 from colocate.harness.sampler import Sampler
 from colocate.plan.catalog import Training
 from colocate.plan.plan import Group, Limits
+from colocate.process.procfs import with_cookie
 from colocate.results.layout import GroupDirectory
 from colocate.verdict.rules import Verdict
 
@@ -45,10 +46,18 @@ def observing(
         note_verdict(observation.verdict)
 
 
-def judged(group: Group, uuid: str, folder: Path) -> Verdict:
-    """The verdict of a group that is run from start to end."""
+def observe(observation: GroupRun, then: Callable[[], object] = lambda: None) -> Verdict:
+    """Run a group from start to end; ``then`` is done once its background trains."""
+    observation.preflight()
+    observation.start_background()
+    then()
+    observation.run_foreground()
+    return observation.conclude()
+
+
+def judged(group: Group, uuid: str, folder: Path, then: Callable[[], object] = lambda: None) -> Verdict:
+    """The verdict of a group that is run from start to end; nothing of it is left."""
     with observing(group, uuid, folder) as observation:
-        observation.preflight()
-        observation.start_background()
-        observation.run_foreground()
-        return observation.conclude()
+        verdict = observe(observation, then)
+    assert with_cookie(f"{RUN}/{group.id}") == []
+    return verdict

@@ -94,6 +94,15 @@ def test_a_killed_worker_is_a_crash_of_its_group_only(tmp_path):
     assert "3 passed, 1 error" in run.output
 
 
+def test_a_worker_that_dies_in_another_test_costs_no_group(tmp_path):
+    """The whole session used to end in an internal error."""
+    project = Project(tmp_path, {}, 2)
+    (tmp_path / "test_dies.py").write_text("import os\n\ndef test_dies():\n    os.kill(os.getpid(), 9)\n")
+    run = project.run("feasibility", "test_dies.py", "-n2", "--predict=0")
+    assert run.code == 1
+    assert "2 of 2 groups feasible" in run.output
+
+
 def test_a_failure_with_x_leaves_the_rest_not_run(tmp_path):
     run = Project(tmp_path, {"group02": "infeasible"}, 4).run("feasibility", "-x")
     assert run.code == 1

@@ -101,7 +101,7 @@ def entry(name: str, tier: str, foreground: str) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """The copy of the project, with an environment that is set up."""
     made = tmp_path_factory.mktemp("project")
     for name in ("conftest.py", "pytest.ini", "pyproject.toml", "constraints.txt"):
@@ -133,7 +133,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done() -> set[str]:
+def done():
     """What was done in the folder already of that which has to be done before a line."""
     return set()
 
@@ -231,14 +231,14 @@ def of_kind(*beginnings: str) -> list[Any]:
 SESSIONS = ("scripts/feasibility", "pytest feasibility", "colocate run", "pytest plan.json", "CUDA_VISIBLE_DEVICES")
 
 
-def test_every_command_is_done_or_named_with_a_reason() -> None:
+def test_every_command_is_done_or_named_with_a_reason():
     kinds = (*SESSIONS, "colocate ", "python ")
     assert [line for _, line in lines() if not line.startswith(kinds) and why_not(line) is None] == []
     assert len(lines()) >= 30
 
 
 @pytest.mark.slow
-def test_the_runs_of_the_docs_run(folder: Path, done: set[str], fake_nvml, subtests) -> None:
+def test_the_runs_of_the_docs_run(folder, done, fake_nvml, subtests):
     fake_nvml.add_gpu(uuid="GPU-4f5e0000-0000-4000-8000-000000000000")
     for param in of_kind(*SESSIONS):
         (line,) = param.values
@@ -255,7 +255,7 @@ def test_the_runs_of_the_docs_run(folder: Path, done: set[str], fake_nvml, subte
 @pytest.mark.parametrize(
     "line", [one for one in of_kind("colocate ") if not re.search(" predict| pairs| pack| run| init", str(one.id))]
 )
-def test_a_command_around_a_run_does_its_work(line: str, folder: Path, done: set[str], fake_nvml) -> None:
+def test_a_command_around_a_run_does_its_work(line, folder, done, fake_nvml):
     command = do_with_what_it_needs(line, folder, done)
     assert command.code == 0, command.output
     assert command.output.strip()
@@ -264,7 +264,7 @@ def test_a_command_around_a_run_does_its_work(line: str, folder: Path, done: set
 
 
 @pytest.mark.parametrize("line", of_kind("colocate predict"))
-def test_a_prediction_of_the_docs_answers(line: str, folder: Path, monkeypatch, capsys) -> None:
+def test_a_prediction_of_the_docs_answers(line, folder, monkeypatch, capsys):
     monkeypatch.setattr(colocate.advice.predictor, "simulate", simulated)
     monkeypatch.chdir(ROOT)
     assert main(shlex.split(line)[1:]) in (0, 1), "what fits and what does not are both answers"
@@ -272,7 +272,7 @@ def test_a_prediction_of_the_docs_answers(line: str, folder: Path, monkeypatch, 
 
 
 @pytest.mark.parametrize("line", of_kind("colocate pairs", "colocate pack"))
-def test_a_plan_of_the_docs_is_written(line: str, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_plan_of_the_docs_is_written(line, tmp_path, monkeypatch, capsys):
     for name in ("settings", "workloads"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.setattr(colocate.advice.solo_profiles, "simulate", simulated)
@@ -282,7 +282,7 @@ def test_a_plan_of_the_docs_is_written(line: str, tmp_path: Path, monkeypatch, c
     assert load_plan(tmp_path / written).groups
 
 
-def test_the_plan_of_the_ci_page_loads(tmp_path: Path) -> None:
+def test_the_plan_of_the_ci_page_loads(tmp_path):
     (plan,) = blocks(ROOT / "docs/how-to/ci.md", "json")
     (tmp_path / "plan.json").write_text(plan)
     for name in ("train.py", "other.py"):
@@ -291,7 +291,7 @@ def test_the_plan_of_the_ci_page_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_loop_of_the_workloads_page_trains(tmp_path: Path, monkeypatch) -> None:
+def test_the_loop_of_the_workloads_page_trains(tmp_path, monkeypatch):
     """The block as it stands there, with the names that its reader has: a model, loaders, arguments."""
     torch = pytest.importorskip("torch")
     from workloads import common
@@ -319,7 +319,7 @@ def test_the_loop_of_the_workloads_page_trains(tmp_path: Path, monkeypatch) -> N
     assert events[-2:] == ["epoch_end", "end"]
 
 
-def test_lines_that_are_not_done_here_have_only_options_that_there_are() -> None:
+def test_lines_that_are_not_done_here_have_only_options_that_there_are():
     """With those of this repository's workflow, and of the one that `colocate init` writes."""
     pages = [ROOT / "README.md", ROOT / ".github/workflows/feasibility.yml"]
     found = [
@@ -336,7 +336,7 @@ def test_lines_that_are_not_done_here_have_only_options_that_there_are() -> None
 
 
 @pytest.mark.slow
-def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
+def test_the_tutorial_does_what_it_says(tmp_path):
     pytest.importorskip("torch")
     page, plan = ROOT / "docs/tutorial.md", tmp_path / "plan.json"
     saved = r"[Ss]ave this as `([\w./]+)`[^\n]*\n\n```\w+\n(.*?)```"

@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_nvml import GRAPHICS, FakeNvml
-from groups import RUN, STAND_IN, group, observing, training
+from groups import RUN, STAND_IN, group, judged, observe, observing, training
 from seen import note_verdict
 from waiting import wait_until
 
@@ -38,6 +37,8 @@ from colocate.verdict.rules import Outcome, Verdict
 
 pytestmark = pytest.mark.slow
 
+MEMORY = "nvmlDeviceGetMemoryInfo_v2"
+
 
 def load(*options: str, **changes: Any) -> Training:
     return training("load", "--hold", "1500", "--repeat", *options, **changes)
@@ -47,19 +48,10 @@ def epoch(*options: str, **changes: Any) -> Training:
     return training("epoch", "--hold", "700", "--steps", "20", "--probe", *options, **changes)
 
 
-def run(observation: GroupRun) -> Verdict:
-    observation.preflight()
-    observation.start_background()
-    observation.run_foreground()
-    return observation.conclude()
-
-
 def outcome(
     fake: FakeNvml, folder: Path, foreground: Training, background: Training | None, **limits: Any
 ) -> tuple[Verdict, Evidence]:
-    with observing(group(foreground, background, **limits), fake.uuid(), folder) as observation:
-        verdict = run(observation)
-    assert with_cookie(f"{RUN}/group01") == []
+    verdict = judged(group(foreground, background, **limits), fake.uuid(), folder)
     return verdict, read_evidence(GroupDirectory(folder / RUN / "group01"))
 
 
@@ -68,7 +60,7 @@ def warned(verdict: Verdict) -> dict[str, str]:
 
 
 @pytest.fixture
-def accounting(fake_nvml: FakeNvml) -> FakeNvml:
+def accounting(fake_nvml):
     """A GPU whose driver keeps the peak of every process."""
     fake_nvml.state.gpus[0].accounting = 1
     return fake_nvml
@@ -78,7 +70,7 @@ def accounting(fake_nvml: FakeNvml) -> FakeNvml:
 
 
 @pytest.mark.parametrize("source", ["accounting", "allocator"])
-def test_a_spike_over_the_limit_between_two_samples_is_caught(fake_nvml: FakeNvml, tmp_path: Path, source: str) -> None:
+def test_a_spike_over_the_limit_between_two_samples_is_caught(fake_nvml, tmp_path, source):
     """6200 MiB for a moment beside 1500: 20 samples a second see 2200."""
     fake_nvml.state.gpus[0].accounting = int(source == "accounting")
     verdict, evidence = outcome(fake_nvml, tmp_path, epoch("--spike", "6200"), load())
@@ -92,7 +84,7 @@ def test_a_spike_over_the_limit_between_two_samples_is_caught(fake_nvml: FakeNvm
 # --- who is who
 
 
-def test_a_training_that_daemonises_is_followed_and_proves_nothing(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_training_that_daemonises_is_followed_and_proves_nothing(fake_nvml, tmp_path):
     """Its first process says 0 at once; the work is done by one of another session whose parent is gone."""
     verdict, _ = outcome(fake_nvml, tmp_path, epoch("--daemonise", "--steps", "500"), load())
 
@@ -101,7 +93,7 @@ def test_a_training_that_daemonises_is_followed_and_proves_nothing(fake_nvml: Fa
     assert fake_nvml.used_bytes() == 0
 
 
-def test_two_runs_that_began_in_the_same_second_do_not_take_each_others_trainings_for_their_own() -> None:
+def test_two_runs_that_began_in_the_same_second_do_not_take_each_others_trainings_for_their_own():
     """The name of a run is its second; on two GPUs their groups had the same cookies."""
     first, second = (GpuProcesses("run_20261124_053000", "group01", Path(place)) for place in ("/a/group", "/b/group"))
 
@@ -109,7 +101,7 @@ def test_two_runs_that_began_in_the_same_second_do_not_take_each_others_training
     assert first.cookie("foreground").startswith("run_20261124_053000/group01/foreground/")
 
 
-def test_a_number_that_is_used_again_is_another_process(foreign_process: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_that_is_used_again_is_another_process(foreign_process, monkeypatch):
     gpu_processes = GpuProcesses("run", "group01")
     gpu_processes.take([(1.0, (DeviceProcess(foreign_process, 100),))], {})
     later = identify(foreign_process)
@@ -123,9 +115,7 @@ def test_a_number_that_is_used_again_is_another_process(foreign_process: int, mo
     ]
 
 
-def test_in_a_container_with_the_hosts_numbers_nobody_is_accused(
-    foreign_process: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_a_container_with_the_hosts_numbers_nobody_is_accused(foreign_process, monkeypatch):
     """4 000 001 does not exist here, so the numbers are the host's, and one that exists here does so by chance."""
     monkeypatch.setattr("colocate.process.procfs.sees_all_processes", lambda: False)
     gpu_processes = GpuProcesses("run", "group01")
@@ -136,9 +126,7 @@ def test_in_a_container_with_the_hosts_numbers_nobody_is_accused(
     assert not gpu_processes.attributed
 
 
-def test_what_is_odd_about_a_sound_group_is_told_beside_its_verdict(
-    accounting: FakeNvml, foreign_process: int, tmp_path: Path
-) -> None:
+def test_what_is_odd_about_a_sound_group_is_told_beside_its_verdict(accounting, foreign_process, tmp_path):
     """A desktop, memory that nobody accounts for, heat, a spike between two samples, a child that stays with memory.
 
     And an orphan of an earlier run, which is ended: its supervisor and its harness are gone.
@@ -171,7 +159,7 @@ def test_what_is_odd_about_a_sound_group_is_told_beside_its_verdict(
     assert accounting.used_bytes() == 1300 * MIB
 
 
-def test_a_process_with_the_gpu_open_but_not_on_the_list_is_found(tmp_path: Path) -> None:
+def test_a_process_with_the_gpu_open_but_not_on_the_list_is_found(tmp_path):
     node = tmp_path / "nvidia0"
     node.touch()
     with node.open() as file, subprocess.Popen(["sleep", "60"], stdin=file) as process:
@@ -183,7 +171,7 @@ def test_a_process_with_the_gpu_open_but_not_on_the_list_is_found(tmp_path: Path
     assert listed == []
 
 
-def test_a_member_that_uses_another_gpu_too_is_noticed(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_member_that_uses_another_gpu_too_is_noticed(fake_nvml, tmp_path):
     fake_nvml.add_gpu()
     verdict, _ = outcome(fake_nvml, tmp_path, epoch("--steps", "60"), load("--also-on", "1"))
 
@@ -192,23 +180,19 @@ def test_a_member_that_uses_another_gpu_too_is_noticed(fake_nvml: FakeNvml, tmp_
 
 
 @pytest.mark.parametrize("who", ["foreground", "background"])
-def test_a_member_on_another_gpu_is_noticed_however_short_the_group_is(
-    fake_nvml: FakeNvml, tmp_path: Path, who: str
-) -> None:
+def test_a_member_on_another_gpu_is_noticed_however_short_the_group_is(fake_nvml, tmp_path, who):
     """Lists of processes come every five seconds, and the probe tells how much a program holds, not where."""
     fake_nvml.add_gpu()
     members = {"foreground": epoch("--steps", "70"), "background": load("--probe", ready_timeout_s=3.0)}
     away = members[who]
     members[who] = replace(away, argv=("env", f"CUDA_VISIBLE_DEVICES={fake_nvml.uuid(1)}", *away.argv))
     with observing(group(**members), fake_nvml.uuid(), tmp_path, listed_every_s=5.0) as observation:
-        verdict = run(observation)
+        verdict = observe(observation)
 
     assert "other_gpu" in verdict.codes, verdict
 
 
-def test_a_foreground_on_a_gpu_that_no_list_of_ours_shows_left_no_trace(
-    fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_foreground_on_a_gpu_that_no_list_of_ours_shows_left_no_trace(fake_nvml, tmp_path, monkeypatch):
     """As in a container with two GPUs, where the driver tells the host's numbers."""
     monkeypatch.setattr(GpuProcesses, "ours", lambda *_: None)
     monkeypatch.setattr(GpuProcesses, "_owner", lambda *_: "unknown")
@@ -220,22 +204,18 @@ def test_a_foreground_on_a_gpu_that_no_list_of_ours_shows_left_no_trace(
 
 
 def test_a_foreign_process_that_takes_the_last_memory_between_two_lists_is_no_proof(
-    fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path
-) -> None:
+    fake_nvml, foreign_process, tmp_path
+):
     greedy = epoch("--steps", "60", "--peak", "1300")
     with observing(group(greedy, load(), settle_s=0.2), fake_nvml.uuid(), tmp_path, listed_every_s=5.0) as observation:
-        observation.preflight()
-        observation.start_background()
         came = threading.Timer(0.9, fake_nvml.foreign, (5700 * MIB,), {"pid": foreign_process})
-        came.start()
-        observation.run_foreground()
-        verdict = observation.conclude()
+        verdict = observe(observation, came.start)
 
     assert observation.evidence().foreground.out_of_memory, "or it would prove nothing"
     assert verdict.codes == ("foreign_process",)
 
 
-def test_a_zombie_with_memory_is_named_as_one(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_zombie_with_memory_is_named_as_one(fake_nvml, tmp_path):
     with subprocess.Popen(["true"]) as zombie:
         wait_until(lambda: "zombie" in describe(zombie.pid))
         fake_nvml.foreign(500 * MIB, pid=zombie.pid)
@@ -249,15 +229,9 @@ def test_a_zombie_with_memory_is_named_as_one(fake_nvml: FakeNvml, tmp_path: Pat
 
 
 @pytest.mark.parametrize("code", [18, 999], ids=["library-mismatch", "unknown-error"])
-def test_a_sensor_that_fails_from_now_on_lets_the_training_finish(
-    fake_nvml: FakeNvml, tmp_path: Path, code: int
-) -> None:
+def test_a_sensor_that_fails_from_now_on_lets_the_training_finish(fake_nvml, tmp_path, code):
     with observing(group(epoch("--steps", "60"), load(), longest_gap_s=0.4), fake_nvml.uuid(), tmp_path) as observation:
-        observation.preflight()
-        observation.start_background()
-        threading.Timer(0.4, fake_nvml.fail, ("nvmlDeviceGetMemoryInfo_v2", code)).start()
-        observation.run_foreground()
-        verdict = observation.conclude()
+        verdict = observe(observation, threading.Timer(0.4, fake_nvml.fail, (MEMORY, code)).start)
         evidence = observation.evidence()
 
     assert verdict.outcome is Outcome.INCONCLUSIVE
@@ -265,7 +239,7 @@ def test_a_sensor_that_fails_from_now_on_lets_the_training_finish(
     assert evidence.foreground.last_exit.ok  # type: ignore[union-attr]
 
 
-def test_a_gpu_that_tells_no_processes_is_judged_by_its_level(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_that_tells_no_processes_is_judged_by_its_level(fake_nvml, tmp_path):
     fake_nvml.fail("nvmlDeviceGetComputeRunningProcesses*", 3)
     verdict, evidence = outcome(fake_nvml, tmp_path, epoch(), load())
 
@@ -276,9 +250,7 @@ def test_a_gpu_that_tells_no_processes_is_judged_by_its_level(fake_nvml: FakeNvm
 # --- what an earlier run has left
 
 
-def test_a_training_of_another_run_that_goes_on_is_not_touched_and_may_be_waited_for(
-    fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_of_another_run_that_goes_on_is_not_touched_and_may_be_waited_for(fake_nvml, tmp_path, monkeypatch):
     monkeypatch.setattr("colocate.harness.device_state.LEFTOVERS_S", 0.2)
     (tmp_path / "logs").mkdir()
     argv = (sys.executable, str(STAND_IN), "--hold", "900", "--hang-at", "1")
@@ -305,7 +277,7 @@ def settle(fake: FakeNvml, folder: Path, plan_group: Group, meanwhile: Any = Non
     with observing(plan_group, fake.uuid(), folder) as observation:
         if meanwhile is not None:
             meanwhile(observation)
-        run(observation)
+        observe(observation)
         repetition = Retries(plan_group, observation._device, RunDirectory(folder / RUN), "test", retries)
         found = repetition.settle(observation)
     note_verdict(found.verdict)
@@ -313,7 +285,7 @@ def settle(fake: FakeNvml, folder: Path, plan_group: Group, meanwhile: Any = Non
 
 
 @pytest.fixture
-def passing(fake_nvml: FakeNvml, foreign_process: int) -> Iterator[threading.Thread]:
+def passing(fake_nvml, foreign_process):
     """Somebody who comes while the first foreground trains, and leaves."""
 
     def visit() -> None:
@@ -327,9 +299,7 @@ def passing(fake_nvml: FakeNvml, foreign_process: int) -> Iterator[threading.Thr
     visitor.join()
 
 
-def test_a_group_that_a_foreign_process_spoiled_is_repeated_once(
-    fake_nvml: FakeNvml, tmp_path: Path, passing: threading.Thread
-) -> None:
+def test_a_group_that_a_foreign_process_spoiled_is_repeated_once(fake_nvml, tmp_path, passing):
     found = settle(fake_nvml, tmp_path, group(epoch("--steps", "60"), load()), lambda _: passing.start())
     first = read_evidence(found.attempts[0].directory)
     (foreign,) = [gpu_process for gpu_process in first.gpu_processes if gpu_process.owner == "foreign"]
@@ -340,9 +310,7 @@ def test_a_group_that_a_foreign_process_spoiled_is_repeated_once(
     assert "foreign_process" in warned(found.verdict)["repeated"]
 
 
-def test_a_foreign_process_that_stays_makes_it_inconclusive(
-    fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path
-) -> None:
+def test_a_foreign_process_that_stays_makes_it_inconclusive(fake_nvml, foreign_process, tmp_path):
     def come(observation: GroupRun) -> None:
         threading.Timer(0.8, fake_nvml.foreign, (500 * MIB,), {"pid": foreign_process}).start()
 
@@ -352,7 +320,7 @@ def test_a_foreign_process_that_stays_makes_it_inconclusive(
     assert len(found.attempts) <= 2
 
 
-def test_a_group_whose_supervisor_was_killed_is_repeated(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_group_whose_supervisor_was_killed_is_repeated(fake_nvml, tmp_path):
     def kill(observation: GroupRun) -> None:
         def act() -> None:
             wait_until(lambda: observation._foreground.num_steps > 2)
@@ -367,11 +335,11 @@ def test_a_group_whose_supervisor_was_killed_is_repeated(fake_nvml: FakeNvml, tm
     assert with_cookie(f"{RUN}/group01") == []
 
 
-def test_a_group_with_a_blind_sensor_is_repeated(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_group_with_a_blind_sensor_is_repeated(fake_nvml, tmp_path):
     def block(observation: GroupRun) -> None:
         def act() -> None:
             wait_until(lambda: observation._foreground.num_steps > 2)
-            fake_nvml.block("nvmlDeviceGetMemoryInfo_v2", 0.8, times=1)
+            fake_nvml.block(MEMORY, 0.8, times=1)
 
         threading.Thread(target=act).start()
 
@@ -381,7 +349,7 @@ def test_a_group_with_a_blind_sensor_is_repeated(fake_nvml: FakeNvml, tmp_path: 
     assert "sensor_gap" in warned(found.verdict)["repeated"]
 
 
-def test_a_group_that_is_to_run_several_times_does(accounting: FakeNvml, tmp_path: Path) -> None:
+def test_a_group_that_is_to_run_several_times_does(accounting, tmp_path):
     several = Group("group01", 1, epoch(), load(), group(epoch(), None).limits, runs=3)
     found = settle(accounting, tmp_path, several)
 
@@ -390,7 +358,7 @@ def test_a_group_that_is_to_run_several_times_does(accounting: FakeNvml, tmp_pat
     assert "3 runs peaked at 2200 MiB, 2200 MiB, 2200 MiB" in warned(found.verdict)["spread"]
 
 
-def test_every_run_on_the_virtual_gpu_gets_a_new_one(tmp_path: Path) -> None:
+def test_every_run_on_the_virtual_gpu_gets_a_new_one(tmp_path):
     members = [
         training(name, "--probe", "--context", "300", *more) for name, *more in (("epoch",), ("load", "--repeat"))
     ]
@@ -400,7 +368,7 @@ def test_every_run_on_the_virtual_gpu_gets_a_new_one(tmp_path: Path) -> None:
     with gpu as device, Sampler(device) as monitor:
         monitor.wait_for_sample(60.0)
         with GroupRun(several, device, monitor, directory, plan="test") as observation:
-            run(observation)
+            observe(observation)
             found = Retries(several, device, RunDirectory(tmp_path), "test", 0).settle(observation)
 
     assert found.verdict.basis == "predicted"
@@ -412,23 +380,19 @@ def test_every_run_on_the_virtual_gpu_gets_a_new_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["leak", "lost"])
-def test_a_gpu_in_a_bad_state_is_quarantined(fake_nvml: FakeNvml, tmp_path: Path, way: str) -> None:
+def test_a_gpu_in_a_bad_state_is_quarantined(fake_nvml, tmp_path, way):
     quarantine = Quarantine(RunDirectory(tmp_path / RUN).quarantine)
     foreground = epoch("--steps", "40", *(["--leak"] if way == "leak" else []))
-    with observing(group(foreground, load(), settle_s=0.5), fake_nvml.uuid(), tmp_path) as observation:
-        observation.preflight()
-        observation.start_background()
-        if way == "lost":
-            fake_nvml.fail("nvmlDeviceGetMemoryInfo_v2", 15)
-        observation.run_foreground()
-        verdict = observation.conclude()
+    lose = (lambda: fake_nvml.fail(MEMORY, 15)) if way == "lost" else (lambda: None)
+    verdict = judged(group(foreground, load(), settle_s=0.5), fake_nvml.uuid(), tmp_path, lose)
 
     assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert {"leak": "gpu_not_returned", "lost": "sensor_lost"}[way] in verdict.codes
     assert quarantine.why(fake_nvml.uuid()) is not None
     assert quarantine.why("GPU-other") is None
 
 
-def test_a_gpu_with_a_process_that_cannot_be_ended_is_quarantined(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_with_a_process_that_cannot_be_ended_is_quarantined(fake_nvml, tmp_path):
     """`test_supervisor` has the real process that survives SIGKILL; here is what follows from it."""
     quarantine = Quarantine(RunDirectory(tmp_path / RUN).quarantine)
     with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
@@ -447,19 +411,17 @@ def test_a_gpu_with_a_process_that_cannot_be_ended_is_quarantined(fake_nvml: Fak
 # --- the disk
 
 
-def test_a_log_that_cannot_be_written_ends_the_group(
-    fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_that_cannot_be_written_ends_the_group(fake_nvml, tmp_path, monkeypatch):
     """/dev/full refuses every byte, as a full disk does; the background goes with the foreground."""
     with observing(group(epoch("--steps", "2000"), load()), fake_nvml.uuid(), tmp_path) as observation:
         observation.directory.foreground_log.symlink_to("/dev/full")
-        verdict = run(observation)
+        verdict = observe(observation)
 
     assert verdict.codes == ("log_failed",)
     assert with_cookie(f"{RUN}/group01") == []
 
 
-def test_a_gpu_that_idles_or_obeys_its_owner_is_not_told_as_slowed_down() -> None:
+def test_a_gpu_that_idles_or_obeys_its_owner_is_not_told_as_slowed_down():
     readings = [(float(at_s), 1e9, Vitals(throttle_reasons=reasons)) for at_s, reasons in enumerate((1, 2, 0x100, 4))]
 
     assert throttling(readings, 0.0, 2.0) is None
@@ -471,9 +433,7 @@ BOMB = (sys.executable, "-I", "-S", str(STAND_IN.with_name("proc_member.py")), "
 
 
 @pytest.mark.parametrize("who", ["foreground", "background"])
-def test_a_fork_bomb_is_ended_not_started_again_and_proves_nothing(
-    fake_nvml: FakeNvml, tmp_path: Path, who: str
-) -> None:
+def test_a_fork_bomb_is_ended_not_started_again_and_proves_nothing(fake_nvml, tmp_path, who):
     members = {"foreground": epoch(), "background": load(), who: training("bomb", argv=BOMB)}
     verdict, evidence = outcome(fake_nvml, tmp_path, **members, max_processes=50)
 

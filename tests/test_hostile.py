@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 from fake_nvml import MIB, FakeNvml
-from groups import RUN, STAND_IN, group, observing, training
+from groups import RUN, STAND_IN, group, judged, observe, observing, training
 
 from colocate.device import deadline
 from colocate.errors import ColocateError
-from colocate.harness.group_run import GroupRun
 from colocate.plan.catalog import Training
 from colocate.process.procfs import with_cookie
 from colocate.verdict.rules import Outcome, Verdict
@@ -28,19 +27,9 @@ def hostile(what: str, *options: str, after_s: float = 0.3) -> Training:
     return training("hostile", argv=argv, env={"HOSTILE_AFTER_S": str(after_s)})
 
 
-def run(observation: GroupRun) -> Verdict:
-    observation.preflight()
-    observation.start_background()
-    observation.run_foreground()
-    return observation.conclude()
-
-
-def judged(fake: FakeNvml, folder: Path, foreground: Training, background: Training, **limits: Any) -> Verdict:
+def outcome(fake: FakeNvml, folder: Path, foreground: Training, background: Training, **limits: Any) -> Verdict:
     limits = {"stall_s": 2.0, "epoch_timeout_s": 20.0, **limits}
-    with observing(group(foreground, background, **limits), fake.uuid(), folder) as observation:
-        verdict = run(observation)
-    assert with_cookie(f"{RUN}/group01") == []
-    return verdict
+    return judged(group(foreground, background, **limits), fake.uuid(), folder)
 
 
 def load(*options: str) -> Training:
@@ -70,7 +59,7 @@ def test_a_foreground_that_attacks_its_own_record_proves_nothing(
     what: str, code: str, fake_nvml: FakeNvml, tmp_path: Path
 ) -> None:
     began_t = time.monotonic()
-    verdict = judged(fake_nvml, tmp_path, hostile(what, "--steps", "40"), load())
+    verdict = outcome(fake_nvml, tmp_path, hostile(what, "--steps", "40"), load())
 
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert code in verdict.codes
@@ -82,7 +71,7 @@ def test_a_pattern_that_backtracks_without_end_is_named_and_ends_the_group(fake_
     printed += "runpy.run_path(sys.argv[0], run_name='__main__')"
     whole = epoch("--steps", "1000")
     slow = replace(whole, argv=(sys.executable, "-c", printed, *whole.argv[1:]), progress_pattern="(a+)+$")
-    verdict = judged(fake_nvml, tmp_path, slow, load())
+    verdict = outcome(fake_nvml, tmp_path, slow, load())
 
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert verdict.codes[0] == "slow_pattern"
@@ -94,7 +83,7 @@ def test_a_python_without_the_probe_is_missed_at_once(fake_nvml: FakeNvml, tmp_p
     whole = epoch("--steps", "5000", "--oom-swallowed", "--oom-silent")
     blind = replace(whole, argv=(sys.executable, "-I", *[word for word in whole.argv[1:] if word != "--probe"]))
     began_t = time.monotonic()
-    verdict = judged(fake_nvml, tmp_path, blind, load(), stall_s=60.0, epoch_timeout_s=300.0)
+    verdict = outcome(fake_nvml, tmp_path, blind, load(), stall_s=60.0, epoch_timeout_s=300.0)
 
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert verdict.codes[0] == "probe_lost"
@@ -103,7 +92,7 @@ def test_a_python_without_the_probe_is_missed_at_once(fake_nvml: FakeNvml, tmp_p
 
 @pytest.mark.parametrize("what", ["garbage", "future_probe", "pipe_probe"])
 def test_nonsense_beside_sound_events_is_left_out_and_told(what: str, fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    verdict = judged(fake_nvml, tmp_path, hostile(what, "--steps", "40"), load(), stall_s=60.0, epoch_timeout_s=300.0)
+    verdict = outcome(fake_nvml, tmp_path, hostile(what, "--steps", "40"), load(), stall_s=60.0, epoch_timeout_s=300.0)
 
     assert verdict.feasible, verdict
     assert ("bad_events" in {warning.code for warning in verdict.warnings}) is (what == "garbage")
@@ -115,7 +104,7 @@ def test_a_background_cannot_end_the_foregrounds_epoch(after_s: float, fake_nvml
     short = hostile("leave", "--steps", "1000", after_s=2.0)
     forger = hostile("other_events", "--repeat", after_s=after_s)
     with observing(group(short, forger, stall_s=5.0), fake_nvml.uuid(), tmp_path) as observation:
-        verdict = run(observation)
+        verdict = observe(observation)
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "events_mixed_up" in verdict.codes
     assert not {"foreground_failed", "foreground_not_started"} & set(verdict.codes)
@@ -125,7 +114,7 @@ def test_a_background_cannot_end_the_foregrounds_epoch(after_s: float, fake_nvml
 
 def test_a_run_whose_folder_is_gone_says_so_in_words(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     with pytest.raises(ColocateError, match="could not write the record of group01"):
-        judged(fake_nvml, tmp_path, hostile("remove_run", "--steps", "40"), load())
+        outcome(fake_nvml, tmp_path, hostile("remove_run", "--steps", "40"), load())
 
     assert with_cookie(f"{RUN}/group01") == []
 
@@ -138,7 +127,7 @@ def test_a_driver_that_never_answers_who_is_there_holds_nobody_up(
     with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
         fake_nvml.block("nvmlDeviceGetComputeRunningProcesses*", 8.0)
         began_t = time.monotonic()
-        verdict = run(observation)
+        verdict = observe(observation)
 
         assert time.monotonic() - began_t < 6
         assert verdict.codes == ("sensor_lost",)
@@ -148,12 +137,10 @@ def test_a_driver_that_never_answers_who_is_there_holds_nobody_up(
 
 
 def test_a_gpu_whose_size_changes_is_not_believed(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    with observing(group(epoch(), load(), longest_gap_s=0.5), fake_nvml.uuid(), tmp_path) as observation:
-        observation.preflight()
-        observation.start_background()
+    def grow():
         fake_nvml.state.gpus[0].total_bytes = 16 * 1024 * MIB
-        observation.run_foreground()
-        verdict = observation.conclude()
+
+    verdict = judged(group(epoch(), load(), longest_gap_s=0.5), fake_nvml.uuid(), tmp_path, grow)
 
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "sensor_gap" in verdict.codes
@@ -162,7 +149,7 @@ def test_a_gpu_whose_size_changes_is_not_believed(fake_nvml: FakeNvml, tmp_path:
 @pytest.mark.parametrize("pid", [1, os.getpid()], ids=["init", "harness"])
 def test_the_harness_itself_or_init_on_the_gpu_is_named(pid: int, fake_nvml: FakeNvml, tmp_path: Path) -> None:
     fake_nvml.foreign(100 * MIB, pid=pid)
-    verdict = judged(fake_nvml, tmp_path, epoch(), load())
+    verdict = outcome(fake_nvml, tmp_path, epoch(), load())
 
     assert verdict.codes == ("foreign_process",)
     assert f"pid {pid} (" in verdict.reasons[0].text

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fake_nvml import MIB, NOT_AVAILABLE, FakeNvml
-from groups import RUN, group, observing, training
+from groups import RUN, group, observe, observing, training
 from seen import note_verdict
 from waiting import wait_until
 
@@ -30,13 +30,6 @@ def load(*options: str) -> Any:
 
 def epoch(*options: str) -> Any:
     return training("epoch", "--hold", "3900", "--steps", "40", *options)
-
-
-def run(observation: GroupRun) -> Verdict:
-    observation.preflight()
-    observation.start_background()
-    observation.run_foreground()
-    return observation.conclude()
 
 
 def judged(fake: FakeNvml, folder: Path, then: Callable[[], None] = lambda: None, *, listed: str = "told") -> Verdict:
@@ -80,7 +73,7 @@ def test_a_background_that_gave_its_memory_back_is_no_load(fake_nvml: FakeNvml, 
     foreground = training("epoch", "--hold", "6500", "--load-s", "1.5", "--steps", "30")
     background = training("load", "--hold", "6500", "--steps", "1000", "--repeat", "--release-at", "30")
     with observing(group(foreground, background), fake_nvml.uuid(), tmp_path) as observation:
-        verdict = run(observation)
+        verdict = observe(observation)
 
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "background_off_gpu" in verdict.codes
@@ -98,7 +91,7 @@ def test_a_foreground_that_somebody_kills_is_repeated_once(fake_nvml: FakeNvml, 
 
     with observing(plan_group, fake_nvml.uuid(), tmp_path) as observation:
         threading.Thread(target=kill, args=(observation,)).start()
-        first = run(observation)
+        first = observe(observation)
         found = Retries(plan_group, observation._device, RunDirectory(tmp_path / RUN), "test", 2).settle(observation)
     note_verdict(found.verdict)
 
@@ -112,7 +105,7 @@ def test_a_process_that_cannot_be_seen_is_a_foreign_one(fake_nvml: FakeNvml, tmp
     """Of another user or container: the GPU used to count as free, with a note above 512 MiB only."""
     fake_nvml.foreign(300 * MIB)
     with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
-        verdict = run(observation)
+        verdict = observe(observation)
 
     assert verdict.codes == ("foreign_process",)
     assert "pid 4000000, which cannot be seen from here" in str(verdict)
@@ -123,7 +116,7 @@ def test_a_smaller_workspace_that_pytorch_tried_itself_is_no_out_of_memory(fake_
     """With cudnn.benchmark PyTorch catches the allocator's error and goes on; it used to be INFEASIBLE."""
     foreground = training("epoch", "--hold", "700", "--steps", "20", "--probe", "--workspaces", "3")
     with observing(group(foreground, None), fake_nvml.uuid(), tmp_path) as observation:
-        verdict = run(observation)
+        verdict = observe(observation)
 
     assert verdict.feasible, verdict
     assert "PyTorch tried 3 smaller workspace(s)" in str([str(warning) for warning in verdict.warnings])

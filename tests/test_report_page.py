@@ -331,7 +331,7 @@ def test_the_command_keeps_the_options_that_chose_the_plan(run):
     run.record.write_text(json.dumps({**json.loads(run.record.read_text()), "arguments": arguments}))
     finish(run, 1)
     stored = read_run(run.path)
-    assert details.command(stored.results[0], stored) == "colocate run 'a b.json' --gpu=8GB -k group01"
+    assert details.again(["group01"], stored) == "colocate run 'a b.json' --gpu=8GB -k group01"
     measured = details.again(["group01", "group02"], stored, measure=True)
     assert measured == "colocate run 'a b.json' --gpu=8GB --device=nvidia -k 'group01 or group02'"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_nvml import FakeNvml
 from sessions import ROOT, Session, alive_below, arguments, plan, run, simulated_machine, stand_in
 from waiting import wait_until
 
@@ -48,7 +47,7 @@ def edited(path: Path, change: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def finished(fake_nvml_library, tmp_path_factory):
     """A run of two groups that has ended well, for tests that each take a copy of it."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch, simulated_machine(folder, fake_nvml_library, patch) as fake:
@@ -58,7 +57,7 @@ def finished(fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def copy(finished: tuple[Path, Session], tmp_path: Path) -> tuple[Path, Path]:
+def copy(finished, tmp_path):
     """The plan and a folder with that run in it."""
     path, session = finished
     shutil.copytree(session.folder / "results", tmp_path / "results")
@@ -67,7 +66,7 @@ def copy(finished: tuple[Path, Session], tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-def test_finished_groups_are_kept_with_their_verdicts_everywhere(copy: tuple[Path, Path]) -> None:
+def test_finished_groups_are_kept_with_their_verdicts_everywhere(copy):
     path, folder = copy
     before = {file: file.stat().st_mtime_ns for file in folder.glob("results/*/*/*")}
     session = resumed(path, folder, "-n1")
@@ -85,7 +84,7 @@ def test_finished_groups_are_kept_with_their_verdicts_everywhere(copy: tuple[Pat
     assert main(["verify", str(session.run)]) == 0
 
 
-def test_of_very_many_decisions_that_are_alike_one_line_is_told() -> None:
+def test_of_very_many_decisions_that_are_alike_one_line_is_told():
     """Ten thousand kept groups used to be ten thousand lines before the first one ran."""
     decisions = [Decision(f"group{number:02}", "it was never started") for number in range(1, MOST_REPORTED + 3)]
     decisions[1] = Decision("group02", "its settings changed")
@@ -144,7 +143,7 @@ def _old_torch(document: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("why", "change"), CHANGES.values(), ids=CHANGES)
-def test_what_no_longer_holds_is_explained(copy: tuple[Path, Path], why: str, change: Any) -> None:
+def test_what_no_longer_holds_is_explained(copy, why, change):
     """Without a session: the same decisions as --resume-dry-run prints."""
     from colocate.harness.resume import decide, find_run
     from colocate.plan.plan import load_plan
@@ -162,7 +161,7 @@ def test_what_no_longer_holds_is_explained(copy: tuple[Path, Path], why: str, ch
 
 
 @pytest.mark.slow
-def test_a_changed_group_runs_again_beside_its_old_record(copy: tuple[Path, Path]) -> None:
+def test_a_changed_group_runs_again_beside_its_old_record(copy):
     path, folder = copy
     edited(path, lambda it: it["experiments"][1].update(foreground=EPOCH))
     explained = run(path, folder, "--resume-dry-run")
@@ -181,7 +180,7 @@ def test_a_changed_group_runs_again_beside_its_old_record(copy: tuple[Path, Path
 
 
 @pytest.mark.slow
-def test_a_record_that_only_lacks_its_verdict_gets_it(copy: tuple[Path, Path]) -> None:
+def test_a_record_that_only_lacks_its_verdict_gets_it(copy):
     path, folder = copy
     (verdict,) = folder.glob("results/*/stand_in_parallel_001/verdict.json")
     verdict.unlink()
@@ -193,7 +192,7 @@ def test_a_record_that_only_lacks_its_verdict_gets_it(copy: tuple[Path, Path]) -
 
 
 @pytest.mark.slow
-def test_two_sessions_cannot_be_at_one_run(copy: tuple[Path, Path]) -> None:
+def test_two_sessions_cannot_be_at_one_run(copy):
     path, folder = copy
     (found,) = folder.glob("results/run_*")
     with RunDirectory(found).locked():
@@ -204,7 +203,7 @@ def test_two_sessions_cannot_be_at_one_run(copy: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_run_on_the_same_gpu_says_who_holds_it_or_waits(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_second_run_on_the_same_gpu_says_who_holds_it_or_waits(fake_nvml, tmp_path):
     path = plan(tmp_path / "plan.json", GROUPS[:1])
     with ExitStack() as held:
         held.enter_context(locked(fake_nvml.uuid(), "group07 of another run"))
@@ -221,7 +220,7 @@ def test_a_second_run_on_the_same_gpu_says_who_holds_it_or_waits(fake_nvml: Fake
     assert "group07 of another run" in refused.output
 
 
-def test_a_run_of_another_plan_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_of_another_plan_is_not_gone_on_with(tmp_path):
     from colocate.errors import ColocateError
     from colocate.harness.resume import find_run
 
@@ -285,7 +284,7 @@ def check_resumes(place: int, path: Path, folder: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [25, 50])
-def test_a_session_killed_at_any_point_is_resumed(fake_nvml: FakeNvml, tmp_path: Path, place: int) -> None:
+def test_a_session_killed_at_any_point_is_resumed(fake_nvml, tmp_path, place):
     """Two of the places; ``python tests/soak.py kill`` goes through all of them."""
     assert check_resumes(place, plan(tmp_path / "plan.json", GROUPS), tmp_path)
 

@@ -11,7 +11,7 @@ from colocate.plugin.selection import keywords, normalise
 IDS = [f"group{number:02}" for number in range(1, 13)]
 
 
-def test_a_word_for_a_group_selects_that_group() -> None:
+def test_a_word_for_a_group_selects_that_group():
     """pytest's own -k group1 would select group10, group11 and group12, and not group01."""
     read = {
         "Group1": "group01",
@@ -23,12 +23,12 @@ def test_a_word_for_a_group_selects_that_group() -> None:
     assert {written: normalise(written, IDS) for written in read} == read
 
 
-def test_other_words_stay_as_they_are() -> None:
+def test_other_words_stay_as_they_are():
     for word in ("densenet121", "group12b", "mygroup1", "group", "groups", "resnet20", "group1.5", "low"):
         assert normalise(f"{word} and not {word}", IDS) == f"{word} and not {word}"
 
 
-def test_an_unknown_group_is_an_error_that_says_which_there_are() -> None:
+def test_an_unknown_group_is_an_error_that_says_which_there_are():
     with pytest.raises(PlanError) as error:
         normalise("group99 or group0 or group99", IDS)
 
@@ -38,7 +38,7 @@ def test_an_unknown_group_is_an_error_that_says_which_there_are() -> None:
     )
 
 
-def test_an_id_within_other_ids_excludes_them() -> None:
+def test_an_id_within_other_ids_excludes_them():
     ids = ["group1", "group10", "group11", "pair", "pair-long"]
 
     assert normalise("group1", ids) == "(group1 and not (group10 or group11))"
@@ -48,7 +48,7 @@ def test_an_id_within_other_ids_excludes_them() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 300), st.data())
-def test_every_spelling_of_a_number_means_the_group_of_that_number(num_groups: int, data: st.DataObject) -> None:
+def test_every_spelling_of_a_number_means_the_group_of_that_number(num_groups, data):
     width = max(2, len(str(num_groups)))
     ids = [f"group{number:0{width}}" for number in range(1, num_groups + 1)]
     number = data.draw(st.integers(1, num_groups))
@@ -60,7 +60,7 @@ def test_every_spelling_of_a_number_means_the_group_of_that_number(num_groups: i
 
 @settings(deadline=None)
 @given(st.text())
-def test_any_expression_is_rewritten_or_a_plan_error_and_rewriting_twice_changes_nothing(text: str) -> None:
+def test_any_expression_is_rewritten_or_a_plan_error_and_rewriting_twice_changes_nothing(text):
     try:
         once = normalise(text, IDS)
     except PlanError:
@@ -68,7 +68,7 @@ def test_any_expression_is_rewritten_or_a_plan_error_and_rewriting_twice_changes
     assert normalise(once, IDS) == once
 
 
-def test_a_group_is_found_by_its_trainings_and_its_tier() -> None:
+def test_a_group_is_found_by_its_trainings_and_its_tier():
     plan = load_plan(Path(__file__).parents[1] / "settings" / "parallel_feasibility_test.json")
 
     assert keywords(plan.groups[0]) == {

@@ -8,13 +8,10 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import sessions
-from fake_nvml import FakeNvml
 from sessions import ROOT, Session, alive_below, arguments, plan, simulated_machine, stand_in
 from waiting import wait_until
 
@@ -79,7 +76,7 @@ class Viewed:
 
 
 @pytest.fixture(scope="module")
-def viewed(fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Viewed:
+def viewed(fake_nvml_library, tmp_path_factory):
     folder = tmp_path_factory.mktemp("viewed")
     with pytest.MonkeyPatch.context() as patch, simulated_machine(folder, fake_nvml_library, patch) as fake:
         fake.add_gpu()
@@ -92,7 +89,7 @@ def viewed(fake_nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def colocate(viewed: Viewed, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def colocate(viewed, capfd):
     """What a command says of the run."""
 
     def said_by(*words: str) -> str:
@@ -107,7 +104,7 @@ def shown_in(page: str) -> dict[str, str]:
     return {re.search(r"group\d\d", one)[0]: re.search(r'data-outcome="(.*?)"', one)[1] for one in bodies}  # type: ignore[index]
 
 
-def test_every_view_has_the_same_outcome_of_every_group(viewed: Viewed, colocate: Callable[..., str]) -> None:
+def test_every_view_has_the_same_outcome_of_every_group(viewed, colocate):
     session = viewed.session
     cells = re.findall(r"\| (group\d\d) \| ([A-Z ]+?)(?: \(measured\))? \|", viewed.job)
     colocate("report")
@@ -126,9 +123,7 @@ def test_every_view_has_the_same_outcome_of_every_group(viewed: Viewed, colocate
     assert session.junit == {name: "passed" if one == "FEASIBLE" else "skipped" for name, one in OUTCOMES.items()}
 
 
-def test_every_group_leaves_the_record_that_it_deserves_which_can_be_judged_again(
-    viewed: Viewed, colocate: Callable[..., str]
-) -> None:
+def test_every_group_leaves_the_record_that_it_deserves_which_can_be_judged_again(viewed, colocate):
     verdicts = viewed.session.verdicts
     codes = {name: [reason["code"] for reason in found["reasons"]] for name, found in verdicts.items()}
 
@@ -139,7 +134,7 @@ def test_every_group_leaves_the_record_that_it_deserves_which_can_be_judged_agai
     assert alive_below(viewed.session.folder) == []
 
 
-def test_a_group_over_its_budget_is_told_everywhere_and_stays_feasible(viewed: Viewed) -> None:
+def test_a_group_over_its_budget_is_told_everywhere_and_stays_feasible(viewed):
     assert "MiB over budget" in viewed.reported
     assert "1 group over budget: group01 by " in viewed.reported
     assert "::warning title=group01::peak " in viewed.session.output
@@ -147,7 +142,7 @@ def test_a_group_over_its_budget_is_told_everywhere_and_stays_feasible(viewed: V
     assert "over budget by " in viewed.job
 
 
-def test_a_plan_that_holds_though_groups_are_missing_says_both(viewed: Viewed, colocate: Callable[..., str]) -> None:
+def test_a_plan_that_holds_though_groups_are_missing_says_both(viewed, colocate):
     (headline,) = re.findall(r'class="headline[^>]*>(.*?)</h2>', viewed.session.page)
 
     assert viewed.session.code == 0
@@ -163,7 +158,7 @@ def test_a_plan_that_holds_though_groups_are_missing_says_both(viewed: Viewed, c
     assert "INCOMPLETE:" in viewed.session.page
 
 
-def test_a_peak_just_below_the_limit_is_never_shown_as_the_limit(viewed: Viewed, colocate: Callable[..., str]) -> None:
+def test_a_peak_just_below_the_limit_is_never_shown_as_the_limit(viewed, colocate):
     line = "group01 FEASIBLE (measured) peak 7499.9 MiB, headroom 0.1 MiB"
 
     assert line in viewed.session.output
@@ -173,9 +168,7 @@ def test_a_peak_just_below_the_limit_is_never_shown_as_the_limit(viewed: Viewed,
     assert "group02 INFEASIBLE (measured) peak 7500 MiB, headroom 0 MiB" in viewed.session.output
 
 
-def test_what_an_earlier_session_found_counts_where_it_holds_and_nowhere_else(
-    fake_nvml_library: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_an_earlier_session_found_counts_where_it_holds_and_nowhere_else(fake_nvml_library, tmp_path, capfd):
     """With -k the terminal used to know the chosen group only, while the page told of all."""
     pairs = [beside_load("--hold=700"), beside_load("--hold=800")]
     with pytest.MonkeyPatch.context() as patch, simulated_machine(tmp_path, fake_nvml_library, patch) as fake:
@@ -210,9 +203,7 @@ ENDINGS = (("-n0", signal.SIGINT), ("-n1", signal.SIGTERM), ("-n0", signal.SIGHU
 
 
 @pytest.mark.parametrize(("workers", "number"), ENDINGS, ids=[f"{workers}-{one.name}" for workers, one in ENDINGS])
-def test_ending_a_session_leaves_nothing_alive(
-    fake_nvml: FakeNvml, tmp_path: Path, number: signal.Signals, workers: str
-) -> None:
+def test_ending_a_session_leaves_nothing_alive(fake_nvml, tmp_path, number, workers):
     """A SIGKILL leaves no outcome in the terminal, but no training either."""
     if signal.getsignal(number) is signal.SIG_IGN:
         pytest.skip(f"{number.name} is ignored here, as below nohup, and so it would be by the session")
