@@ -93,6 +93,20 @@ def stand_in(*options: str) -> dict[str, Any]:
     return {"command": ["{python}", str(STAND_IN), *options], "name": "stand_in", "ready_timeout_s": 60}
 
 
+LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
+EPOCH = stand_in("--hold", "700", "--steps", "10", "--probe")
+
+
+def pair(foreground: dict[str, Any] = EPOCH, background: dict[str, Any] = LOAD, **more: Any) -> dict[str, Any]:
+    """A group of a plan: 700 MiB beside 1500."""
+    return {"foreground": foreground, "background": background, **more}
+
+
+def entry(*options: str) -> dict[str, Any]:
+    """A group of a plan: such a stand-in beside 900 MiB."""
+    return pair(stand_in(*options), stand_in("--hold=900", "--repeat", "--steps=4"))
+
+
 def plan(path: Path, entries: list[dict[str, Any]], **limits: Any) -> Path:
     """A plan file of parallel groups."""
     document = {

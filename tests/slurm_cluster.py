@@ -6,6 +6,7 @@ loopback interface, and everything is ended with it.
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -17,8 +18,11 @@ from pathlib import Path
 from fake_nvml import FakeNvml
 from waiting import wait_until
 
+from colocate.process.procfs import variable_of
+
 PROGRAMS = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "salloc", "squeue", "scancel", "sinfo")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+USER = pwd.getpwuid(os.getuid()).pw_name
 SIZE = "CPUs=4 RealMemory=4000"
 
 
@@ -39,23 +43,22 @@ def _free_ports(count: int) -> list[int]:
 GPUS = {"n1": "NVIDIA GeForce RTX 2070 (simulated)", "n2": "NVIDIA GeForce RTX 3070 (simulated)"}
 FEATURES = {"n1": "ib,rtx_2070", "n2": "ib"}
 TYPES = {"n1": "", "n2": "rtx3070"}
+NODES, NUM_GPUS = tuple(GPUS), 2
 
 
 class Cluster:
     """The cluster while it runs; ``environment`` is what a program needs to use it."""
 
-    def __init__(self, folder: Path, library: Path, gpus: int = 2) -> None:
+    def __init__(self, folder: Path, library: Path) -> None:
         self.folder = folder
-        self.nodes = nodes = tuple(GPUS)
-        self.gpus = gpus
         self.fakes: dict[str, FakeNvml] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        for node in nodes:
+        for node in NODES:
             (folder / node).mkdir(parents=True)
-            for number in range(gpus):
+            for number in range(NUM_GPUS):
                 (folder / node / f"gpu{number}").symlink_to("/dev/null")
             self.fakes[node] = FakeNvml.create(folder / f"{node}.state", library)
-            for number in range(gpus):
+            for number in range(NUM_GPUS):
                 self.fakes[node].add_gpu(name=GPUS[node], uuid=f"GPU-{node}-{number:04}-0000-0000-000000000000")
         self._library = library
         self._configure()
@@ -71,8 +74,8 @@ class Cluster:
         }
 
     def _configure(self) -> None:
-        gpus, folder, host = self.gpus, self.folder, socket.gethostname().partition(".")[0]
-        control, *ports = _free_ports(1 + len(self.nodes))
+        folder, host = self.folder, socket.gethostname().partition(".")[0]
+        control, *ports = _free_ports(1 + len(NODES))
         (folder / "state").mkdir()
         lines = [
             "ClusterName=colocate",
@@ -81,8 +84,8 @@ class Cluster:
             "AuthType=auth/munge",
             "CredType=cred/munge",
             f"AuthInfo=socket={folder}/munge.socket",
-            f"SlurmUser={_user()}",
-            f"SlurmdUser={_user()}",
+            f"SlurmUser={USER}",
+            f"SlurmdUser={USER}",
             f"StateSaveLocation={folder}/state",
             f"SlurmdSpoolDir={folder}/spool-%n",
             f"SlurmctldPidFile={folder}/slurmctld.pid",
@@ -111,17 +114,18 @@ class Cluster:
             "GresTypes=gpu",
             *(
                 f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {SIZE} Feature={FEATURES[node]} "
-                f"Gres={':'.join(filter(None, ('gpu', TYPES[node], str(self.gpus))))}"
-                for node, port in zip(self.nodes, ports, strict=True)
+                f"Gres={':'.join(filter(None, ('gpu', TYPES[node], str(NUM_GPUS))))}"
+                for node, port in zip(NODES, ports, strict=True)
             ),
             "PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
             "PartitionName=short Nodes=ALL MaxTime=1 State=UP",
             "PartitionName=closed Nodes=ALL State=DOWN",
         ]
         (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
+        files = f"gpu[0-{NUM_GPUS - 1}]"
         gres = [
-            f"NodeName={node} Name=gpu {TYPES[node] and f'Type={TYPES[node]} '}File={folder}/{node}/gpu[0-{gpus - 1}]"
-            for node in self.nodes
+            f"NodeName={node} Name=gpu {TYPES[node] and f'Type={TYPES[node]} '}File={folder}/{node}/{files}"
+            for node in NODES
         ]
         (folder / "gres.conf").write_text("\n".join(gres) + "\n")
         prolog = folder / "prolog.sh"
@@ -134,11 +138,12 @@ class Cluster:
     def start(self) -> None:
         """Start everything, and wait until the nodes take jobs."""
         folder = self.folder
-        files = [f"--{name}={folder}/munge.{end}" for name, end in _MUNGE.items()]
+        ends = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        files = [f"--{name}={folder}/munge.{end}" for name, end in ends.items()]
         self._start("munged", ["munged", "--foreground", "--force", "--num-threads=2", *files])
         wait_until(lambda: (folder / "munge.socket").exists())
         self._start("slurmctld", ["slurmctld", "-D", "-f", str(folder / "slurm.conf")])
-        for node in self.nodes:
+        for node in NODES:
             self.start_node(node)
         wait_until(lambda: all(state == "idle" for state in self.states().values()))
 
@@ -168,7 +173,7 @@ class Cluster:
     def states(self) -> dict[str, str]:
         """The nodes and how they are."""
         rows = self.ask("sinfo", "-h", "-N", "-p", "gpu", "-o", "%N %T").splitlines()
-        return {row.split()[0]: row.split()[1] for row in rows} if len(rows) == len(self.nodes) else {"": "?"}
+        return {row.split()[0]: row.split()[1] for row in rows} if len(rows) == len(NODES) else {"": "?"}
 
     def jobs(self) -> list[str]:
         """Everything in the queue."""
@@ -186,7 +191,7 @@ class Cluster:
     @contextlib.contextmanager
     def occupied(self, gpus: int | None = None) -> Iterator[None]:
         """Somebody else's jobs on all GPUs, or on so many of them."""
-        count = len(self.nodes) * self.gpus if gpus is None else gpus
+        count = len(NODES) * NUM_GPUS if gpus is None else gpus
         words = ["sbatch", "--parsable", "--gres=gpu:1", "--output=/dev/null", "--wrap=exec sleep 600"]
         jobs = [self.ask(*words) for _ in range(count)]
         try:
@@ -206,53 +211,28 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
 
     def _on(self, node: str) -> list[int]:
-        """Processes of a node: slurmd's descendants, and what has left them, by the environment of the node's tasks."""
-        state = f"FAKE_NVML_STATE={self.folder}/{node}.state".encode()
-        spool = f"spool-{node}"
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                with contextlib.suppress(OSError):
-                    named = (entry / "cmdline").read_bytes()
-                    held = state in (entry / "environ").read_bytes().split(b"\0")
-                    stepd = named.startswith(b"slurmstepd") and self._is_step_of(int(entry.name), spool)
-                    if held or stepd:
-                        found.append(int(entry.name))
-        return found
+        """Processes of a node: those with its GPUs, and steps of Slurm, which keep its log or its spool folder open."""
+        files = (f"{self.folder}/spool-{node}", f"{self.folder}/slurmd-{node}.log")
+        steps = [pid for pid in _pids() if _command(pid).startswith("slurmstepd") and _has_open(pid, files)]
+        return self._with_gpus_of(f"{node}.state") + steps
 
-    def _is_step_of(self, pid: int, spool: str) -> bool:
-        """A stepd keeps its node's spool folder as its current one."""
-        with contextlib.suppress(OSError):
-            links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
-            return any(
-                f"{self.folder}/{spool}" in link or f"slurmd-{self._node_of(spool)}.log" in link for link in links
-            )
-        return False
-
-    @staticmethod
-    def _node_of(spool: str) -> str:
-        return spool.removeprefix("spool-")
+    def _with_gpus_of(self, name: str) -> list[int]:
+        begins = f"{self.folder}/{name}"
+        return [pid for pid in _pids() if (variable_of(pid, "FAKE_NVML_STATE") or "").startswith(begins)]
 
     def left(self) -> list[str]:
         """What still runs with this cluster in its environment, but for the cluster itself."""
         ours = {process.pid for process in self._processes.values()}
-        mark = f"FAKE_NVML_STATE={self.folder}/".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) not in ours:
-                with contextlib.suppress(OSError):
-                    if any(value.startswith(mark) for value in (entry / "environ").read_bytes().split(b"\0")):
-                        found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        return found
+        return [_command(pid) for pid in self._with_gpus_of("") if pid not in ours]
 
     def stop(self) -> None:
         """End everything."""
-        self.ask("scancel", "--state=PENDING", f"--user={_user()}")
-        self.ask("scancel", f"--user={_user()}")
+        self.ask("scancel", "--state=PENDING", f"--user={USER}")
+        self.ask("scancel", f"--user={USER}")
         deadline = time.monotonic() + 60
         while self.jobs() and time.monotonic() < deadline:
             time.sleep(0.1)
-        for name in (*self.nodes, "slurmctld", "munged"):
+        for name in (*NODES, "slurmctld", "munged"):
             process = self._processes.get(name)
             if process is not None and process.poll() is None:
                 process.terminate()
@@ -266,16 +246,17 @@ class Cluster:
             fake.close()
 
 
-_MUNGE = {
-    "key-file": "key",
-    "socket": "socket",
-    "pid-file": "pid",
-    "log-file": "log",
-    "seed-file": "seed",
-}
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
-def _user() -> str:
-    import pwd
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
 
-    return pwd.getpwuid(os.getuid()).pw_name
+
+def _has_open(pid: int, files: tuple[str, ...]) -> bool:
+    with contextlib.suppress(OSError):
+        return any(str(link.readlink()).startswith(files) for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False

@@ -10,7 +10,6 @@ from records import STARTED_AT, begin, finish, run_in
 from colocate.plan.plan import load_plan
 from colocate.report import github
 from colocate.report.html import page
-from colocate.results.layout import RunDirectory
 from colocate.results.reader import parts, read_run
 from colocate.units import MIB
 
@@ -26,7 +25,7 @@ def loaded(folder: Path, **document):
     return load_plan(path)
 
 
-def test_a_budget_is_what_is_expected_and_the_tolerance_of_the_entry_or_the_plan(tmp_path: Path) -> None:
+def test_a_budget_is_what_is_expected_and_the_tolerance_of_the_entry_or_the_plan(tmp_path):
     entries = [entry(), entry(tolerance="100MB"), entry(tolerance=0), entry(expected_memory=None)]
     plan = loaded(tmp_path, tolerance="500MB", experiments=entries)
     assert [one.budget_bytes for one in plan.groups] == [3500 * MIB, 3100 * MIB, 3000 * MIB, None]
@@ -36,7 +35,7 @@ def test_a_budget_is_what_is_expected_and_the_tolerance_of_the_entry_or_the_plan
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
+def run(tmp_path):
     """Three groups that peaked at 3200 MiB: over budget, within it, and without one; a fourth that does not fit."""
     found = run_in(tmp_path)
     begin(found, 4, needed=3)
@@ -46,7 +45,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return found
 
 
-def test_a_group_over_its_budget_is_flagged_on_the_page_and_stays_feasible(run: RunDirectory) -> None:
+def test_a_group_over_its_budget_is_flagged_on_the_page_and_stays_feasible(run):
     found = str(page.body(page.Report.of([read_run(run.path)], run.path)))
     assert "<b>OVER BUDGET:</b> 1 group over budget: group01 by 100 MiB. A budget changes no verdict." in found
     assert "<dd>3100 MiB, over by 100 MiB</dd>" in found
@@ -54,7 +53,7 @@ def test_a_group_over_its_budget_is_flagged_on_the_page_and_stays_feasible(run: 
     assert found.count('data-outcome="FEASIBLE"') == 3
 
 
-def test_a_run_read_back_knows_its_start_and_the_smaller_gpu_that_it_had(run: RunDirectory) -> None:
+def test_a_run_read_back_knows_its_start_and_the_smaller_gpu_that_it_had(run):
     document = json.loads(run.record.read_text())
     document["plan"]["limits"] = {"gpu_bytes": 24576 * MIB, "peak_bytes": 24000 * MIB}
     run.record.write_text(json.dumps(document))
@@ -63,7 +62,7 @@ def test_a_run_read_back_knows_its_start_and_the_smaller_gpu_that_it_had(run: Ru
     assert (found.started_at, part.gpu_bytes) == (STARTED_AT, evidence().device.total_bytes)
 
 
-def test_the_summary_of_a_job_has_the_groups_that_do_not_fit_first(run: RunDirectory) -> None:
+def test_the_summary_of_a_job_has_the_groups_that_do_not_fit_first(run):
     report = page.Report.of([read_run(run.path)], run.path)
     lines = github.of_run((page.headline(part), part) for part in report.parts).splitlines()
     assert lines[0] == "## 3 of 4 groups share an 8 GB GPU; 3 needed: the plan holds"
@@ -71,14 +70,14 @@ def test_the_summary_of_a_job_has_the_groups_that_do_not_fit_first(run: RunDirec
     assert lines[5].endswith("| over budget by 100 MiB |")
 
 
-def test_annotations_name_what_does_not_fit_and_what_is_over_its_budget(run: RunDirectory) -> None:
+def test_annotations_name_what_does_not_fit_and_what_is_over_its_budget(run):
     found = list(github.annotations_of_run(read_run(run.path).results))
     assert found[0] == "::warning title=group01::peak 3200 MiB is over its budget of 3100 MiB"
     assert found[1].startswith("::error title=group04::INFEASIBLE (measured): examples_mnist ran out of memory")
     assert len(found) == 2
 
 
-def test_nothing_in_a_name_ends_an_annotation_or_a_cell() -> None:
+def test_nothing_in_a_name_ends_an_annotation_or_a_cell():
     assert github.annotation("error", "a,b:c", "50 %\nnext") == "::error title=a%2Cb%3Ac::50 %25%0Anext"
     change = "\n".join(github._table(["a"], [["x|y <b> `z`\n_q_"]]))
     assert change.splitlines()[-1] == "| x\\|y &lt;b&gt; \\`z\\` \\_q\\_ |"

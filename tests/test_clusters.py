@@ -7,16 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from sessions import ROOT, plan, stand_in
+from sessions import ROOT, entry, plan
 
 pytestmark = pytest.mark.slow
 
 PAGE = (ROOT / "docs/how-to/clusters.md").read_text()
-LOAD = stand_in("--hold=900", "--repeat", "--steps=4")
-PLAN = [
-    {"mode": "parallel", "foreground": stand_in("--hold=2000", "--steps=20", "--probe"), "background": LOAD},
-    {"mode": "parallel", "foreground": stand_in("--hold=7000", "--steps=20", "--probe"), "background": LOAD},
-]
+PLAN = [entry("--hold=2000", "--steps=20", "--probe"), entry("--hold=7000", "--steps=20", "--probe")]
 
 
 def project(folder):

@@ -5,11 +5,10 @@ import csv
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from seen import note
-from sessions import ROOT, Session, alive_below, arguments, plan, run, stand_in
+from sessions import EPOCH, ROOT, Session, alive_below, arguments, pair, plan, run, stand_in
 from test_supervisor import control_group
 
 from colocate.cli.main import main
@@ -17,9 +16,6 @@ from colocate.errors import PlanError
 from colocate.plan.plan import load_plan
 from colocate.results.layout import RESERVE_BYTES
 from colocate.units import MIB
-
-LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
-EPOCH = stand_in("--hold", "700", "--steps", "10", "--probe")
 
 pytestmark = pytest.mark.slow
 
@@ -29,10 +25,6 @@ def codes(session: Session, group: str) -> list[str]:
     found = [reason["code"] for reason in verdict["reasons"]]
     note(f"{group} {verdict['outcome']} ({', '.join(found)})")
     return found
-
-
-def pair(foreground: dict[str, Any], background: dict[str, Any] = LOAD, **more: Any) -> dict[str, Any]:
-    return {"foreground": foreground, "background": background, **more}
 
 
 @contextlib.contextmanager
@@ -53,7 +45,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 def test_a_disk_that_fills_up_ends_the_trainings_and_keeps_the_records(fake_nvml, tmp_path):
     """The foreground prints more than there is room for; the second group finds no room to begin."""
-    entries = [pair(stand_in("--flood", str(8 * MIB), "--steps", "2000", "--probe")), pair(EPOCH)]
+    entries = [pair(stand_in("--flood", str(8 * MIB), "--steps", "2000", "--probe")), pair()]
     path = plan(tmp_path / "plan.json", entries)
     with mounted(tmp_path / "results", f"size={RESERVE_BYTES + 3 * MIB}"):
         session = run(path, tmp_path)
@@ -66,7 +58,7 @@ def test_a_disk_that_fills_up_ends_the_trainings_and_keeps_the_records(fake_nvml
 
 def test_what_keeps_a_run_from_starting_is_one_line_with_the_cure(fake_nvml, tmp_path):
     """A disk without room for records, results that cannot be written, a driver that is not loaded."""
-    path = plan(tmp_path / "plan.json", [pair(EPOCH)])
+    path = plan(tmp_path / "plan.json", [pair()])
     for options, said in (
         ("size=1m", "expected room for 8 MiB of records, got No space left on device; make room"),
         ("ro", ": Read-only file system"),
@@ -121,7 +113,7 @@ def test_a_quarantined_gpu_gets_no_group_and_the_others_go_on(fake_nvml, tmp_pat
     """Two GPUs and two workers: the first group leaves memory on its GPU, the other GPU takes all that follow."""
     fake_nvml.add_gpu()
     leak = pair(stand_in("--hold", "700", "--leak", "--probe"), expected_minutes=60)
-    path = plan(tmp_path / "plan.json", [leak, *[pair(EPOCH)] * 3])
+    path = plan(tmp_path / "plan.json", [leak, *[pair()] * 3])
     session = run(path, tmp_path, "-n2")
     gpus = {name: verdict["outcome"] for name, verdict in session.verdicts.items()}
 
@@ -132,7 +124,7 @@ def test_a_quarantined_gpu_gets_no_group_and_the_others_go_on(fake_nvml, tmp_pat
 def test_on_the_only_gpu_the_rest_is_refused(fake_nvml, tmp_path):
     """A refused group leaves its outcome in journal, summary.csv and page, also rebuilt, and is run on resume."""
     leak = pair(stand_in("--leak", "--hold", "700", "--probe"))
-    path = plan(tmp_path / "plan.json", [leak, pair(EPOCH)])
+    path = plan(tmp_path / "plan.json", [leak, pair()])
     session = run(path, tmp_path)
 
     assert session.junit == {"group01": "error", "group02": "error"}

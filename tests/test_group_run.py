@@ -39,7 +39,7 @@ def outcome(fake: FakeNvml, folder: Path, foreground: Training, background: Trai
     return verdict
 
 
-def test_two_trainings_that_fit_are_feasible(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_two_trainings_that_fit_are_feasible(fake_nvml, tmp_path):
     verdict = outcome(fake_nvml, tmp_path, EPOCH, LOAD)
 
     assert verdict.feasible, verdict
@@ -50,9 +50,7 @@ def test_two_trainings_that_fit_are_feasible(fake_nvml: FakeNvml, tmp_path: Path
     assert fixed_s < 2, "looking, stopping, settling; the study waited 90 s per group whatever happened"
 
 
-def test_a_training_that_tells_nothing_is_read_by_the_probe_and_its_exit_code(
-    fake_nvml: FakeNvml, tmp_path: Path
-) -> None:
+def test_a_training_that_tells_nothing_is_read_by_the_probe_and_its_exit_code(fake_nvml, tmp_path):
     """Beside one on the processor, which need not hold the GPU."""
     host = training("cpu", "--cpu", "--repeat", "--silent", "--probe", uses_gpu=False)
     verdict = outcome(fake_nvml, tmp_path, epoch("--silent", "--probe"), host)
@@ -75,9 +73,7 @@ INFEASIBLE = {
 
 
 @pytest.mark.parametrize(("code", "foreground", "background"), INFEASIBLE.values(), ids=INFEASIBLE)
-def test_proof_that_a_group_does_not_fit(
-    fake_nvml: FakeNvml, tmp_path: Path, code: str, foreground: Training, background: Training
-) -> None:
+def test_proof_that_a_group_does_not_fit(fake_nvml, tmp_path, code, foreground, background):
     verdict = outcome(fake_nvml, tmp_path, foreground, background)
 
     assert verdict.outcome is Outcome.INFEASIBLE, verdict
@@ -117,18 +113,14 @@ INCONCLUSIVE: dict[str, tuple[str, Training, Training, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("code", "foreground", "background", "limits"), INCONCLUSIVE.values(), ids=INCONCLUSIVE)
-def test_evidence_with_a_hole_is_inconclusive(
-    fake_nvml: FakeNvml, tmp_path: Path, code: str, foreground: Training, background: Training, limits: dict[str, Any]
-) -> None:
+def test_evidence_with_a_hole_is_inconclusive(fake_nvml, tmp_path, code, foreground, background, limits):
     verdict = outcome(fake_nvml, tmp_path, foreground, background, **limits)
 
     assert verdict.outcome is Outcome.INCONCLUSIVE, verdict
     assert code in verdict.codes
 
 
-def test_a_foreign_process_on_the_gpu_keeps_the_group_from_starting(
-    fake_nvml: FakeNvml, foreign_process: int, tmp_path: Path
-) -> None:
+def test_a_foreign_process_on_the_gpu_keeps_the_group_from_starting(fake_nvml, foreign_process, tmp_path):
     fake_nvml.foreign(500 * MIB, pid=foreign_process)
     verdict = outcome(fake_nvml, tmp_path, EPOCH, LOAD)
 
@@ -136,7 +128,7 @@ def test_a_foreign_process_on_the_gpu_keeps_the_group_from_starting(
     assert not read_evidence(GroupDirectory(tmp_path / RUN / "group01")).foreground.process_runs
 
 
-def test_a_program_that_is_not_there_starts_nothing(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_program_that_is_not_there_starts_nothing(fake_nvml, tmp_path):
     absent = replace(EPOCH, argv=("/nowhere/python", "train.py"))
     verdict = outcome(fake_nvml, tmp_path, absent, LOAD)
 
@@ -144,7 +136,7 @@ def test_a_program_that_is_not_there_starts_nothing(fake_nvml: FakeNvml, tmp_pat
     assert "/nowhere/python" in str(verdict)
 
 
-def test_an_interrupted_group_is_recorded_as_such(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_an_interrupted_group_is_recorded_as_such(fake_nvml, tmp_path):
     with observing(group(EPOCH, LOAD), fake_nvml.uuid(), tmp_path) as observation:
         observation.preflight()
         observation.start_background()
@@ -154,7 +146,7 @@ def test_an_interrupted_group_is_recorded_as_such(fake_nvml: FakeNvml, tmp_path:
     assert with_cookie(f"{RUN}/group01") == []
 
 
-def test_a_record_that_lost_samples_is_not_judged_as_if_it_were_whole(tmp_path: Path) -> None:
+def test_a_record_that_lost_samples_is_not_judged_as_if_it_were_whole(tmp_path):
     directory = GroupDirectory(tmp_path / "group01").create()
     assert write_record(directory, group(EPOCH, LOAD), builders.evidence(), [], "run_1").feasible
     text = directory.trace.read_text()

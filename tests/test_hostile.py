@@ -55,9 +55,7 @@ def epoch(*options: str) -> Training:
         ("stop_supervisor", "foreground_hang"),
     ],
 )
-def test_a_foreground_that_attacks_its_own_record_proves_nothing(
-    what: str, code: str, fake_nvml: FakeNvml, tmp_path: Path
-) -> None:
+def test_a_foreground_that_attacks_its_own_record_proves_nothing(what, code, fake_nvml, tmp_path):
     began_t = time.monotonic()
     verdict = outcome(fake_nvml, tmp_path, hostile(what, "--steps", "40"), load())
 
@@ -66,7 +64,7 @@ def test_a_foreground_that_attacks_its_own_record_proves_nothing(
     assert time.monotonic() - began_t < 20  # a stopped supervisor used to cost 25 s
 
 
-def test_a_pattern_that_backtracks_without_end_is_named_and_ends_the_group(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_pattern_that_backtracks_without_end_is_named_and_ends_the_group(fake_nvml, tmp_path):
     printed = "import runpy, sys; sys.argv = sys.argv[1:]; print('a' * 45 + '!', flush=True); "
     printed += "runpy.run_path(sys.argv[0], run_name='__main__')"
     whole = epoch("--steps", "1000")
@@ -78,7 +76,7 @@ def test_a_pattern_that_backtracks_without_end_is_named_and_ends_the_group(fake_
     assert "(a+)+$" in verdict.reasons[0].text
 
 
-def test_a_python_without_the_probe_is_missed_at_once(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_python_without_the_probe_is_missed_at_once(fake_nvml, tmp_path):
     """It swallows an out-of-memory, which used to be FEASIBLE; of its steps, which take 100 s, it makes some."""
     whole = epoch("--steps", "5000", "--oom-swallowed", "--oom-silent")
     blind = replace(whole, argv=(sys.executable, "-I", *[word for word in whole.argv[1:] if word != "--probe"]))
@@ -91,7 +89,7 @@ def test_a_python_without_the_probe_is_missed_at_once(fake_nvml: FakeNvml, tmp_p
 
 
 @pytest.mark.parametrize("what", ["garbage", "future_probe", "pipe_probe"])
-def test_nonsense_beside_sound_events_is_left_out_and_told(what: str, fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_nonsense_beside_sound_events_is_left_out_and_told(what, fake_nvml, tmp_path):
     verdict = outcome(fake_nvml, tmp_path, hostile(what, "--steps", "40"), load(), stall_s=60.0, epoch_timeout_s=300.0)
 
     assert verdict.feasible, verdict
@@ -99,7 +97,7 @@ def test_nonsense_beside_sound_events_is_left_out_and_told(what: str, fake_nvml:
 
 
 @pytest.mark.parametrize("after_s", [0.0, 1.5], ids=["before it began", "while it trains"])
-def test_a_background_cannot_end_the_foregrounds_epoch(after_s: float, fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_background_cannot_end_the_foregrounds_epoch(after_s, fake_nvml, tmp_path):
     """The foreground exits with 0 before its epoch is done; the background writes the missing line for it."""
     short = hostile("leave", "--steps", "1000", after_s=2.0)
     forger = hostile("other_events", "--repeat", after_s=after_s)
@@ -112,16 +110,14 @@ def test_a_background_cannot_end_the_foregrounds_epoch(after_s: float, fake_nvml
     assert with_cookie(f"{RUN}/group01") == []
 
 
-def test_a_run_whose_folder_is_gone_says_so_in_words(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_run_whose_folder_is_gone_says_so_in_words(fake_nvml, tmp_path):
     with pytest.raises(ColocateError, match="could not write the record of group01"):
         outcome(fake_nvml, tmp_path, hostile("remove_run", "--steps", "40"), load())
 
     assert with_cookie(f"{RUN}/group01") == []
 
 
-def test_a_driver_that_never_answers_who_is_there_holds_nobody_up(
-    fake_nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_driver_that_never_answers_who_is_there_holds_nobody_up(fake_nvml, tmp_path, monkeypatch):
     """Only the list of processes hangs; the harness used to wait for it as long as the driver did."""
     monkeypatch.setattr(deadline, "ANSWER_S", 0.3)
     with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
@@ -136,7 +132,7 @@ def test_a_driver_that_never_answers_who_is_there_holds_nobody_up(
         fake_nvml.heal()
 
 
-def test_a_gpu_whose_size_changes_is_not_believed(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_gpu_whose_size_changes_is_not_believed(fake_nvml, tmp_path):
     def grow():
         fake_nvml.state.gpus[0].total_bytes = 16 * 1024 * MIB
 
@@ -147,7 +143,7 @@ def test_a_gpu_whose_size_changes_is_not_believed(fake_nvml: FakeNvml, tmp_path:
 
 
 @pytest.mark.parametrize("pid", [1, os.getpid()], ids=["init", "harness"])
-def test_the_harness_itself_or_init_on_the_gpu_is_named(pid: int, fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_the_harness_itself_or_init_on_the_gpu_is_named(pid, fake_nvml, tmp_path):
     fake_nvml.foreign(100 * MIB, pid=pid)
     verdict = outcome(fake_nvml, tmp_path, epoch(), load())
 

@@ -47,9 +47,7 @@ def judged(fake: FakeNvml, folder: Path, then: Callable[[], None] = lambda: None
 
 
 @pytest.mark.parametrize("listed", ["told", "without memory"])
-def test_a_sensor_that_stands_still_when_the_foreground_comes_is_not_believed(
-    fake_nvml: FakeNvml, tmp_path: Path, listed: str
-) -> None:
+def test_a_sensor_that_stands_still_when_the_foreground_comes_is_not_believed(fake_nvml, tmp_path, listed):
     """It used to be FEASIBLE at 4000 MiB."""
     verdict = judged(fake_nvml, tmp_path, lambda: fake_nvml.answer(MEMORY, 4000 * MIB), listed=listed)
 
@@ -57,7 +55,7 @@ def test_a_sensor_that_stands_still_when_the_foreground_comes_is_not_believed(
     assert "sensor_contradicted" in verdict.codes
 
 
-def test_a_driver_that_tells_another_unit_from_now_on_is_not_believed(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_driver_that_tells_another_unit_from_now_on_is_not_believed(fake_nvml, tmp_path):
     def switch() -> None:
         fake_nvml.answer(MEMORY, 7900)
         fake_nvml.answer(LISTS, 3900)
@@ -68,7 +66,7 @@ def test_a_driver_that_tells_another_unit_from_now_on_is_not_believed(fake_nvml:
     assert "sensor_contradicted" in verdict.codes
 
 
-def test_a_background_that_gave_its_memory_back_is_no_load(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_background_that_gave_its_memory_back_is_no_load(fake_nvml, tmp_path):
     """6500 + 6500 MiB on a GPU of 8 GiB used to be FEASIBLE: once it was ready, it held nothing any more."""
     foreground = training("epoch", "--hold", "6500", "--load-s", "1.5", "--steps", "30")
     background = training("load", "--hold", "6500", "--steps", "1000", "--repeat", "--release-at", "30")
@@ -79,7 +77,7 @@ def test_a_background_that_gave_its_memory_back_is_no_load(fake_nvml: FakeNvml, 
     assert "background_off_gpu" in verdict.codes
 
 
-def test_a_foreground_that_somebody_kills_is_repeated_once(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_foreground_that_somebody_kills_is_repeated_once(fake_nvml, tmp_path):
     """An administrator, earlyoom, the end of a job: it used to be INFEASIBLE (foreground_failed)."""
     plan_group = group(
         training("epoch", "--hold", "700", "--steps", "60"), training("load", "--hold", "900", "--repeat")
@@ -101,7 +99,7 @@ def test_a_foreground_that_somebody_kills_is_repeated_once(fake_nvml: FakeNvml, 
     assert len(found.attempts) == 2
 
 
-def test_a_process_that_cannot_be_seen_is_a_foreign_one(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_process_that_cannot_be_seen_is_a_foreign_one(fake_nvml, tmp_path):
     """Of another user or container: the GPU used to count as free, with a note above 512 MiB only."""
     fake_nvml.foreign(300 * MIB)
     with observing(group(epoch(), load()), fake_nvml.uuid(), tmp_path) as observation:
@@ -112,7 +110,7 @@ def test_a_process_that_cannot_be_seen_is_a_foreign_one(fake_nvml: FakeNvml, tmp
     assert not observation.started
 
 
-def test_a_smaller_workspace_that_pytorch_tried_itself_is_no_out_of_memory(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_smaller_workspace_that_pytorch_tried_itself_is_no_out_of_memory(fake_nvml, tmp_path):
     """With cudnn.benchmark PyTorch catches the allocator's error and goes on; it used to be INFEASIBLE."""
     foreground = training("epoch", "--hold", "700", "--steps", "20", "--probe", "--workspaces", "3")
     with observing(group(foreground, None), fake_nvml.uuid(), tmp_path) as observation:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import sessions
-from sessions import colocate, plan, simulated_machine, stand_in
+from sessions import colocate, entry, pair, plan, simulated_machine, stand_in
 
 from colocate.results import archive
 from colocate.results.group_result import GroupResult
@@ -19,12 +19,6 @@ from colocate.results.merge import Entry, _contradictions, _latest
 
 pytestmark = pytest.mark.slow
 
-LOAD = stand_in("--hold=900", "--repeat", "--steps=4")
-
-
-def entry(*options):
-    return {"mode": "parallel", "foreground": stand_in(*options), "background": LOAD}
-
 
 def paired(*options):
     """A training whose steps take 20 ms alone and 30 beside another."""
@@ -32,7 +26,7 @@ def paired(*options):
 
 
 PLAN = [
-    {"mode": "parallel", "foreground": paired("--hold=2000", "--steps=60"), "background": paired("--hold=900")},
+    pair(paired("--hold=2000", "--steps=60"), paired("--hold=900")),
     entry("--hold=7000", "--steps=20", "--probe"),
     entry("--hold=100", "--steps=20", "--flood=300000", "--oom-at=9"),
     entry("--stub"),

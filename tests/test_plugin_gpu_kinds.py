@@ -4,7 +4,7 @@ import json
 
 import pytest
 from fake_nvml import MIB
-from sessions import plan, run, stand_in
+from sessions import pair, plan, run
 from stand_in_project import Project
 
 from colocate.device.acquire import FoundGpu, as_asked
@@ -13,8 +13,6 @@ from colocate.plugin.slurm_requests import request_for
 from colocate.process.slurm import Node
 from colocate.units import GIB
 
-LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
-EPOCH = stand_in("--hold", "700", "--steps", "10", "--probe")
 SMALL, LARGE = "NVIDIA GeForce RTX 3080 (simulated)", "NVIDIA GeForce RTX 3090 (simulated)"
 
 
@@ -135,10 +133,6 @@ def test_one_worker_of_two_gpus_has_the_gpu_that_a_group_asks_for(mixed, tmp_pat
 
     assert dict(found.rows) == {"group01": "Passed", "group02": "Passed"}
     assert gpu_of(tmp_path, "group01") == gpu_of(tmp_path, "group02") == mixed.uuid(1)
-
-
-def pair(**entry):
-    return {"foreground": EPOCH, "background": LOAD, **entry}
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from typing import Any
 
 import builders
 import pytest
-from fake_nvml import FakeNvml
 from groups import group, training
 from sessions import plan, run, stand_in
 
@@ -39,7 +38,7 @@ def proposed(kind: str, role: str, settings: str, answer: Answer | None) -> Prop
     return Proposed(kind=kind, role=role, settings=settings, answer=None if answer is None else str(answer))
 
 
-def test_what_is_predicted_to_fit_comes_first_and_then_what_nobody_could_predict() -> None:
+def test_what_is_predicted_to_fit_comes_first_and_then_what_nobody_could_predict():
     """What is predicted not to fit is not tried, and only a GPU can decide what a prediction leaves open."""
     given, evidence = too_large()
 
@@ -62,7 +61,7 @@ def _is_of_memory(evidence: Evidence) -> bool:
     return is_of_memory(verdict.outcome, verdict.codes)
 
 
-def test_a_group_that_failed_for_another_reason_has_no_remedy() -> None:
+def test_a_group_that_failed_for_another_reason_has_no_remedy():
     assert _is_of_memory(builders.predicted_evidence(9000, 500))
     assert not _is_of_memory(builders.evidence())
     killed = builders.foreground(epochs=(), process_runs=(replace(builders.foreground().process_runs[0], exit=None),))
@@ -81,7 +80,7 @@ def of_tried(entry: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_session_tries_remedies_and_leaves_the_verdict_as_it_was(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_session_tries_remedies_and_leaves_the_verdict_as_it_was(fake_nvml, tmp_path):
     entries = [
         {"id": "large", "foreground": LARGE, "background": LOAD},
         {"id": "fails", "foreground": stand_in("--fail-at", "3"), "background": LOAD},
@@ -136,7 +135,7 @@ def rebuilt(run: Path, folder: Path) -> str:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_remedy_for_other_settings_and_a_damaged_file_are_not_shown(tmp_path: Path) -> None:
+def test_a_remedy_for_other_settings_and_a_damaged_file_are_not_shown(tmp_path):
     run = RunDirectory(tmp_path / "run_1")
     given, evidence = too_large()
     write_record(run.group("fore", 1, parallel=True).create(), given, evidence, [], run.name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sessions import ROOT, Session, alive_below, arguments, plan, run, simulated_machine, stand_in
+from sessions import EPOCH, ROOT, Session, alive_below, arguments, pair, plan, run, simulated_machine, stand_in
 from waiting import wait_until
 
 from colocate.cli.main import main
@@ -22,13 +22,8 @@ from colocate.results import progress_file
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import group_results
 
-LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
-EPOCH = stand_in("--hold", "700", "--steps", "10", "--probe")
 FAILS = stand_in("--hold", "700", "--steps", "10", "--probe", "--fail-at", "3")
-GROUPS: list[dict[str, Any]] = [
-    {"foreground": EPOCH, "background": LOAD},
-    {"foreground": FAILS, "background": LOAD},
-]
+GROUPS = [pair(), pair(FAILS)]
 
 
 def resumed(path: Path, folder: Path, *more: str) -> Session:

@@ -10,7 +10,7 @@ import sys
 import pytest
 import sessions
 import test_clusters
-from sessions import Session, plan, stand_in
+from sessions import Session, entry, plan
 from slurm_cluster import Cluster, missing
 from waiting import wait_until
 
@@ -21,13 +21,6 @@ from colocate.process import slurm
 from colocate.report import status_line
 
 pytestmark = pytest.mark.slow
-
-BACKGROUND = stand_in("--hold=900", "--repeat", "--steps=4")
-
-
-def entry(*options):
-    return {"mode": "parallel", "foreground": stand_in(*options), "background": BACKGROUND}
-
 
 FITS = entry("--hold=2000", "--steps=20", "--probe")
 TOO_LARGE = entry("--hold=7000", "--steps=20")

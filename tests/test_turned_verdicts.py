@@ -7,15 +7,11 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from fake_nvml import FakeNvml
 from seen import note
-from sessions import ROOT, Session, arguments, plan, run, stand_in
+from sessions import EPOCH, ROOT, Session, arguments, pair, plan, run
 
 from colocate.results import journal
 from colocate.results.layout import RunDirectory
-
-LOAD = stand_in("--hold", "1500", "--repeat", "--probe")
-EPOCH = stand_in("--hold", "700", "--steps", "10", "--probe")
 
 pytestmark = pytest.mark.slow
 
@@ -40,16 +36,16 @@ def pytest_collection_modifyitems(items):
 ONCE = 'test -e "$0" && exec "$@"; touch "$0"; exec "$@" --oom-at=5'
 
 
-def test_an_option_that_runs_failed_groups_again_is_refused(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_an_option_that_runs_failed_groups_again_is_refused(fake_nvml, tmp_path):
     (tmp_path / "reruns.py").write_text(RERUNS)
-    session = with_plugin(tmp_path, plan(tmp_path / "plan.json", [pair(EPOCH)]), "reruns", "--reruns=2")
+    session = with_plugin(tmp_path, plan(tmp_path / "plan.json", [pair()]), "reruns", "--reruns=2")
 
     assert session.code == 4
     assert "--reruns: expected groups to be judged once, got 2" in session.output
     assert not (tmp_path / "results").exists()
 
 
-def test_the_first_verdict_stands_whoever_runs_the_group_again(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_the_first_verdict_stands_whoever_runs_the_group_again(fake_nvml, tmp_path):
     """An out-of-memory that only the first run meets used to become FEASIBLE, with exit code 0.
 
     Nor does a mark ``xfail``, which used to show the group as not run, with a page of pytest's own words.
@@ -65,19 +61,17 @@ def test_the_first_verdict_stands_whoever_runs_the_group_again(fake_nvml: FakeNv
     note("group01 INFEASIBLE, run once")
 
 
-def test_a_record_that_is_gone_at_the_end_is_no_success(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_a_record_that_is_gone_at_the_end_is_no_success(fake_nvml, tmp_path):
     """The second foreground takes the first group's verdict away; that used to be exit code 0 and "2 of 2"."""
     take = ["sh", "-c", f'rm {tmp_path}/results/run_*/*_001/verdict.json; exec "$@"', "sh", *EPOCH["command"]]
-    session = run(plan(tmp_path / "plan.json", [pair(EPOCH), pair({**EPOCH, "command": take})]), tmp_path)
+    session = run(plan(tmp_path / "plan.json", [pair(), pair({**EPOCH, "command": take})]), tmp_path)
 
     assert session.code == 1
     assert "lost: group01: judged FEASIBLE, and then verdict.json of its record was gone" in session.output
     assert "1 of 2 groups" in session.output
 
 
-def test_a_reader_that_goes_away_costs_neither_page_nor_run_and_secrets_stay_in_the_process(
-    fake_nvml: FakeNvml, tmp_path: Path
-) -> None:
+def test_a_reader_that_goes_away_costs_neither_page_nor_run_and_secrets_stay_in_the_process(fake_nvml, tmp_path):
     """With ``python -O`` as well. The value of a plan's ``env`` used to be in run.json and in archives.
 
     In a folder whose name is no UTF-8, where the record could not be written.
@@ -104,7 +98,7 @@ def test_a_reader_that_goes_away_costs_neither_page_nor_run_and_secrets_stay_in_
     assert "WANDB_API_KEY" in (session.run / "run.json").read_text()
 
 
-def test_a_program_that_was_started_without_standard_streams_gets_some() -> None:
+def test_a_program_that_was_started_without_standard_streams_gets_some():
     """`colocate run plan.json >&-` ended in an AttributeError, and so did pytest with an installed colocate."""
     program = (
         "from colocate.files import open_closed_streams as o; o(); import os; print('x'); os.fstat(1); os.fstat(2)"
@@ -114,9 +108,9 @@ def test_a_program_that_was_started_without_standard_streams_gets_some() -> None
 
 
 @pytest.mark.parametrize("what", ["file", "beside"])
-def test_reports_have_a_folder_of_their_own_or_nothing_starts(what: str, fake_nvml: FakeNvml, tmp_path: Path) -> None:
+def test_reports_have_a_folder_of_their_own_or_nothing_starts(what, fake_nvml, tmp_path):
     """A file in its place used to be an internal error; two runs of one second wrote one report."""
-    path = plan(tmp_path / "plan.json", [pair(EPOCH)])
+    path = plan(tmp_path / "plan.json", [pair()])
     if what == "file":
         (tmp_path / "reports").write_text("x")
         session = run(path, tmp_path)
@@ -131,7 +125,7 @@ def test_reports_have_a_folder_of_their_own_or_nothing_starts(what: str, fake_nv
         assert {run.name for run in runs} == {folder.name for folder in (tmp_path / "reports").iterdir()}
 
 
-def test_a_line_behind_half_a_line_is_read(tmp_path: Path) -> None:
+def test_a_line_behind_half_a_line_is_read(tmp_path):
     """It used to be glued to what a power loss had left, and lost."""
     journal.append(tmp_path, "started", groups=["a"], estimates={})
     with (tmp_path / journal.NAME).open("ab") as file:
@@ -141,16 +135,12 @@ def test_a_line_behind_half_a_line_is_read(tmp_path: Path) -> None:
     assert list(journal.read(tmp_path).results) == ["a"]
 
 
-def test_a_pipe_in_the_journals_place_is_neither_waited_for_nor_read(tmp_path: Path) -> None:
+def test_a_pipe_in_the_journals_place_is_neither_waited_for_nor_read(tmp_path):
     os.mkfifo(tmp_path / journal.NAME)
 
     with pytest.raises(OSError, match=r"no file|No such device"):
         journal.append(tmp_path, "ended")
     assert journal.read(tmp_path).results == {}
-
-
-def pair(foreground: dict[str, object]) -> dict[str, object]:
-    return {"foreground": foreground, "background": LOAD}
 
 
 def with_plugin(folder: Path, path: Path, name: str, *more: str) -> Session:
