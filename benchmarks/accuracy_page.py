@@ -79,8 +79,8 @@ def details(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def page(rows: Sequence[Row], total: int) -> str:
-    """docs/prediction-accuracy.md."""
+def page(rows: Sequence[Row], total: int, old: int) -> str:
+    """docs/prediction-accuracy.md; ``old`` rows rest on traces of an earlier state of the emulation."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers"))
     worst = [
         row
@@ -97,6 +97,7 @@ def page(rows: Sequence[Row], total: int) -> str:
         rest=""
         if len(rows) == total
         else "; the others are models of timm and perceptrons in random order, left out for want of time",
+        old=old or "none",
         operands=convolutions.OPERANDS,
         benchmark=convolutions.OPERANDS_IN_BENCHMARK,
         more=predicted_peak.MORE,
@@ -114,7 +115,7 @@ PREFACE = """\
 # How exact predictions are
 
 Written by `python benchmarks/prediction_accuracy.py {arguments}` on {date}: Python {python}, {packages}.
-{number} of {total} published figures were compared{rest}.
+{number} of {total} published figures were compared{rest}; {old} by traces of an earlier state of the emulation.
 No figure here was measured by us: each is somebody else's, on a GPU, driver and PyTorch of their own, while the prediction is of the versions above; the programs of transformers alone were emulated with the version of their record, as far as it is known: 4.51.3 for the language models of xMem, 4.42.4 and 4.46.3 for the tables of attention, where 4.51.3 moves OPT by up to 20 % and Pythia by 9 %.
 
 ## The range

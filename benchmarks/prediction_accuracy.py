@@ -9,7 +9,8 @@
 
 The figures are in ``measured/``, the programs behind them in `published_programs`. Every case trains a few steps in a
 forked process under the emulation; its trace is kept (``--fresh`` forgets them), and a change of the allocator's rules
-or of the workspaces of convolutions only replays the traces.
+or of the workspaces of convolutions only replays the traces. How many traces an emulation has made that has changed
+since is told, and stands on the page: once such traces hid for hours that SiLU was taken apart.
 """
 
 import argparse
@@ -117,6 +118,7 @@ def found(case: Case, kept: Path, fresh: bool) -> Found | None:
             if not written.is_file():
                 return None
             shutil.move(written, path)
+            path.with_suffix(".emulation").write_text(emulation())
     rules = b"".join(Path(str(module.__file__)).read_bytes() for module in (allocator, convolutions))
     known = kept / f"{case.key}-{hashlib.sha256(rules + str(path.stat().st_mtime_ns).encode()).hexdigest()[:8]}.json"
     if not known.is_file():
@@ -125,6 +127,18 @@ def found(case: Case, kept: Path, fresh: bool) -> Found | None:
         figures = [one.highest for both in (bare, with_workspaces) for one in (both.allocated, both.reserved)]
         known.write_text(json.dumps([*figures, kind_of(trace.convolutions)]))
     return Found(*json.loads(known.read_text()))
+
+
+def emulation() -> str:
+    """What decides about a trace, but for the programs: a hash of the emulation's sources."""
+    files = sorted(Path(str(allocator.__file__)).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def outdated(results: dict[Case, Found], kept: Path) -> int:
+    """How many traces were made by an emulation that has changed since."""
+    made_by = (kept / f"{case.key}.emulation" for case in results)
+    return sum(not one.is_file() or one.read_text() != emulation() for one in made_by)
 
 
 def kind_of(calls: Sequence[convolutions.Convolution]) -> str:
@@ -246,10 +260,12 @@ def main() -> None:
 
         torch.set_num_threads(1)
     part, parts = map(int, options.part.split("/"))
-    rows = compared(all_found(wanted[part::parts], kept, options.fresh))
+    results = all_found(wanted[part::parts], kept, options.fresh)
+    rows, old = compared(results), outdated(results, kept)
     print("\n".join([*tables(rows), "", *held_out(rows)]))
+    print(f"{old} of {len(rows)} traces were made by an earlier state of the emulation", file=sys.stderr)
     if options.write:
-        PAGE.write_text(page(rows, len(everything)))
+        PAGE.write_text(page(rows, len(everything), old))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ class Decisions:
     def number(self, value: float) -> float:
         """An unknown number: one that falls from reading to reading, as a loss does, or rises to it as a score."""
         frame = calling_frame()
-        where = _where(frame) if frame is not None else ""
+        where = place_of(frame) if frame is not None else ""
         times = self._reads[where] = self._reads.get(where, -1) + 1
         if self._rising:
             return value * (1 - _fallen(times + 1))
@@ -116,7 +116,7 @@ class Decisions:
         frame = calling_frame()
         depth = 0
         while frame is not None and depth < 3:
-            where = _where(frame)
+            where = place_of(frame)
             if where not in self._reads:
                 self._reads[where] = -1
                 if number_decides(frame.f_code.co_filename, frame.f_lineno):
@@ -148,7 +148,7 @@ class Decisions:
         return answer
 
     def _place(self, frame: FrameType) -> Place:
-        where = _where(frame)
+        where = place_of(frame)
         place = self._places.get(where)
         if place is None:
             branch = branch_at(frame.f_code, frame.f_lasti, frame.f_lineno)
@@ -183,7 +183,7 @@ def calling_frame() -> FrameType | None:
     return None
 
 
-def _where(frame: FrameType) -> str:
+def place_of(frame: FrameType) -> str:
     """The place as people are told of it: file and line; for a library, with the program's own line that called it."""
     name, line = frame.f_code.co_filename, frame.f_lineno
     if is_own(name):

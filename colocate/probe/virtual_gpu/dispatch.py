@@ -25,10 +25,10 @@ from torch._subclasses.fake_tensor import (
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..coverage.decisions import Decisions, calling_frame
-from ..coverage.decisions import _where as place_of
+from ..coverage.decisions import Decisions, calling_frame, place_of
 from ..record import Record
 from . import operators, sparse
+from .kernels import ONE_KERNEL
 from .memory import DeviceMemory
 from .shapes import KnownShapes
 from .trace import WORKSPACES
@@ -161,7 +161,7 @@ class Emulator:
         copies = [self.memory.malloc(num_bytes) for num_bytes in operators.copies_before(function, args)]
         try:
             result = self._followed(function, args, kwargs, self._compute(function, types, args, kwargs))
-            self._take_workspace(function, args, result)
+            self._take_workspace(function, args, kwargs, result)
             return result
         finally:
             for block in copies:
@@ -263,7 +263,7 @@ class Emulator:
         fill = 1 if tensor.dtype.is_floating_point or tensor.dtype.is_complex else 0
         return torch.full(tuple(tensor.shape), fill, dtype=tensor.dtype)
 
-    def _take_workspace(self, function: Any, args: Any, result: Any) -> None:
+    def _take_workspace(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
         if function in operators.CUDNN and torch.backends.cudnn.enabled:
             self.memory.load_cudnn()
         if function in operators.MATRIX_PRODUCTS:
@@ -278,8 +278,8 @@ class Emulator:
             if torch.backends.cudnn.benchmark:
                 self.record.note("cudnn.benchmark is on: every plan is tried, with the largest workspace among them")
             self.memory.convolved(operators.convolution(function, args, result))
-        elif function in operators.RECURRENT or function in operators.CTC_BACKWARD:
-            self.memory.mark(block := self.memory.malloc(operators.workspace_after(function, args)), WORKSPACES)
+        elif num_bytes := operators.workspace_after(function, args, kwargs):
+            self.memory.mark(block := self.memory.malloc(num_bytes), WORKSPACES)
             self.memory.free(block)
 
 
@@ -319,9 +319,9 @@ class EmulationMode(TorchDispatchMode):  # type: ignore[misc]  # torch is untype
 
 @functools.cache
 def _is_composed(function: Any) -> bool:
-    """Say whether an operator is made of others and has no kernel of its own."""
+    """Say whether an operator is made of others and has no kernel of its own on a GPU."""
     composed = "CompositeImplicitAutograd"
-    known = function.namespace == "aten"
+    known = function.namespace == "aten" and function.name().removeprefix("aten::") not in ONE_KERNEL
     return bool(known and torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), composed))
 
 

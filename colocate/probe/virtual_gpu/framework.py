@@ -5,6 +5,7 @@ Each patch says what would go wrong without it. None changes a number of the hos
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._foreach_utils import _foreach_supported_types as function_types
 
 from ..coverage.decisions import UNKNOWN, tracked
-from .dispatch import Emulator
+from .dispatch import EmulationMode, Emulator
 from .operators import DEVICE
 
 
@@ -33,6 +34,7 @@ def install_framework_patches(emulator: Emulator) -> None:
     _ignore_pinned_memory()
     _share_memory()
     _draw_once()
+    _write_gradients_in_place()
     _run_data_parallel_on_one_device()
     _replace_generators()
     _replace_legacy_types()
@@ -65,6 +67,29 @@ def _draw_once() -> None:
         return tensor if isinstance(tensor, FakeTensor) else draw(tensor, *args, **kwargs)
 
     torch.nn.init._no_grad_trunc_normal_ = drawn
+
+
+def _write_gradients_in_place() -> None:
+    """Gradients of gather, index, max, sort and topk are written into zeros in place.
+
+    Torch's C++ makes a copy instead where a mode of dispatch is on (``areAnyTensorSubclassLike``), as ours is;
+    a program that calls these operators itself has a Python frame below ours.
+    """
+    if not hasattr(torch.library, "register_torch_dispatch"):  # before torch 2.5
+        return
+    aten = torch.ops.aten
+    in_place = {
+        aten.scatter.src: aten.scatter_.src,
+        aten.scatter_add.default: aten.scatter_add_.default,
+        aten.index_put.default: aten.index_put_.default,
+    }
+
+    def run(mode: EmulationMode, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        of_autograd = sys._getframe().f_back is None
+        return mode.__torch_dispatch__(in_place[function] if of_autograd else function, types, args, kwargs)
+
+    for function in in_place:
+        torch.library.register_torch_dispatch(function, EmulationMode, run)
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------

@@ -111,16 +111,27 @@ def convolution(function: Any, args: Any, result: Any) -> Convolution:
     )
 
 
-def workspace_after(function: Any, args: Any) -> int:
+def workspace_after(function: Any, args: Any, kwargs: Any) -> int:
     """Bytes of workspace that a kernel takes once its results are allocated, and returns at its end.
 
     For cuDNN's recurrent layers about 1.5 times the weights: from the byte counts in PyTorch issue 2895.
     """
+    if function in SORTS:
+        return _sorting(args[0], args[1] if len(args) > 1 and function is aten.sort.default else kwargs.get("dim", -1))
     if function in RECURRENT:
         return int(1.5 * sum(size_bytes(weight) for weight in args[1]))
     if function in CTC_BACKWARD:
         return size_bytes(args[6])  # log_beta, as large as log_alpha (LossCTC.cu)
     return 0
+
+
+def _sorting(tensor: Any, dim: int) -> int:
+    """Two lists of numbers beside the keys, and the keys once more (SortStable.cu); nothing for a short dimension."""
+    length = tensor.shape[dim] if tensor.dim() else 1
+    if length <= SHORT_SORT:
+        return 0
+    one_by_one = length == tensor.numel() or length >= LONG_SORT
+    return int(length if one_by_one else tensor.numel()) * (16 + int(tensor.element_size()))
 
 
 def size_bytes(tensor: Any) -> int:
@@ -277,6 +288,8 @@ def cudnn_rnn_backward(sequence: Any, weight: Any, stride: int, buffer: Any, hid
 
 
 CTC_BACKWARD = {aten._ctc_loss_backward.default, aten._ctc_loss_backward.Tensor}
+SORTS = {aten.sort.default, aten.sort.stable}
+SHORT_SORT, LONG_SORT = 4096, 1_000_000  # elements: sorted in place, and each of several by itself
 RECURRENT = {aten._cudnn_rnn.default, aten._cudnn_rnn_backward.default}
 CUDNN = CONVOLUTIONS | RECURRENT
 
@@ -316,7 +329,7 @@ def selection(function: Any, args: Any) -> Callable[..., Any] | None:
 @functools.cache
 def is_plain(function: Any) -> bool:
     """Its results are all that it allocates, and shapes say what they are."""
-    special = MATRIX_PRODUCTS | CONVOLUTIONS | RECURRENT | CTC_BACKWARD | {aten.index.Tensor}
+    special = MATRIX_PRODUCTS | CONVOLUTIONS | RECURRENT | CTC_BACKWARD | SORTS | {aten.index.Tensor}
     name = operator_name(function)
     return not (function in special or name in REPLACED or name in SELECTIONS or returns_nothing(function))
 
