@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 STEPS = 3
+MOST_OBJECTS = 93  # in an image of COCO's training set
 
 
 class Conv(nn.Sequential):
@@ -130,11 +131,27 @@ class Focal(torch.autograd.Function):
         return torch.empty_like(scores).mul_(gradient), None
 
 
+def matched(objects: int, anchors: int) -> None:
+    """The overlap of each anchor with each object of an image, with mmdetection's temporaries (`bbox_overlaps`)."""
+    boxes, others = torch.zeros(objects, 4, device="cuda"), torch.zeros(anchors, 4, device="cuda")
+    area, other_area = boxes[:, 2] * boxes[:, 3], others[:, 2] * others[:, 3]
+    begins = torch.max(boxes[:, None, :2], others[None, :, :2])
+    ends = torch.min(boxes[:, None, 2:], others[None, :, 2:])
+    sides = (ends - begins).clamp(min=0)
+    overlap = sides[..., 0] * sides[..., 1]
+    union = area[:, None] + other_area[None] - overlap
+    union = torch.max(union, union.new_tensor([1e-6]))
+    overlaps = overlap / union
+    overlaps.max(dim=0)
+    overlaps.max(dim=1)
+
+
 def retinanet(model: str, batch: str, **row: str) -> None:
     """RetinaNet as mmdetection's configurations have it, on padded images of 800 x 1344 pixels.
 
     Stem and first stage are frozen, batch norms evaluate, levels are those from 8 to 128 pixels; on several GPUs
-    DistributedDataParallel holds each gradient twice. Boxes are matched on the device; that is small and left out.
+    DistributedDataParallel holds each gradient twice. Anchors are matched with as many objects as an image of COCO has
+    at most, for the figure is the most of an epoch.
     """
     import torchvision
     from torchvision.models.resnet import Bottleneck as Block
@@ -179,7 +196,10 @@ def retinanet(model: str, batch: str, **row: str) -> None:
         levels.append(extra[0](stages[-1]))
         levels.append(extra[1](levels[-1]))
         losses: Any = 0
-        for scores, offsets in [(classes(one), boxes(one)) for one in levels]:
+        found = [(classes(one), boxes(one)) for one in levels]
+        for _ in images:
+            matched(MOST_OBJECTS, sum(scores.shape[2] * scores.shape[3] * 9 for scores, _ in found))
+        for scores, offsets in found:
             scores = scores.permute(0, 2, 3, 1).reshape(-1, 80)
             targets = torch.zeros(scores.shape[0], dtype=torch.long, device="cuda")
             offsets = offsets.permute(0, 2, 3, 1).reshape(-1, 4)
