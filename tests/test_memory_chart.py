@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.report.html.memory_chart import NUM_POINTS, Member, curve, downsampled, drawing
+from colocate.report.html.memory_chart import NUM_POINTS, Drawing, Member, curve, downsampled
 from colocate.report.html.templating import macro
 from colocate.units import MIB
 from colocate.verdict.evidence import Sample
@@ -25,9 +25,9 @@ def test_downsampling_keeps_peak_and_order_and_is_never_longer_than_asked(length
     assert set(few) <= set(samples)
 
 
-def drawn(*arguments, **named):
+def drawn(samples, members, title=""):
     """The picture as markup."""
-    return str(macro("charts.html", "memory")(drawing(*arguments, **named)))
+    return str(macro("charts.html", "memory")(Drawing(samples, LIMIT, members).facts(title)))
 
 
 def points(text):
@@ -37,14 +37,14 @@ def points(text):
 def test_a_peak_of_one_sample_among_thousands_is_drawn():
     samples = [Sample(place / 20, 1000 * MIB) for place in range(20_000)]
     samples[7777] = Sample(7777 / 20, 7400 * MIB)
-    picture = drawn(samples, LIMIT, title="group01")
+    picture = drawn(samples, {}, "group01")
     assert "peak 7400 MiB at 388.9 s" in picture
     assert len(picture) < 16_000, "a page has a dozen of them"
 
 
 def test_the_picture_is_sound_xml_says_what_it_shows_and_keeps_names_as_text():
     samples = [Sample(0.0, 230 * MIB), Sample(10.0, 8000 * MIB), Sample(20.0, 230 * MIB)]
-    picture = drawn(samples, LIMIT, {"<i>fore": Member(((1.0, 15.0),))}, title='"><script>')
+    picture = drawn(samples, {"<i>fore": Member(((1.0, 15.0),))}, '"><script>')
     svg = re.search(r"<svg.*?</svg>", picture, re.DOTALL)[0]
     root = ElementTree.fromstring(svg)
     assert root.get("role") == "img"
@@ -62,7 +62,7 @@ def test_the_picture_is_sound_xml_says_what_it_shows_and_keeps_names_as_text():
 )
 def test_every_point_lies_inside_the_picture(readings, held):
     members = {"background": Member(((1.0, 5.0),), held=tuple(sorted(held)))}
-    found = drawing([Sample(*reading) for reading in sorted(readings)], LIMIT, members, 200 * MIB)
+    found = Drawing([Sample(*reading) for reading in sorted(readings)], LIMIT, members, 200 * MIB).facts()
     for text in (found["line"], found["area"], *(area for _, area in found["stack"])):
         assert all(0 <= x <= 1000 and 0 <= y <= 200 for x, y in points(text))
 
@@ -73,7 +73,7 @@ def test_what_the_members_held_is_stacked_on_the_baseline_and_can_be_read_at_eve
         "foreground": Member(held=((4.0, 1000 * MIB), (8.0, 0))),
         "background": Member(held=((2.0, 500 * MIB), (20.0, 0))),
     }
-    found = drawing(samples, LIMIT, members, 200 * MIB)
+    found = Drawing(samples, LIMIT, members, 200 * MIB).facts()
     assert [kind for kind, _ in found["stack"]] == ["baseline", "background", "foreground"]
     top = LIMIT * 1.08
     highest = [min(y for _, y in points(area)) for _, area in found["stack"]]
@@ -82,14 +82,14 @@ def test_what_the_members_held_is_stacked_on_the_baseline_and_can_be_read_at_eve
     series = json.loads(found["series"])
     assert series["foreground"] == [[4.0, 1000.0], [8.0, 0.0]]
     assert series["gpu"][0] == [0.0, 230.0]
-    assert "foreground" not in json.loads(drawing(samples, LIMIT)["series"]), "nobody told: no number"
+    assert "foreground" not in json.loads(Drawing(samples, LIMIT, {}).facts()["series"]), "nobody told: no number"
 
 
 def test_phases_differ_in_height_and_restarts_are_marked():
     samples = [Sample(0.0, 230 * MIB), Sample(20.0, 800 * MIB)]
     background = Member(((1.0, 5.0), (7.0, 20.0)), (("train", (2.0, 4.0)), ("<odd>", (8.0, 9.0))))
     members = {"foreground": Member(((3.0, 9.0),), (("evaluate", (4.0, 6.0)),)), "background": background}
-    picture = drawn(samples, LIMIT, members)
+    picture = drawn(samples, members)
     heights = dict(re.findall(r'height="([\d.]+)"><title>\w+: (train|evaluate)', picture))
     assert {name: float(height) for height, name in heights.items()} == {"train": 12.0, "evaluate": 6.6}
     assert "background started again at 7.0 s" in picture

@@ -80,31 +80,19 @@ def timeline(row: GroupResult, directory: GroupDirectory, num_points: int = NUM_
     if limit is None or not directory.trace.exists():
         return None
     samples = read_trace(directory.trace).samples
-    return drawing(samples, limit, members(row), baseline_bytes, row.group, num_points) if samples else None
+    return Drawing(samples, limit, members(row), baseline_bytes, num_points).facts(row.group) if samples else None
 
 
-def drawing(
-    samples: Sequence[Sample],
-    limit_bytes: int,
-    members: Mapping[str, Member] | None = None,
-    baseline_bytes: int = 0,
-    title: str = "",
-    num_points: int = NUM_POINTS,
-) -> dict[str, Any]:
-    """Lay out samples, at least one, with limit and peak, what each member held, and when it ran."""
-    return _Drawing(samples, limit_bytes, members or {}, baseline_bytes, num_points).facts(title)
-
-
-class _Drawing:
-    """Scales and parts of one picture."""
+class Drawing:
+    """Lays out samples, at least one, with limit and peak, what each member held, and when it ran."""
 
     def __init__(
         self,
         samples: Sequence[Sample],
         limit_bytes: int,
         members: Mapping[str, Member],
-        baseline_bytes: int,
-        num_points: int,
+        baseline_bytes: int = 0,
+        num_points: int = NUM_POINTS,
     ) -> None:
         self.samples = downsampled(samples, num_points)
         self.peak = max(samples, key=lambda sample: sample.used_bytes)
@@ -115,12 +103,15 @@ class _Drawing:
         self.top_bytes = max(limit_bytes, self.peak.used_bytes) * 1.08
 
     def x(self, elapsed_s: float) -> float:
+        """A time as a place from the left."""
         return round(WIDTH * min(max(0.0, elapsed_s) / self.end_s, 1.0), 1)
 
     def y(self, used_bytes: float) -> float:
+        """A size as a place from above."""
         return round(HEIGHT * (1 - min(max(0.0, used_bytes) / self.top_bytes, 1.0)), 1)
 
-    def facts(self, title: str) -> dict[str, Any]:
+    def facts(self, title: str = "") -> dict[str, Any]:
+        """What the template draws; ``title`` begins what is said of it."""
         peak_size = format_mib(self.peak.used_bytes, beside=self.limit_bytes)
         peak_y, limit_y = self.y(self.peak.used_bytes), self.y(self.limit_bytes)
         line = [f"{self.x(sample.elapsed_s)},{self.y(sample.used_bytes)}" for sample in self.samples]
