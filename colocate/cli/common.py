@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from colocate.cli.arguments import whole
-from colocate.errors import ColocateError, PlanError
+from colocate.errors import ColocateError
 
 if TYPE_CHECKING:
-    from colocate.device import FoundGpu
     from colocate.harness import Cache
     from colocate.plan import GpuModel
     from colocate.report import Comparison, Report
@@ -91,18 +90,6 @@ def write_page(runs: "list[StoredRun]", out: Path, comparison: "Comparison | Non
     return report
 
 
-def latest_run() -> Path:
-    """The latest run directory below ``results``.
-
-    Raises:
-        ColocateError: there is none.
-    """
-    found = max(Path("results").glob("run_*"), key=lambda path: path.name, default=None)
-    if found is None:
-        raise ColocateError("results: expected a run directory in it, found none; name one")
-    return found
-
-
 # --- arguments that several commands have -----------------------------------------------------------------------------
 
 
@@ -129,28 +116,6 @@ def gpu_model(options: argparse.Namespace, gpu_bytes: int) -> "GpuModel":
     from colocate.plan import gpu_models
 
     return gpu_models.gpu_model(options.gpu) if options.gpu else gpu_models.model_of_size(gpu_bytes)
-
-
-def free_gpu(options: argparse.Namespace, virtual: "GpuModel", asked: str | None = None) -> "tuple[FoundGpu, str]":
-    """A GPU to run on, and a sentence about the choice; a GPU with a size is used as a GPU of that size.
-
-    Args:
-        options: With ``device``, ``gpu`` and ``wait``.
-        virtual: The GPU where there is no GPU, and the size that a GPU is to have where ``--gpu`` asks for one.
-        asked: The GPU that the group is for.
-
-    Raises:
-        PlanError: none is the one that was asked for.
-        DeviceError: there is none, or none that is free.
-    """
-    from colocate.device import as_asked, find_gpus
-
-    size, name, small, waits = virtual.total_bytes, virtual.name, bool(options.gpu), bool(options.wait)
-    found = find_gpus(options.device, gpu_bytes=size, name=name, small=small, waits=waits)
-    for one in found.free:
-        if (gpu := as_asked(one, asked)) is not None:
-            return gpu, found.sentence
-    raise PlanError(f"GPU: expected {asked!r} as the group asks, found {', '.join(map(str, found.free))}")
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

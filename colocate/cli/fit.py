@@ -17,7 +17,7 @@ from colocate.units import format_mib, mib_text, span_text
 
 if TYPE_CHECKING:
     from colocate.advice import Fit, Forecast, Grid, Tried, Variable
-    from colocate.device import Basis
+    from colocate.device import Basis, FoundGpu
     from colocate.plan import GpuModel, Group, Plan
 
 MOST = 1 << 16  # a larger batch is not looked for
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     usual = "foreground.batch_size" if group.foreground.repository and catalog else "foreground.--batch-size"
     varies = variable(group, options.vary or usual, catalog)
     grid = _grid(varies, options)
-    gpu, sentence = command.free_gpu(options, command.gpu_model(options, plan.limits.gpu_bytes), group.gpu)
+    gpu, sentence = _gpu(options, command.gpu_model(options, plan.limits.gpu_bytes), group)
     basis: Basis = "measured" if gpu.kind == "nvidia" else "predicted"
     confirmations = CONFIRMATIONS[basis] if options.confirm is None else options.confirm
     records = RunDirectory.new(options.results, datetime.now(), "fit")
@@ -108,6 +108,18 @@ def _group(plan: "Plan", name: str) -> "Group":
     if found is None:
         raise PlanError(f"group: expected one of {', '.join(plan.ids)}, got {name!r}")
     return plan.by_id[found]
+
+
+def _gpu(options: argparse.Namespace, model: "GpuModel", group: "Group") -> "tuple[FoundGpu, str]":
+    """The first GPU that is what the group asks for, and a sentence about the choice; the virtual one is ``model``."""
+    from colocate.device import as_asked, find_gpus
+
+    size, name, small, waits = model.total_bytes, model.name, bool(options.gpu), bool(options.wait)
+    found = find_gpus(options.device, gpu_bytes=size, name=name, small=small, waits=waits)
+    for one in found.free:
+        if (gpu := as_asked(one, group.gpu)) is not None:
+            return gpu, found.sentence
+    raise PlanError(f"GPU: expected {group.gpu!r} as the group asks, found {', '.join(map(str, found.free))}")
 
 
 def _grid(varies: "Variable", options: argparse.Namespace) -> "Grid":

@@ -5,8 +5,6 @@ import os
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from colocate.cli import common as command
-
 if TYPE_CHECKING:
     from colocate.harness import Program
 
@@ -47,6 +45,6 @@ class Progress:
         if self._live and (stage == "done" or time.monotonic() - self._shown_t > 0.2):
             self._shown_t = time.monotonic()
             names = ", ".join(f"{short(name, 24)} {seconds:.0f} s" for name, seconds in self._running.items())
-            width = os.get_terminal_size(self._stream.fileno()).columns if self._live else command.WIDTH
+            width = os.get_terminal_size(self._stream.fileno()).columns
             self._stream.write(f"\r\033[K{f'[{self._done}/{self._number}] {names}'[: width - 1]}")
             self._stream.flush()

@@ -70,10 +70,9 @@ class Task:
         _check_kind(options.plan, "plan", "experiments", "models")
         _check_kind(options.catalog, "catalog", "models", "experiments", f"; write --from={options.catalog}")
         plan = load_plan(options.plan) if options.plan else None
-        limits = plan.limits if plan else Limits()
-        asked = _gpu_of_all(plan) if plan and not options.gpu else None
-        if plan and asked:
-            limits = _limits_of_all(plan, options)
+        limits, asked = plan.limits if plan else Limits(), None
+        if plan and not options.gpu:
+            asked, limits = _agreed(plan, options)
         gpu = gpu_model(asked) if asked else command.gpu_model(options, limits.gpu_bytes)
         if gpu.total_bytes != limits.gpu_bytes:  # as for `colocate predict`: another GPU may be used as a whole
             limits = limits.model_copy(update={"gpu_bytes": gpu.total_bytes, "peak_bytes": gpu.total_bytes})
@@ -138,11 +137,11 @@ def _check_kind(path: Path | None, kind: str, key: str, other: str, hint: str = 
         raise PlanError(f"{path}: expected a {kind}, found a {found}{hint}")
 
 
-def _gpu_of_all(plan: "Plan") -> str | None:
-    """The GPU that every group of a plan asks for; None where none asks.
+def _agreed(plan: "Plan", options: argparse.Namespace) -> "tuple[str | None, Limits]":
+    """The GPU that every group of a plan asks for, with their limits; None with the plan's where none asks.
 
     Raises:
-        PlanError: they are for several GPUs.
+        PlanError: they are for several GPUs, or have different limits and no option names one.
     """
     first: dict[str | None, str] = {}
     for group in plan.groups:
@@ -150,20 +149,13 @@ def _gpu_of_all(plan: "Plan") -> str | None:
     if len(first) > 1:
         found = ", ".join(f"{name} for {repr(gpu) if gpu else 'that of the plan'}" for gpu, name in first.items())
         raise PlanError(f"{plan.path}: expected groups for one GPU, found {found}; name the GPU with --gpu")
-    return next(iter(first))
-
-
-def _limits_of_all(plan: "Plan", options: argparse.Namespace) -> "Limits":
-    """Return the settings that hold for every group of a plan whose groups ask for a GPU.
-
-    Raises:
-        PlanError: they have different limits, and no option names one.
-    """
-    found = {group.limits.peak_bytes: group for group in plan.groups}
-    if len(found) > 1 and not options.limit:
-        sizes = ", ".join(map(format_mib, found))
+    if None in first:
+        return None, plan.limits
+    limits = dict.fromkeys(group.limits.peak_bytes for group in plan.groups)
+    if len(limits) > 1 and not options.limit:
+        sizes = ", ".join(map(format_mib, limits))
         raise PlanError(f"{plan.path}: expected groups with one limit, found {sizes}; name it with --limit")
-    return plan.groups[0].limits
+    return plan.groups[0].gpu, plan.groups[0].limits
 
 
 def _own(training: "Training", folder: Path) -> dict[str, Any]:

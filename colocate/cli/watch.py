@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colocate.cli import common as command
+from colocate.errors import ColocateError
 
 if TYPE_CHECKING:
     from colocate.report import Following, Screen
@@ -34,7 +35,10 @@ def run(options: argparse.Namespace) -> int:
     """Draw until the journal ends; Ctrl-C ends the looking, never the run."""
     from colocate.report import Following, Screen
 
-    following = Following(options.directory or command.latest_run())
+    directory = options.directory or max(Path("results").glob("run_*"), default=None)
+    if directory is None:
+        raise ColocateError("results: expected a run directory in it, found none; name one")
+    following = Following(directory)
     screen = Screen()
     try:
         _follow(following, screen, once=options.once)

@@ -67,7 +67,7 @@ def pytest_metadata(metadata: dict[str, Any], config: pytest.Config) -> None:
     if collects_a_plan(config):
         from colocate.plugin import run_record, session
 
-        run_record.keep_what_is_known(metadata, session.started(config))
+        run_record.keep_what_is_known(metadata, session.start(config))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -77,7 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from colocate.plugin import handover, session, tasks, workers
 
-    current = session.started(config)
+    current = session.start(config)
     tasks.prepare(config, current)
     workers.run_virtual_groups_side_by_side(config, current)
     if is_worker(config) and not only_looks(config):

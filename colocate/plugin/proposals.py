@@ -14,9 +14,9 @@ from colocate.errors import ColocateError
 from colocate.harness import Cache
 from colocate.plan import Group
 from colocate.plugin.options import option
-from colocate.plugin.session import Session, say, session_of, warn
+from colocate.plugin.session import Session, run_directory_of, say, session_of, warn
 from colocate.plugin.signals import interruption_of
-from colocate.results import GroupDirectory
+from colocate.results import GroupDirectory, RunDirectory
 from colocate.units import span_text
 
 REMEDY_BUDGET_S = 600.0
@@ -35,7 +35,7 @@ class Proposals:
     def pytest_runtest_logfinish(self) -> None:
         """Called after each case: what did not fit is predicted on processors that the other groups leave idle."""
         if self._ahead is None and _may_predict_ahead(self.config, self.session) and unfit(self.session):
-            self._ahead = Ahead(self.session)
+            self._ahead = Ahead(self.session, run_directory_of(self.config))
             self._ahead.start()
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
@@ -55,9 +55,8 @@ class Proposals:
             warn(self.config, f"could not make proposals: {type(error).__name__}: {error}")
 
     def _advise(self, budget_s: float) -> None:
-        wanted = unfit(self.session)
-        run = self.session.run_directory
-        if not wanted or run is None:
+        wanted, run = unfit(self.session), run_directory_of(self.config)
+        if not wanted:
             return
         ahead = self._ahead.found if self._ahead is not None else {}
         for group, found in ahead.values():
@@ -78,23 +77,22 @@ class Proposals:
 class Ahead(threading.Thread):
     """Predicts proposals while groups run, with the least priority; what is not ``found`` is left to the end."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, run: RunDirectory) -> None:
         super().__init__(name="colocate-proposals", daemon=True)
-        self._session = session
+        self._session, self._run = session, run
         self._behind = Behind()
         self.found: dict[str, tuple[Group, list[ProposalForecast]]] = {}
 
     def run(self) -> None:
         """Predict for every group that does not fit, the later ones as they come."""
-        run, done = self._session.run_directory, set[str]()
-        assert run is not None, "groups that were run have a place"
+        done = set[str]()
         with suppress(Abandoned, ColocateError, OSError):  # the end of the session tries again, and tells
             catalog = self._session.plan.load_catalog()
             while not self._behind.over:
                 wanted = [one for one in unfit(self._session) if one[0].id not in done]
                 done |= {group.id for group, _ in wanted}
                 for group, found in advise(
-                    run, wanted, catalog, budget_s=inf, cache=Cache.of_user(), behind=self._behind, first=True
+                    self._run, wanted, catalog, budget_s=inf, cache=Cache.of_user(), behind=self._behind, first=True
                 ):
                     if not self._behind.over:
                         self.found[group.id] = (group, found)

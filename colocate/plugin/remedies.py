@@ -11,7 +11,7 @@ from colocate.device import FoundGpu, Quarantine, as_asked
 from colocate.harness import AttemptRunner
 from colocate.plan import Group
 from colocate.plugin.options import option
-from colocate.plugin.session import Session, say, session_of, warn
+from colocate.plugin.session import Session, run_directory_of, say, session_of, warn
 from colocate.plugin.signals import interruption_of
 from colocate.results import Attempt, GroupResult, RunDirectory, peak_text
 
@@ -32,11 +32,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def _try_fixes(config: pytest.Config, session: Session) -> None:
     wanted = [(group, directory) for group, directory, found in session.recorded() if _is_wanted(config, found)]
-    run, plan = session.run_directory, session.plan
+    run, plan = run_directory_of(config), session.plan
     if wanted and option(config, "executor"):
         warn(config, "remedies: expected a run on this machine, found one elsewhere; nothing is tried")
-    gpu = None if run is None else _gpu(session, run)
-    if not wanted or run is None or gpu is None:
+    gpu = _gpu(session, run)
+    if not wanted or gpu is None:
         return
     say(config, f"trying remedies for {', '.join(group.id for group, _ in wanted)}")
     side = run.side_run(KIND)

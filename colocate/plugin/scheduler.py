@@ -41,7 +41,7 @@ class OneGroupAtATime:
         self.choices = choices
         self.shows = shows
         self._shown: frozenset[str] = frozenset()
-        self.collection: list[str] | None = None
+        self.collection: list[str] = []  # of all workers, once the first groups are given out
         self._collections: dict[Any, list[str]] = {}
         self._running: dict[Any, list[int]] = {}
         self._waiting: list[int] = []
@@ -72,7 +72,7 @@ class OneGroupAtATime:
 
     @property
     def _sentinel(self) -> int:
-        return len(self.collection or ())
+        return len(self.collection)
 
     def add_node(self, node: Any) -> None:
         """Called when a worker is ready to collect."""
@@ -84,13 +84,13 @@ class OneGroupAtATime:
         Raises:
             pytest.UsageError: it collected other groups than the others, so that no index means the same to both.
         """
-        if self.collection is not None and list(collection) != self.collection:
+        if self.collection and list(collection) != self.collection:
             raise pytest.UsageError(f"worker {node.gateway.id}: expected the same groups as in the other workers")
         self._collections[node] = list(collection)
 
     def schedule(self) -> None:
         """Called when all have collected, and again when the replacement of a dead worker has."""
-        if self.collection is None:
+        if not self.collection:
             collections = list(self._collections.values())
             if any(other != collections[0] for other in collections):
                 raise pytest.UsageError("workers: expected the same groups in all of them, found different ones")
@@ -100,7 +100,6 @@ class OneGroupAtATime:
 
     def _order(self, index: int) -> tuple[int, float]:
         """First what few GPUs will do for, lest those be taken by what any would do for; of these the longest."""
-        assert self.collection is not None
         nodeid = self.collection[index]
         return self.choices(nodeid), -self.minutes(nodeid)
 
@@ -117,7 +116,7 @@ class OneGroupAtATime:
         if not self._waiting or (not self.usable(node) and any(map(self.usable, others))):
             node.shutdown()
             return
-        possible = [index for index in self._waiting if self._may_run(index, node)]
+        possible = [index for index in self._waiting if self.may_run(self.collection[index], node)]
         if not possible:  # what is left must not be run here; another worker is there or will come
             return
         following = next((index for index in possible if not self._is_being_shown(index)), possible[0])
@@ -132,12 +131,7 @@ class OneGroupAtATime:
         return bool((self._shows(index) - self._shown) & frozenset().union(*map(self._shows, running)))
 
     def _shows(self, index: int) -> frozenset[str]:
-        assert self.collection is not None
         return self.shows(self.collection[index])
-
-    def _may_run(self, index: int, node: Any) -> bool:
-        assert self.collection is not None
-        return self.may_run(self.collection[index], node)
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
         """Called when a worker is done with one index; its next group follows at once."""
@@ -146,12 +140,6 @@ class OneGroupAtATime:
             self._shown |= self._shows(item_index)
             self._feed(node)
 
-    def mark_test_pending(self, item: str) -> None:
-        """Called to run a group once more."""
-        assert self.collection is not None
-        self._waiting.insert(0, self.collection.index(item))
-        self.feed()
-
     def remove_pending_tests_from_node(self, node: Any, indices: Sequence[int]) -> None:
         """Called after a worker gave tests back, which this scheduler never asks for."""
         raise NotImplementedError
@@ -159,9 +147,8 @@ class OneGroupAtATime:
     def remove_node(self, node: Any) -> str | None:
         """Called when a worker is gone; the answer is the group that it was running."""
         left = [index for index in self._running.pop(node) if index != self._sentinel]
-        if self.collection is None:
-            return None
-        if not left:
+        if left:
+            return self.collection[left[0]]
+        if self.collection:
             self.feed()  # others may now be the only ones for a group that was to go elsewhere
-            return None
-        return self.collection[left[0]]
+        return None

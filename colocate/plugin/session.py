@@ -76,11 +76,6 @@ def session_of(config: pytest.Config) -> Session:
     return session
 
 
-def plan_of(config: pytest.Config) -> "Plan":
-    """The plan that this session runs."""
-    return session_of(config).plan
-
-
 def run_directory_of(config: pytest.Config) -> RunDirectory:
     """Return the run directory: the same in the controller and all its workers.
 
@@ -125,7 +120,7 @@ def cases(config: pytest.Config) -> list[Any]:
     """Make one pytest parameter per group, with its tier as a mark, for ``metafunc.parametrize("group", ...)``."""
     return [
         pytest.param(group, id=group.id, marks=getattr(pytest.mark, group.tier) if group.tier else ())
-        for group in plan_of(config).groups
+        for group in session_of(config).plan.groups
     ]
 
 
@@ -148,18 +143,14 @@ def warn(config: pytest.Config, text: str) -> None:
         terminal.write_line(text, yellow=True)
 
 
-def started(config: pytest.Config) -> Session:
-    """The session, started by whoever asks first."""
-    return config.stash.get(SESSION, None) or start(config)
-
-
 def start(config: pytest.Config) -> Session:
-    """Read the plan, apply it to ``-k``, and make marks of its tiers.
+    """The session, begun by whoever asks first: read the plan, apply it to ``-k``, and make marks of its tiers.
 
     Raises:
-        pytest.UsageError: plan, catalog or ``-k`` cannot be used; one line per mistake, exit
-            code 4.
+        pytest.UsageError: plan, catalog or ``-k`` cannot be used; one line per mistake, exit code 4.
     """
+    if SESSION in config.stash:
+        return config.stash[SESSION]
     _refuse_to_repeat(config)
     if option(config, "effort"):
         os.environ[arguments.EFFORT] = option(config, "effort")

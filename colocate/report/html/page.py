@@ -85,11 +85,6 @@ class Report:
         names = dict.fromkeys(part.plan_name for part in self.parts)
         return f"{', '.join(names) or 'no run'}: can they share one GPU?"
 
-    @property
-    def is_large(self) -> bool:
-        """Whether only some of the groups have details."""
-        return len(self.rows) > LARGE
-
 
 def body(report: Report) -> Markup:
     """Render everything between the title and the end, with the script that makes it move."""
@@ -217,7 +212,7 @@ def _part(part: Part, report: Report) -> dict[str, Any]:
         "probe": next((details.link(record, report.folder) for record in records if record.exists()), ""),
         "place": ", ".join(run.place for run in part.runs),
         "tiles": list(tiles(part)),
-        "picture": peak_chart.picture(part.counting, highest=report.is_large),
+        "picture": peak_chart.picture(part.counting, highest=len(report.rows) > LARGE),
         "tiers": list(_tiers(part)),
         "count": len(part.results),
         "stress": advice.stress(part),
