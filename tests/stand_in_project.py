@@ -59,13 +59,11 @@ def test_group(group, directory, request):
     (HERE / f"{group.id}.running").touch()
     if way in ("wait", "slow end"):
         time.sleep(600)
-    if way.startswith("wait for "):
-        while not (HERE / f"{way.removeprefix('wait for ')}.ended").exists():
+    verb, _, other = way.rpartition(" ")
+    if verb in ("wait for", "outlive"):
+        while not (HERE / f"{other}.ended").exists():
             time.sleep(0.02)
-    if way.startswith("outlive "):
-        while not (HERE / f"{way.removeprefix('outlive ')}.ended").exists():
-            time.sleep(0.02)
-        time.sleep(0.5)
+        time.sleep(0.5 if verb == "outlive" else 0)
     if way == "block the summary":
         (directory.path.parent / "summary.csv").mkdir()
     if way == "die":

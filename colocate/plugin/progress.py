@@ -8,7 +8,7 @@ import os
 import textwrap
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -333,28 +333,19 @@ def summary(config: pytest.Config, session: Session) -> list[tuple[str, dict[str
     colour = {"holds": "green", "fails": "red"}.get(plan_verdict.holding, "yellow")
     lines = [(line, {colour: True, "bold": True}) for line in textwrap.wrap(str(plan_verdict), 79)]
     lines.append((f"basis: {basis_of(session.results.values())}", {}))
-    over = over_budget_text(session.results.values())
-    if over is not None:
-        lines += [(line, {"yellow": True}) for line in textwrap.wrap(over, 79)]
-    missing = plan_verdict.missing()
-    if missing:
-        lines += [(line, {"yellow": True}) for line in textwrap.wrap(missing, 79)]
-    lines += [(f"time: {text}", {}) for text in _longest(session.results.values())]
+    for text in filter(None, (over_budget_text(session.results.values()), plan_verdict.missing())):
+        lines += [(line, {"yellow": True}) for line in textwrap.wrap(text, 79)]
+    timed = [one for one in session.results.values() if one.duration_s and not one.reused]
+    timed.sort(key=lambda one: -(one.duration_s or 0))
+    if len(timed) > 1:
+        longest = ", ".join(f"{one.group} {status_line.clock(one.duration_s or 0)}" for one in timed[:4])
+        lines.append((f"time: longest {longest}", {}))
     lines += [(f"lost: {text}", {"red": True}) for text in session.lost]
     if session.report is not None and session.report.exists():
         lines.append((f"report:  {shown_path(config, session.report)}", {}))
     if session.run_directory is not None and session.run_directory.summary.exists():
         lines.append((f"summary: {shown_path(config, session.run_directory.summary)}", {}))
     return lines
-
-
-def _longest(results: Iterable[GroupResult]) -> Iterator[str]:
-    """Say where the time went: the groups that took longest."""
-    timed = [(result.duration_s, result.group) for result in results if result.duration_s and not result.reused]
-    timed.sort(key=lambda one: -one[0])
-    if len(timed) > 1:
-        named = ", ".join(f"{group} {status_line.clock(duration_s)}" for duration_s, group in timed[:4])
-        yield f"longest {named}"
 
 
 def shown_path(config: pytest.Config, path: Path) -> str:
