@@ -7,5 +7,5 @@
   gathers, `conditions` the step at which something new happens, by `series` of the numbers that they read; `watch` has
   every test of the program told to them, and `weighing` tells whether memory may hang on one;
 - what nobody knows: `decisions` answers questions about values, by what `branches` finds behind them;
-- `loop_source` reads loops.
+- `loop_source` reads loops, `source` files and frames.
 """

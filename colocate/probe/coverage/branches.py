@@ -9,10 +9,11 @@ import ast
 import copy
 import dis
 import functools
-import linecache
 from collections.abc import Iterable, Iterator
 from types import CodeType
 from typing import NamedTuple
+
+from .source import FUNCTIONS, innermost, last_name, tree_of
 
 MOST_INSTRUCTIONS = 200  # of a side that only raises; messages are short
 
@@ -68,7 +69,7 @@ def branch_at(code: CodeType, instruction: int, line: int) -> Branch:
         raising = {answer: _only_raises(code, offset) for answer, offset in ways.items()}
         if raising[True] != raising[False]:
             healthy = raising[False]
-    tree = _tree(code.co_filename)
+    tree = tree_of(code.co_filename)
     test = _test_at(tree, line) if tree is not None else None
     if isinstance(test, ast.Assert):
         return Branch(True if healthy is None else healthy, None, False, False)
@@ -91,13 +92,13 @@ def branch_at(code: CodeType, instruction: int, line: int) -> Branch:
 
 def number_decides(filename: str, line: int) -> bool:
     """Whether a number that was read in this line is tested later on, with work behind the test."""
-    tree = _tree(filename)
+    tree = tree_of(filename)
     if tree is None:
         return False
     test = _test_at(tree, line)
     if isinstance(test, ast.If | ast.While | ast.IfExp):
         return any(does_work(tree, side, frozenset()) for side in _both(test))
-    scope = _function_at(tree, line)
+    scope = innermost(tree, FUNCTIONS, line) or tree
     targets = {name for one in _statements_at(scope, line) for name in _targets(one)}
     valued = _WithoutTypeTests().visit(copy.deepcopy(scope))
     return any(_tested(valued, name, frozenset()) for name in targets)
@@ -108,7 +109,7 @@ class _WithoutTypeTests(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """A constant in place of a test of a type."""
-        return ast.Constant(True) if _last_name(node.func) == "isinstance" else self.generic_visit(node)
+        return ast.Constant(True) if last_name(node.func) == "isinstance" else self.generic_visit(node)
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         """A constant in place of a test for None."""
@@ -195,15 +196,6 @@ Side = list[ast.stmt]
 Test = ast.If | ast.While | ast.IfExp | ast.Assert
 
 
-@functools.lru_cache(maxsize=256)
-def _tree(filename: str) -> ast.Module | None:
-    source = "".join(linecache.getlines(filename))
-    try:
-        return ast.parse(source) if source else None
-    except (SyntaxError, ValueError, RecursionError):
-        return None
-
-
 @functools.lru_cache(maxsize=4096)
 def _test_at(tree: ast.Module, line: int) -> Test | None:
     """The innermost test that a line is part of."""
@@ -258,10 +250,8 @@ def _is_exit(tree: ast.AST, test: ast.AST) -> bool:
     """It is the way out of a ``while True``, which nothing else would end."""
     if not isinstance(test, ast.If) or not isinstance(test.body[-1], ast.Break | ast.Return):
         return False
-    loops = (node for node in ast.walk(tree) if isinstance(node, ast.While | ast.For))
-    around = [loop for loop in loops if loop.lineno < test.lineno <= (loop.end_lineno or loop.lineno)]
-    inner = max(around, key=lambda loop: loop.lineno, default=None)
-    return isinstance(inner, ast.While) and isinstance(inner.test, ast.Constant)
+    loop = innermost(tree, (ast.While, ast.For), test.lineno)
+    return isinstance(loop, ast.While) and isinstance(loop.test, ast.Constant)
 
 
 def _weighs(tree: ast.AST, side: Side, other: Side) -> bool:
@@ -299,12 +289,8 @@ def _is_work(node: ast.AST) -> bool:
 
 
 def _is_light(call: ast.Call) -> bool:
-    name = _last_name(call.func)
-    return name is not None and (name in LIGHT_CALLS or name.lower().startswith(LIGHT_PREFIXES))
-
-
-def _last_name(node: ast.AST) -> str | None:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+    name = last_name(call.func)
+    return name in LIGHT_CALLS or name.lower().startswith(LIGHT_PREFIXES)
 
 
 def _targets(statement: ast.AST) -> set[str]:
@@ -317,15 +303,8 @@ def _targets(statement: ast.AST) -> set[str]:
         elif isinstance(node, ast.AugAssign | ast.AnnAssign | ast.NamedExpr):
             targets = [node.target]
         for target in targets:
-            found |= {name for part in ast.walk(target) if (name := _last_name(part)) is not None}
-    return found - {"self"}
-
-
-def _function_at(tree: ast.AST, line: int) -> ast.AST:
-    """The innermost function that a line is part of, or the whole file."""
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    around = [node for node in functions if node.lineno <= line <= (node.end_lineno or node.lineno)]
-    return max(around, key=lambda node: node.lineno, default=tree)
+            found |= {last_name(part) for part in ast.walk(target)}
+    return found - {"self", ""}
 
 
 def _statements_at(tree: ast.AST, line: int) -> list[ast.stmt]:
@@ -340,7 +319,7 @@ def _statements_at(tree: ast.AST, line: int) -> list[ast.stmt]:
 
 
 def _mentions(node: ast.AST, name: str) -> bool:
-    return any(_last_name(part) == name for part in ast.walk(node))
+    return any(last_name(part) == name for part in ast.walk(node))
 
 
 def _tested(tree: ast.AST, name: str, asked: frozenset[str]) -> bool:

@@ -9,7 +9,6 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from .growth import LEAST_GROWTH_BYTES, UNKNOWN_STEPS, variables_in_sight
 from .passes import Pass
+from .source import frames
 
 Key = tuple[int, str]
 
@@ -85,10 +85,8 @@ class Collected:
 
 def _is_of_module() -> bool:
     """A module is moved, with buffers such as encodings of positions, whose rows are as many by chance."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not frame.f_code.co_filename.endswith(MODULES):
-        frame = frame.f_back
-    return frame is not None and frame.f_code.co_name in ("_apply", "convert")
+    codes = (frame.f_code for frame in frames(sys._getframe(1)))
+    return next((code.co_name in ("_apply", "convert") for code in codes if code.co_filename.endswith(MODULES)), False)
 
 
 def _rows(container: Any) -> int:

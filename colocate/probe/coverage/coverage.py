@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..origin import is_own
 from ..record import Record
 from .collected import Collected
 from .conditions import Condition, move_counters
@@ -191,7 +190,7 @@ class Coverage:
             one.left.after = self.memory.step
 
     def _begin(self, one: Pass, frame: Any) -> None:
-        one.loop = Loop.at(frame.f_code.co_filename, frame.f_lineno) if is_own(frame.f_code.co_filename) else None
+        one.loop = Loop.of(frame)
         place = f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
         if one.loop is not None:
             place = one.loop.place

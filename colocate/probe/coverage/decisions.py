@@ -7,6 +7,7 @@ repeated run asks for it; the harness compares the runs (`colocate.harness.explo
 """
 
 import functools
+import itertools
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 from ..origin import is_own
 from ..record import Record
 from .branches import Branch, branch_at, compares, number_decides
+from .source import frames
 
 ANSWERS = "COLOCATE_ANSWERS"  # JSON: places to answer the other way, and whether numbers rise
 UNKNOWN = "_colocate_unknown"  # set on tensors of the host whose values came from an unknown one
@@ -113,16 +115,13 @@ class Decisions:
 
     def escaped(self) -> None:
         """A number left as a plain one (``float(loss)``): its comparisons will not be seen, only the source tells."""
-        frame = calling_frame()
-        depth = 0
-        while frame is not None and depth < 3:
+        for frame in itertools.islice(frames(calling_frame()), 3):
             where = place_of(frame)
             if where not in self._reads:
                 self._reads[where] = -1
                 if number_decides(frame.f_code.co_filename, frame.f_lineno):
                     self._tell_numbers(where)
                     return
-            frame, depth = frame.f_back, depth + 1
 
     def _answered(self, place: Place, natural: bool) -> bool:
         answer = natural != (place.where in self._other)
@@ -174,12 +173,10 @@ def _fallen(times: int) -> float:
 
 def calling_frame() -> FrameType | None:
     """The innermost frame that is neither ours nor torch's way from a call to its operator."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in frames(sys._getframe(1)):
         name = frame.f_code.co_filename
         if not name.startswith(_PROBE) and not (name.endswith(_BETWEEN) and "torch" in name):
-            return frame
-        frame = frame.f_back
+            return frame  # type: ignore[no-any-return]
     return None
 
 
@@ -188,9 +185,7 @@ def place_of(frame: FrameType) -> str:
     name, line = frame.f_code.co_filename, frame.f_lineno
     if is_own(name):
         return f"{_short(name)}:{line}"
-    caller = frame.f_back
-    while caller is not None and not is_own(caller.f_code.co_filename):
-        caller = caller.f_back
+    caller = next((one for one in frames(frame.f_back) if is_own(one.f_code.co_filename)), None)
     inside = f"{'/'.join(Path(name).parts[-2:])}:{line}"
     if caller is None:
         return inside

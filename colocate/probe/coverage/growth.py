@@ -18,6 +18,7 @@ import torch
 
 from ..origin import is_own
 from .loop_source import Loop, variables_of
+from .source import frames, last_name, tree_of
 
 # A step counts as having left something from this size on: an allocator's smallest block.
 LEAST_BYTES = 512
@@ -191,17 +192,15 @@ class Keeper:
 def variables_in_sight(frame: Any) -> Iterator[tuple[Any, str, Any]]:
     """The variables of the program's frames from here on down the stack, and the attributes of their objects."""
     seen: set[int] = set()
-    while frame is not None:
-        if is_own(frame.f_code.co_filename):
-            for name, value in variables_of(frame).items():
-                yield frame.f_code, name, value
-                if hasattr(value, "__dict__") and not isinstance(value, type(sys) | type) and id(value) not in seen:
-                    seen.add(id(value))
-                    yield from ((value, attribute, one) for attribute, one in list(vars(value).items()))
-            if id(frame.f_globals) not in seen and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
-                seen.add(id(frame.f_globals))
-                yield from ((frame.f_code, name, value) for name, value in list(frame.f_globals.items()))
-        frame = frame.f_back
+    for own in (one for one in frames(frame) if is_own(one.f_code.co_filename)):
+        for name, value in variables_of(own).items():
+            yield own.f_code, name, value
+            if hasattr(value, "__dict__") and not isinstance(value, type(sys) | type) and id(value) not in seen:
+                seen.add(id(value))
+                yield from ((value, attribute, one) for attribute, one in list(vars(value).items()))
+        if id(own.f_globals) not in seen and own.f_code.co_flags & inspect.CO_OPTIMIZED:
+            seen.add(id(own.f_globals))
+            yield from ((own.f_code, name, value) for name, value in list(own.f_globals.items()))
 
 
 def lengths_in_sight(frame: Any) -> dict[tuple[int, str], int]:
@@ -236,20 +235,17 @@ def _holds_tensor(value: Any) -> bool:
 
 def _line_that_keeps(frame: Any, name: str) -> tuple[str, ast.AST] | None:
     """The first statement in the program's files in sight that adds to a container of this name, and where it is."""
-    while frame is not None:
-        path = frame.f_code.co_filename
-        tree = Loop.tree_of(path) if is_own(path) else None
+    for path in (one.f_code.co_filename for one in frames(frame)):
+        tree = tree_of(path) if is_own(path) else None
         for node in ast.walk(tree) if tree is not None else ():
             if _adds_to(node, name):
                 return f"{_short(path)}:{node.lineno}", node  # type: ignore[attr-defined]
-        frame = frame.f_back
     return None
 
 
 def _is_steady(frame: Any, line: Any, name: str | None, value: Any) -> bool:
     """Say whether each step of the loop keeps something in this line: no condition, no way out, nothing given back."""
-    path = frame.f_code.co_filename
-    loop = Loop.at(path, frame.f_lineno) if is_own(path) else None
+    loop = Loop.of(frame)
     if loop is None or not name or getattr(value, "maxlen", None) is not None:
         return False
     inside = list(ast.walk(loop.node))
@@ -274,26 +270,22 @@ def _adds_to(node: ast.AST, name: str) -> bool:
     return False
 
 
-def _named(node: ast.AST) -> str | None:
+def _named(node: ast.AST) -> str:
     """The last name of ``a``, ``self.a``, ``a[...]``, ``self.a[...]``."""
     while isinstance(node, ast.Subscript):
         node = node.value
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return node.id if isinstance(node, ast.Name) else None
+    return last_name(node)
 
 
 def _line_of_sum(frame: Any) -> tuple[str, ast.AST] | None:
     """The statement of the running loop that adds to a tensor which carries a graph: a loss kept whole."""
-    while frame is not None:
-        path = frame.f_code.co_filename
-        loop = Loop.at(path, frame.f_lineno) if is_own(path) else None
+    for one in frames(frame):
+        loop = Loop.of(one)
         for node in loop.statements() if loop is not None else ():
             name = _sums_into(node)
-            value = variables_of(frame).get(name) if name else None
+            value = variables_of(one).get(name) if name else None
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-                return f"{_short(path)}:{node.lineno}", node
-        frame = frame.f_back
+                return f"{_short(one.f_code.co_filename)}:{node.lineno}", node
     return None
 
 

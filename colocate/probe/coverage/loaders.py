@@ -25,6 +25,7 @@ from ..record import Record
 from .coverage import Coverage
 from .longest import Longest, are_of_one_size, size_of
 from .passes import Pass
+from .source import frames
 
 # Indices that a pass may be walked through for its last batch, about a second; a sampler may have ten billion.
 WALKED = 5_000_000
@@ -264,13 +265,12 @@ def _may_end(frame: Any) -> bool:
 
     A bare ``next(iterator)`` would raise StopIteration where the program counts on a batch.
     """
-    while frame is not None:
-        code = frame.f_code
-        opcode = dis.opname[code.co_code[frame.f_lasti]] if frame.f_lasti >= 0 else ""
-        explicit = opcode != "FOR_ITER" and not _is_ours(frame) and {"next", "__next__"} & set(code.co_names)
+    for one in frames(frame):
+        code = one.f_code
+        opcode = dis.opname[code.co_code[one.f_lasti]] if one.f_lasti >= 0 else ""
+        explicit = opcode != "FOR_ITER" and not _is_ours(one) and {"next", "__next__"} & set(code.co_names)
         if explicit and "StopIteration" not in code.co_names:
             return False
-        if not code.co_flags & GENERATOR and not _is_ours(frame):
+        if not code.co_flags & GENERATOR and not _is_ours(one):
             return True
-        frame = frame.f_back
     return True

@@ -8,11 +8,11 @@ import inspect
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ..origin import is_own
 from .branches import does_work
+from .source import FUNCTIONS, frames, innermost, tree_of
 
 # A function that calls one of these may keep the very copy.
 LOOKS_AT_ITSELF = {"locals", "vars", "eval", "exec"}
@@ -48,26 +48,18 @@ class Loop:
         self._before: dict[str, int] = {}
         self._iteration: dict[str, int] = {}
 
-    @staticmethod
-    @functools.cache
-    def tree_of(path: str) -> ast.Module | None:
-        """A parsed source file; None for one that cannot be read."""
-        try:
-            return ast.parse(Path(path).read_bytes())
-        except (OSError, SyntaxError, ValueError):
-            return None
-
     @classmethod
     @functools.cache
     def at(cls, path: str, line: int) -> "Loop | None":
         """The innermost loop around a line."""
-        tree = cls.tree_of(path)
-        around = [
-            node
-            for node in (ast.walk(tree) if tree is not None else ())
-            if isinstance(node, ast.For | ast.While) and node.lineno <= line <= (node.end_lineno or node.lineno)
-        ]
-        return cls(path, max(around, key=lambda node: node.lineno)) if around else None
+        node = innermost(tree_of(path), (ast.For, ast.While), line)
+        return None if node is None else cls(path, node)
+
+    @classmethod
+    def of(cls, frame: Any) -> "Loop | None":
+        """The innermost loop around the running line of a frame, if that is the program's."""
+        path = frame.f_code.co_filename
+        return cls.at(path, frame.f_lineno) if is_own(path) else None
 
     def statements(self) -> Iterator[ast.stmt]:
         """Those of its body, without the bodies of inner loops and functions."""
@@ -98,14 +90,11 @@ class Loop:
 
     def is_followed_by_work(self, frame: Any) -> bool:
         """Whether the program's code behind the loop, up to its end, calls anything that could need memory."""
-        after = self.node.end_lineno or self.node.lineno
-        while frame is not None:
-            path = frame.f_code.co_filename
-            tree = self.tree_of(path) if is_own(path) else None
-            if tree is not None and does_work(tree, _behind(tree, frame.f_lineno, after)):
+        for one in frames(frame):
+            after = (self.node.end_lineno or self.node.lineno) if one is frame else one.f_lineno
+            tree = tree_of(one.f_code.co_filename) if is_own(one.f_code.co_filename) else None
+            if tree is not None and does_work(tree, _behind(tree, one.f_lineno, after)):
                 return True
-            frame = frame.f_back
-            after = frame.f_lineno if frame is not None else 0
         return False
 
     def forget(self) -> None:
@@ -128,12 +117,8 @@ class Loop:
 
 def _behind(tree: ast.Module, line: int, after: int) -> list[ast.stmt]:
     """The statements that begin behind a line, in the function around another one or else in the module."""
-    around: ast.AST = tree
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.lineno <= line <= (node.end_lineno or 0):
-            around = node
-    body = [*getattr(around, "body", ())]
-    inside = [one for node in body for one in walk_here(node) if isinstance(one, ast.stmt)]
+    around = innermost(tree, FUNCTIONS, line) or tree
+    inside = [one for node in around.body for one in walk_here(node) if isinstance(one, ast.stmt)]
     return [one for one in inside if one.lineno > after]
 
 

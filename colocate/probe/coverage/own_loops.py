@@ -5,11 +5,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..origin import is_own
 from .conditions import Condition, move_counters
 from .growth import Keeper, Kept
 from .loop_source import Loop
 from .passes import MOST_AHEAD, MOST_TARGETS, RISE, LoopCoverage, Pass
+from .source import frames
 
 if TYPE_CHECKING:
     from .coverage import Coverage
@@ -110,11 +110,5 @@ class OwnLoops:
 
 def _running_loop() -> tuple[Any, Loop | None]:
     """The nearest frame of the program that is in a loop, and that loop."""
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        path = frame.f_code.co_filename
-        loop = Loop.at(path, frame.f_lineno) if is_own(path) else None
-        if loop is not None:
-            return frame, loop
-        frame = frame.f_back
-    return None, None
+    found = ((frame, Loop.of(frame)) for frame in frames(sys._getframe(1)))
+    return next(((frame, loop) for frame, loop in found if loop is not None), (None, None))

@@ -23,6 +23,7 @@ from .loaders import Enumerate, looping
 from .loop_source import Loop
 from .passes import EFFORTS, MOST_AHEAD, MOST_TARGETS, RISE, Event, Left, LoopCoverage
 from .series import Level
+from .source import last_name
 
 # Turns that are run at least: the first is a warm-up, what the second keeps shows in the third.
 LEAST_TURNS = 3
@@ -277,7 +278,7 @@ def _headed_by_range(path: str, line: int) -> Loop | None:
     node = loop.node if loop is not None else None
     if not isinstance(node, ast.For) or not isinstance(node.iter, ast.Call):
         return None
-    call, name = node.iter, getattr(node.iter.func, "attr", getattr(node.iter.func, "id", ""))
+    call, name = node.iter, last_name(node.iter.func)
     if name in BARS and call.args and isinstance(call.args[0], ast.Call):
         call = call.args[0]
     is_range = isinstance(call.func, ast.Name) and call.func.id == "range"

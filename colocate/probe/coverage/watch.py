@@ -23,6 +23,7 @@ from .conditions import Condition, condition_of, pure_part
 from .loop_source import Loop, variables_of
 from .passes import MOST_AHEAD
 from .series import Level
+from .source import frames, tree_of
 
 # Torch's own functions know nothing of a program's steps, and a progress bar's only of their display.
 NEVER_WATCHED = ("torch", "tqdm", "numpy", "accelerate")
@@ -101,9 +102,7 @@ class Watch:
         key = path, test.lineno, test.col_offset
         if key not in self._conditions:
             place = f"{path.rpartition('/')[2]}:{test.lineno}"
-            self._conditions[key] = condition_of(
-                place, node, test, scope, Loop.tree_of(path) or scope, own=is_own(path)
-            )
+            self._conditions[key] = condition_of(place, node, test, scope, tree_of(path) or scope, own=is_own(path))
         return self._conditions[key]
 
     def told(self, index: int, value: Any, around: Any = None) -> Any:
@@ -252,13 +251,12 @@ def _key(code: CodeType) -> tuple[str, int]:
 def _trainer_files(frame: Any) -> set[str]:
     """The files of libraries in the calls down to the loop, and of what their objects consist of."""
     found: set[str] = set()
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if not is_own(path) and not path.startswith(("<", OURS)) and _is_of_a_trainer(frame.f_globals.get("__name__")):
+    for caller in frames(frame):
+        path = caller.f_code.co_filename
+        if not is_own(path) and not path.startswith(("<", OURS)) and _is_of_a_trainer(caller.f_globals.get("__name__")):
             found.add(path)
-            for one in _objects_of(variables_of(frame).get("self")):
+            for one in _objects_of(variables_of(caller).get("self")):
                 found |= {*_files_of(type(one))}
-        frame = frame.f_back
     return found
 
 

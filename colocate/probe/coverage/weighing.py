@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterator
 
 from .branches import does_work
+from .source import last_name
 
 PURE_CALLS = {"len": len, "min": min, "max": max, "int": int, "round": round, "abs": abs, "bool": bool}
 
@@ -44,7 +45,7 @@ def evaluates(node: ast.AST, tree: ast.AST) -> bool:
     waiting: list[ast.AST] = [*node.body, *node.orelse] if isinstance(node, ast.If) else []
     while waiting:
         for call in [one for one in ast.walk(waiting.pop()) if isinstance(one, ast.Call)]:
-            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            name = last_name(call.func)
             if name.startswith(EVALUATING):
                 return True
             if name in functions:
@@ -94,6 +95,6 @@ def _tensors(given: ast.expr) -> Iterator[ast.expr]:
     elif isinstance(given, ast.Name | ast.Attribute | ast.Subscript):
         yield given
     elif isinstance(given, ast.Call):
-        name = getattr(given.func, "attr", getattr(given.func, "id", ""))
+        name = last_name(given.func)
         if name not in OF_THE_HOST:
             yield given
