@@ -64,7 +64,7 @@ class Finding:
 
 def examine(plan: Path | None, results: Path, *, quick: bool = False) -> Iterator[Finding]:
     """Everything, as it is found. ``quick`` leaves out the trial of the virtual GPU, which loads torch."""
-    yield _python()
+    yield Finding("Python", "ok", f"{sys.version.split()[0]} at {sys.executable}; colocate {__version__}")
     yield _packages("packages", NEEDED, "error", "pip install -e .")
     yield _torch()
     yield _packages("trainings' packages", WORKLOADS, "warning", "pip install -e '.[workloads]'")
@@ -94,10 +94,6 @@ def verdict_of(findings: list[Finding]) -> tuple[bool, str]:
     return False, "no run is possible: there is no GPU, and the virtual GPU does not work"
 
 
-def _python() -> Finding:
-    return Finding("Python", "ok", f"{sys.version.split()[0]} at {sys.executable}; colocate {__version__}")
-
-
 def _packages(about: str, names: tuple[str, ...], state: State, cure: str) -> Finding:
     found = {name: _version(name) for name in names}
     missing = [name for name, number in found.items() if number is None]
@@ -115,29 +111,32 @@ def _version(name: str) -> str | None:
 
 def _torch() -> Finding:
     """The build of torch, read from its files: importing it would take seconds."""
-    number, spec = _version("torch"), find_spec("torch")
-    if number is None or spec is None or spec.origin is None:
+    number = _version("torch")
+    if number is None or find_spec("torch") is None:
         text = "not installed; only trainings in an environment of their own can be run"
         return Finding("torch", "warning", text, "pip install -e '.[workloads]'")
-    built = Path(spec.origin).with_name("version.py")
-    match = re.search(r"^cuda[^=]*= ['\"]([\d.]+)", built.read_text() if built.exists() else "", re.MULTILINE)
-    return Finding("torch", "ok", f"{number}, {f'built for CUDA {match[1]}' if match else 'a build without CUDA'}")
+    cuda = _cuda_of_torch()
+    return Finding("torch", "ok", f"{number}, {f'built for CUDA {cuda}' if cuda else 'a build without CUDA'}")
+
+
+def _cuda_of_torch() -> str | None:
+    spec = find_spec("torch")
+    built = None if spec is None or spec.origin is None else Path(spec.origin).with_name("version.py")
+    text = built.read_text() if built is not None and built.exists() else ""
+    match = re.search(r"^cuda[^=]*= ['\"]([\d.]+)", text, re.MULTILINE)
+    return None if match is None else match[1]
 
 
 # --- GPUs
 
 
 def _gpus() -> Iterator[Finding]:
-    if not library_present():
-        try:
-            refuse_hidden_library()
-        except DeviceError as error:
-            yield Finding("GPU", "error", str(error))
-            return
-        text = f"none: {LIBRARY} is not there; predictions on the virtual GPU, verify, report and next still work"
-        yield Finding("GPU", "warning", text, "to measure, install the NVIDIA driver (in a container: --gpus all)")
-        return
     try:
+        if not library_present():
+            refuse_hidden_library()
+            text = f"none: {LIBRARY} is not there; predictions on the virtual GPU, verify, report and next still work"
+            yield Finding("GPU", "warning", text, "to measure, install the NVIDIA driver (in a container: --gpus all)")
+            return
         survey = survey_devices()
     except DeviceError as error:
         yield Finding("GPU", "error", str(error))
@@ -179,24 +178,22 @@ def _process_lists(devices: tuple[DeviceInfo, ...]) -> Iterator[Finding]:
 
 
 def _build_for_gpu(driver_cuda: str | None) -> Finding:
-    found = _torch()
-    match = re.search(r"CUDA (\d+)", found.text)
-    if match is None:
-        cure = "install a build of torch for CUDA"
-        return Finding("torch on the GPU", "error", f"expected torch with CUDA, found {found.text}", cure)
-    if driver_cuda and driver_cuda.split(".")[0].isdecimal() and int(match[1]) > int(driver_cuda.split(".")[0]):
-        text = f"torch is built for CUDA {match[1]}, the driver goes up to {driver_cuda}"
-        return Finding("torch on the GPU", "error", text, "update the driver, or install an older build of torch")
-    return Finding("torch on the GPU", "ok", "its CUDA is one that the driver knows")
+    about, cuda = "torch on the GPU", _cuda_of_torch()
+    if cuda is None:
+        text = f"expected torch with CUDA, found {_torch().text}"
+        return Finding(about, "error", text, "install a build of torch for CUDA")
+    least, most = cuda.split(".")[0], (driver_cuda or "").split(".")[0]
+    if most.isdecimal() and int(least) > int(most):
+        text = f"torch is built for CUDA {least}, the driver goes up to {driver_cuda}"
+        return Finding(about, "error", text, "update the driver, or install an older build of torch")
+    return Finding(about, "ok", "its CUDA is one that the driver knows")
 
 
 def _accounting(on: bool) -> Finding:
     if on:
         return Finding("accounting", "ok", "on: the driver keeps the exact peak of every process")
-    text = "off: peaks rest on samples and on PyTorch's allocator"
-    return Finding(
-        "accounting", "warning", text, "sudo nvidia-smi --accounting-mode=1 (lasts until the driver is unloaded)"
-    )
+    cure = "sudo nvidia-smi --accounting-mode=1 (lasts until the driver is unloaded)"
+    return Finding("accounting", "warning", "off: peaks rest on samples and on PyTorch's allocator", cure)
 
 
 def _virtual_gpu() -> Finding:
@@ -277,9 +274,8 @@ def _host_memory() -> Finding:
     cores = len(os.sched_getaffinity(0))
     text = f"{format_mib(size)}{'' if limit is None else ' (limit of the control group)'}, {cores} cores"
     if size < HOST_BYTES or cores < 2:
-        return Finding(
-            "host", "warning", text, "two trainings want 8 GB and 2 cores; with less they are slow or are killed"
-        )
+        cure = "two trainings want 8 GB and 2 cores; with less they are slow or are killed"
+        return Finding("host", "warning", text, cure)
     return Finding("host", "ok", text)
 
 
@@ -310,12 +306,8 @@ def _slurm() -> Finding:
     try:
         nodes = slurm.nodes(None)
     except ColocateError as error:
-        return Finding(
-            "Slurm",
-            "warning",
-            f"{found}, which does not answer: {error}",
-            "check sinfo; only --executor=slurm needs it",
-        )
+        text = f"{found}, which does not answer: {error}"
+        return Finding("Slurm", "warning", text, "check sinfo; only --executor=slurm needs it")
     gpus = sum(node.gpus for node in nodes)
     text = f"{found}; {len(nodes)} nodes with {gpus} GPUs take jobs in the default partition"
     return Finding("Slurm", "ok", text)
