@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .decisions import UNKNOWN, UnknownFloat, UnknownInt
+from .decisions import UNKNOWN, Unknown
 from .series import Level, Series, moved
 from .weighing import PURE_CALLS, evaluates, keeps, weighs
 
@@ -68,7 +68,7 @@ class Leaf:
             return int(value)
         if isinstance(value, (*HOLDS_DATA, *CONTAINERS)):
             return _snapshot(value)
-        if not isinstance(value, PLAIN) or isinstance(value, UnknownFloat | UnknownInt):
+        if not isinstance(value, PLAIN) or isinstance(value, Unknown):
             raise ValueError(self.name)
         return value
 

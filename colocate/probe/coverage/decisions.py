@@ -210,48 +210,37 @@ def tracked(value: Any, decisions: Decisions) -> Any:
     return value
 
 
-class UnknownFloat(float):
-    """A float that came from an unknown value."""
+class Unknown:
+    """A number that came from an unknown value."""
 
     _decisions: Decisions
 
-    def __new__(cls, value: float, decisions: Decisions) -> "UnknownFloat":
+    def __new__(cls, value: Any, decisions: Decisions) -> Any:
         """The number, and who is told of its comparisons."""
-        self = super().__new__(cls, value)
+        self = super().__new__(cls, value)  # type: ignore[call-arg]  # of the plain number, which is next in line
         self._decisions = decisions
         return self
+
+    def __reduce__(self) -> Any:
+        """Stored as a plain number."""
+        plain: Any = type(self).__mro__[2]
+        return (plain, (plain(self),))
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        """Numbers do not change."""
+        return self
+
+
+class UnknownFloat(Unknown, float):
+    """A float of these."""
 
     __hash__ = float.__hash__
 
-    def __reduce__(self) -> Any:
-        """Stored as a plain float."""
-        return (float, (float(self),))
 
-    def __deepcopy__(self, memo: Any) -> float:
-        """Numbers do not change."""
-        return self
-
-
-class UnknownInt(int):
-    """An int that came from an unknown value."""
-
-    _decisions: Decisions
-
-    def __new__(cls, value: int, decisions: Decisions) -> "UnknownInt":
-        """The number, and who is told of its comparisons."""
-        self = super().__new__(cls, value)
-        self._decisions = decisions
-        return self
+class UnknownInt(Unknown, int):
+    """An int of these."""
 
     __hash__ = int.__hash__
-
-    def __reduce__(self) -> Any:
-        """Stored as a plain int."""
-        return (int, (int(self),))
-
-    def __deepcopy__(self, memo: Any) -> int:
-        """Numbers do not change."""
-        return self
 
 
 ARITHMETIC = "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow neg pos abs round"
