@@ -27,10 +27,11 @@ def pytest_configure(config):
 
 
 LONGEST = (
-    *("test_slurm.py", "test_faults.py", "test_fit.py", "test_emulation.py", "test_hostile.py", "test_group_run.py"),
-    *("test_soak.py", "test_faults_session.py", "test_workloads.py", "test_foreign_programs.py", "test_plugin.py"),
-    *("test_resume.py", "test_session.py", "test_gpu_evidence.py", "test_coverage.py", "test_docs_commands.py"),
-    *("test_plugin_workers.py", "test_merge.py", "test_pairs.py", "test_measured_faults.py", "test_completeness.py"),
+    *("test_slurm.py", "test_faults.py", "test_fit.py", "test_emulation.py", "test_hostile.py", "test_retries.py"),
+    *("test_group_run.py", "test_soak.py", "test_faults_session.py", "test_workloads.py", "test_plugin.py"),
+    *("test_foreign_programs.py", "test_resume.py", "test_session.py", "test_gpu_evidence.py", "test_coverage.py"),
+    *("test_docs_commands.py", "test_plugin_workers.py", "test_merge.py", "test_pairs.py", "test_measured_faults.py"),
+    "test_completeness.py",
 )
 """The files that take longest, first: a worker that begins one at the end would leave the others without work."""
 

@@ -10,7 +10,9 @@ from groups import group, training
 
 from colocate.harness.attempt import free_directory
 from colocate.plan.plan import Group
+from colocate.report.html import page
 from colocate.results.layout import GroupDirectory, RunDirectory
+from colocate.results.reader import read_run
 from colocate.results.record import write_record
 from colocate.units import MIB
 from colocate.verdict.evidence import Evidence
@@ -52,3 +54,8 @@ def propose(run: RunDirectory, given: Group, *proposals: dict[str, Any]) -> None
     """Write what could be tried for a group in place of its settings."""
     entry = {"content_hash": given.content_hash, "proposals": proposals}
     run.proposals.write_text(json.dumps({"schema": 1, "groups": {given.id: entry}}))
+
+
+def body(*runs: RunDirectory) -> str:
+    """The page of some runs, which lies in the first of them."""
+    return str(page.body(page.Report.of([read_run(run.path) for run in runs], runs[0].path)))

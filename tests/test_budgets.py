@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from builders import evidence, too_large
-from records import STARTED_AT, begin, finish, run_in
+from records import STARTED_AT, begin, body, finish, run_in
 
 from colocate.plan.plan import load_plan
 from colocate.report import github
@@ -46,7 +46,7 @@ def run(tmp_path):
 
 
 def test_a_group_over_its_budget_is_flagged_on_the_page_and_stays_feasible(run):
-    found = str(page.body(page.Report.of([read_run(run.path)], run.path)))
+    found = body(run)
     assert "<b>OVER BUDGET:</b> 1 group over budget: group01 by 100 MiB. A budget changes no verdict." in found
     assert "<dd>3100 MiB, over by 100 MiB</dd>" in found
     assert "<dd>3200 MiB</dd>" in found, "the second is within its budget"

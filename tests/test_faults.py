@@ -13,22 +13,15 @@ from typing import Any
 import pytest
 from fake_nvml import GRAPHICS, FakeNvml
 from groups import RUN, STAND_IN, group, judged, observe, observing, training
-from seen import note_verdict
 from waiting import wait_until
 
-from colocate.device.acquire import FoundGpu, opened
 from colocate.device.base import DeviceProcess, Vitals
 from colocate.device.quarantine import Quarantine
-from colocate.harness.attempt import Retries, free_directory
 from colocate.harness.gpu_processes import GpuProcesses, unlisted
-from colocate.harness.group_run import GroupRun
-from colocate.harness.sampler import Sampler
 from colocate.harness.throttling import throttling
 from colocate.plan.catalog import Training
-from colocate.plan.plan import Group
 from colocate.process.procfs import COOKIE, describe, identify, is_alive, with_cookie
 from colocate.process.runner import Command, start
-from colocate.results.group_result import GroupResult
 from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.record import read_evidence
 from colocate.units import MIB
@@ -267,113 +260,6 @@ def test_a_training_of_another_run_that_goes_on_is_not_touched_and_may_be_waited
             it.start_background()
             it.run_foreground()
             assert it.conclude().feasible, "one that was waited for spoils nothing"
-
-
-# --- another try
-
-
-def settle(fake: FakeNvml, folder: Path, plan_group: Group, meanwhile: Any = None, retries: int = 2) -> GroupResult:
-    """A group with what `colocate.harness.attempt.Retries` makes of its first attempt."""
-    with observing(plan_group, fake.uuid(), folder) as observation:
-        if meanwhile is not None:
-            meanwhile(observation)
-        observe(observation)
-        repetition = Retries(plan_group, observation._device, RunDirectory(folder / RUN), "test", retries)
-        found = repetition.settle(observation)
-    note_verdict(found.verdict)
-    return found
-
-
-@pytest.fixture
-def passing(fake_nvml, foreign_process):
-    """Somebody who comes while the first foreground trains, and leaves."""
-
-    def visit() -> None:
-        wait_until(lambda: fake_nvml.used_bytes() >= 2200 * MIB)
-        fake_nvml.foreign(500 * MIB, pid=foreign_process)
-        wait_until(lambda: fake_nvml.used_bytes() < 2200 * MIB)
-        fake_nvml.release(foreign_process)
-
-    visitor = threading.Thread(target=visit)
-    yield visitor
-    visitor.join()
-
-
-def test_a_group_that_a_foreign_process_spoiled_is_repeated_once(fake_nvml, tmp_path, passing):
-    found = settle(fake_nvml, tmp_path, group(epoch("--steps", "60"), load()), lambda _: passing.start())
-    first = read_evidence(found.attempts[0].directory)
-    (foreign,) = [gpu_process for gpu_process in first.gpu_processes if gpu_process.owner == "foreign"]
-
-    assert found.verdict.feasible, found.verdict
-    assert len(found.attempts) == 2
-    assert 0 < foreign.first_s <= foreign.last_s
-    assert "foreign_process" in warned(found.verdict)["repeated"]
-
-
-def test_a_foreign_process_that_stays_makes_it_inconclusive(fake_nvml, foreign_process, tmp_path):
-    def come(observation: GroupRun) -> None:
-        threading.Timer(0.8, fake_nvml.foreign, (500 * MIB,), {"pid": foreign_process}).start()
-
-    found = settle(fake_nvml, tmp_path, group(epoch("--steps", "80"), load(), settle_s=0.5), come)
-
-    assert found.verdict.codes == ("foreign_process",)
-    assert len(found.attempts) <= 2
-
-
-def test_a_group_whose_supervisor_was_killed_is_repeated(fake_nvml, tmp_path):
-    def kill(observation: GroupRun) -> None:
-        def act() -> None:
-            wait_until(lambda: observation._foreground.num_steps > 2)
-            observation._foreground.processes[0]._supervisor.kill()
-
-        threading.Thread(target=act).start()
-
-    found = settle(fake_nvml, tmp_path, group(epoch("--steps", "50"), load()), kill)
-
-    assert found.verdict.feasible, found.verdict
-    assert "supervisor_lost" in warned(found.verdict)["repeated"]
-    assert with_cookie(f"{RUN}/group01") == []
-
-
-def test_a_group_with_a_blind_sensor_is_repeated(fake_nvml, tmp_path):
-    def block(observation: GroupRun) -> None:
-        def act() -> None:
-            wait_until(lambda: observation._foreground.num_steps > 2)
-            fake_nvml.block(MEMORY, 0.8, times=1)
-
-        threading.Thread(target=act).start()
-
-    found = settle(fake_nvml, tmp_path, group(epoch("--steps", "60"), load(), longest_gap_s=0.6), block)
-
-    assert found.verdict.feasible, found.verdict
-    assert "sensor_gap" in warned(found.verdict)["repeated"]
-
-
-def test_a_group_that_is_to_run_several_times_does(accounting, tmp_path):
-    several = Group("group01", 1, epoch(), load(), group(epoch(), None).limits, runs=3)
-    found = settle(accounting, tmp_path, several)
-
-    assert found.verdict.feasible, found.verdict
-    assert [attempt.place for attempt in found.attempts] == [(1, 1), (2, 1), (3, 1)]
-    assert "3 runs peaked at 2200 MiB, 2200 MiB, 2200 MiB" in warned(found.verdict)["spread"]
-
-
-def test_every_run_on_the_virtual_gpu_gets_a_new_one(tmp_path):
-    members = [
-        training(name, "--probe", "--context", "300", *more) for name, *more in (("epoch",), ("load", "--repeat"))
-    ]
-    several = Group("group01", 1, members[0], members[1], group(members[0], None).limits, runs=2)
-    directory = free_directory(RunDirectory(tmp_path), several, 1).create()
-    gpu = opened(FoundGpu("virtual", total_bytes=8192 * MIB), directory.virtual_gpu, holder="a test")
-    with gpu as device, Sampler(device) as monitor:
-        monitor.wait_for_sample(60.0)
-        with GroupRun(several, device, monitor, directory, plan="test") as observation:
-            observe(observation)
-            found = Retries(several, device, RunDirectory(tmp_path), "test", 0).settle(observation)
-
-    assert found.verdict.basis == "predicted"
-    assert [attempt.place for attempt in found.attempts] == [(1, 1), (2, 1)]
-    assert len({attempt.evidence.device.uuid for attempt in found.attempts}) == 2
 
 
 # --- GPUs that are left alone
