@@ -10,13 +10,13 @@ from builders import background, evidence, foreground, out_of_memory, predicted_
 from groups import group, training
 from hypothesis import given
 from hypothesis import strategies as st
+from records import finish
 
 from colocate.files import write_json
 from colocate.harness.attempt import free_directory, retry_cause
 from colocate.report import summary_csv
 from colocate.results.layout import RunDirectory
 from colocate.results.reader import group_result_of, group_results, read_run
-from colocate.results.record import write_record
 from colocate.units import MIB
 from colocate.verdict.evidence import Evidence
 from colocate.verdict.rules import Outcome, judge
@@ -37,10 +37,7 @@ def predicted_paused(**changes: Any) -> Evidence:
 
 
 def write(run: RunDirectory, seen: Evidence, repeat: int = 1) -> Path:
-    directory = free_directory(run, GROUP, repeat).create()
-    counted = replace(seen, run=directory.repeat, attempt=directory.attempt)
-    write_record(directory, GROUP, counted, [], run.name)
-    return directory.path
+    return finish(run, 1, replace(seen, run=repeat)).path
 
 
 def test_attempts_stand_beside_each_other_and_the_last_one_counts(tmp_path: Path) -> None:

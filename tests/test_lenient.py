@@ -4,13 +4,10 @@ import json
 from dataclasses import dataclass, field
 
 import pytest
-from builders import evidence
-from groups import group, training
+from records import finish, run_in
 
 from colocate.results import read_run, reader, whole
-from colocate.results.layout import RunDirectory
 from colocate.results.lenient import read_leniently
-from colocate.results.record import write_record
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,8 @@ def test_parts_of_lists_and_tables_that_do_not_fit_are_left_out():
 
 @pytest.fixture
 def run(tmp_path):
-    run = RunDirectory(tmp_path / "run_20261124_053000")
-    directory = run.group("mnist", 1, parallel=True).create()
-    write_record(directory, group(training("mnist"), training("resnet20")), evidence(group="group01"), [], run.name)
+    run = run_in(tmp_path)
+    finish(run)
     return run
 
 
