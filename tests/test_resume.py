@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from colocate.files import read_json
 from colocate.harness.resume import MOST_REPORTED, Decision, reported, take_up
 from colocate.report import status_line
 from colocate.results import progress_file
-from colocate.results.layout import RunDirectory
+from colocate.results.layout import GroupDirectory, RunDirectory
 from colocate.results.reader import group_results
 
 FAILS = stand_in("--hold", "700", "--steps", "10", "--probe", "--fail-at", "3")
@@ -90,50 +91,45 @@ def test_of_very_many_decisions_that_are_alike_one_line_is_told():
     assert reported(decisions[:5]) == [str(decision) for decision in decisions[:5]]
 
 
-CHANGES: dict[str, tuple[str, Any]] = {
-    "a setting": ("its settings changed", lambda run: None),
-    "a background that it did not have": (
-        "its settings changed: stand_in has ",
-        lambda run: edited(run / "stand_in_parallel_001/experiment.json", _without_background),
-    ),
-    "a version": (
-        "versions changed: torch 1.0 to",
-        lambda run: edited(run / "stand_in_parallel_001/experiment.json", _old_torch),
-    ),
-    "a record cut short": (
-        "its record is damaged",
-        lambda run: (run / "stand_in_parallel_001/trace.csv").write_text("elapsed_s,used_bytes\n1.0,2\n"),
-    ),
-    "a verdict that was tampered with": (
-        "its verdict does not follow from its record",
-        lambda run: edited(run / "stand_in_parallel_001/verdict.json", lambda it: it.update(peak_bytes=1)),
-    ),
-    "a verdict cut short": (
-        "its record is damaged",
-        lambda run: (run / "stand_in_parallel_001/verdict.json").write_text('{"outcome": "FEAS'),
-    ),
-    "no verdict and half a record": (
-        "it was interrupted",
-        lambda run: [(run / "stand_in_parallel_001" / name).unlink() for name in ("verdict.json", "experiment.json")],
-    ),
-    "a restart of the machine in between": (
-        "it was interrupted, and the machine was started anew since",
-        lambda run: [
-            edited(run / "run.json", lambda it: it.update(boot_id="another")),
-            *[(run / "stand_in_parallel_001" / name).unlink() for name in ("verdict.json", "experiment.json")],
-        ],
-    ),
-    "nothing of it": ("it was never started", lambda run: shutil.rmtree(run / "stand_in_parallel_001")),
-}
-
-
-def _without_background(document: dict[str, Any]) -> None:
+def never_had_a_background(document):
     document["group"]["content_hash"] = "another"
     document["evidence"]["background"] = None
 
 
-def _old_torch(document: dict[str, Any]) -> None:
+def has_an_old_torch(document):
     document["evidence"]["versions"]["torch"] = "1.0"
+
+
+def interrupt(group):
+    group.verdict.unlink()
+    group.experiment.unlink()
+
+
+def restart(group):
+    interrupt(group)
+    edited(group.run.record, lambda it: it.update(boot_id="another"))
+
+
+CHANGES: dict[str, tuple[str, Callable[[GroupDirectory], object]]] = {
+    "a setting": ("its settings changed", lambda group: None),
+    "a background that it did not have": (
+        "its settings changed: stand_in has ",
+        lambda group: edited(group.experiment, never_had_a_background),
+    ),
+    "a version": ("versions changed: torch 1.0 to", lambda group: edited(group.experiment, has_an_old_torch)),
+    "a record cut short": (
+        "its record is damaged",
+        lambda group: group.trace.write_text("elapsed_s,used_bytes\n1.0,2\n"),
+    ),
+    "a verdict that was tampered with": (
+        "its verdict does not follow from its record",
+        lambda group: edited(group.verdict, lambda it: it.update(peak_bytes=1)),
+    ),
+    "a verdict cut short": ("its record is damaged", lambda group: group.verdict.write_text('{"outcome": "FEAS')),
+    "no verdict and half a record": ("it was interrupted", interrupt),
+    "a restart of the machine in between": ("it was interrupted, and the machine was started anew since", restart),
+    "nothing of it": ("it was never started", lambda group: shutil.rmtree(group.path)),
+}
 
 
 @pytest.mark.slow
@@ -145,7 +141,7 @@ def test_what_no_longer_holds_is_explained(copy, why, change):
 
     path, folder = copy
     found = find_run(folder / "results", "", "stand-ins")
-    change(found.path)
+    change(GroupDirectory(found.path / "stand_in_parallel_001"))
     if why == "its settings changed":
         edited(path, lambda it: it["limits"].update(stall_s=100))
     decisions = decide(found, load_plan(path).groups, ())
