@@ -203,12 +203,17 @@ def test_values_that_nobody_knows_never_make_a_program_fit(tmp_path) -> None:
     """A branch was never entered, a search for a batch size overflowed, and a program off the GPU needed 0 MiB."""
     program, idle = str(PROGRAMS / "by_values.py"), "print('trained elsewhere')"
     programs = [
-        *(Program(kind, (sys.executable, program, kind), tmp_path) for kind in ("branch", "search", "best")),
+        *(
+            Program(kind, (sys.executable, program, kind), tmp_path)
+            for kind in ("branch", "search", "best", "patience")
+        ),
         Program("idle", (sys.executable, "-c", idle), tmp_path),
     ]
     gpu = gpu_model("1GB")
 
-    branch, search, best, idle_run = colocate.harness.simulation.simulate(programs, gpu, cache=None, timeout_s=300)
+    branch, search, best, patience, idle_run = colocate.harness.simulation.simulate(
+        programs, gpu, cache=None, timeout_s=300
+    )
 
     assert branch.failure is None, branch.last_lines
     assert branch.peak is not None
@@ -219,6 +224,7 @@ def test_values_that_nobody_knows_never_make_a_program_fit(tmp_path) -> None:
     assert best.peak is not None
     assert best.peak.low_bytes < 450 * MIB, "it may never score better"
     assert best.peak.high_bytes > (344 + 100 * 4) * MIB, "or in every turn"
+    assert [code for code, _ in patience.doubts] == ["longest_batch_unseen"], "its batch may double until the end"
     assert [code for code, _ in search.doubts][-1] == "takes_what_it_gets", search
     assert search.peak is not None
     assert search.peak.expected_bytes <= gpu.total_bytes

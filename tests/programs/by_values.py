@@ -1,6 +1,7 @@
 """Trains what its own values choose.
 
-``branch`` asks a loss for a heavy step, ``search`` the GPU for a batch size, ``best`` a score for what it keeps.
+``branch`` asks a loss for a heavy step, ``search`` the GPU for a batch size, ``best`` a score for what it keeps, and
+``patience`` doubles its batch where the loss stays.
 """
 
 import copy
@@ -60,4 +61,25 @@ def best() -> None:
             kept.append(copy.deepcopy(net.state_dict()))
 
 
-{"branch": branch, "search": search, "best": best}[sys.argv[1]]()
+def patience() -> None:
+    """Double the batch after three epochs that were no better."""
+    net, data = network(64), torch.utils.data.TensorDataset(torch.randn(5120, 64))
+    sgd = torch.optim.SGD(net.parameters(), 0.1)
+    lowest, worse, batch = 1e9, 0, 64
+    for _ in range(40):
+        total = 0.0
+        for (x,) in torch.utils.data.DataLoader(data, batch):
+            loss = net(x.cuda()).pow(2).mean()
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            total += loss.item()
+        if total < lowest:
+            lowest, worse = total, 0
+        else:
+            worse += 1
+            if worse >= 3:
+                batch, worse = 2 * batch, 0
+
+
+{"branch": branch, "search": search, "best": best, "patience": patience}[sys.argv[1]]()
