@@ -63,7 +63,7 @@ class Coverage:
         self.cheap_left_s = effort.cheap_s
         self.backwards = 0
         self.loops: dict[str, LoopCoverage] = {}
-        self.batch_sizes: dict[Any, list[int]] = {}  # of each pass over like data at one place
+        self.rising: dict[Any, str] = {}  # what has become larger from pass to pass, or from turn to turn
         self.watch = Watch()
         self.expected: list[Condition] = []
         self.events: list[Event] = []
@@ -383,11 +383,9 @@ class Coverage:
                 at = f" at {told['place']}" if told["place"] else ""
                 rate = f"{told['bytes_per_step'] / 2**20:.2f} MiB a step{at}"
                 doubts["memory_grows"] = f"{rate}, for an unknown number of steps"
-        assumed = self.passes_cut and "assumed_at" in self.record.fields
-        for (place, *_), sizes in self.batch_sizes.items():
-            if assumed and sizes == sorted(sizes) and sizes[-1] > sizes[0]:
-                grown = f"grew from {sizes[0]} to {sizes[-1]} samples by values that nobody knows, and may go on so"
-                doubts.setdefault("longest_batch_unseen", f"batches of the loop at {place} {grown}")
+        if self.rising and self.passes_cut and "assumed_at" in self.record.fields:
+            text = f"{next(iter(self.rising.values()))} by values that nobody knows, and may go on so"
+            doubts.setdefault("longest_batch_unseen", text)
         cut_training = any(one.passes and not one.settled for one in self.loops.values()) and self.passes_cut
         if cut_training and self.backwards and not self.steps and self.has_optimizer:
             doubts["no_optimizer_step"] = f"{self.backwards} backward passes were run and no optimizer step"

@@ -141,6 +141,7 @@ class Indices:
         self._whole = whole
         self._least = max(1, batches - 1)
         self._record = record
+        self._longest = longest
         self._coverage = coverage
         self._length = _length(whole) if ordered else _length(loader)
         self._per_batch = getattr(whole, "batch_size", None) or 1
@@ -180,7 +181,7 @@ class Indices:
         first = self._pass.known is None
         self._coverage.asked(self._pass, looping(frame))
         if first:
-            self._coverage.batch_sizes.setdefault((self._pass.place, *self._data), []).append(self._per_batch)
+            self._longest.compare((self._pass.place, *self._data), self._per_batch)
             self._granted = max(self._next, min(self._granted, self._coverage.least(self._pass, self._least)))
         if self._out or self._next < self._granted or self._targets is not None:
             return

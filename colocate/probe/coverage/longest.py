@@ -37,6 +37,8 @@ ONE_SIZE = 1.01
 class Budgeted(Protocol):
     """Who grants processor time, and hears of doubts; `coverage.Coverage`."""
 
+    rising: dict[Any, str]
+
     @property
     def look_s(self) -> float:
         """Seconds for one look."""
@@ -52,6 +54,7 @@ class Longest:
         self._coverage = coverage
         self._sizes: dict[int, tuple[Any, dict[Any, int]]] = {}
         self._passes: dict[int, int] = {}
+        self._batches: dict[Any, list[int]] = {}
 
     def batches(self, loader: Any, order: Sequence[Any]) -> list[int]:
         """The positions of the largest batches of a pass; empty where all are alike or nobody can tell.
@@ -75,6 +78,15 @@ class Longest:
         padded = [most * len(_indices(one)) for most, one in zip(longest, order, strict=True)]
         found = {max(range(len(order)), key=measure.__getitem__) for measure in (longest, together, padded)}
         return sorted(found)
+
+    def compare(self, key: tuple[Any, ...], batch_size: int) -> None:
+        """Take note of a pass whose batches are larger than those of all before it; the key begins with its place."""
+        sizes = self._batches.setdefault(key, [])
+        sizes.append(batch_size)
+        self._coverage.rising.pop(key, None)
+        if sizes == sorted(sizes) and batch_size > sizes[0]:
+            grown = f"grew from {sizes[0]} to {batch_size} samples"
+            self._coverage.rising[key] = f"the batches of the loop at {key[0]} {grown}"
 
     def is_unknown(self, data: Any) -> bool:
         """Say whether the sizes of a data set's samples could not be looked at ahead of the run."""

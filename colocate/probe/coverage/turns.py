@@ -198,6 +198,9 @@ class Turns:
         if peaks and max(peaks) > DIFFERENT * min(peaks):
             text = f"steps of the loop at {self.place} differ in memory, and only {self.given} of {count} were run"
             coverage.doubt("longest_batch_unseen", text)
+        latest = [one.highest_bytes for one in self._turns[-SETTLED_TURNS - 1 :]]
+        if latest[-1] > RISE * latest[0]:
+            coverage.rising[self.place] = f"the peak of the loop at {self.place} rose in {self.given} of {count} turns"
         self._extrapolate(skipped)
 
     def _extrapolate(self, skipped: int) -> None:
