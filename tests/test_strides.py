@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from builders import background, evidence, foreground, steps
+from builders import GPU_BYTES, LIMIT_BYTES, background, evidence, foreground, steps, trace
 
 from colocate.process.exit_status import Exit
 from colocate.units import MIB
-from colocate.verdict.evidence import Member, ProcessRun, ProgressEvent
-from colocate.verdict.overlap import foreground_window, memory_missing_beside, neighbours, overlap
+from colocate.verdict.evidence import JudgedLimits, Member, ProcessRun, ProgressEvent
+from colocate.verdict.overlap import foreground_window, memory_missing_beside, neighbours, overlap, strides
 from colocate.verdict.rules import judge
 
 # The foreground of `builders` trains from 10 to 20 s; the background makes steps of a quarter of a second here.
@@ -73,6 +73,55 @@ def test_a_long_evaluation_that_covers_the_foreground_has_no_step_of_it() -> Non
     seen = evidence(foreground=ours, background=background(progress_events=tuple(events)))
 
     assert overlap(seen) == (1.0, 0)
+
+
+def is_training(
+    *lengths_s: float, of_s: float, start_s: float = 10.0, kind: str = "optimizer", **changes: object
+) -> bool:
+    """Whether all strides of a length count, of a background that makes steps of these lengths from a time on.
+
+    The foreground trains from 10 to 20 s, and nothing of it may be left free, so that no pause is believed for that.
+    """
+    at = [start_s + sum(lengths_s[:place]) for place in range(len(lengths_s) + 1)]
+    phase = "train" if kind == "step" else None
+    member = background(progress_events=tuple(ProgressEvent(one, 100, kind, phase) for one in at))
+    seen = evidence(background=member, limits=JudgedLimits(LIMIT_BYTES, GPU_BYTES, overlap=1.0), **changes)
+    counted = [one.length_s for one in strides(seen, member, (10.0, 20.0))]
+    return sum(one == pytest.approx(of_s) for one in counted) == lengths_s.count(of_s)
+
+
+@pytest.mark.parametrize(("pause_s", "counts"), [(9.9, True), (10.1, False)])
+def test_a_phase_may_stand_still_for_twenty_usual_steps_and_five_seconds(pause_s: float, counts: bool) -> None:
+    """Behind the foreground, where every stride counts that is no pause."""
+    lengths = (*[QUICK_S] * 10, pause_s, *[QUICK_S] * 10)
+
+    assert is_training(*lengths, of_s=pause_s, start_s=21.0, kind="step") is counts
+
+
+@pytest.mark.parametrize(("length_s", "counts"), [(0.99, True), (1.01, False)])
+def test_a_busy_machine_excuses_gaps_of_a_second_and_no_more(length_s: float, counts: bool) -> None:
+    """However long the foreground and the samples are without a sign: here three seconds."""
+    busy = {
+        "foreground": foreground(progress_events=steps(200, 10.0, 20.0)[::3]),
+        "trace": trace(*[230] * 8, interval_s=3),
+    }
+    lengths = (*[0.125] * 24, length_s, *[0.125] * 24)
+
+    assert is_training(*lengths, of_s=length_s, **busy) is counts
+
+
+@pytest.mark.parametrize(("inside_s", "counts"), [(2.95, True), (3.05, False)])
+def test_half_as_long_again_as_one_outside_the_foreground_is_alike(inside_s: float, counts: bool) -> None:
+    lengths = (2.0, *[QUICK_S] * 16, inside_s, *[QUICK_S] * 16)
+
+    assert is_training(*lengths, of_s=inside_s, start_s=7.0) is counts
+
+
+@pytest.mark.parametrize(("times", "between", "counts"), [(3, 5, True), (3, 4, False), (2, 9, False)])
+def test_three_long_strides_with_five_short_ones_to_each_are_a_habit(times: int, between: int, counts: bool) -> None:
+    lengths = (*[QUICK_S] * between, 1.5) * times
+
+    assert is_training(*lengths, of_s=1.5) is counts
 
 
 def test_the_foreground_trains_until_its_last_step() -> None:
