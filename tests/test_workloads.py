@@ -75,9 +75,8 @@ def test_the_common_arguments_exist() -> None:
 
 def test_a_command_of_the_docs_has_arguments_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     """`test_workloads_processes` starts some; here every one is parsed."""
-    for param in of_kind("python -m workloads.", "python workloads/"):
-        line = str(param.values[0]).replace("-m workloads.", "").replace("workloads/", "")
-        _, name, *words = shlex.split(line)
+    for line in of_kind("python -m workloads.", "python workloads/"):
+        _, name, *words = shlex.split(line.replace("-m workloads.", "").replace("workloads/", ""))
         with pytest.raises(SystemExit) as ending:
             workload(name.removesuffix(".py")).arguments([*words, "--help"])
         assert ending.value.code == 0, capsys.readouterr().err
