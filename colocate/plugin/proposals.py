@@ -35,7 +35,7 @@ class Proposals:
     def pytest_runtest_logfinish(self) -> None:
         """Called after each case: what did not fit is predicted on processors that the other groups leave idle."""
         if self._ahead is None and _may_predict_ahead(self.config, self.session) and unfit(self.session):
-            self._ahead = Ahead(self.session, run_directory_of(self.config))
+            self._ahead = Ahead(self.session, run_directory_of(self.config), first=_first(self.config))
             self._ahead.start()
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
@@ -55,16 +55,15 @@ class Proposals:
             warn(self.config, f"could not make proposals: {type(error).__name__}: {error}")
 
     def _advise(self, budget_s: float) -> None:
-        wanted, run = unfit(self.session), run_directory_of(self.config)
-        if not wanted:
-            return
         ahead = self._ahead.found if self._ahead is not None else {}
         for group, found in ahead.values():
             self._tell(group, found)
-        if budget_s and len(ahead) < len(wanted):
+        wanted = [one for one in unfit(self.session) if one[0].id not in ahead]
+        if not wanted:
+            return
+        if budget_s:
             say(self.config, f"predicting what could be tried, for at most {budget_s:.0f} s; Ctrl-C goes on without it")
-        catalog = self.session.plan.load_catalog()
-        first = not option(self.config, "try_fixes")  # fixes are tried one after the other until one holds
+        run, catalog, first = run_directory_of(self.config), self.session.plan.load_catalog(), _first(self.config)
         with interruption_of(self.config).allowed():
             for group, found in advise(run, wanted, catalog, budget_s=budget_s, cache=Cache.of_user(), first=first):
                 self._tell(group, found)
@@ -77,9 +76,9 @@ class Proposals:
 class Ahead(threading.Thread):
     """Predicts proposals while groups run, with the least priority; what is not ``found`` is left to the end."""
 
-    def __init__(self, session: Session, run: RunDirectory) -> None:
+    def __init__(self, session: Session, run: RunDirectory, *, first: bool) -> None:
         super().__init__(name="colocate-proposals", daemon=True)
-        self._session, self._run = session, run
+        self._session, self._run, self._first = session, run, first
         self._behind = Behind()
         self.found: dict[str, tuple[Group, list[ProposalForecast]]] = {}
 
@@ -92,7 +91,13 @@ class Ahead(threading.Thread):
                 wanted = [one for one in unfit(self._session) if one[0].id not in done]
                 done |= {group.id for group, _ in wanted}
                 for group, found in advise(
-                    self._run, wanted, catalog, budget_s=inf, cache=Cache.of_user(), behind=self._behind, first=True
+                    self._run,
+                    wanted,
+                    catalog,
+                    budget_s=inf,
+                    cache=Cache.of_user(),
+                    behind=self._behind,
+                    first=self._first,
                 ):
                     if not self._behind.over:
                         self.found[group.id] = (group, found)
@@ -104,6 +109,11 @@ class Ahead(threading.Thread):
         self.join(wait_s)
         self._behind.abandoned = True
         self.join()
+
+
+def _first(config: pytest.Config) -> bool:
+    """Predict no further than to a proposal that fits; but fixes are tried one after the other until one holds."""
+    return not option(config, "try_fixes")
 
 
 def _may_predict_ahead(config: pytest.Config, session: Session) -> bool:
