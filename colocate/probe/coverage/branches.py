@@ -38,17 +38,24 @@ LIGHT_PREFIXES = ("save", "log_", "print")
 ENDS_PROCESS = frozenset({"exit", "_exit", "quit", "abort"})
 
 
+# Calls by which a container takes something, and those whose results are no tensors of the device.
+TAKING = {"append", "appendleft", "add", "extend", "insert"}
+OF_THE_HOST = {"cpu", "item", "tolist", "numpy", "float", "int", "len", "str", "round", "format", "time"}
+
+
 class Branch(NamedTuple):
     """What hangs on one reading of a truth value.
 
     ``healthy`` is the answer without which the program only raises; ``stays`` the answer that goes on with a loop;
-    ``true_weighs`` and ``false_weighs`` say whether that answer leads to work which may need memory.
+    ``true_weighs`` and ``false_weighs`` say whether that answer leads to work which may need memory; ``keeps`` is the
+    answer with which alone something is put into a container.
     """
 
     healthy: bool | None
     stays: bool | None
     true_weighs: bool
     false_weighs: bool
+    keeps: bool | None = None
 
 
 UNREADABLE = Branch(None, None, True, True)
@@ -87,7 +94,8 @@ def branch_at(code: CodeType, instruction: int, line: int) -> Branch:
         stays = yes is test.body
     elif _is_exit(tree, test):
         stays = yes is not test.body
-    return Branch(healthy, stays, _weighs(tree, yes, no), _weighs(tree, no, yes))
+    kept = keeps(yes) if keeps(yes) is not keeps(no) else None
+    return Branch(healthy, stays, _weighs(tree, yes, no), _weighs(tree, no, yes), kept)
 
 
 def number_decides(filename: str, line: int) -> bool:
@@ -364,3 +372,23 @@ def _result_weighs(tree: ast.AST, line: int) -> bool:
     if not statements or any(isinstance(one, ast.Return) for one in statements):
         return True
     return any(_sets_off(tree, name, frozenset()) for one in statements for name in _targets(one))
+
+
+def keeps(side: Side) -> bool:
+    """Put something into a container that may be a tensor."""
+    calls = (one for statement in side for one in ast.walk(statement) if isinstance(one, ast.Call))
+    taking = (one for one in calls if isinstance(one.func, ast.Attribute) and one.func.attr in TAKING)
+    return any(True for call in taking for given in call.args for _ in _tensors(given))
+
+
+def _tensors(given: ast.expr) -> Iterator[ast.expr]:
+    """The parts of an argument that may be tensors: names, results of calls, and those in tuples and lists."""
+    if isinstance(given, ast.Tuple | ast.List | ast.Set):
+        for one in given.elts:
+            yield from _tensors(one)
+    elif isinstance(given, ast.Name | ast.Attribute | ast.Subscript):
+        yield given
+    elif isinstance(given, ast.Call):
+        name = last_name(given.func)
+        if name not in OF_THE_HOST:
+            yield given

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .branches import keeps
 from .decisions import UNKNOWN, Unknown
 from .series import Level, Series, moved
-from .weighing import PURE_CALLS, evaluates, keeps, weighs
+from .weighing import PURE_CALLS, evaluates, weighs
 
 PLAIN = (int, float, str, bool, type(None), range)
 CONTAINERS = (list, tuple, dict, set)
@@ -276,7 +277,7 @@ def condition_of(
     pure = pure_part(test)
     if pure is None or not any(isinstance(one, ast.Compare | ast.Mod) for one in ast.walk(pure)):
         return None
-    keeping = own and keeps(node)
+    keeping = own and isinstance(node, ast.If) and keeps([*node.body, *node.orelse])
     weighing = keeping or weighs(node, scope, own)
     condition = Condition(place, test, pure, weighing, returns=own, evaluates=evaluates(node, tree))
     return condition if condition.leaves else None

@@ -89,7 +89,7 @@ class Decisions:
             return place.branch.healthy
         if place.branch.stays is not None and place.where not in self._other:
             natural = place.branch.stays if place.same < TURNS else not place.branch.stays
-        return self._answered(place, natural)
+        return self._answered(place, _keeping(place.branch, natural))
 
     def compared(self, natural: bool) -> bool:
         """The outcome of comparing a number that came from an unknown value."""
@@ -102,7 +102,7 @@ class Decisions:
             return branch.healthy
         if branch.stays is None and branch.true_weighs is not branch.false_weighs:
             natural = branch.true_weighs  # nobody knows how often a score is better than the best so far
-        return self._answered(place, natural)
+        return self._answered(place, _keeping(branch, natural))
 
     def number(self, value: float) -> float:
         """An unknown number: one that falls from reading to reading, as a loss does, or rises to it as a score."""
@@ -138,7 +138,7 @@ class Decisions:
         else:
             place.last, place.same, place.since_t = answer, 1, time.monotonic()
         if answer not in place.answers:
-            if place.branch.true_weighs if answer else place.branch.false_weighs:
+            if answer is place.branch.keeps or (place.branch.true_weighs if answer else place.branch.false_weighs):
                 if self._record.fields.get("certain_reserved_bytes") is None:
                     self._record.fields["assumed_at"] = place.where
                 self._assume_more()
@@ -165,6 +165,12 @@ class Decisions:
 
     def _tell_numbers(self, where: str) -> None:
         self._record.fields["numbers_decide"] = [*self._record.fields.get("numbers_decide", ()), where][:MOST_PLACES]
+
+
+def _keeping(branch: Branch, natural: bool) -> bool:
+    """The answer with which something is kept, where nothing else hangs on it."""
+    neither = branch.keeps is None or branch.stays is not None or branch.true_weighs or branch.false_weighs
+    return natural if neither else bool(branch.keeps)
 
 
 def _fallen(times: int) -> float:

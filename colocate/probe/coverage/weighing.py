@@ -6,7 +6,6 @@ Standard library only; names are believed only where they are a library's.
 
 import ast
 import functools
-from collections.abc import Iterator
 
 from .branches import does_work
 from .source import last_name
@@ -16,9 +15,6 @@ PURE_CALLS = {"len": len, "min": min, "max": max, "int": int, "round": round, "a
 # In names of outcomes by which a library only tells something, such as Lightning's `should_log`.
 TELLS = {"log", "logs", "logging", "print", "save", "progress"}
 
-# Calls by which a container takes something, and those whose results are no tensors of the device.
-TAKING = {"append", "appendleft", "add", "extend", "insert"}
-OF_THE_HOST = {"cpu", "item", "tolist", "numpy", "float", "int", "len", "str", "round", "format", "time"}
 
 # How calls begin that make a phase of its own, and not a line in a log.
 EVALUATING = ("eval", "valid", "test", "infer", "generate", "sample", "no_grad", "backward")
@@ -77,24 +73,3 @@ def _is_arithmetic(call: ast.Call) -> bool:
     if isinstance(call.func, ast.Attribute):
         return isinstance(call.func.value, ast.Name) and call.func.value.id == "math"
     return isinstance(call.func, ast.Name) and call.func.id in {*PURE_CALLS, "float", "pow"}
-
-
-def keeps(node: ast.AST) -> bool:
-    """A side of an ``if`` puts something into a container that may be a tensor."""
-    sides = [*node.body, *node.orelse] if isinstance(node, ast.If) else []
-    calls = (one for side in sides for one in ast.walk(side) if isinstance(one, ast.Call))
-    taking = (one for one in calls if isinstance(one.func, ast.Attribute) and one.func.attr in TAKING)
-    return any(True for call in taking for given in call.args for _ in _tensors(given))
-
-
-def _tensors(given: ast.expr) -> Iterator[ast.expr]:
-    """The parts of an argument that may be tensors: names, results of calls, and those in tuples and lists."""
-    if isinstance(given, ast.Tuple | ast.List | ast.Set):
-        for one in given.elts:
-            yield from _tensors(one)
-    elif isinstance(given, ast.Name | ast.Attribute | ast.Subscript):
-        yield given
-    elif isinstance(given, ast.Call):
-        name = last_name(given.func)
-        if name not in OF_THE_HOST:
-            yield given
