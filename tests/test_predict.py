@@ -202,7 +202,7 @@ def test_a_gpu_of_ones_own_is_no_gpu_for_a_group_that_asks_for_another(several_g
 def test_values_that_nobody_knows_never_make_a_program_fit(tmp_path) -> None:
     """A branch was never entered, a search for a batch size overflowed, and a program off the GPU needed 0 MiB."""
     program, idle = str(PROGRAMS / "by_values.py"), "print('trained elsewhere')"
-    kinds = ("branch", "search", "best", "patience", "stages")
+    kinds = ("branch", "search", "best", "patience", "stages", "hard")
     programs = [
         *(Program(kind, (sys.executable, program, kind), tmp_path) for kind in kinds),
         Program("idle", (sys.executable, "-c", idle), tmp_path),
@@ -210,7 +210,7 @@ def test_values_that_nobody_knows_never_make_a_program_fit(tmp_path) -> None:
     gpu = gpu_model("1GB")
 
     found = colocate.harness.simulation.simulate(programs, gpu, cache=None, timeout_s=300)
-    branch, search, best, patience, stages, idle_run = found
+    branch, search, best, patience, stages, hard, idle_run = found
 
     assert branch.failure is None, branch.last_lines
     assert branch.peak is not None
@@ -223,6 +223,9 @@ def test_values_that_nobody_knows_never_make_a_program_fit(tmp_path) -> None:
     assert best.peak.high_bytes > (344 + 100 * 4) * MIB, "or in every turn"
     for one in (patience, stages):
         assert [code for code, _ in one.doubts] == ["longest_batch_unseen"], "it may grow until the end"
+    assert hard.peak is not None
+    assert hard.peak.low_bytes < 450 * MIB, "no loss may be so high"
+    assert hard.peak.expected_bytes > (344 + 600) * MIB, "or all, also in passes that were cut behind whole ones"
     assert [code for code, _ in search.doubts][-1] == "takes_what_it_gets", search
     assert search.peak is not None
     assert search.peak.expected_bytes <= gpu.total_bytes

@@ -1,7 +1,8 @@
 """Trains what its own values choose.
 
 ``branch`` asks a loss for a heavy step, ``search`` the GPU for a batch size, ``best`` a score for what it keeps, and
-``patience`` doubles its batch where the loss stays, ``stages`` takes more data where it is low.
+``patience`` doubles its batch where the loss stays, ``stages`` takes more data where it is low, ``hard`` puts batches
+aside.
 """
 
 import copy
@@ -100,4 +101,19 @@ def stages() -> None:
             stage += 1
 
 
-{"branch": branch, "search": search, "best": best, "patience": patience, "stages": stages}[sys.argv[1]]()
+def hard() -> None:
+    """Put each batch aside whose loss is high."""
+    net, data = network(64), torch.utils.data.TensorDataset(torch.randn(200 * 4096, 64))
+    sgd, kept = torch.optim.SGD(net.parameters(), 0.1), []
+    for _ in range(3):
+        for (x,) in torch.utils.data.DataLoader(data, batch_size=4096, collate_fn=lambda rows: data[: len(rows)]):
+            x = x.cuda()
+            loss = net(x).pow(2).mean()
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            if loss.item() > 2.5:
+                kept.append(x)
+
+
+{"branch": branch, "search": search, "best": best, "patience": patience, "stages": stages, "hard": hard}[sys.argv[1]]()

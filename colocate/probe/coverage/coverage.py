@@ -186,6 +186,8 @@ class Coverage:
         if one.over or one.known is None:
             return
         one.over = True
+        if not one.is_cut:  # later passes may be cut, and keep as much
+            self._learn(one, one.known, one.given)
         self.watch.end(one)
         if one.left is not None:
             one.left.after = self.memory.step
@@ -322,12 +324,15 @@ class Coverage:
         """The least that one of its steps still holds."""
         return min((self.memory.still_held(*step) for step in event.steps), default=0)
 
+    def _learn(self, one: Pass, known: LoopCoverage, left: int | None) -> Kept:
+        kept = self._kept(one)
+        if kept.grows and kept.matters(left):
+            known.slope, known.moves = max(known.slope, kept.bytes_per_step), kept.moves
+        return kept
+
     def _extrapolate(self, one: Pass, known: LoopCoverage, skipped: int | None, run: int) -> None:
         """What the steps that are left out would keep, if those that were run kept something."""
-        kept = self._kept(one)
-        if kept.grows and kept.matters(self._left_of(one)):
-            known.slope, known.moves = max(known.slope, kept.bytes_per_step), kept.moves
-        last = self.memory.step - 1
+        kept, last = self._learn(one, known, self._left_of(one)), self.memory.step - 1
         if not known.slope or skipped == 0:
             return
         more = known.slope * (skipped or 0)
@@ -355,12 +360,8 @@ class Coverage:
         return {
             "loops": [
                 {
-                    "place": one.place,
-                    "passes": one.passes,
-                    "batches_run": one.batches_run,
-                    "batches_whole": one.batches_whole,
-                    "steps": one.steps,
-                    "unit": one.unit,
+                    name: getattr(one, name)
+                    for name in ("place", "passes", "batches_run", "batches_whole", "steps", "unit")
                 }
                 for one in loops
             ],
