@@ -84,7 +84,7 @@ def test_a_python_without_the_probe_is_missed_at_once(fake_nvml, tmp_path):
     verdict = outcome(fake_nvml, tmp_path, blind, load(), stall_s=60.0, epoch_timeout_s=300.0)
 
     assert verdict.outcome is Outcome.INCONCLUSIVE
-    assert verdict.codes[0] == "probe_lost"
+    assert "probe_lost" in verdict.codes, "what else was seen in its second depends on the machine"
     assert time.monotonic() - began_t < 90
 
 
