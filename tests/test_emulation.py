@@ -265,6 +265,26 @@ def test_a_mask_of_ones_is_known_to_be_one(tmp_path):
     assert Bench(tmp_path).run_source(program).output.strip() == "True"
 
 
+def test_the_gradient_of_an_assignment_by_index_is_a_copy(bench):
+    """It was written in place, as that of reading by index is: one tensor too few."""
+    run = bench.run_source("""
+import torch
+x = torch.ones(4096, 4096, device="cuda", requires_grad=True)
+index, rows = torch.zeros(8, dtype=torch.long, device="cuda"), torch.ones(8, 4096, device="cuda")
+for assigned in (True, False):
+    y = x * 1 if assigned else x[torch.arange(4096, device="cuda")]
+    if assigned:
+        y[index] = rows
+    gradient, x.grad = torch.ones_like(y), None
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    y.backward(gradient)
+    print((torch.cuda.max_memory_allocated() - held) >> 20)
+""")
+
+    assert run.output.split() == ["128", "64"]
+
+
 def test_gradients_of_max_are_written_into_zeros_in_place(tmp_path):
     """A GPU holds the input and one gradient; a program that scatters itself holds zeros and the result."""
     program = (

@@ -86,6 +86,8 @@ def _write_gradients_in_place() -> None:
 
     def run(mode: EmulationMode, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         of_autograd = sys._getframe().f_back is None
+        if function is aten.index_put.default and not (len(args) > 3 and args[3]):
+            of_autograd = False  # the gradient of an assignment by index, which is a copy
         return mode.__torch_dispatch__(in_place[function] if of_autograd else function, types, args, kwargs)
 
     for function in in_place:
